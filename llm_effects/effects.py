@@ -1,0 +1,141 @@
+"""The one type of every operation, ``Effect``, and the few words to build and run it.
+
+An ``Effect[T]`` is a value: nothing happens until it is given an environment, and it can be run as often as
+one likes. Linear steps are ``map``, ``then``, ``bind_result``, ``alt`` and ``rescue``; loops and branches are
+plain Python inside ``effect``.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, TypeVar
+
+from returns.context import RequiresContextFutureResult
+from returns.future import FutureResult
+from returns.io import IO
+from returns.pipeline import is_successful
+from returns.result import Failure, Result, Success
+from returns.unsafe import unsafe_perform_io
+
+from llm_effects.calls import Call
+from llm_effects.env import LLMEnv
+from llm_effects.errors import LLMError
+from llm_effects.responses import LLMResponse
+
+_Value = TypeVar("_Value")
+_Other = TypeVar("_Other")
+
+Effect: TypeAlias = RequiresContextFutureResult[_Value, LLMError, LLMEnv]
+"""A description of work that needs an ``LLMEnv`` and ends in a value or an ``LLMError``."""
+
+Generate: TypeAlias = Callable[[Call], Effect[LLMResponse]]
+"""From a call to its answer: what every layer wraps and is."""
+
+Policy: TypeAlias = Callable[[Generate], Generate]
+"""One layer of the onion."""
+
+
+def effect(run: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]) -> Effect[_Value]:
+    """Make an effect of an async function from the environment to a ``Result``.
+
+    >>> from returns.result import Success
+    >>> async def models(env: LLMEnv) -> Result[int, LLMError]:
+    ...     return Success(len(env.config.models))
+    >>> count = effect(models)
+
+    >>> import anyio
+    >>> from llm_effects.testing import scripted_env
+    >>> anyio.run(settle, count, scripted_env())
+    <Success: 1>
+    """
+    return RequiresContextFutureResult(lambda env: FutureResult(run(env)))
+
+
+def succeed(value: _Value) -> Effect[_Value]:
+    """Make an effect that gives ``value`` at once.
+
+    >>> import anyio
+    >>> from llm_effects.testing import scripted_env
+    >>> anyio.run(settle, succeed(1), scripted_env())
+    <Success: 1>
+    """
+    return RequiresContextFutureResult(lambda _: FutureResult.from_value(value))
+
+
+def fail(error: LLMError) -> Effect[_Value]:
+    """Make an effect that fails with ``error`` at once.
+
+    >>> import anyio
+    >>> from llm_effects.errors import RequestTimeout
+    >>> from llm_effects.testing import scripted_env
+    >>> anyio.run(settle, fail(RequestTimeout()), scripted_env()).failure().tag
+    'TimeoutError'
+    """
+    return RequiresContextFutureResult(lambda _: FutureResult.from_failure(error))
+
+
+def from_result(result: Result[_Value, LLMError]) -> Effect[_Value]:
+    """Make an effect of a result that is already there.
+
+    >>> import anyio
+    >>> from returns.result import Success
+    >>> from llm_effects.testing import scripted_env
+    >>> anyio.run(settle, from_result(Success(2)), scripted_env())
+    <Success: 2>
+    """
+    return RequiresContextFutureResult(lambda _: FutureResult.from_result(result))
+
+
+def ask(read: Callable[[LLMEnv], _Value]) -> Effect[_Value]:
+    """Make an effect that reads something from the environment.
+
+    >>> import anyio
+    >>> from llm_effects.testing import scripted_env
+    >>> anyio.run(settle, ask(lambda env: env.config.routing.strategy), scripted_env())
+    <Success: balanced>
+    """
+    return RequiresContextFutureResult(lambda env: FutureResult.from_value(read(env)))
+
+
+def then(first: Effect[_Value], next_step: Callable[[_Value], Effect[_Other]]) -> Effect[_Other]:
+    """Go on with the value of ``first``; an error passes by.
+
+    >>> import anyio
+    >>> from llm_effects.testing import scripted_env
+    >>> anyio.run(settle, then(succeed(1), lambda one: succeed(one + 1)), scripted_env())
+    <Success: 2>
+    """
+
+    async def run(env: LLMEnv) -> Result[_Other, LLMError]:
+        result = await settle(first, env)
+        return (
+            await settle(next_step(result.unwrap()), env) if isinstance(result, Success) else Failure(result.failure())
+        )
+
+    return effect(run)
+
+
+def rescue(first: Effect[_Value], handle: Callable[[LLMError], Effect[_Value]]) -> Effect[_Value]:
+    """Go on with the error of ``first``; a value passes by.
+
+    >>> import anyio
+    >>> from llm_effects.errors import RequestTimeout
+    >>> from llm_effects.testing import scripted_env
+    >>> anyio.run(settle, rescue(fail(RequestTimeout()), lambda error: succeed(error.tag)), scripted_env())
+    <Success: TimeoutError>
+    """
+
+    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
+        result = await settle(first, env)
+        return result if is_successful(result) else await settle(handle(result.failure()), env)
+
+    return effect(run)
+
+
+async def settle(operation: Effect[_Value], env: LLMEnv) -> Result[_Value, LLMError]:
+    """Run an effect in an environment: its plain ``Result``, for tests, scripts and branching code.
+
+    >>> import anyio
+    >>> from llm_effects.testing import scripted_env
+    >>> anyio.run(settle, succeed("done"), scripted_env())
+    <Success: done>
+    """
+    return unsafe_perform_io(IO.from_ioresult(await operation(env)))

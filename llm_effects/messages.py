@@ -1,0 +1,122 @@
+"""Messages and their parts: what is said to a model and what it says back."""
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, final, get_args
+
+from attrs import field, frozen
+
+from llm_effects.values import instances, invalid, one_of, text, to_tuple
+
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+"""Who speaks."""
+
+
+@final
+@frozen
+class Origin:
+    """The provider and wire model that made an opaque part; only they can read it back."""
+
+    provider: str
+    model: str
+
+
+@final
+@frozen
+class Text:
+    """Plain text.
+
+    >>> Text("disk is 97 % full")
+    Text(text='disk is 97 % full')
+    """
+
+    text: str = field(validator=text(empty=True))
+
+
+@final
+@frozen
+class Image:
+    """A picture, as bytes with their media type (``image/png``) or as a URL that the provider fetches."""
+
+    data: bytes | None = field(default=None, repr=False)
+    media_type: str | None = field(default=None, validator=text())
+    url: str | None = field(default=None, validator=text())
+
+    def __attrs_post_init__(self) -> None:
+        if (self.data is None) == (self.url is None):
+            invalid("data", "give either data (with media_type) or url, not both and not neither")
+        if self.data is not None and self.media_type is None:
+            invalid("media_type", "say what data holds, such as 'image/png'")
+
+
+@final
+@frozen
+class Reasoning:
+    """A model's thinking. ``opaque`` is the provider's own block (JSON text), replayed byte for byte.
+
+    ``opaque`` goes back only to its ``origin``; for any other model it is stripped, never forged.
+    """
+
+    text: str = ""
+    opaque: str | None = field(default=None, repr=False)
+    origin: Origin | None = None
+
+
+@final
+@frozen
+class ToolCall:
+    """The model asks for a tool. ``arguments`` is the JSON text as it came, valid or not."""
+
+    id: str = field(validator=text())
+    name: str = field(validator=text())
+    arguments: str = "{}"
+
+
+@final
+@frozen
+class ToolResult:
+    """What a tool answered to the call with the id ``call_id``."""
+
+    call_id: str = field(validator=text())
+    content: str = ""
+    is_error: bool = False
+
+
+Part: TypeAlias = Text | Image | Reasoning | ToolCall | ToolResult
+"""One piece of a message."""
+
+
+def _parts(given: str | Part | Iterable[Part]) -> tuple[Part, ...]:
+    if isinstance(given, str):
+        return (Text(given),)
+    return (given,) if isinstance(given, get_args(Part)) else to_tuple(given)  # type: ignore[arg-type]
+
+
+@final
+@frozen
+class Message:
+    """One turn. A bare text is short for one ``Text`` part.
+
+    >>> Message("user", "why is p99 up?")
+    Message(role='user', parts=(Text(text='why is p99 up?'),))
+    """
+
+    role: Role = field(validator=one_of(*get_args(Role)))
+    parts: tuple[Part, ...] = field(converter=_parts, validator=instances(*get_args(Part)))
+
+    def __attrs_post_init__(self) -> None:
+        if not self.parts:
+            invalid("parts", "a message says something: give it at least one part")
+
+    @property
+    def text(self) -> str:
+        """All text of the message, joined."""
+        return text_of(self.parts)
+
+
+def text_of(parts: Iterable[Part]) -> str:
+    """Join the plain text of some parts.
+
+    >>> text_of((Text("a"), Reasoning("hm"), Text("b")))
+    'ab'
+    """
+    return "".join(part.text for part in parts if isinstance(part, Text))

@@ -1,0 +1,62 @@
+"""What a provider is: a record of pure functions from values to bytes and back."""
+
+from collections.abc import Callable, Mapping
+from typing import final
+
+from attrs import field, frozen
+from returns.result import Result
+
+from llm_effects.errors import LLMError
+from llm_effects.events import StreamEvent
+from llm_effects.providers.drafts import Draft
+from llm_effects.providers.targets import Target
+from llm_effects.requests import LLMRequest
+from llm_effects.responses import LLMResponse
+from llm_effects.values import Secret
+
+
+@final
+@frozen(kw_only=True)
+class WireRequest:
+    """What goes out: ``warnings`` tells what of the request was dropped on the way."""
+
+    url: str
+    headers: tuple[tuple[str, str | Secret], ...]
+    body: bytes = field(repr=False)
+    warnings: tuple[str, ...] = ()
+
+
+@final
+@frozen(kw_only=True)
+class WireResponse:
+    """What came in: header names in lower case, the body decoded from its transfer."""
+
+    status: int
+    headers: Mapping[str, str] = field(factory=dict[str, str])
+    body: bytes = field(default=b"", repr=False)
+
+
+@final
+@frozen
+class ServerEvent:
+    """One event of an event stream: its name (``message`` by default) and its data."""
+
+    name: str
+    data: str
+
+
+@final
+@frozen(kw_only=True)
+class Provider:
+    """A protocol as plain functions; none does any I/O.
+
+    ``encode(target, request, stream)`` gives the bytes to send. ``decode(target, response)`` reads a whole
+    2xx answer, ``classify(target, response)`` any other. For streams ``decode_event(draft, event)`` takes one event
+    into the draft and gives what it tells; ``finish(draft)`` reads the draft when the stream has ended.
+    """
+
+    encode: Callable[[Target, LLMRequest, bool], Result[WireRequest, LLMError]]
+    decode: Callable[[Target, WireResponse], Result[LLMResponse, LLMError]]
+    classify: Callable[[Target, WireResponse], LLMError]
+    decode_event: Callable[[Draft, ServerEvent], Result[tuple[StreamEvent, ...], LLMError]]
+    finish: Callable[[Draft], Result[LLMResponse, LLMError]]

@@ -1,0 +1,123 @@
+"""An answer under construction, common to all protocols: streams and whole answers end in the same place."""
+
+from typing import Literal, final
+
+from attrs import define, field
+from returns.result import Failure, Result, Success
+
+from llm_effects.errors import ContentRefused, LLMError, MalformedResponse
+from llm_effects.messages import Origin, Part, Reasoning, Text, ToolCall
+from llm_effects.providers.targets import Target
+from llm_effects.responses import FinishReason, LLMResponse, Usage
+
+
+@final
+@define(kw_only=True)
+class PartDraft:
+    """One part under construction: ``pieces`` is its text, thinking or arguments so far.
+
+    ``opaque`` is the provider's own block (JSON text), to be replayed byte for byte.
+    """
+
+    kind: Literal["text", "reasoning", "tool"]
+    pieces: list[str] = field(factory=list[str])
+    id: str = ""
+    name: str = ""
+    opaque: str | None = None
+
+
+@final
+@define(kw_only=True)
+class Draft:
+    """What one attempt has told so far.
+
+    ``slots`` finds the part that the protocol's index or id speaks of. ``finish_reason`` is the protocol's own
+    word for the end and ``done`` its terminal; ``refusal`` is set once the model or a filter declined.
+    """
+
+    target: Target
+    parts: list[PartDraft] = field(factory=list[PartDraft])
+    slots: dict[int | str, PartDraft] = field(factory=dict[int | str, PartDraft])
+    usage: Usage = field(factory=Usage)
+    finish_reason: FinishReason | None = None
+    done: bool = False
+    refusal: str | None = None
+    refusal_text: list[str] = field(factory=list[str])
+    served_model: str | None = None
+    request_id: str | None = None
+    warnings: list[str] = field(factory=list[str])
+
+
+def add_text(draft: Draft, kind: Literal["text", "reasoning"], piece: str) -> None:
+    """Append to the last part, or begin a new one where the kind changes."""
+    if not draft.parts or draft.parts[-1].kind != kind:
+        draft.parts.append(PartDraft(kind=kind))
+    draft.parts[-1].pieces.append(piece)
+
+
+def text_so_far(draft: Draft) -> str:
+    """All text of the answer so far."""
+    return "".join(piece for part in draft.parts if part.kind == "text" for piece in part.pieces)
+
+
+def response_of(draft: Draft) -> Result[LLMResponse, LLMError]:
+    """Read the finished draft: a whole answer, a refusal, or a stream that was cut."""
+    if draft.refusal is not None:
+        return Failure(_refused(draft, draft.refusal))
+    if draft.finish_reason is None:
+        return Failure(_malformed(draft, "the answer ended before the protocol's own end"))
+    parts = tuple(_part(draft, part) for part in draft.parts if _says_something(part))
+    if not parts and not draft.usage.output_tokens:
+        return Failure(_malformed(draft, "the answer is empty"))
+    return Success(_response(draft, parts, draft.finish_reason))
+
+
+def _response(draft: Draft, parts: tuple[Part, ...], finish_reason: FinishReason) -> LLMResponse:
+    return LLMResponse(
+        content=text_so_far(draft),
+        parts=parts,
+        model=draft.target.name,
+        served_model=draft.served_model,
+        provider=draft.target.preset.name,
+        finish_reason=finish_reason,
+        usage=draft.usage,
+        warnings=tuple(draft.warnings),
+        request_id=draft.request_id,
+    )
+
+
+def _says_something(part: PartDraft) -> bool:
+    return part.kind == "tool" or part.opaque is not None or any(part.pieces)
+
+
+def _part(draft: Draft, part: PartDraft) -> Part:
+    text = "".join(part.pieces)
+    if part.kind == "text":
+        return Text(text)
+    if part.kind == "tool":
+        return ToolCall(part.id, part.name, text)
+    origin = Origin(draft.target.preset.name, draft.served_model or draft.target.wire_model or draft.target.name)
+    return Reasoning(text, part.opaque, origin)
+
+
+def _refused(draft: Draft, category: str) -> ContentRefused:
+    return ContentRefused(
+        model=draft.target.name,
+        provider=draft.target.preset.name,
+        message="".join(draft.refusal_text) or "the model declined to answer",
+        category=category or None,
+        partial=text_so_far(draft),
+        usage=draft.usage,
+        request_id=draft.request_id,
+    )
+
+
+def _malformed(draft: Draft, message: str) -> MalformedResponse:
+    return MalformedResponse(
+        model=draft.target.name,
+        provider=draft.target.preset.name,
+        message=message,
+        partial=text_so_far(draft),
+        usage=draft.usage,
+        request_id=draft.request_id,
+    )

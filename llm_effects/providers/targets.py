@@ -1,0 +1,53 @@
+"""Where a call goes: the row of data about a kind of server, and a configured model made ready."""
+
+from typing import Literal, TypeAlias, final
+
+from attrs import frozen
+
+from llm_effects.config import Capabilities, ModelConfig
+
+Wire: TypeAlias = Literal["openai-chat", "anthropic", "llama"]
+"""The protocols spoken."""
+
+Family: TypeAlias = Literal["local", "gpt", "claude", "other"]
+"""What the routing table calls a group of models."""
+
+
+@final
+@frozen(kw_only=True)
+class Preset:
+    """A row of data about a kind of server.
+
+    ``limit_field`` is what it calls the cap on output tokens; ``models_path`` lists its models, below the
+    endpoint; ``endpoint`` is the default one. ``key_header`` carries the key (``authorization`` as a bearer).
+    """
+
+    name: str
+    wire: Wire
+    family: Family = "other"
+    endpoint: str | None = None
+    needs_key: bool = False
+    needs_model: bool = False
+    key_header: Literal["authorization", "x-api-key", "api-key"] = "authorization"
+    limit_field: Literal["max_completion_tokens", "max_tokens"] = "max_tokens"
+    named_tool_choice: bool = True
+
+
+@final
+@frozen(kw_only=True, cache_hash=True)
+class Target:
+    """A configured model, made ready: its name, its row of data, where it is and what it can do.
+
+    ``endpoint`` has no slash at its end; for the in-process model it is the path of the GGUF file.
+    """
+
+    name: str
+    config: ModelConfig
+    preset: Preset
+    endpoint: str
+    capabilities: Capabilities
+
+    @property
+    def wire_model(self) -> str | None:
+        """The provider's own name for the model, if one was configured."""
+        return self.config.model

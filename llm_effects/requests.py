@@ -1,0 +1,169 @@
+"""What is asked of a model: ``LLMRequest`` and its settings."""
+
+from collections.abc import Iterable, Mapping
+from enum import Enum, unique
+from typing import ClassVar, Literal, TypeAlias, final, get_args
+
+from attrs import evolve, field, frozen
+
+from llm_effects.messages import Message, Text
+from llm_effects.values import JSONObject, instances, invalid, number, one_of, text, to_frozenset, to_tuple
+
+ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""How long a reasoning model may think; each model takes some of these."""
+
+
+@final
+class TaskType(str):
+    """What the answer is for; it chooses the order of models. Any name of your own is one too.
+
+    >>> TaskType.ANALYSIS, TaskType("triage")
+    (TaskType('analysis'), TaskType('triage'))
+    """
+
+    __slots__ = ()
+
+    ANALYSIS: ClassVar["TaskType"]
+    UI_GENERATION: ClassVar["TaskType"]
+    CONFIG_MANAGEMENT: ClassVar["TaskType"]
+    GENERAL: ClassVar["TaskType"]
+
+    def __repr__(self) -> str:
+        return f"TaskType({str(self)!r})"
+
+
+TaskType.ANALYSIS = TaskType("analysis")
+TaskType.UI_GENERATION = TaskType("ui_generation")
+TaskType.CONFIG_MANAGEMENT = TaskType("config_management")
+TaskType.GENERAL = TaskType("general")
+
+
+@final
+@unique
+class CachePolicy(Enum):
+    """How a request meets the cache."""
+
+    USE = "use"
+    REFRESH = "refresh"
+    BYPASS = "bypass"
+    ONLY = "only"
+
+
+@final
+@unique
+class Recovery(Enum):
+    """What happens when a stream breaks after its first content."""
+
+    FAIL = "fail"
+    RESTART = "restart"
+    RESUME = "resume"
+
+
+@final
+@unique
+class Allow(Enum):
+    """What a caller permits beyond the defaults."""
+
+    FALLBACK_ON_REFUSAL = "fallback_on_refusal"
+    CHEAPER_MODEL = "cheaper_model"
+
+
+@final
+@frozen
+class Tool:
+    """A function the model may ask for. ``parameters`` is the JSON Schema of its arguments."""
+
+    name: str = field(validator=text())
+    description: str = ""
+    parameters: JSONObject = field(factory=lambda: {"type": "object", "properties": {}})
+
+
+def _stops(given: Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+@final
+@frozen(kw_only=True)
+class Preferences:
+    """Sampling and limits; whatever is ``None`` is left to the model's configuration.
+
+    ``max_tokens`` counts output tokens; ``timeout_ms`` is the whole call in milliseconds, with
+    queueing, retries and fallback. A setting that the chosen model refuses is dropped with a warning.
+    """
+
+    max_tokens: int | None = field(default=None, validator=number(at_least=1, whole=True))
+    temperature: float | None = field(default=None, validator=number(at_least=0, at_most=2))
+    top_p: float | None = field(default=None, validator=number(above=0, at_most=1))
+    stop: tuple[str, ...] = field(default=(), converter=_stops, validator=instances(str))
+    seed: int | None = field(default=None, validator=number(whole=True))
+    reasoning_effort: ReasoningEffort | None = field(default=None, validator=one_of(*get_args(ReasoningEffort)))
+    timeout_ms: float | None = field(default=None, validator=number(above=0))
+
+
+def _task(given: str) -> TaskType:
+    return given if isinstance(given, TaskType) else TaskType(given)
+
+
+@final
+@frozen(kw_only=True)
+class LLMRequest:
+    """One question to whichever model suits it. Give either ``prompt`` or ``messages``.
+
+    ``model`` pins a configured name; ``tool_choice`` is ``auto``, ``none``, ``required`` or a tool's
+    name; ``response_schema`` is a JSON Schema of the answer; ``owner``, ``tags`` and ``metadata``
+    are for the ledger and budgets, and never reach a model.
+
+    >>> LLMRequest(prompt="why is p99 up?", task_type="analysis").task_type
+    TaskType('analysis')
+    >>> LLMRequest()
+    Traceback (most recent call last):
+        ...
+    llm_effects.values.InvalidValue: prompt: give either prompt or messages
+    """
+
+    prompt: str | None = field(default=None, validator=text())
+    messages: tuple[Message, ...] = field(default=(), converter=to_tuple, validator=instances(Message))
+    system: str | None = field(default=None, validator=text())
+    task_type: TaskType = field(default=TaskType.GENERAL, converter=_task, validator=text())
+    preferences: Preferences = field(factory=Preferences)
+    tools: tuple[Tool, ...] = field(default=(), converter=to_tuple, validator=instances(Tool))
+    tool_choice: str | None = field(default=None, validator=text())
+    response_schema: JSONObject | None = None
+    model: str | None = field(default=None, validator=text())
+    cache: CachePolicy = CachePolicy.USE
+    recovery: Recovery = Recovery.FAIL
+    allow: frozenset[Allow] = field(default=frozenset(), converter=to_frozenset)
+    owner: str | None = field(default=None, validator=text())
+    tags: tuple[str, ...] = field(default=(), converter=to_tuple, validator=instances(str))
+    metadata: Mapping[str, str] = field(factory=dict[str, str], repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.prompt is None and not self.messages:
+            invalid("prompt", "give either prompt or messages")
+        if self.prompt is not None and self.messages:
+            invalid("prompt", "give either prompt or messages, not both: put the prompt last among the messages")
+        _check_tools(self)
+
+
+def _check_tools(request: LLMRequest) -> None:
+    names = [tool.name for tool in request.tools]
+    if len(set(names)) < len(names):
+        invalid("tools", f"each tool needs a name of its own, and {sorted(names)} repeats one")
+    if request.tool_choice not in {None, "none", "auto", *(["required", *names] if names else [])}:
+        invalid(
+            "tool_choice", f"must be auto, none, required or the name of a tool in tools, not {request.tool_choice!r}"
+        )
+
+
+def conversation(request: LLMRequest) -> tuple[Message, ...]:
+    """Give the request's messages, whichever way it was asked; ``system`` stays apart.
+
+    >>> conversation(LLMRequest(prompt="hello"))
+    (Message(role='user', parts=(Text(text='hello'),)),)
+    """
+    return (Message("user", (Text(request.prompt),)),) if request.prompt is not None else request.messages
+
+
+def pinned(request: LLMRequest, model: str) -> LLMRequest:
+    """The same request for one configured model."""
+    return evolve(request, model=model)

@@ -1,0 +1,153 @@
+"""What comes back: ``LLMResponse``, its usage, its cost and the attempts behind it."""
+
+from collections.abc import Iterable
+from decimal import Decimal
+from enum import Enum, unique
+from typing import ClassVar, Final, final
+
+from attrs import field, frozen
+
+from llm_effects.messages import Part, ToolCall
+from llm_effects.requests import TaskType
+
+
+@final
+@unique
+class FinishReason(Enum):
+    """Why the model stopped."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+
+
+@final
+@frozen(kw_only=True)
+class Usage:
+    """Tokens in disjoint buckets; ``None`` is unknown, which is not 0.
+
+    ``input_tokens`` are the fresh ones: neither read from the provider's prompt cache nor written to it.
+    ``reasoning_tokens`` is the part of ``output_tokens`` spent thinking. ``estimated`` says that the
+    provider did not tell and we counted.
+
+    >>> Usage(input_tokens=20, cache_read_tokens=80, output_tokens=5).total_tokens
+    105
+    >>> Usage().total_tokens is None
+    True
+    """
+
+    input_tokens: int | None = None
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int | None = None
+    reasoning_tokens: int = 0
+    estimated: bool = False
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """All that was read: fresh, from the cache and into it."""
+        if self.input_tokens is None:
+            return None
+        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
+
+    @property
+    def total_tokens(self) -> int | None:
+        """All tokens in and out, or ``None`` if either is unknown."""
+        read = self.prompt_tokens
+        return None if read is None or self.output_tokens is None else read + self.output_tokens
+
+
+@final
+@frozen
+class Cost:
+    """US dollars as a ``Decimal``, or unknown: never 0 for unknown.
+
+    >>> Cost(Decimal("0.002")) + Cost(Decimal("0.001"))
+    Cost(usd=Decimal('0.003'))
+    >>> Cost.ZERO + Cost.UNKNOWN
+    Cost(usd=None)
+    """
+
+    usd: Decimal | None = None
+
+    ZERO: ClassVar["Cost"]
+    UNKNOWN: ClassVar["Cost"]
+
+    @property
+    def known(self) -> bool:
+        """Whether ``usd`` is a figure."""
+        return self.usd is not None
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(None if self.usd is None or other.usd is None else self.usd + other.usd)
+
+    def __str__(self) -> str:
+        return "unknown" if self.usd is None else f"${self.usd}"
+
+
+Cost.ZERO = Cost(Decimal(0))
+Cost.UNKNOWN = Cost(None)
+
+
+def total_cost(costs: Iterable[Cost]) -> Cost:
+    """Add costs up; one unknown makes the sum unknown."""
+    return sum(costs, Cost.ZERO)
+
+
+@final
+@frozen(kw_only=True)
+class Attempt:
+    """Something that was sent. ``outcome`` is ``success``, ``cancelled`` or an error's tag.
+
+    ``latency_ms`` is the time the attempt took, ``wait_ms`` the pause that its retry took before it, both
+    in milliseconds.
+    """
+
+    model: str
+    provider: str
+    outcome: str
+    latency_ms: float
+    wait_ms: float = 0.0
+    usage: Usage = field(factory=Usage)
+    cost: Cost = Cost.UNKNOWN
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it gave the answer."""
+        return self.outcome == SUCCESS
+
+
+SUCCESS: Final = "success"
+CANCELLED: Final = "cancelled"
+
+
+@final
+@frozen(kw_only=True)
+class LLMResponse:
+    """A whole answer. ``content`` is its text, ``parts`` all of it, in order.
+
+    ``model`` is the configured name that answered and ``served_model`` what the provider says it ran;
+    ``latency_ms`` covers the whole call; ``cost`` is the sum of ``attempts``; ``warnings`` says what was
+    dropped or doubtful.
+    """
+
+    content: str
+    parts: tuple[Part, ...] = field(default=(), repr=False)
+    model: str
+    served_model: str | None = None
+    provider: str
+    task_type: TaskType = TaskType.GENERAL
+    finish_reason: FinishReason = FinishReason.STOP
+    usage: Usage = field(factory=Usage)
+    cost: Cost = Cost.UNKNOWN
+    latency_ms: float = 0.0
+    cached: bool = False
+    attempts: tuple[Attempt, ...] = ()
+    warnings: tuple[str, ...] = ()
+    request_id: str | None = None
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tools the model asks for, in order."""
+        return tuple(part for part in self.parts if isinstance(part, ToolCall))
