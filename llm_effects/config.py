@@ -3,14 +3,15 @@
 ``llm_effects.config_sources`` reads it from environment variables, a mapping or TOML.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Any, Final, Literal, TypeAlias, final, get_args
 
 import attrs
 from attrs import field, frozen
 
-from llm_effects.values import Secret, instances, invalid, number, one_of, text, to_tuple
+from llm_effects.values import MASK, Secret, instances, invalid, number, one_of, text, to_tuple
 
 Strategy: TypeAlias = Literal["balanced", "cost", "performance"]
 """How candidates are ordered."""
@@ -38,14 +39,17 @@ class Capabilities:
     prefill: bool | None = None
 
 
-def _money(given: Decimal | str | float) -> Decimal:
+def dollars(given: Decimal | str | float) -> Decimal:
+    """Take an amount as it is written: 0.1 is a tenth, not the nearest binary fraction."""
     try:
-        amount = Decimal(str(given))
+        return Decimal(str(given))
     except InvalidOperation:
-        invalid("price", f"must be an amount of US dollars such as 0.15, not {given!r}")
-    if not amount.is_finite() or amount < 0:
-        invalid("price", f"must be 0 or more, not {given!r}")
-    return amount
+        return Decimal("nan")  # for _amount to refuse, which knows the field's name
+
+
+def _amount(_: object, attribute: "attrs.Attribute[Any]", amount: Decimal | None) -> None:
+    if amount is not None and not (amount.is_finite() and amount >= 0):
+        invalid(attribute.name, f"must be an amount of US dollars such as 0.15, 0 or more, not {amount}")
 
 
 @final
@@ -53,10 +57,10 @@ def _money(given: Decimal | str | float) -> Decimal:
 class Price:
     """US dollars for a million tokens, by bucket; a bucket without a price costs as fresh input does."""
 
-    input: Decimal = field(converter=_money)
-    output: Decimal = field(converter=_money)
-    cache_read: Decimal | None = field(default=None, converter=attrs.converters.optional(_money))
-    cache_write: Decimal | None = field(default=None, converter=attrs.converters.optional(_money))
+    input: Decimal = field(converter=dollars, validator=_amount)
+    output: Decimal = field(converter=dollars, validator=_amount)
+    cache_read: Decimal | None = field(default=None, converter=attrs.converters.optional(dollars), validator=_amount)
+    cache_write: Decimal | None = field(default=None, converter=attrs.converters.optional(dollars), validator=_amount)
 
 
 def _secret(given: str | Secret | None) -> Secret | None:
@@ -66,21 +70,47 @@ def _secret(given: str | Secret | None) -> Secret | None:
 def _headers(given: Mapping[str, str | Secret] | tuple[tuple[str, Secret], ...]) -> tuple[tuple[str, Secret], ...]:
     if isinstance(given, tuple):
         return given
-    return tuple((name, value if isinstance(value, Secret) else Secret(value)) for name, value in given.items())
+    return tuple((name, Secret(value) if isinstance(value, str) else value) for name, value in given.items())
 
 
-def _models(given: "Mapping[str, ModelConfig]") -> "Mapping[str, ModelConfig]":
-    return dict(given)
+_TEMPLATE: Final = re.compile(r"<.*>|\$.*|\{.*|your.*key.*|.*\.\.\..*|change.?me|none|null|undefined", re.IGNORECASE)
+_HEADER_NAME: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 
 
-def _usable_key(_: object, attribute: "attrs.Attribute[Any]", key: Secret | None) -> None:
+def _usable_key(_: object, attribute: "attrs.Attribute[Any]", key: object) -> None:
     if key is None:
         return
+    if not isinstance(key, Secret):
+        invalid(attribute.name, f"must be a text or a Secret, not {type(key).__name__}")
     shown = key.reveal()
     if not shown.strip():
         invalid(attribute.name, "must not be blank: leave it out for a server that needs none")
     if not shown.isascii() or any(letter.isspace() or not letter.isprintable() for letter in shown):
         invalid(attribute.name, "holds a space, a line break or a letter outside ASCII: copy the key again")
+    if _TEMPLATE.fullmatch(shown):
+        invalid(attribute.name, "is a placeholder: give the key itself, or leave it out for a server that needs none")
+
+
+def _usable_headers(_: object, attribute: "attrs.Attribute[Any]", headers: tuple[tuple[str, object], ...]) -> None:
+    remedies = [remedy for name, value in headers if (remedy := _header_remedy(name, value))]
+    if remedies:
+        invalid(attribute.name, "; ".join(remedies))
+
+
+def _header_remedy(name: str, value: object) -> str | None:
+    if not _HEADER_NAME.fullmatch(name):
+        return f"{name!r} is no name of a header: use letters, digits and dashes"
+    if not isinstance(value, Secret):
+        return f"{name} must be a text or a Secret, not {type(value).__name__}"
+    plain = value.reveal().isascii() and value.reveal().isprintable()
+    return None if plain else f"{name} holds a line break or a letter outside ASCII: write it on one line"
+
+
+_PASSWORD: Final = re.compile(r"(?<=://).*@|(?<=password=)[^&]*", re.IGNORECASE)
+
+
+def _without_password(url: str | None) -> str:
+    return repr(url and _PASSWORD.sub(lambda found: MASK + "@" * found[0].endswith("@"), url))
 
 
 @final
@@ -98,7 +128,7 @@ class ModelConfig:
 
     provider: str = field(validator=text())
     model: str | None = field(default=None, validator=text())
-    endpoint: str | None = field(default=None, validator=text())
+    endpoint: str | None = field(default=None, validator=text(), repr=_without_password)
     api_key: Secret | None = field(default=None, converter=_secret, validator=_usable_key)
     model_path: str | None = field(default=None, validator=text())
     max_tokens: int | None = field(default=None, validator=number(at_least=1, whole=True))
@@ -113,8 +143,16 @@ class ModelConfig:
     wire_version: WireVersion = field(default="2026-10-21", validator=one_of(*get_args(WireVersion)))
     capabilities: Capabilities = field(factory=Capabilities)
     price: Price | None = None
-    headers: tuple[tuple[str, Secret], ...] = field(default=(), converter=_headers)
+    headers: tuple[tuple[str, Secret], ...] = field(default=(), converter=_headers, validator=_usable_headers)
     last_resort: bool = False
+
+
+def _names(given: Iterable[str]) -> tuple[str, ...]:
+    return to_tuple(given)
+
+
+def _tasks(given: Mapping[str, Iterable[str]]) -> Mapping[str, tuple[str, ...]]:
+    return {task: to_tuple(names) for task, names in given.items()}
 
 
 @final
@@ -128,8 +166,8 @@ class RoutingConfig:
     """
 
     strategy: Strategy = field(default="balanced", validator=one_of(*get_args(Strategy)))
-    fallback_order: tuple[str, ...] = field(default=(), converter=to_tuple, validator=instances(str))
-    tasks: Mapping[str, tuple[str, ...]] = field(factory=dict[str, tuple[str, ...]])
+    fallback_order: tuple[str, ...] = field(default=(), converter=_names, validator=instances(str))
+    tasks: Mapping[str, tuple[str, ...]] = field(factory=dict[str, tuple[str, ...]], converter=_tasks)
     max_retries: int = field(default=2, validator=number(at_least=0, whole=True))
     max_attempts: int = field(default=8, validator=number(at_least=1, whole=True))
     timeout_ms: float = field(default=300_000, validator=number(above=0))
@@ -143,7 +181,7 @@ class CacheConfig:
     enabled: bool = True
     ttl_seconds: float | None = field(default=3600, validator=number(at_least=0))
     max_size: int = field(default=1000, validator=number(at_least=1, whole=True))
-    url: str = field(default="memory://", validator=text())
+    url: str = field(default="memory://", validator=text(), repr=_without_password)
 
 
 @final
@@ -151,7 +189,7 @@ class CacheConfig:
 class StorageConfig:
     """Where conversations and the ledger are kept."""
 
-    url: str = field(default="memory://", validator=text())
+    url: str = field(default="memory://", validator=text(), repr=_without_password)
 
 
 @final
@@ -160,7 +198,7 @@ class BudgetConfig:
     """At most ``limit_usd`` US dollars in each ``period``, for one ``scope`` such as ``owner:alice``."""
 
     name: str = field(validator=text())
-    limit_usd: Decimal = field(converter=_money)
+    limit_usd: Decimal = field(converter=dollars, validator=_amount)
     period: Literal["hour", "day", "month"] = field(default="day", validator=one_of("hour", "day", "month"))
     scope: str | None = field(default=None, validator=text())
 
@@ -174,6 +212,22 @@ class TelemetryConfig:
     bodies: bool = False
 
 
+def _models(given: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:
+    return dict(given)  # a copy of our own, in the same order
+
+
+def _named_models(_: object, attribute: "attrs.Attribute[Any]", models: Mapping[str, object]) -> None:
+    for name, model in models.items():
+        if not name.strip():
+            invalid(attribute.name, "each model needs a name that is not blank")
+        if not isinstance(model, ModelConfig):
+            invalid(f"{attribute.name}[{name!r}]", f"must be ModelConfig, not {type(model).__name__}")
+
+
+def _budgets(given: Iterable[BudgetConfig]) -> tuple[BudgetConfig, ...]:
+    return to_tuple(given)
+
+
 @final
 @frozen(kw_only=True)
 class LLMConfig:
@@ -184,9 +238,9 @@ class LLMConfig:
     LLMConfig(models={'mini': ModelConfig(provider='openai-chat', model='gpt-6-luna', ... api_key=Secret('***'), ...
     """
 
-    models: Mapping[str, ModelConfig] = field(converter=_models)
+    models: Mapping[str, ModelConfig] = field(converter=_models, validator=_named_models)
     routing: RoutingConfig = field(factory=RoutingConfig)
     cache: CacheConfig = field(factory=CacheConfig)
     storage: StorageConfig = field(factory=StorageConfig)
-    budgets: tuple[BudgetConfig, ...] = field(default=(), converter=to_tuple)
+    budgets: tuple[BudgetConfig, ...] = field(default=(), converter=_budgets, validator=instances(BudgetConfig))
     telemetry: TelemetryConfig = field(factory=TelemetryConfig)

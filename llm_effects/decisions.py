@@ -107,7 +107,8 @@ def describe(error: LLMError) -> str:
     'NetworkError (lm-studio): connection refused'
     """
     where = f" ({error.model})" if error.model else ""
-    return f"{error.tag}{where}: {_says(error)}"
+    says = "; ".join(_says(error).splitlines())
+    return f"{error.tag}{where}: {says}" if says else f"{error.tag}{where}"
 
 
 def _says(error: LLMError) -> str:
@@ -125,5 +126,11 @@ def _says(error: LLMError) -> str:
             return "; ".join(describe(each) for each in error.errors)
         case StorageFailed():
             return f"{error.operation}: {error.message}"
+        case ModelUnavailable():
+            return error.message or error.reason.replace("_", " ")
+        case ContentRefused():
+            return error.message or error.category or ""
+        case RateLimitExceeded():
+            return error.message or ("the quota is spent" if error.quota else "too many requests")
         case _:
             return error.message

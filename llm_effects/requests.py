@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias, final, get_args
 from attrs import evolve, field, frozen
 
 from llm_effects.messages import Message, Text
-from llm_effects.values import JSONObject, instances, invalid, number, one_of, text, to_frozenset, to_tuple
+from llm_effects.values import JSONObject, instances, invalid, number, one_of, text, to_tuple
 
 ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """How long a reasoning model may think; each model takes some of these."""
@@ -100,6 +100,22 @@ class Preferences:
     timeout_ms: float | None = field(default=None, validator=number(above=0))
 
 
+def _messages(given: Iterable[Message]) -> tuple[Message, ...]:
+    return to_tuple(given)
+
+
+def _tools(given: Iterable[Tool]) -> tuple[Tool, ...]:
+    return to_tuple(given)
+
+
+def _texts(given: Iterable[str]) -> tuple[str, ...]:
+    return to_tuple(given)
+
+
+def _permissions(given: Iterable[Allow]) -> frozenset[Allow]:
+    return frozenset(to_tuple(given))
+
+
 def _task(given: str) -> TaskType:
     return given if isinstance(given, TaskType) else TaskType(given)
 
@@ -122,19 +138,19 @@ class LLMRequest:
     """
 
     prompt: str | None = field(default=None, validator=text())
-    messages: tuple[Message, ...] = field(default=(), converter=to_tuple, validator=instances(Message))
+    messages: tuple[Message, ...] = field(default=(), converter=_messages, validator=instances(Message))
     system: str | None = field(default=None, validator=text())
     task_type: TaskType = field(default=TaskType.GENERAL, converter=_task, validator=text())
     preferences: Preferences = field(factory=Preferences)
-    tools: tuple[Tool, ...] = field(default=(), converter=to_tuple, validator=instances(Tool))
+    tools: tuple[Tool, ...] = field(default=(), converter=_tools, validator=instances(Tool))
     tool_choice: str | None = field(default=None, validator=text())
     response_schema: JSONObject | None = None
     model: str | None = field(default=None, validator=text())
     cache: CachePolicy = CachePolicy.USE
     recovery: Recovery = Recovery.FAIL
-    allow: frozenset[Allow] = field(default=frozenset(), converter=to_frozenset)
+    allow: frozenset[Allow] = field(default=frozenset(), converter=_permissions)
     owner: str | None = field(default=None, validator=text())
-    tags: tuple[str, ...] = field(default=(), converter=to_tuple, validator=instances(str))
+    tags: tuple[str, ...] = field(default=(), converter=_texts, validator=instances(str))
     metadata: Mapping[str, str] = field(factory=dict[str, str], repr=False)
 
     def __attrs_post_init__(self) -> None:

@@ -60,8 +60,11 @@ class Secret:
     def __str__(self) -> str:
         return MASK
 
+    def __format__(self, spec: str) -> str:
+        return format(MASK, spec)
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and hmac.compare_digest(self.__text.encode(), other.__text.encode())
+        return isinstance(other, Secret) and hmac.compare_digest(_bytes(self.__text), _bytes(other.__text))
 
     def __hash__(self) -> int:
         return hash((Secret, self.__text))
@@ -77,7 +80,12 @@ class Secret:
         return self
 
 
-_KEYS: Final = re.compile(r"\b(?:sk|rk|pk|key|gsk|xai|AIza)[-_][\w*-]{6,}|(?<=Bearer )\S+", re.IGNORECASE)
+def _bytes(text: str) -> bytes:
+    # An environment variable may hold bytes that are no UTF-8; Python keeps them as lone surrogates.
+    return text.encode("utf-8", "surrogatepass")
+
+
+_KEYS: Final = re.compile(r"\b(?:sk|rk|pk|gsk|xai)[-_][\w*-]{6,}|\bAIza[\w-]{6,}|(?<=Bearer )\S+", re.IGNORECASE)
 
 
 def scrub(text: str, *secrets: str) -> str:
@@ -86,7 +94,7 @@ def scrub(text: str, *secrets: str) -> str:
     >>> scrub("Incorrect API key provided: sk-abc123456789")
     'Incorrect API key provided: ***'
     """
-    for secret in filter(None, secrets):
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, MASK)
     return _KEYS.sub(MASK, text)
 
@@ -105,11 +113,6 @@ def to_tuple(items: Iterable[_Item]) -> tuple[_Item, ...]:
     return tuple(items)
 
 
-def to_frozenset(items: Iterable[_Item]) -> frozenset[_Item]:
-    """Freeze a set of choices."""
-    return frozenset(to_tuple(items))
-
-
 def number(
     *, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf, whole: bool = False
 ) -> Validator:
@@ -119,8 +122,10 @@ def number(
         if value is None:
             return
         kinds = "a whole number" if whole else "a number"
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             invalid(attribute.name, f"must be {kinds}, not {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            invalid(attribute.name, f"must be a finite number, not {value!r}")
         if value < at_least:
             invalid(attribute.name, f"must be at least {at_least:g}, not {value!r}")
         if value <= above:

@@ -1,0 +1,189 @@
+"""The configuration's values: their rules, their frozen-ness, and keys that never show."""
+
+import copy
+import pickle
+from decimal import Decimal
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_effects.config import (
+    BudgetConfig,
+    CacheConfig,
+    Capabilities,
+    LLMConfig,
+    ModelConfig,
+    Price,
+    RoutingConfig,
+    StorageConfig,
+    TelemetryConfig,
+)
+from llm_effects.values import InvalidValue, Secret
+
+CANARY = "canary-7f3a91"
+CONFIG = LLMConfig(
+    models={
+        "claude": ModelConfig(provider="anthropic", api_key=CANARY, headers={"x-team": CANARY}),
+        "proxied": ModelConfig(provider="openai-compatible", endpoint=f"https://me:{CANARY}@example.org/v1"),
+    },
+    storage=StorageConfig(url=f"postgresql://me:{CANARY}@db/llm"),
+    cache=CacheConfig(url=f"postgresql://db/llm?user=me&password={CANARY}&sslmode=require"),
+)
+
+
+def test_no_key_shows_in_a_configuration() -> None:
+    shown = [repr(CONFIG), str(CONFIG), f"{CONFIG}", repr(copy.deepcopy(CONFIG)), repr(CONFIG.models["claude"])]
+    models = attrs.asdict(CONFIG.models["claude"], recurse=True)
+    shown += [
+        repr(models),
+        repr(attrs.astuple(CONFIG.models["claude"])),
+        repr(attrs.asdict(CONFIG)["models"]["claude"]),
+    ]
+    assert [each for each in shown if CANARY in each] == []
+
+
+def test_a_url_shows_all_but_its_password() -> None:
+    assert "'postgresql://***@db/llm'" in repr(CONFIG.storage)
+    assert "'postgresql://db/llm?user=me&password=***&sslmode=require'" in repr(CONFIG.cache)
+    assert "'sqlite:///data/llm.db'" in repr(StorageConfig(url="sqlite:///data/llm.db"))
+    assert CONFIG.storage.url.endswith(f"{CANARY}@db/llm")
+
+
+def test_the_key_is_there_for_the_one_who_asks() -> None:
+    claude = CONFIG.models["claude"]
+    assert claude.api_key == Secret(CANARY)
+    assert claude.headers == (("x-team", Secret(CANARY)),)
+    assert copy.deepcopy(CONFIG) == CONFIG
+
+
+def test_a_configuration_with_a_key_is_not_pickled() -> None:
+    with pytest.raises(TypeError, match="load the configuration again") as caught:
+        pickle.dumps(CONFIG)
+    assert CANARY not in str(caught.value)
+
+
+def test_a_model_can_be_a_key_of_a_table() -> None:
+    assert {CONFIG.models["claude"]: 1}[copy.deepcopy(CONFIG).models["claude"]] == 1
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        " ",
+        "sk-a\n",
+        "sk a",
+        "sk-\u00e4",
+        "sk-\u200b1",
+        "None",
+        "null",
+        "<your key>",
+        "your-api-key",
+        "YOUR_OPENAI_KEY_HERE",
+        "sk-...",
+        "${OPENAI_API_KEY}",
+        "$KEY",
+        "{{ key }}",
+        "changeme",
+        "change-me",
+    ],
+)
+def test_a_key_that_cannot_be_one_is_refused_without_showing_it(key: str) -> None:
+    with pytest.raises(InvalidValue, match=r"^api_key: (must not|holds|is a)") as caught:
+        ModelConfig(provider="anthropic", api_key=key)
+    assert not key.strip() or key not in str(caught.value)
+
+
+@given(st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-", min_size=20, max_size=120))
+def test_a_key_that_can_be_one_is_taken(body: str) -> None:
+    model = ModelConfig(provider="anthropic", api_key=f"sk-{body}")
+    assert model.api_key is not None
+    assert model.api_key.reveal() == f"sk-{body}"
+    assert body not in repr(model)
+
+
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        ({"x team": "a"}, "'x team' is no name of a header"),
+        ({"": "a"}, "'' is no name of a header"),
+        ({"x-a\r\nx-b": "a"}, "is no name of a header"),
+        ({"x-team": f"{CANARY}\r\nx-admin: 1"}, "x-team holds a line break"),
+        ({"x-team": 5}, "x-team must be a text or a Secret, not int"),
+        ({"x team": "a", "x-b": f"{CANARY}\n"}, "'x team' is no name .*; x-b holds a line break"),
+    ],
+)
+def test_a_header_cannot_smuggle_another_one(headers: dict[str, str], says: str) -> None:
+    with pytest.raises(InvalidValue, match=f"^headers: .*{says}") as caught:
+        ModelConfig(provider="vllm", headers=headers)
+    assert CANARY not in str(caught.value)
+
+
+LIMITS = ["max_tokens", "context_length", "threads", "slots"]
+TIMES = ["timeout_ms", "connect_ms", "first_content_ms", "between_content_ms"]
+
+
+@pytest.mark.parametrize("field", [*LIMITS, *TIMES])
+@pytest.mark.parametrize("value", [0, -1, True, "5", float("nan"), float("inf")])
+def test_limits_and_times_are_positive_numbers(field: str, value: object) -> None:
+    with pytest.raises(InvalidValue, match=f"^{field}: must be "):
+        ModelConfig(provider="vllm", **{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: ModelConfig(provider=" "), "provider: must not be blank"),
+        (lambda: ModelConfig(provider="x", api_key=5), "api_key: must be a text or a Secret, not int"),
+        (lambda: ModelConfig(provider="x", temperature=2.5), "temperature: must be at most 2, not 2.5"),
+        (lambda: ModelConfig(provider="x", wire_version="2020-01-01"), "wire_version: must be one of 2023-06-01, "),
+        (lambda: Capabilities(context_length=0), "context_length: must be at least 1, not 0"),
+        (
+            lambda: RoutingConfig(strategy="random"),
+            "strategy: must be one of balanced, cost, performance, not 'random'",
+        ),
+        (lambda: RoutingConfig(max_retries=-1), "max_retries: must be at least 0, not -1"),
+        (lambda: RoutingConfig(tasks={"triage": "claude"}), "expected several values, got the single text 'claude'"),
+        (lambda: CacheConfig(max_size=0), "max_size: must be at least 1, not 0"),
+        (lambda: CacheConfig(ttl_seconds=-1), "ttl_seconds: must be at least 0, not -1"),
+        (lambda: StorageConfig(url=""), "url: must not be blank"),
+        (lambda: Price(input="cheap", output=1), "input: must be an amount of US dollars such as 0.15"),
+        (lambda: Price(input=1, output=-1), "output: must be an amount of US dollars such as 0.15, 0 or more, not -1"),
+        (lambda: Price(input=1, output=1, cache_read="inf"), "cache_read: must be an amount of US dollars"),
+        (lambda: BudgetConfig(name="a", limit_usd=-1), "limit_usd: must be an amount of US dollars"),
+        (lambda: BudgetConfig(name="a", limit_usd=1, period="year"), "period: must be one of hour, day, month"),
+        (lambda: LLMConfig(models={"": ModelConfig(provider="x")}), "models: each model needs a name"),
+        (lambda: LLMConfig(models={"a": "b"}), r"models\['a'\]: must be ModelConfig, not str"),
+        (lambda: LLMConfig(models={}, budgets=["a"]), r"budgets\[0\]: must be BudgetConfig, not str"),
+    ],
+)
+def test_a_wrong_value_says_what_is_wrong(make: object, says: str) -> None:
+    with pytest.raises(InvalidValue, match=f"^{says}"):
+        make()  # type: ignore[operator]
+
+
+@given(st.decimals(min_value=0, max_value=10**6, places=4))
+def test_money_is_taken_as_it_is_written(amount: Decimal) -> None:
+    assert Price(input=amount, output=str(amount)) == Price(input=str(amount), output=amount)
+    assert Price(input=0.1, output=1).input == Decimal("0.1")
+
+
+def test_the_caller_s_own_tables_can_change_later() -> None:
+    models = {"a": ModelConfig(provider="vllm")}
+    tasks = {"triage": ["a", "b"]}
+    config = LLMConfig(models=models, routing=RoutingConfig(tasks=tasks))
+    models.clear()
+    tasks["triage"].clear()
+    assert list(config.models) == ["a"]
+    assert config.routing.tasks == {"triage": ("a", "b")}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [CONFIG, CONFIG.models["claude"], CONFIG.cache, CONFIG.storage, CONFIG.routing, Capabilities(), TelemetryConfig()],
+)
+def test_every_value_is_frozen(value: attrs.AttrsInstance) -> None:
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        setattr(value, attrs.fields(type(value))[0].name, None)

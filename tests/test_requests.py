@@ -1,0 +1,122 @@
+"""What is asked of a model: task types, preferences and whole requests."""
+
+import copy
+import math
+import pickle
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_effects.messages import Message, Text
+from llm_effects.requests import (
+    Allow,
+    CachePolicy,
+    LLMRequest,
+    Preferences,
+    Recovery,
+    TaskType,
+    Tool,
+    conversation,
+    pinned,
+)
+from llm_effects.values import InvalidValue
+
+
+@given(st.text())
+def test_a_task_type_is_its_name(name: str) -> None:
+    task = TaskType(name)
+    assert task == name
+    assert hash(task) == hash(name)
+    assert task == TaskType(name)
+    assert isinstance(pickle.loads(pickle.dumps(task)), TaskType)
+    assert copy.deepcopy(task) == task
+
+
+def test_the_four_built_in_tasks_have_names() -> None:
+    built_in = [TaskType.ANALYSIS, TaskType.UI_GENERATION, TaskType.CONFIG_MANAGEMENT, TaskType.GENERAL]
+    assert built_in == ["analysis", "ui_generation", "config_management", "general"]
+    assert repr(TaskType.ANALYSIS) == "TaskType('analysis')"
+    assert LLMRequest(prompt="x").task_type is TaskType.GENERAL
+
+
+def test_a_task_of_ones_own_is_one_too() -> None:
+    assert LLMRequest(prompt="x", task_type="triage").task_type == TaskType("triage")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("max_tokens", bad) for bad in (0, -1, 1.5, True, "5", math.nan)),
+        *(("temperature", bad) for bad in (-0.1, 2.1, math.nan, math.inf, "hot", False)),
+        *(("top_p", bad) for bad in (0, 1.1, math.nan)),
+        *(("timeout_ms", bad) for bad in (0, -5, math.inf, math.nan)),
+        ("seed", 1.0),
+        ("reasoning_effort", "hard"),
+        ("stop", ["a", 1]),
+    ],
+)
+def test_a_preference_out_of_bounds_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(InvalidValue, match=rf"^{field}(\[1\])?: must be "):
+        Preferences(**{field: value})  # type: ignore[arg-type]
+
+
+@given(st.text())
+def test_one_stop_text_is_one_stop(stop: str) -> None:
+    assert Preferences(stop=stop) == Preferences(stop=[stop])
+    assert Preferences(stop=stop).stop == (stop,)
+
+
+LOOK = Tool("look", "look around")
+
+
+@pytest.mark.parametrize(
+    ("given_fields", "says"),
+    [
+        ({}, "prompt: give either prompt or messages"),
+        ({"prompt": "x", "messages": [Message("user", "y")]}, "prompt: give either prompt or messages, not both"),
+        ({"prompt": " "}, "prompt: must not be blank"),
+        ({"messages": ["hello"]}, r"messages\[0\]: must be Message, not str"),
+        ({"messages": "hello"}, "expected several values, got the single text 'hello'"),
+        ({"prompt": "x", "task_type": " "}, "task_type: must not be blank"),
+        ({"prompt": "x", "tools": [LOOK, LOOK]}, "tools: each tool needs a name of its own"),
+        ({"prompt": "x", "tools": ["look"]}, r"tools\[0\]: must be Tool, not str"),
+        ({"prompt": "x", "tool_choice": "required"}, "tool_choice: must be auto, none, required or the name of a tool"),
+        ({"prompt": "x", "tools": [LOOK], "tool_choice": "jump"}, "tool_choice: must be .* not 'jump'"),
+        ({"prompt": "x", "tags": "urgent"}, "expected several values"),
+    ],
+)
+def test_a_wrong_request_says_what_is_wrong(given_fields: dict[str, object], says: str) -> None:
+    with pytest.raises(InvalidValue, match=f"^{says}"):
+        LLMRequest(**given_fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "none", "required", "look"])
+def test_every_tool_choice_is_taken_where_it_makes_sense(choice: str | None) -> None:
+    assert LLMRequest(prompt="x", tools=(LOOK,), tool_choice=choice).tool_choice == choice
+
+
+def test_a_request_is_frozen_with_frozen_contents() -> None:
+    request = LLMRequest(prompt="x", tools=[LOOK], tags=["a"], allow={Allow.CHEAPER_MODEL})
+    assert (request.tools, request.tags, request.allow) == ((LOOK,), ("a",), frozenset({Allow.CHEAPER_MODEL}))
+    assert (request.cache, request.recovery) == (CachePolicy.USE, Recovery.FAIL)
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        request.prompt = "y"  # type: ignore[misc]
+
+
+def test_metadata_stays_out_of_a_repr() -> None:
+    assert "alice" not in repr(LLMRequest(prompt="x", metadata={"user": "alice"}))
+
+
+@given(st.text(min_size=1).filter(str.strip))
+def test_a_prompt_is_a_conversation_of_one_message(prompt: str) -> None:
+    said = (Message("user", (Text(prompt),)),)
+    assert conversation(LLMRequest(prompt=prompt)) == said
+    assert conversation(LLMRequest(messages=said)) == said
+
+
+def test_pinning_changes_the_model_and_nothing_else() -> None:
+    request = LLMRequest(prompt="x", tags=("a",))
+    assert pinned(request, "claude").model == "claude"
+    assert attrs.evolve(pinned(request, "claude"), model=None) == request

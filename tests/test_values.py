@@ -1,0 +1,158 @@
+"""Secrets that never show, texts that are scrubbed, and rules that name the field and the remedy."""
+
+import copy
+import json
+import math
+import pickle
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_effects.values import (
+    MASK,
+    InvalidValue,
+    Secret,
+    instances,
+    number,
+    one_of,
+    scrub,
+    text,
+    to_tuple,
+)
+
+CANARY = "canary-7f3a91"
+
+
+@attrs.frozen
+class Holder:
+    key: Secret
+
+
+def ways_to_show(secret: Secret) -> list[str]:
+    return [
+        repr(secret),
+        str(secret),
+        f"{secret}",
+        f"{secret!r}",
+        "%s %r" % (secret, secret),  # noqa: UP031 - one more way
+        repr([secret]),
+        repr(Holder(secret)),
+        repr(attrs.asdict(Holder(secret))),
+        repr(attrs.astuple(Holder(secret))),
+        repr(copy.copy(secret)),
+        repr(copy.deepcopy(Holder(secret))),
+        json.dumps({"key": secret}, default=str),
+    ]
+
+
+def test_no_way_of_showing_a_secret_shows_it() -> None:
+    shown = ways_to_show(Secret(CANARY))
+    assert [each for each in shown if CANARY in each] == []
+    assert all(MASK in each for each in shown)
+
+
+def test_a_secret_has_no_dict_to_look_into() -> None:
+    with pytest.raises(TypeError):
+        vars(Secret(CANARY))
+    with pytest.raises(AttributeError):
+        Secret(CANARY).text  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_secret_refuses_to_be_pickled_without_telling_itself(protocol: int) -> None:
+    with pytest.raises(TypeError, match="not pickled") as caught:
+        pickle.dumps(Holder(Secret(CANARY)), protocol)
+    assert CANARY not in str(caught.value)
+
+
+@given(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8")))
+def test_secrets_compare_and_hash_as_their_texts(one: str, other: str) -> None:
+    assert Secret(one).reveal() == one
+    assert (Secret(one) == Secret(other)) == (one == other)
+    assert hash(Secret(one)) == hash(Secret(one))
+    assert Secret(one) != one
+
+
+@given(st.text(), st.text(st.characters(exclude_characters="*"), min_size=1), st.text())
+def test_a_given_secret_never_survives_scrubbing(before: str, secret: str, after: str) -> None:
+    assert secret not in scrub(f"{before}{secret}{after}", secret)
+
+
+LETTERS = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-", min_size=6, max_size=40)
+
+
+@given(
+    st.sampled_from(["sk-", "sk-proj-", "sk-ant-api03-", "gsk_", "xai-"]),
+    LETTERS,
+    st.sampled_from(["", " ", "\n", '"', ":"]),
+)
+def test_whatever_looks_like_a_key_never_survives_scrubbing(prefix: str, body: str, edge: str) -> None:
+    assert prefix + body not in scrub(f"refused{edge or ' '}{prefix}{body}{edge}")
+
+
+@given(st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1).filter(lambda token: token not in MASK))
+def test_a_bearer_token_never_survives_scrubbing(token: str) -> None:
+    assert scrub(f"authorization: Bearer {token}") == f"authorization: Bearer {MASK}"
+
+
+def test_plain_words_are_left_alone() -> None:
+    said = "the task-manager on disk-01 asked for 97 % of the risk-free key"
+    assert scrub(said) == said
+    assert scrub(said, "") == said
+
+
+@attrs.frozen(kw_only=True)
+class Ruled:
+    count: int | None = attrs.field(default=None, validator=number(at_least=1, at_most=10, whole=True))
+    share: float | None = attrs.field(default=None, validator=number(above=0, at_most=1))
+    name: str | None = attrs.field(default=None, validator=text())
+    note: str | None = attrs.field(default=None, validator=text(empty=True))
+    colour: str | None = attrs.field(default=None, validator=one_of("red", "green"))
+    words: tuple[str, ...] = attrs.field(default=(), converter=to_tuple, validator=instances(str))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "remedy"),
+    [
+        ("count", 0, "must be at least 1, not 0"),
+        ("count", 11, "must be at most 10, not 11"),
+        ("count", True, "must be a whole number, not True"),
+        ("count", 1.0, "must be a whole number, not 1.0"),
+        ("count", "1", "must be a whole number, not '1'"),
+        ("share", 0, "must be above 0, not 0"),
+        ("share", 1.5, "must be at most 1, not 1.5"),
+        ("share", math.nan, "must be a finite number, not nan"),
+        ("share", math.inf, "must be a finite number, not inf"),
+        ("name", "", "must not be blank: give some text, or leave it out"),
+        ("name", " \n", "must not be blank: give some text, or leave it out"),
+        ("name", 5, "must be a text, not int"),
+        ("note", b"", "must be a text, not bytes"),
+        ("colour", "blue", "must be one of red, green, not 'blue'"),
+    ],
+)
+def test_a_broken_rule_names_the_field_and_the_remedy(field: str, value: object, remedy: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        Ruled(**{field: value})  # type: ignore[arg-type]
+    assert str(caught.value) == f"{field}: {remedy}"
+
+
+def test_a_wrong_item_is_named_by_its_index() -> None:
+    with pytest.raises(InvalidValue, match=r"words\[1\]: must be str, not int"):
+        Ruled(words=["a", 1])  # type: ignore[list-item]
+
+
+def test_none_is_unset_and_edges_are_inside() -> None:
+    assert Ruled() == Ruled(count=None, share=None, name=None, note=None, colour=None, words=())
+    assert Ruled(count=1, share=1, name="x", note="", colour="red").count == 1
+
+
+def test_a_bare_text_is_no_sequence() -> None:
+    with pytest.raises(InvalidValue, match="single text 'stop'"):
+        to_tuple("stop")
+
+
+@given(st.lists(st.integers()))
+def test_collections_are_frozen_as_they_are(items: list[int]) -> None:
+    assert to_tuple(iter(items)) == tuple(items)
