@@ -40,11 +40,12 @@ class Trail:
 class Call:
     """A request under way.
 
-    ``model`` is the candidate chosen by ``routed``, a name from the configuration; ``deadline`` is on the
-    clock of ``anyio.current_time()``; ``wait_ms`` is the pause that came before this attempt and
-    ``alternatives`` the number of candidates left after this one.
+    ``id`` names the call in the ledger; ``model`` is the candidate chosen by ``routed``, a name from the
+    configuration; ``deadline`` is on the clock of ``anyio.current_time()``; ``wait_ms`` is the pause that came
+    before this attempt and ``alternatives`` the number of candidates left after this one.
     """
 
+    id: str
     request: LLMRequest
     model: str = ""
     sink: Sink | None = field(default=None, repr=False)

@@ -6,7 +6,7 @@ plain Python inside ``effect``.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias, TypeVar
+from typing import Never, TypeAlias, TypeVar
 
 from returns.context import RequiresContextFutureResult
 from returns.future import FutureResult
@@ -60,7 +60,7 @@ def succeed(value: _Value) -> Effect[_Value]:
     return RequiresContextFutureResult(lambda _: FutureResult.from_value(value))
 
 
-def fail(error: LLMError) -> Effect[_Value]:
+def fail(error: LLMError) -> Effect[Never]:
     """Make an effect that fails with ``error`` at once.
 
     >>> import anyio
@@ -138,4 +138,14 @@ async def settle(operation: Effect[_Value], env: LLMEnv) -> Result[_Value, LLMEr
     >>> anyio.run(settle, succeed("done"), scripted_env())
     <Success: done>
     """
-    return unsafe_perform_io(IO.from_ioresult(await operation(env)))
+    return await result_of(operation(env))
+
+
+async def result_of(future: FutureResult[_Value, LLMError]) -> Result[_Value, LLMError]:
+    """Await a service's future: its plain ``Result``.
+
+    >>> import anyio
+    >>> anyio.run(result_of, FutureResult.from_value(3))
+    <Success: 3>
+    """
+    return unsafe_perform_io(IO.from_ioresult(await future))

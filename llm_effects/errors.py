@@ -21,15 +21,12 @@ RequestFailed         all candidates are spent                       no         
 ===================== ============================================== ================== ===============
 """
 
-from collections.abc import Callable
-from typing import ClassVar, Literal, ParamSpec, TypeAlias, TypeVar, final
+from typing import ClassVar, Literal, TypeAlias, final
 
 from attrs import field, frozen
-from returns.result import Failure, Result, Success
 
 from llm_effects.requests import LLMRequest
 from llm_effects.responses import Attempt, Cost, Usage
-from llm_effects.values import InvalidValue, scrub
 
 UnavailableReason: TypeAlias = Literal["overloaded", "loading", "unknown_model", "breaker_open"]
 TimeoutPhase: TypeAlias = Literal[
@@ -235,26 +232,3 @@ LLMError: TypeAlias = (
     | RequestFailed
 )
 """The closed union of all errors; ``match`` on it is exhaustive."""
-
-
-def cause_of(exception: BaseException, *secrets: str) -> Cause:
-    """Keep what an exception says and drop the exception, whose attributes may hold keys."""
-    return Cause(type(exception).__name__, scrub(str(exception), *secrets)[:500])
-
-
-_Made = TypeVar("_Made")
-_Given = ParamSpec("_Given")
-
-
-def checked(make: Callable[_Given, _Made], *args: _Given.args, **kwargs: _Given.kwargs) -> Result[_Made, LLMError]:
-    """Make a value from data of outside: a broken rule is an ``InvalidRequest``, not an exception.
-
-    >>> checked(LLMRequest, prompt="why?").map(lambda request: request.prompt)
-    <Success: why?>
-    >>> checked(LLMRequest, prompt=" ").failure().message
-    'prompt: must not be blank: give some text, or leave it out'
-    """
-    try:
-        return Success(make(*args, **kwargs))
-    except InvalidValue as problem:
-        return Failure(InvalidRequest(message=str(problem)))

@@ -1,10 +1,8 @@
-"""What every value module needs: JSON, secrets, and validation that names the field and the remedy."""
+"""What every value module needs: JSON, and validation that names the field and the remedy."""
 
-import hmac
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NoReturn, TypeAlias, TypeVar, final
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import attrs
 
@@ -19,8 +17,6 @@ _Item = TypeVar("_Item")
 Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 """What attrs runs on a field; its own types are the field's, not ours."""
 
-MASK: Final = "***"
-
 
 class InvalidValue(ValueError):  # noqa: N818 - named for what it says of the value, like the tagged errors
     """A value that breaks its own rules; the message names the field and the remedy.
@@ -34,69 +30,6 @@ class InvalidValue(ValueError):  # noqa: N818 - named for what it says of the va
         ...
     llm_effects.values.InvalidValue: max_tokens: must be at least 1, not -1
     """
-
-
-@final
-class Secret:
-    """A key or token that never shows: not in ``repr``, ``str``, ``vars``, pickles or copies to a dict.
-
-    >>> key = Secret("sk-real")
-    >>> key, f"{key}", key.reveal()
-    (Secret('***'), '***', 'sk-real')
-    """
-
-    __slots__ = ("__text",)
-
-    def __init__(self, text: str) -> None:
-        self.__text = text
-
-    def reveal(self) -> str:
-        """Give the text itself, for the one header that needs it."""
-        return self.__text
-
-    def __repr__(self) -> str:
-        return f"Secret({MASK!r})"
-
-    def __str__(self) -> str:
-        return MASK
-
-    def __format__(self, spec: str) -> str:
-        return format(MASK, spec)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and hmac.compare_digest(_bytes(self.__text), _bytes(other.__text))
-
-    def __hash__(self) -> int:
-        return hash((Secret, self.__text))
-
-    def __reduce__(self) -> NoReturn:
-        msg = "a Secret is not pickled: load the configuration again on the other side"
-        raise TypeError(msg)
-
-    def __copy__(self) -> "Secret":
-        return self
-
-    def __deepcopy__(self, memo: object) -> "Secret":
-        return self
-
-
-def _bytes(text: str) -> bytes:
-    # An environment variable may hold bytes that are no UTF-8; Python keeps them as lone surrogates.
-    return text.encode("utf-8", "surrogatepass")
-
-
-_KEYS: Final = re.compile(r"\b(?:sk|rk|pk|gsk|xai)[-_][\w*-]{6,}|\bAIza[\w-]{6,}|(?<=Bearer )\S+", re.IGNORECASE)
-
-
-def scrub(text: str, *secrets: str) -> str:
-    """Mask given secrets, and whatever looks like a key, in a text from outside.
-
-    >>> scrub("Incorrect API key provided: sk-abc123456789")
-    'Incorrect API key provided: ***'
-    """
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        text = text.replace(secret, MASK)
-    return _KEYS.sub(MASK, text)
 
 
 def invalid(field: str, remedy: str) -> NoReturn:

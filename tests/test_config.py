@@ -20,7 +20,8 @@ from llm_effects.config import (
     StorageConfig,
     TelemetryConfig,
 )
-from llm_effects.values import InvalidValue, Secret
+from llm_effects.secrets import Secret
+from llm_effects.values import InvalidValue
 
 CANARY = "canary-7f3a91"
 CONFIG = LLMConfig(

@@ -26,10 +26,10 @@ from llm_effects.config import (
     StorageConfig,
     TelemetryConfig,
 )
-from llm_effects.config_env import SHAPE, embedded_model, filled, switched_on
-from llm_effects.config_sources import load_config
+from llm_effects.config.sources import load_config
+from llm_effects.config.variables import SHAPE, embedded_model, filled, switched_on
 from llm_effects.errors import ConfigurationError
-from llm_effects.values import Secret
+from llm_effects.secrets import Secret
 
 CANARY = "canary-7f3a91"
 

@@ -18,9 +18,8 @@ from llm_effects.errors import (
     RequestFailed,
     SchemaMismatch,
     StorageFailed,
-    cause_of,
-    checked,
 )
+from llm_effects.exceptions import cause_of, checked
 from llm_effects.messages import Image
 from llm_effects.requests import LLMRequest, Preferences
 from llm_effects.responses import Attempt, Cost, Usage

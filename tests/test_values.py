@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.values import (
-    MASK,
-    InvalidValue,
-    Secret,
-    instances,
-    number,
-    one_of,
-    scrub,
-    text,
-    to_tuple,
-)
+from llm_effects.secrets import MASK, Secret, scrub
+from llm_effects.values import InvalidValue, instances, number, one_of, text, to_tuple
 
 CANARY = "canary-7f3a91"
 

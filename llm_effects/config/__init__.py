@@ -1,17 +1,17 @@
 """The configuration as frozen values: models in order, routing, cache, storage.
 
-``llm_effects.config_sources`` reads it from environment variables, a mapping or TOML.
+``llm_effects.config.sources`` reads it from environment variables, a mapping or TOML.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final, Literal, TypeAlias, final, get_args
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import attrs
 from attrs import field, frozen
 
-from llm_effects.values import MASK, Secret, instances, invalid, number, one_of, text, to_tuple
+from llm_effects.secrets import Secret, to_headers, to_secret, usable_headers, usable_key, without_password
+from llm_effects.values import instances, invalid, number, one_of, text, to_tuple
 
 Strategy: TypeAlias = Literal["balanced", "cost", "performance"]
 """How candidates are ordered."""
@@ -63,56 +63,6 @@ class Price:
     cache_write: Decimal | None = field(default=None, converter=attrs.converters.optional(dollars), validator=_amount)
 
 
-def _secret(given: str | Secret | None) -> Secret | None:
-    return Secret(given) if isinstance(given, str) else given
-
-
-def _headers(given: Mapping[str, str | Secret] | tuple[tuple[str, Secret], ...]) -> tuple[tuple[str, Secret], ...]:
-    if isinstance(given, tuple):
-        return given
-    return tuple((name, Secret(value) if isinstance(value, str) else value) for name, value in given.items())
-
-
-_TEMPLATE: Final = re.compile(r"<.*>|\$.*|\{.*|your.*key.*|.*\.\.\..*|change.?me|none|null|undefined", re.IGNORECASE)
-_HEADER_NAME: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
-
-
-def _usable_key(_: object, attribute: "attrs.Attribute[Any]", key: object) -> None:
-    if key is None:
-        return
-    if not isinstance(key, Secret):
-        invalid(attribute.name, f"must be a text or a Secret, not {type(key).__name__}")
-    shown = key.reveal()
-    if not shown.strip():
-        invalid(attribute.name, "must not be blank: leave it out for a server that needs none")
-    if not shown.isascii() or any(letter.isspace() or not letter.isprintable() for letter in shown):
-        invalid(attribute.name, "holds a space, a line break or a letter outside ASCII: copy the key again")
-    if _TEMPLATE.fullmatch(shown):
-        invalid(attribute.name, "is a placeholder: give the key itself, or leave it out for a server that needs none")
-
-
-def _usable_headers(_: object, attribute: "attrs.Attribute[Any]", headers: tuple[tuple[str, object], ...]) -> None:
-    remedies = [remedy for name, value in headers if (remedy := _header_remedy(name, value))]
-    if remedies:
-        invalid(attribute.name, "; ".join(remedies))
-
-
-def _header_remedy(name: str, value: object) -> str | None:
-    if not _HEADER_NAME.fullmatch(name):
-        return f"{name!r} is no name of a header: use letters, digits and dashes"
-    if not isinstance(value, Secret):
-        return f"{name} must be a text or a Secret, not {type(value).__name__}"
-    plain = value.reveal().isascii() and value.reveal().isprintable()
-    return None if plain else f"{name} holds a line break or a letter outside ASCII: write it on one line"
-
-
-_PASSWORD: Final = re.compile(r"(?<=://).*@|(?<=password=)[^&]*", re.IGNORECASE)
-
-
-def _without_password(url: str | None) -> str:
-    return repr(url and _PASSWORD.sub(lambda found: MASK + "@" * found[0].endswith("@"), url))
-
-
 @final
 @frozen(kw_only=True, cache_hash=True)
 class ModelConfig:
@@ -128,8 +78,8 @@ class ModelConfig:
 
     provider: str = field(validator=text())
     model: str | None = field(default=None, validator=text())
-    endpoint: str | None = field(default=None, validator=text(), repr=_without_password)
-    api_key: Secret | None = field(default=None, converter=_secret, validator=_usable_key)
+    endpoint: str | None = field(default=None, validator=text(), repr=without_password)
+    api_key: Secret | None = field(default=None, converter=to_secret, validator=usable_key)
     model_path: str | None = field(default=None, validator=text())
     max_tokens: int | None = field(default=None, validator=number(at_least=1, whole=True))
     temperature: float | None = field(default=None, validator=number(at_least=0, at_most=2))
@@ -143,7 +93,7 @@ class ModelConfig:
     wire_version: WireVersion = field(default="2026-10-21", validator=one_of(*get_args(WireVersion)))
     capabilities: Capabilities = field(factory=Capabilities)
     price: Price | None = None
-    headers: tuple[tuple[str, Secret], ...] = field(default=(), converter=_headers, validator=_usable_headers)
+    headers: tuple[tuple[str, Secret], ...] = field(default=(), converter=to_headers, validator=usable_headers)
     last_resort: bool = False
 
 
@@ -181,7 +131,7 @@ class CacheConfig:
     enabled: bool = True
     ttl_seconds: float | None = field(default=3600, validator=number(at_least=0))
     max_size: int = field(default=1000, validator=number(at_least=1, whole=True))
-    url: str = field(default="memory://", validator=text(), repr=_without_password)
+    url: str = field(default="memory://", validator=text(), repr=without_password)
 
 
 @final
@@ -189,7 +139,7 @@ class CacheConfig:
 class StorageConfig:
     """Where conversations and the ledger are kept."""
 
-    url: str = field(default="memory://", validator=text(), repr=_without_password)
+    url: str = field(default="memory://", validator=text(), repr=without_password)
 
 
 @final

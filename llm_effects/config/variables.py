@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig, ModelConfig
-from llm_effects.values import Secret
+from llm_effects.secrets import Secret
 
 
 @final
