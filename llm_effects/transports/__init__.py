@@ -1,0 +1,206 @@
+"""The HTTP edge: from a ``WireRequest`` to bytes and back, with each way to fail told as an error.
+
+httpx's transports are driven directly, without its client: no redirect is followed, no cookie kept, no proxy or
+netrc looked up, and a call costs less. No call is bounded as a whole, nor sent again because of its answer:
+that is for the layers above.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import final
+
+import httpx
+from attrs import define, field, frozen
+from returns.pipeline import is_successful
+
+from llm_effects.errors import ConfigurationError, LLMError
+from llm_effects.secrets import Secret
+from llm_effects.transports.bodies import Body, Decoder
+from llm_effects.transports.faults import WIRE_PROBLEMS, TransportFault, WireProblem, fault_of
+from llm_effects.transports.outgoing import Method, outgoing
+from llm_effects.transports.pools import LoopPools, MakePool, Place, Pools, http_pool
+from llm_effects.values import number
+from llm_effects.wire import Timeouts, WireRequest, WireResponse
+
+__all__ = ("MakePool", "Streamed", "Timeouts", "Transport", "TransportFault", "http_pool")
+
+
+@final
+@define(eq=False)
+class Streamed:
+    """An answer that is still coming in: header names in lower case, ``chunks`` decoded from their transfer."""
+
+    status: int
+    headers: Mapping[str, str]
+    _body: Body = field(repr=False)
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Give the body piece by piece; a break raises ``TransportFault``."""
+        return self._body
+
+    async def read(self) -> bytes:
+        """Give the rest of the body at once."""
+        return b"".join([piece async for piece in self._body])
+
+
+@final
+@define(eq=False, kw_only=True)
+class Transport:
+    """Sends requests over connections that it keeps for each event loop; every failure is a ``TransportFault``.
+
+    At most ``max_connections`` calls are under way in a loop, in pools of ``pool_size``; others wait in order. A body
+    of more than ``max_bytes`` is refused.
+
+    >>> import anyio
+    >>> def echo(request):
+    ...     return httpx.Response(200, content=request.content)
+    >>> transport = Transport(make_pool=lambda size: httpx.MockTransport(echo))
+    >>> request = WireRequest(url="http://localhost/v1", headers=(), body=b"hello")
+    >>> anyio.run(transport.exchange, request, Timeouts()).body
+    b'hello'
+    """
+
+    make_pool: MakePool = http_pool
+    max_connections: int = field(default=1000, validator=number(at_least=1, whole=True))
+    pool_size: int = field(default=8, validator=number(at_least=1, whole=True))
+    max_bytes: int = field(default=32 * 2**20, validator=number(at_least=1, whole=True))
+    _pools: LoopPools = field(init=False, repr=False)
+    _closed: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._pools = LoopPools(make=self.make_pool, places=self.max_connections, size=self.pool_size)
+
+    async def exchange(self, request: WireRequest, limits: Timeouts) -> WireResponse:
+        """Post a request and read its whole answer, whatever its status."""
+        async with self._answer("POST", request, limits) as answer:
+            return WireResponse(status=answer.status, headers=answer.headers, body=await answer.read())
+
+    def stream(self, request: WireRequest, limits: Timeouts) -> AbstractAsyncContextManager[Streamed]:
+        """Post a request and read its answer as it comes; leaving early closes the connection."""
+        return self._answer("POST", request, limits)
+
+    async def fetch(self, url: str, headers: tuple[tuple[str, str | Secret], ...], limits: Timeouts) -> WireResponse:
+        """Get what is at a URL."""
+        request = WireRequest(url=url, headers=headers, body=b"")
+        async with self._answer("GET", request, limits) as answer:
+            return WireResponse(status=answer.status, headers=answer.headers, body=await answer.read())
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncGenerator[None]:
+        """Keep connections of this event loop for the next call, until the scope ends."""
+        async with self._pools.held():
+            yield
+
+    async def aclose(self) -> None:
+        """Take no more calls; those under way end as they would. Closing twice is fine."""
+        self._closed = True
+        await self._pools.aclose()
+
+    @asynccontextmanager
+    async def _answer(self, method: Method, wire: WireRequest, limits: Timeouts) -> AsyncGenerator[Streamed]:
+        self._require_open()
+        request = outgoing(method, wire, limits)
+        if not is_successful(request):
+            raise TransportFault(request.failure())
+        async with self._pools.held() as pools, pools.place() as place:
+            self._require_open()  # it may have been closed while this call stood in the queue
+            explain = _Explain(wire, limits)
+            response = await _response(pools, place, request.unwrap(), explain)
+            headers = _lowered(response.headers.raw)
+            body = Body(
+                _stream(response), Decoder(headers.get("content-encoding", "").lower(), self.max_bytes), explain
+            )
+            try:
+                yield Streamed(response.status_code, headers, body)
+            finally:
+                await body.aclose()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise TransportFault(ConfigurationError(message="the environment is closed: open a new one for this call"))
+
+
+@final
+@frozen
+class _Explain:
+    """What an exception of the wire means for one request."""
+
+    wire: WireRequest
+    limits: Timeouts
+
+    def __call__(self, problem: WireProblem, begun: bool) -> LLMError:
+        return fault_of(problem, self.wire, self.limits, begun=begun)
+
+
+@final
+@define(eq=False)
+class _Trace:
+    """What the pool tells of a call's connection: that it is being made, and that it is an old one."""
+
+    connecting: bool = False
+    kept: bool = False
+    fresh: bool = False
+
+    async def __call__(self, event: str, _: Mapping[str, object]) -> None:
+        if event == "connection.connect_tcp.started":
+            self.connecting = self.fresh = True
+        elif event == "http11.send_request_headers.started":
+            self.connecting, self.kept = False, not self.fresh
+
+
+@final
+@frozen
+class _Lost:
+    """A request without an answer; ``stale`` says that its connection was an old one, closed before any byte."""
+
+    error: LLMError
+    stale: bool
+
+
+async def _response(pools: Pools, place: Place, request: httpx.Request, explain: _Explain) -> httpx.Response:
+    """Send a request; when the server had closed the kept connection meanwhile, once more on a new one."""
+    answer = await _sent(pools, place, request, explain)
+    if isinstance(answer, _Lost) and answer.stale:
+        await pools.renew(place)
+        answer = await _sent(pools, place, request, explain)
+    if isinstance(answer, _Lost):
+        raise TransportFault(answer.error)
+    return answer
+
+
+async def _sent(pools: Pools, place: Place, request: httpx.Request, explain: _Explain) -> httpx.Response | _Lost:
+    request.extensions["trace"] = trace = _Trace()
+    try:
+        return await place.pool.handle_async_request(request)
+    except WIRE_PROBLEMS as problem:
+        trace.connecting = False
+        return _Lost(explain(problem, False), trace.kept and _unanswered(problem))
+    finally:
+        if trace.connecting:  # cancelled: httpcore may keep a connection that it never uses nor closes
+            pools.retire(place)
+
+
+def _unanswered(problem: WireProblem) -> bool:
+    match problem:
+        case httpx.ReadError() | httpx.WriteError():
+            return True
+        case httpx.RemoteProtocolError():
+            return "without sending a response" in str(problem)
+        case _:
+            return False
+
+
+def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
+    if isinstance(response.stream, httpx.AsyncByteStream):
+        return response.stream
+    msg = f"the pool gave a stream that cannot be awaited: {type(response.stream).__name__}"
+    raise TypeError(msg)
+
+
+def _lowered(raw: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
+    """Read header lines: the same name twice is one list."""
+    headers: dict[str, str] = {}
+    for key, value in raw:
+        name, text = key.decode("latin-1").lower(), value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {text}" if name in headers else text
+    return headers

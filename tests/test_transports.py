@@ -1,0 +1,642 @@
+"""The HTTP edge against real servers on the loopback that do everything wrong, and against mocked wires."""
+
+import asyncio
+import errno
+import gzip
+import json
+import logging
+import random
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import traceback
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import httpx
+import pytest
+from pytest_httpx import HTTPXMock
+
+from llm_effects.errors import LLMError
+from llm_effects.secrets import Secret
+from llm_effects.transports import Timeouts, Transport, TransportFault
+from llm_effects.wire import WireRequest
+from tests.fixtures.servers import Peer, answering, chunked, reply, sending, serving
+
+pytestmark = pytest.mark.anyio
+
+CANARY = "canary-7f3e9d-never-seen"
+LIMITS = Timeouts(connect_s=5, read_s=5, send_s=5)
+HASTY = Timeouts(connect_s=0.05, read_s=0.05, send_s=0.05)
+
+
+def asking(url: str, body: bytes = b"{}", *headers: tuple[str, str | Secret]) -> WireRequest:
+    return WireRequest(url=url, headers=(("authorization", Secret(f"Bearer {CANARY}")), *headers), body=body)
+
+
+async def failing(transport: Transport, url: str, limits: Timeouts = LIMITS) -> LLMError:
+    """Make a call that must fail, and see that nothing of it holds the key."""
+    with pytest.raises(TransportFault) as caught:
+        await transport.exchange(asking(url), limits)
+    fault = caught.value
+    told = "".join(traceback.TracebackException.from_exception(fault, capture_locals=True).format())
+    assert CANARY not in told + repr(fault) + repr(fault.error) + str(fault.error.cause)
+    assert fault.__context__ is None
+    return fault.error
+
+
+@pytest.fixture
+def transport() -> Transport:
+    return Transport(max_bytes=2**20)
+
+
+# --- What goes out, and what comes back ---------------------------------------------------------------------------
+
+
+async def test_a_call_sends_its_request_and_gives_the_whole_answer(transport: Transport) -> None:
+    with serving(answering(reply(b'{"ok":1}', "200 OK", "X-Request-Id: r1"))) as server:
+        answer = await transport.exchange(asking(server.url, b'{"q":1}', ("x-own", "yes")), LIMITS)
+    assert (answer.status, answer.body, answer.headers["x-request-id"]) == (200, b'{"ok":1}', "r1")
+    sent = server.requests[0]
+    assert sent.startswith(b"POST /v1 HTTP/1.1\r\n")
+    assert sent.endswith(b'\r\n\r\n{"q":1}')
+    assert f"authorization: Bearer {CANARY}\r\n".encode() in sent
+    assert b"accept-encoding: gzip\r\n" in sent
+    assert b"x-own: yes\r\n" in sent
+    assert f"host: 127.0.0.1:{server.port}\r\n".encode() in sent
+
+
+async def test_a_header_of_the_caller_replaces_ours(httpx_mock: HTTPXMock, transport: Transport) -> None:
+    httpx_mock.add_response()
+    await transport.exchange(asking("https://api.test/v1", b"{}", ("User-Agent", "mine")), LIMITS)
+    (request,) = httpx_mock.get_requests()
+    assert request.headers.get_list("user-agent") == ["mine"]
+    assert request.headers["content-length"] == "2"
+    assert request.content == b"{}"
+
+
+async def test_fetch_gets_without_a_body(httpx_mock: HTTPXMock, transport: Transport) -> None:
+    httpx_mock.add_response(method="GET", url="http://localhost:1234/v1/models", json={"data": []})
+    answer = await transport.fetch("http://localhost:1234/v1/models", (), LIMITS)
+    assert json.loads(answer.body) == {"data": []}
+    assert "content-length" not in httpx_mock.get_requests()[0].headers
+
+
+@pytest.mark.parametrize("status", [200, 204, 400, 401, 429, 500, 503, 529])
+async def test_every_status_is_an_answer(httpx_mock: HTTPXMock, transport: Transport, status: int) -> None:
+    httpx_mock.add_response(status_code=status, headers=[("Retry-After", "3")])
+    answer = await transport.exchange(asking("https://api.test/v1"), LIMITS)
+    assert (answer.status, answer.headers["retry-after"]) == (status, "3")
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_fault_16_17_a_redirect_is_not_followed(transport: Transport, status: int) -> None:
+    with serving(answering()) as other:
+        moved = reply(b"", f"{status} Moved", f"location: {other.url}")
+        with serving(answering(moved)) as server:
+            answer = await transport.exchange(asking(server.url), LIMITS)
+    assert answer.status == status
+    assert other.requests == []
+
+
+async def test_headers_of_one_name_are_one_list_and_bytes_beyond_ascii_are_kept(transport: Transport) -> None:
+    with serving(answering(reply(b"", "200 OK", "Warn: a", "warn: b", "x-name: Zoë"))) as server:
+        answer = await transport.exchange(asking(server.url), LIMITS)
+    assert answer.headers["warn"] == "a, b"
+    assert answer.headers["x-name"].encode("latin-1").decode() == "Zoë"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+async def test_a_body_is_decoded_from_its_transfer(transport: Transport, encoding: str) -> None:
+    body = gzip.compress(b"hello" * 100) if encoding == "gzip" else b"hello" * 100
+    with serving(answering(reply(body, "200 OK", f"content-encoding: {encoding}"))) as server:
+        answer = await transport.exchange(asking(server.url), LIMITS)
+    assert answer.body == b"hello" * 100
+
+
+# --- Connections: kept, given back, closed ------------------------------------------------------------------------
+
+
+async def test_in_a_scope_a_connection_is_used_again(transport: Transport) -> None:
+    with serving(answering()) as server:
+        async with transport.scope():
+            for _ in range(5):
+                await transport.exchange(asking(server.url), LIMITS)
+            assert (server.accepted, server.open) == (1, 1)
+        assert server.settled() == 0
+
+
+async def test_outside_of_a_scope_no_connection_is_left(transport: Transport) -> None:
+    with serving(answering()) as server:
+        for _ in range(3):
+            await transport.exchange(asking(server.url), LIMITS)
+            assert server.settled() == 0
+    assert server.accepted == 3
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_fault_4_a_kept_connection_that_died_is_replaced_once(transport: Transport, reset: bool) -> None:
+    async def one_each(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(reply())
+        await peer.request()  # the next one on this connection is dropped, unanswered
+        if reset:
+            peer.reset()
+
+    with serving(one_each) as server:
+        async with transport.scope():
+            for _ in range(3):
+                assert (await transport.exchange(asking(server.url), LIMITS)).status == 200
+    assert server.accepted == 3
+
+
+@pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n"])
+async def test_fault_4_only_a_connection_that_died_is_replaced(transport: Transport, answer: bytes) -> None:
+    async def one_good(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(reply())
+        await peer.request()
+        await peer.send(answer)
+        await peer.gone()
+
+    with serving(one_good) as server:
+        async with transport.scope():
+            await transport.exchange(asking(server.url), LIMITS)
+            error = await failing(transport, server.url, HASTY)
+    assert error.tag == ("NetworkError" if answer else "TimeoutError")
+    assert (server.accepted, len(server.requests)) == (1, 2)
+
+
+async def test_fault_3_a_new_connection_that_is_dropped_is_not_tried_again(transport: Transport) -> None:
+    with serving(sending(b"")) as server:
+        error = await failing(transport, server.url)
+    assert (error.tag, server.accepted) == ("NetworkError", 1)
+    assert getattr(error, "phase", None) == "reset"
+
+
+@pytest.mark.parametrize("scoped", [True, False])
+def test_fault_108_one_transport_serves_many_event_loops(
+    transport: Transport, anyio_backend: str, scoped: bool
+) -> None:
+    async def call(url: str) -> int:
+        if not scoped:
+            return (await transport.exchange(asking(url), LIMITS)).status
+        async with transport.scope():
+            return (await transport.exchange(asking(url), LIMITS)).status
+
+    with serving(answering()) as server:
+        assert [anyio.run(call, server.url, backend=anyio_backend) for _ in range(3)] == [200, 200, 200]
+        assert server.settled() == 0
+
+
+def test_fault_108_two_threads_with_two_loops_share_a_transport(transport: Transport, anyio_backend: str) -> None:
+    statuses: list[int] = []
+
+    async def call(url: str) -> None:
+        async with transport.scope():
+            statuses.extend([(await transport.exchange(asking(url), LIMITS)).status for _ in range(20)])
+
+    with serving(answering(delay=0.001)) as server:
+        threads = [
+            threading.Thread(target=anyio.run, args=(call, server.url), kwargs={"backend": anyio_backend})
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert statuses == [200] * 40
+        assert server.settled() == 0
+
+
+async def test_fault_108_after_closing_a_call_is_a_configuration_error(transport: Transport) -> None:
+    with serving(answering()) as server:
+        async with transport.scope():
+            await transport.exchange(asking(server.url), LIMITS)
+            await transport.aclose()
+            await transport.aclose()
+            assert server.settled() == 0
+            assert (await failing(transport, server.url)).tag == "ConfigurationError"
+
+
+async def test_fault_108_closing_lets_calls_under_way_end_and_refuses_those_in_the_queue() -> None:
+    transport, ended = Transport(max_connections=1), list[str]()
+
+    async def call(url: str) -> None:
+        try:
+            ended.append(str((await transport.exchange(asking(url), LIMITS)).status))
+        except TransportFault as fault:
+            ended.append(fault.error.tag)
+
+    with serving(answering(delay=0.05)) as server:
+        with anyio.fail_after(5):
+            async with transport.scope(), anyio.create_task_group() as tasks:
+                for _ in range(2):
+                    tasks.start_soon(call, server.url)
+                await anyio.to_thread.run_sync(server.asked)
+                await transport.aclose()
+        assert sorted(ended) == ["200", "ConfigurationError"]
+        assert server.settled() == 0
+
+
+async def test_fault_9_more_calls_than_places_wait_their_turn() -> None:
+    transport = Transport(max_connections=4, pool_size=2)
+    with serving(answering(delay=0.002)) as server:
+        async with transport.scope(), anyio.create_task_group() as tasks:
+            for _ in range(40):
+                tasks.start_soon(transport.exchange, asking(server.url), HASTY)
+        assert (len(server.requests), server.most) == (40, 4)
+        assert server.settled() == 0
+
+
+# --- Cancellation -------------------------------------------------------------------------------------------------
+
+
+async def test_fault_104_random_cancellations_lose_no_place_and_no_connection() -> None:
+    transport, draw, done = Transport(max_connections=6, pool_size=3), random.Random(11), list[int]()
+
+    async def call(url: str) -> None:
+        with anyio.move_on_after(draw.random() * 0.03):
+            if draw.random() < 0.5:
+                done.append((await transport.exchange(asking(url), LIMITS)).status)
+                return
+            async with transport.stream(asking(url), LIMITS) as answer:
+                async for _ in answer.chunks():
+                    done.append(answer.status)
+                    break
+
+    with serving(answering(chunked(*[b"piece"] * 50), delay=0.001)) as server:
+        async with transport.scope():
+            for _ in range(6):
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(50):
+                        tasks.start_soon(call, server.url)
+            with anyio.fail_after(5):  # every place and every connection can still be had, all at once
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(6):
+                        tasks.start_soon(transport.exchange, asking(server.url), LIMITS)
+            assert server.settled(6) <= 6
+        assert server.settled() == 0
+    assert done
+
+
+async def test_fault_104_calls_cancelled_while_connecting_leave_the_pool_usable() -> None:
+    transport, draw = Transport(max_connections=2, pool_size=2), random.Random(5)
+    with serving(answering()) as server:
+        async with transport.scope():
+            for _ in range(150):
+                with anyio.move_on_after(draw.random() * 0.003):
+                    await transport.exchange(asking(server.url), LIMITS)
+            with anyio.fail_after(5):
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(2):
+                        tasks.start_soon(transport.exchange, asking(server.url), LIMITS)
+            assert server.settled(2) <= 2
+        assert server.settled() == 0
+
+
+class CancelledOnceConnected(httpx.AsyncHTTPTransport):
+    """Cancels the scopes it is given, one for each call, at the moment when the connection is there."""
+
+    scopes: ClassVar[list[anyio.CancelScope]] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        tell = request.extensions["trace"]
+
+        async def trace(event: str, info: Mapping[str, object]) -> None:
+            await tell(event, info)
+            if event == "connection.connect_tcp.complete" and self.scopes:
+                self.scopes.pop().cancel()
+
+        request.extensions["trace"] = trace
+        return await super().handle_async_request(request)
+
+
+async def test_fault_104_a_call_cancelled_between_connecting_and_sending_does_not_spoil_its_pool() -> None:
+    def make_pool(size: int) -> httpx.AsyncBaseTransport:
+        return CancelledOnceConnected(limits=httpx.Limits(max_connections=size), verify=False)
+
+    transport = Transport(make_pool=make_pool, max_connections=1, pool_size=1)
+    with serving(answering()) as server:
+        async with transport.scope():
+            with anyio.CancelScope() as scope:
+                CancelledOnceConnected.scopes.append(scope)
+                await transport.exchange(asking(server.url), LIMITS)
+            assert scope.cancelled_caught
+            assert server.settled() == 0
+            with anyio.fail_after(2):
+                await transport.exchange(asking(server.url), LIMITS)
+        assert server.settled() == 0
+
+
+# --- Streams ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_gives_its_pieces_as_they_come(transport: Transport) -> None:
+    with serving(answering(chunked(b"one", b"two", b"three"))) as server:
+        async with transport.stream(asking(server.url), LIMITS) as answer:
+            assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream")
+            assert b"".join([piece async for piece in answer.chunks()]) == b"onetwothree"
+
+
+async def test_a_stream_can_be_read_at_once(transport: Transport) -> None:
+    with serving(answering(reply(b"no such model", "404 Not Found"))) as server:
+        async with transport.stream(asking(server.url), LIMITS) as answer:
+            assert (answer.status, await answer.read()) == (404, b"no such model")
+
+
+async def test_a_stream_read_to_its_end_gives_its_connection_back(transport: Transport) -> None:
+    with serving(answering(chunked(b"one", b"two"))) as server:
+        async with transport.scope():
+            for _ in range(3):
+                async with transport.stream(asking(server.url), LIMITS) as answer:
+                    await answer.read()
+    assert server.accepted == 1
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 3])
+async def test_a_stream_left_early_closes_its_connection_at_once(transport: Transport, pieces: int) -> None:
+    with serving(sending(chunked(*[b"piece"] * 9, end=False), hold=True)) as server:
+        async with transport.scope():
+            async with transport.stream(asking(server.url), LIMITS) as answer:
+                chunks = answer.chunks()
+                for _ in range(pieces):
+                    await anext(chunks)
+            assert server.settled() == 0
+
+
+async def test_a_cancelled_stream_closes_its_connection_at_once(transport: Transport) -> None:
+    with serving(sending(chunked(b"one", end=False), hold=True)) as server:
+        async with transport.scope():
+            with anyio.CancelScope() as scope:
+                async with transport.stream(asking(server.url), LIMITS) as answer:
+                    async for _ in answer.chunks():
+                        scope.cancel()
+            assert scope.cancelled_caught
+            assert server.settled() == 0
+
+
+async def test_an_exception_of_the_reader_comes_out_as_itself(transport: Transport) -> None:
+    with serving(sending(chunked(b"one", end=False), hold=True)) as server:
+        with pytest.raises(KeyError):  # noqa: PT012 - the exception comes from within the stream
+            async with transport.stream(asking(server.url), LIMITS) as answer:
+                async for _ in answer.chunks():
+                    raise KeyError
+        assert server.settled() == 0
+
+
+async def test_a_stream_of_a_mocked_wire_may_be_left_early(httpx_mock: HTTPXMock, transport: Transport) -> None:
+    class Endless(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while True:
+                yield b"piece"
+                await anyio.lowlevel.checkpoint()
+
+    httpx_mock.add_response(stream=Endless())
+    async with transport.stream(asking("https://api.test/v1"), LIMITS) as answer:
+        assert await anext(answer.chunks()) == b"piece"
+
+
+async def test_a_pool_that_is_not_async_is_a_bug() -> None:
+    class Blocking(httpx.SyncByteStream):
+        pass
+
+    transport = Transport(make_pool=lambda _: httpx.MockTransport(lambda _: httpx.Response(200, stream=Blocking())))
+    with pytest.raises(TypeError, match="Blocking"):
+        await transport.exchange(asking("http://localhost/v1"), LIMITS)
+
+
+# --- Faults -------------------------------------------------------------------------------------------------------
+
+
+def phase_of(error: LLMError) -> tuple[str, str]:
+    return error.tag, str(getattr(error, "phase", ""))
+
+
+async def test_fault_1_refused(transport: Transport) -> None:
+    with serving(answering()) as server:
+        pass
+    error = await failing(transport, server.url)
+    assert phase_of(error) == ("NetworkError", "refused")
+    assert "is the server running?" in str(error)
+
+
+async def test_fault_2_a_connection_that_does_not_come_is_a_timeout(transport: Transport) -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        waiting = [socket.socket() for _ in range(3)]  # fill the queue: the next is never accepted
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        error = await failing(transport, f"http://127.0.0.1:{port}/v1", HASTY)
+        for one in waiting:
+            one.close()
+    assert phase_of(error) == ("TimeoutError", "connect")
+    assert getattr(error, "timeout_ms", None) == 50
+
+
+CUTS: dict[str, tuple[bytes, str]] = {
+    "fault_3_closed_before_the_answer": (b"", "reset"),
+    "fault_6_no_http": (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "protocol"),
+    "fault_6_bytes_of_another_protocol": (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x80", "protocol"),
+    "half_a_head": (b"HTTP/1.1 200 OK\r\nContent-Le", "reset"),
+    "fault_57_shorter_than_its_length": (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf", "reset"),
+    "chunks_without_an_end": (chunked(b"one", end=False), "reset"),
+    "a_broken_chunk": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", "protocol"),
+    "two_lengths": (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx", "protocol"),
+    "fault_74_broken_gzip": (reply(b"\x1f\x8bno", "200 OK", "content-encoding: gzip"), "protocol"),
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
+async def test_a_broken_answer_is_a_network_error(transport: Transport, case: str) -> None:
+    answer, phase = CUTS[case]
+    with serving(sending(answer)) as server:
+        error = await failing(transport, server.url)
+        assert phase_of(error) == ("NetworkError", phase)
+        assert server.settled() == 0
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"])
+async def test_fault_5_reset(transport: Transport, answer: bytes) -> None:
+    with serving(sending(answer, reset=True)) as server:
+        assert phase_of(await failing(transport, server.url)) == ("NetworkError", "reset")
+
+
+@pytest.mark.parametrize(
+    ("answer", "phase"),
+    [
+        (b"", "first_content"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n", "first_content"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf", "between_content"),
+    ],
+)
+async def test_fault_7_a_silent_server_is_a_timeout(transport: Transport, answer: bytes, phase: str) -> None:
+    with serving(sending(answer, hold=True)) as server:
+        error = await failing(transport, server.url, HASTY)
+        assert phase_of(error) == ("TimeoutError", phase)
+        assert server.settled() == 0
+
+
+async def test_fault_8_a_server_that_takes_nothing_is_a_timeout(transport: Transport) -> None:
+    async def deaf(peer: Peer) -> None:
+        await asyncio.sleep(2)  # it reads nothing: after some megabytes nothing more is taken
+
+    request = asking("", bytes(32 * 2**20))
+    with serving(deaf) as server, pytest.raises(TransportFault) as caught:
+        await transport.exchange(
+            WireRequest(url=server.url, headers=request.headers, body=request.body), Timeouts(send_s=0.05, read_s=0.05)
+        )
+    assert phase_of(caught.value.error) == ("TimeoutError", "send")
+
+
+async def test_fault_10_a_host_without_an_address(transport: Transport) -> None:
+    error = await failing(transport, "http://no-such-host.invalid/v1")
+    assert phase_of(error) == ("NetworkError", "dns")
+
+
+async def test_fault_19_no_descriptor_left_is_a_local_limit(httpx_mock: HTTPXMock, transport: Transport) -> None:
+    problem = httpx.ConnectError("All connection attempts failed")
+    problem.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    httpx_mock.add_exception(problem)
+    assert phase_of(await failing(transport, "https://api.test/v1")) == ("NetworkError", "local")
+
+
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        (httpx.PoolTimeout("x"), ("TimeoutError", "queue")),
+        (httpx.WriteTimeout("x"), ("TimeoutError", "send")),
+        (httpx.CloseError("x"), ("NetworkError", "reset")),
+        (httpx.ProxyError("407"), ("NetworkError", "intermediary")),
+        (httpx.LocalProtocolError("x"), ("ConfigurationError", "")),
+        (httpx.UnsupportedProtocol("x"), ("ConfigurationError", "")),
+        (httpx.DecodingError("x"), ("NetworkError", "reset")),
+        (httpx.ConnectError(f"with {CANARY} in it"), ("NetworkError", "connect")),
+    ],
+)
+async def test_every_exception_of_the_wire_is_an_error(
+    httpx_mock: HTTPXMock, transport: Transport, problem: Exception, told: tuple[str, str]
+) -> None:
+    httpx_mock.add_exception(problem)
+    assert phase_of(await failing(transport, "https://api.test/v1")) == told
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:1234/v1",
+        "ftp://host/v1",
+        "file:///etc/passwd",
+        "http:///v1",
+        "http://u:p@host/v1",
+        "http://[::1/",
+        "http://a:b/",
+    ],
+)
+async def test_a_url_that_cannot_be_called_is_a_configuration_error(transport: Transport, url: str) -> None:
+    assert (await failing(transport, url)).tag == "ConfigurationError"
+
+
+@pytest.mark.parametrize("value", [f"{CANARY}\r\nx: 1", f"{CANARY}é", f"{CANARY}\x00", f" {CANARY}"])
+async def test_fault_135_a_key_that_no_header_may_hold_is_never_sent(transport: Transport, value: str) -> None:
+    with pytest.raises(TransportFault) as caught:
+        await transport.exchange(asking("http://localhost/v1", b"", ("x-api-key", Secret(value))), LIMITS)
+    assert caught.value.error.tag == "ConfigurationError"
+    assert CANARY not in repr(caught.value)
+
+
+async def test_fault_72_a_gzip_bomb_is_malformed(transport: Transport) -> None:
+    bomb = gzip.compress(bytes(64 * 2**20))
+    with serving(answering(reply(bomb, "200 OK", "content-encoding: gzip"))) as server:
+        error = await failing(transport, server.url)
+        assert error.tag == "MalformedResponse"
+        assert server.settled() == 0
+
+
+async def test_fault_73_a_huge_body_is_malformed_before_it_ends(transport: Transport) -> None:
+    async def endless(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            await peer.send(bytes(2**16))
+
+    with serving(endless) as server:
+        error = await failing(transport, server.url)
+        assert "larger than 1048576 bytes" in str(error)
+        assert server.settled() == 0
+
+
+async def test_an_unknown_encoding_is_malformed(transport: Transport) -> None:
+    with serving(answering(reply(b"xx", "200 OK", "content-encoding: br"))) as server:
+        assert (await failing(transport, server.url)).tag == "MalformedResponse"
+        assert server.settled() == 0
+
+
+# --- TLS ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own_authority(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """A certificate that nobody vouches for."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl program to make a certificate with")
+    folder: Path = tmp_path_factory.mktemp("tls")
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*made, "-keyout", folder / "key", "-out", folder / "cert"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert", folder / "key")
+    return context
+
+
+async def test_fault_12_a_certificate_that_nobody_vouches_for(
+    transport: Transport, own_authority: ssl.SSLContext
+) -> None:
+    with serving(answering(), tls=own_authority) as server:
+        error = await failing(transport, server.url)
+    assert error.tag == "ConfigurationError"
+    assert "certificate" in str(error)
+    assert server.requests == []
+
+
+async def test_fault_13_tls_cut_in_its_handshake(transport: Transport) -> None:
+    async def cut(peer: Peer) -> None:
+        await peer.reader.read(100)
+
+    with serving(cut) as server:
+        error = await failing(transport, server.url.replace("http:", "https:"))
+    assert error.tag == "NetworkError"
+
+
+async def test_fault_14_plain_http_where_tls_was_meant(transport: Transport) -> None:
+    async def plain(peer: Peer) -> None:
+        await peer.reader.read(100)
+        await peer.send(reply(b"", "400 Bad Request"))
+        await peer.gone()
+
+    with serving(plain) as server:
+        error = await failing(transport, server.url.replace("http:", "https:"))
+    assert error.tag == "ConfigurationError"
+    assert "does not speak TLS" in str(error)
+
+
+# --- Secrets ------------------------------------------------------------------------------------------------------
+
+
+async def test_fault_132_no_log_shows_the_key(transport: Transport, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with serving(answering()) as server:
+        await transport.exchange(asking(server.url), LIMITS)
+    with serving(sending(b"nonsense\r\n\r\n")) as server:
+        await failing(transport, server.url)
+    assert "send_request_headers" in caplog.text
+    assert CANARY not in caplog.text
