@@ -1,9 +1,9 @@
 """What a provider is: a record of pure functions from values to bytes and back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import final
 
-from attrs import field, frozen
+from attrs import frozen
 from returns.result import Result
 
 from llm_effects.errors import LLMError
@@ -12,28 +12,7 @@ from llm_effects.providers.drafts import Draft
 from llm_effects.providers.targets import Target
 from llm_effects.requests import LLMRequest
 from llm_effects.responses import LLMResponse
-from llm_effects.values import Secret
-
-
-@final
-@frozen(kw_only=True)
-class WireRequest:
-    """What goes out: ``warnings`` tells what of the request was dropped on the way."""
-
-    url: str
-    headers: tuple[tuple[str, str | Secret], ...]
-    body: bytes = field(repr=False)
-    warnings: tuple[str, ...] = ()
-
-
-@final
-@frozen(kw_only=True)
-class WireResponse:
-    """What came in: header names in lower case, the body decoded from its transfer."""
-
-    status: int
-    headers: Mapping[str, str] = field(factory=dict[str, str])
-    body: bytes = field(default=b"", repr=False)
+from llm_effects.wire import WireRequest, WireResponse
 
 
 @final

@@ -2,7 +2,7 @@
 
 from typing import Literal, final
 
-from attrs import define, field
+from attrs import define, evolve, field
 from returns.result import Failure, Result, Success
 
 from llm_effects.errors import ContentRefused, LLMError, MalformedResponse
@@ -16,7 +16,8 @@ from llm_effects.responses import FinishReason, LLMResponse, Usage
 class PartDraft:
     """One part under construction: ``pieces`` is its text, thinking or arguments so far.
 
-    ``opaque`` is the provider's own block (JSON text), to be replayed byte for byte.
+    ``opaque`` is the provider's own block (JSON text), to be replayed byte for byte; ``index`` tells a tool call
+    from the others.
     """
 
     kind: Literal["text", "reasoning", "tool"]
@@ -24,6 +25,7 @@ class PartDraft:
     id: str = ""
     name: str = ""
     opaque: str | None = None
+    index: int = 0
 
 
 @final
@@ -32,7 +34,9 @@ class Draft:
     """What one attempt has told so far.
 
     ``slots`` finds the part that the protocol's index or id speaks of. ``finish_reason`` is the protocol's own
-    word for the end and ``done`` its terminal; ``refusal`` is set once the model or a filter declined.
+    word for the end and ``done`` its terminal; ``refusal`` is set once the model or a filter declined. ``thinking``
+    and ``held`` are for models that put their thinking in tags at the start of the text: where in it the text is,
+    and what may be the beginning of a tag.
     """
 
     target: Target
@@ -46,6 +50,8 @@ class Draft:
     served_model: str | None = None
     request_id: str | None = None
     warnings: list[str] = field(factory=list[str])
+    thinking: Literal["unknown", "inside", "after", "over"] = "unknown"
+    held: str = ""
 
 
 def add_text(draft: Draft, kind: Literal["text", "reasoning"], piece: str) -> None:
@@ -65,11 +71,31 @@ def response_of(draft: Draft) -> Result[LLMResponse, LLMError]:
     if draft.refusal is not None:
         return Failure(_refused(draft, draft.refusal))
     if draft.finish_reason is None:
-        return Failure(_malformed(draft, "the answer ended before the protocol's own end"))
-    parts = tuple(_part(draft, part) for part in draft.parts if _says_something(part))
-    if not parts and not draft.usage.output_tokens:
-        return Failure(_malformed(draft, "the answer is empty"))
-    return Success(_response(draft, parts, draft.finish_reason))
+        return Failure(malformed(draft, "the answer ended before the protocol's own end"))
+    said = [part for part in draft.parts if _says_something(part)]
+    if any(part.kind == "tool" and not part.name for part in said):
+        return Failure(malformed(draft, "the answer asks for a tool without its name"))
+    if not said and not draft.usage.output_tokens:
+        return Failure(malformed(draft, "the answer is empty"))
+    return Success(_response(draft, tuple(_part(draft, part) for part in said), draft.finish_reason))
+
+
+def malformed(draft: Draft, message: str) -> MalformedResponse:
+    """What is wrong with the answer, with what it had told until then."""
+    return MalformedResponse(
+        model=draft.target.name,
+        provider=draft.target.preset.name,
+        message=message,
+        partial=text_so_far(draft),
+        usage=draft.usage,
+        request_id=draft.request_id,
+    )
+
+
+def interrupted(draft: Draft, error: LLMError) -> LLMError:
+    """The error that broke the answer off, with what it had told until then."""
+    known = error.request_id or draft.request_id
+    return evolve(error, partial=text_so_far(draft), usage=draft.usage, request_id=known)
 
 
 def _response(draft: Draft, parts: tuple[Part, ...], finish_reason: FinishReason) -> LLMResponse:
@@ -87,7 +113,7 @@ def _response(draft: Draft, parts: tuple[Part, ...], finish_reason: FinishReason
 
 
 def _says_something(part: PartDraft) -> bool:
-    return part.kind == "tool" or part.opaque is not None or any(part.pieces)
+    return bool(part.name) or part.opaque is not None or any(part.pieces)
 
 
 def _part(draft: Draft, part: PartDraft) -> Part:
@@ -96,7 +122,7 @@ def _part(draft: Draft, part: PartDraft) -> Part:
         return Text(text)
     if part.kind == "tool":
         return ToolCall(part.id, part.name, text)
-    origin = Origin(draft.target.preset.name, draft.served_model or draft.target.wire_model or draft.target.name)
+    origin = Origin(draft.target.preset.name, draft.target.wire_model or draft.served_model or draft.target.name)
     return Reasoning(text, part.opaque, origin)
 
 
@@ -106,17 +132,6 @@ def _refused(draft: Draft, category: str) -> ContentRefused:
         provider=draft.target.preset.name,
         message="".join(draft.refusal_text) or "the model declined to answer",
         category=category or None,
-        partial=text_so_far(draft),
-        usage=draft.usage,
-        request_id=draft.request_id,
-    )
-
-
-def _malformed(draft: Draft, message: str) -> MalformedResponse:
-    return MalformedResponse(
-        model=draft.target.name,
-        provider=draft.target.preset.name,
-        message=message,
         partial=text_so_far(draft),
         usage=draft.usage,
         request_id=draft.request_id,

@@ -1,6 +1,7 @@
 """Where a call goes: the row of data about a kind of server, and a configured model made ready."""
 
-from typing import Literal, TypeAlias, final
+from ipaddress import ip_address
+from typing import Final, Literal, TypeAlias, final
 
 from attrs import frozen
 
@@ -18,8 +19,9 @@ Family: TypeAlias = Literal["local", "gpt", "claude", "other"]
 class Preset:
     """A row of data about a kind of server.
 
-    ``limit_field`` is what it calls the cap on output tokens; ``models_path`` lists its models, below the
-    endpoint; ``endpoint`` is the default one. ``key_header`` carries the key (``authorization`` as a bearer).
+    ``endpoint`` is the default one. ``key_header`` carries the key (``authorization`` as a bearer);
+    ``limit_field`` is what the server calls the cap on output tokens; ``named_tool_choice`` says that it can be
+    told to use one tool by name.
     """
 
     name: str
@@ -51,3 +53,21 @@ class Target:
     def wire_model(self) -> str | None:
         """The provider's own name for the model, if one was configured."""
         return self.config.model
+
+
+_LOCALHOST: Final = "localhost"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this very machine: ``localhost``, ``*.localhost``, ``127.0.0.0/8`` or ``::1``.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost.example.com")
+    (True, False)
+    """
+    name = host.lower().removesuffix(".")
+    if name == _LOCALHOST or name.endswith("." + _LOCALHOST):
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,133 @@
+"""What models can do, as rows of data: the first pattern that fits a model's name wins.
+
+A row says only what is known; ``None`` is unknown and passes every filter. What the configuration says comes
+before any row, field by field.
+"""
+
+import re
+from functools import lru_cache
+from typing import Final, Literal, final
+
+import attrs
+from attrs import frozen
+
+from llm_effects.config import Capabilities, ModelConfig
+from llm_effects.providers.targets import Preset
+
+_MILLION: Final = 1_000_000
+
+_GPT: Final = Capabilities(images=True, schema=True, prefill=False)
+_REASONING_GPT: Final = attrs.evolve(_GPT, reasoning=True, sampling=False, tools=True)
+_GPT_5_6: Final = attrs.evolve(_REASONING_GPT, context_length=1_050_000, max_output=128_000)
+_OPT_IN_GPT: Final = attrs.evolve(_GPT, reasoning=True, sampling=True, tools=True)
+_PLAIN_GPT: Final = attrs.evolve(_GPT, reasoning=False, sampling=True, tools=True)
+
+_GPT_ROWS: Final[tuple[tuple[str, Capabilities], ...]] = (
+    # These reason always, and chat completions takes no tools from a model that reasons.
+    (r"gpt-6\.2|gpt-6\.1-sol|gpt-6-astra", attrs.evolve(_GPT_5_6, tools=False)),
+    (r"gpt-6|gpt-5\.6", _GPT_5_6),
+    (r"gpt-5\.5", attrs.evolve(_REASONING_GPT, context_length=_MILLION)),
+    (r"gpt-5\.4-(mini|nano)", attrs.evolve(_OPT_IN_GPT, context_length=400_000)),
+    (r"gpt-5\.4", attrs.evolve(_OPT_IN_GPT, context_length=1_050_000)),
+    (r"gpt-5\.[1-3]", _OPT_IN_GPT),
+    (r"gpt-5(?!\.)", _REASONING_GPT),
+    (r"o[1-9](-|$)", attrs.evolve(_REASONING_GPT, images=None, schema=None)),
+    (r"gpt-4\.1", attrs.evolve(_PLAIN_GPT, context_length=_MILLION)),
+    (r"gpt-4o", _PLAIN_GPT),
+)
+
+_CLAUDE: Final = Capabilities(tools=True, images=True, schema=True, reasoning=True, sampling=False, prefill=False)
+_CLAUDE_5: Final = attrs.evolve(_CLAUDE, context_length=_MILLION, max_output=128_000)
+_CLAUDE_4_6: Final = attrs.evolve(_CLAUDE, sampling=True)
+_CLAUDE_4_5: Final = attrs.evolve(_CLAUDE, sampling=True, prefill=True)
+_CLAUDE_4: Final = attrs.evolve(_CLAUDE_4_5, schema=False)
+
+_CLAUDE_ROWS: Final[tuple[tuple[str, Capabilities], ...]] = (
+    (r"claude-(fable|mythos)-5-[12]|claude-(opus|sonnet|haiku)-5-5|claude-opus-5", _CLAUDE_5),
+    (r"claude-(fable|mythos|sonnet-5|haiku-5)", _CLAUDE),
+    (r"claude-opus-4-7", _CLAUDE_5),
+    (r"claude-opus-4-[89]", _CLAUDE),
+    (r"claude-sonnet-4-6", attrs.evolve(_CLAUDE_4_6, context_length=_MILLION, max_output=128_000)),
+    (r"claude-opus-4-6", _CLAUDE_4_6),
+    (r"claude-haiku-4-5", attrs.evolve(_CLAUDE_4_5, context_length=200_000, max_output=64_000)),
+    (r"claude-(opus|sonnet)-4-5", _CLAUDE_4_5),
+    (r"claude-(opus|sonnet)-4|claude-3-7", _CLAUDE_4),
+    (r"claude-(3|2|instant)", attrs.evolve(_CLAUDE_4, reasoning=False)),
+)
+
+_ROWS: Final = {"gpt": _GPT_ROWS, "claude": _CLAUDE_ROWS}
+
+
+def capabilities_of(preset: Preset, model: ModelConfig) -> Capabilities:
+    """What a configured model can do: its own configuration first, then the row of its name.
+
+    >>> gpt, claude = Preset(name="openai", wire="openai-chat", family="gpt"), Preset(
+    ...     name="anthropic", wire="anthropic", family="claude"
+    ... )
+    >>> capabilities_of(gpt, ModelConfig(provider="openai", model="gpt-6-luna")).context_length
+    1050000
+    >>> capabilities_of(claude, ModelConfig(provider="anthropic", model="claude-haiku-4-5")).sampling
+    False
+    """
+    configured = _first_known(model.capabilities, Capabilities(context_length=model.context_length))
+    return _first_known(configured, _by_version(preset, model, _row(preset.family, model.model or "")))
+
+
+def _row(family: str, name: str) -> Capabilities:
+    rows = _ROWS.get(family, ())
+    bare = name.rpartition("/")[2]
+    return next((row for pattern, row in rows if re.match(pattern, bare)), Capabilities())
+
+
+def _by_version(preset: Preset, model: ModelConfig, row: Capabilities) -> Capabilities:
+    """From its second version on, the Anthropic protocol takes sampling settings from no model at all."""
+    if preset.wire == "anthropic" and model.wire_version != "2023-06-01":
+        return attrs.evolve(row, sampling=False)
+    return row
+
+
+def _first_known(first: Capabilities, second: Capabilities) -> Capabilities:
+    known = attrs.asdict(first, filter=lambda _, value: value is not None)
+    return attrs.evolve(second, **known)
+
+
+@final
+@frozen(kw_only=True)
+class ClaudeRules:
+    """How a Claude model is told to think, and what it refuses beside.
+
+    ``thinking`` is ``adaptive`` (told by effort), ``budget`` (told in tokens) or ``never``; ``off`` is the word
+    that switches thinking off, ``None`` where it is always on. ``by_default`` says that it thinks unless told
+    not to, ``xhigh`` that it knows that effort, and ``forced_choice`` that a tool may be forced on it.
+    """
+
+    thinking: Literal["adaptive", "budget", "never"] = "adaptive"
+    off: Literal["disabled", "between_tools"] | None = "disabled"
+    by_default: bool = True
+    xhigh: bool = True
+    forced_choice: bool = True
+
+
+_OLD: Final = ClaudeRules(thinking="budget", by_default=False, xhigh=False)
+
+_CLAUDE_RULES: Final[tuple[tuple[str, ClaudeRules], ...]] = (
+    (r"claude-(fable|mythos)-5-[12]|claude-opus-5-5", ClaudeRules(off=None, forced_choice=False)),
+    (r"claude-(fable|mythos)", ClaudeRules(off=None)),
+    (r"claude-sonnet-5-5", ClaudeRules(off="between_tools", forced_choice=False)),
+    (r"claude-(opus|sonnet|haiku)-5", ClaudeRules()),
+    (r"claude-opus-4-[7-9]", ClaudeRules(by_default=False)),
+    (r"claude-(opus|sonnet)-4-6", ClaudeRules(by_default=False, xhigh=False)),
+    (r"claude-(opus|sonnet|haiku)-4|claude-3-7", _OLD),
+    (r"claude-(3|2|instant)", attrs.evolve(_OLD, thinking="never")),
+)
+
+
+@lru_cache(maxsize=256)
+def claude_rules(name: str) -> ClaudeRules:
+    """The rules of a Claude model by its name; an unknown one is taken for a new one.
+
+    >>> claude_rules("claude-sonnet-5-5").off
+    'between_tools'
+    """
+    bare = name.rpartition("/")[2]
+    return next((rules for pattern, rules in _CLAUDE_RULES if re.match(pattern, bare)), ClaudeRules())

@@ -1,0 +1,69 @@
+"""The in-process model speaks chat completions too, with neither an address nor headers, and always in a stream.
+
+Its stream has no terminal of its own: it ends when the engine returns, and the finish reason says that it is whole.
+"""
+
+from pathlib import PurePath
+from typing import Final
+
+import msgspec
+from attrs import evolve
+from returns.result import Result
+
+from llm_effects.errors import LLMError
+from llm_effects.providers.base import Provider
+from llm_effects.providers.drafts import Draft
+from llm_effects.providers.openai_chat import OPENAI_CHAT
+from llm_effects.providers.reading import parse, record
+from llm_effects.providers.targets import Target
+from llm_effects.requests import LLMRequest
+from llm_effects.responses import LLMResponse
+from llm_effects.wire import WireRequest, WireResponse
+
+_ALWAYS: Final = {
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "cache_prompt": True,  # the next turn of a conversation reads only what is new
+    "return_progress": True,  # so that the engine is told between two pieces of a long prompt that nobody waits
+}
+
+
+def _encode(target: Target, request: LLMRequest, _: bool) -> Result[WireRequest, LLMError]:
+    return OPENAI_CHAT.encode(target, request, True).map(_inside)
+
+
+def _inside(wire: WireRequest) -> WireRequest:
+    body = {**record(parse(wire.body)), **_ALWAYS}
+    return evolve(wire, url="", headers=(), body=msgspec.json.encode(body))
+
+
+def _decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
+    return OPENAI_CHAT.decode(target, response).map(_named)
+
+
+def _finish(draft: Draft) -> Result[LLMResponse, LLMError]:
+    draft.served_model = _stem(draft.served_model)
+    return OPENAI_CHAT.finish(draft)
+
+
+def _named(response: LLMResponse) -> LLMResponse:
+    return evolve(response, served_model=_stem(response.served_model))
+
+
+def _stem(served: str | None) -> str | None:
+    """The engine names its model by the whole path of its file: where that lies is nobody's business.
+
+    >>> _stem("/home/me/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+    'SmolLM2-135M-Instruct.Q4_1'
+    """
+    return PurePath(served).name.removesuffix(".gguf") if served else None
+
+
+LLAMA: Final = Provider(
+    encode=_encode,
+    decode=_decode,
+    classify=OPENAI_CHAT.classify,
+    decode_event=OPENAI_CHAT.decode_event,
+    finish=_finish,
+)
+"""The protocol of the in-process model: its error objects are those of chat completions."""

@@ -1,0 +1,161 @@
+"""Chat completions, as OpenAI and every compatible server speak them: the request, and the protocol's record."""
+
+import re
+from collections.abc import Mapping
+from typing import Final, TypeAlias, cast
+
+import msgspec
+from returns.result import Failure, Result, Success
+
+from llm_effects.errors import InvalidRequest, LLMError
+from llm_effects.providers.base import Provider
+from llm_effects.providers.failures import classify
+from llm_effects.providers.headers import key_headers
+from llm_effects.providers.openai_chat_answers import decode, decode_event, finish
+from llm_effects.providers.openai_chat_turns import turns_of
+from llm_effects.providers.targets import Target
+from llm_effects.requests import LLMRequest, Tool
+from llm_effects.secrets import Secret
+from llm_effects.values import JSONObject
+from llm_effects.wire import WireRequest
+
+_Object: TypeAlias = dict[str, object]
+
+_SAMPLING: Final = ("temperature", "top_p")
+# Since GPT-5.4, OpenAI takes tools over chat completions only from a model that does not reason.
+_TOOLS_OR_REASONING: Final = re.compile(r"gpt-(?:5\.[4-9]|[6-9])")
+
+
+def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequest, LLMError]:
+    """Write the request; what the model is known to refuse is left out, with a warning.
+
+    >>> from llm_effects import ModelConfig
+    >>> from llm_effects.providers.registry import target_of
+    >>> target = target_of("mini", ModelConfig(provider="ollama", model="qwen3")).unwrap()
+    >>> encode(target, LLMRequest(prompt="hi"), False).unwrap().body
+    b'{"model":"qwen3","messages":[{"role":"user","content":"hi"}]}'
+    """
+    settings, left_out = _settings(target, request)
+    tools, changed = _tools(target, request)
+    body: _Object = {
+        **({"model": target.wire_model} if target.wire_model else {}),
+        "messages": turns_of(request),
+        **settings,
+        **tools,
+        **_answer_format(request),
+        **({"stream": True, "stream_options": {"include_usage": True}} if stream else {}),
+    }
+    return _written(target, body, _headers(target, stream=stream), (*left_out, *changed))
+
+
+def _written(
+    target: Target, body: _Object, headers: tuple[tuple[str, str | Secret], ...], warnings: tuple[str, ...]
+) -> Result[WireRequest, LLMError]:
+    try:
+        written = _JSON.encode(body)
+    except UnicodeEncodeError:
+        problem = "messages: a text holds half a surrogate pair, which is no Unicode: mend or drop it"
+        return Failure(InvalidRequest(model=target.name, message=problem))
+    url = f"{target.endpoint}/chat/completions"
+    return Success(WireRequest(url=url, headers=headers, body=written, warnings=warnings))
+
+
+def _headers(target: Target, *, stream: bool) -> tuple[tuple[str, str | Secret], ...]:
+    own = key_headers(target)
+    taken = {name for name, _ in own}
+    accept = "text/event-stream" if stream else "application/json"
+    usual = (("content-type", "application/json"), ("accept", accept))
+    return (*(pair for pair in usual if pair[0] not in taken), *own)
+
+
+def _settings(target: Target, request: LLMRequest) -> tuple[_Object, tuple[str, ...]]:
+    wanted, able = request.preferences, target.capabilities
+    temperature = target.config.temperature if wanted.temperature is None else wanted.temperature
+    given = {
+        target.preset.limit_field: wanted.max_tokens or target.config.max_tokens,
+        "temperature": temperature,
+        "top_p": wanted.top_p,
+        "stop": wanted.stop or None,
+        "seed": wanted.seed,
+        "reasoning_effort": wanted.reasoning_effort,
+    }
+    refused = (
+        *(_SAMPLING if able.sampling is False else ()),
+        *(("reasoning_effort",) if able.reasoning is False else ()),
+    )
+    left_out = tuple(
+        f"{name} was left out: {target.name} does not take it" for name in refused if given[name] is not None
+    )
+    return {name: value for name, value in given.items() if value is not None and name not in refused}, left_out
+
+
+def _tools(target: Target, request: LLMRequest) -> tuple[_Object, tuple[str, ...]]:
+    if not request.tools:
+        return {}, ()
+    choice, tools, warnings = _tool_choice(target, request)
+    effort, quiet = _effort(target, request)
+    return {"tools": [_tool(tool) for tool in tools], **choice, **effort}, (*warnings, *quiet)
+
+
+def _tool_choice(target: Target, request: LLMRequest) -> tuple[_Object, tuple[Tool, ...], tuple[str, ...]]:
+    chosen = request.tool_choice
+    if chosen is None or chosen in {"auto", "none", "required"}:
+        return ({} if chosen is None else {"tool_choice": chosen}), request.tools, ()
+    if target.preset.named_tool_choice:
+        return {"tool_choice": {"type": "function", "function": {"name": chosen}}}, request.tools, ()
+    only = tuple(tool for tool in request.tools if tool.name == chosen)
+    why = f"tool_choice {chosen!r} was sent as 'required', with this tool alone: {target.preset.name} takes no names"
+    return {"tool_choice": "required"}, only, (why,)
+
+
+def _effort(target: Target, request: LLMRequest) -> tuple[_Object, tuple[str, ...]]:
+    model = target.wire_model or ""
+    if target.preset.family != "gpt" or not _TOOLS_OR_REASONING.match(model):
+        return {}, ()
+    told = request.preferences.reasoning_effort not in {None, "none"}
+    why = f"reasoning_effort was sent as 'none': over chat completions {model} takes tools only so"
+    return {"reasoning_effort": "none"}, ((why,) if told else ())
+
+
+def _tool(tool: Tool) -> _Object:
+    described = {"description": tool.description} if tool.description else {}
+    return {"type": "function", "function": {"name": tool.name, **described, "parameters": tool.parameters}}
+
+
+def _answer_format(request: LLMRequest) -> _Object:
+    schema = request.response_schema
+    if schema is None:
+        return {}
+    strict = {"strict": True} if _closed(schema) else {}
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", **strict, "schema": schema}}}
+
+
+def _closed(schema: object) -> bool:
+    """Whether each object names all its properties and requires them, without which OpenAI refuses strict mode."""
+    if isinstance(schema, list | tuple):
+        return all(map(_closed, cast("list[object]", schema)))
+    if not isinstance(schema, Mapping):
+        return True
+    rules = cast("JSONObject", schema)
+    properties = rules.get("properties")
+    if rules.get("type") == "object" or isinstance(properties, Mapping):
+        names = set(cast("JSONObject", properties or {}))
+        if rules.get("additionalProperties") is not False or names != set(
+            cast("list[str]", rules.get("required") or [])
+        ):
+            return False
+    return all(map(_closed, rules.values()))
+
+
+def _plain(value: object) -> object:
+    """Frozen mappings are JSON objects too."""
+    if isinstance(value, Mapping):
+        return dict(cast("JSONObject", value))
+    msg = f"{type(value).__name__} is no JSON"
+    raise TypeError(msg)
+
+
+_JSON: Final = msgspec.json.Encoder(enc_hook=_plain)
+
+OPENAI_CHAT: Final = Provider(encode=encode, decode=decode, classify=classify, decode_event=decode_event, finish=finish)
+"""The protocol of ``/chat/completions``."""

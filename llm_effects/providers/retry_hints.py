@@ -1,0 +1,97 @@
+"""When a provider wants to be asked again, in seconds, from its headers or its words."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PIECE: Final = r"(\d+(?:\.\d+)?)\s*(milliseconds?|ms|days?|d|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
+_DURATION: Final = re.compile(_PIECE, re.IGNORECASE)
+_SAID: Final = re.compile(rf"(?:try again|retry)\s+(?:in|after)\s+((?:{_PIECE}\s*)+)", re.IGNORECASE)
+_LIMITS: Final = (
+    *((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens")),
+    *(
+        (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
+        for what in ("requests", "tokens", "input-tokens", "output-tokens")
+    ),
+)
+
+
+def retry_after(headers: Mapping[str, str], message: str = "", now_date: datetime | None = None) -> float | None:
+    """How many seconds to wait before asking again, or ``None`` if nothing usable is said.
+
+    The first that says something wins: ``retry-after-ms``, ``retry-after`` (seconds or an HTTP date), the reset
+    of a rate limit that is used up, the ``message``. A date counts from the answer's own ``date`` header, or from
+    ``now_date``; without either it is no use. What is past, zero, negative, infinite or unreadable says nothing.
+
+    >>> retry_after({"retry-after": "2"}), retry_after({"retry-after": "2", "retry-after-ms": "150"})
+    (2.0, 0.15)
+    >>> retry_after({}, "Please try again in 1m30s."), retry_after({"retry-after": "soon"})
+    (90.0, None)
+    """
+    now = _http_date(headers.get("date", "")) or now_date
+    return next((hint for hint in _hints(headers, message, now) if _usable(hint)), None)
+
+
+def _hints(headers: Mapping[str, str], message: str, now: datetime | None) -> Iterator[float]:
+    yield _number(headers.get("retry-after-ms", "")) / 1000
+    yield _number(headers.get("retry-after", ""))
+    yield _until(_http_date(headers.get("retry-after", "")), now)
+    yield _resets(headers, now)
+    said = _SAID.search(message)
+    yield _duration(said[1]) if said else math.nan
+
+
+def _usable(hint: float) -> bool:
+    return math.isfinite(hint) and hint > 0
+
+
+def _resets(headers: Mapping[str, str], now: datetime | None) -> float:
+    spent = (reset for remaining, reset in _LIMITS if _number(headers.get(remaining, "")) == 0)
+    waits = (_reset(headers.get(reset, ""), now) for reset in spent)
+    return max(filter(_usable, waits), default=math.nan)
+
+
+def _reset(text: str, now: datetime | None) -> float:
+    return _until(_iso_date(text), now) if "T" in text else _duration(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _duration(text: str) -> float:
+    pieces = _DURATION.findall(text)
+    if not pieces:
+        return math.nan
+    return sum(float(amount) * _unit(name.lower()) for amount, name in pieces)
+
+
+def _unit(name: str) -> float:
+    return _UNITS["ms" if name.startswith(("ms", "milli")) else name[0]]
+
+
+def _until(date: datetime | None, now: datetime | None) -> float:
+    return math.nan if date is None or now is None else (date - now).total_seconds()
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def _iso_date(text: str) -> datetime | None:
+    try:
+        date = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -1,0 +1,292 @@
+"""Recorded traffic: every chat answer decodes to what its body holds, or to the error that it is.
+
+What is expected is read straight from the JSON here, by other code than the provider's.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from returns.pipeline import is_successful
+from returns.result import Failure, Result
+
+from llm_effects.config import Capabilities, ModelConfig
+from llm_effects.errors import LLMError
+from llm_effects.events import ReasoningDelta, TextDelta, ToolCallDelta
+from llm_effects.messages import Reasoning, Text
+from llm_effects.providers.base import ServerEvent
+from llm_effects.providers.drafts import Draft
+from llm_effects.providers.openai_chat import OPENAI_CHAT
+from llm_effects.providers.targets import Preset, Target
+from llm_effects.responses import LLMResponse
+from llm_effects.wire import WireResponse
+
+CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
+Row = dict[str, Any]
+
+
+def rows(*names: str) -> list[Row]:
+    found: list[Row] = []
+    for name in names:
+        path = CORPUS / f"{name}.jsonl"
+        if path.exists():
+            found += [{**json.loads(line), "file": name} for line in path.read_text("utf-8").splitlines() if line]
+    return found
+
+
+ANSWERS = [
+    row for row in rows("openai_chat", "openai_chat_stream", "local_openai_compatible") if row["endpoint"] == "chat"
+]
+PLAIN = [row for row in ANSWERS if not row["stream"]]
+STREAMED = [row for row in ANSWERS if row["stream"]]
+ERRORS = rows("errors", "errors_quoted")
+
+pytestmark = pytest.mark.skipif(not CORPUS.exists(), reason=f"no recorded traffic at {CORPUS}")
+
+
+def named(row: Row) -> str:
+    return f"{row['provider']}-{row['id'][:12]}"
+
+
+def target_for(row: Row) -> Target:
+    asked = row["request"].get("body")
+    body = json.loads(asked) if isinstance(asked, str) and asked.startswith("{") else asked or {}
+    model = body.get("model") if isinstance(body, dict) else None
+    config = ModelConfig(provider="openai-chat", model=model or None, api_key="test-key-123")
+    preset = Preset(name=row["provider"], wire="openai-chat")
+    return Target(name="m", config=config, preset=preset, endpoint="http://x/v1", capabilities=Capabilities())
+
+
+def response_for(row: Row) -> WireResponse:
+    told = row["response"]
+    headers = {name.lower(): str(value) for name, value in (told.get("headers") or {}).items()}
+    return WireResponse(status=told["status"], headers=headers, body=(told["body"] or "").encode())
+
+
+def events_of(body: str) -> Iterator[ServerEvent]:
+    name, data = "message", list[str]()
+    for line in [*body.replace("\r\n", "\n").replace("\r", "\n").split("\n"), ""]:
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if line == "" and data:
+            yield ServerEvent(name, "\n".join(data))
+        if line == "":
+            name, data = "message", []
+        elif field == "event":
+            name = value
+        elif field == "data":
+            data.append(value)
+
+
+def folded(row: Row) -> tuple[Result[LLMResponse, LLMError], list[object]]:
+    draft, told = Draft(target=target_for(row)), list[object]()
+    for event in events_of(row["response"]["body"]):
+        step = OPENAI_CHAT.decode_event(draft, event)
+        if not is_successful(step):
+            return Failure(step.failure()), told
+        told.extend(step.unwrap())
+    return OPENAI_CHAT.finish(draft), told
+
+
+# What the JSON holds.
+
+
+class Held:
+    """Text, thinking, calls, finish reason, usage, refusal and error of one row, read without the provider."""
+
+    def __init__(self, row: Row) -> None:
+        self.text, self.thought, self.refusal = "", "", ""
+        self.calls: list[dict[str, str]] = []
+        self.finish: str | None = None
+        self.usage: dict[str, Any] | None = None
+        self.error: Any = None
+        self.has_choices = False
+        body = row["response"]["body"]
+        if not row["stream"]:
+            self.take(json.loads(body), whole=True)
+            return
+        for event in events_of(body):
+            if event.data == "[DONE]":
+                break
+            self.take(json.loads(event.data), whole=False)
+
+    def take(self, told: dict[str, Any], *, whole: bool) -> None:
+        self.error = self.error or told.get("error")
+        self.usage = told.get("usage") or (told.get("x_groq") or {}).get("usage") or self.usage
+        for choice in told.get("choices") or []:
+            if choice.get("index"):
+                continue
+            self.has_choices = True
+            said = choice.get("message" if whole else "delta") or {}
+            self.say(said)
+            for call in said.get("tool_calls") or []:
+                self.call(call, whole=whole)
+            legacy = said.get("function_call")
+            if legacy and legacy.get("name"):
+                self.calls.append({"id": "", "name": legacy["name"], "arguments": legacy["arguments"]})
+            self.finish = self.finish or choice.get("finish_reason")
+
+    def say(self, said: dict[str, Any]) -> None:
+        content = said.get("content")
+        if isinstance(content, str):
+            self.text += content
+        elif isinstance(content, list):
+            for part in content:
+                if part["type"] == "thinking":
+                    self.thought += "".join(each["text"] for each in part["thinking"])
+                self.text += part.get("text", "")
+        elif isinstance(content, dict):
+            self.text += json.dumps(content, separators=(",", ":"))
+        elif said.get("audio"):
+            self.text += said["audio"].get("transcript", "")
+        thought = said.get("reasoning") or said.get("reasoning_content")
+        details = said.get("reasoning_details") or []
+        self.thought += thought or "".join(part.get("text") or part.get("summary") or "" for part in details)
+        self.refusal += said.get("refusal") or ""
+
+    def call(self, call: dict[str, Any], *, whole: bool) -> None:
+        function = call.get("function") or call.get("custom") or {}
+        arguments = function.get("arguments", function.get("input")) or ""
+        same = [each for each in self.calls if each["key"] == str(call.get("index"))]
+        if whole or not same or (call.get("id") and call["id"] != same[-1]["id"]):
+            fresh = {"id": call.get("id") or "", "name": function.get("name") or "", "arguments": arguments}
+            self.calls.append({**fresh, "key": str(call.get("index"))})
+        else:
+            same[-1]["arguments"] += arguments
+
+
+FINISHES = {"stop": "stop", "eos": "stop", "end_turn": "stop", "length": "length", "tool_calls": "tool_calls"}
+
+
+def check(row: Row, result: Result[LLMResponse, LLMError]) -> None:
+    held = Held(row)
+    if held.error is not None or not held.has_choices:
+        error = result.failure()
+        assert error.tag == {"f9dd86c66c7c": "MalformedResponse", "70a11955ad95": "ContentRefused"}.get(
+            row["id"], "InvalidRequest"
+        )
+    elif held.refusal:
+        error = result.failure()
+        assert error.tag == "ContentRefused"
+        assert held.refusal == getattr(error, "message", None)
+    else:
+        same(held, result.unwrap())
+
+
+def same(held: Held, response: LLMResponse) -> None:
+    thought = "".join(part.text for part in response.parts if isinstance(part, Reasoning))
+    if held.text.lstrip().startswith("<think>"):
+        inside, _, after = held.text.lstrip().removeprefix("<think>").partition("</think>")
+        assert (response.content, thought.strip()) == (after.lstrip(), inside.strip())
+    else:
+        assert response.content == held.text
+        assert thought == held.thought
+    assert "".join(part.text for part in response.parts if isinstance(part, Text)) == response.content
+    same_calls(held, response)
+    wanted = FINISHES.get(held.finish or "stop", held.finish)
+    assert response.finish_reason.value == ("tool_calls" if response.tool_calls and wanted != "length" else wanted)
+    same_usage(held, response)
+
+
+def same_calls(held: Held, response: LLMResponse) -> None:
+    told = [(call.name, call.arguments) for call in response.tool_calls]
+    assert told == [(call["name"], call["arguments"]) for call in held.calls]
+    for call, wanted in zip(response.tool_calls, held.calls, strict=True):
+        assert call.id == wanted["id"] or (not wanted["id"] and call.id.startswith("call_"))
+
+
+def same_usage(held: Held, response: LLMResponse) -> None:
+    if held.usage is None:
+        assert response.usage.total_tokens is None
+        return
+    prompt, answer = held.usage["prompt_tokens"], held.usage["completion_tokens"]
+    asked = held.usage.get("prompt_tokens_details") or {}
+    thought = (held.usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    if thought and held.usage["total_tokens"] == prompt + answer + thought:
+        answer += thought
+    assert (response.usage.prompt_tokens, response.usage.output_tokens) == (prompt, answer)
+    assert response.usage.reasoning_tokens == min(thought or held.usage.get("reasoning_tokens") or 0, answer)
+    assert response.usage.cache_read_tokens >= min(asked.get("cached_tokens") or 0, prompt)
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=named)
+def test_a_whole_answer_is_what_its_body_holds(row: Row) -> None:
+    check(row, OPENAI_CHAT.decode(target_for(row), response_for(row)))
+
+
+@pytest.mark.parametrize("row", STREAMED, ids=named)
+def test_a_folded_stream_is_what_its_events_hold(row: Row) -> None:
+    result, told = folded(row)
+    check(row, result)
+    if is_successful(result):
+        response = result.unwrap()
+        assert "".join(event.text for event in told if isinstance(event, TextDelta)) == response.content
+        thought = "".join(part.text for part in response.parts if isinstance(part, Reasoning))
+        assert "".join(event.text for event in told if isinstance(event, ReasoningDelta)) == thought
+        deltas = [event for event in told if isinstance(event, ToolCallDelta)]
+        for index, call in enumerate(response.tool_calls):
+            mine = [event for event in deltas if event.index == index]
+            assert {event.id for event in mine} == {call.id}
+            assert "".join(event.arguments for event in mine) == call.arguments
+
+
+@pytest.mark.parametrize("row", STREAMED, ids=named)
+def test_a_stream_cut_anywhere_is_never_a_silent_success(row: Row) -> None:
+    events = list(events_of(row["response"]["body"]))
+    ends = next(
+        (n for n, event in enumerate(events) if '"finish_reason":"' in event.data.replace(": ", ":")), len(events)
+    )
+    draft = Draft(target=target_for(row))
+    for event in events[:ends]:
+        if not is_successful(OPENAI_CHAT.decode_event(draft, event)) or event.data == "[DONE]":
+            return
+    assert OPENAI_CHAT.finish(draft).failure().tag in {"MalformedResponse", "ContentRefused"}
+
+
+# The error that each row is; the others are what their status says.
+KINDS = {
+    "25d1f0494d48": "ModelUnavailable",
+    "4cbd8b36ea6f": "ModelUnavailable",
+    "75c1d5f0fe7f": "ModelUnavailable",
+    "7c8443004a91": "ModelUnavailable",
+    "7a68e817d9e7": "ModelUnavailable",
+    "60588f15db55": "ModelUnavailable",
+    "bea90907db59": "ModelUnavailable",
+    "ecf190c11119": "ModelUnavailable",
+    "794b3aea619f": "ContextTooLarge",
+    "ce8d25593f9a": "InvalidRequest",
+    "cf1b1655a556": "RateLimitExceeded",
+    "q304e5262e8f": "ContextTooLarge",
+    "qcb5c266d6af": "ContextTooLarge",
+    "q9592650b72c": "ContextTooLarge",
+    "q27241f24274": "ContextTooLarge",
+    "q9b2d9849662": "ConfigurationError",
+}
+BY_STATUS = {
+    400: "InvalidRequest",
+    401: "AuthenticationFailed",
+    402: "RateLimitExceeded",
+    404: "ConfigurationError",
+    413: "InvalidRequest",
+    422: "InvalidRequest",
+    429: "RateLimitExceeded",
+    500: "ModelUnavailable",
+    502: "ModelUnavailable",
+    529: "ModelUnavailable",
+}
+
+
+@pytest.mark.parametrize("row", [row for row in ERRORS if row["response"]["status"] != 200], ids=named)
+def test_an_error_answer_is_the_error_that_it_is(row: Row) -> None:
+    error = OPENAI_CHAT.classify(target_for(row), response_for(row))
+    assert error.tag == KINDS.get(row["id"], BY_STATUS[row["response"]["status"]])
+    assert error.status == row["response"]["status"]
+
+
+@pytest.mark.parametrize("row", [row for row in ERRORS if row["response"]["status"] == 200], ids=named)
+def test_an_error_inside_a_success_is_the_error_that_it_is(row: Row) -> None:
+    streamed = "event-stream" in row["response"]["headers"]["content-type"]
+    result = folded(row)[0] if streamed else OPENAI_CHAT.decode(target_for(row), response_for(row))
+    assert result.failure().tag == KINDS.get(row["id"], "ModelUnavailable")

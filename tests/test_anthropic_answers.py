@@ -1,0 +1,341 @@
+"""Answers of the Messages API: plain calls, from bytes to values."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from returns.pipeline import is_successful
+
+from llm_effects.config import ModelConfig
+from llm_effects.events import ReasoningDelta, TextDelta, ToolCallDelta
+from llm_effects.messages import Message, Origin, Reasoning, Text, ToolCall
+from llm_effects.providers.anthropic import ANTHROPIC
+from llm_effects.providers.base import ServerEvent
+from llm_effects.providers.drafts import Draft
+from llm_effects.providers.registry import target_of
+from llm_effects.providers.targets import Target
+from llm_effects.requests import LLMRequest, Tool
+from llm_effects.responses import FinishReason, LLMResponse, Usage
+from llm_effects.wire import WireResponse
+
+Json = dict[str, Any]
+
+OLD = "2023-06-01"
+WEATHER = Tool("weather", "tells the weather", {"type": "object", "properties": {"city": {"type": "string"}}})
+SIGNED = '{"type":"thinking","thinking":"hm","signature":"sig"}'
+
+
+def claude(model: str = "claude-opus-5-5", **config: Any) -> Target:
+    given_config = {"provider": "anthropic", "model": model, "api_key": "sk-canary", **config}
+    return target_of("claude", ModelConfig(**given_config)).unwrap()
+
+
+def answer(*blocks: Json, reason: str | None = "end_turn", **more: Any) -> Json:
+    usage = {"input_tokens": 3, "cache_read_input_tokens": 5, "cache_creation_input_tokens": 7, "output_tokens": 11}
+    return {"type": "message", "model": "m", "content": list(blocks), "stop_reason": reason, "usage": usage} | more
+
+
+def read(message: object, **headers: str) -> Any:
+    raw = message if isinstance(message, bytes) else json.dumps(message).encode()
+    return ANTHROPIC.decode(claude(), WireResponse(status=200, headers=headers, body=raw))
+
+
+def events_of(message: Json, cut: int = 1_000_000) -> list[Json]:
+    """The stream that a server would make of a message, its texts cut into pieces."""
+    usage = message["usage"]
+    begin = {"model": message["model"], "content": [], "usage": {**usage, "output_tokens": 1}}
+    told: list[Json] = [{"type": "message_start", "message": begin}, {"type": "ping"}]
+    for index, block in enumerate(message["content"]):
+        empty, deltas = taken_apart(block)
+        told.append({"type": "content_block_start", "index": index, "content_block": empty})
+        told += [{"type": "content_block_delta", "index": index, "delta": piece} for piece in pieces(deltas, cut)]
+        told.append({"type": "content_block_stop", "index": index})
+    end = {"stop_reason": message["stop_reason"], "stop_details": message.get("stop_details")}
+    told.append({"type": "message_delta", "delta": end, "usage": {"output_tokens": usage["output_tokens"]}})
+    return [*told, {"type": "message_stop"}]
+
+
+def taken_apart(block: Json) -> tuple[Json, list[tuple[str, str, str]]]:
+    match block["type"]:
+        case "text":
+            return {**block, "text": ""}, [("text_delta", "text", block["text"])]
+        case "thinking":
+            whole = [("thinking_delta", "thinking", block["thinking"])]
+            return {**block, "thinking": "", "signature": ""}, [
+                *whole,
+                ("signature_delta", "signature", block["signature"]),
+            ]
+        case "tool_use":
+            text = json.dumps(block["input"], separators=(",", ":"), ensure_ascii=False)
+            return {**block, "input": {}}, [("input_json_delta", "partial_json", text)] if block["input"] else []
+        case _:
+            return block, []
+
+
+def pieces(deltas: list[tuple[str, str, str]], cut: int) -> list[Json]:
+    return [
+        {"type": kind, field: text[at : at + cut]} for kind, field, text in deltas for at in range(0, len(text), cut)
+    ]
+
+
+def stream(events: list[Json], draft: Draft | None = None) -> Any:
+    """Fold a stream: all that was told, then the end; or the first failure."""
+    draft = draft or Draft(target=claude())
+    told: list[object] = []
+    for event in events:
+        step = ANTHROPIC.decode_event(draft, ServerEvent(event.get("type", "message"), json.dumps(event)))
+        if not is_successful(step):
+            return told, step
+        told += step.unwrap()
+    return told, ANTHROPIC.finish(draft)
+
+
+_texts = st.text(st.characters(codec="utf-8"), max_size=12)
+_values = st.dictionaries(_texts, st.one_of(_texts, st.integers(-9, 9), st.none(), st.booleans()), max_size=3)
+_blocks = st.one_of(
+    st.builds(lambda text: {"type": "text", "text": text}, _texts),
+    st.builds(lambda text, sign: {"type": "thinking", "thinking": text, "signature": sign}, _texts, _texts),
+    st.builds(lambda data: {"type": "redacted_thinking", "data": data}, _texts),
+    st.builds(
+        lambda at, args: {"type": "tool_use", "id": f"t{at}", "name": "f", "input": args}, st.integers(0, 9), _values
+    ),
+    st.builds(lambda data: {"type": "server_tool_use", "id": "s", "name": "web", "input": {"q": data}}, _texts),
+)
+_reasons = st.sampled_from(["end_turn", "tool_use", "stop_sequence", "max_tokens", "pause_turn", "refusal", "new_one"])
+
+
+@given(st.lists(_blocks, max_size=5), _reasons, st.integers(1, 7))
+def test_a_stream_folded_is_the_plain_answer(blocks: list[Json], reason: str, cut: int) -> None:
+    whole = answer(*blocks, reason=reason)
+    told, folded = stream(events_of(whole, cut))
+    plain = read(whole)
+    assert folded == plain
+    if is_successful(plain):
+        assert "".join(event.text for event in told if isinstance(event, TextDelta)) == plain.unwrap().content
+        assert all(event.text for event in told if isinstance(event, TextDelta | ReasoningDelta))
+
+
+_json = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.floats(), st.integers(), st.text(), st.sampled_from(["text", "tool_use"])),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(
+                ["type", "content", "usage", "delta", "index", "error", "input", "content_block", "message"]
+            ),
+            inner,
+        ),
+    ),
+)
+_names = st.sampled_from(
+    [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "error",
+        "new",
+    ]
+)
+
+
+@given(_json)
+def test_no_body_is_an_exception(value: object) -> None:
+    made = read(json.dumps(value).encode())
+    assert is_successful(made) or made.failure().provider == "anthropic"
+
+
+@given(st.lists(st.tuples(_names, _json), max_size=6))
+def test_no_stream_is_an_exception(events: list[tuple[str, Any]]) -> None:
+    made = [{**(told if isinstance(told, dict) else {"delta": told}), "type": name} for name, told in events]
+    assert not is_successful(stream(made)[1])
+
+
+@given(st.binary(max_size=40))
+def test_no_bytes_are_an_exception(raw: bytes) -> None:
+    assert read(raw).failure().tag in {"MalformedResponse", "ModelUnavailable"}
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"<html>login</html>", b"null", b"[]", b"7", b'"x"', b"{}", b'{"content":null}', b"{", b"[" * 100_000]
+)
+def test_a_success_that_says_nothing_is_malformed(raw: bytes) -> None:
+    error = read(raw).failure()
+    assert (error.tag, error.model) == ("MalformedResponse", "claude")
+
+
+def test_a_whole_answer() -> None:
+    thought = {"type": "thinking", "thinking": "hm", "signature": "sig"}
+    hidden = {"type": "redacted_thinking", "data": "xyz"}
+    call = {"type": "tool_use", "id": "t1", "name": "weather", "input": {}}
+    text = {"type": "text", "text": "rain"}
+    made: LLMResponse = read(answer(thought, hidden, text, call, reason="tool_use"), **{"request-id": "req_1"}).unwrap()
+    origin = Origin("anthropic", "claude-opus-5-5")
+    assert made.parts == (
+        Reasoning("hm", SIGNED, origin),
+        Reasoning("", '{"type":"redacted_thinking","data":"xyz"}', origin),
+        Text("rain"),
+        ToolCall("t1", "weather", "{}"),
+    )
+    assert (made.content, made.finish_reason, made.request_id) == ("rain", FinishReason.TOOL_CALLS, "req_1")
+    assert made.usage == Usage(input_tokens=3, cache_read_tokens=5, cache_write_tokens=7, output_tokens=11)
+    assert (made.model, made.served_model, made.provider) == ("claude", "m", "anthropic")
+
+
+def test_thinking_goes_back_as_it_came() -> None:
+    made = read(
+        answer(
+            {"type": "thinking", "thinking": "hm", "signature": "sig"},
+            {"type": "text", "text": "a"},
+            model="claude-opus-5-5-20261001",
+        )
+    )
+    turns = (Message("user", "q"), Message("assistant", made.unwrap().parts), Message("user", "more"))
+    for target, back in ((claude(), True), (claude("claude-sonnet-5"), False)):
+        request = ANTHROPIC.encode(target, LLMRequest(messages=turns), False).unwrap()
+        assert (SIGNED in request.body.decode()) is back
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish", "warned_of"),
+    [
+        ("end_turn", FinishReason.STOP, False),
+        ("stop_sequence", FinishReason.STOP, False),
+        ("max_tokens", FinishReason.LENGTH, False),
+        ("model_context_window_exceeded", FinishReason.LENGTH, False),
+        ("tool_use", FinishReason.TOOL_CALLS, False),
+        ("pause_turn", FinishReason.STOP, True),
+        ("something_new", FinishReason.STOP, True),
+    ],
+)
+def test_reasons_to_stop(reason: str, finish: FinishReason, warned_of: bool) -> None:
+    made = read(answer({"type": "text", "text": "a"}, reason=reason)).unwrap()
+    assert (made.finish_reason, bool(made.warnings)) == (finish, warned_of)
+
+
+def test_a_refusal_is_an_error_with_its_category() -> None:
+    details = {"type": "refusal", "category": "cyber", "explanation": "no"}
+    error = read(answer({"type": "text", "text": "Well"}, reason="refusal", stop_details=details)).failure()
+    assert (error.tag, error.category, error.message, error.partial) == ("ContentRefused", "cyber", "no", "Well")
+    assert error.usage.output_tokens == 11
+
+
+@pytest.mark.parametrize(
+    ("kind", "tag"),
+    [
+        ("overloaded_error", "ModelUnavailable"),
+        ("rate_limit_error", "RateLimitExceeded"),
+        ("api_error", "ModelUnavailable"),
+        ("authentication_error", "AuthenticationFailed"),
+        ("invalid_request_error", "InvalidRequest"),
+    ],
+)
+def test_an_error_inside_a_success_is_what_its_type_says(kind: str, tag: str) -> None:
+    error = {"type": "error", "error": {"type": kind, "message": "x"}, "request_id": "req_9"}
+    plain = read(error).failure()
+    told, failed = stream([*events_of(answer({"type": "text", "text": "so far"}))[:4], error])
+    assert (plain.tag, plain.request_id) == (tag, "req_9")
+    assert (failed.failure().tag, failed.failure().partial, len(told)) == (tag, "so far", 1)
+    assert failed.failure().usage.input_tokens == 3
+
+
+@pytest.mark.parametrize("left", range(1, 7))
+def test_a_stream_that_is_cut_is_no_answer(left: int) -> None:
+    events = events_of(answer({"type": "text", "text": "half"}))
+    error = stream(events[:left])[1].failure()
+    assert error.tag == "MalformedResponse"
+    assert error.partial == ("half" if left > 3 else "")
+
+
+def test_a_stop_without_a_reason_is_no_answer() -> None:
+    assert stream(events_of(answer({"type": "text", "text": "a"}, reason=None)))[1].failure().tag == "MalformedResponse"
+
+
+def test_a_second_answer_spliced_into_the_first_is_malformed() -> None:
+    events = events_of(answer({"type": "text", "text": "a"}))
+    failed = stream([*events[:4], *events])[1]
+    assert (failed.failure().tag, failed.failure().partial) == ("MalformedResponse", "a")
+    assert is_successful(stream([events[0], *events])[1])
+    assert stream([*events, *events])[1] == stream(events)[1]
+
+
+def test_unknown_events_and_blocks_tell_nothing() -> None:
+    whole = answer({"type": "later_tool", "x": [1]}, {"type": "text", "text": "a"})
+    odd: list[Json] = [
+        {"type": "later", "delta": "x"},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "later_delta"}},
+        {"type": "content_block_delta", "index": 9, "delta": {"type": "input_json_delta", "partial_json": "x"}},
+        {"type": "content_block_delta", "index": 9, "delta": {"type": "signature_delta", "signature": "x"}},
+        {"type": "content_block_stop", "index": 9},
+    ]
+    events = events_of(whole)
+    told, made = stream([*events[:3], *odd, *events[3:]])
+    assert (told, made.unwrap().content) == ([TextDelta("a")], "a")
+
+
+def test_content_without_the_beginning_of_its_block_is_not_lost() -> None:
+    events = events_of(answer({"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "text", "text": "a"}))
+    told, made = stream([event for event in events if event["type"] != "content_block_start"])
+    assert told == [ReasoningDelta("hm"), TextDelta("a")]
+    assert [part.text for part in made.unwrap().parts if isinstance(part, Reasoning | Text)] == ["hm", "a"]
+
+
+def test_a_call_is_told_piece_by_piece_and_one_without_arguments_has_none() -> None:
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}
+    told, made = stream(events_of(answer(call, {**call, "input": {}}, reason="tool_use"), cut=4))
+    first = [event for event in told if isinstance(event, ToolCallDelta) and event.index == 0]
+    assert [event.arguments for event in first] == ["", '{"a"', ":1}"]
+    assert {(event.id, event.name) for event in first} == {("t", "f")}
+    assert [each.arguments for each in made.unwrap().tool_calls] == ['{"a":1}', "{}"]
+
+
+def test_a_call_cut_off_by_the_limit_keeps_what_it_had() -> None:
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}
+    events = events_of(answer(call, reason="max_tokens"), cut=4)
+    without = [event for event in events if event["type"] != "content_block_stop" and ":1}" not in str(event)]
+    assert [each.arguments for each in stream(without)[1].unwrap().tool_calls] == ['{"a"']
+    bare = [event for event in without if event["type"] != "content_block_delta"]
+    assert [each.arguments for each in stream(bare)[1].unwrap().tool_calls] == [""]
+
+
+@pytest.mark.parametrize("call", [{"id": "t", "name": ""}, {"id": "t"}, {"id": "t", "name": 7}])
+def test_a_call_without_a_name_is_malformed(call: Json) -> None:
+    assert read(answer({"type": "tool_use", "input": {}, **call})).failure().tag == "MalformedResponse"
+
+
+def test_a_call_without_an_id_gets_one() -> None:
+    assert read(answer({"type": "tool_use", "name": "f", "input": {}})).unwrap().tool_calls[0].id == "toolu_0"
+
+
+def test_thinking_without_a_signature_is_kept_and_not_replayed() -> None:
+    made = read(answer({"type": "thinking", "thinking": "hm", "signature": ""}, {"type": "text", "text": "a"})).unwrap()
+    assert [(part.text, part.opaque) for part in made.parts if isinstance(part, Reasoning)] == [("hm", None)]
+
+
+def test_the_last_count_told_holds() -> None:
+    events = events_of(answer({"type": "text", "text": "a"}))
+    details = {"input_tokens": 30, "cache_read_input_tokens": None, "output_tokens_details": {"thinking_tokens": 2}}
+    events[-2]["usage"] |= details
+    wanted = Usage(input_tokens=30, cache_read_tokens=5, cache_write_tokens=7, output_tokens=11, reasoning_tokens=2)
+    assert stream(events)[1].unwrap().usage == wanted
+
+
+def test_usage_that_is_not_told_is_unknown() -> None:
+    assert read(answer({"type": "text", "text": "a"}, usage=None)).unwrap().usage == Usage()
+
+
+def test_a_broken_event_ends_the_stream_with_what_was_said() -> None:
+    draft = Draft(target=claude())
+    stream(events_of(answer({"type": "text", "text": "so far"}))[:4], draft)
+    error = ANTHROPIC.decode_event(draft, ServerEvent("content_block_delta", '{"type":')).failure()
+    assert (error.tag, error.partial) == ("MalformedResponse", "so far")
+
+
+def test_the_key_is_in_no_error() -> None:
+    error = {"type": "error", "error": {"type": "authentication_error", "message": "bad key sk-canary"}}
+    wire = WireResponse(status=401, body=json.dumps(error).encode())
+    assert "canary" not in repr(ANTHROPIC.classify(claude(), wire))
+    assert "canary" not in repr(read(error).failure())

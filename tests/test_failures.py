@@ -1,0 +1,409 @@
+"""Error answers: each becomes the one error that it is, with what it tells and without the key."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_effects.config import Capabilities, ModelConfig
+from llm_effects.decisions import is_retryable
+from llm_effects.errors import (
+    ConfigurationError,
+    ContentRefused,
+    ContextTooLarge,
+    LLMError,
+    ModelUnavailable,
+    NetworkError,
+    RateLimitExceeded,
+    RequestTimeout,
+)
+from llm_effects.providers.failures import classify, classify_error_object
+from llm_effects.providers.retry_hints import retry_after
+from llm_effects.providers.targets import Preset, Target
+from llm_effects.wire import WireResponse
+
+KEY = "canary-Zx81-secret"
+TARGET = Target(
+    name="mini",
+    config=ModelConfig(provider="openai-chat", model="gpt-x", api_key=KEY, headers={"x-org": "organisation-77"}),
+    preset=Preset(name="openai-chat", wire="openai-chat"),
+    endpoint="https://api.example.com/v1",
+    capabilities=Capabilities(),
+)
+
+
+def answered(status: int, body: object = "", **headers: str) -> LLMError:
+    text = body if isinstance(body, str) else json.dumps(body)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return classify(TARGET, WireResponse(status=status, headers=named, body=text.encode()))
+
+
+def error(message: str, **fields: object) -> dict[str, Any]:
+    return {"error": {"message": message, **fields}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "tag"),
+    [
+        pytest.param(400, error("bad field"), "InvalidRequest", id="fault-20"),
+        pytest.param(401, error("Incorrect API key"), "AuthenticationFailed", id="fault-23"),
+        pytest.param(402, error("Insufficient Balance"), "RateLimitExceeded", id="fault-24"),
+        pytest.param(
+            403, error("no", code="unsupported_country_region_territory"), "AuthenticationFailed", id="fault-25"
+        ),
+        pytest.param(404, error("not found"), "ConfigurationError", id="fault-28-path"),
+        pytest.param(405, "", "ConfigurationError", id="fault-28-method"),
+        pytest.param(409, error("conflict"), "ModelUnavailable", id="fault-30"),
+        pytest.param(413, error("too big", type="request_too_large"), "InvalidRequest", id="fault-31"),
+        pytest.param(415, "", "InvalidRequest", id="fault-32-415"),
+        pytest.param(422, {"detail": [{"loc": ["body", "n"], "msg": "wrong"}]}, "InvalidRequest", id="fault-32-422"),
+        pytest.param(425, "", "ModelUnavailable", id="fault-33"),
+        pytest.param(429, error("slow down"), "RateLimitExceeded", id="fault-34"),
+        pytest.param(500, error("oops", type="server_error"), "ModelUnavailable", id="fault-44"),
+        pytest.param(501, error("no", type="not_supported_error"), "InvalidRequest", id="fault-45"),
+        pytest.param(502, "", "ModelUnavailable", id="fault-46"),
+        pytest.param(529, error("Overloaded", type="overloaded_error"), "ModelUnavailable", id="fault-48"),
+        pytest.param(522, "<html>gone</html>", "ModelUnavailable", id="fault-49"),
+        pytest.param(418, "", "InvalidRequest", id="fault-50-418"),
+        pytest.param(499, "", "InvalidRequest", id="fault-50-499"),
+        pytest.param(204, "", "MalformedResponse", id="fault-51-204"),
+        pytest.param(101, "", "MalformedResponse", id="fault-51-101"),
+        pytest.param(302, "", "ConfigurationError", id="fault-16-redirect"),
+    ],
+)
+def test_the_status_decides_where_nothing_else_does(status: int, body: object, tag: str) -> None:
+    found = answered(status, body)
+    assert found.tag == tag
+    assert (found.model, found.provider, found.status) == ("mini", "openai-chat", status)
+
+
+@pytest.mark.parametrize("status", [408, 504, 524])
+def test_faults_29_47_a_server_that_gave_up_is_a_timeout(status: int) -> None:
+    found = answered(status, "<h1>gateway</h1>")
+    assert isinstance(found, RequestTimeout)
+    assert found.phase == "server"
+
+
+CONTEXT = [
+    (
+        400,
+        error("This model's maximum context length is 8192 tokens. However, your messages resulted in 9000"),
+        9000,
+        8192,
+    ),
+    (400, error("maximum context length is 100 tokens. However, you requested 150 tokens (90 in, 60 out)"), 150, 100),
+    (400, error("too long", code="context_length_exceeded"), None, None),
+    (400, error("request (31 tokens) exceeds the available context size (16 tokens)"), 31, 16),
+    (400, error("too big", type="exceed_context_size_error", n_prompt_tokens=31, n_ctx=16), 31, 16),
+    (400, error("prompt is too long: 208310 tokens > 200000 maximum", type="invalid_request_error"), 208310, 200000),
+    (400, error("input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000"), 210000, 200000),
+    (
+        429,
+        error("Request too large for gpt-x: Limit 30,000, Requested 41,000.", code="rate_limit_exceeded"),
+        41000,
+        30000,
+    ),
+    (400, {"object": "error", "message": "max_tokens must be at least 1, got -186.", "code": 400}, None, None),
+    (500, error("Context size has been exceeded.", type="server_error"), None, None),
+    (400, {"error": "prompt is longer than the context length"}, None, None),
+    (400, error("Your input exceeds the context window of this model."), None, None),
+    (400, error("maximum prompt length is 131072 but the request contains 537812 tokens"), 537812, 131072),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "count", "limit"), CONTEXT)
+def test_faults_21_43_a_prompt_too_long_tells_both_numbers(
+    status: int, body: object, count: int | None, limit: int | None
+) -> None:
+    found = answered(status, body)
+    assert isinstance(found, ContextTooLarge)
+    assert (found.token_count, found.limit) == (count, limit)
+
+
+def test_fault_21_lm_studio_tells_the_window_it_loaded() -> None:
+    said = (
+        "Trying to keep the first 6269 tokens when context the overflows. "
+        "However, the model is loaded with context length of only 4096 tokens"
+    )
+    found = answered(400, {"error": said})
+    assert isinstance(found, ContextTooLarge)
+    assert (found.token_count, found.limit) == (6269, 4096)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["max_tokens is too large: 100000. This model supports at most 16384 completion tokens", "max_tokens: 9 > 5"],
+)
+def test_too_many_wanted_tokens_are_no_overflow(message: str) -> None:
+    assert answered(400, error(message)).tag == "InvalidRequest"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, error("no", code="content_filter", innererror={"code": "ResponsibleAIPolicyViolation"})),
+        (400, error("filtered due to the prompt triggering Azure OpenAI's content management policy")),
+        (400, error("flagged", code="invalid_prompt")),
+        (400, error("flagged", code="bio_policy")),
+    ],
+)
+def test_fault_22_a_content_filter_is_a_refusal(status: int, body: object) -> None:
+    assert answered(status, body).tag == "ContentRefused"
+
+
+def test_fault_22_the_categories_that_struck_are_told() -> None:
+    verdicts = {"hate": {"filtered": True}, "violence": {"filtered": False}}
+    found = answered(400, error("no", code="content_filter", innererror={"content_filter_result": verdicts}))
+    assert isinstance(found, ContentRefused)
+    assert found.category == "hate"
+
+
+def test_fault_26_a_web_page_with_403_is_something_in_between() -> None:
+    found = answered(
+        403, "<!DOCTYPE html><style>b{}</style><title>Attention Required!</title>", content_type="text/html"
+    )
+    assert isinstance(found, NetworkError)
+    assert (found.phase, found.message) == ("intermediary", "Attention Required!")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, error("The model `gpt-9` does not exist or you do not have access to it.", code="model_not_found")),
+        (404, {"error": {"message": "model 'x' not found, try pulling it first", "type": "not_found_error"}}),
+        (404, {"type": "error", "error": {"type": "not_found_error", "message": "model: claude-nope"}}),
+        (404, error("gpt-x: unknown here")),
+        (400, {"object": "error", "message": "Invalid model: nope", "type": "invalid_model"}),
+        (404, {"error": "No models loaded. Please load a model in the developer page"}),
+    ],
+)
+def test_fault_27_a_model_that_is_not_there(status: int, body: object) -> None:
+    found = answered(status, body)
+    assert isinstance(found, ModelUnavailable)
+    assert found.reason == "unknown_model"
+    assert not is_retryable(found)
+
+
+def test_fault_28_a_wrong_path_names_the_endpoint() -> None:
+    found = answered(404, error("Not Found"))
+    assert isinstance(found, ConfigurationError)
+    assert "https://api.example.com/v1" in found.message
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (429, error("You exceeded your current quota", type="insufficient_quota", code="insufficient_quota")),
+        (429, error("no", code="credit_balance_exhausted")),
+        (429, error("no", code="project_spend_limit_exceeded")),
+        (429, {"error": {"type": "rate_limit_error", "details": {"error_code": "enforced_spend_limit_reached"}}}),
+        (402, {"error": {"type": "billing_error", "message": "pay"}}),
+        (400, error("Your credit balance is too low to access the API", type="invalid_request_error")),
+    ],
+)
+def test_fault_42_money_spent_is_not_waited_for(status: int, body: object) -> None:
+    found = answered(status, body)
+    assert isinstance(found, RateLimitExceeded)
+    assert found.quota
+    assert not is_retryable(found)
+
+
+def test_a_quota_that_comes_back_is_waited_for() -> None:
+    found = answered(429, error("You exceeded your current quota. Please retry in 33.5s.", status="RESOURCE_EXHAUSTED"))
+    assert isinstance(found, RateLimitExceeded)
+    assert (found.quota, found.retry_after) == (False, 33.5)
+
+
+@pytest.mark.parametrize("message", ["Loading model", "Model is unloaded."])
+def test_fault_46_a_model_being_loaded_is_waited_for(message: str) -> None:
+    found = answered(503, error(message, type="unavailable_error"))
+    assert isinstance(found, ModelUnavailable)
+    assert found.reason == "loading"
+
+
+def test_fault_53_a_page_is_told_without_its_tags_and_clipped() -> None:
+    found = answered(502, f"<html><head><title>502 Bad Gateway</title></head><p>{'x' * 9000}</html>")
+    assert isinstance(found, ModelUnavailable)
+    assert found.message.startswith("502 Bad Gateway xxx")
+    assert len(found.message) == 500
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"error": {"message": "told"}}, "told"),
+        ({"error": "told"}, "told"),
+        ({"object": "error", "message": "told", "code": 400}, "told"),
+        ({"type": "error", "error": {"type": "x", "message": "told"}}, "told"),
+        ({"detail": "told"}, "told"),
+        ({"detail": [{"loc": ["body", "n"], "msg": "told"}]}, "body.n: told"),
+        ({"message": {"detail": [{"loc": ["a"], "msg": "told"}]}}, "a: told"),
+        ([{"error": {"message": "told"}}], "told"),
+        ({"errors": [{"message": "told"}, {"message": "twice"}]}, "told; twice"),
+        ({"code": "invalid-argument", "error": "told"}, "told"),
+        (error("Provider returned error", metadata={"raw": "told"}), "Provider returned error: told"),
+        ("told", "told"),
+        ("", "HTTP 400 without a word"),
+        ("[]", "HTTP 400 without a word"),
+        ("null", "HTTP 400 without a word"),
+        ("17", "HTTP 400 without a word"),
+    ],
+)
+def test_fault_54_every_shape_of_body_is_read(body: object, said: str) -> None:
+    found = answered(400, body)
+    assert found.tag == "InvalidRequest"
+    assert getattr(found, "message", None) == said
+
+
+@pytest.mark.parametrize("message", ["Failed to parse tools: x", "image input is not supported - hint: mmproj"])
+def test_fault_55_a_500_that_is_the_callers_fault(message: str) -> None:
+    assert answered(500, error(message, type="server_error")).tag == "InvalidRequest"
+
+
+@pytest.mark.parametrize(
+    ("told", "tag", "status"),
+    [
+        ({"error": {"type": "overloaded_error", "message": "Overloaded"}}, "ModelUnavailable", 529),
+        ({"type": "rate_limit_error", "message": "slow"}, "RateLimitExceeded", 429),
+        ({"type": "timeout_error"}, "TimeoutError", 504),
+        ({"type": "authentication_error", "code": "invalid_request_error"}, "AuthenticationFailed", 401),
+        ({"type": "invalid_request_error", "message": "bad"}, "InvalidRequest", 400),
+        ({"code": 429, "message": "busy"}, "RateLimitExceeded", 429),
+        ({"code": "server_error", "message": "oops"}, "ModelUnavailable", 500),
+        ({"error": "llama runner stopped"}, "ModelUnavailable", 500),
+        ("a bare text", "ModelUnavailable", 500),
+        ({"error": "Unexpected endpoint or method. (POST /x)"}, "ConfigurationError", 500),
+    ],
+)
+def test_fault_56_an_error_inside_a_success_is_what_its_code_stands_for(told: object, tag: str, status: int) -> None:
+    found = classify_error_object(TARGET, told)
+    assert (found.tag, found.status) == (tag, status)
+
+
+def test_the_diagnostics_are_filled_in() -> None:
+    found = answered(429, error("slow", code="rate_limit_exceeded"), x_request_id="req_1", retry_after="7")
+    assert (found.code, found.request_id, found.retry_after) == ("rate_limit_exceeded", "req_1", 7.0)
+    assert answered(529, {"error": {"type": "x"}, "request_id": "req_2"}).request_id == "req_2"
+    assert answered(429, {"error": {"details": {"error_code": "deep"}, "type": "t"}}).code == "deep"
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 429, 500, 302])
+@pytest.mark.parametrize("shape", ['{{"error": {{"message": "{0}", "code": "{0}"}}}}', "<html>{0}</html>", "{0}"])
+def test_fault_132_a_key_that_the_server_echoes_is_masked(status: int, shape: str) -> None:
+    shown = repr(answered(status, shape.format(f"bad {KEY} organisation-77 sk-abcdefgh1234")))
+    assert KEY not in shown
+    assert "organisation-77" not in shown
+    assert "sk-abcdefgh1234" not in shown
+
+
+@given(st.integers(100, 599), st.binary(max_size=200))
+def test_no_bytes_crash_it(status: int, body: bytes) -> None:
+    found = classify(TARGET, WireResponse(status=status, body=body))
+    assert found.status == status or 200 <= status < 300
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["error", "message", "code", "type", "detail", "details", "status", "innererror", "metadata"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.sampled_from([None, 200, 400, 404, 429, 500]), JSON)
+def test_no_json_crashes_it(status: int | None, body: object) -> None:
+    assert classify_error_object(TARGET, body, status).model == "mini"
+
+
+def test_deep_nesting_is_read_without_a_crash() -> None:
+    assert answered(500, '{"error":' * 900 + "1" + "}" * 900).tag == "ModelUnavailable"
+    assert answered(500, "[" * 100_000).tag == "ModelUnavailable"
+
+
+# When to ask again.
+
+NOON = "Wed, 18 Nov 2026 12:00:00 GMT"
+LATER = "Wed, 18 Nov 2026 12:00:30 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "message", "seconds"),
+    [
+        pytest.param({"retry-after": "3"}, "", 3.0, id="fault-35"),
+        pytest.param({"retry-after": LATER, "date": NOON}, "", 30.0, id="fault-36"),
+        pytest.param({"retry-after": LATER}, "", None, id="fault-36-no-date"),
+        pytest.param({"retry-after-ms": "250", "retry-after": "9"}, "", 0.25, id="fault-37"),
+        pytest.param({"retry-after-ms": "0", "retry-after": "1"}, "", 1.0, id="zero-says-nothing"),
+        pytest.param({"retry-after": "99999999"}, "", 99999999.0, id="fault-38"),
+        pytest.param({"retry-after": "inf"}, "", None, id="fault-39"),
+        pytest.param({"retry-after": "1e999"}, "", None, id="fault-39-overflow"),
+        pytest.param({"retry-after": "nan"}, "", None, id="fault-40-nan"),
+        pytest.param({"retry-after": "-5"}, "", None, id="fault-40-negative"),
+        pytest.param({"retry-after": "soon"}, "", None, id="fault-40-text"),
+        pytest.param({"retry-after": NOON, "date": LATER}, "", None, id="fault-40-past"),
+        pytest.param(
+            {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}, "", 360.0, id="fault-41"
+        ),
+        pytest.param(
+            {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "12ms"}, "", 0.012, id="fault-41-ms"
+        ),
+        pytest.param(
+            {"x-ratelimit-remaining-tokens": "5", "x-ratelimit-reset-tokens": "9s"}, "", None, id="fault-41-left"
+        ),
+        pytest.param(
+            {
+                "anthropic-ratelimit-input-tokens-remaining": "0",
+                "anthropic-ratelimit-input-tokens-reset": "2026-11-18T12:00:45Z",
+                "date": NOON,
+            },
+            "",
+            45.0,
+            id="fault-41-anthropic",
+        ),
+        pytest.param(
+            {"anthropic-ratelimit-tokens-remaining": "0", "anthropic-ratelimit-tokens-reset": "Tomorrow", "date": NOON},
+            "",
+            None,
+            id="fault-41-unreadable",
+        ),
+        pytest.param({}, "Please try again in 1.5s. Visit", 1.5, id="message-seconds"),
+        pytest.param({}, "Please try again in 120ms.", 0.12, id="message-milliseconds"),
+        pytest.param({}, "try again in 6m0s", 360.0, id="message-minutes"),
+        pytest.param({}, "Please retry after 26 seconds.", 26.0, id="message-words"),
+        pytest.param({}, "try again in a moment", None, id="message-vague"),
+        pytest.param({}, "", None, id="nothing"),
+    ],
+)
+def test_a_hint_is_in_seconds_or_there_is_none(headers: dict[str, str], message: str, seconds: float | None) -> None:
+    assert retry_after(headers, message) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_a_date_counts_from_the_clock_that_is_given() -> None:
+    assert retry_after({"retry-after": LATER}, "", datetime(2026, 11, 18, 12, tzinfo=UTC)) == 30.0
+
+
+@given(
+    st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "date"]), st.text(max_size=30)),
+    st.text(max_size=60),
+)
+def test_a_hint_is_positive_and_finite(headers: dict[str, str], message: str) -> None:
+    hint = retry_after(headers, message)
+    assert hint is None or 0 < hint < float("inf")
+
+
+def test_hostile_pages_and_numbers_take_no_time_and_do_not_crash() -> None:
+    assert answered(502, "<script" * 40_000).tag == "ModelUnavailable"
+    assert answered(400, error("maximum context length is , tokens")).tag == "InvalidRequest"
+    assert classify_error_object(TARGET, {"code": "9" * 5000, "message": "x"}).tag == "ModelUnavailable"
+    assert answered(400, '{"error":{"code":' + "9" * 5000 + "}}").tag == "InvalidRequest"

