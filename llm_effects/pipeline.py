@@ -1,0 +1,104 @@
+"""The onion: one file that shows every layer between a request and its answer.
+
+A layer takes a ``Generate`` and gives a ``Generate``. To leave one out or to add your own, build another:
+
+>>> from llm_effects.pipeline import complete, observed, retried, routed, bounded, layered
+>>> without_retries = layered(complete, observed, routed, bounded)
+"""
+
+import anyio
+from attrs import evolve
+from returns.pipeline import is_successful
+from returns.result import Failure, Result, Success
+
+from llm_effects.calls import Call, Trail
+from llm_effects.effects import Effect, Generate, effect, settle
+from llm_effects.env import LLMEnv
+from llm_effects.errors import LLMError
+from llm_effects.policies import layered
+from llm_effects.policies.bounded import bounded
+from llm_effects.policies.complete import complete
+from llm_effects.policies.observed import observed
+from llm_effects.policies.retried import retried
+from llm_effects.policies.routed import decide, routed
+from llm_effects.requests import LLMRequest
+from llm_effects.responses import LLMResponse, total_cost
+from llm_effects.routing import RoutingDecision
+
+__all__ = [
+    "bounded",
+    "complete",
+    "explain",
+    "generate",
+    "generate_call",
+    "layered",
+    "observed",
+    "retried",
+    "routed",
+    "run_call",
+]
+
+# Inner to outer. The model is chosen by ``routed``: what stands before it acts on one attempt or one candidate,
+# what stands after it on the whole call.
+generate_call: Generate = layered(complete, observed, retried, routed, bounded)
+
+
+def generate(request: LLMRequest) -> Effect[LLMResponse]:
+    """Answer a request with the model that suits it, through every layer.
+
+    Gives the answer with its usage, cost (USD), latency (milliseconds) and attempts, or an ``LLMError``.
+
+    >>> import anyio
+    >>> from llm_effects import RateLimitExceeded, scripted_env, settle
+    >>> anyio.run(settle, generate(LLMRequest(prompt="why?")), scripted_env("because")).unwrap().content
+    'because'
+    >>> refused = scripted_env(RateLimitExceeded(quota=True))
+    >>> anyio.run(settle, generate(LLMRequest(prompt="why?")), refused).failure().tag
+    'RateLimitExceeded'
+    """
+    return run_call(generate_call, request)
+
+
+def explain(request: LLMRequest) -> Effect[RoutingDecision]:
+    """Tell which models ``generate`` would ask, in order, and why others are left out, without asking any.
+
+    >>> import anyio
+    >>> from llm_effects import scripted_env, settle
+    >>> decision = anyio.run(settle, explain(LLMRequest(prompt="why?")), scripted_env()).unwrap()
+    >>> [candidate.model for candidate in decision.candidates]
+    ['scripted']
+    """
+
+    async def run(env: LLMEnv) -> Result[RoutingDecision, LLMError]:
+        return decide(request, env)
+
+    return effect(run)
+
+
+def run_call(onion: Generate, request: LLMRequest) -> Effect[LLMResponse]:
+    """Send a request through an onion and put what its trail tells into the answer, or into the error."""
+
+    async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+        call = Call(id=env.new_id(), request=request)
+        started = anyio.current_time()
+        result = await settle(onion(call), env)
+        if is_successful(result):
+            return Success(_told(result.unwrap(), call, (anyio.current_time() - started) * 1000))
+        return Failure(_error_told(result.failure(), call.trail))
+
+    return effect(run)
+
+
+def _told(response: LLMResponse, call: Call, latency_ms: float) -> LLMResponse:
+    attempts = tuple(call.trail.attempts)
+    return evolve(
+        response,
+        task_type=call.request.task_type,
+        attempts=attempts,
+        cost=total_cost(attempt.cost for attempt in attempts),
+        latency_ms=latency_ms,
+    )
+
+
+def _error_told(error: LLMError, trail: Trail) -> LLMError:
+    return evolve(error, attempts=tuple(trail.attempts), partial=trail.partial or error.partial)

@@ -1,0 +1,22 @@
+"""The heart of the onion: ask the chosen model once."""
+
+from anyio import move_on_after
+from returns.result import Failure, Result
+
+from llm_effects.calls import Call
+from llm_effects.effects import Effect, effect, result_of
+from llm_effects.env import LLMEnv
+from llm_effects.errors import LLMError, RequestTimeout
+from llm_effects.responses import LLMResponse
+
+
+def complete(call: Call) -> Effect[LLMResponse]:
+    """Ask ``call.model`` once, within the time of one attempt (``ModelConfig.timeout_ms``)."""
+
+    async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+        limit_ms = env.config.models[call.model].timeout_ms
+        with move_on_after(limit_ms / 1000):
+            return await result_of(env.clients.complete(call))
+        return Failure(RequestTimeout(model=call.model, timeout_ms=limit_ms, phase="attempt"))
+
+    return effect(run)
