@@ -1,0 +1,133 @@
+"""Methods for people who want them: a thin object around an environment, and its factories."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self, TypeVar, final
+
+import anyio
+from attrs import evolve
+from returns.future import FutureResult
+from returns.pipeline import is_successful
+from returns.result import Result
+
+from llm_effects.config import LLMConfig
+from llm_effects.config.sources import load_config
+from llm_effects.effects import Effect, fail, settle
+from llm_effects.env import LLMEnv
+from llm_effects.errors import LLMError
+from llm_effects.live import live_clients, live_env, prices_of, ready_targets
+from llm_effects.pipeline import generate
+from llm_effects.prices import PriceList
+from llm_effects.requests import LLMRequest
+from llm_effects.responses import LLMResponse
+from llm_effects.routing import Facts, RoutingDecision, route
+from llm_effects.tokens import estimate_tokens
+from llm_effects.transports import Transport
+
+_Value = TypeVar("_Value")
+
+
+@final
+class LLMManager:
+    """An environment with methods. Use it with ``async with``, or plainly and close it with ``aclose()``.
+
+    Inside ``async with`` connections are kept from call to call. Used plainly it works from any event loop, also
+    from several ``anyio.run`` one after another, and keeps no connection longer than its calls.
+
+    A configuration that could not be read is told by every operation, as its ``ConfigurationError``.
+    """
+
+    def __init__(self, config: Result[LLMConfig, LLMError]) -> None:
+        self._config = config
+        self._transport = Transport()
+        self._clients = live_clients(config.value_or(LLMConfig(models={})), self._transport)
+        self._env = live_env(config.value_or(LLMConfig(models={})), self._clients)
+        self._scope = AsyncExitStack()
+
+    @property
+    def env(self) -> LLMEnv:
+        """The environment itself, for ``settle`` and for swapping services."""
+        return self._env
+
+    @property
+    def config(self) -> Result[LLMConfig, LLMError]:
+        """The configuration, or what was wrong with it."""
+        return self._config
+
+    def generate(self, request: LLMRequest) -> FutureResult[LLMResponse, LLMError]:
+        """Answer a request: a future to compose further, or to await for its ``IOResult``."""
+        return self._checked(generate(request))(self._env)
+
+    async def run(self, effect: Effect[_Value]) -> Result[_Value, LLMError]:
+        """Run any effect: its plain ``Result``."""
+        return await settle(self._checked(effect), self._env)
+
+    async def aclose(self) -> None:
+        """Close every connection and free the models in this process; closing twice is fine."""
+        with anyio.CancelScope(shield=True):
+            await self._scope.aclose()
+            await self._clients.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self._scope.enter_async_context(self._transport.scope())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _checked(self, effect: Effect[_Value]) -> Effect[_Value]:
+        return effect if is_successful(self._config) else fail(self._config.failure())
+
+
+def make_llm_manager(config: LLMConfig) -> LLMManager:
+    """Make a manager of a configuration; nothing is connected or loaded before the first call.
+
+    >>> import anyio
+    >>> from llm_effects import LLMRequest
+    >>> manager = make_llm_manager(LLMConfig(models={}))
+    >>> anyio.run(manager.run, generate(LLMRequest(prompt="why?"))).failure().message
+    'models: none is configured: add one, or install the local model'
+    """
+    return LLMManager(Result.from_value(config))
+
+
+def create_default_llm_manager(environ: Mapping[str, str] | None = None) -> LLMManager:
+    """Make a manager of the environment variables: LM Studio, GPT and Claude where there is a key, the local model.
+
+    >>> create_default_llm_manager({"LLM_CACHE_MAX_SIZE": "many"}).config.failure().tag
+    'ConfigurationError'
+    """
+    return LLMManager(load_config(environ=environ))
+
+
+def create_default_local_client(environ: Mapping[str, str] | None = None) -> LLMManager:
+    """Make a manager that never leaves this machine: the local models of the environment variables only.
+
+    >>> sorted(create_default_local_client({"OPENAI_API_KEY": "sk-x"}).config.unwrap().models)[0]
+    'lm-studio'
+    """
+    return LLMManager(load_config(environ=environ).map(_only_local))
+
+
+def _only_local(config: LLMConfig) -> LLMConfig:
+    local = {name for name, target in ready_targets(config).items() if target.preset.family == "local"}
+    return evolve(config, models={name: model for name, model in config.models.items() if name in local})
+
+
+def make_model_router(config: LLMConfig) -> Callable[[LLMRequest], Result[RoutingDecision, LLMError]]:
+    """Make the pure router of a configuration: which models would be asked, when nothing is known of them yet.
+
+    >>> from llm_effects import ModelConfig
+    >>> router = make_model_router(LLMConfig(models={"studio": ModelConfig(provider="lm-studio")}))
+    >>> router(LLMRequest(prompt="why?")).unwrap().candidates[0].model
+    'studio'
+    """
+    prices = PriceList(prices_of(config))
+
+    def decide(request: LLMRequest) -> Result[RoutingDecision, LLMError]:
+        return route(request, config, Facts(statistics={}, prices=prices, tokens=estimate_tokens(request)))
+
+    return decide

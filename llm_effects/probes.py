@@ -1,0 +1,94 @@
+"""Seeing how a model is: one request to its server, or one look at the engine."""
+
+from typing import Final
+
+import anyio
+import anyio.to_thread
+from attrs import evolve
+from returns.pipeline import is_successful
+from returns.result import Result, Success
+
+from llm_effects.decisions import describe
+from llm_effects.engines import Engine
+from llm_effects.env import ModelHealth
+from llm_effects.errors import LLMError
+from llm_effects.providers.headers import key_headers
+from llm_effects.providers.probing import Reading, probes_of, read, root_of
+from llm_effects.providers.registry import provider_of
+from llm_effects.providers.targets import Target
+from llm_effects.transports import Timeouts, Transport, TransportFault
+from llm_effects.wire import WireResponse
+
+PROBE_SECONDS: Final = 5.0
+"""How long a server may take to say how it is."""
+
+
+async def probe_server(transport: Transport, target: Target) -> Result[ModelHealth, LLMError]:
+    """Ask a server how it is; what is missing is said in ``message``."""
+    started = anyio.current_time()
+    health = _health(target, message=f"no answer within {PROBE_SECONDS:g} seconds")
+    with anyio.move_on_after(PROBE_SECONDS):
+        health = await _ask(transport, target)
+    return Success(evolve(health, latency_ms=(anyio.current_time() - started) * 1000))
+
+
+async def _ask(transport: Transport, target: Target) -> ModelHealth:
+    response = WireResponse(status=0)
+    for probe in probes_of(target):
+        try:
+            response = await _fetch(transport, target, probe.path)
+        except TransportFault as fault:
+            return _health(target, message=describe(evolve(fault.error, model=target.name)))
+        reading = read(probe, response, target.wire_model)
+        if reading is not None:
+            return _told(target, reading)
+    return _health(target, reachable=True, message=_why_not(target, response))
+
+
+async def _fetch(transport: Transport, target: Target, path: str) -> WireResponse:
+    limits = Timeouts(connect_s=min(PROBE_SECONDS, target.config.connect_ms / 1000), read_s=PROBE_SECONDS)
+    return await transport.fetch(root_of(target.endpoint) + path, key_headers(target), limits)
+
+
+def _why_not(target: Target, response: WireResponse) -> str:
+    if 200 <= response.status < 300:
+        return f"what answers at {target.endpoint} is not a model server: check the endpoint"
+    return describe(provider_of(target).classify(target, response))
+
+
+def _told(target: Target, reading: Reading) -> ModelHealth:
+    return evolve(
+        _health(target, reachable=True, message=reading.message),
+        ready=reading.ready,
+        loaded=reading.loaded,
+        context_length=reading.context_length or target.capabilities.context_length,
+    )
+
+
+def _health(target: Target, *, reachable: bool = False, message: str = "") -> ModelHealth:
+    return ModelHealth(
+        model=target.name,
+        provider=target.preset.name,
+        endpoint=target.endpoint,
+        reachable=reachable,
+        message=message,
+    )
+
+
+async def probe_engine(engine: Engine, target: Target) -> Result[ModelHealth, LLMError]:
+    """Look whether the in-process model would answer; it is not loaded for that."""
+    started = anyio.current_time()
+    checked = await anyio.to_thread.run_sync(engine.check)
+    ready = engine.loaded or is_successful(checked)
+    health = ModelHealth(
+        model=target.name,
+        provider=target.preset.name,
+        endpoint=target.endpoint,
+        reachable=ready,
+        ready=ready,
+        loaded=(target.endpoint,) if engine.loaded else (),
+        context_length=engine.context_length,
+        latency_ms=(anyio.current_time() - started) * 1000,
+        message="" if ready else describe(checked.failure()),
+    )
+    return Success(health)

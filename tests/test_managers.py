@@ -1,0 +1,137 @@
+"""The manager: several event loops, plain use and scopes, closing, and the defaults of a bare machine."""
+
+import gc
+from collections.abc import Iterator
+
+import anyio
+import pytest
+from attrs import evolve
+from returns.unsafe import unsafe_perform_io
+
+from llm_effects import (
+    LLMConfig,
+    LLMManager,
+    LLMRequest,
+    ModelConfig,
+    Preferences,
+    RoutingConfig,
+    create_default_llm_manager,
+    create_default_local_client,
+    generate,
+    make_llm_manager,
+)
+from tests.fixtures.llama_server import llama_server, model_or_skip  # noqa: F401
+from tests.fixtures.servers import Server, answering, reply_json, serving
+
+ASK = LLMRequest(prompt="Say hi.", preferences=Preferences(max_tokens=4, temperature=0.0))
+
+CHAT = {
+    "model": "m",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "hi"}}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving(answering(reply_json(CHAT))) as running:
+        yield running
+
+
+def manager_of(server: Server) -> LLMManager:
+    model = ModelConfig(provider="lm-studio", endpoint=server.url)
+    return make_llm_manager(LLMConfig(models={"m": model}, routing=RoutingConfig(max_retries=0)))
+
+
+async def ask(manager: LLMManager) -> str:
+    return (await manager.run(generate(ASK))).map(lambda response: response.content).value_or("failed")
+
+
+def test_one_manager_serves_several_event_loops_of_both_kinds(server: Server) -> None:
+    manager = manager_of(server)
+    answers = [anyio.run(ask, manager, backend=backend) for backend in ("asyncio", "trio", "asyncio", "trio")]
+    anyio.run(manager.aclose)
+    gc.collect()  # an unclosed connection would warn now, and warnings are errors
+    assert answers == ["hi"] * 4
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_plain_use_leaves_no_connection_behind(server: Server, backend: str) -> None:
+    async def use() -> int:
+        await ask(manager)
+        await ask(manager)
+        return server.settled()
+
+    manager = manager_of(server)
+    assert anyio.run(use, backend=backend) == 0
+
+
+@pytest.mark.anyio
+async def test_a_scope_keeps_its_connection_from_call_to_call(server: Server) -> None:
+    async with manager_of(server) as manager:
+        assert [await ask(manager) for _ in range(3)] == ["hi"] * 3
+        assert server.accepted == 1
+
+
+@pytest.mark.anyio
+async def test_closing_twice_is_fine_and_use_after_it_is_told(server: Server) -> None:
+    async with manager_of(server) as manager:
+        await ask(manager)
+        await manager.aclose()
+    await manager.aclose()
+    error = (await manager.run(generate(ASK))).failure()
+    assert (error.tag, "closed" in str(error)) == ("ConfigurationError", True)
+
+
+@pytest.mark.anyio
+async def test_generate_gives_a_future_to_compose(server: Server) -> None:
+    async with manager_of(server) as manager:
+        answer = await manager.generate(ASK).map(lambda response: response.content.upper())
+        assert unsafe_perform_io(answer.unwrap()) == "HI"
+
+
+@pytest.mark.anyio
+async def test_a_broken_configuration_is_told_by_every_operation() -> None:
+    manager = create_default_llm_manager({"LLM_CACHE_TTL_SECONDS": "soon", "OPENAI_API_KEY": "sk canary"})
+    for error in (
+        (await manager.run(generate(ASK))).failure(),
+        unsafe_perform_io((await manager.generate(ASK)).failure()),
+    ):
+        assert error.tag == "ConfigurationError"
+        assert "LLM_CACHE_TTL_SECONDS" in repr(error)
+        assert "canary" not in repr(error)
+
+
+@pytest.mark.anyio
+async def test_on_a_bare_machine_the_installed_model_answers_last_of_all() -> None:
+    model_or_skip()
+    async with create_default_llm_manager({"LM_STUDIO_ENDPOINT": "http://127.0.0.1:9/v1"}) as manager:
+        response = (await manager.run(generate(ASK))).unwrap()
+    assert [(each.model, each.outcome) for each in response.attempts] == [
+        ("lm-studio", "NetworkError"),
+        ("smollm2", "success"),
+    ]
+    assert response.cost.usd == 0
+
+
+def test_the_local_client_knows_no_remote_model() -> None:
+    client = create_default_local_client({"OPENAI_API_KEY": "sk-1", "CLAUDE_API_KEY": "sk-2"})
+    assert not {"gpt", "claude"} & set(client.config.unwrap().models)
+
+
+@pytest.mark.anyio
+async def test_the_same_model_over_http_and_in_process_gives_the_same_answer(llama_server: str) -> None:  # noqa: F811
+    file = str(model_or_skip())
+    config = LLMConfig(
+        models={
+            "server": ModelConfig(provider="llama-cpp", endpoint=llama_server),
+            "here": ModelConfig(provider="llama", model_path=file, context_length=2048),
+        }
+    )
+    request = LLMRequest(prompt="Count to three.", preferences=Preferences(max_tokens=12, temperature=0.0, seed=1))
+    answers = {}
+    async with make_llm_manager(config) as manager:
+        for name in config.models:
+            response = (await manager.run(generate(evolve(request, model=name)))).unwrap()
+            answers[name] = (response.content, response.finish_reason, response.usage.output_tokens)
+    assert answers["server"] == answers["here"]
