@@ -1,0 +1,67 @@
+"""Two models by configuration: a server first, the model in this process when the server does not answer."""
+
+import sys
+
+import anyio
+from returns.pipeline import is_successful
+from returns.result import Result
+
+from llm_effects import (
+    LLMConfig,
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    ModelConfig,
+    Preferences,
+    RoutingConfig,
+    TaskType,
+    describe,
+    effect,
+    embedded_model,
+    explain,
+    generate,
+    make_llm_manager,
+    settle,
+)
+
+CONFIG = LLMConfig(
+    models={
+        "studio": ModelConfig(provider="lm-studio", endpoint="http://localhost:1234/v1", connect_ms=500),
+        "small": ModelConfig(provider="llama", model_path=str(embedded_model() or "model.gguf"), context_length=2048),
+    },
+    routing=RoutingConfig(strategy="balanced", tasks={"config_management": ("studio", "small")}, max_retries=1),
+)
+
+REQUEST = LLMRequest(
+    system="You write configuration files. Answer with one line of YAML.",
+    prompt="Set the log level to debug.",
+    task_type=TaskType.CONFIG_MANAGEMENT,
+    preferences=Preferences(max_tokens=40, temperature=0.0, timeout_ms=60_000),
+)
+
+
+async def main(env: LLMEnv) -> Result[str, LLMError]:
+    """Show the plan, then the answer and how it came about."""
+    plan = await settle(explain(REQUEST), env)
+    answer = await settle(generate(REQUEST), env)
+    order = plan.map(lambda decision: " then ".join(each.model for each in decision.candidates)).value_or("nobody")
+    return answer.map(
+        lambda response: "\n".join(
+            [
+                f"asked    {order}",
+                *(f"         {each.model}: {each.outcome}" for each in response.attempts),
+                f"answer   {response.content.strip()}",
+            ]
+        )
+    )
+
+
+async def live() -> Result[str, LLMError]:
+    """Run with the configuration above."""
+    async with make_llm_manager(CONFIG) as manager:
+        return await manager.run(effect(main))
+
+
+if __name__ == "__main__":
+    answer = anyio.run(live)
+    print(answer.unwrap()) if is_successful(answer) else sys.exit(describe(answer.failure()))

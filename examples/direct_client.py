@@ -1,0 +1,50 @@
+"""Call one local model directly: no routing to think about, a future to compose, nothing leaves the machine."""
+
+import sys
+
+import anyio
+from returns.future import FutureResult
+from returns.pipeline import is_successful
+from returns.result import Result
+
+from llm_effects import (
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    LLMResponse,
+    Preferences,
+    create_default_local_client,
+    describe,
+    effect,
+    generate,
+    settle,
+)
+
+GREETING = LLMRequest(prompt="Say hello in five words.", preferences=Preferences(max_tokens=20, temperature=0.0))
+
+
+def words(response: LLMResponse) -> str:
+    """Keep the text and count its words."""
+    return f"{response.content.strip()!r} has {len(response.content.split())} words"
+
+
+def greet(env: LLMEnv) -> FutureResult[str, LLMError]:
+    """Give an effect its environment: a future of the answer, not yet started."""
+    return generate(GREETING)(env).map(words)
+
+
+async def main(env: LLMEnv) -> Result[str, LLMError]:
+    """Run the same as an effect, for a plain result."""
+    return await settle(generate(GREETING).map(words), env)
+
+
+async def live() -> Result[str, LLMError]:
+    """Run with the local models of this machine."""
+    async with create_default_local_client() as client:
+        print(await client.generate(GREETING).map(words))
+        return await client.run(effect(main))
+
+
+if __name__ == "__main__":
+    answer = anyio.run(live)
+    print(answer.unwrap()) if is_successful(answer) else sys.exit(describe(answer.failure()))

