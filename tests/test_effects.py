@@ -1,0 +1,151 @@
+"""What a user may rely on when building and running effects."""
+
+import anyio
+import attrs
+import pytest
+from hypothesis import given
+from returns.io import IOSuccess
+from returns.result import Failure, Result, Success
+
+from llm_effects.effects import Effect, ask, effect, fail, from_result, rescue, settle, succeed, then
+from llm_effects.env import LLMEnv
+from llm_effects.errors import InvalidRequest, LLMError, NetworkError, RequestTimeout
+from llm_effects.testing import scripted_env
+from tests.fixtures.effects import ERRORS, NUMBERS
+
+pytestmark = pytest.mark.anyio
+
+ENV = scripted_env()
+LATE = RequestTimeout(timeout_ms=5)
+
+
+def counted() -> tuple[Effect[int], list[int]]:
+    """An effect that gives the number of its run, and the list of its runs."""
+    runs: list[int] = []
+
+    async def run(_: LLMEnv) -> Result[int, LLMError]:
+        runs.append(len(runs) + 1)
+        await anyio.lowlevel.checkpoint()
+        return Success(runs[-1])
+
+    return effect(run), runs
+
+
+async def test_an_effect_does_nothing_until_it_is_awaited_with_an_env() -> None:
+    count, runs = counted()
+    chain = rescue(then(count.map(lambda run: run + 1), succeed), fail)
+    assert runs == []
+    await settle(chain, ENV)
+    assert runs == [1]
+
+
+async def test_every_run_of_an_effect_does_its_work_again() -> None:
+    count, runs = counted()
+    chain = then(count, lambda run: succeed(run * 10))
+    assert [await settle(chain, ENV) for _ in range(3)] == [Success(10), Success(20), Success(30)]
+    assert runs == [1, 2, 3]
+
+
+async def test_one_effect_can_run_many_times_at_once() -> None:
+    count, runs = counted()
+    ended: list[Result[int, LLMError]] = []
+
+    async def once() -> None:
+        ended.append(await settle(count, ENV))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(once)
+    assert len(ended) == len(runs) == 5
+
+
+async def test_a_dropped_effect_leaves_nothing_behind() -> None:
+    count, runs = counted()
+    then(count, succeed)  # a value like any other: no coroutine was made, so none is lost
+    assert runs == []
+
+
+@given(value=NUMBERS, error=ERRORS)
+async def test_what_goes_in_comes_out(value: int, error: LLMError) -> None:
+    assert await settle(succeed(value), ENV) == await settle(from_result(Success(value)), ENV) == Success(value)
+    assert await settle(fail(error), ENV) == await settle(from_result(Failure(error)), ENV) == Failure(error)
+
+
+async def test_ask_reads_the_env_it_is_given() -> None:
+    drawn = ask(lambda env: env.draw())
+    assert await settle(drawn, attrs.evolve(ENV, draw=lambda: 0.25)) == Success(0.25)
+    assert await settle(drawn, attrs.evolve(ENV, draw=lambda: 0.75)) == Success(0.75)
+
+
+async def test_all_steps_get_the_same_env() -> None:
+    seen: list[LLMEnv] = []
+
+    async def look(env: LLMEnv) -> Result[int, LLMError]:
+        seen.append(env)
+        return Failure(LATE) if len(seen) == 2 else Success(len(seen))
+
+    looked = effect(look)
+    assert await settle(rescue(then(looked, lambda _: looked), lambda _: looked), ENV) == Success(3)
+    assert all(env is ENV for env in seen)
+
+
+async def test_an_error_stops_the_steps_after_it() -> None:
+    count, runs = counted()
+    assert await settle(then(then(fail(LATE), lambda _: count), lambda _: count), ENV) == Failure(LATE)
+    assert runs == []
+
+
+async def test_a_handler_may_fail_in_its_own_way() -> None:
+    refused = NetworkError(phase="refused")
+    assert await settle(rescue(fail(LATE), lambda _: fail(refused)), ENV) == Failure(refused)
+
+
+async def test_a_result_joins_the_chain() -> None:
+    blank = InvalidRequest(message="prompt: blank")
+
+    def positive(value: int) -> Result[int, LLMError]:
+        return Success(value) if value > 0 else Failure(blank)
+
+    assert await settle(succeed(1).bind_result(positive), ENV) == Success(1)
+    assert await settle(succeed(0).bind_result(positive), ENV) == Failure(blank)
+
+
+async def test_a_bug_stays_an_exception() -> None:
+    def divide(value: int) -> Effect[float]:
+        return succeed(1 / value)
+
+    with pytest.raises(ZeroDivisionError):
+        await settle(rescue(then(succeed(0), divide), lambda _: succeed(0.0)), ENV)
+
+
+async def test_cancellation_passes_through() -> None:
+    async def forever(_: LLMEnv) -> Result[int, LLMError]:
+        await anyio.sleep_forever()
+        return Success(1)
+
+    with anyio.move_on_after(0.001) as scope:
+        await settle(rescue(effect(forever), lambda _: succeed(0)), ENV)
+    assert scope.cancelled_caught
+
+
+async def test_an_effect_runs_in_a_larger_env_of_the_user() -> None:
+    @attrs.frozen
+    class App:
+        llm: LLMEnv
+        name: str
+
+    def llm_of(app: App) -> LLMEnv:
+        return app.llm
+
+    drawn = ask(lambda env: env.draw()).modify_env(llm_of)
+    assert await drawn(App(ENV, "shop")) == IOSuccess(ENV.draw())
+
+
+async def test_many_steps_are_a_loop_inside_one_effect() -> None:
+    async def climb(env: LLMEnv) -> Result[int, LLMError]:
+        total = 0
+        for step in range(1_000):
+            total += (await settle(succeed(step), env)).unwrap()
+        return Success(total)
+
+    assert await settle(effect(climb), ENV) == Success(499_500)

@@ -1,0 +1,124 @@
+# pyright: strict
+"""What pyright makes of the words of ``llm_effects.effects``; ``test_pyright.py`` reads this file, nothing runs it.
+
+``assert_type`` demands the exact type. A line that bears ``# rejected`` must be an error, and no other line may be one.
+"""
+
+from typing import Never, assert_never, assert_type
+
+from attrs import frozen
+from returns.context import RequiresContextFutureResult
+from returns.result import Failure, Result, Success
+
+from llm_effects.config import LLMConfig
+from llm_effects.effects import Effect, ask, effect, fail, from_result, rescue, settle, succeed, then
+from llm_effects.env import LLMEnv
+from llm_effects.errors import InvalidRequest, LLMError, NetworkError, RequestTimeout
+
+
+@frozen
+class App:
+    llm: LLMEnv
+
+
+def llm_of(app: App) -> LLMEnv:
+    return app.llm
+
+
+async def count(env: LLMEnv) -> Result[int, LLMError]:
+    return Success(len(env.config.models))
+
+
+def positive(number: int) -> Result[float, InvalidRequest]:
+    return Success(number / 2) if number > 0 else Failure(InvalidRequest(message="number: must be above 0"))
+
+
+def blamed(error: LLMError) -> LLMError:
+    return RequestTimeout(model=error.model)
+
+
+async def words_have_the_exact_type(env: LLMEnv, known: Result[str, LLMError], failed: Effect[str]) -> None:
+    counted = effect(count)
+    assert_type(fail(RequestTimeout()), Effect[Never])
+    assert_type(counted, Effect[int])
+    assert_type(succeed(1), Effect[int])
+    assert_type(from_result(known), Effect[str])
+    assert_type(ask(lambda env: env.config), Effect[LLMConfig])
+    assert_type(then(counted, lambda number: succeed(str(number))), Effect[str])
+    assert_type(
+        then(counted, lambda number: then(failed, lambda text: succeed((number, text)))), Effect[tuple[int, str]]
+    )
+    assert_type(rescue(counted, lambda error: succeed(len(error.tag))), Effect[int])
+    assert_type(rescue(counted, other), Effect[int | str])
+    assert_type(await settle(counted, env), Result[int, LLMError])
+
+
+def methods_have_the_exact_type() -> None:
+    assert_type(succeed(1).map(str), Effect[str])
+    assert_type(succeed(1).alt(blamed), Effect[int])
+    assert_type(succeed(1).bind_result(positive), Effect[float])
+    assert_type(succeed(1).modify_env(llm_of), RequiresContextFutureResult[int, LLMError, App])
+
+
+def a_result_is_matched_to_the_end(result: Result[int, LLMError]) -> int | str:
+    match result:
+        case Success(value):
+            return assert_type(value, int)
+        case Failure(error):
+            return assert_type(error, LLMError).tag
+        case _:
+            return ""
+
+
+def an_error_is_matched_to_the_end(error: LLMError) -> str:
+    match error:
+        case RequestTimeout() | NetworkError():
+            return error.phase
+        case _:
+            assert_never(error)  # rejected
+
+
+def halved(number: int) -> float:
+    return number / 2
+
+
+def checked(number: int) -> Result[int, LLMError]:
+    return Success(number)
+
+
+def again(error: LLMError) -> Result[int, LLMError]:
+    return Failure(error)
+
+
+def other(error: LLMError) -> Effect[str]:
+    return fail(error)
+
+
+def at_once(env: LLMEnv) -> Result[int, LLMError]:
+    return Success(len(env.config.models))
+
+
+async def own_error(env: LLMEnv) -> Result[int, str]:
+    return Failure("late" if env.config.models else "never")
+
+
+async def own_env(env: int) -> Result[int, LLMError]:
+    return Success(env)
+
+
+async def mistakes_are_rejected(env: LLMEnv) -> None:
+    then(succeed(1), halved)  # rejected
+    then(succeed(1), checked)  # rejected
+    then(succeed(1), lambda number: Success(number))  # rejected
+    rescue(succeed(1), again)  # rejected
+    rescue(succeed(1), lambda error: Failure(error))  # rejected
+    effect(at_once)  # rejected
+    effect(own_error)  # rejected
+    effect(own_env)  # rejected
+    fail("late")  # rejected
+    text: Effect[str] = succeed(1)  # rejected
+    await settle(succeed(1))  # rejected
+    await settle(succeed(1), env.config)  # rejected
+    settle(succeed(1), env)  # rejected
+    wrong: str = (await settle(succeed(1), env)).unwrap()  # rejected
+    print(text, wrong)
