@@ -6,8 +6,9 @@ plain Python inside ``effect``.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Never, TypeAlias, TypeVar
+from typing import Generic, Never, TypeAlias, TypeVar, cast, final
 
+from attrs import frozen
 from returns.context import RequiresContextFutureResult
 from returns.future import FutureResult
 from returns.io import IO
@@ -46,7 +47,18 @@ def effect(run: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]) -> Effe
     >>> anyio.run(settle, count, scripted_env())
     <Success: 1>
     """
-    return RequiresContextFutureResult(lambda env: FutureResult(run(env)))
+    return RequiresContextFutureResult(_Runner(run))
+
+
+@final
+@frozen(eq=False)
+class _Runner(Generic[_Value]):
+    """What an effect holds: its async function, which ``settle`` may run without the wrapping of a future."""
+
+    run: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]
+
+    def __call__(self, env: LLMEnv) -> FutureResult[_Value, LLMError]:
+        return FutureResult(self.run(env))
 
 
 def succeed(value: _Value) -> Effect[_Value]:
@@ -138,6 +150,10 @@ async def settle(operation: Effect[_Value], env: LLMEnv) -> Result[_Value, LLMEr
     >>> anyio.run(settle, succeed("done"), scripted_env())
     <Success: done>
     """
+    # Of a deep onion most of the cost is the future around each layer; what ``effect`` made is run without one.
+    inner: object = operation._inner_value  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    if isinstance(inner, _Runner):
+        return await cast("_Runner[_Value]", inner).run(env)
     return await result_of(operation(env))
 
 

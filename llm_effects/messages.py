@@ -88,7 +88,7 @@ Part: TypeAlias = Text | Image | Reasoning | ToolCall | ToolResult
 def _parts(given: str | Part | Iterable[Part]) -> tuple[Part, ...]:
     if isinstance(given, str):
         return (Text(given),)
-    return (given,) if isinstance(given, get_args(Part)) else to_tuple(given)  # type: ignore[arg-type]
+    return (given,) if isinstance(given, (Text, Image, Reasoning, ToolCall, ToolResult)) else to_tuple(given)
 
 
 @final

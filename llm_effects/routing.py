@@ -98,12 +98,11 @@ def _decide(
     suited = [target for target in targets if not reasons[target.name]]
     if not suited:
         return Failure(nobody(request, targets, facts.tokens, left_out))
-    candidates = [_candidate(request, target, facts) for target in suited]
     return Success(
         RoutingDecision(
             task_type=request.task_type,
             strategy=routing.strategy,
-            candidates=_ordered(candidates, request, routing, facts),
+            candidates=_ordered([_candidate(request, target, facts) for target in suited], request, routing, facts),
             left_out=left_out,
             drawn=facts.drawn,
         )

@@ -1,7 +1,6 @@
 """Every attempt leaves a trace: in the trail of its call, in what is known of the model, in the ledger."""
 
 import anyio
-from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Result
 
@@ -23,17 +22,13 @@ def observed(inner: Generate) -> Generate:
             outcome: _Outcome | None = None
             try:
                 outcome = await settle(inner(call), env)
-                return outcome.map(lambda response: _priced(env, response))
+                return outcome
             finally:
                 _book(env, call, _attempt(env, call, outcome, started), outcome)
 
         return effect(run)
 
     return observe
-
-
-def _priced(env: LLMEnv, response: LLMResponse) -> LLMResponse:
-    return evolve(response, cost=env.prices.cost(response.model, response.usage))
 
 
 def _attempt(env: LLMEnv, call: Call, outcome: _Outcome | None, started: float) -> Attempt:

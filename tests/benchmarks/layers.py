@@ -1,0 +1,35 @@
+"""One call through every layer against bare httpx, in one run: ``python -m tests.benchmarks.layers``.
+
+Calls alternate, so that both meet the same machine; the figures are medians and their ratio.
+"""
+
+import anyio
+import httpx
+
+from llm_effects import LLMConfig, LLMRequest, ModelConfig, Preferences, generate, open_env, settle
+from tests.benchmarks.stub import stub
+from tests.benchmarks.transport import PLAIN, QUESTION, alternating
+
+REQUEST = LLMRequest(prompt="Why is the sky blue?", preferences=Preferences(max_tokens=100, temperature=0.2))
+
+
+async def one_call(rounds: int = 1000) -> None:
+    with stub() as base:
+        model = ModelConfig(provider="openai-compatible", model="stub", endpoint=base, api_key="sk-benchmark")
+        async with httpx.AsyncClient() as client, open_env(LLMConfig(models={"stub": model})) as env:
+
+            async def bare() -> object:
+                return (await client.post(f"{base}/chat/completions", json=QUESTION, headers=PLAIN)).json()
+
+            async def ours() -> object:
+                return (await settle(generate(REQUEST), env)).unwrap()
+
+            httpx_us, ours_us = await alternating(rounds, bare, ours)
+            ratio = ours_us / httpx_us
+            print(f"one call, every layer: bare httpx {httpx_us:.0f} us, ours {ours_us:.0f} us, ratio {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    for backend in ("asyncio", "trio"):
+        print(backend, end=": ")
+        anyio.run(one_call, backend=backend)
