@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from llm_effects.messages import ToolResult as ToolResult
     from llm_effects.pipeline import explain as explain
     from llm_effects.pipeline import generate as generate
+    from llm_effects.pipeline import stream as stream
     from llm_effects.policies import layered as layered
     from llm_effects.requests import Allow as Allow
     from llm_effects.requests import CachePolicy as CachePolicy
@@ -116,12 +117,15 @@ if TYPE_CHECKING:
     from llm_effects.schedules import up_to as up_to
     from llm_effects.schedules import within as within
     from llm_effects.secrets import Secret as Secret
+    from llm_effects.streams import open_stream as open_stream
     from llm_effects.suitability import LeftOut as LeftOut
     from llm_effects.testing import Late as Late
+    from llm_effects.testing import Pieces as Pieces
     from llm_effects.testing import Reply as Reply
     from llm_effects.testing import Scripted as Scripted
     from llm_effects.testing import answer as answer
     from llm_effects.testing import failing as failing
+    from llm_effects.testing import run_in_virtual_time as run_in_virtual_time
     from llm_effects.testing import scripted as scripted
     from llm_effects.testing import scripted_env as scripted_env
     from llm_effects.values import InvalidValue as InvalidValue
@@ -176,6 +180,7 @@ __all__ = [
     "NetworkError",
     "Origin",
     "Part",
+    "Pieces",
     "Policy",
     "Preferences",
     "Price",
@@ -237,10 +242,13 @@ __all__ = [
     "make_llm_manager",
     "make_model_router",
     "open_env",
+    "open_stream",
     "rescue",
+    "run_in_virtual_time",
     "scripted",
     "scripted_env",
     "settle",
+    "stream",
     "succeed",
     "then",
     "up_to",
@@ -262,15 +270,16 @@ _HOMES = {
     "live": "open_env",
     "managers": "LLMManager create_default_llm_manager create_default_local_client make_llm_manager make_model_router",
     "messages": "Image Message Origin Part Reasoning Text ToolCall ToolResult",
-    "pipeline": "explain generate",
+    "pipeline": "explain generate stream",
     "policies": "layered",
     "requests": "Allow CachePolicy LLMRequest Preferences Recovery TaskType Tool",
     "responses": "Attempt Cost FinishReason LLMResponse Usage",
     "routing": "Candidate RoutingDecision",
     "schedules": "Schedule Step exponential jittered up_to within",
     "secrets": "Secret",
+    "streams": "open_stream",
     "suitability": "LeftOut",
-    "testing": "Late Reply Scripted answer failing scripted scripted_env",
+    "testing": "Late Pieces Reply Scripted answer failing run_in_virtual_time scripted scripted_env",
     "values": "InvalidValue",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -7,7 +7,7 @@ from typing import TypeAlias, final
 from attrs import define, field, frozen
 
 from llm_effects.errors import LLMError
-from llm_effects.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.events import ReasoningDelta, Restarted, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.requests import LLMRequest
 from llm_effects.responses import Attempt
 
@@ -21,17 +21,19 @@ class Trail:
     """What has happened so far: the one mutable thing of a call, made by its outermost layer.
 
     It outlives every deadline and cancellation, so that no attempt is lost. ``errors`` are those of the
-    attempts that failed, in order; ``committed`` says that content reached the sink, and ``partial`` is its text.
+    attempts that failed, in order; ``contents`` counts the content events that the sink was given, ``pieces`` is the
+    text of them since the last restart, and ``acted`` says that a tool call was among them.
     """
 
     attempts: list[Attempt] = field(factory=list[Attempt])
     errors: list[LLMError] = field(factory=list[LLMError])
-    committed: bool = False
+    contents: int = 0
     pieces: list[str] = field(factory=list[str])
+    acted: bool = False
 
     @property
     def partial(self) -> str:
-        """The text that the sink was given."""
+        """The text that the consumer has."""
         return "".join(self.pieces)
 
 
@@ -42,7 +44,8 @@ class Call:
 
     ``id`` names the call in the ledger; ``model`` is the candidate chosen by ``routed``, a name from the
     configuration; ``deadline`` is on the clock of ``anyio.current_time()``; ``wait_ms`` is the pause that came
-    before this attempt and ``alternatives`` the number of candidates left after this one.
+    before this attempt and ``alternatives`` the number of candidates left after this one. ``before`` counts the
+    content events that earlier candidates delivered; ``continues`` says that this one goes on where they stopped.
     """
 
     id: str
@@ -53,19 +56,31 @@ class Call:
     trail: Trail = field(factory=Trail)
     wait_ms: float = 0.0
     alternatives: int = 0
+    before: int = 0
+    continues: bool = False
+
+    @property
+    def committed(self) -> bool:
+        """Whether this candidate's content has reached the sink: from then on nothing is tried unseen."""
+        return self.trail.contents > self.before
 
 
 def committing(sink: Sink, trail: Trail) -> Sink:
     """Let ``trail`` know what ``sink`` was given: the first content commits the call.
 
-    The commit is marked before the event is delivered: a sink that fails half-way may have shown it.
+    It is noted before it is delivered: a sink that fails half-way may have shown it.
     """
 
     async def deliver(event: StreamEvent) -> None:
         if isinstance(event, TextDelta):
             trail.pieces.append(event.text)
-        if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
-            trail.committed = True
+            trail.contents += 1
+        elif isinstance(event, ReasoningDelta | ToolCallDelta):
+            trail.contents += 1
+            trail.acted = trail.acted or isinstance(event, ToolCallDelta)
+        elif isinstance(event, Restarted):
+            trail.pieces.clear()
+            trail.acted = False
         await sink(event)
 
     return deliver

@@ -1,11 +1,14 @@
 """The in-process engine: a GGUF model, loaded once a process, that answers llama.cpp's own chat protocol.
 
-All that blocks happens in the model's threads, which are joined at exit: the engine crashes with a dying interpreter.
+The work happens in the model's threads, which are joined at exit: the engine crashes with a dying interpreter. Event
+loops run on meanwhile, but for one time: the engine holds the interpreter's lock (GIL) while it loads the model, and
+nothing in Python can release it. All threads stand still for that long, so a server loads before it serves (see the
+guide to local models).
 """
 
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
@@ -22,7 +25,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.errors import ConfigurationError, InvalidRequest, LLMError
 from llm_effects.exceptions import cause_of
-from llm_effects.mailboxes import Mailbox
+from llm_effects.mailboxes import BEGUN, Admitted, Deliver, Mailbox, Wait, delivered, patiently, unheard
 from llm_effects.providers.targets import Target
 
 Importer: TypeAlias = Callable[[str], ModuleType]
@@ -73,7 +76,7 @@ def _hidden_door() -> Generator[str]:
 def _open(settings: Settings) -> _Server:
     engine = _prepared(settings)
     params = engine.CommonParams()
-    params.model.path = str(Path(settings.path).expanduser())
+    params.model.path = str(_file(settings))
     params.n_ctx, params.n_parallel = settings.context_length * settings.slots, settings.slots
     params.api_keys = [secrets.token_hex()]
     for name, value in _ALWAYS.items():
@@ -88,10 +91,17 @@ def _open(settings: Settings) -> _Server:
 
 def _prepared(settings: Settings) -> ModuleType:
     engine = settings.importer("xllamacpp")
-    with Path(settings.path).expanduser().open("rb") as file:
+    with _file(settings).open("rb") as file:
         if file.read(4) != b"GGUF":
             raise RuntimeError("it is no GGUF file")
     return engine
+
+
+def _file(settings: Settings) -> Path:
+    try:
+        return Path(settings.path).expanduser()
+    except RuntimeError as nobody:  # there is no such user
+        raise FileNotFoundError(settings.path) from nobody
 
 
 _PROBLEMS: Final[Mapping[type[Exception], str]] = {
@@ -142,6 +152,7 @@ def _shared(settings: Settings) -> _Model:
 
 
 def _answer(model: _Model, body: bytes, mailbox: Mailbox) -> Result[None, LLMError]:
+    mailbox.put(BEGUN)
     opened = model.load()
     if not is_successful(opened):
         return Failure(opened.failure())
@@ -160,7 +171,7 @@ class Engine:
     """The in-process model of one ``Target``, for any number of event loops and threads, also at once."""
 
     def __init__(self, target: Target, importer: Importer = import_module) -> None:
-        config, self._target = target.config, target
+        config, self.target = target.config, target
         path = config.model_path or target.endpoint
         self.context_length: int = config.context_length or _CONTEXT_LENGTH
         settings = Settings(path, self.context_length, config.slots, config.threads, importer)
@@ -183,11 +194,18 @@ class Engine:
         """Whether a request would be answered now, if need be after loading the model."""
         return is_successful(self.check())
 
-    async def run(self, body: bytes, deliver: Callable[[str], Awaitable[None]]) -> Result[None, LLMError]:
-        """Answer one streamed chat completion: each chunk is awaited into ``deliver``, in order.
+    async def run(
+        self,
+        body: bytes,
+        deliver: Deliver,
+        wait: Wait = patiently,
+        admitted: Admitted = unheard,
+    ) -> Result[None, LLMError]:
+        """Answer one streamed chat completion: each chunk is awaited into ``deliver``, until that gives an error.
 
-        Calls beyond the slots wait their turn. A cancellation, or an exception of ``deliver``, comes out at once;
-        the answer ends with its next token, a long prompt within 128.
+        ``wait`` waits for the next chunk, and may give up. Calls beyond the slots wait their turn, and ``admitted`` is
+        called when it has come. A cancellation, or an exception of ``deliver``, comes out at once; the answer ends
+        with its next token, a long prompt within 128.
         """
         model = self._model
         if model is None:
@@ -196,16 +214,15 @@ class Engine:
         job = model.threads.submit(_answer, model, body, mailbox)
         job.add_done_callback(lambda _: mailbox.put(None))
         try:
-            while (chunk := await mailbox.receive()) is not None:
-                await deliver(chunk)
+            broken = await delivered(mailbox, deliver, wait, admitted)
         finally:
             mailbox.left = True
             job.cancel()
-        return job.result().alt(self._named)
+        return Failure(self._named(broken)) if broken is not None else job.result().alt(self._named)
 
     def close(self) -> None:
         """Let go of the model: answers under way go on to their end, new ones are refused."""
         self._model = None
 
     def _named(self, error: LLMError) -> LLMError:
-        return evolve(error, model=self._target.name, provider=self._target.preset.name)
+        return evolve(error, model=self.target.name, provider=self.target.preset.name)

@@ -3,6 +3,7 @@
 Swapping one is ``attrs.evolve(env, cache=...)``.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -16,6 +17,7 @@ from llm_effects.config import LLMConfig, ModelConfig
 from llm_effects.errors import LLMError
 from llm_effects.requests import LLMRequest, TaskType
 from llm_effects.responses import Attempt, Cost, LLMResponse, Usage
+from llm_effects.secrets import without_password
 
 
 @final
@@ -29,7 +31,7 @@ class ModelHealth:
 
     model: str
     provider: str
-    endpoint: str | None = None
+    endpoint: str | None = field(default=None, repr=without_password)
     reachable: bool = False
     ready: bool = False
     loaded: tuple[str, ...] = ()
@@ -41,20 +43,15 @@ class ModelHealth:
 @final
 @frozen(kw_only=True)
 class Statistics:
-    """What is known of a model from its attempts: how many, how many failed, mean latency in milliseconds.
+    """What is known of a model: its attempts, and moving averages of its error rate and latency (milliseconds).
 
     ``parked_until`` is on the clock of ``anyio.current_time()``: until then the model asked for a pause.
     """
 
     attempts: int = 0
-    failures: int = 0
+    error_rate: float = 0.0
     latency_ms: float | None = None
-    parked_until: float = 0.0
-
-    @property
-    def error_rate(self) -> float:
-        """Failures by attempts, 0 where nothing is known."""
-        return self.failures / self.attempts if self.attempts else 0.0
+    parked_until: float = -math.inf
 
 
 @final

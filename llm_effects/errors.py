@@ -49,7 +49,7 @@ class _Base:
     """Common to all errors, each where known; diagnostics do not count in comparisons.
 
     ``retry_after`` is in seconds. ``partial`` is the text delivered before a stream broke; ``usage`` is what the
-    provider billed all the same.
+    provider billed all the same; ``earlier`` are the errors of the attempts that came before in the same call.
     """
 
     tag: ClassVar[str]
@@ -63,6 +63,7 @@ class _Base:
     request_id: str | None = field(default=None, eq=False)
     usage: Usage | None = field(default=None, eq=False, repr=False)
     attempts: tuple[Attempt, ...] = field(default=(), eq=False, repr=False)
+    earlier: "tuple[LLMError, ...]" = field(default=(), eq=False, repr=False)
     cause: Cause | None = field(default=None, eq=False)
 
 

@@ -1,6 +1,7 @@
 """How the models are: reachable and ready are different answers."""
 
 import anyio
+from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Result, Success
 
@@ -8,7 +9,7 @@ from llm_effects.config import ModelConfig
 from llm_effects.decisions import describe
 from llm_effects.effects import Effect, effect, result_of
 from llm_effects.env import LLMEnv, ModelHealth
-from llm_effects.errors import LLMError
+from llm_effects.errors import ConfigurationError, LLMError
 
 
 def check_health() -> Effect[tuple[ModelHealth, ...]]:
@@ -37,6 +38,8 @@ def check_health() -> Effect[tuple[ModelHealth, ...]]:
 def check_local_model_health(endpoint: str) -> Effect[ModelHealth]:
     """Probe the local server at ``endpoint``, such as ``http://localhost:1234/v1``, configured or not.
 
+    It is taken for an LM Studio, then for any server that lists its models, which does not say what is ready.
+
     >>> import anyio
     >>> from llm_effects import scripted_env, settle
     >>> anyio.run(settle, check_local_model_health("http://localhost:1234/v1"), scripted_env()).unwrap().reachable
@@ -44,13 +47,22 @@ def check_local_model_health(endpoint: str) -> Effect[ModelHealth]:
     """
 
     async def run(env: LLMEnv) -> Result[ModelHealth, LLMError]:
-        return await result_of(env.clients.probe("local", ModelConfig(provider="lm-studio", endpoint=endpoint)))
+        probed = await result_of(env.clients.probe("local", ModelConfig(provider="lm-studio", endpoint=endpoint)))
+        return probed.alt(_of_the_endpoint)
 
     return effect(run)
+
+
+def _of_the_endpoint(error: LLMError) -> LLMError:
+    """Speak of what the caller gave: the endpoint is in no configuration."""
+    if not isinstance(error, ConfigurationError):
+        return error
+    return evolve(error, model=None, message=error.message.removeprefix("models.local."))
 
 
 async def _probe(env: LLMEnv, name: str, model: ModelConfig) -> ModelHealth:
     result = await result_of(env.clients.probe(name, model))
     if is_successful(result):
         return result.unwrap()
-    return ModelHealth(model=name, provider=model.provider, endpoint=model.endpoint, message=describe(result.failure()))
+    # without the endpoint, which may be what is wrong, and hold a password
+    return ModelHealth(model=name, provider=model.provider, message=describe(result.failure()))

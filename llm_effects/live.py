@@ -1,21 +1,19 @@
 """The live environment: made from a configuration, closed when it is left."""
 
 import random
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from uuid import uuid4
 
 import anyio
-from returns.pipeline import is_successful
 
 from llm_effects.clients import LiveClients
-from llm_effects.config import LLMConfig, Price
+from llm_effects.config import LLMConfig
 from llm_effects.engines import Engine
 from llm_effects.env import LLMEnv
-from llm_effects.prices import FREE, PriceList
-from llm_effects.providers.registry import target_of
-from llm_effects.providers.targets import Target
+from llm_effects.fleet import prices_of, ready_targets
+from llm_effects.prices import PriceList
 from llm_effects.stores.absent import NoCache, NoConversations, NoLimits, NoTelemetry
 from llm_effects.stores.memory import MemoryHealth, MemoryLedger
 from llm_effects.tokens import EstimatedTokens
@@ -76,16 +74,3 @@ def live_env(config: LLMConfig, clients: LiveClients) -> LLMEnv:
         draw=random.random,
         new_id=lambda: uuid4().hex,
     )
-
-
-def ready_targets(config: LLMConfig) -> Mapping[str, Target]:
-    """Give the models that are rightly configured; what is wrong with the others, routing tells."""
-    made = {name: target_of(name, model) for name, model in config.models.items()}
-    return {name: target.unwrap() for name, target in made.items() if is_successful(target)}
-
-
-def prices_of(config: LLMConfig) -> Mapping[str, Price]:
-    """Give the configured prices; a local model without one is free."""
-    local = {name: FREE for name, target in ready_targets(config).items() if target.preset.family == "local"}
-    given = {name: model.price for name, model in config.models.items() if model.price is not None}
-    return {**local, **given}

@@ -1,11 +1,25 @@
 """From a thread to an event loop: chunks that one produces and the other awaits."""
 
 from collections import deque
-from collections.abc import Callable
-from typing import final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias, final
 
 from anyio import Event
 from anyio.lowlevel import checkpoint, current_token
+
+from llm_effects.errors import LLMError, RequestTimeout
+
+BEGUN: Final = ""
+"""No chunk of an answer: it says that the call has left the queue."""
+
+Admitted: TypeAlias = Callable[[], object]
+"""Called once a call has left the queue."""
+
+Deliver: TypeAlias = Callable[[str], Awaitable[LLMError | None]]
+"""Takes one chunk of an answer, a JSON text; an error ends the answer."""
+
+Wait: TypeAlias = Callable[[Callable[[], Awaitable[str | None]]], Awaitable[str | RequestTimeout | None]]
+"""Waits for the next chunk, and may give up."""
 
 
 @final
@@ -44,3 +58,24 @@ class Mailbox:
             self._news = Event()
             await self._news.wait()
         return self._chunks.popleft()
+
+
+def unheard() -> None:
+    """Tell nobody."""
+
+
+async def patiently(read: Callable[[], Awaitable[str | None]]) -> str | RequestTimeout | None:
+    """Wait as long as it takes."""
+    return await read()
+
+
+async def delivered(mailbox: Mailbox, deliver: Deliver, wait: Wait, admitted: Admitted) -> LLMError | None:
+    """Hand on each chunk as it comes, to the last; gives what ended the answer early, if anything did."""
+    while (chunk := await wait(mailbox.receive)) is not None:
+        if chunk == BEGUN:
+            admitted()
+            continue
+        broken = chunk if isinstance(chunk, RequestTimeout) else await deliver(chunk)
+        if broken is not None:
+            return broken
+    return None

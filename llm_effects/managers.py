@@ -1,9 +1,9 @@
 """Methods for people who want them: a thin object around an environment, and its factories."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
-from typing import Self, TypeVar, final
+from typing import Self, TypeAlias, TypeVar, final
 
 import anyio
 from attrs import evolve
@@ -11,21 +11,36 @@ from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Result
 
+from llm_effects.calls import Sink
 from llm_effects.config import LLMConfig
 from llm_effects.config.sources import load_config
 from llm_effects.effects import Effect, fail, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import LLMError
-from llm_effects.live import live_clients, live_env, prices_of, ready_targets
-from llm_effects.pipeline import generate
+from llm_effects.events import StreamEvent
+from llm_effects.fleet import is_here, prices_of
+from llm_effects.live import live_clients, live_env
+from llm_effects.pipeline import generate, stream
 from llm_effects.prices import PriceList
+from llm_effects.providers.registry import target_of
 from llm_effects.requests import LLMRequest
 from llm_effects.responses import LLMResponse
 from llm_effects.routing import Facts, RoutingDecision, route
+from llm_effects.stores.memory import MemoryHealth
+from llm_effects.streams import open_stream
 from llm_effects.tokens import estimate_tokens
 from llm_effects.transports import Transport
 
 _Value = TypeVar("_Value")
+
+
+Adapt: TypeAlias = Callable[[LLMEnv], LLMEnv]
+"""Swaps services of the live environment, by ``attrs.evolve``."""
+
+
+def as_it_is(env: LLMEnv) -> LLMEnv:
+    """Swap nothing."""
+    return env
 
 
 @final
@@ -33,21 +48,29 @@ class LLMManager:
     """An environment with methods. Use it with ``async with``, or plainly and close it with ``aclose()``.
 
     Inside ``async with`` connections are kept from call to call. Used plainly it works from any event loop, also
-    from several ``anyio.run`` one after another, and keeps no connection longer than its calls.
+    from several ``anyio.run`` one after another, and keeps no connection longer than its calls. It may be entered again
+    after it was left; what is known of the models stays.
 
     A configuration that could not be read is told by every operation, as its ``ConfigurationError``.
     """
 
-    def __init__(self, config: Result[LLMConfig, LLMError]) -> None:
+    def __init__(self, config: Result[LLMConfig, LLMError], adapt: Adapt = as_it_is) -> None:
         self._config = config
-        self._transport = Transport()
-        self._clients = live_clients(config.value_or(LLMConfig(models={})), self._transport)
-        self._env = live_env(config.value_or(LLMConfig(models={})), self._clients)
+        self._adapt = adapt
+        self._health = MemoryHealth()
         self._scope = AsyncExitStack()
+        self._open()
+
+    def _open(self) -> None:
+        self._closed = False
+        config = self._config.value_or(LLMConfig(models={}))
+        self._transport = Transport()
+        self._clients = live_clients(config, self._transport)
+        self._env = self._adapt(evolve(live_env(config, self._clients), health=self._health))
 
     @property
     def env(self) -> LLMEnv:
-        """The environment itself, for ``settle`` and for swapping services."""
+        """The environment itself, for ``settle``."""
         return self._env
 
     @property
@@ -59,17 +82,28 @@ class LLMManager:
         """Answer a request: a future to compose further, or to await for its ``IOResult``."""
         return self._checked(generate(request))(self._env)
 
+    def stream(self, request: LLMRequest, sink: Sink) -> FutureResult[LLMResponse, LLMError]:
+        """Answer a request with every event awaited into ``sink`` as it comes."""
+        return self._checked(stream(request, sink))(self._env)
+
+    def open_stream(self, request: LLMRequest) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
+        """Answer a request event by event, for ``async for``."""
+        return open_stream(request)(self._env)
+
     async def run(self, effect: Effect[_Value]) -> Result[_Value, LLMError]:
         """Run any effect: its plain ``Result``."""
         return await settle(self._checked(effect), self._env)
 
     async def aclose(self) -> None:
         """Close every connection and free the models in this process; closing twice is fine."""
+        self._closed = True
         with anyio.CancelScope(shield=True):
             await self._scope.aclose()
             await self._clients.aclose()
 
     async def __aenter__(self) -> Self:
+        if self._closed:
+            self._open()
         await self._scope.enter_async_context(self._transport.scope())
         return self
 
@@ -82,8 +116,10 @@ class LLMManager:
         return effect if is_successful(self._config) else fail(self._config.failure())
 
 
-def make_llm_manager(config: LLMConfig) -> LLMManager:
+def make_llm_manager(config: LLMConfig, adapt: Adapt = as_it_is) -> LLMManager:
     """Make a manager of a configuration; nothing is connected or loaded before the first call.
+
+    ``adapt`` swaps services of its environment: ``lambda env: evolve(env, clients=...)``.
 
     >>> import anyio
     >>> from llm_effects import LLMRequest
@@ -91,7 +127,7 @@ def make_llm_manager(config: LLMConfig) -> LLMManager:
     >>> anyio.run(manager.run, generate(LLMRequest(prompt="why?"))).failure().message
     'models: none is configured: add one, or install the local model'
     """
-    return LLMManager(Result.from_value(config))
+    return LLMManager(Result.from_value(config), adapt)
 
 
 def create_default_llm_manager(environ: Mapping[str, str] | None = None) -> LLMManager:
@@ -113,8 +149,10 @@ def create_default_local_client(environ: Mapping[str, str] | None = None) -> LLM
 
 
 def _only_local(config: LLMConfig) -> LLMConfig:
-    local = {name for name, target in ready_targets(config).items() if target.preset.family == "local"}
-    return evolve(config, models={name: model for name, model in config.models.items() if name in local})
+    """Keep the models of this machine, and those that are wrongly configured, to be told."""
+    made = {name: target_of(name, model) for name, model in config.models.items()}
+    kept = {name for name, target in made.items() if not is_successful(target) or is_here(target.unwrap())}
+    return evolve(config, models={name: model for name, model in config.models.items() if name in kept})
 
 
 def make_model_router(config: LLMConfig) -> Callable[[LLMRequest], Result[RoutingDecision, LLMError]]:

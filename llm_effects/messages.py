@@ -1,14 +1,16 @@
 """Messages and their parts: what is said to a model and what it says back."""
 
 from collections.abc import Iterable
-from typing import Literal, TypeAlias, final, get_args
+from typing import Final, Literal, TypeAlias, final, get_args
 
 from attrs import field, frozen
 
-from llm_effects.values import instances, invalid, one_of, text, to_tuple
+from llm_effects.values import instance, instances, invalid, one_of, text, to_tuple
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 """Who speaks."""
+
+_ANY_TEXT: Final = text(empty=True)
 
 
 @final
@@ -16,8 +18,8 @@ Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 class Origin:
     """The provider and wire model that made an opaque part; only they can read it back."""
 
-    provider: str
-    model: str
+    provider: str = field(validator=_ANY_TEXT)
+    model: str = field(validator=_ANY_TEXT)
 
 
 @final
@@ -29,7 +31,7 @@ class Text:
     Text(text='disk is 97 % full')
     """
 
-    text: str = field(validator=text(empty=True))
+    text: str = field(validator=_ANY_TEXT)
 
 
 @final
@@ -37,7 +39,7 @@ class Text:
 class Image:
     """A picture, as bytes with their media type (``image/png``) or as a URL that the provider fetches."""
 
-    data: bytes | None = field(default=None, repr=False)
+    data: bytes | None = field(default=None, validator=instance(bytes), repr=False)
     media_type: str | None = field(default=None, validator=text())
     url: str | None = field(default=None, validator=text())
 
@@ -56,9 +58,9 @@ class Reasoning:
     ``opaque`` goes back only to its ``origin``; for any other model it is stripped, never forged.
     """
 
-    text: str = ""
-    opaque: str | None = field(default=None, repr=False)
-    origin: Origin | None = None
+    text: str = field(default="", validator=_ANY_TEXT)
+    opaque: str | None = field(default=None, validator=_ANY_TEXT, repr=False)
+    origin: Origin | None = field(default=None, validator=instance(Origin))
 
 
 @final
@@ -68,7 +70,7 @@ class ToolCall:
 
     id: str = field(validator=text())
     name: str = field(validator=text())
-    arguments: str = "{}"
+    arguments: str = field(default="{}", validator=_ANY_TEXT)
 
 
 @final
@@ -77,8 +79,8 @@ class ToolResult:
     """What a tool answered to the call with the id ``call_id``."""
 
     call_id: str = field(validator=text())
-    content: str = ""
-    is_error: bool = False
+    content: str = field(default="", validator=_ANY_TEXT)
+    is_error: bool = field(default=False, validator=instance(bool))
 
 
 Part: TypeAlias = Text | Image | Reasoning | ToolCall | ToolResult
@@ -88,7 +90,7 @@ Part: TypeAlias = Text | Image | Reasoning | ToolCall | ToolResult
 def _parts(given: str | Part | Iterable[Part]) -> tuple[Part, ...]:
     if isinstance(given, str):
         return (Text(given),)
-    return (given,) if isinstance(given, (Text, Image, Reasoning, ToolCall, ToolResult)) else to_tuple(given)
+    return (given,) if isinstance(given, (Text, Image, Reasoning, ToolCall, ToolResult)) else to_tuple("parts", given)
 
 
 @final

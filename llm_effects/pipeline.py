@@ -11,10 +11,11 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.calls import Call, Trail
+from llm_effects.calls import Call, Sink, Trail, committing
 from llm_effects.effects import Effect, Generate, effect, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import LLMError
+from llm_effects.events import Completed, Failed
 from llm_effects.policies import layered
 from llm_effects.policies.bounded import bounded
 from llm_effects.policies.complete import complete
@@ -36,6 +37,7 @@ __all__ = [
     "retried",
     "routed",
     "run_call",
+    "stream",
 ]
 
 # Inner to outer. The model is chosen by ``routed``: what stands before it acts on one attempt or one candidate,
@@ -59,6 +61,30 @@ def generate(request: LLMRequest) -> Effect[LLMResponse]:
     return run_call(generate_call, request)
 
 
+def stream(request: LLMRequest, sink: Sink) -> Effect[LLMResponse]:
+    """Answer a request as ``generate`` does, with every event awaited into ``sink`` as it comes.
+
+    The last event is ``Completed`` or ``Failed``; a cancelled stream tells neither. Until the first content other
+    models may be tried unseen; after it ``request.recovery`` decides.
+
+    >>> import anyio
+    >>> from llm_effects import scripted_env, settle
+    >>> async def show(event: object) -> None:
+    ...     print(type(event).__name__, getattr(event, "text", ""))
+    >>> done = anyio.run(settle, stream(LLMRequest(prompt="why?"), show), scripted_env("because"))
+    Started
+    TextDelta because
+    Completed
+    """
+
+    async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+        result = await settle(run_call(generate_call, request, sink), env)
+        await sink(Completed(result.unwrap()) if is_successful(result) else Failed(result.failure()))
+        return result
+
+    return effect(run)
+
+
 def explain(request: LLMRequest) -> Effect[RoutingDecision]:
     """Tell which models ``generate`` would ask, in order, and why others are left out, without asking any.
 
@@ -75,11 +101,13 @@ def explain(request: LLMRequest) -> Effect[RoutingDecision]:
     return effect(run)
 
 
-def run_call(onion: Generate, request: LLMRequest) -> Effect[LLMResponse]:
+def run_call(onion: Generate, request: LLMRequest, sink: Sink | None = None) -> Effect[LLMResponse]:
     """Send a request through an onion and put what its trail tells into the answer, or into the error."""
 
     async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
-        call = Call(id=env.new_id(), request=request)
+        trail = Trail()
+        told = None if sink is None else committing(sink, trail)
+        call = Call(id=env.new_id(), request=request, sink=told, trail=trail)
         started = anyio.current_time()
         result = await settle(onion(call), env)
         if is_successful(result):
@@ -101,4 +129,5 @@ def _told(response: LLMResponse, call: Call, latency_ms: float) -> LLMResponse:
 
 
 def _error_told(error: LLMError, trail: Trail) -> LLMError:
-    return evolve(error, attempts=tuple(trail.attempts), partial=trail.partial or error.partial)
+    earlier = tuple(each for each in trail.errors if each is not error)
+    return evolve(error, attempts=tuple(trail.attempts), partial=trail.partial or error.partial, earlier=earlier)

@@ -12,7 +12,7 @@ from llm_effects.decisions import describe
 from llm_effects.engines import Engine
 from llm_effects.env import ModelHealth
 from llm_effects.errors import LLMError
-from llm_effects.providers.headers import key_headers
+from llm_effects.providers.headers import fixed_headers, key_headers
 from llm_effects.providers.probing import Reading, probes_of, read, root_of
 from llm_effects.providers.registry import provider_of
 from llm_effects.providers.targets import Target
@@ -47,7 +47,9 @@ async def _ask(transport: Transport, target: Target) -> ModelHealth:
 
 async def _fetch(transport: Transport, target: Target, path: str) -> WireResponse:
     limits = Timeouts(connect_s=min(PROBE_SECONDS, target.config.connect_ms / 1000), read_s=PROBE_SECONDS)
-    return await transport.fetch(root_of(target.endpoint) + path, key_headers(target), limits)
+    own = key_headers(target)
+    fixed = (pair for pair in fixed_headers(target) if pair[0] not in dict(own))
+    return await transport.fetch(root_of(target.endpoint) + path, (*fixed, *own), limits)
 
 
 def _why_not(target: Target, response: WireResponse) -> str:

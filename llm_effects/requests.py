@@ -4,10 +4,23 @@ from collections.abc import Iterable, Mapping
 from enum import Enum, unique
 from typing import ClassVar, Literal, TypeAlias, final, get_args
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
+from llm_effects.jsons import plain_object
 from llm_effects.messages import Message, Text
-from llm_effects.values import JSONObject, instances, invalid, number, one_of, text, to_tuple
+from llm_effects.values import (
+    instance,
+    instances,
+    invalid,
+    is_a,
+    number,
+    one_of,
+    shown,
+    text,
+    to_member,
+    to_table,
+    to_tuple,
+)
 
 ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """How long a reasoning model may think; each model takes some of these."""
@@ -68,18 +81,24 @@ class Allow(Enum):
     CHEAPER_MODEL = "cheaper_model"
 
 
+def _parameters(given: Mapping[str, object]) -> Mapping[str, object]:
+    return plain_object("parameters", given)
+
+
 @final
 @frozen
 class Tool:
     """A function the model may ask for. ``parameters`` is the JSON Schema of its arguments."""
 
     name: str = field(validator=text())
-    description: str = ""
-    parameters: JSONObject = field(factory=lambda: {"type": "object", "properties": {}})
+    description: str = field(default="", validator=text(empty=True))
+    parameters: Mapping[str, object] = field(
+        factory=lambda: {"type": "object", "properties": {}}, converter=_parameters
+    )
 
 
 def _stops(given: Iterable[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+    return (given,) if isinstance(given, str) else to_tuple("stop", given)
 
 
 @final
@@ -101,23 +120,41 @@ class Preferences:
 
 
 def _messages(given: Iterable[Message]) -> tuple[Message, ...]:
-    return to_tuple(given)
+    return to_tuple("messages", given)
 
 
 def _tools(given: Iterable[Tool]) -> tuple[Tool, ...]:
-    return to_tuple(given)
+    return to_tuple("tools", given)
 
 
-def _texts(given: Iterable[str]) -> tuple[str, ...]:
-    return to_tuple(given)
-
-
-def _permissions(given: Iterable[Allow]) -> frozenset[Allow]:
-    return frozenset(to_tuple(given))
+def _tags(given: Iterable[str]) -> tuple[str, ...]:
+    return to_tuple("tags", given)
 
 
 def _task(given: str) -> TaskType:
+    if not is_a(given, str):
+        invalid("task_type", f"must be a text, not {type(given).__name__}")
     return given if isinstance(given, TaskType) else TaskType(given)
+
+
+def _schema(given: Mapping[str, object] | None) -> Mapping[str, object] | None:
+    return None if given is None else plain_object("response_schema", given)
+
+
+def _cache(given: CachePolicy | str) -> CachePolicy:
+    return to_member("cache", CachePolicy, given)
+
+
+def _recovery(given: Recovery | str) -> Recovery:
+    return to_member("recovery", Recovery, given)
+
+
+def _permissions(given: Iterable[Allow | str]) -> frozenset[Allow]:
+    return frozenset(to_member("allow", Allow, each) for each in to_tuple("allow", given))
+
+
+def _metadata(given: Mapping[str, str]) -> Mapping[str, str]:
+    return to_table("metadata", given)
 
 
 @final
@@ -127,7 +164,8 @@ class LLMRequest:
 
     ``model`` pins a configured name; ``tool_choice`` is ``auto``, ``none``, ``required`` or a tool's
     name; ``response_schema`` is a JSON Schema of the answer; ``owner``, ``tags`` and ``metadata``
-    are for the ledger and budgets, and never reach a model.
+    are for the ledger and budgets, and never reach a model. ``cache``, ``recovery`` and ``allow`` take
+    the texts of their choices too.
 
     >>> LLMRequest(prompt="why is p99 up?", task_type="analysis").task_type
     TaskType('analysis')
@@ -141,17 +179,19 @@ class LLMRequest:
     messages: tuple[Message, ...] = field(default=(), converter=_messages, validator=instances(Message))
     system: str | None = field(default=None, validator=text())
     task_type: TaskType = field(default=TaskType.GENERAL, converter=_task, validator=text())
-    preferences: Preferences = field(factory=Preferences)
+    preferences: Preferences = field(factory=Preferences, validator=instance(Preferences))
     tools: tuple[Tool, ...] = field(default=(), converter=_tools, validator=instances(Tool))
     tool_choice: str | None = field(default=None, validator=text())
-    response_schema: JSONObject | None = None
+    response_schema: Mapping[str, object] | None = field(default=None, converter=_schema)
     model: str | None = field(default=None, validator=text())
-    cache: CachePolicy = CachePolicy.USE
-    recovery: Recovery = Recovery.FAIL
+    cache: CachePolicy = field(default=CachePolicy.USE, converter=_cache)
+    recovery: Recovery = field(default=Recovery.FAIL, converter=_recovery)
     allow: frozenset[Allow] = field(default=frozenset(), converter=_permissions)
     owner: str | None = field(default=None, validator=text())
-    tags: tuple[str, ...] = field(default=(), converter=_texts, validator=instances(str))
-    metadata: Mapping[str, str] = field(factory=dict[str, str], repr=False)
+    tags: tuple[str, ...] = field(default=(), converter=_tags, validator=instances(str))
+    metadata: Mapping[str, str] = field(
+        factory=dict[str, str], converter=_metadata, validator=instances(str), repr=False
+    )
 
     def __attrs_post_init__(self) -> None:
         if self.prompt is None and not self.messages:
@@ -167,7 +207,8 @@ def _check_tools(request: LLMRequest) -> None:
         invalid("tools", f"each tool needs a name of its own, and {sorted(names)} repeats one")
     if request.tool_choice not in {None, "none", "auto", *(["required", *names] if names else [])}:
         invalid(
-            "tool_choice", f"must be auto, none, required or the name of a tool in tools, not {request.tool_choice!r}"
+            "tool_choice",
+            f"must be auto, none, required or the name of a tool in tools, not {shown(request.tool_choice)}",
         )
 
 
@@ -178,8 +219,3 @@ def conversation(request: LLMRequest) -> tuple[Message, ...]:
     (Message(role='user', parts=(Text(text='hello'),)),)
     """
     return (Message("user", (Text(request.prompt),)),) if request.prompt is not None else request.messages
-
-
-def pinned(request: LLMRequest, model: str) -> LLMRequest:
-    """The same request for one configured model."""
-    return evolve(request, model=model)

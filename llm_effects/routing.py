@@ -15,10 +15,11 @@ from llm_effects.config import LLMConfig, RoutingConfig, Strategy
 from llm_effects.decisions import Fallback, fallback_for
 from llm_effects.env import Prices, Statistics
 from llm_effects.errors import LLMError
+from llm_effects.fleet import targets_of
 from llm_effects.providers.targets import Target
 from llm_effects.requests import Allow, LLMRequest, TaskType
 from llm_effects.responses import Cost, Usage
-from llm_effects.suitability import LeftOut, nobody, targets_of, unsuited
+from llm_effects.suitability import LeftOut, nobody, unsuited
 
 TASK_ORDER: Final[Mapping[TaskType, tuple[str, ...]]] = {
     TaskType.ANALYSIS: ("claude", "gpt", "local"),
@@ -27,6 +28,9 @@ TASK_ORDER: Final[Mapping[TaskType, tuple[str, ...]]] = {
     TaskType.GENERAL: ("local", "gpt", "claude"),
 }
 """Families in the order of the balanced strategy; a task of the user's own goes as ``general``."""
+
+EXPLORING: Final = 0.05
+"""Share of the calls in which ``performance`` asks the model with the fewest attempts first, to see how it does now."""
 
 EXPECTED_ANSWER: Final = 512
 """Tokens of an answer when nobody says, for comparing costs."""
@@ -48,6 +52,7 @@ class Candidate:
     estimated_cost: Cost = Cost.UNKNOWN
     expected_latency_ms: float | None = None
     error_rate: float = 0.0
+    attempts: int = 0
     context_length: int | None = None
     parked: bool = False
     last_resort: bool = field(default=False, repr=False)
@@ -70,8 +75,8 @@ class RoutingDecision:
 class Facts:
     """What a decision is made of besides the request and the configuration.
 
-    ``tokens`` is the estimate of the prompt, ``last_model`` the one a conversation used last, ``now`` a time on the
-    clock that ``Statistics.parked_until`` is on.
+    ``tokens`` is the estimate of the prompt, ``last_model`` the one a conversation used last, ``drawn`` a number from
+    0 up to 1 that decides about exploring, ``now`` a time on the clock that ``Statistics.parked_until`` is on.
     """
 
     statistics: Mapping[str, Statistics]
@@ -120,6 +125,7 @@ def _candidate(request: LLMRequest, target: Target, facts: Facts) -> Candidate:
         estimated_cost=facts.prices.cost(target.name, Usage(input_tokens=facts.tokens, output_tokens=answer)),
         expected_latency_ms=known.latency_ms,
         error_rate=known.error_rate,
+        attempts=known.attempts,
         context_length=target.capabilities.context_length,
         parked=known.parked_until > facts.now,
         last_resort=target.config.last_resort,
@@ -130,7 +136,8 @@ def _ordered(
     candidates: list[Candidate], request: LLMRequest, routing: RoutingConfig, facts: Facts
 ) -> tuple[Candidate, ...]:
     table = routing.tasks.get(request.task_type) or TASK_ORDER.get(request.task_type, TASK_ORDER[TaskType.GENERAL])
-    scored = [evolve(each, score=_score(each, routing.strategy, table)) for each in candidates]
+    exploring = facts.drawn >= 1 - EXPLORING
+    scored = [evolve(each, score=_score(each, routing.strategy, table, exploring=exploring)) for each in candidates]
     # Sorting is stable: equals stay in the order of the configuration.
     first, *rest = sorted(scored, key=lambda each: (*_standing(each), each.model != facts.last_model, each.score))
     return (first, *sorted(rest, key=lambda each: (*_standing(each), _place(each, routing.fallback_order))))
@@ -140,14 +147,14 @@ def _standing(candidate: Candidate) -> tuple[bool, bool]:
     return candidate.last_resort, candidate.parked
 
 
-def _score(candidate: Candidate, strategy: Strategy, table: tuple[str, ...]) -> float:
+def _score(candidate: Candidate, strategy: Strategy, table: tuple[str, ...], *, exploring: bool) -> float:
     match strategy:
         case "balanced":
             return _place(candidate, table)
         case "cost":
             return float("inf") if candidate.estimated_cost.usd is None else float(candidate.estimated_cost.usd)
         case "performance":
-            return _expected_wait(candidate)
+            return float(candidate.attempts) if exploring else _expected_wait(candidate)
 
 
 def _place(candidate: Candidate, table: tuple[str, ...]) -> float:
@@ -157,10 +164,9 @@ def _place(candidate: Candidate, table: tuple[str, ...]) -> float:
 
 def _expected_wait(candidate: Candidate) -> float:
     """Milliseconds until an answer if one asks again after each failure; a model without a record is tried first."""
-    success = 1 - candidate.error_rate
     if candidate.expected_latency_ms is None:
         return 0.0 if candidate.error_rate == 0 else float("inf")
-    return candidate.expected_latency_ms / success if success > 0 else float("inf")
+    return candidate.expected_latency_ms / max(1 - candidate.error_rate, 1e-9)
 
 
 def left_after(

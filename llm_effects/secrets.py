@@ -2,7 +2,7 @@
 
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NoReturn, final
 
 import attrs
@@ -73,6 +73,25 @@ def scrub(text: str, *secrets: str) -> str:
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, MASK)
     return _KEYS.sub(MASK, text)
+
+
+_KEY_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key", "api-key"})
+_SHORTEST: Final = 8  # letters: masking the 1 of another header would garble every text
+
+
+def revealed(headers: Iterable[tuple[str, str | Secret]]) -> tuple[str, ...]:
+    """Give the secrets among headers for ``scrub``, as they may come back: whole, and without their scheme.
+
+    >>> revealed([("authorization", Secret("Bearer k1")), ("accept", "*/*"), ("x-version", Secret("2"))])
+    ('Bearer k1', 'k1')
+    """
+    secrets = ((name, value.reveal()) for name, value in headers if isinstance(value, Secret))
+    return tuple(
+        form
+        for name, text in secrets
+        for form in dict.fromkeys((text, *text.split()[-1:]))
+        if name.lower() in _KEY_HEADERS or len(form) >= _SHORTEST
+    )
 
 
 def to_secret(given: str | Secret | None) -> Secret | None:

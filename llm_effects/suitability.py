@@ -3,13 +3,9 @@
 from typing import final
 
 from attrs import evolve, frozen
-from returns.pipeline import is_successful
-from returns.result import Failure, Result, Success
 
-from llm_effects.config import LLMConfig
-from llm_effects.errors import ConfigurationError, ContextTooLarge, InvalidRequest, LLMError
+from llm_effects.errors import ContextTooLarge, InvalidRequest, LLMError
 from llm_effects.messages import Image
-from llm_effects.providers.registry import target_of
 from llm_effects.providers.targets import Target
 from llm_effects.requests import LLMRequest, conversation
 
@@ -21,18 +17,6 @@ class LeftOut:
 
     model: str
     reason: str
-
-
-def targets_of(config: LLMConfig) -> Result[tuple[Target, ...], LLMError]:
-    """Make every configured model ready, or tell all that is wrong with them at once."""
-    made = [target_of(name, model) for name, model in config.models.items()]
-    problems = [each.failure() for each in made if not is_successful(each)]
-    if problems:
-        lines = [problem.message if isinstance(problem, ConfigurationError) else problem.tag for problem in problems]
-        return Failure(ConfigurationError(message="\n".join(lines)))
-    if not made:
-        return Failure(ConfigurationError(message="models: none is configured: add one, or install the local model"))
-    return Success(tuple(each.unwrap() for each in made))
 
 
 def unsuited(request: LLMRequest, target: Target, tokens: int) -> str:

@@ -3,9 +3,9 @@
 from math import ceil
 from typing import Final, final
 
-import msgspec
 from attrs import frozen
 
+from llm_effects.jsons import dump
 from llm_effects.messages import Image, Message, Part, Reasoning, Text, ToolCall, ToolResult
 from llm_effects.requests import LLMRequest, conversation
 
@@ -29,7 +29,7 @@ def estimate_tokens(request: LLMRequest) -> int:
     schemas = [tool.parameters for tool in request.tools] + (
         [request.response_schema] if request.response_schema else []
     )
-    letters = sum(map(len, extras)) + sum(len(msgspec.json.encode(schema)) for schema in schemas)
+    letters = sum(map(len, extras)) + sum(len(dump(schema)) for schema in schemas)
     return ceil(letters / CHARACTERS_PER_TOKEN) + sum(map(_message_tokens, conversation(request)))
 
 

@@ -1,18 +1,22 @@
-"""What every value module needs: JSON, and validation that names the field and the remedy."""
+"""What every value module needs: validation that names the field and the remedy."""
 
+import difflib
+import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias, TypeVar
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from types import NoneType
+from typing import Any, NoReturn, TypeAlias, TypeVar, get_args
 
 import attrs
 
-JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
-"""Any JSON value."""
-
-JSONObject: TypeAlias = Mapping[str, JSON]
-"""A JSON object."""
+JSONObject: TypeAlias = Mapping[str, object]
+"""A JSON object; ``llm_effects.jsons`` checks what is in it."""
 
 _Item = TypeVar("_Item")
+_Choice = TypeVar("_Choice", bound=Enum)
 
 Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 """What attrs runs on a field; its own types are the field's, not ours."""
@@ -38,27 +42,91 @@ def invalid(field: str, remedy: str) -> NoReturn:
     raise InvalidValue(msg)
 
 
-def to_tuple(items: Iterable[_Item]) -> tuple[_Item, ...]:
-    """Freeze what the caller gave; a bare text is a sequence of letters and almost surely a slip."""
+def inside(path: str, key: str | int) -> str:
+    """Name the place of a key or an index below another place.
+
+    >>> inside(inside("models", "gpt 4"), 1)
+    'models."gpt 4"[1]'
+    """
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    name = key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key)  # as TOML itself would quote it
+    return f"{path}.{name}" if path else name
+
+
+def suggestion(name: str, known: Iterable[str], these: str = "the keys here") -> str:
+    """Say which name was meant, or which ones there are.
+
+    >>> suggestion("gtp", ("gpt", "claude")), suggestion("x", ("gpt", "claude"), "the models")
+    ('did you mean gpt?', 'the models are gpt, claude')
+    """
+    names = tuple(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"{these} are {', '.join(names)}"
+
+
+def shown(value: object) -> str:
+    """Show a value in a message: short, and never by a ``repr`` that is not Python's own.
+
+    >>> shown("blue"), shown(-1), shown(10**5000), shown([1])
+    ("'blue'", '-1', 'a number of more than 64 bits', 'list')
+    """
+    if isinstance(value, str):
+        return reprlib.repr(str(value))
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number of more than 64 bits"  # Python may even refuse to write all of its digits
+    return repr(value) if isinstance(value, bool | int | float | None) else type(value).__name__
+
+
+def is_a(value: object, kind: type) -> bool:
+    """Whether a value from outside is of a class, whatever its type says that it is."""
+    return isinstance(value, kind)
+
+
+def to_tuple(name: str, items: Iterable[_Item]) -> tuple[_Item, ...]:
+    """Freeze what the caller gave for a field; a bare text is a sequence of letters and almost surely a slip."""
     if isinstance(items, str | bytes):
-        msg = f"expected several values, got the single text {items!r}: write ({items!r},)"
-        raise InvalidValue(msg)
+        given = shown(items)
+        invalid(name, f"must be several values, not the single text {given}: write ({given},)")
+    if not is_a(items, Iterable):
+        invalid(name, f"must be several values, not {type(items).__name__}")
     return tuple(items)
+
+
+def to_table(name: str, given: Mapping[str, _Item]) -> dict[str, _Item]:
+    """Copy a table of a field, in the same order; its keys are texts."""
+    if not is_a(given, Mapping):
+        invalid(name, f"must be a table, not {type(given).__name__}")
+    for key in given:
+        if not is_a(key, str):
+            invalid(name, f"each key must be a text, not {type(key).__name__}")
+    return dict(given)
+
+
+def to_member(name: str, kind: type[_Choice], given: _Choice | str) -> _Choice:
+    """Take a member of an enumeration, or the text that stands for it."""
+    if isinstance(given, kind):
+        return given
+    for member in kind:
+        if isinstance(given, str) and given == member.value:
+            return member
+    return invalid(name, f"must be one of {', '.join(member.value for member in kind)}, not {shown(given)}")
+
+
+def _unset(attribute: "attrs.Attribute[Any]", value: object) -> bool:
+    return value is None and NoneType in get_args(attribute.type)
 
 
 def number(
     *, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf, whole: bool = False
 ) -> Validator:
-    """Make an attrs validator for a finite number (or ``None``) inside bounds."""
+    """Make an attrs validator for a finite number of at most 64 bits inside bounds."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if value is None:
+        if not _unset(attribute, value) and (remedy := _number_remedy(value, whole=whole)):
+            invalid(attribute.name, remedy)
+        if not isinstance(value, int | float):
             return
-        kinds = "a whole number" if whole else "a number"
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            invalid(attribute.name, f"must be {kinds}, not {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            invalid(attribute.name, f"must be a finite number, not {value!r}")
         if value < at_least:
             invalid(attribute.name, f"must be at least {at_least:g}, not {value!r}")
         if value <= above:
@@ -69,11 +137,19 @@ def number(
     return check
 
 
+def _number_remedy(value: object, *, whole: bool) -> str:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return f"must be {'a whole number' if whole else 'a number'}, not {shown(value)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"must be a finite number, not {value!r}"
+    return "must be a number of at most 64 bits" if abs(value) >= 2**63 else ""
+
+
 def text(*, empty: bool = False) -> Validator:
-    """Make an attrs validator for a text (or ``None``), not blank unless ``empty``."""
+    """Make an attrs validator for a text, not blank unless ``empty``."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if value is None:
+        if _unset(attribute, value):
             return
         if not isinstance(value, str):
             invalid(attribute.name, f"must be a text, not {type(value).__name__}")
@@ -84,22 +160,32 @@ def text(*, empty: bool = False) -> Validator:
 
 
 def one_of(*choices: str) -> Validator:
-    """Make an attrs validator for one of a few names (or ``None``)."""
+    """Make an attrs validator for one of a few names."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if value is not None and value not in choices:
-            invalid(attribute.name, f"must be one of {', '.join(choices)}, not {value!r}")
+        if not _unset(attribute, value) and not (isinstance(value, str) and value in choices):
+            invalid(attribute.name, f"must be one of {', '.join(choices)}, not {shown(value)}")
+
+    return check
+
+
+def instance(kind: type) -> Validator:
+    """Make an attrs validator for a value of this class."""
+
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+        if not _unset(attribute, value) and not isinstance(value, kind):
+            invalid(attribute.name, f"must be {kind.__name__}, not {type(value).__name__}")
 
     return check
 
 
 def instances(*kinds: type) -> Validator:
-    """Make an attrs validator for a tuple that holds only these classes."""
+    """Make an attrs validator for a tuple or a table that holds only these classes."""
 
-    def check(_: object, attribute: "attrs.Attribute[Any]", value: tuple[object, ...]) -> None:
-        for index, item in enumerate(value):
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: tuple[object, ...] | Mapping[str, object]) -> None:
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             if not isinstance(item, kinds):
                 wanted = " or ".join(kind.__name__ for kind in kinds)
-                invalid(f"{attribute.name}[{index}]", f"must be {wanted}, not {type(item).__name__}")
+                invalid(inside(attribute.name, key), f"must be {wanted}, not {type(item).__name__}")
 
     return check

@@ -1,6 +1,7 @@
 """What goes over the wire and what comes back, as plain values."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Final, final
 
 from attrs import field, frozen
@@ -26,11 +27,15 @@ class WireRequest:
 @final
 @frozen(kw_only=True)
 class WireResponse:
-    """What came in: header names in lower case, the body decoded from its transfer."""
+    """What came in: header names in lower case, the body decoded from its transfer.
+
+    ``received`` is when, by the wall clock and with its zone: dates in headers count from it.
+    """
 
     status: int
     headers: Mapping[str, str] = field(factory=dict[str, str])
     body: bytes = field(default=b"", repr=False)
+    received: datetime | None = None
 
 
 @final

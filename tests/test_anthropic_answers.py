@@ -1,6 +1,7 @@
 """Answers of the Messages API: plain calls, from bytes to values."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -339,3 +340,30 @@ def test_the_key_is_in_no_error() -> None:
     wire = WireResponse(status=401, body=json.dumps(error).encode())
     assert "canary" not in repr(ANTHROPIC.classify(claude(), wire))
     assert "canary" not in repr(read(error).failure())
+
+
+def test_a_key_that_comes_back_beside_an_answer_is_masked() -> None:
+    text = {"type": "text", "text": "a"}
+    made = read(answer(text, reason="because sk-canary", model="sk-canary"), **{"request-id": "sk-canary"}).unwrap()
+    assert (made.served_model, made.request_id) == ("***", "***")
+    assert len(made.warnings) == 1
+    assert "canary" not in repr(made)
+    refusal = {"type": "refusal", "category": "sk-canary", "explanation": "for sk-canary"}
+    refused = read(answer(text, reason="refusal", stop_details=refusal), **{"request-id": "sk-canary"}).failure()
+    assert (refused.tag, refused.category, refused.request_id) == ("ContentRefused", "***", "***")
+    assert "canary" not in repr(refused)
+
+
+def test_a_date_beside_an_error_inside_a_success_counts_from_when_the_answer_came() -> None:
+    told = {"type": "error", "error": {"type": "rate_limit_error", "message": "slow"}}
+    headers = {"retry-after": "Mon, 05 Jan 2026 12:00:30 GMT"}
+    noon = datetime(2026, 1, 5, 12, tzinfo=UTC)
+    wire = WireResponse(status=200, headers=headers, body=json.dumps(told).encode(), received=noon)
+    assert ANTHROPIC.decode(claude(), wire).failure().retry_after == 30.0
+
+
+def test_a_call_without_arguments_is_told_as_it_ends_up() -> None:
+    call = {"type": "tool_use", "id": "t1", "name": "weather", "input": {}}
+    told, made = stream(events_of(answer(call, reason="tool_use")))
+    pieces = [event.arguments for event in told if isinstance(event, ToolCallDelta)]
+    assert "".join(pieces) == made.unwrap().tool_calls[0].arguments == "{}"

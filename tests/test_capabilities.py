@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_effects.config import Capabilities, ModelConfig
-from llm_effects.providers.capabilities import capabilities_of, claude_rules
-from llm_effects.providers.registry import PRESETS
+from llm_effects.providers.capabilities import EFFORTS, capabilities_of, claude_rules, gpt_rules
+from llm_effects.providers.presets import PRESETS
 
 
 def able(provider: str, model: str | None, **config: object) -> Capabilities:
@@ -69,11 +69,66 @@ def test_gpt_sampling(model: str, sampling: bool) -> None:
     assert able("openai-chat", model).sampling is sampling
 
 
+ALWAYS_THINK = ["gpt-6-astra", "gpt-6.1-sol", "gpt-6.2-astra", "gpt-6.2-sol"]
+
+
+@pytest.mark.parametrize("model", ALWAYS_THINK)
+def test_models_that_always_think_take_tools_over_responses_only(model: str) -> None:
+    assert able("openai-chat", model).tools is False
+    assert [able(provider, model).tools for provider in ("openai", "openai-responses", "azure")] == [True] * 3
+
+
+@pytest.mark.parametrize("model", ["gpt-6.1-terra", "gpt-6-luna", "gpt-5.6-sol", "gpt-5.4", "gpt-4.1"])
+@pytest.mark.parametrize("provider", ["openai", "openai-chat", "openai-responses"])
+def test_others_take_them_over_both(provider: str, model: str) -> None:
+    assert able(provider, model).tools is True
+
+
 @pytest.mark.parametrize(
-    ("model", "tools"), [("gpt-6-astra", False), ("gpt-6.1-sol", False), ("gpt-6.1-terra", True), ("gpt-5.6-sol", True)]
+    ("model", "responses"),
+    [
+        *((model, "tools") for model in ALWAYS_THINK),
+        ("gpt-6-luna", "thinking_tools"),
+        ("gpt-5.6-sol", "thinking_tools"),
+        ("gpt-5.4-mini-2026-03-17", "thinking_tools"),
+        ("openai/gpt-5.5", "thinking_tools"),
+        ("gpt-5.2", "never"),
+        ("gpt-5", "never"),
+        ("gpt-4.1", "never"),
+        ("o3", "never"),
+        ("gpt-5-pro-2025-10-06", "always"),
+        ("gpt-5.1-codex-max", "always"),
+        ("codex-mini-latest", "always"),
+        ("o3-deep-research", "always"),
+        ("o3-pro", "always"),
+        ("my-deployment", "never"),
+        ("mistral-pro", "never"),
+    ],
 )
-def test_models_that_always_reason_take_no_tools_in_chat_completions(model: str, tools: bool) -> None:
-    assert able("openai", model).tools is tools
+def test_what_a_model_needs_responses_for(model: str, responses: str) -> None:
+    assert gpt_rules(model).responses == responses
+
+
+@pytest.mark.parametrize(
+    ("model", "least", "most"),
+    [
+        ("gpt-6.2-sol", "low", "max"),
+        ("gpt-6-luna", "none", "max"),
+        ("gpt-5.4", "none", "max"),
+        ("gpt-5", "minimal", "high"),
+        ("o3", "low", "high"),
+        ("gpt-5-pro", "high", "high"),
+        ("my-deployment", "none", "max"),
+    ],
+)
+def test_which_efforts_a_model_takes(model: str, least: str, most: str) -> None:
+    efforts = gpt_rules(model).efforts
+    assert (efforts[0], efforts[-1]) == (least, most)
+    assert list(efforts) == [effort for effort in EFFORTS if effort in efforts]
+
+
+def test_minimal_is_gone_since_gpt_5_6() -> None:
+    assert "minimal" not in gpt_rules("gpt-5.6-sol").efforts
 
 
 @pytest.mark.parametrize(("model", "prefill"), [("claude-haiku-4-5", True), ("claude-opus-4-6", False)])

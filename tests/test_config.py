@@ -127,7 +127,9 @@ TIMES = ["timeout_ms", "connect_ms", "first_content_ms", "between_content_ms"]
 
 
 @pytest.mark.parametrize("field", [*LIMITS, *TIMES])
-@pytest.mark.parametrize("value", [0, -1, True, "5", float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "value", [0, -1, True, "5", float("nan"), float("inf"), 10**400, pytest.param(-(10**5000), id="huge")]
+)
 def test_limits_and_times_are_positive_numbers(field: str, value: object) -> None:
     with pytest.raises(InvalidValue, match=f"^{field}: must be "):
         ModelConfig(provider="vllm", **{field: value})  # type: ignore[arg-type]
@@ -146,7 +148,36 @@ def test_limits_and_times_are_positive_numbers(field: str, value: object) -> Non
             "strategy: must be one of balanced, cost, performance, not 'random'",
         ),
         (lambda: RoutingConfig(max_retries=-1), "max_retries: must be at least 0, not -1"),
-        (lambda: RoutingConfig(tasks={"triage": "claude"}), "expected several values, got the single text 'claude'"),
+        (
+            lambda: RoutingConfig(tasks={"triage": "claude"}),
+            "tasks.triage: must be several values, not the single text",
+        ),
+        (lambda: RoutingConfig(tasks={"triage": 5}), "tasks.triage: must be several values, not int"),
+        (lambda: RoutingConfig(tasks={"triage": ["a", 5]}), r"tasks\.triage\[1\]: must be str, not int"),
+        (lambda: RoutingConfig(tasks=[]), "tasks: must be a table, not list"),
+        (lambda: RoutingConfig(tasks={5: []}), "tasks: each key must be a text, not int"),
+        (lambda: RoutingConfig(fallback_order=5), "fallback_order: must be several values, not int"),
+        (lambda: RoutingConfig(max_retries=None), "max_retries: must be a whole number, not None"),
+        (lambda: ModelConfig(provider=None), "provider: must be a text, not NoneType"),
+        (lambda: ModelConfig(provider="x", headers=5), "headers: must be a table, not int"),
+        (lambda: ModelConfig(provider="x", headers=("a",)), r"headers\[0\]: must be a pair of a name and a value"),
+        (lambda: ModelConfig(provider="x", headers={5: "a"}), "headers: each key must be a text, not int"),
+        (lambda: ModelConfig(provider="x", capabilities={}), "capabilities: must be Capabilities, not dict"),
+        (lambda: ModelConfig(provider="x", price=5), "price: must be Price, not int"),
+        (lambda: ModelConfig(provider="x", last_resort="no"), "last_resort: must be bool, not str"),
+        (lambda: Capabilities(tools="no"), "tools: must be bool, not str"),
+        (lambda: CacheConfig(enabled="no"), "enabled: must be bool, not str"),
+        (lambda: TelemetryConfig(bodies=0), "bodies: must be bool, not int"),
+        (lambda: Price(input=10**5000, output=1), "input: must be an amount of US dollars"),
+        (lambda: Price(input=None, output=1), "input: must be an amount of US dollars"),
+        (lambda: Price(input="1e999999", output=1), r"input: .* not 1e\+999999$"),
+        (lambda: LLMConfig(models=[]), "models: must be a table, not list"),
+        (lambda: LLMConfig(models={5: ModelConfig(provider="x")}), "models: each key must be a text, not int"),
+        (lambda: LLMConfig(models={}, routing={"max_retries": 0}), "routing: must be RoutingConfig, not dict"),
+        (lambda: LLMConfig(models={}, cache=None), "cache: must be CacheConfig, not NoneType"),
+        (lambda: LLMConfig(models={}, storage="memory://"), "storage: must be StorageConfig, not str"),
+        (lambda: LLMConfig(models={}, telemetry=True), "telemetry: must be TelemetryConfig, not bool"),
+        (lambda: LLMConfig(models={}, budgets=5), "budgets: must be several values, not int"),
         (lambda: CacheConfig(max_size=0), "max_size: must be at least 1, not 0"),
         (lambda: CacheConfig(ttl_seconds=-1), "ttl_seconds: must be at least 0, not -1"),
         (lambda: StorageConfig(url=""), "url: must not be blank"),
@@ -156,7 +187,7 @@ def test_limits_and_times_are_positive_numbers(field: str, value: object) -> Non
         (lambda: BudgetConfig(name="a", limit_usd=-1), "limit_usd: must be an amount of US dollars"),
         (lambda: BudgetConfig(name="a", limit_usd=1, period="year"), "period: must be one of hour, day, month"),
         (lambda: LLMConfig(models={"": ModelConfig(provider="x")}), "models: each model needs a name"),
-        (lambda: LLMConfig(models={"a": "b"}), r"models\['a'\]: must be ModelConfig, not str"),
+        (lambda: LLMConfig(models={"a": "b"}), "models.a: must be ModelConfig, not str"),
         (lambda: LLMConfig(models={}, budgets=["a"]), r"budgets\[0\]: must be BudgetConfig, not str"),
     ],
 )
@@ -171,13 +202,26 @@ def test_money_is_taken_as_it_is_written(amount: Decimal) -> None:
     assert Price(input=0.1, output=1).input == Decimal("0.1")
 
 
+def test_an_order_names_models_and_families_only() -> None:
+    models = {"studio": ModelConfig(provider="lm-studio"), "my gpt": ModelConfig(provider="openai")}
+    fine = RoutingConfig(fallback_order=("my gpt", "local", "gpt", "claude", "other"), tasks={"triage": ["studio"]})
+    assert LLMConfig(models=models, routing=fine).routing == fine
+    names = ["studio", "my gpt", "local", "gpt", "claude", "other"]
+    with pytest.raises(InvalidValue) as caught:
+        LLMConfig(models=models, routing=RoutingConfig(fallback_order=["x"], tasks={"my own": ["gpt", "cluade"]}))
+    assert str(caught.value).splitlines() == [
+        "routing.tasks.\"my own\"[1]: 'cluade' is no configured model and no family: did you mean claude?",
+        "routing.fallback_order[0]: 'x' is no configured model and no family: the names are " + ", ".join(names),
+    ]
+
+
 def test_the_caller_s_own_tables_can_change_later() -> None:
-    models = {"a": ModelConfig(provider="vllm")}
+    models = {"a": ModelConfig(provider="vllm"), "b": ModelConfig(provider="vllm")}
     tasks = {"triage": ["a", "b"]}
     config = LLMConfig(models=models, routing=RoutingConfig(tasks=tasks))
     models.clear()
     tasks["triage"].clear()
-    assert list(config.models) == ["a"]
+    assert list(config.models) == ["a", "b"]
     assert config.routing.tasks == {"triage": ("a", "b")}
 
 

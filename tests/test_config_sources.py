@@ -46,6 +46,7 @@ def problems(*args: Any, **kwargs: Any) -> list[str]:
 # Mappings: what is valid gives the values that the constructors give.
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=12)
+FAMILIES = st.sampled_from(["local", "gpt", "claude", "other"])
 WHOLE = st.integers(1, 10**6)
 TIMES = st.integers(1, 10**6) | st.floats(0.001, 10**6)
 KEYS = st.text("abcdef0123456789", min_size=8, max_size=20).map("sk-".__add__)
@@ -80,8 +81,8 @@ SHAPES = st.fixed_dictionaries(
     optional={
         "routing": table(
             strategy=st.sampled_from(["balanced", "cost", "performance"]),
-            fallback_order=st.lists(WORDS, max_size=3),
-            tasks=st.dictionaries(WORDS, st.lists(WORDS, max_size=2), max_size=2),
+            fallback_order=st.lists(FAMILIES, max_size=3),
+            tasks=st.dictionaries(WORDS, st.lists(FAMILIES, max_size=2), max_size=2),
             max_retries=st.integers(0, 9),
             timeout_ms=TIMES,
         ),
@@ -233,10 +234,22 @@ def test_none_stands_for_unset_where_a_field_may_be() -> None:
 
 
 def test_free_names_are_free() -> None:
-    shape = {"models": {"my.own": {"provider": "no-such-preset"}}, "routing": {"tasks": {"poetry": ["bards"]}}}
+    shape = {"models": {"my.own": {"provider": "no-such-preset"}}, "routing": {"tasks": {"poetry": ["my.own"]}}}
     config = load_config(shape, environ={}).unwrap()
     assert config.models["my.own"].provider == "no-such-preset"
-    assert config.routing.tasks == {"poetry": ("bards",)}
+    assert config.routing.tasks == {"poetry": ("my.own",)}
+
+
+def test_an_order_of_unknown_names_is_told_with_each_place() -> None:
+    shape = {
+        "models": {"studio": {"provider": "lm-studio"}},
+        "routing": {"fallback_order": ["local", "nobody"], "tasks": {"triage": ["studio", "stduio"]}},
+    }
+    names = "studio, local, gpt, claude, other"
+    assert problems(shape, environ={}) == [
+        "routing.tasks.triage[1]: 'stduio' is no configured model and no family: did you mean studio?",
+        f"routing.fallback_order[1]: 'nobody' is no configured model and no family: the names are {names}",
+    ]
 
 
 # Secrets
@@ -363,6 +376,7 @@ def test_problems_of_a_toml_file_are_told_under_its_name(toml: Path) -> None:
         (b"[models.a]\nprovider = 'a'\nprovider = 'b'\n", "is not valid TOML: .*line 3"),
         (b"\xff\xfe", "is not valid TOML: .*utf-8"),
         (b"a = " + b"9" * 5000, "is not valid TOML: .*limit"),
+        (b"a = " + b"[" * 100_000, "is nested too deep"),
     ],
 )
 def test_a_file_that_is_no_toml_is_named_with_the_line(toml: Path, content: bytes, says: str) -> None:
@@ -386,6 +400,19 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     cause = load_config(missing).failure().cause
     assert cause is not None
     assert cause.type == "FileNotFoundError"
+
+
+@pytest.mark.parametrize("path", ["a\0b", "~a\0b/x.toml", "a\ud83db"])
+def test_a_text_that_is_no_path_is_not_blamed_on_toml(path: str) -> None:
+    (line,) = problems(path)
+    assert line.startswith(f"{path}: is no path (")
+    assert line.endswith("): give the path of a TOML file")
+
+
+def test_a_home_of_nobody_is_named() -> None:
+    (line,) = problems("~nobody-at-all/x.toml")
+    remedy = "cannot be read (No such file or directory): give the path of a TOML file"
+    assert line == f"~nobody-at-all/x.toml: {remedy}"
 
 
 # The environment
@@ -431,7 +458,7 @@ def test_every_variable_goes_to_its_place() -> None:
             "lm-studio": ModelConfig(provider="lm-studio", endpoint="http://127.0.0.1:9/v1", model="qwen"),
             "llama": ModelConfig(provider="llama", model_path=str(Path.home() / "tiny.gguf")),
             "gpt": ModelConfig(
-                provider="openai-chat",
+                provider="openai",
                 model="gpt-6-luna",
                 api_key="sk-openai",
                 max_tokens=500,

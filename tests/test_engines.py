@@ -20,10 +20,13 @@ import pytest
 from attrs import evolve
 from returns.result import Failure, Success
 
+from llm_effects.calls import Call
 from llm_effects.config import Capabilities, ModelConfig
 from llm_effects.engines import Engine
 from llm_effects.errors import ConfigurationError, InvalidRequest
+from llm_effects.exchanges import ask_engine
 from llm_effects.providers.targets import Preset, Target
+from llm_effects.requests import LLMRequest
 from tests.fixtures.llama_server import model_or_skip
 
 CONTEXT = 1024
@@ -123,6 +126,23 @@ class _WatchedServer:
             self.server.handle_chat_completions(body, counted)  # type: ignore[attr-defined]
         finally:
             self.seen.step(-1)
+
+
+class _Slow:
+    """An engine that takes a tenth of a second for every answer."""
+
+    def __init__(self, _: object) -> None: ...
+
+    def handle_chat_completions(self, _: str, callback: Callable[[str], bool]) -> None:
+        time.sleep(0.1)
+        callback(json.dumps({"choices": [{"index": 0, "delta": {"content": "because"}, "finish_reason": "stop"}]}))
+
+
+def slow_engine(name: str) -> ModuleType:
+    fake = ModuleType(name)
+    fake.CommonParams = import_module(name).CommonParams  # type: ignore[attr-defined]
+    fake.Server = _Slow  # type: ignore[attr-defined]
+    return fake
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +272,39 @@ class TestLeaving:
             assert scope.cancelled_caught
         assert chunks == []
 
+    async def test_its_turn_is_told_when_it_has_come(self, engine: Engine, seen: Watched) -> None:
+        await seen.quiet()
+        order: list[str] = []
+
+        async def call(name: str) -> None:
+            async def deliver(_: str) -> None:
+                order.append(f"{name} answers")
+
+            await engine.run(ask("Hi.", 12, ignore_eos=True), deliver, admitted=lambda: order.append(f"{name} begins"))
+
+        async with anyio.create_task_group() as group:
+            for name in "abcde":
+                group.start_soon(call, name)
+                await anyio.wait_all_tasks_blocked()
+        assert order.index("e begins") > order.index("a answers")  # there are four slots
+        assert all(order.index(f"{name} begins") < order.index(f"{name} answers") for name in "abcde")
+        assert len(order) == len([each for each in order if "answers" in each]) + 5
+
+    async def test_fault_9_time_in_the_queue_is_not_the_model_s(self, tmp_path: Path) -> None:
+        path = tmp_path / "fake.gguf"
+        path.write_bytes(b"GGUF")
+        target = target_at(path, slots=1, first_content_ms=400, timeout_ms=400)
+        engine, results = Engine(target, slow_engine), list[str]()
+
+        async def call() -> None:
+            answer = await ask_engine(engine, target, Call(id="c", request=LLMRequest(prompt="why?"), model="tiny"))
+            results.append(answer.unwrap().content)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(8):
+                group.start_soon(call)
+        assert results == ["because"] * 8
+
     async def test_an_exception_of_deliver_comes_out_as_itself_and_stops_the_model(
         self, engine: Engine, seen: Watched
     ) -> None:
@@ -322,6 +375,7 @@ class TestRefusals:
         error = (await Engine(target_at(path)).run(ask("Hi."), ignore)).failure()
         assert isinstance(error, ConfigurationError)
         assert path in error.message or repr(path) in error.message
+        assert "damaged" not in error.message
 
     async def test_a_window_beyond_all_bounds(self) -> None:
         error = (await Engine(target_at(model_or_skip(), context_length=10**12)).run(ask("Hi."), ignore)).failure()

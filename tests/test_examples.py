@@ -11,7 +11,19 @@ from types import ModuleType
 import pytest
 from returns.result import Result
 
-from llm_effects import AuthenticationFailed, LLMEnv, LLMError, Reply, embedded_model, scripted_env
+from llm_effects import (
+    AuthenticationFailed,
+    LLMConfig,
+    LLMEnv,
+    LLMError,
+    MalformedResponse,
+    ModelConfig,
+    Pieces,
+    Reply,
+    RoutingConfig,
+    embedded_model,
+    scripted_env,
+)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -33,7 +45,16 @@ SCRIPTS: dict[str, tuple[tuple[Reply, ...], str]] = {
     "configured_manager": (("log_level: debug",), "log_level: debug"),
     "pipeline": (("I rate it 8.", "Restart it."), "severity 8: Restart it."),
     "health": ((), "ready"),
+    "streaming": ((Pieces(("Once ", "upon")),), "finished: stop"),
+    "failover_mid_stream": (
+        (Pieces(("Disks fill",), then=MalformedResponse()), "They are full of logs."),
+        "shown at the end: They are full of logs.",
+    ),
 }
+
+
+STUDIO = ModelConfig(provider="lm-studio", timeout_ms=1000)
+TWO_MODELS = LLMConfig(models={"one": STUDIO, "two": STUDIO}, routing=RoutingConfig(max_retries=0))
 
 
 def test_every_example_is_tried() -> None:
@@ -45,7 +66,7 @@ def test_every_example_is_tried() -> None:
 async def test_an_example_runs_with_scripted_models(name: str) -> None:
     replies, expected = SCRIPTS[name]
     main: Main = load(name).main
-    assert expected in (await main(scripted_env(*replies))).unwrap()
+    assert expected in (await main(scripted_env(*replies, config=TWO_MODELS))).unwrap()
 
 
 @pytest.mark.anyio

@@ -5,11 +5,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_effects.config import Capabilities, ModelConfig
-from llm_effects.decisions import is_retryable
+from llm_effects.decisions import Fallback, describe, fallback_for, is_retryable
 from llm_effects.errors import (
     ConfigurationError,
     ContentRefused,
@@ -63,7 +64,8 @@ def error(message: str, **fields: object) -> dict[str, Any]:
         pytest.param(425, "", "ModelUnavailable", id="fault-33"),
         pytest.param(429, error("slow down"), "RateLimitExceeded", id="fault-34"),
         pytest.param(500, error("oops", type="server_error"), "ModelUnavailable", id="fault-44"),
-        pytest.param(501, error("no", type="not_supported_error"), "InvalidRequest", id="fault-45"),
+        pytest.param(501, error("no", type="NotImplementedError"), "ModelUnavailable", id="fault-45"),
+        pytest.param(501, error("no", type="not_supported_error"), "ConfigurationError", id="fault-45-llama-cpp"),
         pytest.param(502, "", "ModelUnavailable", id="fault-46"),
         pytest.param(529, error("Overloaded", type="overloaded_error"), "ModelUnavailable", id="fault-48"),
         pytest.param(522, "<html>gone</html>", "ModelUnavailable", id="fault-49"),
@@ -297,6 +299,88 @@ def test_fault_132_a_key_that_the_server_echoes_is_masked(status: int, shape: st
     assert KEY not in shown
     assert "organisation-77" not in shown
     assert "sk-abcdefgh1234" not in shown
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 302])
+@pytest.mark.parametrize("body", ["", "<html>no</html>", error("no")])
+def test_fault_132_a_key_that_comes_back_as_the_number_of_the_exchange_is_masked(status: int, body: object) -> None:
+    found = answered(status, body, x_request_id=f"Bearer {KEY}")
+    assert found.request_id == "***"
+    assert KEY not in repr(found)
+    assert len(answered(status, body, x_request_id="r" * 9999).request_id or "") == 200
+
+
+def test_fault_132_a_key_in_the_names_of_a_content_filter_is_masked() -> None:
+    verdicts = {"content_filter_result": {KEY: {"filtered": True}}}
+    found = answered(400, error("no", code="content_filter", innererror=verdicts, request_id=KEY))
+    assert found.tag == "ContentRefused"
+    assert KEY not in repr(found)
+    assert KEY not in repr(classify_error_object(TARGET, {"error": {"message": "no"}, "request_id": KEY}))
+
+
+def test_a_short_value_of_a_header_is_no_secret_but_a_short_key_is() -> None:
+    config = ModelConfig(provider="openai-chat", model="m", api_key="k7", headers={"x-version": "2"})
+    target = evolve(TARGET, config=config)
+    found = classify(target, WireResponse(status=401, body=b"version 2 of k7"))
+    assert describe(found) == "AuthenticationFailed (mini): version 2 of ***"
+
+
+LOCAL = evolve(TARGET, preset=Preset(name="lm-studio", wire="openai-chat", family="local"), endpoint="http://h:1/v1")
+
+
+@pytest.mark.parametrize("status", [301, 307, 404, 405, 501])
+@pytest.mark.parametrize("body", [b"", b"<html>Not Found</html>", b"nothing here", b'{"detail":"Not Found"}', b"[]"])
+def test_another_program_at_a_local_port_does_not_keep_other_models_from_answering(status: int, body: bytes) -> None:
+    found = classify(LOCAL, WireResponse(status=status, body=body))
+    assert (found.tag, getattr(found, "phase", None), found.status) == ("NetworkError", "intermediary", status)
+    assert "what answers at http://h:1/v1 is not a model server: check the endpoint" in describe(found)
+    assert fallback_for(found) is Fallback.ANY
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "tag"),
+    [
+        (404, {"error": "Unexpected endpoint or method. (POST /v2/chat)"}, "ConfigurationError"),
+        (404, {"error": {"message": "Not Found", "code": 404}}, "ConfigurationError"),
+        (404, {"object": "error", "message": "The model `x` does not exist."}, "ModelUnavailable"),
+        (501, error("This server does not support it", code=501, type="not_supported_error"), "ConfigurationError"),
+        (400, {"detail": "n: wrong"}, "InvalidRequest"),
+        (503, "", "ModelUnavailable"),
+    ],
+)
+def test_what_a_local_model_server_says_counts(status: int, body: object, tag: str) -> None:
+    text = body if isinstance(body, str) else json.dumps(body)
+    assert classify(LOCAL, WireResponse(status=status, body=text.encode())).tag == tag
+
+
+def test_what_a_server_does_not_implement_another_one_may() -> None:
+    found = answered(501, error("tool calls are not implemented"))
+    assert (found.tag, fallback_for(found), is_retryable(found)) == ("ModelUnavailable", Fallback.ANY, False)
+    assert "not implemented" in describe(found)
+
+
+RECEIVED = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"retry-after": "Mon, 05 Jan 2026 12:00:30 GMT"},
+        {"anthropic-ratelimit-requests-remaining": "0", "anthropic-ratelimit-requests-reset": "2026-01-05T12:00:30Z"},
+    ],
+)
+@pytest.mark.parametrize("body", [b"", b"slow down", b'{"error":{"message":"slow down"}}'])
+def test_a_date_to_wait_for_counts_from_when_the_answer_came(headers: dict[str, str], body: bytes) -> None:
+    undated = WireResponse(status=429, headers=headers, body=body, received=RECEIVED)
+    assert classify(TARGET, undated).retry_after == 30.0
+    dated = evolve(undated, headers={**headers, "date": "Mon, 05 Jan 2026 12:00:10 GMT"})
+    assert classify(TARGET, dated).retry_after == 20.0
+    assert classify(TARGET, evolve(undated, received=None)).retry_after is None
+
+
+def test_a_date_beside_an_error_inside_a_success_counts_from_when_the_answer_came() -> None:
+    told, headers = error("slow", type="rate_limit_error"), {"retry-after": "Mon, 05 Jan 2026 12:00:30 GMT"}
+    assert classify_error_object(TARGET, told, headers=headers, received=RECEIVED).retry_after == 30.0
 
 
 @given(st.integers(100, 599), st.binary(max_size=200))

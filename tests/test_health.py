@@ -10,9 +10,11 @@ from llm_effects import (
     ModelHealth,
     check_health,
     check_local_model_health,
+    describe,
     open_env,
     settle,
 )
+from llm_effects.effects import result_of
 from tests.fixtures.llama_server import llama_server  # noqa: F401
 
 pytestmark = pytest.mark.anyio
@@ -53,7 +55,126 @@ async def test_an_older_lm_studio_is_asked_in_its_older_ways(httpx_mock: HTTPXMo
     httpx_mock.add_response(url=f"{STUDIO}/api/v0/models", status_code=404, json={"error": "Unexpected endpoint"})
     httpx_mock.add_response(url=f"{STUDIO}/v1/models", json={"data": [{"id": "a", "object": "model"}]})
     health = await probe()
-    assert (health.reachable, health.loaded) == (True, ("a",))
+    # the list may be of what was downloaded: it does not tell what is loaded
+    assert (health.reachable, health.ready, health.loaded) == (True, False, ())
+    assert "lists a, but not what is loaded" in health.message
+
+
+async def test_an_older_lm_studio_tells_what_is_loaded_too(httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_response(url=f"{STUDIO}/api/v1/models", status_code=404, json={"error": "Unexpected endpoint"})
+    models = [
+        {"id": "idle", "type": "llm", "state": "not-loaded"},
+        {"id": "nomic", "type": "embeddings", "state": "loaded"},
+        {"id": "q", "type": "vlm", "state": "loaded", "loaded_context_length": 4096, "max_context_length": 32768},
+    ]
+    httpx_mock.add_response(url=f"{STUDIO}/api/v0/models", json={"data": models})
+    health = await probe()
+    assert (health.ready, health.loaded, health.context_length) == (True, ("q",), 4096)
+
+
+async def test_a_loaded_model_that_only_embeds_is_not_ready(httpx_mock: HTTPXMock) -> None:
+    nomic = {"key": "nomic", "type": "embedding", "loaded_instances": [{"id": "nomic", "config": {}}]}
+    httpx_mock.add_response(url=f"{STUDIO}/api/v1/models", json={"models": [nomic]})
+    health = await probe()
+    assert (health.reachable, health.ready, health.loaded) == (True, False, ())
+
+
+@pytest.mark.parametrize("asked", ["q", "q:2"])
+async def test_a_loaded_instance_is_asked_by_its_own_name_or_its_model_s(httpx_mock: HTTPXMock, asked: str) -> None:
+    loaded = {"key": "q", "type": "llm", "loaded_instances": [{"id": "q:2", "config": {"context_length": 2048}}]}
+    httpx_mock.add_response(url=f"{STUDIO}/api/v1/models", json={"models": [loaded]})
+    [health] = await probed(studio=ModelConfig(provider="lm-studio", model=asked))
+    assert (health.ready, health.loaded, health.context_length) == (True, ("q:2",), 2048)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"models": 5, "data": "x"}',
+        b'{"models": {"a": 1}, "data": {"a": 1}}',
+        b"\xff",
+        b"null",
+        b"<html>",
+    ],
+)
+async def test_what_is_no_list_of_models_is_told_as_such(httpx_mock: HTTPXMock, body: bytes) -> None:
+    httpx_mock.add_response(content=body, is_reusable=True)
+    for health in await probed(
+        studio=ModelConfig(provider="lm-studio"),
+        pulled=ModelConfig(provider="ollama", model="m"),
+        plain=ModelConfig(provider="llama-cpp"),
+        claude=ModelConfig(provider="anthropic", model="m", api_key="k-12345678"),
+    ):
+        assert (health.reachable, health.ready) == (True, False)
+        assert "not a model server" in health.message
+
+
+@pytest.mark.parametrize("window", ["lots", -1, 2.5, True, None, [1]])
+async def test_a_window_that_is_no_number_is_unknown(httpx_mock: HTTPXMock, window: object) -> None:
+    instance = {"id": "q", "config": {"context_length": window}}
+    httpx_mock.add_response(
+        url=f"{STUDIO}/api/v1/models", json={"models": [3, {"key": "q", "loaded_instances": [instance, "odd"]}]}
+    )
+    health = await probe()
+    assert (health.ready, health.context_length) == (True, None)
+
+
+async def test_claude_is_asked_for_the_very_model_as_its_protocol_demands(httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_response(
+        url="https://api.anthropic.com/v1/models/claude-sonnet-5-5", json={"type": "model", "id": "claude-sonnet-5-5-1"}
+    )
+    claude = ModelConfig(provider="anthropic", model="claude-sonnet-5-5", api_key="sk-ant-canary-1")
+    [health] = await probed(claude=claude)
+    assert (health.reachable, health.ready, health.loaded) == (True, True, ("claude-sonnet-5-5-1",))
+    sent = httpx_mock.get_request()
+    assert sent is not None
+    assert (sent.headers["anthropic-version"], sent.headers["x-api-key"]) == (claude.wire_version, "sk-ant-canary-1")
+
+
+async def test_a_configured_version_of_the_protocol_is_sent_once(httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_response(json={"id": "m"})
+    own = {"Anthropic-Version": "2027-01-01"}
+    await probed(claude=ModelConfig(provider="anthropic", model="m", api_key="sk-ant-canary-1", headers=own))
+    sent = httpx_mock.get_request()
+    assert sent is not None
+    assert sent.headers.get_list("anthropic-version") == ["2027-01-01"]
+
+
+async def test_a_model_that_claude_does_not_have_is_told(httpx_mock: HTTPXMock) -> None:
+    missing = {"type": "error", "error": {"type": "not_found_error", "message": "model: claude-9"}}
+    httpx_mock.add_response(status_code=404, json=missing)
+    [health] = await probed(claude=ModelConfig(provider="anthropic", model="claude-9", api_key="sk-ant-canary-1"))
+    assert (health.reachable, health.ready) == (True, False)
+    assert "claude-9" in health.message
+
+
+async def test_a_password_never_shows() -> None:
+    endpoint = "http://user:hunter2secret@localhost:1/v1"
+    [health] = await probed(studio=ModelConfig(provider="lm-studio", endpoint=endpoint))
+    assert "password" in health.message
+    assert health.endpoint is None
+    assert "hunter2secret" not in repr(health) + repr(ModelHealth(model="m", provider="p", endpoint=endpoint))
+    async with open_env(LLMConfig(models={})) as env:
+        error = (await settle(check_local_model_health(endpoint), env)).failure()
+    assert "hunter2secret" not in repr(error)
+    assert describe(error).startswith("ConfigurationError: endpoint: must not hold a user name or password")
+
+
+async def test_a_configured_model_of_that_name_is_not_the_one_at_the_endpoint(httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_response(url=f"{STUDIO}/api/v1/models", json={"models": []})
+    config = LLMConfig(models={"local": ModelConfig(provider="llama", model_path="/nowhere/model.gguf")})
+    async with open_env(config) as env:
+        health = (await settle(check_local_model_health(f"{STUDIO}/v1"), env)).unwrap()
+    assert (health.provider, health.endpoint, health.reachable) == ("lm-studio", f"{STUDIO}/v1", True)
+
+
+async def test_another_file_under_a_configured_name_is_looked_at_itself() -> None:
+    config = LLMConfig(models={"mine": ModelConfig(provider="llama", model_path="/nowhere/one.gguf")})
+    async with open_env(config) as env:
+        probing = env.clients.probe("mine", ModelConfig(provider="llama", model_path="/nowhere/two.gguf"))
+        health = (await result_of(probing)).unwrap()
+    assert "/nowhere/two.gguf" in health.message
 
 
 async def test_the_wanted_model_must_be_the_loaded_one(httpx_mock: HTTPXMock) -> None:

@@ -14,7 +14,7 @@ from llm_effects.config import ModelConfig
 from llm_effects.engines import Engine
 from llm_effects.errors import ContextTooLarge, InvalidRequest, LLMError, MalformedResponse, ModelUnavailable
 from llm_effects.events import TextDelta
-from llm_effects.messages import Message
+from llm_effects.messages import Message, ToolCall
 from llm_effects.providers.base import ServerEvent
 from llm_effects.providers.drafts import Draft
 from llm_effects.providers.llama import LLAMA
@@ -88,8 +88,9 @@ class TestEncode:
         assert body["tool_choice"] == "required"
         assert body["response_format"]["json_schema"]["schema"] == SCHEMA
 
-    def test_what_cannot_be_written_stays_an_error(self) -> None:
-        error = LLAMA.encode(TARGET, LLMRequest(prompt="\ud800"), True).failure()
+    def test_what_cannot_be_sent_stays_an_error(self) -> None:
+        request = LLMRequest(messages=(Message("user", ToolCall("c1", "look")),))
+        error = LLAMA.encode(TARGET, request, True).failure()
         assert isinstance(error, InvalidRequest)
 
     def test_the_registry_knows_it(self) -> None:

@@ -10,6 +10,7 @@ from returns.unsafe import unsafe_perform_io
 
 from llm_effects import (
     LLMConfig,
+    LLMEnv,
     LLMManager,
     LLMRequest,
     ModelConfig,
@@ -19,6 +20,7 @@ from llm_effects import (
     create_default_local_client,
     generate,
     make_llm_manager,
+    scripted,
 )
 from tests.fixtures.llama_server import llama_server, model_or_skip  # noqa: F401
 from tests.fixtures.servers import Server, answering, reply_json, serving
@@ -73,6 +75,24 @@ async def test_a_scope_keeps_its_connection_from_call_to_call(server: Server) ->
         assert server.accepted == 1
 
 
+def test_a_manager_can_be_entered_again(server: Server) -> None:
+    async def use(manager: LLMManager) -> str:
+        async with manager:
+            return await ask(manager)
+
+    manager = manager_of(server)
+    assert [anyio.run(use, manager, backend=backend) for backend in ("asyncio", "trio", "trio")] == ["hi"] * 3
+
+
+def test_services_can_be_swapped() -> None:
+    manager = make_llm_manager(LLMConfig(models={"m": ModelConfig(provider="lm-studio")}), swapped)
+    assert anyio.run(ask, manager) == "scripted"
+
+
+def swapped(env: LLMEnv) -> LLMEnv:
+    return evolve(env, clients=scripted("scripted"))
+
+
 @pytest.mark.anyio
 async def test_closing_twice_is_fine_and_use_after_it_is_told(server: Server) -> None:
     async with manager_of(server) as manager:
@@ -112,6 +132,13 @@ async def test_on_a_bare_machine_the_installed_model_answers_last_of_all() -> No
         ("smollm2", "success"),
     ]
     assert response.cost.usd == 0
+
+
+def test_the_local_client_keeps_what_is_wrong_and_drops_what_is_elsewhere() -> None:
+    wrong = create_default_local_client({"LM_STUDIO_ENDPOINT": "not a url"})
+    assert anyio.run(wrong.run, generate(ASK)).failure().tag == "ConfigurationError"
+    elsewhere = create_default_local_client({"LM_STUDIO_ENDPOINT": "https://example.com/v1"})
+    assert "lm-studio" not in elsewhere.config.unwrap().models
 
 
 def test_the_local_client_knows_no_remote_model() -> None:

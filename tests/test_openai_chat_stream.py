@@ -18,6 +18,7 @@ from llm_effects.providers.base import ServerEvent
 from llm_effects.providers.drafts import Draft
 from llm_effects.providers.openai_chat import OPENAI_CHAT
 from llm_effects.providers.targets import Preset, Target
+from llm_effects.providers.thinking import rest_of
 from llm_effects.responses import FinishReason, LLMResponse, Usage
 from llm_effects.wire import WireResponse
 
@@ -96,6 +97,28 @@ def test_tagged_thinking_is_the_same_however_it_is_cut(cuts: set[int]) -> None:
     assert [part.text for part in response.parts if isinstance(part, Reasoning)] == ["first < then"]
     assert response.content == "so </think> it <think>is"
     assert "".join(event.text for event in told if isinstance(event, TextDelta)) == response.content
+
+
+@given(st.text("<thinkSo/> \n", max_size=20), st.sets(st.integers(1, 40)), st.booleans())
+def test_what_was_told_is_the_content_wherever_the_stream_ends(text: str, cuts: set[int], ended: bool) -> None:
+    text = "<think>" + text
+    edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    draft, told = Draft(target=TARGET), list[StreamEvent]()
+    for each in (*([END] if ended else []), *(say(text[a:b]) for a, b in pairwise(edges))):
+        told += OPENAI_CHAT.decode_event(draft, ServerEvent("message", json.dumps(each))).unwrap()
+    told += rest_of(draft)
+    result = OPENAI_CHAT.finish(draft)
+    content = result.unwrap().content if is_successful(result) else result.failure().partial
+    assert "".join(event.text for event in told if isinstance(event, TextDelta)) == content
+    assert rest_of(draft) == ()
+
+
+def test_what_is_held_back_when_the_connection_breaks_can_be_told_before_the_end() -> None:
+    draft = Draft(target=TARGET)
+    for each in (END, say("<thi")):
+        assert OPENAI_CHAT.decode_event(draft, ServerEvent("message", json.dumps(each))).unwrap() == ()
+    assert rest_of(draft) == (TextDelta("<thi"),)
+    assert OPENAI_CHAT.finish(draft).unwrap().content == "<thi"
 
 
 def test_what_only_looks_like_a_tag_is_told_at_the_end() -> None:

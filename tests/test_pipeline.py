@@ -38,6 +38,7 @@ from llm_effects import (
     failing,
     generate,
     layered,
+    run_in_virtual_time,
     scripted,
     scripted_env,
     settle,
@@ -169,6 +170,14 @@ async def test_an_invalid_request_is_not_taken_to_other_models() -> None:
     assert (error.tag, len(model.calls)) == ("InvalidRequest", 1)
 
 
+@pytest.mark.parametrize("backends", [("trio", "asyncio"), ("asyncio", "trio"), ("trio", "trio")])
+def test_a_pause_counts_on_the_clock_of_its_own_event_loop_only(backends: tuple[str, str]) -> None:
+    env = scripted_env(RateLimitExceeded(retry_after=3600), "from two", "ok", config=TWO)
+    first, second = backends
+    assert anyio.run(settle, generate(ASK), env, backend=first).unwrap().model == "two"
+    assert anyio.run(settle, generate(ASK), env, backend=second).unwrap().model == "one"
+
+
 @pytest.mark.parametrize(("allow", "asked"), [((), 1), ((Allow.FALLBACK_ON_REFUSAL,), 2)])
 async def test_a_refusal_falls_over_only_where_the_caller_permits(allow: tuple[Allow, ...], asked: int) -> None:
     model = scripted(ContentRefused(category="bio"), "ok")
@@ -279,6 +288,50 @@ async def test_an_attempt_that_may_have_been_billed_makes_the_cost_unknown() -> 
     env = evolve(scripted_env(RequestTimeout(), "ok", config=NO_RETRY), prices=prices)
     response = (await settle(generate(ASK), env)).unwrap()
     assert (response.cost.known, response.attempts[1].cost.known) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "known"), [(NetworkError(phase="refused"), True), (NetworkError(phase="reset"), False)]
+)
+async def test_an_attempt_costs_nothing_only_if_nobody_can_have_worked_on_it(error: LLMError, known: bool) -> None:
+    prices = PriceList({"one": Price(input=1, output=1), "two": Price(input=1, output=1)})
+    env = evolve(scripted_env(error, "ok", config=NO_RETRY), prices=prices)
+    assert (await settle(generate(ASK), env)).unwrap().attempts[0].cost.known is known
+
+
+async def test_a_defect_is_booked_under_its_own_name() -> None:
+    def broken(_: LLMRequest) -> str:
+        raise KeyError("bug")
+
+    env = scripted_env(broken)
+    with pytest.raises(KeyError):
+        await settle(generate(ASK), env)
+    [row] = (await env.ledger.rows()).unwrap()._inner_value
+    assert row.attempt.outcome == "KeyError"
+
+
+async def test_errors_of_earlier_attempts_are_kept_beside_the_one_that_ended_the_call() -> None:
+    env = scripted_env(AuthenticationFailed(message="no"), InvalidRequest(message="prompt: no"), config=NO_RETRY)
+    error = (await settle(generate(ASK), env)).failure()
+    assert (error.tag, error.earlier) == ("InvalidRequest", (AuthenticationFailed(model="one", message="no"),))
+
+
+def test_a_model_that_is_loading_is_waited_for_when_nobody_else_is_left() -> None:
+    loading = ModelUnavailable(reason="loading")
+    env = scripted_env(*[loading] * 30, "ready", config=models("one", max_retries=0))
+    response = run_in_virtual_time(settle, generate(ASK), env).unwrap()
+    assert (response.content, len(response.attempts)) == ("ready", 31)
+    assert 100_000 < response.latency_ms < 150_000
+    two = scripted_env(loading, "from two", config=NO_RETRY)
+    assert run_in_virtual_time(settle, generate(ASK), two).unwrap().model == "two"
+
+
+async def test_a_repaired_model_is_found_again() -> None:
+    env = scripted_env(AuthenticationFailed(), "ok", config=models("a", "b", strategy="performance", max_retries=0))
+    for _ in range(40):
+        await settle(generate(ASK), env)
+    asked = {row.attempt.model for row in (await env.ledger.rows()).unwrap()._inner_value[10:]}
+    assert asked == {"a", "b"}
 
 
 async def test_every_attempt_is_in_the_ledger_with_its_call() -> None:

@@ -9,8 +9,11 @@ from returns.pipeline import is_successful
 
 from llm_effects.config import ModelConfig
 from llm_effects.decisions import describe
-from llm_effects.providers.registry import PRESETS, provider_of, target_of
+from llm_effects.providers.headers import key_headers
+from llm_effects.providers.presets import PRESETS
+from llm_effects.providers.registry import provider_of, target_of, wire_of
 from llm_effects.providers.targets import Target, is_loopback
+from llm_effects.requests import LLMRequest, Preferences, Tool
 
 
 def ready(provider: str, **config: Any) -> Target:
@@ -81,6 +84,10 @@ def test_the_model_in_process_needs_a_file() -> None:
         ("openai-compatible", "https://a.example/api/v1//", "https://a.example/api/v1"),
         ("openai-compatible", "HTTPS://A.example:8443/v1", "https://A.example:8443/v1"),
         ("openai-compatible", "http://[::1]:8000/v1", "http://[::1]:8000/v1"),
+        ("openai-responses", "https://a.example/v1/responses", "https://a.example/v1"),
+        ("openai", "https://a.example", "https://a.example/v1"),
+        ("azure", "https://a.openai.azure.com", "https://a.openai.azure.com/openai/v1"),
+        ("azure", "https://a.openai.azure.com/openai/v1/responses", "https://a.openai.azure.com/openai/v1"),
         ("anthropic", "https://a.example", "https://a.example"),
         ("anthropic", "https://a.example/v1", "https://a.example"),
         ("anthropic", "https://a.example/v1/", "https://a.example"),
@@ -119,6 +126,31 @@ def test_endpoints_that_cannot_be_meant_are_refused_without_being_repeated(endpo
     message = refused("openai-compatible", endpoint=endpoint)
     assert message.startswith("models.m.endpoint: ")
     assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("provider", "endpoint"),
+    [
+        ("openrouter", "https://openrouter.ai/api/v1"),
+        ("groq", "https://api.groq.com/openai/v1"),
+        ("gemini", "https://generativelanguage.googleapis.com/v1beta/openai"),
+        ("deepseek", "https://api.deepseek.com/v1"),
+        ("mistral", "https://api.mistral.ai/v1"),
+    ],
+)
+def test_known_clouds_need_a_key_and_a_model(provider: str, endpoint: str) -> None:
+    target = ready(provider, model="m", api_key="k")
+    assert (target.endpoint, target.preset.family) == (endpoint, "other")
+    assert refused(provider, model="m").startswith("models.m.api_key: is missing")
+    assert refused(provider, api_key="k").startswith("models.m.model: is missing")
+    assert [name for name, _ in key_headers(target)] == ["authorization"]
+
+
+def test_azure_needs_its_endpoint_and_takes_the_key_in_a_header_of_its_own() -> None:
+    assert "https://RESOURCE.openai.azure.com/openai/v1" in refused("azure", model="m", api_key="k")
+    target = ready("azure", model="gpt-6-luna", api_key="sk-1", endpoint="https://a.openai.azure.com")
+    [(name, value)] = key_headers(target)
+    assert (name, value.reveal(), target.preset.family) == ("api-key", "sk-1", "gpt")
 
 
 @pytest.mark.parametrize("host", ["a.example", "192.168.1.7", "0.0.0.0", "localhost.evil.example", "128.0.0.1"])
@@ -161,3 +193,56 @@ def test_a_target_finds_the_protocol_that_it_speaks() -> None:
     claude = provider_of(ready("anthropic", model="claude-opus-5", api_key="k"))
     assert claude is provider_of(ready("anthropic", model="claude-haiku-4-5", api_key="k"))
     assert callable(claude.encode)
+
+
+def asked(*, tools: bool = False, effort: str | None = None) -> LLMRequest:
+    wanted = Preferences(reasoning_effort=effort)  # type: ignore[arg-type]
+    return LLMRequest(prompt="hi", tools=(Tool("look"),) if tools else (), preferences=wanted)
+
+
+CHAT, RESPONSES = "openai-chat", "openai-responses"
+
+
+@pytest.mark.parametrize(
+    ("model", "request_", "wire"),
+    [
+        ("gpt-6.2-sol", asked(), CHAT),
+        ("gpt-6.2-sol", asked(effort="high"), CHAT),
+        ("gpt-6.2-sol", asked(tools=True), RESPONSES),
+        ("gpt-6.2-sol", asked(tools=True, effort="none"), RESPONSES),
+        ("gpt-6-luna", asked(effort="high"), CHAT),
+        ("gpt-6-luna", asked(tools=True), RESPONSES),
+        ("gpt-6-luna", asked(tools=True, effort="low"), RESPONSES),
+        ("gpt-6-luna", asked(tools=True, effort="none"), CHAT),
+        ("gpt-5.4", asked(tools=True, effort="low"), RESPONSES),
+        ("gpt-5.2", asked(tools=True, effort="low"), CHAT),
+        ("gpt-4.1", asked(tools=True), CHAT),
+        ("gpt-5-pro", asked(), RESPONSES),
+        ("my-deployment", asked(tools=True, effort="low"), CHAT),
+    ],
+)
+def test_openai_is_asked_over_responses_only_where_it_must_be(model: str, request_: LLMRequest, wire: str) -> None:
+    for provider, endpoint in (("openai", None), ("azure", "https://a.openai.azure.com")):
+        target = ready(provider, model=model, api_key="k", endpoint=endpoint)
+        assert wire_of(target, request_) == wire
+        assert provider_of(target, request_) is provider_of(ready(wire, model=model, api_key="k"))
+
+
+@pytest.mark.parametrize("provider", [CHAT, RESPONSES])
+def test_one_protocol_can_be_forced(provider: str) -> None:
+    target = ready(provider, model="gpt-6.2-sol", api_key="k")
+    assert {wire_of(target, request) for request in (None, asked(), asked(tools=True))} == {provider}
+
+
+def test_without_a_request_a_target_has_its_usual_protocol() -> None:
+    target = ready("openai", model="gpt-6.2-sol", api_key="k")
+    assert wire_of(target) == CHAT
+    assert provider_of(target) is provider_of(ready(CHAT, model="m", api_key="k"))
+
+
+def test_what_responses_would_take_goes_there_and_is_read_by_the_same_record() -> None:
+    target, request = ready("openai", model="gpt-6-luna", api_key="k"), asked(tools=True)
+    sent = provider_of(target, request).encode(target, request, False).unwrap()
+    assert sent.url == "https://api.openai.com/v1/responses"
+    plain = provider_of(target, asked()).encode(target, asked(), False).unwrap()
+    assert plain.url == "https://api.openai.com/v1/chat/completions"

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from types import MappingProxyType
 
 import attrs
 import pytest
@@ -19,7 +20,6 @@ from llm_effects.requests import (
     TaskType,
     Tool,
     conversation,
-    pinned,
 )
 from llm_effects.values import InvalidValue
 
@@ -52,7 +52,10 @@ def test_a_task_of_ones_own_is_one_too() -> None:
         *(("temperature", bad) for bad in (-0.1, 2.1, math.nan, math.inf, "hot", False)),
         *(("top_p", bad) for bad in (0, 1.1, math.nan)),
         *(("timeout_ms", bad) for bad in (0, -5, math.inf, math.nan)),
+        *((name, bad) for name in ("max_tokens", "seed", "timeout_ms") for bad in (10**400, 2**63)),
+        pytest.param("seed", -(10**5000), id="huge"),
         ("seed", 1.0),
+        ("stop", 5),
         ("reasoning_effort", "hard"),
         ("stop", ["a", 1]),
     ],
@@ -78,18 +81,52 @@ LOOK = Tool("look", "look around")
         ({"prompt": "x", "messages": [Message("user", "y")]}, "prompt: give either prompt or messages, not both"),
         ({"prompt": " "}, "prompt: must not be blank"),
         ({"messages": ["hello"]}, r"messages\[0\]: must be Message, not str"),
-        ({"messages": "hello"}, "expected several values, got the single text 'hello'"),
+        ({"messages": "hello"}, "messages: must be several values, not the single text 'hello'"),
+        ({"messages": 5}, "messages: must be several values, not int"),
+        ({"prompt": 5}, "prompt: must be a text, not int"),
+        ({"prompt": "x", "system": 5}, "system: must be a text, not int"),
+        ({"prompt": "x", "task_type": 5}, "task_type: must be a text, not int"),
+        ({"prompt": "x", "preferences": {"max_tokens": -4}}, "preferences: must be Preferences, not dict"),
+        ({"prompt": "x", "preferences": None}, "preferences: must be Preferences, not NoneType"),
+        ({"prompt": "x", "cache": "bogus"}, "cache: must be one of use, refresh, bypass, only, not 'bogus'"),
+        ({"prompt": "x", "recovery": "x"}, "recovery: must be one of fail, restart, resume, not 'x'"),
+        ({"prompt": "x", "allow": ("bogus",)}, "allow: must be one of fallback_on_refusal, cheaper_model, not 'bogus'"),
+        ({"prompt": "x", "allow": [[]]}, "allow: must be one of fallback_on_refusal, cheaper_model, not list"),
+        ({"prompt": "x", "allow": "cheaper_model"}, "allow: must be several values, not the single text"),
+        ({"prompt": "x", "allow": 5}, "allow: must be several values, not int"),
+        ({"prompt": "x", "tools": None}, "tools: must be several values, not NoneType"),
+        ({"prompt": "x", "tool_choice": ["look"]}, "tool_choice: must be a text, not list"),
+        ({"prompt": "x", "response_schema": "nope"}, "response_schema: must be a JSON object, not str"),
+        ({"prompt": "x", "response_schema": {"a": [object()]}}, r"response_schema\.a\[0\]: must be JSON, not object"),
+        ({"prompt": "x", "metadata": 5}, "metadata: must be a table, not int"),
+        ({"prompt": "x", "metadata": {"a": 5}}, "metadata.a: must be str, not int"),
+        ({"prompt": "x", "metadata": {5: "a"}}, "metadata: each key must be a text, not int"),
+        ({"prompt": "x", "tags": [1]}, r"tags\[0\]: must be str, not int"),
         ({"prompt": "x", "task_type": " "}, "task_type: must not be blank"),
         ({"prompt": "x", "tools": [LOOK, LOOK]}, "tools: each tool needs a name of its own"),
         ({"prompt": "x", "tools": ["look"]}, r"tools\[0\]: must be Tool, not str"),
         ({"prompt": "x", "tool_choice": "required"}, "tool_choice: must be auto, none, required or the name of a tool"),
         ({"prompt": "x", "tools": [LOOK], "tool_choice": "jump"}, "tool_choice: must be .* not 'jump'"),
-        ({"prompt": "x", "tags": "urgent"}, "expected several values"),
+        ({"prompt": "x", "tags": "urgent"}, "tags: must be several values"),
     ],
 )
 def test_a_wrong_request_says_what_is_wrong(given_fields: dict[str, object], says: str) -> None:
     with pytest.raises(InvalidValue, match=f"^{says}"):
         LLMRequest(**given_fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given_fields", "says"),
+    [
+        ({"name": None}, "name: must be a text, not NoneType"),
+        ({"name": "look", "description": 5}, "description: must be a text, not int"),
+        ({"name": "look", "parameters": []}, "parameters: must be a JSON object, not list"),
+        ({"name": "look", "parameters": {"a": {5: 1}}}, "parameters.a: each key must be a text, not int"),
+    ],
+)
+def test_a_wrong_tool_says_what_is_wrong(given_fields: dict[str, object], says: str) -> None:
+    with pytest.raises(InvalidValue, match=f"^{says}$"):
+        Tool(**given_fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("choice", [None, "auto", "none", "required", "look"])
@@ -116,7 +153,30 @@ def test_a_prompt_is_a_conversation_of_one_message(prompt: str) -> None:
     assert conversation(LLMRequest(messages=said)) == said
 
 
-def test_pinning_changes_the_model_and_nothing_else() -> None:
-    request = LLMRequest(prompt="x", tags=("a",))
-    assert pinned(request, "claude").model == "claude"
-    assert attrs.evolve(pinned(request, "claude"), model=None) == request
+SCHEMA = {"type": "object", "required": ["a"]}  # a variable, whose type is narrower than JSON's
+
+
+def test_a_schema_is_copied_once_as_plain_json() -> None:
+    required = ["a"]
+    frozen = MappingProxyType({"type": "object", "required": required})
+    request = LLMRequest(prompt="x", response_schema=frozen, tools=[Tool("look", parameters=frozen)])
+    required.append("b")
+    assert request.response_schema == request.tools[0].parameters == SCHEMA
+    assert type(request.response_schema) is type(request.tools[0].parameters) is dict
+    assert LLMRequest(prompt="x", response_schema=SCHEMA).response_schema == SCHEMA
+    assert Tool("look", parameters=SCHEMA).parameters == SCHEMA
+
+
+def test_metadata_is_a_copy() -> None:
+    metadata = {"user": "alice"}
+    request = LLMRequest(prompt="x", metadata=metadata)
+    metadata.clear()
+    assert request.metadata == {"user": "alice"}
+
+
+@pytest.mark.parametrize("policy", CachePolicy)
+@pytest.mark.parametrize("recovery", Recovery)
+@pytest.mark.parametrize("permission", Allow)
+def test_choices_may_be_given_by_their_texts(policy: CachePolicy, recovery: Recovery, permission: Allow) -> None:
+    spelled = LLMRequest(prompt="x", cache=policy.value, recovery=recovery.value, allow=[permission.value])
+    assert spelled == LLMRequest(prompt="x", cache=policy, recovery=recovery, allow=[permission])

@@ -101,8 +101,8 @@ def test_cost_asks_the_cheapest_first_and_the_unknown_last() -> None:
 
 def test_performance_weighs_latency_and_errors_and_tries_the_unknown_first() -> None:
     statistics = {
-        "gpt": Statistics(attempts=10, failures=0, latency_ms=900),
-        "claude": Statistics(attempts=10, failures=8, latency_ms=500),
+        "gpt": Statistics(attempts=10, latency_ms=900),
+        "claude": Statistics(attempts=10, error_rate=0.8, latency_ms=500),
     }
     assert order(ask(), routing=RoutingConfig(strategy="performance"), statistics=statistics) == [
         "studio",
@@ -110,6 +110,14 @@ def test_performance_weighs_latency_and_errors_and_tries_the_unknown_first() -> 
         "claude",
         "small",
     ]
+
+
+def test_performance_now_and_then_asks_the_model_with_the_fewest_attempts_first() -> None:
+    statistics = {name: Statistics(attempts=50, latency_ms=100) for name in ("gpt", "claude")}
+    statistics["studio"] = Statistics(attempts=1, error_rate=1.0)
+    routing = RoutingConfig(strategy="performance")
+    assert order(ask(), routing=routing, statistics=statistics, drawn=0.5)[:3] == ["gpt", "claude", "studio"]
+    assert order(ask(), routing=routing, statistics=statistics, drawn=0.97)[0] == "studio"
 
 
 def test_a_parked_model_is_asked_after_the_others_until_its_time_has_come() -> None:
@@ -175,7 +183,7 @@ names = st.sampled_from(sorted(FLEET))
 statistics = st.builds(
     Statistics,
     attempts=st.integers(1, 20),
-    failures=st.just(0),
+    error_rate=st.floats(0, 1),
     latency_ms=st.none() | st.floats(1, 1e5),
     parked_until=st.floats(0, 100),
 )

@@ -4,6 +4,8 @@ import copy
 import json
 import math
 import pickle
+from collections.abc import Mapping
+from enum import Enum
 
 import attrs
 import pytest
@@ -11,7 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_effects.secrets import MASK, Secret, scrub
-from llm_effects.values import InvalidValue, instances, number, one_of, text, to_tuple
+from llm_effects.values import (
+    InvalidValue,
+    instance,
+    instances,
+    number,
+    one_of,
+    shown,
+    text,
+    to_member,
+    to_table,
+    to_tuple,
+)
 
 CANARY = "canary-7f3a91"
 
@@ -101,7 +114,16 @@ class Ruled:
     name: str | None = attrs.field(default=None, validator=text())
     note: str | None = attrs.field(default=None, validator=text(empty=True))
     colour: str | None = attrs.field(default=None, validator=one_of("red", "green"))
-    words: tuple[str, ...] = attrs.field(default=(), converter=to_tuple, validator=instances(str))
+    words: tuple[str, ...] = attrs.field(default=(), validator=instances(str))
+    table: Mapping[str, int] = attrs.field(factory=dict[str, int], validator=instances(int))
+    flag: bool = attrs.field(default=False, validator=instance(bool))
+    kind: bytes | None = attrs.field(default=None, validator=instance(bytes))
+    size: int = attrs.field(default=1, validator=number(whole=True))
+    title: str = attrs.field(default="x", validator=text())
+    mood: str = attrs.field(default="good", validator=one_of("good", "bad"))
+
+
+HUGE = 10**5000
 
 
 @pytest.mark.parametrize(
@@ -121,6 +143,20 @@ class Ruled:
         ("name", 5, "must be a text, not int"),
         ("note", b"", "must be a text, not bytes"),
         ("colour", "blue", "must be one of red, green, not 'blue'"),
+        ("colour", ["red"], "must be one of red, green, not list"),
+        pytest.param("colour", -HUGE, "must be one of red, green, not a number of more than 64 bits", id="huge colour"),
+        pytest.param("count", -HUGE, "must be a number of at most 64 bits", id="huge count"),
+        ("count", 2**63, "must be a number of at most 64 bits"),
+        ("count", object(), "must be a whole number, not object"),
+        pytest.param("share", HUGE, "must be a number of at most 64 bits", id="huge share"),
+        ("share", 1e300, "must be a number of at most 64 bits"),
+        ("size", -(2**63), "must be a number of at most 64 bits"),
+        ("size", None, "must be a whole number, not None"),
+        ("title", None, "must be a text, not NoneType"),
+        ("mood", None, "must be one of good, bad, not None"),
+        ("flag", 1, "must be bool, not int"),
+        ("flag", None, "must be bool, not NoneType"),
+        ("kind", "x", "must be bytes, not str"),
     ],
 )
 def test_a_broken_rule_names_the_field_and_the_remedy(field: str, value: object, remedy: str) -> None:
@@ -131,19 +167,57 @@ def test_a_broken_rule_names_the_field_and_the_remedy(field: str, value: object,
 
 def test_a_wrong_item_is_named_by_its_index() -> None:
     with pytest.raises(InvalidValue, match=r"words\[1\]: must be str, not int"):
-        Ruled(words=["a", 1])  # type: ignore[list-item]
+        Ruled(words=("a", 1))  # type: ignore[arg-type]
+    with pytest.raises(InvalidValue, match=r'table\."a b": must be int, not str'):
+        Ruled(table={"a": 1, "a b": "1"})  # type: ignore[dict-item]
 
 
 def test_none_is_unset_and_edges_are_inside() -> None:
-    assert Ruled() == Ruled(count=None, share=None, name=None, note=None, colour=None, words=())
+    assert Ruled() == Ruled(count=None, share=None, name=None, note=None, colour=None, words=(), kind=None)
+    assert Ruled(size=2**63 - 1).size == 2**63 - 1
     assert Ruled(count=1, share=1, name="x", note="", colour="red").count == 1
 
 
 def test_a_bare_text_is_no_sequence() -> None:
-    with pytest.raises(InvalidValue, match="single text 'stop'"):
-        to_tuple("stop")
+    with pytest.raises(InvalidValue, match=r"^tags: must be several values, not the single text 'stop': write"):
+        to_tuple("tags", "stop")
+
+
+@pytest.mark.parametrize("given", [5, None, object(), 1.5])
+def test_what_holds_nothing_is_no_sequence_and_no_table(given: object) -> None:
+    with pytest.raises(InvalidValue, match=f"^tags: must be several values, not {type(given).__name__}$"):
+        to_tuple("tags", given)  # type: ignore[arg-type]
+    with pytest.raises(InvalidValue, match=f"^tags: must be a table, not {type(given).__name__}$"):
+        to_table("tags", given)  # type: ignore[arg-type]
+
+
+def test_the_keys_of_a_table_are_texts() -> None:
+    assert to_table("tags", {"b": 1, "a": 2}) == {"b": 1, "a": 2}
+    with pytest.raises(InvalidValue, match=r"^tags: each key must be a text, not int$"):
+        to_table("tags", {5: 1})  # type: ignore[dict-item]
+
+
+class Colour(Enum):
+    RED = "red"
+    GREEN = "green"
+
+
+@pytest.mark.parametrize("colour", Colour)
+def test_a_member_and_its_text_are_the_same_choice(colour: Colour) -> None:
+    assert to_member("colour", Colour, colour) is to_member("colour", Colour, colour.value) is colour
+
+
+@pytest.mark.parametrize(("given", "said"), [("RED", "'RED'"), (5, "5"), (None, "None"), ([], "list")])
+def test_a_wrong_choice_is_told_the_right_ones(given: object, said: str) -> None:
+    with pytest.raises(InvalidValue, match=f"^colour: must be one of red, green, not {said}"):
+        to_member("colour", Colour, given)  # type: ignore[arg-type]
+
+
+@given(st.one_of(st.text(), st.integers(), st.floats(), st.none(), st.booleans(), st.binary(), st.just(HUGE)))
+def test_whatever_is_shown_is_short(value: object) -> None:
+    assert len(shown(value)) <= 40
 
 
 @given(st.lists(st.integers()))
 def test_collections_are_frozen_as_they_are(items: list[int]) -> None:
-    assert to_tuple(iter(items)) == tuple(items)
+    assert to_tuple("items", iter(items)) == tuple(items)

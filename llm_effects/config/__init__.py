@@ -4,17 +4,21 @@
 """
 
 from collections.abc import Iterable, Mapping
-from decimal import Decimal, InvalidOperation
-from typing import Any, Literal, TypeAlias, final, get_args
+from decimal import Decimal
+from typing import Literal, TypeAlias, final, get_args
 
 import attrs
 from attrs import field, frozen
 
-from llm_effects.secrets import Secret, to_headers, to_secret, usable_headers, usable_key, without_password
-from llm_effects.values import instances, invalid, number, one_of, text, to_tuple
+from llm_effects.config.fields import amount, dollars, hidden, named, orders, pairs, strangers, to_order, to_tasks
+from llm_effects.secrets import Secret, to_secret, usable_headers, usable_key, without_password
+from llm_effects.values import InvalidValue, inside, instance, instances, number, one_of, text, to_table, to_tuple
 
 Strategy: TypeAlias = Literal["balanced", "cost", "performance"]
 """How candidates are ordered."""
+
+Family: TypeAlias = Literal["local", "gpt", "claude", "other"]
+"""Models that are told together in an order of models."""
 
 WireVersion: TypeAlias = Literal["2023-06-01", "2026-10-21"]
 """The ``anthropic-version`` that is spoken."""
@@ -31,25 +35,12 @@ class Capabilities:
 
     context_length: int | None = field(default=None, validator=number(at_least=1, whole=True))
     max_output: int | None = field(default=None, validator=number(at_least=1, whole=True))
-    tools: bool | None = None
-    images: bool | None = None
-    schema: bool | None = None
-    sampling: bool | None = None
-    reasoning: bool | None = None
-    prefill: bool | None = None
-
-
-def dollars(given: Decimal | str | float) -> Decimal:
-    """Take an amount as it is written: 0.1 is a tenth, not the nearest binary fraction."""
-    try:
-        return Decimal(str(given))
-    except InvalidOperation:
-        return Decimal("nan")  # for _amount to refuse, which knows the field's name
-
-
-def _amount(_: object, attribute: "attrs.Attribute[Any]", amount: Decimal | None) -> None:
-    if amount is not None and not (amount.is_finite() and amount >= 0):
-        invalid(attribute.name, f"must be an amount of US dollars such as 0.15, 0 or more, not {amount}")
+    tools: bool | None = field(default=None, validator=instance(bool))
+    images: bool | None = field(default=None, validator=instance(bool))
+    schema: bool | None = field(default=None, validator=instance(bool))
+    sampling: bool | None = field(default=None, validator=instance(bool))
+    reasoning: bool | None = field(default=None, validator=instance(bool))
+    prefill: bool | None = field(default=None, validator=instance(bool))
 
 
 @final
@@ -57,10 +48,10 @@ def _amount(_: object, attribute: "attrs.Attribute[Any]", amount: Decimal | None
 class Price:
     """US dollars for a million tokens, by bucket; a bucket without a price costs as fresh input does."""
 
-    input: Decimal = field(converter=dollars, validator=_amount)
-    output: Decimal = field(converter=dollars, validator=_amount)
-    cache_read: Decimal | None = field(default=None, converter=attrs.converters.optional(dollars), validator=_amount)
-    cache_write: Decimal | None = field(default=None, converter=attrs.converters.optional(dollars), validator=_amount)
+    input: Decimal = field(converter=dollars, validator=amount)
+    output: Decimal = field(converter=dollars, validator=amount)
+    cache_read: Decimal | None = field(default=None, converter=attrs.converters.optional(dollars), validator=amount)
+    cache_write: Decimal | None = field(default=None, converter=attrs.converters.optional(dollars), validator=amount)
 
 
 @final
@@ -72,7 +63,8 @@ class ModelConfig:
     (``lm-studio``, ``ollama``, ...). ``model`` is the provider's own name for it; without one, local
     servers answer with whatever is loaded. Times are milliseconds: ``timeout_ms`` for one attempt,
     ``connect_ms`` to reach the server, ``first_content_ms`` until the first piece of the answer,
-    ``between_content_ms`` from one piece to the next. ``context_length`` is tokens, for each of the ``slots``
+    ``between_content_ms`` from one piece to the next, ``sink_ms`` that a consumer of a stream may take over what came
+    together. ``context_length`` is tokens, for each of the ``slots``
     requests that the in-process model serves at once.
     """
 
@@ -90,19 +82,12 @@ class ModelConfig:
     connect_ms: float = field(default=5_000, validator=number(above=0))
     first_content_ms: float = field(default=60_000, validator=number(above=0))
     between_content_ms: float = field(default=30_000, validator=number(above=0))
+    sink_ms: float = field(default=60_000, validator=number(above=0))
     wire_version: WireVersion = field(default="2026-10-21", validator=one_of(*get_args(WireVersion)))
-    capabilities: Capabilities = field(factory=Capabilities)
-    price: Price | None = None
-    headers: tuple[tuple[str, Secret], ...] = field(default=(), converter=to_headers, validator=usable_headers)
-    last_resort: bool = False
-
-
-def _names(given: Iterable[str]) -> tuple[str, ...]:
-    return to_tuple(given)
-
-
-def _tasks(given: Mapping[str, Iterable[str]]) -> Mapping[str, tuple[str, ...]]:
-    return {task: to_tuple(names) for task, names in given.items()}
+    capabilities: Capabilities = field(factory=Capabilities, validator=instance(Capabilities))
+    price: Price | None = field(default=None, validator=instance(Price))
+    headers: tuple[tuple[str, Secret], ...] = field(default=(), converter=hidden, validator=[pairs, usable_headers])
+    last_resort: bool = field(default=False, validator=instance(bool))
 
 
 @final
@@ -110,14 +95,16 @@ def _tasks(given: Mapping[str, Iterable[str]]) -> Mapping[str, tuple[str, ...]]:
 class RoutingConfig:
     """Which model is asked first, and how often.
 
-    ``tasks`` gives a task its own order of model names or families (``local``, ``gpt``, ``claude``);
+    ``tasks`` gives a task its own order of model names or families (``local``, ``gpt``, ``claude``, ``other``);
     ``fallback_order`` follows it; then come the models left, as configured. ``max_retries`` is for each
     candidate, ``max_attempts`` and ``timeout_ms`` (milliseconds) for the whole call.
     """
 
     strategy: Strategy = field(default="balanced", validator=one_of(*get_args(Strategy)))
-    fallback_order: tuple[str, ...] = field(default=(), converter=_names, validator=instances(str))
-    tasks: Mapping[str, tuple[str, ...]] = field(factory=dict[str, tuple[str, ...]], converter=_tasks)
+    fallback_order: tuple[str, ...] = field(default=(), converter=to_order, validator=instances(str))
+    tasks: Mapping[str, tuple[str, ...]] = field(
+        factory=dict[str, tuple[str, ...]], converter=to_tasks, validator=orders
+    )
     max_retries: int = field(default=2, validator=number(at_least=0, whole=True))
     max_attempts: int = field(default=8, validator=number(at_least=1, whole=True))
     timeout_ms: float = field(default=300_000, validator=number(above=0))
@@ -128,7 +115,7 @@ class RoutingConfig:
 class CacheConfig:
     """Where answers are kept, for how long (seconds; ``None`` is for ever) and how many."""
 
-    enabled: bool = True
+    enabled: bool = field(default=True, validator=instance(bool))
     ttl_seconds: float | None = field(default=3600, validator=number(at_least=0))
     max_size: int = field(default=1000, validator=number(at_least=1, whole=True))
     url: str = field(default="memory://", validator=text(), repr=without_password)
@@ -148,7 +135,7 @@ class BudgetConfig:
     """At most ``limit_usd`` US dollars in each ``period``, for one ``scope`` such as ``owner:alice``."""
 
     name: str = field(validator=text())
-    limit_usd: Decimal = field(converter=dollars, validator=_amount)
+    limit_usd: Decimal = field(converter=dollars, validator=amount)
     period: Literal["hour", "day", "month"] = field(default="day", validator=one_of("hour", "day", "month"))
     scope: str | None = field(default=None, validator=text())
 
@@ -158,24 +145,16 @@ class BudgetConfig:
 class TelemetryConfig:
     """What traces may tell: message bodies only if asked for."""
 
-    enabled: bool = True
-    bodies: bool = False
+    enabled: bool = field(default=True, validator=instance(bool))
+    bodies: bool = field(default=False, validator=instance(bool))
 
 
 def _models(given: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:
-    return dict(given)  # a copy of our own, in the same order
-
-
-def _named_models(_: object, attribute: "attrs.Attribute[Any]", models: Mapping[str, object]) -> None:
-    for name, model in models.items():
-        if not name.strip():
-            invalid(attribute.name, "each model needs a name that is not blank")
-        if not isinstance(model, ModelConfig):
-            invalid(f"{attribute.name}[{name!r}]", f"must be ModelConfig, not {type(model).__name__}")
+    return to_table("models", given)
 
 
 def _budgets(given: Iterable[BudgetConfig]) -> tuple[BudgetConfig, ...]:
-    return to_tuple(given)
+    return to_tuple("budgets", given)
 
 
 @final
@@ -188,9 +167,17 @@ class LLMConfig:
     LLMConfig(models={'mini': ModelConfig(provider='openai-chat', model='gpt-6-luna', ... api_key=Secret('***'), ...
     """
 
-    models: Mapping[str, ModelConfig] = field(converter=_models, validator=_named_models)
-    routing: RoutingConfig = field(factory=RoutingConfig)
-    cache: CacheConfig = field(factory=CacheConfig)
-    storage: StorageConfig = field(factory=StorageConfig)
+    models: Mapping[str, ModelConfig] = field(converter=_models, validator=[named, instances(ModelConfig)])
+    routing: RoutingConfig = field(factory=RoutingConfig, validator=instance(RoutingConfig))
+    cache: CacheConfig = field(factory=CacheConfig, validator=instance(CacheConfig))
+    storage: StorageConfig = field(factory=StorageConfig, validator=instance(StorageConfig))
     budgets: tuple[BudgetConfig, ...] = field(default=(), converter=_budgets, validator=instances(BudgetConfig))
-    telemetry: TelemetryConfig = field(factory=TelemetryConfig)
+    telemetry: TelemetryConfig = field(factory=TelemetryConfig, validator=instance(TelemetryConfig))
+
+    def __attrs_post_init__(self) -> None:
+        known = (*self.models, *get_args(Family))
+        asked = {inside("routing.tasks", task): names for task, names in self.routing.tasks.items()}
+        asked["routing.fallback_order"] = self.routing.fallback_order
+        lines = [line for path, names in asked.items() for line in strangers(path, names, known)]
+        if lines:
+            raise InvalidValue("\n".join(lines))

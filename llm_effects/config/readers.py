@@ -1,8 +1,5 @@
 """A strict reader of the configuration's classes: plain data in, a value or every problem with its place out."""
 
-import difflib
-import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from types import NoneType, UnionType
@@ -13,10 +10,10 @@ from attrs import evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.config import dollars
+from llm_effects.config.fields import dollars
 from llm_effects.config.variables import Variable, parsed, secret
 from llm_effects.secrets import Secret
-from llm_effects.values import InvalidValue
+from llm_effects.values import InvalidValue, inside, suggestion
 
 _Value = TypeVar("_Value")
 _Record = TypeVar("_Record", bound=attrs.AttrsInstance)
@@ -38,11 +35,11 @@ class Place:
 
     def below(self, key: object) -> "Place":
         """The place of a key of this table."""
-        return evolve(self, path=f"{self.path}.{_shown(key)}" if self.path else _shown(key))
+        return evolve(self, path=inside(self.path, str(key)))
 
     def item(self, index: int) -> "Place":
         """The place of an item of this list."""
-        return evolve(self, path=f"{self.path}[{index}]")
+        return evolve(self, path=inside(self.path, index))
 
     def problem(self, remedy: str) -> Problems:
         """One problem of this place."""
@@ -55,11 +52,6 @@ class Place:
     def expected(self, wanted: str, given: object) -> Result[Never, Problems]:
         """Fail because something else is wanted here."""
         return self.refuse(f"must be {wanted}, not {type(given).__name__}")
-
-
-def _shown(key: object) -> str:
-    name = str(key)
-    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name)  # as TOML itself would quote it
 
 
 def gather(results: Iterable[Result[_Value, Problems]]) -> Result[tuple[_Value, ...], Problems]:
@@ -87,20 +79,24 @@ def record(kind: type[_Record], given: object, at: Place) -> Result[_Record, Pro
     required = (name for name, each in fields.items() if each.default is attrs.NOTHING)
     entries = (_entry(fields, key, value, at) for key, value in given.items())
     missing = (at.below(name).refuse("is missing: give it a value") for name in required if name not in given)
-    return gather((*entries, *missing)).map(lambda pairs: kind(**dict(pairs)))
+    pairs = gather((*entries, *missing))
+    return _made(kind, dict(pairs.unwrap()), at) if is_successful(pairs) else Failure(pairs.failure())
+
+
+def _made(kind: type[_Record], values: Mapping[str, object], at: Place) -> Result[_Record, Problems]:
+    """Make the value, whose fields have kept their own rules but may not fit each other."""
+    try:
+        return Success(kind(**values))
+    except InvalidValue as problem:
+        return Failure(tuple(f"{at.path}.{line}".removeprefix(".") for line in str(problem).splitlines()))
 
 
 def _entry(fields: "Mapping[str, attrs.Attribute[Any]]", key: object, given: object, at: Place) -> _Pair:
     name = str(key)
     if name not in fields:
-        return at.below(key).refuse(f"unknown key: {_suggestion(name, fields)}")
+        return at.below(key).refuse(f"unknown key: {suggestion(name, fields)}")
     here = evolve(at, path=given.name) if isinstance(given, Variable) else at.below(key)
     return _valid(fields[name], _read(fields[name].type, given, here), here).map(lambda value: (name, value))
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, tuple(known), n=1)
-    return f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(known)}"
 
 
 def _valid(attribute: "attrs.Attribute[Any]", read: _Read, at: Place) -> _Read:

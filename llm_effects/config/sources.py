@@ -49,11 +49,21 @@ def load_config(
 
 def _from_file(path: Path, environ: Mapping[str, str]) -> Result[LLMConfig, LLMError]:
     try:
-        given = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        content = path.read_bytes()
     except OSError as problem:
         return _unusable(path, f"cannot be read ({problem.strerror}): give the path of a TOML file", problem)
+    except ValueError as problem:  # a zero byte, or a letter that no file name holds
+        return _unusable(path, f"is no path ({problem}): give the path of a TOML file", problem)
+    return _from_toml(content, path, environ)
+
+
+def _from_toml(content: bytes, path: Path, environ: Mapping[str, str]) -> Result[LLMConfig, LLMError]:
+    try:
+        given = tomllib.loads(content.decode("utf-8-sig"))
     except ValueError as problem:  # bytes that are not UTF-8, a syntax error, a number of thousands of digits
         return _unusable(path, f"is not valid TOML: {problem}", problem)
+    except RecursionError as problem:
+        return _unusable(path, "is nested too deep: a configuration needs few levels", problem)
     return _config(given, str(path), environ, path.absolute().parent)
 
 
@@ -84,5 +94,5 @@ def _located(config: LLMConfig, folder: Path) -> LLMConfig:
 def _at_home(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # nobody of that name lives here: whoever opens the file will say so
+    except (RuntimeError, ValueError):  # nobody of that name lives here: whoever opens the file will say so
         return Path(path)

@@ -53,7 +53,7 @@ SHAPE: Final[Mapping[str, _Shape]] = {
             "model_path": _from("LLAMA_MODEL_PATH"),
         },
         "gpt": {
-            "provider": "openai-chat",
+            "provider": "openai",
             "api_key": _from("OPENAI_API_KEY"),
             "model": _from("OPENAI_MODEL", default="gpt-6.1-terra"),
             "endpoint": _from("OPENAI_BASE_URL"),

@@ -11,9 +11,15 @@ from llm_effects.responses import LLMResponse
 
 
 def complete(call: Call) -> Effect[LLMResponse]:
-    """Ask ``call.model`` once, within the time of one attempt (``ModelConfig.timeout_ms``)."""
+    """Ask ``call.model`` once, within the time of one attempt (``ModelConfig.timeout_ms``).
+
+    The live clients keep that time themselves (``keeps_time``), since a call's time in their queue is not the
+    model's; others are timed here. A stream is timed where it is read: the time of its consumer does not count.
+    """
 
     async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+        if call.sink is not None or getattr(env.clients, "keeps_time", False):
+            return await result_of(env.clients.complete(call))
         limit_ms = env.config.models[call.model].timeout_ms
         with move_on_after(limit_ms / 1000):
             return await result_of(env.clients.complete(call))

@@ -7,65 +7,40 @@ from returns.result import Result
 from llm_effects.calls import Call
 from llm_effects.effects import Effect, Generate, effect, settle
 from llm_effects.env import LedgerRow, LLMEnv
-from llm_effects.errors import LLMError, RequestTimeout
+from llm_effects.errors import ConfigurationError, InvalidRequest, LLMError, NetworkError, RequestTimeout
 from llm_effects.responses import CANCELLED, SUCCESS, Attempt, Cost, LLMResponse, Usage
 
 _Outcome = Result[LLMResponse, LLMError]
 
 
 def observed(inner: Generate) -> Generate:
-    """Record each attempt, in ``finally``: time-outs, lost hedges and cancellations are kept too."""
+    """Record each attempt, whatever becomes of it: time-outs, lost hedges and cancellations are kept too."""
 
     def observe(call: Call) -> Effect[LLMResponse]:
         async def run(env: LLMEnv) -> _Outcome:
             started = anyio.current_time()
-            outcome: _Outcome | None = None
             try:
                 outcome = await settle(inner(call), env)
-                return outcome
-            finally:
-                _book(env, call, _attempt(env, call, outcome, started), outcome)
+            except BaseException as problem:
+                _book(env, call, started, _interruption(problem, call), None)
+                raise
+            _book(env, call, started, SUCCESS if is_successful(outcome) else outcome.failure().tag, outcome)
+            return outcome
 
         return effect(run)
 
     return observe
 
 
-def _attempt(env: LLMEnv, call: Call, outcome: _Outcome | None, started: float) -> Attempt:
-    now = anyio.current_time()
-    usage = _usage(outcome)
-    return Attempt(
-        model=call.model,
-        provider=env.config.models[call.model].provider,
-        outcome=_tag(outcome, cut=now >= call.deadline),
-        latency_ms=(now - started) * 1000,
-        wait_ms=call.wait_ms,
-        usage=usage or Usage(),
-        cost=_cost(env, call, outcome, usage),
-    )
+def _interruption(problem: BaseException, call: Call) -> str:
+    """Name what cut an attempt short: the deadline, a cancellation, or else the defect's class."""
+    if not isinstance(problem, anyio.get_cancelled_exc_class()):
+        return type(problem).__name__
+    return RequestTimeout.tag if anyio.current_time() >= call.deadline else CANCELLED
 
 
-def _tag(outcome: _Outcome | None, *, cut: bool) -> str:
-    if outcome is None:
-        return RequestTimeout.tag if cut else CANCELLED
-    return SUCCESS if is_successful(outcome) else outcome.failure().tag
-
-
-def _usage(outcome: _Outcome | None) -> Usage | None:
-    if outcome is None:
-        return None
-    return outcome.unwrap().usage if is_successful(outcome) else outcome.failure().usage
-
-
-def _cost(env: LLMEnv, call: Call, outcome: _Outcome | None, usage: Usage | None) -> Cost:
-    """What the attempt cost: nothing if the provider turned it away, unknown if it may have worked on it."""
-    if usage is not None:
-        return env.prices.cost(call.model, usage)
-    turned_away = outcome is not None and not isinstance(outcome.failure(), RequestTimeout)
-    return Cost.ZERO if turned_away else env.prices.cost(call.model, Usage())
-
-
-def _book(env: LLMEnv, call: Call, attempt: Attempt, outcome: _Outcome | None) -> None:
+def _book(env: LLMEnv, call: Call, started: float, tag: str, outcome: _Outcome | None) -> None:
+    attempt = _attempt(env, call, started, tag, outcome)
     call.trail.attempts.append(attempt)
     if outcome is not None and not is_successful(outcome):
         call.trail.errors.append(outcome.failure())
@@ -80,3 +55,35 @@ def _book(env: LLMEnv, call: Call, attempt: Attempt, outcome: _Outcome | None) -
             tags=call.request.tags,
         )
     )
+
+
+def _attempt(env: LLMEnv, call: Call, started: float, tag: str, outcome: _Outcome | None) -> Attempt:
+    usage = _usage(outcome)
+    return Attempt(
+        model=call.model,
+        provider=env.config.models[call.model].provider,
+        outcome=tag,
+        latency_ms=(anyio.current_time() - started) * 1000,
+        wait_ms=call.wait_ms,
+        usage=usage or Usage(),
+        cost=_cost(env, call, outcome, usage),
+    )
+
+
+def _usage(outcome: _Outcome | None) -> Usage | None:
+    if outcome is None:
+        return None
+    return outcome.unwrap().usage if is_successful(outcome) else outcome.failure().usage
+
+
+def _cost(env: LLMEnv, call: Call, outcome: _Outcome | None, usage: Usage | None) -> Cost:
+    """What the attempt cost: nothing if it was turned away, unknown if the provider may have worked on it."""
+    if usage is None and outcome is not None and _turned_away(outcome.failure()):
+        return Cost.ZERO
+    return env.prices.cost(call.model, usage or Usage())
+
+
+def _turned_away(error: LLMError) -> bool:
+    if isinstance(error, NetworkError):
+        return error.phase in {"dns", "connect", "refused"}
+    return isinstance(error, ConfigurationError | InvalidRequest) or (error.status or 0) >= 400

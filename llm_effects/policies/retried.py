@@ -18,6 +18,9 @@ from llm_effects.schedules import Schedule, Step, exponential, jittered
 TRANSIENT: Final = jittered(exponential(base=0.1, cap=20.0))
 """Pauses after a passing fault (seconds)."""
 
+LOADING: Final = exponential(base=0.5, cap=5.0)
+"""Pauses while a server loads the model (seconds): a poll, which nobody has to spread."""
+
 THROTTLED: Final = jittered(exponential(base=1.0, cap=20.0))
 """Pauses after a server said that it has too much to do (seconds)."""
 
@@ -60,16 +63,22 @@ def _pause(error: LLMError, call: Call, env: LLMEnv, again: int) -> float | None
 
 
 def _worth_it(error: LLMError, call: Call, env: LLMEnv, again: int) -> bool:
+    if call.committed:
+        return False
+    if call.alternatives == 0 and _is_loading(error):
+        return True  # nobody else is left to ask: wait for it, up to the deadline
     routing = env.config.routing
     refused = isinstance(error, NetworkError) and error.phase == "refused"
-    return (
-        not call.trail.committed
-        and again <= min(routing.max_retries, retries_worth(error))
-        and len(call.trail.attempts) < routing.max_attempts
-        and not (refused and call.alternatives)
-    )
+    tries_left = again <= min(routing.max_retries, retries_worth(error))
+    return tries_left and len(call.trail.attempts) < routing.max_attempts and not (refused and call.alternatives)
+
+
+def _is_loading(error: LLMError) -> bool:
+    return isinstance(error, ModelUnavailable) and error.reason == "loading"
 
 
 def _schedule(error: LLMError) -> Schedule:
+    if _is_loading(error):
+        return LOADING
     busy = isinstance(error, RateLimitExceeded) or (isinstance(error, ModelUnavailable) and error.status in {503, 529})
     return THROTTLED if busy else TRANSIENT

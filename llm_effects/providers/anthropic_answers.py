@@ -1,27 +1,24 @@
 """Reading Anthropic's answers: whole messages and event streams, both by way of one draft."""
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Final, TypeVar
 
 from attrs import evolve
 from returns.pipeline import is_successful
-from returns.result import Failure, Result
+from returns.result import Failure, Result, Success
 
 from llm_effects.errors import LLMError
 from llm_effects.providers.anthropic_blocks import NOTHING, Object, Told, grow, open_block, seal
 from llm_effects.providers.base import ServerEvent
-from llm_effects.providers.drafts import Draft, malformed, response_of, text_so_far
+from llm_effects.providers.drafts import Draft, interrupted, malformed, response_of
+from llm_effects.providers.error_bodies import request_id
 from llm_effects.providers.failures import classify_error_object
-from llm_effects.providers.faults import request_id
 from llm_effects.providers.reading import Unreadable, items, parse, record, string, whole
 from llm_effects.providers.targets import Target
 from llm_effects.responses import FinishReason, LLMResponse, Usage
 from llm_effects.wire import WireResponse
 
 _Count = TypeVar("_Count", bound=int | None)
-
-_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 _ENDS: Final = {
     "end_turn": FinishReason.STOP,
@@ -43,7 +40,8 @@ def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMErr
         return Failure(malformed(draft, f"the answer is not JSON ({body.reason}): is the endpoint right?"))
     message = record(body)
     if message.get("error") or message.get("type") == "error":
-        return Failure(_failed(draft, message, response.headers))
+        error = classify_error_object(target, message, headers=response.headers, received=response.received)
+        return Failure(interrupted(draft, error))
     _begin(draft, message)
     for index, block in enumerate(items(message.get("content"))):
         opened = open_block(draft, index, record(block))
@@ -65,7 +63,7 @@ def decode_event(draft: Draft, event: ServerEvent) -> Told:
         return Failure(malformed(draft, f"an event is not JSON: {body.reason}"))
     told = record(body)
     if told.get("error"):
-        return Failure(_failed(draft, told))
+        return _erred(draft, told)
     take = _EVENTS.get(string(told.get("type")) or event.name)
     return NOTHING if take is None else take(draft, told)
 
@@ -102,9 +100,7 @@ def _grown(draft: Draft, told: Object) -> Told:
 
 def _closed(draft: Draft, told: Object) -> Told:
     part = draft.slots.get(whole(told.get("index")) or 0)
-    if part is not None:
-        seal(part)
-    return NOTHING
+    return NOTHING if part is None else Success(seal(part))
 
 
 def _ending(draft: Draft, told: Object) -> Told:
@@ -149,13 +145,8 @@ def _latest(before: _Count, told: object) -> int | _Count:
     return before if count is None else count
 
 
-def _failed(draft: Draft, told: Object, headers: Mapping[str, str] = _NO_HEADERS) -> LLMError:
-    error = classify_error_object(draft.target, told, headers=headers)
-    return evolve(error, partial=text_so_far(draft), usage=draft.usage, request_id=error.request_id or draft.request_id)
-
-
 def _erred(draft: Draft, told: Object) -> Told:
-    return Failure(_failed(draft, told))
+    return Failure(interrupted(draft, classify_error_object(draft.target, told)))
 
 
 _EVENTS: Final[Mapping[str, Callable[[Draft, Object], Told]]] = {

@@ -107,11 +107,12 @@ def _sign(draft: Draft, index: int, piece: str) -> None:
         part.opaque = json_text({**block, "signature": string(block.get("signature")) + piece})
 
 
-def seal(part: PartDraft) -> None:
+def seal(part: PartDraft) -> tuple[StreamEvent, ...]:
     """Complete a part: a call without arguments has none, and thinking without a signature cannot be replayed."""
-    if part.kind == "tool" and not any(part.pieces):
-        part.pieces.append("{}")
     block = record(parse(part.opaque or ""))
     if block.get("type") == "thinking":
         signed = {**block, "thinking": "".join(part.pieces)}
         part.opaque = json_text(signed) if block.get("signature") else None
+    if part.kind == "tool" and not any(part.pieces):
+        return _grow(part, "{}", (ToolCallDelta(part.index, part.id, part.name, "{}"),))
+    return ()

@@ -8,9 +8,10 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from llm_effects.messages import Image, Message, Origin, Part, Reasoning, Role, Text, ToolCall, ToolResult, text_of
+from llm_effects.messages import Image, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult, text_of
 from llm_effects.providers.reading import parse, record
 from llm_effects.providers.targets import Target
+from llm_effects.providers.turns import misplaced as misplaced  # noqa: PLC0414 - it is read from here, too
 from llm_effects.requests import LLMRequest, conversation
 
 Block: TypeAlias = Mapping[str, object] | msgspec.Raw
@@ -19,12 +20,6 @@ Block: TypeAlias = Mapping[str, object] | msgspec.Raw
 Turn: TypeAlias = Mapping[str, object]
 """One turn, ready to be written as JSON."""
 
-_PLACES: Final[Mapping[Role, tuple[type[Part], ...]]] = {
-    "system": (Text,),
-    "user": (Text, Image, ToolResult),
-    "tool": (Text, Image, ToolResult),
-    "assistant": (Text, Reasoning, ToolCall),
-}
 _DATA_URL: Final = re.compile(r"data:([^;,]+);base64,(.*)", re.DOTALL)
 _ALIAS: Final = re.compile(r"(?:-0|-latest|-20\d{6})$")
 _REPLAYED: Final = {"thinking", "redacted_thinking"}
@@ -41,16 +36,6 @@ def moved_system(request: LLMRequest) -> tuple[str, ...]:
     begun = next((at for at, each in enumerate(request.messages) if each.role != "system"), len(request.messages))
     late = (at for at, each in enumerate(request.messages) if each.role == "system" and at > begun)
     return tuple(f"messages[{at}]: the system message was moved to the top of the conversation" for at in late)
-
-
-def misplaced(request: LLMRequest) -> str | None:
-    """The first part that its turn cannot hold, and the remedy."""
-    for at, message in enumerate(request.messages):
-        for place, part in enumerate(message.parts):
-            if type(part) not in _PLACES[message.role]:
-                kinds = " or ".join(kind.__name__ for kind in _PLACES[message.role])
-                return f"messages[{at}].parts[{place}]: a turn of role {message.role!r} holds {kinds} here"
-    return None
 
 
 def turns_of(target: Target, request: LLMRequest) -> tuple[Turn, ...]:

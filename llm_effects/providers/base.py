@@ -12,16 +12,8 @@ from llm_effects.providers.drafts import Draft
 from llm_effects.providers.targets import Target
 from llm_effects.requests import LLMRequest
 from llm_effects.responses import LLMResponse
+from llm_effects.sse import ServerEvent as ServerEvent  # noqa: PLC0414 - a word of this module too
 from llm_effects.wire import WireRequest, WireResponse
-
-
-@final
-@frozen
-class ServerEvent:
-    """One event of an event stream: its name (``message`` by default) and its data."""
-
-    name: str
-    data: str
 
 
 @final
@@ -31,7 +23,8 @@ class Provider:
 
     ``encode(target, request, stream)`` gives the bytes to send. ``decode(target, response)`` reads a whole
     2xx answer, ``classify(target, response)`` any other. For streams ``decode_event(draft, event)`` takes one event
-    into the draft and gives what it tells; ``finish(draft)`` reads the draft when the stream has ended.
+    into the draft and gives what it tells; ``finish(draft)`` reads the draft when the stream has ended. Before that,
+    ``thinking.rest_of(draft)`` tells what was held back, so that a listener has all of the answer.
     """
 
     encode: Callable[[Target, LLMRequest, bool], Result[WireRequest, LLMError]]

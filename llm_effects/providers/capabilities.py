@@ -6,13 +6,14 @@ before any row, field by field.
 
 import re
 from functools import lru_cache
-from typing import Final, Literal, final
+from typing import Final, Literal, final, get_args
 
 import attrs
 from attrs import frozen
 
 from llm_effects.config import Capabilities, ModelConfig
 from llm_effects.providers.targets import Preset
+from llm_effects.requests import ReasoningEffort
 
 _MILLION: Final = 1_000_000
 
@@ -23,8 +24,6 @@ _OPT_IN_GPT: Final = attrs.evolve(_GPT, reasoning=True, sampling=True, tools=Tru
 _PLAIN_GPT: Final = attrs.evolve(_GPT, reasoning=False, sampling=True, tools=True)
 
 _GPT_ROWS: Final[tuple[tuple[str, Capabilities], ...]] = (
-    # These reason always, and chat completions takes no tools from a model that reasons.
-    (r"gpt-6\.2|gpt-6\.1-sol|gpt-6-astra", attrs.evolve(_GPT_5_6, tools=False)),
     (r"gpt-6|gpt-5\.6", _GPT_5_6),
     (r"gpt-5\.5", attrs.evolve(_REASONING_GPT, context_length=_MILLION)),
     (r"gpt-5\.4-(mini|nano)", attrs.evolve(_OPT_IN_GPT, context_length=400_000)),
@@ -70,7 +69,7 @@ def capabilities_of(preset: Preset, model: ModelConfig) -> Capabilities:
     False
     """
     configured = _first_known(model.capabilities, Capabilities(context_length=model.context_length))
-    return _first_known(configured, _by_version(preset, model, _row(preset.family, model.model or "")))
+    return _first_known(configured, _by_wire(preset, model, _row(preset.family, model.model or "")))
 
 
 def _row(family: str, name: str) -> Capabilities:
@@ -79,10 +78,13 @@ def _row(family: str, name: str) -> Capabilities:
     return next((row for pattern, row in rows if re.match(pattern, bare)), Capabilities())
 
 
-def _by_version(preset: Preset, model: ModelConfig, row: Capabilities) -> Capabilities:
-    """From its second version on, the Anthropic protocol takes sampling settings from no model at all."""
+def _by_wire(preset: Preset, model: ModelConfig, row: Capabilities) -> Capabilities:
+    """The new Anthropic protocol takes no sampling settings, and chat completions not the tools of every model."""
     if preset.wire == "anthropic" and model.wire_version != "2023-06-01":
         return attrs.evolve(row, sampling=False)
+    if preset.family == "gpt" and preset.wire == "openai-chat" and not preset.responses:
+        toolless = gpt_rules(model.model or "").responses in {"tools", "always"}
+        return attrs.evolve(row, tools=False) if toolless else row
     return row
 
 
@@ -131,3 +133,45 @@ def claude_rules(name: str) -> ClaudeRules:
     """
     bare = name.rpartition("/")[2]
     return next((rules for pattern, rules in _CLAUDE_RULES if re.match(pattern, bare)), ClaudeRules())
+
+
+EFFORTS: Final[tuple[ReasoningEffort, ...]] = get_args(ReasoningEffort)
+"""Every effort, the least first."""
+
+
+@final
+@frozen(kw_only=True)
+class GptRules:
+    """Which protocol a GPT model must be asked in, and how long it may be told to think.
+
+    ``responses`` says when chat completions refuses: ``never``, for ``tools``, for ``thinking_tools`` (those without
+    an effort of ``none``), or ``always``. ``efforts`` are the ones that it takes, the least first.
+    """
+
+    responses: Literal["never", "thinking_tools", "tools", "always"] = "never"
+    efforts: tuple[ReasoningEffort, ...] = EFFORTS
+
+
+_ALWAYS_THINKS: Final = EFFORTS[EFFORTS.index("low") :]
+_NO_MINIMAL: Final = ("none", *_ALWAYS_THINKS)
+
+_GPT_RULES: Final[tuple[tuple[str, GptRules], ...]] = (
+    (r"gpt-5-pro", GptRules(responses="always", efforts=("high",))),
+    (r"codex-|(gpt-|o\d).*(-pro|-codex|-deep-research)(-|$)", GptRules(responses="always")),
+    (r"gpt-6\.2|gpt-6\.1-sol|gpt-6-astra", GptRules(responses="tools", efforts=_ALWAYS_THINKS)),
+    (r"gpt-[6-9]|gpt-5\.[6-9]", GptRules(responses="thinking_tools", efforts=_NO_MINIMAL)),
+    (r"gpt-5\.[45]", GptRules(responses="thinking_tools")),
+    (r"gpt-5(?!\.)", GptRules(efforts=("minimal", "low", "medium", "high"))),
+    (r"o[1-9](-|$)", GptRules(efforts=("low", "medium", "high"))),
+)
+
+
+@lru_cache(maxsize=256)
+def gpt_rules(name: str) -> GptRules:
+    """The rules of a GPT model by its name; of an unknown one nothing is presumed.
+
+    >>> gpt_rules("gpt-6.2-astra").responses, gpt_rules("gpt-4o").responses
+    ('tools', 'never')
+    """
+    bare = name.rpartition("/")[2]
+    return next((rules for pattern, rules in _GPT_RULES if re.match(pattern, bare)), GptRules())

@@ -1,14 +1,20 @@
 """An answer under construction, common to all protocols: streams and whole answers end in the same place."""
 
-from typing import Literal, final
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, final
 
 from attrs import define, evolve, field
 from returns.result import Failure, Result, Success
 
 from llm_effects.errors import ContentRefused, LLMError, MalformedResponse
+from llm_effects.events import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta
 from llm_effects.messages import Origin, Part, Reasoning, Text, ToolCall
+from llm_effects.providers.masking import masked, masked_name
 from llm_effects.providers.targets import Target
 from llm_effects.responses import FinishReason, LLMResponse, Usage
+
+Piece: TypeAlias = tuple[Literal["text", "reasoning"], str]
+"""A piece of text or of thinking."""
 
 
 @final
@@ -36,7 +42,8 @@ class Draft:
     ``slots`` finds the part that the protocol's index or id speaks of. ``finish_reason`` is the protocol's own
     word for the end and ``done`` its terminal; ``refusal`` is set once the model or a filter declined. ``thinking``
     and ``held`` are for models that put their thinking in tags at the start of the text: where in it the text is,
-    and what may be the beginning of a tag.
+    and what may be the beginning of a tag. What the server called itself and its work is kept as it came: it is
+    masked on its way out, into a response or an error.
     """
 
     target: Target
@@ -59,6 +66,16 @@ def add_text(draft: Draft, kind: Literal["text", "reasoning"], piece: str) -> No
     if not draft.parts or draft.parts[-1].kind != kind:
         draft.parts.append(PartDraft(kind=kind))
     draft.parts[-1].pieces.append(piece)
+
+
+def take_pieces(draft: Draft, pieces: Iterable[Piece]) -> tuple[ContentEvent, ...]:
+    """Take pieces of text and thinking into the draft and tell them; empty ones are nothing."""
+    events: list[ContentEvent] = []
+    for kind, text in pieces:
+        if text:
+            add_text(draft, kind, text)
+            events.append(TextDelta(text) if kind == "text" else ReasoningDelta(text))
+    return tuple(events)
 
 
 def text_so_far(draft: Draft) -> str:
@@ -85,16 +102,16 @@ def malformed(draft: Draft, message: str) -> MalformedResponse:
     return MalformedResponse(
         model=draft.target.name,
         provider=draft.target.preset.name,
-        message=message,
+        message=masked(draft.target, message),
         partial=text_so_far(draft),
         usage=draft.usage,
-        request_id=draft.request_id,
+        request_id=masked_name(draft.target, draft.request_id),
     )
 
 
 def interrupted(draft: Draft, error: LLMError) -> LLMError:
     """The error that broke the answer off, with what it had told until then."""
-    known = error.request_id or draft.request_id
+    known = error.request_id or masked_name(draft.target, draft.request_id)
     return evolve(error, partial=text_so_far(draft), usage=draft.usage, request_id=known)
 
 
@@ -103,12 +120,12 @@ def _response(draft: Draft, parts: tuple[Part, ...], finish_reason: FinishReason
         content=text_so_far(draft),
         parts=parts,
         model=draft.target.name,
-        served_model=draft.served_model,
+        served_model=masked_name(draft.target, draft.served_model),
         provider=draft.target.preset.name,
         finish_reason=finish_reason,
         usage=draft.usage,
-        warnings=tuple(draft.warnings),
-        request_id=draft.request_id,
+        warnings=tuple(masked(draft.target, warning) for warning in draft.warnings),
+        request_id=masked_name(draft.target, draft.request_id),
     )
 
 
@@ -122,7 +139,8 @@ def _part(draft: Draft, part: PartDraft) -> Part:
         return Text(text)
     if part.kind == "tool":
         return ToolCall(part.id, part.name, text)
-    origin = Origin(draft.target.preset.name, draft.target.wire_model or draft.served_model or draft.target.name)
+    served = masked_name(draft.target, draft.served_model)
+    origin = Origin(draft.target.preset.name, draft.target.wire_model or served or draft.target.name)
     return Reasoning(text, part.opaque, origin)
 
 
@@ -130,9 +148,27 @@ def _refused(draft: Draft, category: str) -> ContentRefused:
     return ContentRefused(
         model=draft.target.name,
         provider=draft.target.preset.name,
-        message="".join(draft.refusal_text) or "the model declined to answer",
-        category=category or None,
+        message=masked(draft.target, "".join(draft.refusal_text)) or "the model declined to answer",
+        category=masked_name(draft.target, category),
         partial=text_so_far(draft),
         usage=draft.usage,
-        request_id=draft.request_id,
+        request_id=masked_name(draft.target, draft.request_id),
     )
+
+
+def events_of(response: LLMResponse) -> tuple[ContentEvent, ...]:
+    """Tell a whole answer as a stream would have, a part at a time."""
+    told = (_event(index, part) for index, part in enumerate(response.parts))
+    return tuple(event for event in told if event is not None)
+
+
+def _event(index: int, part: Part) -> ContentEvent | None:
+    match part:
+        case Text():
+            return TextDelta(part.text)
+        case Reasoning():
+            return ReasoningDelta(part.text) if part.text else None
+        case ToolCall():
+            return ToolCallDelta(index, part.id, part.name, part.arguments)
+        case _:
+            return None

@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Container, Mapping
+from datetime import datetime
 from types import MappingProxyType
 from typing import Final, final
 
 from attrs import frozen
 
 from llm_effects.errors import LLMError
-from llm_effects.providers import failure_kinds as kinds
-from llm_effects.providers.faults import HTML, NAMES_MODEL, Fault, fault_of, read_fault
+from llm_effects.providers import error_kinds as kinds
+from llm_effects.providers.error_bodies import FOREIGN, HTML, NAMES_MODEL, Fault, read_error, read_fault
 from llm_effects.providers.targets import Target
 from llm_effects.wire import WireResponse
 
@@ -113,6 +114,7 @@ _WORDS: Final = (
 
 _STATUSES: Final = (
     _words(kinds.intermediary, HTML, frozenset({403})),
+    _words(kinds.no_model_server, FOREIGN, frozenset({404, 405, 501, *range(300, 400)})),
     _Row(build=kinds.redirected, statuses=range(300, 400)),
     _Row(build=kinds.unauthorised, statuses=frozenset({401, 403})),
     _Row(build=kinds.spent, statuses=frozenset({402})),
@@ -120,7 +122,9 @@ _STATUSES: Final = (
     _Row(build=kinds.late, statuses=frozenset({408, 504, 524})),
     _Row(build=kinds.overloaded, statuses=frozenset({409, 425})),
     _Row(build=kinds.limited, statuses=frozenset({429})),
-    _Row(build=kinds.wrong_request, statuses=frozenset({501, *range(400, 500)})),
+    _Row(build=kinds.wrong_request, statuses=range(400, 500)),
+    _words(kinds.unsupported, "not_supported_error", frozenset({501})),
+    _Row(build=kinds.unknown_model, statuses=frozenset({501})),
     _Row(build=kinds.overloaded, statuses=range(500, 600)),
 )
 
@@ -137,14 +141,19 @@ def classify(target: Target, response: WireResponse) -> LLMError:
 
 
 def classify_error_object(
-    target: Target, error: object, status: int | None = None, headers: Mapping[str, str] = _NO_HEADERS
+    target: Target,
+    error: object,
+    status: int | None = None,
+    headers: Mapping[str, str] = _NO_HEADERS,
+    received: datetime | None = None,
 ) -> LLMError:
     """Say what an error inside a success or a stream means.
 
     ``error`` is the error's JSON, the object that holds it, or a text. Without a ``status`` of failure it counts as
-    the status that its own code stands for, and as 500 where it has none.
+    the status that its own code stands for, and as 500 where it has none. Dates in ``headers`` count from
+    ``received``, where the server did not date its answer.
     """
-    return _error_of(fault_of(target, error, status, headers))
+    return _error_of(read_error(target, error, status, headers, received))
 
 
 def _error_of(fault: Fault) -> LLMError:

@@ -23,3 +23,15 @@ def _key(target: Target) -> tuple[tuple[str, Secret], ...]:
         return ()
     header = target.preset.key_header
     return ((header, Secret(f"Bearer {key.reveal()}") if header == "authorization" else key),)
+
+
+def fixed_headers(target: Target) -> tuple[tuple[str, str], ...]:
+    """Give what the protocol demands of every request; leave out what ``key_headers`` gives too.
+
+    >>> from llm_effects import ModelConfig
+    >>> from llm_effects.providers.registry import target_of
+    >>> claude = target_of("claude", ModelConfig(provider="anthropic", model="m", api_key="sk-x")).unwrap()
+    >>> [name for name, _ in fixed_headers(claude)]
+    ['anthropic-version']
+    """
+    return (("anthropic-version", target.config.wire_version),) if target.preset.wire == "anthropic" else ()

@@ -1,22 +1,19 @@
 """Chat completions, as OpenAI and every compatible server speak them: the request, and the protocol's record."""
 
 import re
-from collections.abc import Mapping
-from typing import Final, TypeAlias, cast
+from typing import Final, TypeAlias
 
-import msgspec
-from returns.result import Failure, Result, Success
+from returns.result import Failure, Result
 
-from llm_effects.errors import InvalidRequest, LLMError
+from llm_effects.errors import LLMError
 from llm_effects.providers.base import Provider
 from llm_effects.providers.failures import classify
-from llm_effects.providers.headers import key_headers
+from llm_effects.providers.openai_bodies import closed, written
 from llm_effects.providers.openai_chat_answers import decode, decode_event, finish
 from llm_effects.providers.openai_chat_turns import turns_of
 from llm_effects.providers.targets import Target
+from llm_effects.providers.turns import invalid, unsendable
 from llm_effects.requests import LLMRequest, Tool
-from llm_effects.secrets import Secret
-from llm_effects.values import JSONObject
 from llm_effects.wire import WireRequest
 
 _Object: TypeAlias = dict[str, object]
@@ -29,43 +26,34 @@ _TOOLS_OR_REASONING: Final = re.compile(r"gpt-(?:5\.[4-9]|[6-9])")
 def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequest, LLMError]:
     """Write the request; what the model is known to refuse is left out, with a warning.
 
+    What no model could be told is an ``InvalidRequest``.
+
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of
     >>> target = target_of("mini", ModelConfig(provider="ollama", model="qwen3")).unwrap()
     >>> encode(target, LLMRequest(prompt="hi"), False).unwrap().body
     b'{"model":"qwen3","messages":[{"role":"user","content":"hi"}]}'
     """
+    turns = turns_of(request)
+    problem = unsendable(request, turns)
+    if problem is not None:
+        return Failure(invalid(target, request, problem))
     settings, left_out = _settings(target, request)
     tools, changed = _tools(target, request)
     body: _Object = {
         **({"model": target.wire_model} if target.wire_model else {}),
-        "messages": turns_of(request),
+        "messages": turns,
         **settings,
         **tools,
         **_answer_format(request),
-        **({"stream": True, "stream_options": {"include_usage": True}} if stream else {}),
+        **(_streaming(target) if stream else {}),
     }
-    return _written(target, body, _headers(target, stream=stream), (*left_out, *changed))
+    return written(target, "/chat/completions", body, (*left_out, *changed))
 
 
-def _written(
-    target: Target, body: _Object, headers: tuple[tuple[str, str | Secret], ...], warnings: tuple[str, ...]
-) -> Result[WireRequest, LLMError]:
-    try:
-        written = _JSON.encode(body)
-    except UnicodeEncodeError:
-        problem = "messages: a text holds half a surrogate pair, which is no Unicode: mend or drop it"
-        return Failure(InvalidRequest(model=target.name, message=problem))
-    url = f"{target.endpoint}/chat/completions"
-    return Success(WireRequest(url=url, headers=headers, body=written, warnings=warnings))
-
-
-def _headers(target: Target, *, stream: bool) -> tuple[tuple[str, str | Secret], ...]:
-    own = key_headers(target)
-    taken = {name for name, _ in own}
-    accept = "text/event-stream" if stream else "application/json"
-    usual = (("content-type", "application/json"), ("accept", accept))
-    return (*(pair for pair in usual if pair[0] not in taken), *own)
+def _streaming(target: Target) -> _Object:
+    asked = {"stream_options": {"include_usage": True}} if target.preset.stream_usage else {}
+    return {"stream": True, **asked}
 
 
 def _settings(target: Target, request: LLMRequest) -> tuple[_Object, tuple[str, ...]]:
@@ -76,12 +64,13 @@ def _settings(target: Target, request: LLMRequest) -> tuple[_Object, tuple[str, 
         "temperature": temperature,
         "top_p": wanted.top_p,
         "stop": wanted.stop or None,
-        "seed": wanted.seed,
+        target.preset.seed_field or "seed": wanted.seed,
         "reasoning_effort": wanted.reasoning_effort,
     }
     refused = (
         *(_SAMPLING if able.sampling is False else ()),
         *(("reasoning_effort",) if able.reasoning is False else ()),
+        *(("seed",) if target.preset.seed_field is None else ()),
     )
     left_out = tuple(
         f"{name} was left out: {target.name} does not take it" for name in refused if given[name] is not None
@@ -126,36 +115,9 @@ def _answer_format(request: LLMRequest) -> _Object:
     schema = request.response_schema
     if schema is None:
         return {}
-    strict = {"strict": True} if _closed(schema) else {}
+    strict = {"strict": True} if closed(schema) else {}
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", **strict, "schema": schema}}}
 
-
-def _closed(schema: object) -> bool:
-    """Whether each object names all its properties and requires them, without which OpenAI refuses strict mode."""
-    if isinstance(schema, list | tuple):
-        return all(map(_closed, cast("list[object]", schema)))
-    if not isinstance(schema, Mapping):
-        return True
-    rules = cast("JSONObject", schema)
-    properties = rules.get("properties")
-    if rules.get("type") == "object" or isinstance(properties, Mapping):
-        names = set(cast("JSONObject", properties or {}))
-        if rules.get("additionalProperties") is not False or names != set(
-            cast("list[str]", rules.get("required") or [])
-        ):
-            return False
-    return all(map(_closed, rules.values()))
-
-
-def _plain(value: object) -> object:
-    """Frozen mappings are JSON objects too."""
-    if isinstance(value, Mapping):
-        return dict(cast("JSONObject", value))
-    msg = f"{type(value).__name__} is no JSON"
-    raise TypeError(msg)
-
-
-_JSON: Final = msgspec.json.Encoder(enc_hook=_plain)
 
 OPENAI_CHAT: Final = Provider(encode=encode, decode=decode, classify=classify, decode_event=decode_event, finish=finish)
 """The protocol of ``/chat/completions``."""

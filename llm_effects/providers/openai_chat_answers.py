@@ -1,6 +1,5 @@
 """Reading chat completions: whole answers and event streams, both by way of one draft."""
 
-import re
 from typing import Final, TypeAlias
 
 from returns.result import Failure, Result, Success
@@ -9,14 +8,15 @@ from llm_effects.errors import LLMError
 from llm_effects.events import StreamEvent, TextDelta
 from llm_effects.providers.base import ServerEvent
 from llm_effects.providers.drafts import Draft, add_text, interrupted, malformed, response_of
+from llm_effects.providers.error_bodies import filtered, request_id
 from llm_effects.providers.failures import classify_error_object
-from llm_effects.providers.faults import filtered, request_id
-from llm_effects.providers.openai_chat_deltas import take_delta, take_pieces
+from llm_effects.providers.openai_chat_deltas import take_delta
 from llm_effects.providers.openai_chat_text import just_text
 from llm_effects.providers.openai_chat_usage import usage_of
 from llm_effects.providers.reading import Unreadable, items, parse, record, string
+from llm_effects.providers.served_models import compare_models
 from llm_effects.providers.targets import Target
-from llm_effects.providers.thinking import release
+from llm_effects.providers.thinking import rest_of
 from llm_effects.responses import FinishReason, LLMResponse
 from llm_effects.wire import WireResponse
 
@@ -32,7 +32,6 @@ _ENDS: Final = {
 }
 _REFUSALS: Final = ("content_filter", "refusal", "sensitive")
 _BREAKDOWNS: Final = frozenset({"error", "abort", "insufficient_system_resource"})
-_DATED: Final = re.compile(r"[-@:]?(\d{4}-?\d{2}-?\d{2}|\d{4}|latest)?", re.IGNORECASE)
 
 
 def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
@@ -44,7 +43,8 @@ def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMErr
     answer = record(body)
     _note(draft, answer)
     if _tells_error(answer):
-        return Failure(interrupted(draft, classify_error_object(target, answer, headers=response.headers)))
+        error = classify_error_object(target, answer, headers=response.headers, received=response.received)
+        return Failure(interrupted(draft, error))
     choice = _choice(answer)
     if choice is None:
         return Failure(malformed(draft, "the answer holds no choices: is the endpoint right?"))
@@ -75,7 +75,7 @@ def decode_event(draft: Draft, event: ServerEvent) -> _Told:
 def _anything(draft: Draft, event: ServerEvent) -> _Told:
     if event.data.startswith(_DONE):
         draft.done = True
-        return Success(take_pieces(draft, release(draft)))
+        return Success(rest_of(draft))
     chunk = parse(event.data)
     if isinstance(chunk, Unreadable):
         return _no_json(draft, event, chunk)
@@ -92,12 +92,12 @@ def finish(draft: Draft) -> Result[LLMResponse, LLMError]:
 
     One that is missing is forgiven where the server counted its tokens and said that it is done.
     """
-    take_pieces(draft, release(draft))
+    rest_of(draft)
     if draft.finish_reason is None and draft.done and draft.usage.output_tokens is not None and draft.parts:
         _assume_end(draft)
     if draft.finish_reason is FinishReason.STOP and any(part.kind == "tool" and part.name for part in draft.parts):
         draft.finish_reason = FinishReason.TOOL_CALLS
-    _compare_models(draft)
+    compare_models(draft)
     return response_of(draft)
 
 
@@ -109,7 +109,7 @@ def _taken(draft: Draft, choice: _Object) -> _Told:
     if not choice.get("finish_reason") and "error" not in choice:
         return Success(events) if events else _NOTHING
     broken = _end(draft, choice)
-    return Success((*events, *take_pieces(draft, release(draft)))) if broken is None else Failure(broken)
+    return Success((*events, *rest_of(draft))) if broken is None else Failure(broken)
 
 
 def _choice(answer: _Object) -> _Object | None:
@@ -161,16 +161,3 @@ def _no_json(draft: Draft, event: ServerEvent, why: Unreadable) -> _Told:
 
 def _tells_error(told: _Object) -> bool:
     return bool(told.get("error")) or told.get("object") == "error" or told.get("type") == "error"
-
-
-def _compare_models(draft: Draft) -> None:
-    asked, served = draft.target.wire_model, draft.served_model
-    if asked and served and not _same_model(asked, served):
-        draft.warnings.append(f"{served!r} answered where {asked!r} was asked")
-
-
-def _same_model(asked: str, served: str) -> bool:
-    """Whether the names differ at most by a path, a date or a word for the latest one or for the host."""
-    ours, theirs = (name.lower().rsplit("/", 1)[-1].removesuffix(".gguf") for name in (asked, served))
-    ours = (ours if ":" in theirs else ours.partition(":")[0]).removesuffix("-latest")
-    return theirs.startswith(ours) and _DATED.fullmatch(theirs[len(ours) :]) is not None

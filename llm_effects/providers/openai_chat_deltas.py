@@ -1,13 +1,13 @@
 """What a message or a delta of chat completions says: text, thinking, tool calls, a refusal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TypeAlias
 
-from llm_effects.events import ReasoningDelta, StreamEvent, TextDelta
-from llm_effects.providers.drafts import Draft, add_text
+from llm_effects.events import StreamEvent
+from llm_effects.providers.drafts import Draft, Piece, take_pieces
 from llm_effects.providers.openai_chat_calls import take_call
 from llm_effects.providers.reading import items, json_text, record, string
-from llm_effects.providers.thinking import Piece, sort_thinking
+from llm_effects.providers.thinking import sort_thinking
 
 _Object: TypeAlias = dict[str, object]
 
@@ -21,16 +21,6 @@ def take_delta(draft: Draft, delta: _Object, *, whole: bool = False) -> tuple[St
         draft.refusal_text.append(refusal)
     calls = _calls(delta)
     return (*said, *_called(draft, calls, whole=whole)) if calls else said
-
-
-def take_pieces(draft: Draft, pieces: Iterable[Piece]) -> tuple[StreamEvent, ...]:
-    """Take pieces of text and thinking into the draft and tell them; empty ones are nothing."""
-    events: list[StreamEvent] = []
-    for kind, text in pieces:
-        if text:
-            add_text(draft, kind, text)
-            events.append(TextDelta(text) if kind == "text" else ReasoningDelta(text))
-    return tuple(events)
 
 
 def _called(draft: Draft, calls: list[_Object], *, whole: bool) -> Iterator[StreamEvent]:

@@ -1,11 +1,12 @@
 """How to see whether a server is ready: paths to ask, and readers of what comes back, as rows of data."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias, final
+from typing import Final, TypeAlias, final
+from urllib.parse import quote
 
-import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 
+from llm_effects.providers.reading import items, parse, record, string, whole
 from llm_effects.providers.targets import Target
 from llm_effects.wire import WireResponse
 
@@ -21,8 +22,8 @@ class Reading:
     message: str = ""
 
 
-Reader: TypeAlias = Callable[[Any, str | None], Reading]
-"""From decoded JSON and the wanted model to a reading; raises ``LookupError`` or ``TypeError`` on another shape."""
+Reader: TypeAlias = Callable[[object, str | None], Reading | None]
+"""From decoded JSON and the wanted model to a reading; ``None`` where it is something else."""
 
 
 @final
@@ -34,64 +35,126 @@ class Probe:
     read: Reader
 
 
-def read_lm_studio(body: Any, wanted: str | None) -> Reading:  # noqa: ANN401 - JSON from outside
+@final
+@frozen
+class _Model:
+    """A model that is there: its name, the other one it may be asked by, its window in tokens."""
+
+    name: str
+    alias: str = ""
+    window: int | None = None
+
+
+def read_lm_studio(body: object, wanted: str | None) -> Reading | None:
     """Read ``GET /api/v1/models`` of LM Studio 0.4 and later: each model tells its loaded instances.
 
-    >>> body = {"models": [{"key": "q", "loaded_instances": [{"id": "q", "config": {"context_length": 8192}}]}]}
-    >>> read_lm_studio(body, None)
-    Reading(ready=True, loaded=('q',), context_length=8192, message='')
+    An instance is asked by its own id or by its model's key; one that only embeds answers nobody.
+
+    >>> body = {"models": [{"key": "q", "loaded_instances": [{"id": "q:2", "config": {"context_length": 8192}}]}]}
+    >>> read_lm_studio(body, "q")
+    Reading(ready=True, loaded=('q:2',), context_length=8192, message='')
     """
-    instances = {model["key"]: model["loaded_instances"] for model in body["models"] if model["loaded_instances"]}
-    chosen = instances.get(wanted) if wanted else next(iter(instances.values()), None)
-    window = chosen[0].get("config", {}).get("context_length") if chosen else None
-    return _reading(tuple(instances), wanted, window)
+    models = _rows(body, "models")
+    return None if models is None else _reading([each for model in models for each in _instances(model)], wanted)
 
 
-def read_lm_studio_v0(body: Any, wanted: str | None) -> Reading:  # noqa: ANN401 - JSON from outside
+def _instances(model: dict[str, object]) -> list[_Model]:
+    loaded = [] if _embeds(model) else [record(each) for each in items(model.get("loaded_instances"))]
+    key = string(model.get("key"))
+    return [
+        _Model(string(each.get("id")) or key, key, whole(record(each.get("config")).get("context_length")))
+        for each in loaded
+    ]
+
+
+def read_lm_studio_v0(body: object, wanted: str | None) -> Reading | None:
     """Read ``GET /api/v0/models`` of older LM Studios: each model tells its state."""
-    loaded = {model["id"]: model for model in body["data"] if model["state"] == "loaded"}
-    chosen = loaded.get(wanted) if wanted else next(iter(loaded.values()), None)
-    window = (chosen.get("loaded_context_length") or chosen.get("max_context_length")) if chosen else None
-    return _reading(tuple(loaded), wanted, window)
+    models = _rows(body, "data")
+    if models is None or not all("state" in model for model in models):
+        return None
+    loaded = [model for model in models if model.get("state") == "loaded" and not _embeds(model)]
+    return _reading([_Model(string(model.get("id")), window=_window_v0(model)) for model in loaded], wanted)
 
 
-def read_ollama(body: Any, wanted: str | None) -> Reading:  # noqa: ANN401 - JSON from outside
+def _window_v0(model: dict[str, object]) -> int | None:
+    return whole(model.get("loaded_context_length")) or whole(model.get("max_context_length"))
+
+
+def _embeds(model: dict[str, object]) -> bool:
+    return string(model.get("type")).startswith("embedding")
+
+
+def read_ollama(body: object, wanted: str | None) -> Reading | None:
     """Read ``GET /api/tags`` of Ollama: what is pulled is loaded on demand, so it is ready."""
-    pulled = tuple(model["name"] for model in body["models"])
-    return _reading(pulled, wanted if wanted is None or ":" in wanted else f"{wanted}:latest", None)
+    models = _rows(body, "models")
+    pulled = None if models is None else [string(model.get("name")) for model in models]
+    return None if pulled is None else _reading([_Model(name, name.removesuffix(":latest")) for name in pulled], wanted)
 
 
-def read_llama_cpp(body: Any, wanted: str | None) -> Reading:  # noqa: ANN401, ARG001 - one model, whatever its name
+def read_llama_cpp(body: object, wanted: str | None) -> Reading | None:  # noqa: ARG001 - one model, whatever its name
     """Read ``GET /props`` of llama.cpp's server: one model, answering whatever name is asked."""
-    window = body["default_generation_settings"]["n_ctx"]
-    return Reading(
-        ready=True, loaded=(str(body.get("model_alias") or body.get("model_path", "")),), context_length=window
-    )
+    props = record(body)
+    settings = record(props.get("default_generation_settings"))
+    name = string(props.get("model_alias")) or string(props.get("model_path"))
+    if "n_ctx" not in settings:
+        return None
+    return Reading(ready=True, loaded=(name,) if name else (), context_length=whole(settings["n_ctx"]))
 
 
-def read_models(body: Any, wanted: str | None) -> Reading:  # noqa: ANN401 - JSON from outside
+def read_models(body: object, wanted: str | None) -> Reading | None:
     """Read ``GET /v1/models`` as OpenAI, Anthropic and their like speak it.
 
     >>> read_models({"data": [{"id": "a"}]}, "b").message
     "'b' is not there: the server has a"
     """
-    return _reading(tuple(str(model["id"]) for model in body["data"]), wanted, None)
+    models = _rows(body, "data")
+    return None if models is None else _reading([_Model(string(model.get("id"))) for model in models], wanted)
 
 
-def _reading(there: tuple[str, ...], wanted: str | None, window: int | None) -> Reading:
-    if not there:
-        return Reading(ready=False, message="no model is loaded: load one in the server")
-    if wanted is not None and wanted not in there:
-        return Reading(
-            ready=False, loaded=there, message=f"{wanted!r} is not there: the server has {', '.join(there[:8])}"
-        )
-    return Reading(ready=True, loaded=there, context_length=window)
+def read_listed(body: object, wanted: str | None) -> Reading | None:
+    """Read ``GET /v1/models`` of a server that may list what it has on its disk: nobody knows what it has loaded.
+
+    >>> read_listed({"data": [{"id": "a"}]}, "a").ready
+    False
+    """
+    reading = read_models(body, wanted)
+    if reading is None or not reading.ready:
+        return reading if reading is None else evolve(reading, loaded=())
+    unknown = f"the server lists {_few(reading.loaded)}, but not what is loaded: look there, or send a small request"
+    return Reading(ready=False, message=unknown)
+
+
+def read_one(body: object, wanted: str | None) -> Reading | None:  # noqa: ARG001 - it was asked for by its path
+    """Read ``GET /v1/models/{id}`` of Anthropic, where an alias leads to the model that it stands for."""
+    name = string(record(body).get("id"))
+    return Reading(ready=True, loaded=(name,)) if name else None
+
+
+def _rows(body: object, name: str) -> list[dict[str, object]] | None:
+    """Give a list of objects, or ``None`` where there is no such list."""
+    fields = record(body)
+    return [record(row) for row in items(fields[name])] if isinstance(fields.get(name), list) else None
+
+
+def _reading(there: list[_Model], wanted: str | None) -> Reading:
+    names = tuple(model.name for model in there if model.name)
+    chosen = next((model for model in there if wanted in {None, model.name, model.alias}), None)
+    if not names:
+        return Reading(ready=False, message="no model that chats is loaded: load one in the server")
+    if chosen is None:
+        return Reading(ready=False, loaded=names, message=f"{wanted!r} is not there: the server has {_few(names)}")
+    return Reading(ready=True, loaded=names, context_length=chosen.window)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(name[:80] for name in names[:8])
 
 
 _MODELS: Final = Probe("/v1/models", read_models)
+_LISTED: Final = Probe("/v1/models", read_listed)
 
 PROBES: Final[Mapping[str, tuple[Probe, ...]]] = {
-    "lm-studio": (Probe("/api/v1/models", read_lm_studio), Probe("/api/v0/models", read_lm_studio_v0), _MODELS),
+    "lm-studio": (Probe("/api/v1/models", read_lm_studio), Probe("/api/v0/models", read_lm_studio_v0), _LISTED),
     "llama-cpp": (Probe("/props", read_llama_cpp), _MODELS),
     "ollama": (Probe("/api/tags", read_ollama), _MODELS),
 }
@@ -100,6 +163,8 @@ PROBES: Final[Mapping[str, tuple[Probe, ...]]] = {
 
 def probes_of(target: Target) -> tuple[Probe, ...]:
     """Give the probes of a server, the most telling first."""
+    if target.preset.wire == "anthropic" and target.wire_model is not None:  # its list comes in pages, without aliases
+        return (Probe(f"/v1/models/{quote(target.wire_model, safe='')}", read_one),)
     return PROBES.get(target.preset.name, (_MODELS,))
 
 
@@ -114,9 +179,4 @@ def root_of(endpoint: str) -> str:
 
 def read(probe: Probe, response: WireResponse, wanted: str | None) -> Reading | None:
     """Read an answer, or ``None`` if it is not what this probe reads."""
-    if response.status != 200:
-        return None
-    try:
-        return probe.read(msgspec.json.decode(response.body), wanted)
-    except (msgspec.DecodeError, LookupError, TypeError, AttributeError):
-        return None
+    return probe.read(parse(response.body), wanted) if response.status == 200 else None

@@ -1,4 +1,4 @@
-"""The kinds of servers that are known, as rows of data, and the way from a configured model to its target."""
+"""The way from a configured model to its target, and from there to the protocol that it speaks."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -14,57 +14,10 @@ from returns.result import Failure, Result, Success
 from llm_effects.config import ModelConfig
 from llm_effects.errors import ConfigurationError, LLMError
 from llm_effects.providers.base import Provider
-from llm_effects.providers.capabilities import capabilities_of
+from llm_effects.providers.capabilities import capabilities_of, gpt_rules
+from llm_effects.providers.presets import PRESETS
 from llm_effects.providers.targets import Family, Preset, Target, Wire, is_loopback
-
-
-def _gpt(name: str) -> Preset:
-    return Preset(
-        name=name,
-        wire="openai-chat",
-        family="gpt",
-        endpoint="https://api.openai.com/v1",
-        needs_key=True,
-        needs_model=True,
-        limit_field="max_completion_tokens",
-    )
-
-
-def _local(name: str, port: int, *, needs_model: bool = False, named_tool_choice: bool = True) -> Preset:
-    return Preset(
-        name=name,
-        wire="openai-chat",
-        family="local",
-        endpoint=f"http://localhost:{port}/v1",
-        needs_model=needs_model,
-        named_tool_choice=named_tool_choice,
-    )
-
-
-_CLAUDE: Final = Preset(
-    name="anthropic",
-    wire="anthropic",
-    family="claude",
-    endpoint="https://api.anthropic.com",
-    needs_key=True,
-    needs_model=True,
-    key_header="x-api-key",
-)
-
-_ROWS: Final = (
-    _gpt("openai"),
-    _gpt("openai-chat"),
-    _CLAUDE,
-    Preset(name="llama", wire="llama", family="local"),
-    _local("lm-studio", 1234, named_tool_choice=False),
-    _local("llama-cpp", 8080),
-    _local("ollama", 11434, needs_model=True),
-    _local("vllm", 8000),
-    Preset(name="openai-compatible", wire="openai-chat"),
-)
-
-PRESETS: Final[Mapping[str, Preset]] = {row.name: row for row in _ROWS}
-"""Every kind of server by the name that ``ModelConfig.provider`` gives it."""
+from llm_effects.requests import LLMRequest
 
 
 @lru_cache(maxsize=1024)
@@ -77,7 +30,7 @@ def target_of(name: str, model: ModelConfig) -> Result[Target, LLMError]:
     'http://localhost:1234/v1'
     >>> target_of("mini", ModelConfig(provider="lmstudio")).failure().message
     ... # doctest: +ELLIPSIS
-    "models.mini.provider: 'lmstudio' is not known: did you mean lm-studio? Known are anthropic, llama, ..."
+    "models.mini.provider: 'lmstudio' is not known: did you mean lm-studio? Known are anthropic, ..."
     """
     preset = PRESETS.get(model.provider)
     if preset is None:
@@ -128,7 +81,8 @@ def _model_file(name: str, model: ModelConfig) -> Result[str, LLMError]:
 def _endpoint(name: str, model: ModelConfig, preset: Preset) -> Result[str, LLMError]:
     given = model.endpoint or preset.endpoint
     if given is None:
-        return _refused(name, "endpoint", "is missing: give the server's URL, such as http://localhost:8000/v1")
+        sample = preset.sample_endpoint or "http://localhost:8000/v1"
+        return _refused(name, "endpoint", f"is missing: give the server's URL, such as {sample}")
     try:
         url = urlsplit(given)
         problem = _url_problem(given, url) or _unsafe(model, url)
@@ -168,8 +122,10 @@ def _unsafe(model: ModelConfig, url: SplitResult) -> str | None:
     return None
 
 
+_OPENAI_PATHS: Final = ("/chat/completions", "/completions", "/responses", "/models")
 _PASTED: Final[Mapping[Wire, tuple[str, ...]]] = {
-    "openai-chat": ("/chat/completions", "/completions", "/responses", "/models"),
+    "openai-chat": _OPENAI_PATHS,
+    "openai-responses": _OPENAI_PATHS,
     "anthropic": ("/messages", "/models", "/v1"),
     "llama": (),
 }
@@ -180,7 +136,7 @@ def _trimmed(url: SplitResult, preset: Preset) -> str:
     path = url.path.rstrip("/")
     for pasted in _PASTED[preset.wire]:
         path = path.removesuffix(pasted).rstrip("/")
-    usual = urlsplit(preset.endpoint or "").path
+    usual = urlsplit(preset.endpoint or preset.sample_endpoint or "").path
     return f"{url.scheme}://{url.netloc}{path or usual}"
 
 
@@ -188,9 +144,38 @@ def _refused(name: str, field: str, problem: str) -> Failure[LLMError]:
     return Failure(ConfigurationError(model=name, message=f"models.{name}.{field}: {problem}"))
 
 
-def provider_of(target: Target) -> Provider:
-    """The protocol that a target speaks; its module is imported when it is first needed."""
-    return _speaking(target.preset.wire)
+def provider_of(target: Target, request: LLMRequest | None = None) -> Provider:
+    """The protocol in which a target takes a request; its module is imported when it is first needed.
+
+    Without a ``request`` it is the target's usual one. The one that encodes a request must read its answer too.
+
+    >>> from llm_effects import Tool
+    >>> mini = target_of("mini", ModelConfig(provider="openai", model="gpt-6-luna", api_key="sk-x")).unwrap()
+    >>> with_tools = LLMRequest(prompt="how warm is it?", tools=[Tool("thermometer")])
+    >>> provider_of(mini) is provider_of(mini, with_tools), wire_of(mini, with_tools)
+    (False, 'openai-responses')
+    """
+    return _speaking(wire_of(target, request))
+
+
+def wire_of(target: Target, request: LLMRequest | None = None) -> Wire:
+    """The name of the protocol in which a target takes a request: OpenAI's Responses only where it must be."""
+    preset = target.preset
+    if request is None or not preset.responses:
+        return preset.wire
+    return "openai-responses" if _needs_responses(target.wire_model or "", request) else preset.wire
+
+
+def _needs_responses(model: str, request: LLMRequest) -> bool:
+    match gpt_rules(model).responses:
+        case "always":
+            return True
+        case "tools":
+            return bool(request.tools)
+        case "thinking_tools":
+            return bool(request.tools) and request.preferences.reasoning_effort != "none"
+        case "never":
+            return False
 
 
 @lru_cache
@@ -200,6 +185,10 @@ def _speaking(wire: Wire) -> Provider:
             from llm_effects.providers.openai_chat import OPENAI_CHAT
 
             return OPENAI_CHAT
+        case "openai-responses":
+            from llm_effects.providers.openai_responses import OPENAI_RESPONSES
+
+            return OPENAI_RESPONSES
         case "anthropic":
             from llm_effects.providers.anthropic import ANTHROPIC
 

@@ -7,7 +7,7 @@ from attrs import frozen
 
 from llm_effects.config import Capabilities, ModelConfig
 
-Wire: TypeAlias = Literal["openai-chat", "anthropic", "llama"]
+Wire: TypeAlias = Literal["openai-chat", "openai-responses", "anthropic", "llama"]
 """The protocols spoken."""
 
 Family: TypeAlias = Literal["local", "gpt", "claude", "other"]
@@ -19,19 +19,25 @@ Family: TypeAlias = Literal["local", "gpt", "claude", "other"]
 class Preset:
     """A row of data about a kind of server.
 
-    ``endpoint`` is the default one. ``key_header`` carries the key (``authorization`` as a bearer);
-    ``limit_field`` is what the server calls the cap on output tokens; ``named_tool_choice`` says that it can be
-    told to use one tool by name.
+    ``endpoint`` is the default one; where there is none, ``sample_endpoint`` shows what one looks like.
+    ``responses`` says that the server speaks OpenAI's Responses too, for the requests that need it. ``key_header``
+    carries the key (``authorization`` as a bearer). ``limit_field`` and ``seed_field`` are what chat completions
+    call the cap on output tokens and the seed there, ``None`` where no seed is taken; ``stream_usage`` says that a
+    stream must be asked for its token counts, ``named_tool_choice`` that one tool can be demanded by name.
     """
 
     name: str
     wire: Wire
     family: Family = "other"
     endpoint: str | None = None
+    sample_endpoint: str | None = None
+    responses: bool = False
     needs_key: bool = False
     needs_model: bool = False
     key_header: Literal["authorization", "x-api-key", "api-key"] = "authorization"
     limit_field: Literal["max_completion_tokens", "max_tokens"] = "max_tokens"
+    seed_field: Literal["seed", "random_seed"] | None = "seed"
+    stream_usage: bool = True
     named_tool_choice: bool = True
 
 

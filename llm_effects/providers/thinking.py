@@ -1,11 +1,9 @@
 """Thinking that local models put in ``<think>`` tags at the start of their text, however it is cut."""
 
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal
 
-from llm_effects.providers.drafts import Draft
-
-Piece: TypeAlias = tuple[Literal["text", "reasoning"], str]
-"""A piece of text or of thinking."""
+from llm_effects.events import ContentEvent
+from llm_effects.providers.drafts import Draft, Piece, take_pieces
 
 _OPEN: Final = "<think>"
 _CLOSE: Final = "</think>"
@@ -22,8 +20,21 @@ def sort_thinking(draft: Draft, piece: str) -> tuple[Piece, ...]:
     return _STEPS[draft.thinking](draft)
 
 
-def release(draft: Draft) -> tuple[Piece, ...]:
-    """Give what is still held back, now that nothing more comes."""
+def rest_of(draft: Draft) -> tuple[ContentEvent, ...]:
+    """Take what is still held back into the draft and tell it, now that nothing more comes; it is told once.
+
+    Who tells a stream's events to somebody tells these before the draft is finished: all of its text is told then.
+
+    >>> from llm_effects import ModelConfig
+    >>> from llm_effects.providers.registry import target_of
+    >>> draft = Draft(target=target_of("m", ModelConfig(provider="lm-studio")).unwrap())
+    >>> sort_thinking(draft, "<thi"), rest_of(draft), rest_of(draft)
+    ((), (TextDelta(text='<thi'),), ())
+    """
+    return take_pieces(draft, _release(draft))
+
+
+def _release(draft: Draft) -> tuple[Piece, ...]:
     held, draft.held = draft.held, ""
     if not held or draft.thinking == "after":
         return ()
@@ -38,7 +49,7 @@ def _unknown(draft: Draft) -> tuple[Piece, ...]:
     if _OPEN.startswith(start):
         return ()
     draft.thinking = "over"
-    return release(draft)
+    return _release(draft)
 
 
 def _inside(draft: Draft) -> tuple[Piece, ...]:

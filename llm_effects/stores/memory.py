@@ -4,39 +4,51 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, final
 
+from anyio import NoEventLoopError
+from anyio.lowlevel import RunVar
 from attrs import define, evolve, field
 from returns.future import FutureResult
 
 from llm_effects.env import LedgerRow, Statistics
-from llm_effects.errors import LLMError
+from llm_effects.errors import ContentRefused, ContextTooLarge, InvalidRequest, LLMError
 from llm_effects.responses import CANCELLED, Attempt
 
-MEMORY_OF_LATENCY: Final = 0.2
+NEWEST: Final = 0.2
 """Weight of the newest attempt in the moving averages: about the last nine count."""
+
+NOT_ITS_FAULT: Final = frozenset({CANCELLED, InvalidRequest.tag, ContextTooLarge.tag, ContentRefused.tag})
+"""Outcomes that say something of the request or the caller, not of the model."""
 
 
 def learn(known: Statistics, attempt: Attempt) -> Statistics:
-    """Take an attempt into what is known; a cancelled one says nothing about the model.
+    """Take an attempt into what is known.
 
     >>> from llm_effects.responses import SUCCESS
     >>> learn(Statistics(), Attempt(model="m", provider="p", outcome=SUCCESS, latency_ms=40.0)).latency_ms
     40.0
     """
-    if attempt.outcome == CANCELLED:
+    if attempt.outcome in NOT_ITS_FAULT:
         return known
-    if not attempt.succeeded:
-        return evolve(known, attempts=known.attempts + 1, failures=known.failures + 1)
-    before = attempt.latency_ms if known.latency_ms is None else known.latency_ms
-    latency = before + MEMORY_OF_LATENCY * (attempt.latency_ms - before)
-    return evolve(known, attempts=known.attempts + 1, latency_ms=latency)
+    failed = 0.0 if attempt.succeeded else 1.0
+    return evolve(
+        known,
+        attempts=known.attempts + 1,
+        error_rate=known.error_rate + NEWEST * (failed - known.error_rate),
+        latency_ms=_moved(known.latency_ms, attempt.latency_ms) if attempt.succeeded else known.latency_ms,
+    )
+
+
+def _moved(average: float | None, newest: float) -> float:
+    return newest if average is None else average + NEWEST * (newest - average)
 
 
 @final
 @define
 class MemoryHealth:
-    """What is known of each model, in this process."""
+    """What is known of each model, in this process. A pause is known in the event loop whose clock it is on."""
 
     _known: dict[str, Statistics] = field(factory=dict[str, Statistics])
+    _parked: RunVar[dict[str, float]] = field(factory=lambda: RunVar("llm_effects_parked"), repr=False)
 
     def observe(self, attempt: Attempt) -> None:
         """Learn from an attempt."""
@@ -44,11 +56,21 @@ class MemoryHealth:
 
     def park(self, model: str, until: float) -> None:
         """Leave a model alone until a time on the clock of ``anyio.current_time()``."""
-        self._known[model] = evolve(self._known.get(model, Statistics()), parked_until=until)
+        self._parked.set({**self._parked.get({}), model: until})
 
     def statistics(self) -> Mapping[str, Statistics]:
         """Give what is known, by model name."""
-        return self._known
+        parked = self._pauses()
+        if not parked:
+            return self._known
+        known = {name: self._known.get(name, Statistics()) for name in {*self._known, *parked}}
+        return {name: evolve(each, parked_until=parked.get(name, each.parked_until)) for name, each in known.items()}
+
+    def _pauses(self) -> Mapping[str, float]:
+        try:
+            return self._parked.get({})
+        except NoEventLoopError:  # asked from outside: no clock, no pauses
+            return {}
 
 
 @final

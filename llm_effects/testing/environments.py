@@ -6,6 +6,7 @@ from typing import Final
 
 from llm_effects.config import LLMConfig, ModelConfig
 from llm_effects.env import Clients, LLMEnv, NewId
+from llm_effects.fleet import prices_of
 from llm_effects.prices import PriceList
 from llm_effects.stores.absent import NoCache, NoConversations, NoLimits, NoTelemetry
 from llm_effects.stores.memory import MemoryHealth, MemoryLedger
@@ -36,7 +37,7 @@ def scripted_env(*replies: Reply, config: LLMConfig = ONE_MODEL, clients: Client
         ledger=MemoryLedger(),
         health=MemoryHealth(),
         limits=NoLimits(),
-        prices=PriceList(),
+        prices=PriceList(prices_of(config)),
         tokens=EstimatedTokens(),
         telemetry=NoTelemetry(),
         now=lambda: EPOCH,

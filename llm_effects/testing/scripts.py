@@ -12,7 +12,8 @@ from llm_effects.calls import Call
 from llm_effects.config import ModelConfig
 from llm_effects.env import ModelHealth
 from llm_effects.errors import LLMError
-from llm_effects.events import Started, TextDelta
+from llm_effects.events import TextDelta
+from llm_effects.exchanges import opening_of
 from llm_effects.messages import Text
 from llm_effects.requests import LLMRequest
 from llm_effects.responses import LLMResponse, Usage
@@ -28,8 +29,18 @@ class Late:
     reply: "Reply"
 
 
-Reply: TypeAlias = Union[str, LLMResponse, LLMError, Late, Callable[[LLMRequest], "Reply"]]  # noqa: UP007 - recursive
-"""What a script may say: a text, a whole response, an error, a late one, or a function of the request."""
+@final
+@frozen
+class Pieces:
+    """A reply told piece by piece, ``pause`` seconds apart; ``then`` is the error that breaks it off, if any."""
+
+    pieces: tuple[str, ...]
+    then: LLMError | None = None
+    pause: float = 0.0
+
+
+Reply: TypeAlias = Union[str, LLMResponse, LLMError, Late, Pieces, Callable[[LLMRequest], "Reply"]]  # noqa: UP007 - recursive
+"""What a script may say: a text, a whole response, an error, pieces, a late one, or a function of the request."""
 
 
 def answer(content: str, *, model: str = "scripted", provider: str = "scripted") -> LLMResponse:
@@ -67,26 +78,34 @@ class Scripted:
         reply = self.replies[min(len(self.calls), len(self.replies) - 1)]
         self.calls.append(call)
         said = await _said(reply, call.request)
-        if not isinstance(said, LLMResponse):
-            return Failure(said if said.model else evolve(said, model=call.model))
-        await _tell(said, call)
-        input_tokens = said.usage.input_tokens or estimate_tokens(call.request)
-        return Success(evolve(said, model=call.model, usage=evolve(said.usage, input_tokens=input_tokens)))
+        if isinstance(said, Pieces):
+            return await _told(call, said.pieces, said.then or answer("".join(said.pieces)), said.pause)
+        return await _told(call, (said.content,) if isinstance(said, LLMResponse) else (), said)
 
 
-async def _said(reply: Reply, request: LLMRequest) -> LLMResponse | LLMError:
+async def _told(
+    call: Call, pieces: tuple[str, ...], end: LLMResponse | LLMError, pause: float = 0.0
+) -> Result[LLMResponse, LLMError]:
+    opening = opening_of(call)
+    for number, piece in enumerate(pieces):
+        await anyio.sleep(pause)
+        if call.sink is not None and number == 0 and opening is not None:
+            await call.sink(opening)
+        if call.sink is not None:
+            await call.sink(TextDelta(piece))
+    if not isinstance(end, LLMResponse):
+        return Failure(end if end.model else evolve(end, model=call.model))
+    input_tokens = end.usage.input_tokens or estimate_tokens(call.request)
+    return Success(evolve(end, model=call.model, usage=evolve(end.usage, input_tokens=input_tokens)))
+
+
+async def _said(reply: Reply, request: LLMRequest) -> LLMResponse | LLMError | Pieces:
     if isinstance(reply, Late):
         await anyio.sleep(reply.seconds)
         return await _said(reply.reply, request)
     if isinstance(reply, str):
         return answer(reply)
     return await _said(reply(request), request) if callable(reply) else reply
-
-
-async def _tell(response: LLMResponse, call: Call) -> None:
-    if call.sink is not None:
-        await call.sink(Started(call.model))
-        await call.sink(TextDelta(response.content))
 
 
 def scripted(*replies: Reply) -> Scripted:

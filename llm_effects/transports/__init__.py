@@ -14,6 +14,7 @@ from attrs import define, field, frozen
 from returns.pipeline import is_successful
 
 from llm_effects.errors import ConfigurationError, LLMError
+from llm_effects.mailboxes import Admitted, unheard
 from llm_effects.secrets import Secret
 from llm_effects.transports.bodies import Body, Decoder
 from llm_effects.transports.faults import WIRE_PROBLEMS, TransportFault, WireProblem, fault_of
@@ -48,8 +49,8 @@ class Streamed:
 class Transport:
     """Sends requests over connections that it keeps for each event loop; every failure is a ``TransportFault``.
 
-    At most ``max_connections`` calls are under way in a loop, in pools of ``pool_size``; others wait in order. A body
-    of more than ``max_bytes`` is refused.
+    At most ``max_connections`` calls are under way in a loop, in pools of ``pool_size``; others wait in order, and
+    ``admitted`` is called when their turn has come. A body of more than ``max_bytes`` is refused.
 
     >>> import anyio
     >>> def echo(request):
@@ -70,14 +71,16 @@ class Transport:
     def __attrs_post_init__(self) -> None:
         self._pools = LoopPools(make=self.make_pool, places=self.max_connections, size=self.pool_size)
 
-    async def exchange(self, request: WireRequest, limits: Timeouts) -> WireResponse:
+    async def exchange(self, request: WireRequest, limits: Timeouts, admitted: Admitted = unheard) -> WireResponse:
         """Post a request and read its whole answer, whatever its status."""
-        async with self._answer("POST", request, limits) as answer:
+        async with self._answer("POST", request, limits, admitted) as answer:
             return WireResponse(status=answer.status, headers=answer.headers, body=await answer.read())
 
-    def stream(self, request: WireRequest, limits: Timeouts) -> AbstractAsyncContextManager[Streamed]:
+    def stream(
+        self, request: WireRequest, limits: Timeouts, admitted: Admitted = unheard
+    ) -> AbstractAsyncContextManager[Streamed]:
         """Post a request and read its answer as it comes; leaving early closes the connection."""
-        return self._answer("POST", request, limits)
+        return self._answer("POST", request, limits, admitted)
 
     async def fetch(self, url: str, headers: tuple[tuple[str, str | Secret], ...], limits: Timeouts) -> WireResponse:
         """Get what is at a URL."""
@@ -97,13 +100,16 @@ class Transport:
         await self._pools.aclose()
 
     @asynccontextmanager
-    async def _answer(self, method: Method, wire: WireRequest, limits: Timeouts) -> AsyncGenerator[Streamed]:
+    async def _answer(
+        self, method: Method, wire: WireRequest, limits: Timeouts, admitted: Admitted = unheard
+    ) -> AsyncGenerator[Streamed]:
         self._require_open()
         request = outgoing(method, wire, limits)
         if not is_successful(request):
             raise TransportFault(request.failure())
         async with self._pools.held() as pools, pools.place() as place:
             self._require_open()  # it may have been closed while this call stood in the queue
+            admitted()
             explain = _Explain(wire, limits)
             response = await _response(pools, place, request.unwrap(), explain)
             headers = _lowered(response.headers.raw)

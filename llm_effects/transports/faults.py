@@ -19,7 +19,7 @@ from llm_effects.errors import (
     TimeoutPhase,
 )
 from llm_effects.exceptions import cause_of
-from llm_effects.secrets import Secret
+from llm_effects.secrets import revealed
 from llm_effects.wire import Timeouts, WireRequest
 
 WireProblem: TypeAlias = httpx.HTTPError | httpx.InvalidURL | OSError | UnicodeError
@@ -73,7 +73,7 @@ def fault_of(problem: WireProblem, request: WireRequest, limits: Timeouts, *, be
     >>> fault.tag, fault.phase, fault.timeout_ms
     ('TimeoutError', 'connect', 2000)
     """
-    cause = cause_of(problem, *_revealed(request))
+    cause = cause_of(problem, *revealed(request.headers))
     match problem:
         case httpx.TimeoutException():
             return _timeout(problem, limits, begun, cause)
@@ -148,9 +148,3 @@ def _roots(problem: BaseException) -> Iterator[BaseException]:
     below = problem.__cause__ or problem.__context__
     if below is not None:
         yield from _roots(below)
-
-
-def _revealed(request: WireRequest) -> tuple[str, ...]:
-    """Give the secrets in every form in which they may come back: whole, and without their scheme."""
-    whole = [value.reveal() for _, value in request.headers if isinstance(value, Secret)]
-    return (*whole, *(text.split()[-1] for text in whole if text.split()))

@@ -20,6 +20,7 @@ from llm_effects.providers.base import ServerEvent
 from llm_effects.providers.drafts import Draft
 from llm_effects.providers.openai_chat import OPENAI_CHAT
 from llm_effects.providers.targets import Preset, Target
+from llm_effects.providers.thinking import rest_of
 from llm_effects.responses import LLMResponse
 from llm_effects.wire import WireResponse
 
@@ -243,6 +244,22 @@ def test_a_stream_cut_anywhere_is_never_a_silent_success(row: Row) -> None:
         if not is_successful(OPENAI_CHAT.decode_event(draft, event)) or event.data == "[DONE]":
             return
     assert OPENAI_CHAT.finish(draft).failure().tag in {"MalformedResponse", "ContentRefused"}
+
+
+@pytest.mark.parametrize("row", STREAMED, ids=named)
+def test_what_was_told_is_the_content_wherever_the_stream_ends(row: Row) -> None:
+    events = list(events_of(row["response"]["body"]))
+    for ends in {len(events), *range(0, len(events), 1 + len(events) // 12)}:
+        draft, told = Draft(target=target_for(row)), list[object]()
+        for event in events[:ends]:
+            step = OPENAI_CHAT.decode_event(draft, event)
+            if not is_successful(step):
+                break
+            told.extend(step.unwrap())
+        told.extend(rest_of(draft))
+        result = OPENAI_CHAT.finish(draft)
+        content = result.unwrap().content if is_successful(result) else result.failure().partial
+        assert "".join(event.text for event in told if isinstance(event, TextDelta)) == content
 
 
 # The error that each row is; the others are what their status says.

@@ -18,6 +18,7 @@ from llm_effects.providers.base import ServerEvent
 from llm_effects.providers.drafts import Draft
 from llm_effects.providers.registry import target_of
 from llm_effects.providers.targets import Target
+from llm_effects.providers.thinking import rest_of
 from llm_effects.responses import LLMResponse
 from llm_effects.wire import WireResponse
 
@@ -178,10 +179,26 @@ def test_a_recorded_stream_says_what_its_events_hold(row: Row) -> None:
     pieces = [event for event in told if isinstance(event, ToolCallDelta)]
     for call in response.tool_calls:
         given = "".join(piece.arguments for piece in pieces if piece.id == call.id)
-        assert given == call.arguments or (given, call.arguments) == ("", "{}")
+        assert given == call.arguments
     assert "".join(event.text for event in told if isinstance(event, ReasoningDelta)) == join(
         message["content"], "thinking"
     )
+
+
+@pytest.mark.parametrize("row", rows("anthropic_messages_stream.jsonl"))
+def test_what_was_told_is_the_content_wherever_the_stream_ends(row: Row) -> None:
+    told_by_server = list(events(row["response"]["body"]))
+    for ends in {len(told_by_server), *range(0, len(told_by_server), 1 + len(told_by_server) // 12)}:
+        draft, told = Draft(target=target(row)), list[StreamEvent]()
+        for event in told_by_server[:ends]:
+            step = ANTHROPIC.decode_event(draft, event)
+            if not is_successful(step):
+                break
+            told.extend(step.unwrap())
+        told.extend(rest_of(draft))
+        answer = ANTHROPIC.finish(draft)
+        content = answer.unwrap().content if is_successful(answer) else answer.failure().partial
+        assert "".join(event.text for event in told if isinstance(event, TextDelta)) == content
 
 
 @pytest.mark.parametrize("row", rows("errors.jsonl") + rows("errors_quoted.jsonl"))

@@ -18,7 +18,8 @@ from llm_effects.errors import (
     RateLimitExceeded,
     RequestTimeout,
 )
-from llm_effects.providers.faults import Fault, filtered
+from llm_effects.providers.error_bodies import Fault, filtered
+from llm_effects.providers.masking import masked_name
 from llm_effects.providers.reading import record, whole
 
 Found: TypeAlias = "re.Match[str] | None"
@@ -86,8 +87,8 @@ def unauthorised(fault: Fault, _: Found = None) -> LLMError:
 def refused(fault: Fault, _: Found = None) -> LLMError:
     """A content filter struck."""
     inner = record(fault.detail.get("innererror"))
-    category = filtered(inner.get("content_filter_result")) or fault.code
-    return ContentRefused(**_common(fault), message=_text(fault), category=category)
+    category = masked_name(fault.target, filtered(inner.get("content_filter_result")))
+    return ContentRefused(**_common(fault), message=_text(fault), category=category or fault.code)
 
 
 def late(fault: Fault, _: Found = None) -> LLMError:
@@ -99,6 +100,17 @@ def late(fault: Fault, _: Found = None) -> LLMError:
 def intermediary(fault: Fault, _: Found = None) -> LLMError:
     """Something between here and the provider answered in its place."""
     return NetworkError(**_common(fault), message=_text(fault), phase="intermediary")
+
+
+def no_model_server(fault: Fault, _: Found = None) -> LLMError:
+    """Some other program has the port of a model server on this machine."""
+    remedy = f"what answers at {fault.target.endpoint} is not a model server: check the endpoint"
+    return NetworkError(**_common(fault), message=f"{remedy} ({_text(fault)})", phase="intermediary")
+
+
+def unsupported(fault: Fault, _: Found = None) -> LLMError:
+    """The server was started without what is asked of it; it says how to start it."""
+    return ConfigurationError(**_common(fault), message=f"{fault.target.endpoint}: {_text(fault)}")
 
 
 def wrong_endpoint(fault: Fault, _: Found = None) -> LLMError:

@@ -1,0 +1,228 @@
+"""One exchange with a model: a request out, an answer in, whole or event by event."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Final, TypeAlias, final
+
+import anyio
+from attrs import define, evolve
+from returns.pipeline import is_successful
+from returns.result import Failure, Result
+
+from llm_effects.calls import Call, Sink
+from llm_effects.engines import Engine
+from llm_effects.errors import ContentRefused, LLMError, RequestTimeout
+from llm_effects.events import Restarted, Started, StreamEvent
+from llm_effects.providers.base import Provider, ServerEvent
+from llm_effects.providers.drafts import Draft, events_of, interrupted
+from llm_effects.providers.faults import request_id
+from llm_effects.providers.registry import provider_of
+from llm_effects.providers.targets import Target
+from llm_effects.responses import LLMResponse
+from llm_effects.sse import EventParser
+from llm_effects.timers import Timers
+from llm_effects.transports import Streamed, Timeouts, Transport, TransportFault
+from llm_effects.wire import WireRequest, WireResponse
+
+Answer: TypeAlias = Result[LLMResponse, LLMError]
+
+DRAINING_S: Final = 0.25
+"""How long to read on after the answer's end, in seconds, so that the connection can be used again."""
+
+_STREAM_STARTS: Final = (b"data:", b"event:", b":")
+"""How an event stream begins, which is neither JSON nor HTML."""
+
+
+@final
+@define
+class Reception:
+    """An answer being taken in: events into the draft, and what they tell on to the sink."""
+
+    call: Call
+    target: Target
+    provider: Provider
+    draft: Draft
+    timers: Timers
+    opened: bool = False
+
+    @classmethod
+    def of(cls, call: Call, target: Target) -> "Reception":
+        """Begin to listen; the clocks start when the call has left the queue."""
+        return cls(call, target, provider_of(target), Draft(target=target), Timers(target.config))
+
+    async def take(self, events: Iterable[ServerEvent]) -> LLMError | None:
+        """Take events in and tell what they bring; gives the error that ends the answer, if there is one."""
+        told: list[StreamEvent] = []
+        broken: LLMError | None = None
+        for event in events:
+            decoded = self.provider.decode_event(self.draft, event)
+            if not is_successful(decoded):
+                broken = decoded.failure()
+                break
+            told.extend(decoded.unwrap())
+        late = await self.tell(told) if told else None
+        return late or broken
+
+    async def tell(self, events: Iterable[StreamEvent]) -> LLMError | None:
+        """Give content to the sink, while the clocks stand still; a sink that does not return is an error."""
+        left_at, limit_ms = anyio.current_time(), self.target.config.sink_ms
+        if self.call.sink is not None:
+            with anyio.move_on_after(limit_ms / 1000) as scope:
+                await self._deliver(events, self.call.sink)
+            if scope.cancelled_caught:
+                return self.named(RequestTimeout(timeout_ms=limit_ms, phase="sink"))
+        self.timers.resume(left_at, content=True)
+        return None
+
+    async def _deliver(self, events: Iterable[StreamEvent], sink: Sink) -> None:
+        opening = None if self.opened else opening_of(self.call)
+        self.opened = True
+        if opening is not None:
+            await sink(opening)
+        for event in events:
+            await sink(event)
+
+    def finish(self, wire: WireRequest) -> Answer:
+        """Read the whole answer, with what had to be dropped from the request."""
+        return self.provider.finish(self.draft).map(lambda answer: warned(answer, wire))
+
+    def named(self, error: LLMError) -> LLMError:
+        """The error that broke the answer off, with the model and what it had told until then."""
+        return interrupted(self.draft, _signed(self.target, error))
+
+
+def opening_of(call: Call) -> StreamEvent | None:
+    """What comes before the first content: a start, a restart after another model's content, or nothing."""
+    if call.continues:
+        return None
+    return Restarted(call.model) if call.trail.contents else Started(call.model)
+
+
+def warned(answer: LLMResponse, wire: WireRequest) -> LLMResponse:
+    """Say in the answer what had to be dropped from the request."""
+    return evolve(answer, warnings=wire.warnings + answer.warnings) if wire.warnings else answer
+
+
+async def ask_server(transport: Transport, target: Target, call: Call) -> Answer:
+    """Send a call to a server: read its answer whole, or event by event where there is a sink."""
+    encoded = provider_of(target).encode(target, call.request, call.sink is not None)
+    if not is_successful(encoded):
+        return Failure(encoded.failure())
+    if call.sink is None:
+        return await _whole(transport, target, encoded.unwrap())
+    return await _streamed(transport, Reception.of(call, target), encoded.unwrap())
+
+
+async def _whole(transport: Transport, target: Target, wire: WireRequest) -> Answer:
+    timers = Timers(target.config, streamed=False)
+    try:
+        response = await timers.wait(partial(transport.exchange, wire, _limits(target), timers.start))
+    except TransportFault as fault:
+        return Failure(_signed(target, fault.error))
+    if isinstance(response, RequestTimeout):
+        return Failure(_signed(target, response))
+    return _read(target, response).map(lambda answer: warned(answer, wire))
+
+
+def _limits(target: Target) -> Timeouts:
+    """Silences are timed by the timers, which know content from pings; the transport need only be no stricter."""
+    return Timeouts(connect_s=target.config.connect_ms / 1000, read_s=target.config.timeout_ms / 1000)
+
+
+def _signed(target: Target, error: LLMError) -> LLMError:
+    return evolve(error, model=target.name, provider=target.preset.name)
+
+
+def _read(target: Target, response: WireResponse) -> Answer:
+    provider = provider_of(target)
+    if 200 <= response.status < 300:
+        return provider.decode(target, response)
+    return Failure(provider.classify(target, response))
+
+
+async def _streamed(transport: Transport, reception: Reception, wire: WireRequest) -> Answer:
+    timers = reception.timers
+    try:
+        async with AsyncExitStack() as stack:
+            exchange = transport.stream(wire, _limits(reception.target), timers.start)
+            answer = await timers.wait(partial(stack.enter_async_context, exchange))
+            if isinstance(answer, RequestTimeout):
+                return Failure(reception.named(answer))
+            return await _received(reception, answer, wire)
+    except TransportFault as fault:
+        return _cut(reception, fault.error, wire)
+
+
+async def _received(reception: Reception, answer: Streamed, wire: WireRequest) -> Answer:
+    reception.draft.request_id = request_id(answer.headers)
+    kind = answer.headers.get("content-type", "")
+    if not 200 <= answer.status < 300 or "json" in kind or "html" in kind:
+        return await _unstreamed(reception, answer, wire)
+    broken = await _events(reception, answer)
+    if broken is not None:
+        return _cut(reception, broken, wire)
+    return reception.finish(wire)
+
+
+async def _unstreamed(reception: Reception, answer: Streamed, wire: WireRequest) -> Answer:
+    """An error, or a server that answers whole though it was asked for a stream."""
+    body = await reception.timers.wait(answer.read)
+    if isinstance(body, RequestTimeout):
+        return Failure(reception.named(body))
+    if 200 <= answer.status < 300 and body.lstrip().startswith(_STREAM_STARTS):
+        return await _misnamed(reception, body, wire)
+    read = _read(reception.target, WireResponse(status=answer.status, headers=answer.headers, body=body))
+    late = await reception.tell(events_of(read.unwrap())) if is_successful(read) else None
+    return read.map(lambda whole: warned(whole, wire)) if late is None else Failure(late)
+
+
+async def _misnamed(reception: Reception, body: bytes, wire: WireRequest) -> Answer:
+    """A stream that is called JSON or HTML, as some servers in between do."""
+    parser = EventParser()
+    broken = await reception.take([*parser.feed(body), *parser.finish()]) or parser.fault
+    return reception.finish(wire) if broken is None else _cut(reception, broken, wire)
+
+
+async def _events(reception: Reception, answer: Streamed) -> LLMError | None:
+    """Take the stream in to its end; gives what broke it off, if anything did."""
+    parser, chunks = EventParser(), answer.chunks()
+    while not reception.draft.done:
+        chunk = await reception.timers.wait(partial(_next, chunks))
+        if isinstance(chunk, RequestTimeout):
+            return reception.named(chunk)
+        broken = await reception.take(parser.finish() if chunk is None else parser.feed(chunk)) or parser.fault
+        if broken is not None or chunk is None:
+            return broken
+    with anyio.move_on_after(DRAINING_S):
+        await answer.read()
+    return None
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
+
+
+def _cut(reception: Reception, error: LLMError, wire: WireRequest) -> Answer:
+    """A break after the protocol's own end took nothing away; a consumer that never came back has not got it all."""
+    kept = isinstance(error, ContentRefused) or (isinstance(error, RequestTimeout) and error.phase == "sink")
+    if reception.draft.finish_reason is not None and not kept:
+        return reception.finish(wire)
+    return Failure(reception.named(error))
+
+
+async def ask_engine(engine: Engine, target: Target, call: Call) -> Answer:
+    """Run a call in this process, token by token."""
+    reception = Reception.of(call, target)
+    encoded = reception.provider.encode(target, call.request, True)
+    if not is_successful(encoded):
+        return Failure(encoded.failure())
+
+    async def deliver(chunk: str) -> LLMError | None:
+        return await reception.take((ServerEvent("message", chunk),))
+
+    timers = reception.timers
+    ran = await engine.run(encoded.unwrap().body, deliver, timers.wait, timers.start)
+    if not is_successful(ran):
+        return Failure(interrupted(reception.draft, ran.failure()))
+    return reception.finish(encoded.unwrap())

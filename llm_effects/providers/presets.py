@@ -1,0 +1,119 @@
+"""The kinds of servers that are known, as rows of data."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from llm_effects.providers.targets import Preset, Wire
+
+
+def _gpt(name: str, *, wire: Wire = "openai-chat", responses: bool = False) -> Preset:
+    return Preset(
+        name=name,
+        wire=wire,
+        responses=responses,
+        family="gpt",
+        endpoint="https://api.openai.com/v1",
+        needs_key=True,
+        needs_model=True,
+        limit_field="max_completion_tokens",
+    )
+
+
+def _local(name: str, port: int, *, needs_model: bool = False, named_tool_choice: bool = True) -> Preset:
+    return Preset(
+        name=name,
+        wire="openai-chat",
+        family="local",
+        endpoint=f"http://localhost:{port}/v1",
+        needs_model=needs_model,
+        named_tool_choice=named_tool_choice,
+    )
+
+
+_CLAUDE: Final = Preset(
+    name="anthropic",
+    wire="anthropic",
+    family="claude",
+    endpoint="https://api.anthropic.com",
+    needs_key=True,
+    needs_model=True,
+    key_header="x-api-key",
+)
+
+_AZURE: Final = Preset(
+    name="azure",
+    wire="openai-chat",
+    responses=True,
+    family="gpt",
+    sample_endpoint="https://RESOURCE.openai.azure.com/openai/v1",
+    needs_key=True,
+    needs_model=True,
+    key_header="api-key",
+    limit_field="max_completion_tokens",
+)
+
+_GEMINI: Final = Preset(
+    name="gemini",
+    wire="openai-chat",
+    endpoint="https://generativelanguage.googleapis.com/v1beta/openai",
+    needs_key=True,
+    needs_model=True,
+    seed_field=None,  # a field that it does not know is refused with a 400
+)
+
+_MISTRAL: Final = Preset(
+    name="mistral",
+    wire="openai-chat",
+    endpoint="https://api.mistral.ai/v1",
+    needs_key=True,
+    needs_model=True,
+    seed_field="random_seed",  # a field that it does not know is refused with a 422
+    stream_usage=False,  # a stream bears its token counts unasked
+)
+
+_GROQ: Final = Preset(
+    name="groq",
+    wire="openai-chat",
+    endpoint="https://api.groq.com/openai/v1",
+    needs_key=True,
+    needs_model=True,
+    limit_field="max_completion_tokens",
+)
+
+_OPENROUTER: Final = Preset(
+    name="openrouter",
+    wire="openai-chat",
+    endpoint="https://openrouter.ai/api/v1",
+    needs_key=True,
+    needs_model=True,
+)
+
+_DEEPSEEK: Final = Preset(
+    name="deepseek",
+    wire="openai-chat",
+    endpoint="https://api.deepseek.com/v1",
+    needs_key=True,
+    needs_model=True,
+)
+
+_ROWS: Final = (
+    _gpt("openai", responses=True),
+    _gpt("openai-chat"),
+    _gpt("openai-responses", wire="openai-responses"),
+    _CLAUDE,
+    Preset(name="llama", wire="llama", family="local"),
+    _local("lm-studio", 1234, named_tool_choice=False),
+    _local("llama-cpp", 8080),
+    _local("ollama", 11434, needs_model=True),
+    _local("vllm", 8000),
+    _AZURE,
+    _DEEPSEEK,
+    _GEMINI,
+    _GROQ,
+    _MISTRAL,
+    _OPENROUTER,
+    Preset(name="openai-compatible", wire="openai-chat"),
+)
+
+PRESETS: Final[Mapping[str, Preset]] = {row.name: row for row in _ROWS}
+"""Every kind of server by the name that ``ModelConfig.provider`` gives it."""

@@ -1,0 +1,55 @@
+"""The pull form of a stream: an async iterator of its events, for ``async for``."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import anyio
+from anyio.streams.memory import MemoryObjectSendStream
+from returns.context import RequiresContext
+
+from llm_effects.effects import settle
+from llm_effects.env import LLMEnv
+from llm_effects.events import StreamEvent
+from llm_effects.pipeline import stream
+from llm_effects.requests import LLMRequest
+
+
+def open_stream(
+    request: LLMRequest,
+) -> RequiresContext[AbstractAsyncContextManager[AsyncIterator[StreamEvent]], LLMEnv]:
+    """Answer a request as ``stream`` does, to be pulled: the model waits while nobody asks for the next event.
+
+    The last event is ``Completed`` or ``Failed``. Leaving early ends the call and closes its connection; an exception
+    of the consumer comes out as itself.
+
+    >>> from llm_effects import scripted_env
+    >>> async def main() -> list[str]:
+    ...     async with open_stream(LLMRequest(prompt="why?"))(scripted_env("because")) as events:
+    ...         return [type(event).__name__ async for event in events]
+    >>> anyio.run(main)
+    ['Started', 'TextDelta', 'Completed']
+    """
+    return RequiresContext(lambda env: _opened(request, env))
+
+
+@asynccontextmanager
+async def _opened(request: LLMRequest, env: LLMEnv) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
+    send, receive = anyio.create_memory_object_stream[StreamEvent](0)
+    raised: list[Exception] = []
+    try:
+        async with receive, anyio.create_task_group() as group:
+            group.start_soon(_produce, request, env, send)
+            try:
+                yield receive
+            except Exception as problem:  # noqa: BLE001 - kept out of the group, and raised below as it is
+                raised.append(problem)
+            group.cancel_scope.cancel()
+    except* Exception as problems:  # noqa: BLE001 - a defect beneath, which comes out without the group, too
+        raised.extend(problems.exceptions)
+    if raised:
+        raise raised[0]
+
+
+async def _produce(request: LLMRequest, env: LLMEnv, send: MemoryObjectSendStream[StreamEvent]) -> None:
+    async with send:
+        await settle(stream(request, send.send), env)

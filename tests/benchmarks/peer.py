@@ -1,0 +1,100 @@
+"""One client, measured from inside: ``python peer.py NAME BASE_URL``, then a line ``call`` or ``stream`` for each run.
+
+It runs in the environment of the library that it measures, and needs nothing else.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+QUESTION = "Why is the sky blue?"
+BODY = {"model": "stub", "messages": [{"role": "user", "content": QUESTION}]}
+KEY = "sk-benchmark"
+
+Run = Callable[[], Awaitable[object]]
+
+
+async def bare(base: str) -> tuple[Run, Run]:
+    import httpx
+
+    client, headers = httpx.AsyncClient(), {"authorization": f"Bearer {KEY}"}
+    url = f"{base}/chat/completions"
+
+    async def call() -> object:
+        return (await client.post(url, json=BODY, headers=headers)).json()
+
+    async def stream() -> None:
+        async with client.stream("POST", url, json={**BODY, "stream": True}, headers=headers) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {"):
+                    json.loads(line[6:])
+
+    return call, stream
+
+
+async def ours(base: str) -> tuple[Run, Run]:
+    from llm_effects import LLMConfig, LLMRequest, ModelConfig, StreamEvent, generate, open_env, settle
+    from llm_effects import stream as streamed
+
+    model = ModelConfig(provider="openai-compatible", model="stub", endpoint=base, api_key=KEY)
+    env = await open_env(LLMConfig(models={"stub": model})).__aenter__()
+    request = LLMRequest(prompt=QUESTION)
+
+    async def sink(event: StreamEvent) -> None:
+        pass
+
+    async def call() -> object:
+        return (await settle(generate(request), env)).unwrap()
+
+    async def stream() -> object:
+        return (await settle(streamed(request, sink), env)).unwrap()
+
+    return call, stream
+
+
+async def openai(base: str) -> tuple[Run, Run]:
+    from openai import AsyncOpenAI
+
+    client = AsyncOpenAI(base_url=base, api_key=KEY)
+
+    async def call() -> object:
+        return await client.chat.completions.create(**BODY)
+
+    async def stream() -> None:
+        async for _ in await client.chat.completions.create(**BODY, stream=True):
+            pass
+
+    return call, stream
+
+
+async def litellm(base: str) -> tuple[Run, Run]:
+    from litellm import Router
+
+    params = {"model": "openai/stub", "api_base": base, "api_key": KEY}
+    router = Router(model_list=[{"model_name": "stub", "litellm_params": params}])
+
+    async def call() -> object:
+        return await router.acompletion(**BODY)
+
+    async def stream() -> None:
+        async for _ in await router.acompletion(**BODY, stream=True):
+            pass
+
+    return call, stream
+
+
+CLIENTS = {"httpx": bare, "llm_effects": ours, "openai": openai, "litellm": litellm}
+
+
+async def main(name: str, base: str) -> None:
+    call, stream = await CLIENTS[name](base)
+    for line in sys.stdin:
+        began = time.perf_counter()
+        await (call if line.strip() == "call" else stream)()
+        print((time.perf_counter() - began) * 1e6, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

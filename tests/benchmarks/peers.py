@@ -1,0 +1,80 @@
+"""Against the openai SDK and litellm, each in a virtual environment of its own: ``python -m tests.benchmarks.peers``.
+
+The environments are made below the folder given as the first argument (a temporary one without it), from the package
+registry. Every client asks the same stub in turn, so that all meet the same machine; the figures are medians and
+their ratios to bare httpx in this environment.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from tests.benchmarks.stub import stub
+
+ROOT: Final = Path(__file__).parents[2]
+CLIENT: Final = Path(__file__).with_name("peer.py")
+PEERS: Final = {"openai": ("openai",), "litellm": ("litellm",)}
+
+
+def python_of(folder: Path, name: str) -> str:
+    """Give the interpreter of a peer's environment, made if it is not there."""
+    place = folder / name
+    python = str(place / "bin" / "python")
+    if not place.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[name]], check=True)
+    return python
+
+
+@contextmanager
+def client(python: str, name: str, base: str) -> Iterator["subprocess.Popen[str]"]:
+    """Run a client that measures one call for each line it is sent, ``call`` or ``stream``."""
+    command = [python, str(CLIENT), name, base]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        yield process
+        process.kill()
+
+
+def ask(process: "subprocess.Popen[str]", what: str) -> float:
+    """Give the microseconds that one call took."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{what}\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def compare(folder: Path, rounds: int) -> None:
+    pythons = {
+        "httpx": sys.executable,
+        "llm_effects": sys.executable,
+        **{name: python_of(folder, name) for name in PEERS},
+    }
+    with stub(count=200) as base, ExitStack() as stack:
+        clients = {name: stack.enter_context(client(python, name, base)) for name, python in pythons.items()}
+        for what in ("call", "stream"):
+            taken: dict[str, list[float]] = {name: [] for name in clients}
+            for number in range(rounds + 10):
+                for name, process in clients.items():
+                    took = ask(process, what)
+                    if number >= 10:
+                        taken[name].append(took)
+            medians = {name: median(times) for name, times in taken.items()}
+            report(what, medians)
+
+
+def report(what: str, medians: dict[str, float]) -> None:
+    ours, bare = medians["llm_effects"], medians["httpx"]
+    print(f"one {what}, every layer: {ours:.0f} us = {ours / bare:.2f} x bare httpx ({bare:.0f} us)")
+    for name in PEERS:
+        print(f"    {name}: {medians[name]:.0f} us = {medians[name] / ours:.1f} x ours")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as made:
+        compare(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(made), rounds=200)

@@ -1,0 +1,302 @@
+"""Recorded traffic: what was asked there can be asked here, in fields that the vendors document and no others."""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_effects.config import ModelConfig
+from llm_effects.messages import Image, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.providers.presets import PRESETS
+from llm_effects.providers.registry import provider_of, target_of
+from llm_effects.providers.targets import Target
+from llm_effects.requests import LLMRequest, Preferences, Tool
+from llm_effects.values import InvalidValue
+
+CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
+Json = dict[str, Any]
+
+pytestmark = pytest.mark.skipif(not CORPUS.exists(), reason=f"no recorded traffic at {CORPUS}")
+
+# By protocol: each field by its path. A path that ends in * holds what a user gives: a schema, or arguments.
+FIELDS = {
+    "chat": """
+        model max_tokens max_completion_tokens temperature top_p stop seed random_seed reasoning_effort
+        stream stream_options stream_options.include_usage
+        messages messages.role messages.content messages.content.type messages.content.text
+        messages.content.image_url messages.content.image_url.url messages.tool_call_id
+        messages.tool_calls messages.tool_calls.id messages.tool_calls.type messages.tool_calls.function
+        messages.tool_calls.function.name messages.tool_calls.function.arguments
+        tools tools.type tools.function tools.function.name tools.function.description tools.function.parameters.*
+        tool_choice tool_choice.type tool_choice.function tool_choice.function.name
+        response_format response_format.type response_format.json_schema response_format.json_schema.name
+        response_format.json_schema.strict response_format.json_schema.schema.*
+    """,
+    "responses": """
+        model instructions max_output_tokens temperature top_p store stream include
+        reasoning reasoning.effort reasoning.summary
+        input input.type input.role input.content input.content.type input.content.text input.content.image_url
+        input.call_id input.name input.arguments input.output
+        input.id input.status input.summary input.summary.type input.summary.text input.encrypted_content
+        text text.format text.format.type text.format.name text.format.strict text.format.schema.*
+        tools tools.type tools.name tools.description tools.strict tools.parameters.*
+        tool_choice tool_choice.type tool_choice.name
+    """,
+    "messages": """
+        model system max_tokens temperature top_p stop_sequences stream
+        thinking thinking.type thinking.display thinking.budget_tokens
+        output_config output_config.effort output_config.format output_config.format.type output_config.format.schema.*
+        messages messages.role messages.content messages.content.type messages.content.text
+        messages.content.source messages.content.source.type messages.content.source.media_type
+        messages.content.source.data messages.content.source.url
+        messages.content.id messages.content.name messages.content.input.*
+        messages.content.tool_use_id messages.content.content messages.content.is_error
+        messages.content.thinking messages.content.signature messages.content.data
+        tools tools.name tools.description tools.input_schema.* tool_choice tool_choice.type tool_choice.name
+    """,
+}
+DOCUMENTED = {endpoint: frozenset(fields.split()) for endpoint, fields in FIELDS.items()}
+_KNOWN = {"chat": "openai-chat", "responses": "openai-responses", "messages": "anthropic"}
+
+
+class ForeignError(Exception):
+    """Something is asked that has no place in a request here."""
+
+
+def rows() -> Iterator[Json]:
+    for path in sorted(CORPUS.glob("*.jsonl")) if CORPUS.exists() else ():
+        for line in filter(None, path.read_text("utf-8").split("\n")):
+            row = json.loads(line)
+            asked = row.get("request", {}).get("body")
+            if isinstance(asked, str) and asked.startswith("{"):
+                asked = json.loads(asked)
+            if row.get("endpoint") in DOCUMENTED and isinstance(asked, dict) and asked.get("model"):
+                yield {**row, "asked": asked}
+
+
+# From a recorded body to a request.
+
+
+def listed(content: Any) -> list[Json]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+
+
+def parts_of(content: Any, origin: Origin) -> Iterator[Part]:
+    for block in listed(content):
+        match block:
+            case {"type": "text" | "input_text" | "output_text", "text": str(text)}:
+                yield Text(text)
+            case {"type": "image_url", "image_url": {"url": str(url)}} | {"type": "input_image", "image_url": str(url)}:
+                yield Image(url=url)
+            case {"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}}:
+                yield Image(data=base64.b64decode(data), media_type=kind)
+            case {"type": "image", "source": {"type": "url", "url": url}}:
+                yield Image(url=url)
+            case {"type": "thinking", "thinking": str(thought)}:
+                yield Reasoning(thought, json.dumps(block), origin)
+            case {"type": "redacted_thinking"}:
+                yield Reasoning("", json.dumps(block), origin)
+            case {"type": "tool_use", "id": str(call), "name": str(name)}:
+                yield ToolCall(call, name, json.dumps(block["input"]))
+            case {"type": "tool_result", "tool_use_id": str(call)}:
+                said = "".join(part.text for part in parts_of(block.get("content"), origin) if isinstance(part, Text))
+                yield ToolResult(call, said, bool(block.get("is_error")))
+            case _:
+                raise ForeignError(block.get("type"))
+
+
+def turn(role: str, parts: Iterator[Part] | list[Part]) -> Iterator[Message]:
+    said = tuple(parts)
+    if said:
+        yield Message("system" if role == "developer" else role, said)  # type: ignore[arg-type]
+
+
+def chat_turns(asked: Json, origin: Origin) -> Iterator[Message]:
+    for message in asked["messages"]:
+        if not isinstance(message, dict):
+            raise ForeignError(message)
+        if message["role"] == "tool":
+            said = "".join(part.text for part in parts_of(message["content"], origin) if isinstance(part, Text))
+            yield Message("tool", ToolResult(message["tool_call_id"], said))
+            continue
+        calls: list[Part] = [
+            ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
+            for call in message.get("tool_calls") or ()
+        ]
+        yield from turn(message["role"], [*parts_of(message.get("content"), origin), *calls])
+
+
+def input_turns(asked: Json, origin: Origin) -> Iterator[Message]:
+    given = asked.get("input")
+    for item in [{"role": "user", "content": given}] if isinstance(given, str) else given or []:
+        match item:
+            case {"role": str(role), "content": content}:
+                yield from turn(role, parts_of(content, origin))
+            case {"type": "function_call", "call_id": str(call), "name": str(name), "arguments": str(arguments)}:
+                yield Message("assistant", ToolCall(call, name, arguments))
+            case {"type": "function_call_output", "call_id": str(call), "output": str(output)}:
+                yield Message("tool", ToolResult(call, output))
+            case {"type": "reasoning"}:
+                yield Message("assistant", Reasoning("", json.dumps(item), origin))
+            case _:
+                raise ForeignError(item.get("type"))
+
+
+def merged(turns: Iterator[Message]) -> Iterator[Message]:
+    """An answer that came in items is one message."""
+    last: Message | None = None
+    for message in turns:
+        if last is not None and last.role == message.role == "assistant":
+            last = Message("assistant", (*last.parts, *message.parts))
+            continue
+        if last is not None:
+            yield last
+        last = message
+    if last is not None:
+        yield last
+
+
+def tool_of(given: Json) -> Tool:
+    told = given.get("function", given)
+    schema = told.get("parameters") or told.get("input_schema")
+    if given.get("type", "function") not in {"function", "custom"} or not isinstance(schema, dict):
+        raise ForeignError(given.get("type"))
+    return Tool(told["name"], told.get("description") or "", schema)
+
+
+def choice_of(given: Any) -> str | None:
+    match given:
+        case {"function": {"name": str(name)}} | {"name": str(name)}:
+            return name
+        case {"type": "any"} | "any":
+            return "required"
+        case {"type": "auto" | "none" as plain}:
+            return str(plain)
+        case _:
+            return given if isinstance(given, str) else None
+
+
+def schema_of(asked: Json) -> Json | None:
+    told = asked.get("text") or asked.get("output_config") or {"format": asked.get("response_format")}
+    given = told.get("format") or {}
+    schema = given.get("schema") or (given.get("json_schema") or {}).get("schema")
+    return schema if isinstance(schema, dict) else None
+
+
+def preferences_of(asked: Json) -> Preferences:
+    limit = asked.get("max_tokens") or asked.get("max_completion_tokens") or asked.get("max_output_tokens")
+    told = asked.get("reasoning") or asked.get("output_config") or {}
+    effort = asked.get("reasoning_effort") or told.get("effort")
+    return Preferences(
+        max_tokens=limit,
+        temperature=asked.get("temperature"),
+        top_p=asked.get("top_p"),
+        stop=asked.get("stop") or asked.get("stop_sequences") or (),
+        seed=asked.get("seed"),
+        reasoning_effort=effort,
+    )
+
+
+def request_of(row: Json, target: Target) -> LLMRequest:
+    asked = row["asked"]
+    origin = Origin(target.preset.name, target.wire_model or "")
+    turns = input_turns if row["endpoint"] == "responses" else chat_turns
+    system = asked.get("instructions") or "".join(block["text"] for block in listed(asked.get("system")))
+    tools = tuple(tool_of(tool) for tool in asked.get("tools") or ())
+    return LLMRequest(
+        messages=tuple(merged(turns(asked, origin))),
+        system=system or None,
+        tools=tools,
+        tool_choice=choice_of(asked.get("tool_choice")) if tools else None,
+        response_schema=schema_of(asked),
+        preferences=preferences_of(asked),
+    )
+
+
+def target_for(row: Json) -> Target:
+    provider = row["provider"] if row["provider"] in PRESETS and row["endpoint"] == "chat" else _KNOWN[row["endpoint"]]
+    provider = "openai-chat" if provider == "openai" else provider
+    version = row["request"]["headers"].get("anthropic-version", "2023-06-01")
+    return target_of(
+        "m",
+        ModelConfig(
+            provider=provider,
+            model=row["asked"]["model"],
+            api_key="test-key",
+            endpoint="https://x.example/v1",
+            wire_version=version,
+        ),
+    ).unwrap()
+
+
+# What goes out.
+
+
+def paths(value: Any, at: str, free: frozenset[str]) -> Iterator[str]:
+    if f"{at}.*" in free:
+        yield f"{at}.*"
+    elif isinstance(value, dict):
+        if at:
+            yield at
+        for name, inner in value.items():
+            yield from paths(inner, f"{at}.{name}".lstrip("."), free)
+    elif isinstance(value, list):
+        yield at
+        for inner in value:
+            yield from (paths(inner, at, free) if isinstance(inner, dict) else ())
+    else:
+        yield at
+
+
+def strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from strings(inner)
+
+
+def test_recorded_requests_go_out_in_documented_fields_only() -> None:
+    seen: Counter[str] = Counter()
+    for row in rows():
+        target = target_for(row)
+        try:
+            request = request_of(row, target)
+        except (ForeignError, InvalidValue):
+            seen[f"{row['endpoint']}: not ours to ask"] += 1
+            continue
+        encoded = provider_of(target).encode(target, request, row["stream"])
+        body = json.loads(encoded.unwrap().body)
+        documented = DOCUMENTED[row["endpoint"]]
+        assert set(paths(body, "", documented)) <= documented, row["id"]
+        sent = "\n".join(strings(body))
+        parts = [part for message in request.messages for part in message.parts]
+        assert all(part.text.strip() in sent for part in parts if isinstance(part, Text)), row["id"]
+        seen[f"{row['endpoint']}: asked"] += 1
+    print(dict(seen))
+    assert min(seen[f"{endpoint}: asked"] for endpoint in DOCUMENTED) > 100
+
+
+@pytest.mark.parametrize(
+    ("provider", "absent", "present"),
+    [
+        ("mistral", {"seed", "stream_options", "max_completion_tokens"}, {"random_seed", "max_tokens"}),
+        ("gemini", {"seed", "random_seed"}, {"stream_options", "max_tokens"}),
+        ("deepseek", {"max_completion_tokens"}, {"seed", "stream_options", "max_tokens"}),
+        ("openrouter", {"max_completion_tokens"}, {"seed", "stream_options", "max_tokens"}),
+        ("groq", {"max_tokens"}, {"seed", "stream_options", "max_completion_tokens"}),
+        ("azure", {"max_tokens"}, {"seed", "stream_options", "max_completion_tokens"}),
+    ],
+)
+def test_each_server_is_told_in_its_own_words(provider: str, absent: set[str], present: set[str]) -> None:
+    endpoint = "https://x.example/openai/v1"
+    config = ModelConfig(provider=provider, model="m", api_key="k", endpoint=endpoint)
+    target = target_of("m", config).unwrap()
+    request = LLMRequest(prompt="hi", preferences=Preferences(max_tokens=100, seed=7))
+    wire = provider_of(target).encode(target, request, True).unwrap()
+    assert present <= set(json.loads(wire.body))
+    assert not absent & set(json.loads(wire.body))
+    assert bool(wire.warnings) is (provider == "gemini")

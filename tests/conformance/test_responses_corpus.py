@@ -1,0 +1,217 @@
+"""Recorded traffic: every answer of Responses decodes to what its body holds, or to the error that it is.
+
+What is expected is read straight from the JSON here, by other code than the provider's.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from returns.pipeline import is_successful
+from returns.result import Failure, Result
+
+from llm_effects.config import Capabilities, ModelConfig
+from llm_effects.errors import LLMError
+from llm_effects.events import ReasoningDelta, TextDelta, ToolCallDelta
+from llm_effects.messages import Reasoning
+from llm_effects.providers.drafts import Draft
+from llm_effects.providers.openai_responses import OPENAI_RESPONSES
+from llm_effects.providers.targets import Preset, Target
+from llm_effects.responses import LLMResponse
+from llm_effects.sse import EventParser, ServerEvent
+from llm_effects.wire import WireResponse
+
+CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
+Row = dict[str, Any]
+
+pytestmark = pytest.mark.skipif(not CORPUS.exists(), reason=f"no recorded traffic at {CORPUS}")
+
+
+def rows(name: str) -> list[Row]:
+    path = CORPUS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line] if path.exists() else []
+
+
+PLAIN = rows("openai_responses")
+STREAMED = rows("openai_responses_stream")
+
+
+def named(row: Row) -> str:
+    return f"{row['provider']}-{row['id'][:12]}"
+
+
+def target_for(row: Row) -> Target:
+    asked = row["request"].get("body")
+    body = json.loads(asked) if isinstance(asked, str) and asked.startswith("{") else asked or {}
+    model = body.get("model") if isinstance(body, dict) else None
+    config = ModelConfig(provider="openai-responses", model=model or None, api_key="test-key-123")
+    preset = Preset(name=row["provider"], wire="openai-responses")
+    return Target(name="m", config=config, preset=preset, endpoint="http://x/v1", capabilities=Capabilities())
+
+
+def events_of(row: Row) -> list[ServerEvent]:
+    parser = EventParser(limit=1 << 24)
+    return [*parser.feed(row["response"]["body"].encode()), *parser.finish()]
+
+
+def folded(target: Target, events: list[ServerEvent]) -> tuple[Result[LLMResponse, LLMError], list[object]]:
+    draft, told = Draft(target=target), list[object]()
+    for event in events:
+        step = OPENAI_RESPONSES.decode_event(draft, event)
+        if not is_successful(step):
+            return Failure(step.failure()), told
+        told.extend(step.unwrap())
+    return OPENAI_RESPONSES.finish(draft), told
+
+
+# What the JSON holds.
+
+
+def held_by_stream(row: Row) -> Row:
+    """The response of the first terminal; where it leaves its items out, those that were told as done."""
+    done: dict[int, Row] = {}
+    for event in events_of(row):
+        told = json.loads(event.data)
+        if told["type"] == "response.output_item.done":
+            done[told["output_index"]] = told["item"]
+        if told["type"] in {"response.completed", "response.incomplete", "response.failed"}:
+            items = told["response"]["output"] or [done[index] for index in sorted(done)]
+            return {"status": told["type"].removeprefix("response."), **told["response"], "output": items}
+    return pytest.fail("no terminal")
+
+
+def texts(response: Row, kind: str, field: str) -> str:
+    messages = (item for item in response["output"] if item["type"] == "message")
+    return "".join(part[field] for item in messages for part in item["content"] if part["type"] == kind)
+
+
+def thoughts(response: Row) -> list[str]:
+    items = (item for item in response["output"] if item["type"] == "reasoning")
+    told = ([*(item.get("summary") or ()), *(item.get("content") or ())] for item in items)
+    joined = ("\n\n".join(part["text"] for part in parts if part["text"]) for parts in told)
+    return [text for text in joined if text]
+
+
+def calls(response: Row) -> list[tuple[str, str, str]]:
+    kinds = {"function_call": "arguments", "custom_tool_call": "input"}
+    return [
+        (item["call_id"], item["name"], item[kinds[item["type"]]])
+        for item in response["output"]
+        if item["type"] in kinds
+    ]
+
+
+def finish_of(response: Row) -> str:
+    if response["status"] == "incomplete":
+        assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+        return "length"
+    return "tool_calls" if calls(response) else "stop"
+
+
+def check(held: Row, result: Result[LLMResponse, LLMError]) -> None:
+    refusal = texts(held, "refusal", "refusal")
+    if held["status"] not in {"completed", "incomplete"}:
+        assert result.failure().tag == "MalformedResponse"
+    elif refusal:
+        error = result.failure()
+        assert (error.tag, getattr(error, "message", "")) == ("ContentRefused", refusal)
+    elif is_empty(held):
+        assert result.failure().tag == "MalformedResponse"
+    else:
+        same(held, result.unwrap())
+
+
+def is_empty(held: Row) -> bool:
+    said = texts(held, "output_text", "text") or thoughts(held) or calls(held)
+    return not said and not (held.get("usage") or {}).get("output_tokens")
+
+
+def same(held: Row, response: LLMResponse) -> None:
+    assert response.content == texts(held, "output_text", "text")
+    assert [part.text for part in response.parts if isinstance(part, Reasoning) and part.text] == thoughts(held)
+    assert [(call.id, call.name, call.arguments) for call in response.tool_calls] == calls(held)
+    assert response.finish_reason.value == finish_of(held)
+    assert response.served_model == held["model"]
+    same_order(held, response)
+    same_seals(held, response)
+    same_usage(held.get("usage"), response)
+
+
+def same_order(held: Row, response: LLMResponse) -> None:
+    kinds = {"message": "Text", "reasoning": "Reasoning", "function_call": "ToolCall", "custom_tool_call": "ToolCall"}
+    wanted = [kinds[item["type"]] for item in held["output"] if item["type"] in kinds]
+    found = [type(part).__name__ for part in response.parts]
+    left = iter(wanted)
+    assert all(kind in left for kind in found), f"{found} is no part of {wanted}"
+
+
+def same_seals(held: Row, response: LLMResponse) -> None:
+    sealed = [item for item in held["output"] if item["type"] == "reasoning" and item.get("encrypted_content")]
+    opaque = [json.loads(part.opaque) for part in response.parts if isinstance(part, Reasoning) and part.opaque]
+    assert [item for item in opaque if item.get("encrypted_content")] == sealed
+
+
+def same_usage(usage: Row | None, response: LLMResponse) -> None:
+    found = response.usage
+    if not usage:
+        assert found.total_tokens is None
+        return
+    asked, answered = usage.get("input_tokens_details") or {}, usage.get("output_tokens_details") or {}
+    assert (found.prompt_tokens, found.output_tokens) == (usage["input_tokens"], usage["output_tokens"])
+    assert found.total_tokens == usage["total_tokens"]
+    assert found.cache_read_tokens == min(asked.get("cached_tokens") or 0, usage["input_tokens"])
+    assert found.reasoning_tokens == min(answered.get("reasoning_tokens") or 0, usage["output_tokens"])
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=named)
+def test_a_whole_answer_is_what_its_body_holds(row: Row) -> None:
+    told = row["response"]
+    headers = {name.lower(): str(value) for name, value in (told.get("headers") or {}).items()}
+    response = WireResponse(status=told["status"], headers=headers, body=told["body"].encode())
+    check(json.loads(told["body"]), OPENAI_RESPONSES.decode(target_for(row), response))
+
+
+@pytest.mark.parametrize("row", STREAMED, ids=named)
+def test_a_folded_stream_is_what_its_events_hold(row: Row) -> None:
+    result, told = folded(target_for(row), events_of(row))
+    check(held_by_stream(row), result)
+    if is_successful(result) and not any("piece by piece" in warning for warning in result.unwrap().warnings):
+        same_deltas(told, result.unwrap())
+
+
+def same_deltas(told: list[object], response: LLMResponse) -> None:
+    assert "".join(event.text for event in told if isinstance(event, TextDelta)) == response.content
+    thought = "".join(part.text for part in response.parts if isinstance(part, Reasoning))
+    assert "".join(event.text for event in told if isinstance(event, ReasoningDelta)) == thought
+    deltas = [event for event in told if isinstance(event, ToolCallDelta)]
+    for index, call in enumerate(response.tool_calls):
+        mine = [event for event in deltas if event.index == index]
+        assert {(event.id, event.name) for event in mine} == {(call.id, call.name)}
+        assert "".join(event.arguments for event in mine) == call.arguments
+
+
+@pytest.mark.parametrize("row", STREAMED, ids=named)
+def test_a_folded_stream_is_the_same_answer_as_its_last_event_alone(row: Row) -> None:
+    held = held_by_stream(row)
+    whole = OPENAI_RESPONSES.decode(target_for(row), WireResponse(status=200, body=json.dumps(held).encode()))
+    stream, _ = folded(target_for(row), events_of(row))
+    assert is_successful(whole) is is_successful(stream)
+    if is_successful(whole):
+        one, other = whole.unwrap(), stream.unwrap()
+        assert (one.parts, one.usage, one.finish_reason) == (other.parts, other.usage, other.finish_reason)
+
+
+@pytest.mark.parametrize("row", STREAMED, ids=named)
+def test_a_stream_cut_anywhere_is_never_a_silent_success(row: Row) -> None:
+    events = events_of(row)
+    ends = ("response.completed", "response.incomplete", "response.failed")
+    last = next(at for at, event in enumerate(events) if json.loads(event.data)["type"] in ends)
+    draft = Draft(target=target_for(row))
+    said = ""
+    for event in events[:last]:
+        told = OPENAI_RESPONSES.decode_event(draft, event).unwrap()
+        said += "".join(each.text for each in told if isinstance(each, TextDelta))
+        error = OPENAI_RESPONSES.finish(draft).failure()
+        assert error.tag in {"MalformedResponse", "ContentRefused"}
+        assert error.partial == said or any("piece by piece" in warning for warning in draft.warnings)

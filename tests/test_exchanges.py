@@ -1,0 +1,423 @@
+"""Streams of real servers on the loopback that do everything wrong, through the whole library."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+from attrs import define, evolve, field
+from returns.result import Result
+
+from llm_effects import (
+    Completed,
+    Failed,
+    LLMConfig,
+    LLMEnv,
+    LLMRequest,
+    LLMResponse,
+    ModelConfig,
+    Preferences,
+    RequestTimeout,
+    RoutingConfig,
+    Started,
+    StreamEvent,
+    TextDelta,
+    generate,
+    open_env,
+    settle,
+    stream,
+)
+from llm_effects.errors import LLMError, NetworkError
+from llm_effects.transports import Transport
+from tests.fixtures.servers import Behave, Peer, Server, answering, chunked, reply, reply_json, sending, serving
+
+pytestmark = pytest.mark.anyio
+
+ASK = LLMRequest(prompt="why?")
+HEAD = chunked(end=False)
+DONE = b"data: [DONE]\n\n"
+WHOLE = {
+    "model": "m",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "because"}}],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+}
+
+
+def event(delta: dict[str, object], finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return b"data: " + json.dumps({"choices": [choice]}, ensure_ascii=False).encode() + b"\n\n"
+
+
+def piece(text: str) -> bytes:
+    return event({"content": text})
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a transfer."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+STOP = event({}, "stop")
+GOOD = piece("be") + piece("cause") + STOP + DONE
+
+
+@define
+class Told:
+    """A sink that remembers."""
+
+    events: list[StreamEvent] = field(factory=list[StreamEvent])
+
+    async def __call__(self, event: StreamEvent) -> None:
+        self.events.append(event)
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, TextDelta))
+
+
+def of(server: Server, **settings: Any) -> LLMConfig:
+    model = ModelConfig(provider="lm-studio", model="m", endpoint=server.url)
+    return LLMConfig(models={"m": evolve(model, **settings)}, routing=RoutingConfig(max_retries=0))
+
+
+@asynccontextmanager
+async def tidy(server: Server, **settings: Any) -> AsyncGenerator[LLMEnv]:
+    """An environment that must leave neither a connection nor a task behind."""
+    before = len(anyio.get_running_tasks())
+    async with open_env(of(server, **settings)) as env:
+        yield env
+        await anyio.wait_all_tasks_blocked()
+        assert len(anyio.get_running_tasks()) == before
+    assert server.settled() == 0
+
+
+async def streamed(behave: Behave, **settings: Any) -> tuple[Result[LLMResponse, LLMError], Told]:
+    told = Told()
+    with serving(behave) as server:
+        async with tidy(server, **settings) as env:
+            with anyio.fail_after(5):
+                result = await settle(stream(ASK, told), env)
+        assert len(server.requests) == 1
+    last = told.events[-1]
+    assert last == (Completed(result.unwrap()) if isinstance(last, Completed) else Failed(result.failure()))
+    return result, told
+
+
+# --- Streams that are right, however they come --------------------------------------------------------------------
+
+RIGHT: dict[str, bytes] = {
+    "in one chunk": chunked(GOOD),
+    "a byte at a time": chunked(*(bytes([byte]) for byte in GOOD)),
+    "cut in odd places": chunked(*(GOOD[at : at + 7] for at in range(0, len(GOOD), 7))),
+    "with CRLF": chunked(GOOD.replace(b"\n", b"\r\n")),
+    "with pings": chunked(b": ping\n\n", piece("be"), b": ping\n\n", piece("cause"), b":\n\n", STOP, DONE),
+    "compressed": chunked(gzip.compress(GOOD), headers=("content-encoding: gzip",)),
+    "compressed, a byte at a time": chunked(
+        *(bytes([byte]) for byte in gzip.compress(GOOD)), headers=("content-encoding: gzip",)
+    ),
+    "without its last blank line": chunked(GOOD[:-2]),
+    "without [DONE]": chunked(GOOD[: -len(DONE)]),
+    "without a length, to the end of the connection": (
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + GOOD
+    ),
+    "as plain text": chunked(GOOD).replace(b"text/event-stream", b"text/plain"),
+    "as JSON": chunked(GOOD).replace(b"text/event-stream", b"application/json"),
+    "as a page": chunked(b": ping\n\n", GOOD).replace(b"text/event-stream", b"text/html"),
+    "without a content type": chunked(GOOD).replace(b"content-type: text/event-stream\r\n", b""),
+    "with more after [DONE], at once": chunked(GOOD + piece("!!") + event({}, "length")),
+    "with more after [DONE], later": chunked(GOOD, piece("!!"), b'data: {"error": {"message": "late"}}\n\n'),
+    "broken off after [DONE]": chunked(GOOD, end=False),
+    "broken off after the finish": chunked(piece("be"), piece("cause"), STOP, end=False),
+    "whole, though a stream was asked for": reply_json(WHOLE),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+async def test_a_right_answer_is_told_whatever_way_it_comes(name: str) -> None:
+    result, told = await streamed(sending(RIGHT[name]))
+    assert result.unwrap().content == told.text == "because"
+    assert told.events[0] == Started("m")
+    assert [type(each) for each in told.events[1:-1]] in ([TextDelta, TextDelta], [TextDelta])
+
+
+async def test_letters_of_several_bytes_survive_every_cut() -> None:
+    text = "naïve 日本 🙂\x00\x85\u2028 end"
+    data = piece(text) + STOP + DONE
+    result, told = await streamed(sending(chunked(*(bytes([byte]) for byte in data))))
+    assert result.unwrap().content == told.text == text
+
+
+async def test_a_server_that_holds_the_connection_after_the_end_does_not_hold_the_answer() -> None:
+    with anyio.fail_after(2):
+        result, _ = await streamed(sending(chunked(GOOD, end=False), hold=True))
+    assert result.unwrap().content == "because"
+
+
+async def test_a_reset_after_the_end_took_nothing_away() -> None:
+    result, _ = await streamed(sending(chunked(GOOD, end=False), reset=True))
+    assert result.unwrap().content == "because"
+
+
+async def test_streams_that_ended_well_share_a_connection() -> None:
+    with serving(answering(chunked(GOOD))) as server:
+        async with tidy(server) as env:
+            for _ in range(3):
+                assert (await settle(stream(ASK, Told()), env)).unwrap().content == "because"
+        assert (server.accepted, len(server.requests)) == (1, 3)
+
+
+# --- Answers that are wrong ---------------------------------------------------------------------------------------
+
+ERROR = b'data: {"error": {"message": "no memory left", "type": "server_error", "code": 500}}\n\n'
+
+WRONG: dict[str, tuple[bytes, str, str]] = {
+    "a page": (reply(b"<html>It works!</html>").replace(b"application/json", b"text/html"), "MalformedResponse", ""),
+    "JSON that is no answer": (reply(b'{"ok": true}'), "MalformedResponse", ""),
+    "JSON cut short": (reply(b'{"choices": ['), "MalformedResponse", ""),
+    "an error before any event": (reply(b'{"error": {"message": "busy"}}', "503 Busy"), "ModelUnavailable", ""),
+    "an error as the first event": (chunked(ERROR), "ModelUnavailable", ""),
+    "an error in the middle": (chunked(piece("be"), ERROR, STOP, DONE), "ModelUnavailable", "be"),
+    "an end before the finish": (chunked(piece("be")), "MalformedResponse", "be"),
+    "[DONE] before the finish": (chunked(piece("be"), DONE), "MalformedResponse", "be"),
+    "nothing": (chunked(), "MalformedResponse", ""),
+    "only [DONE]": (chunked(DONE), "MalformedResponse", ""),
+    "a finish without content": (chunked(STOP, DONE), "MalformedResponse", ""),
+    "an event that is no JSON": (chunked(piece("be"), b"data: {oops\n\n", STOP, DONE), "MalformedResponse", "be"),
+    "NULs": (chunked(piece("be"), bytes(1000) + b"\n\n", b"data: " + bytes(9) + b"\n\n"), "MalformedResponse", "be"),
+    "bytes that are no UTF-8": (chunked(piece("be"), b"data: \xff\xfe\n\n", STOP, DONE), "MalformedResponse", "be"),
+    "an endless line": (chunked(piece("be"), b"data: " + b"x" * 2**21), "MalformedResponse", "be"),
+    "an endless event": (chunked(piece("be"), (b"data: " + b"x" * 999 + b"\n") * 2000), "MalformedResponse", "be"),
+    "a broken compression": (
+        chunked(b"\x1f\x8b" + b"x" * 50, headers=("content-encoding: gzip",)),
+        "NetworkError",
+        "",
+    ),
+    "a chunk with no length": (chunked(piece("be"), end=False) + b"zz\r\n", "NetworkError", "be"),
+    "a connection closed in the middle": (chunked(piece("be"), end=False), "NetworkError", "be"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_a_wrong_answer_is_an_error_with_what_was_told(name: str) -> None:
+    answer, tag, partial = WRONG[name]
+    result, told = await streamed(sending(answer))
+    error = result.failure()
+    assert (error.tag, error.partial or "", told.text) == (tag, partial, partial)
+    assert (error.model, error.provider) == ("m", "lm-studio")
+    assert [attempt.outcome for attempt in error.attempts] == [tag]
+
+
+async def test_a_reset_in_the_middle_is_a_network_error_with_what_was_told() -> None:
+    async def behave(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunk(piece("be")))
+        await asyncio.sleep(0.05)  # or the client would lose what it has not read yet
+        peer.reset()
+
+    result, told = await streamed(behave)
+    error = result.failure()
+    assert isinstance(error, NetworkError)
+    assert (error.phase, error.partial, told.text) == ("reset", "be", "be")
+
+
+# --- Clocks -------------------------------------------------------------------------------------------------------
+
+
+def dripping(start: bytes, drop: bytes) -> Behave:
+    """Send a start, and then the same again and again."""
+
+    async def behave(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + start)
+        while True:
+            await peer.send(chunk(drop))
+            await asyncio.sleep(0.005)
+
+    return behave
+
+
+PING = b": ping\n\n"
+EMPTY = event({"role": "assistant", "content": ""})
+
+LATE: dict[str, tuple[Behave, dict[str, float], str, str]] = {
+    "silence": (sending(b"", hold=True), {"first_content_ms": 50}, "first_content", ""),
+    "a head and silence": (sending(HEAD, hold=True), {"first_content_ms": 50}, "first_content", ""),
+    "pings": (dripping(b"", PING), {"first_content_ms": 50}, "first_content", ""),
+    "events without content": (dripping(b"", EMPTY), {"first_content_ms": 50}, "first_content", ""),
+    "content and silence": (
+        sending(HEAD + chunk(piece("be")), hold=True),
+        {"between_content_ms": 50},
+        "between_content",
+        "be",
+    ),
+    "content and pings": (dripping(chunk(piece("be")), PING), {"between_content_ms": 50}, "between_content", "be"),
+    "half an event": (
+        sending(HEAD + chunk(piece("be") + b"data: {"), hold=True),
+        {"between_content_ms": 50},
+        "between_content",
+        "be",
+    ),
+    "a whole answer that does not come": (
+        sending(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{", hold=True),
+        {"first_content_ms": 50},
+        "first_content",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+async def test_only_content_sets_the_clocks_back(name: str) -> None:
+    behave, limits, phase, partial = LATE[name]
+    with anyio.fail_after(2):
+        result, told = await streamed(behave, **limits)
+    error = result.failure()
+    assert isinstance(error, RequestTimeout)
+    assert (error.phase, error.timeout_ms, error.partial or "", told.text) == (phase, 50, partial, partial)
+
+
+async def test_an_endless_answer_ends_with_its_attempt() -> None:
+    result, told = await streamed(dripping(b"", piece("x")), timeout_ms=100)
+    error = result.failure()
+    assert isinstance(error, RequestTimeout)
+    assert (error.phase, error.timeout_ms) == ("attempt", 100)
+    assert error.partial == told.text
+    assert len(told.text) > 2
+
+
+async def test_a_whole_answer_has_the_time_of_its_attempt_and_no_other_clock() -> None:
+    limits = {"first_content_ms": 10, "between_content_ms": 10}
+    with serving(answering(reply_json(WHOLE), delay=0.1)) as server:
+        async with tidy(server, **limits) as env:
+            assert (await settle(generate(ASK), env)).unwrap().content == "because"
+        async with tidy(server, **limits, timeout_ms=30) as env:
+            error = (await settle(generate(ASK), env)).failure()
+    assert isinstance(error, RequestTimeout)
+    assert (error.phase, error.timeout_ms, error.model) == ("attempt", 30, "m")
+
+
+# --- Consumers ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_time_of_the_consumer_is_not_the_model_s() -> None:
+    async def slowly(_: StreamEvent) -> None:
+        await anyio.sleep(0.06)
+
+    with serving(answering(chunked(*(piece(letter) for letter in "because"), STOP, DONE))) as server:
+        async with tidy(server, timeout_ms=50, first_content_ms=50, between_content_ms=50) as env:
+            assert (await settle(stream(ASK, slowly), env)).unwrap().content == "because"
+
+
+@pytest.mark.parametrize("start", [piece("be"), piece("because") + STOP + DONE], ids=["amid", "at the end"])
+async def test_a_consumer_that_never_comes_back_ends_the_call(start: bytes) -> None:
+    async def never(event: StreamEvent) -> None:
+        if isinstance(event, TextDelta):
+            await anyio.sleep_forever()
+
+    with serving(sending(chunked(start, end=False), hold=True)) as server:
+        async with tidy(server, sink_ms=50) as env:
+            with anyio.fail_after(2):
+                error = (await settle(stream(ASK, never), env)).failure()
+            assert server.settled() == 0
+    assert isinstance(error, RequestTimeout)
+    assert (error.phase, error.timeout_ms, error.model) == ("sink", 50, "m")
+
+
+def flooding(sent: list[int]) -> Behave:
+    """Send content as fast as it is taken, for ever."""
+
+    async def behave(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD)
+        while True:
+            await peer.send(chunk(piece("x" * 10_000)))
+            sent.append(10_000)
+
+    return behave
+
+
+async def test_a_consumer_that_waits_makes_the_server_wait() -> None:
+    sent: list[int] = []
+    seen: list[int] = []
+    with anyio.CancelScope() as scope, serving(flooding(sent)) as server:
+
+        async def slowly(event: StreamEvent) -> None:
+            if not isinstance(event, TextDelta):
+                return
+            for _ in range(2):
+                await anyio.sleep(0.15)
+                seen.append(sum(sent))
+            scope.cancel()
+            await anyio.sleep_forever()
+
+        async with open_env(of(server)) as env:
+            await settle(stream(ASK, slowly), env)
+    assert scope.cancelled_caught
+    assert 0 < seen[0] < 16 * 2**20  # what the system's buffers hold
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "raising"])
+async def test_leaving_early_closes_the_connection_at_once(how: str) -> None:
+    async def leaving(event: StreamEvent) -> None:
+        if isinstance(event, TextDelta):
+            if how == "raising":
+                raise KeyError(event.text)
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+
+    with serving(dripping(b"", piece("x"))) as server:
+        async with tidy(server) as env:
+            with anyio.CancelScope() as scope:
+                with pytest.raises(KeyError) if how == "raising" else nullcontext():
+                    await settle(stream(ASK, leaving), env)
+            assert server.settled() == 0
+
+
+# --- The queue ----------------------------------------------------------------------------------------------------
+
+
+async def asking(env: LLMEnv, sink: Callable[[StreamEvent], Any] | None, **preferences: Any) -> Result[Any, LLMError]:
+    request = evolve(ASK, preferences=Preferences(**preferences))
+    return await settle(generate(request) if sink is None else stream(request, sink), env)
+
+
+@pytest.mark.parametrize("sink", [None, Told()], ids=["whole", "streamed"])
+async def test_fault_9_time_in_the_queue_is_not_the_model_s(sink: Told | None) -> None:
+    answer = reply_json(WHOLE)
+    limits = {"timeout_ms": 400, "first_content_ms": 400}
+    results: list[Result[Any, LLMError]] = []
+    with serving(answering(answer, delay=0.12)) as server:
+        async with open_env(of(server, **limits), transport=lambda: Transport(max_connections=1)) as env:
+
+            async def ask() -> None:
+                results.append(await asking(env, sink))
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(6):
+                    tasks.start_soon(ask)
+            known = env.health.statistics()["m"]
+        assert server.most == 1
+    assert [result.unwrap().content for result in results] == ["because"] * 6
+    assert (known.attempts, known.error_rate) == (6, 0.0)
+
+
+@pytest.mark.parametrize("sink", [None, Told()], ids=["whole", "streamed"])
+async def test_fault_9_only_the_deadline_of_the_call_ends_its_wait_in_the_queue(sink: Told | None) -> None:
+    with serving(sending(HEAD, hold=True)) as server:
+        limits = {"timeout_ms": 10_000, "first_content_ms": 10_000}
+        opened = open_env(of(server, **limits), transport=lambda: Transport(max_connections=1))
+        async with opened as env, anyio.create_task_group() as tasks:
+            tasks.start_soon(settle, generate(ASK), env)
+            assert await anyio.to_thread.run_sync(server.asked) == 1
+            error = (await asking(env, sink, timeout_ms=60)).failure()
+            assert isinstance(error, RequestTimeout)
+            assert error.timeout_ms == 60
+            assert len(server.requests) == 1
+            tasks.cancel_scope.cancel()

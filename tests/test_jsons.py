@@ -1,0 +1,118 @@
+"""JSON that a caller gives, and JSON that is sent."""
+
+import json
+from collections import UserDict, UserList
+from enum import IntEnum, StrEnum
+from types import MappingProxyType
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_effects.jsons import DEEPEST, dump, mended, plain_object
+from llm_effects.values import InvalidValue
+
+HALF = "\ud83d"
+
+
+class Kind(StrEnum):
+    A = "a"
+
+
+class Size(IntEnum):
+    ONE = 1
+
+
+class Letters(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "something else"
+
+
+TEXTS = st.text()
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner),
+    max_leaves=10,
+)
+OBJECTS = st.dictionaries(TEXTS, VALUES)
+
+
+@given(OBJECTS)
+def test_json_is_taken_as_it_is(given_object: dict[str, object]) -> None:
+    assert plain_object("schema", given_object) == given_object
+
+
+@given(OBJECTS)
+def test_what_is_sent_reads_back_with_its_texts_mended(given_object: dict[str, object]) -> None:
+    sent = dump(plain_object("schema", given_object))
+    assert json.loads(sent) == json.loads(mended(json.dumps(given_object, ensure_ascii=False)))
+
+
+def test_odd_classes_become_plain_ones() -> None:
+    odd = UserDict({Letters("k"): (Kind.A, Size.ONE, Letters("x")), "l": UserList([MappingProxyType({"a": 1})])})
+    plain = plain_object("schema", odd)
+    assert plain == {"k": ["a", 1, "x"], "l": [{"a": 1}]}
+    assert {type(key) for key in plain} == {str}
+    assert [type(each) for each in plain["k"]] == [str, int, str]  # type: ignore[attr-defined]
+
+
+def cycle() -> dict[str, object]:
+    table: dict[str, object] = {}
+    table["again"] = [table, table]
+    return table
+
+
+def deep(levels: int) -> dict[str, object]:
+    return {"a": deep(levels - 1)} if levels > 1 else {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (5, "s: must be a JSON object, not int"),
+        ([], "s: must be a JSON object, not list"),
+        ({"a b": [{"c": {1}}]}, 's."a b"[0].c: must be JSON, not set'),
+        ({"a": b"x"}, "s.a: must be JSON, not bytes"),
+        ({"a": {5: 1}}, "s.a: each key must be a text, not int"),
+        ({"a": float("nan")}, "s.a: must be a finite number"),
+        ({"a": float("-inf")}, "s.a: must be a finite number"),
+        ({"a": -(10**5000)}, "s.a: must be a finite number"),
+        (cycle(), "s.again[0]: must not hold itself"),
+        (deep(DEEPEST + 1), f"s{'.a' * DEEPEST}: must not be nested deeper than 100 levels"),
+        (deep(500), f"s{'.a' * DEEPEST}: must not be nested deeper than 100 levels"),
+    ],
+)
+def test_what_is_no_json_is_named_by_its_path(wrong: object, says: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        plain_object("s", wrong)  # type: ignore[arg-type]
+    assert str(caught.value) == says
+
+
+def test_what_is_held_twice_or_deep_enough_is_fine() -> None:
+    shared = {"type": "string"}
+    assert plain_object("s", {"a": shared, "b": [shared, shared]}) == {"a": shared, "b": [shared, shared]}
+    assert plain_object("s", deep(DEEPEST)) == deep(DEEPEST)
+    assert plain_object("s", {"maximum": 2**64, "large": 10**300}) == {"maximum": 2**64, "large": 10**300}
+
+
+@given(st.text(), st.text())
+def test_a_mended_text_can_be_sent_and_is_left_alone(before: str, after: str) -> None:
+    text = mended(f"{before}{HALF}{after}")
+    assert text.encode()
+    assert mended(text) == text
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_unicode_is_left_alone_and_split_pairs_are_joined(text: str) -> None:
+    units = text.encode("utf-16-le")
+    split = "".join(chr(int.from_bytes(units[at : at + 2], "little")) for at in range(0, len(units), 2))
+    assert mended(text) == mended(split) == text
+
+
+def test_a_half_in_any_place_is_replaced_and_raw_json_is_kept() -> None:
+    body = {"a" + HALF: [HALF, {"b": HALF}], "raw": msgspec.Raw(b'{"x":  1}'), "n": None}
+    assert dump(body).decode() == '{"a\ufffd":["\ufffd",{"b":"\ufffd"}],"raw":{"x":  1},"n":null}'

@@ -1,0 +1,313 @@
+"""Responses: what is sent for a request."""
+
+import json
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from returns.pipeline import is_successful
+
+from llm_effects.config import Capabilities, ModelConfig
+from llm_effects.errors import InvalidRequest
+from llm_effects.messages import Image, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.providers.openai_responses import OPENAI_RESPONSES
+from llm_effects.providers.registry import target_of
+from llm_effects.providers.targets import Target
+from llm_effects.requests import LLMRequest, Preferences, Tool
+from llm_effects.wire import WireRequest, WireResponse
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
+CLOSED = {**CITY, "required": ["city"], "additionalProperties": False}
+WEATHER = Tool("weather", "Ask for it", CITY)
+ASK = LLMRequest(prompt="hi")
+SEALED = '{"id":"rs_1", "type":"reasoning","summary":[], "encrypted_content":"gAAAA\\u00e9=="}'
+
+
+def target(model: str = "gpt-6-luna", **config: Any) -> Target:
+    settings: dict[str, Any] = {"provider": "openai-responses", "api_key": "sk-canary", **config}
+    return target_of("mini", ModelConfig(model=model, **settings)).unwrap()
+
+
+PLAIN = target("gpt-4.1")
+
+
+def wire(request: LLMRequest, to: Target | None = None, *, stream: bool = False) -> WireRequest:
+    return OPENAI_RESPONSES.encode(to or target(), request, stream).unwrap()
+
+
+def sent(request: LLMRequest, to: Target | None = None, *, stream: bool = False) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(wire(request, to, stream=stream).body)
+    return body
+
+
+def told(*messages: Message, to: Target | None = None) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = sent(LLMRequest(messages=messages), to)["input"]
+    return items
+
+
+def warned(to: Target | None = None, **preferences: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    request = wire(LLMRequest(prompt="hi", preferences=Preferences(**preferences)), to)
+    return json.loads(request.body), request.warnings
+
+
+# The frame
+
+
+def test_the_least_request_keeps_nothing_at_the_server() -> None:
+    least = {"model": "gpt-4.1", "input": [{"role": "user", "content": "hi"}], "store": False}
+    assert sent(ASK, PLAIN) == least
+    assert wire(ASK).url == "https://api.openai.com/v1/responses"
+
+
+def test_a_stream_is_asked_for() -> None:
+    assert sent(ASK, PLAIN, stream=True)["stream"] is True
+    assert ("accept", "text/event-stream") in wire(ASK, stream=True).headers
+    assert ("accept", "application/json") in wire(ASK).headers
+
+
+def test_the_key_goes_out_and_never_shows() -> None:
+    request = wire(ASK)
+    assert "sk-canary" not in repr(request)
+    assert [value.reveal() for name, value in request.headers if name == "authorization"] == ["Bearer sk-canary"]  # type: ignore[union-attr]
+
+
+def test_configured_headers_win() -> None:
+    headers = wire(ASK, target(headers={"Content-Type": "application/json; v=2"})).headers
+    assert [name for name, _ in headers].count("content-type") == 1
+
+
+# The settings
+
+
+def test_preferences_go_before_the_configuration() -> None:
+    to = target("gpt-4.1", max_tokens=99, temperature=0.25)
+    body, warnings = warned(to, max_tokens=50, top_p=0.5)
+    assert {"max_output_tokens": 50, "temperature": 0.25, "top_p": 0.5}.items() <= body.items()
+    assert sent(ASK, to)["max_output_tokens"] == 99
+    assert not warnings
+
+
+def test_a_limit_below_the_least_is_raised_with_a_warning() -> None:
+    body, warnings = warned(PLAIN, max_tokens=5)
+    assert body["max_output_tokens"] == 16
+    assert warnings == ("max_tokens: 5 is sent as 16, the least that the protocol takes",)
+
+
+def test_what_the_protocol_does_not_know_is_dropped_with_a_warning() -> None:
+    body, warnings = warned(PLAIN, stop=("END",), seed=7)
+    assert not {"stop", "seed"} & set(body)
+    assert [warning.partition(":")[0] for warning in warnings] == ["stop", "seed"]
+
+
+@pytest.mark.parametrize(("model", "effort"), [("gpt-6-luna", None), ("gpt-5", None), ("gpt-5.2", "low")])
+def test_a_model_that_thinks_takes_no_sampling(model: str, effort: str | None) -> None:
+    body, warnings = warned(target(model), temperature=0.5, top_p=0.5, reasoning_effort=effort)
+    assert not {"temperature", "top_p"} & set(body)
+    assert [warning.partition(":")[0] for warning in warnings] == ["temperature", "top_p"]
+
+
+@pytest.mark.parametrize("effort", [None, "none"])
+def test_one_that_thinks_only_when_told_takes_it_otherwise(effort: str | None) -> None:
+    body, warnings = warned(target("gpt-5.2"), temperature=0.5, reasoning_effort=effort)
+    assert body["temperature"] == 0.5
+    assert not warnings
+
+
+def test_wanted_thinking_is_told_in_summary_and_comes_back_sealed() -> None:
+    body, _ = warned(reasoning_effort="high")
+    assert body["reasoning"] == {"effort": "high", "summary": "auto"}
+    assert body["include"] == ["reasoning.encrypted_content"]
+    quiet, _ = warned(reasoning_effort="none")
+    assert quiet["reasoning"] == {"effort": "none"}
+    assert "reasoning" not in sent(ASK)
+
+
+def test_only_a_model_that_is_known_to_think_is_asked_for_sealed_thinking() -> None:
+    assert "include" not in sent(ASK, PLAIN)
+    assert "include" not in sent(ASK, target("unheard-of"))
+    assert "include" in sent(ASK, target("unheard-of", capabilities=Capabilities(reasoning=True)))
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted", "effort"),
+    [
+        ("gpt-6.2-sol", "none", "low"),
+        ("gpt-6-luna", "minimal", "low"),
+        ("gpt-5", "max", "high"),
+        ("gpt-5", "none", "minimal"),
+        ("gpt-5-pro", "low", "high"),
+        ("o3", "minimal", "low"),
+        ("gpt-6-luna", "xhigh", "xhigh"),
+        ("unheard-of", "max", "max"),
+    ],
+)
+def test_an_effort_that_the_model_refuses_is_replaced_by_the_nearest(model: str, wanted: str, effort: str) -> None:
+    body, warnings = warned(target(model), reasoning_effort=wanted)
+    assert body["reasoning"]["effort"] == effort
+    assert warnings == (() if wanted == effort else (f"reasoning_effort: {wanted} is sent as {effort}",))
+
+
+def test_a_model_that_does_not_think_is_told_no_effort() -> None:
+    body, warnings = warned(PLAIN, reasoning_effort="high")
+    assert "reasoning" not in body
+    assert warnings == ("reasoning_effort: dropped, mini does not take it",)
+
+
+@pytest.mark.parametrize(("schema", "strict"), [(CLOSED, True), (CITY, None), (MappingProxyType(CLOSED), True)])
+def test_a_schema_is_strict_only_where_it_is_closed(schema: Any, strict: bool | None) -> None:
+    form = sent(LLMRequest(prompt="where?", response_schema=schema))["text"]["format"]
+    assert (form["type"], form["schema"], form.get("strict")) == ("json_schema", dict(schema), strict)
+    assert form["name"]
+
+
+def test_tools_are_flat_and_not_strict() -> None:
+    body = sent(LLMRequest(prompt="how warm?", tools=(WEATHER, Tool("stop"))))
+    first, second = body["tools"]
+    weather = {"type": "function", "name": "weather", "description": "Ask for it", "parameters": CITY, "strict": False}
+    assert first == weather
+    assert "description" not in second
+    assert "tool_choice" not in body
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ("auto", "auto"),
+        ("none", "none"),
+        ("required", "required"),
+        ("weather", {"type": "function", "name": "weather"}),
+    ],
+)
+def test_tool_choice(choice: str, said: object) -> None:
+    assert sent(LLMRequest(prompt="hi", tools=(WEATHER,), tool_choice=choice))["tool_choice"] == said
+    assert "tool_choice" not in sent(LLMRequest(prompt="hi", tool_choice="none"))
+
+
+# The items
+
+
+def test_the_system_text_goes_into_the_instructions_and_system_turns_stay_in_their_place() -> None:
+    turns = (Message("user", "a"), Message("system", "b"), Message("user", "c"))
+    body = sent(LLMRequest(messages=turns, system="Be brief."))
+    assert body["instructions"] == "Be brief."
+    assert [(item["role"], item["content"]) for item in body["input"]] == [
+        ("user", "a"),
+        ("system", "b"),
+        ("user", "c"),
+    ]
+
+
+def test_images_go_with_their_text() -> None:
+    shown = (Text("what is it?"), Image(data=b"\x89PNG", media_type="image/png"), Image(url="https://x.example/a.png"))
+    [item] = told(Message("user", shown))
+    assert item["content"] == [
+        {"type": "input_text", "text": "what is it?"},
+        {"type": "input_image", "image_url": "data:image/png;base64,iVBORw=="},
+        {"type": "input_image", "image_url": "https://x.example/a.png"},
+    ]
+
+
+def test_calls_and_results_are_items_of_their_own() -> None:
+    call = Message("assistant", (Text("Let me see."), ToolCall("call_1", "weather", ' {"city":"Oslo"}')))
+    result = Message("tool", (ToolResult("call_1", "12 C"), Text("and now?")))
+    assert told(call, result) == [
+        {"role": "assistant", "content": "Let me see."},
+        {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": '{"city":"Oslo"}'},
+        {"type": "function_call_output", "call_id": "call_1", "output": "12 C"},
+        {"role": "user", "content": "and now?"},
+    ]
+
+
+def test_a_call_without_arguments_is_sent_with_none() -> None:
+    assert told(Message("assistant", ToolCall("c", "stop", "")))[0]["arguments"] == "{}"
+
+
+def thought(provider: str = "openai-responses", model: str = "gpt-6-luna", opaque: str = SEALED) -> Reasoning:
+    return Reasoning("hm", opaque, Origin(provider, model))
+
+
+def answered(*parts: Part) -> LLMRequest:
+    return LLMRequest(messages=(Message("user", "a"), Message("assistant", parts), Message("user", "b")))
+
+
+def test_thinking_goes_back_byte_for_byte_to_the_model_that_thought_it() -> None:
+    assert SEALED.encode() in wire(answered(thought(), Text("yes"))).body
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        thought(model="gpt-6.2-sol"),
+        thought(provider="openai"),
+        thought(provider="anthropic"),
+        thought(opaque='{"type":"thinking","signature":"x"}'),
+        thought(opaque="half a li"),
+        thought(opaque='{"type":"reasoning","x":"\ud83d"}'),
+        Reasoning("hm", SEALED),
+        Reasoning("hm"),
+    ],
+)
+def test_any_other_thinking_is_left_out(part: Reasoning) -> None:
+    assert wire(answered(part, Text("yes"))).body == wire(answered(Text("yes"))).body
+
+
+def test_thinking_that_led_to_nothing_is_left_out() -> None:
+    assert wire(answered(Text("yes"), thought(), thought())).body == wire(answered(Text("yes"))).body
+
+
+def test_without_a_configured_model_nobody_knows_who_thought() -> None:
+    nameless = target_of("mini", ModelConfig(provider="openai-compatible", endpoint="http://localhost:1/v1")).unwrap()
+    request = answered(thought("openai-compatible", "mini"), Text("yes"))
+    assert SEALED.encode() not in wire(request, nameless).body
+    assert "model" not in sent(request, nameless)
+
+
+def test_what_was_decoded_can_be_sent_back() -> None:
+    call = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "weather", "arguments": "{}"}
+    body = {"object": "response", "status": "completed", "model": "gpt-6-luna", "output": [json.loads(SEALED), call]}
+    answer = OPENAI_RESPONSES.decode(target(), WireResponse(status=200, body=json.dumps(body).encode())).unwrap()
+    turns = (Message("user", "a"), Message("assistant", answer.parts), Message("tool", ToolResult("call_1", "12 C")))
+    _, thinking, asked, _ = told(*turns)
+    assert thinking == json.loads(SEALED)
+    assert (asked["call_id"], "id" in asked) == ("call_1", False)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        (Message("assistant", Reasoning("hm")),),
+        (Message("user", Text("")),),
+        (Message("user", ToolCall("c", "stop")),),
+        (Message("assistant", Image(url="https://x.example/a.png")),),
+    ],
+)
+def test_what_cannot_be_sent_is_an_invalid_request(messages: tuple[Message, ...]) -> None:
+    error = OPENAI_RESPONSES.encode(target(), LLMRequest(messages=messages), False).failure()
+    assert isinstance(error, InvalidRequest)
+    assert error.message.startswith("messages")
+
+
+def test_half_a_surrogate_pair_goes_out_mended() -> None:
+    assert told(Message("user", "a\ud83d"))[0]["content"] == "a\ufffd"
+
+
+PARTS = st.one_of(
+    st.builds(Text, st.text()),
+    st.builds(Reasoning, st.text(), st.none() | st.text(), st.just(Origin("openai-responses", "gpt-6-luna"))),
+    st.builds(ToolCall, st.just("c"), st.just("f"), st.text()),
+    st.builds(ToolResult, st.just("c"), st.text()),
+)
+TURNS = st.builds(
+    Message, st.sampled_from(["system", "user", "assistant", "tool"]), st.lists(PARTS, min_size=1).map(tuple)
+)
+
+
+@given(st.lists(TURNS, min_size=1), st.booleans())
+def test_every_conversation_is_json_or_an_invalid_request(turns: list[Message], stream: bool) -> None:
+    encoded = OPENAI_RESPONSES.encode(target(), LLMRequest(messages=turns), stream)
+    if is_successful(encoded):
+        assert json.loads(encoded.unwrap().body)["input"]
+    else:
+        assert isinstance(encoded.failure(), InvalidRequest)
