@@ -38,6 +38,18 @@ class Trail:
 
 
 @final
+@define
+class Queueing:
+    """Whether an attempt stands in a queue: ``since`` when, and how long it ``waited`` (seconds) before it got through.
+
+    One that never got through was not sent. Clients without a queue leave it as it is.
+    """
+
+    since: float | None = None
+    waited: float = 0.0
+
+
+@final
 @frozen(kw_only=True)
 class Call:
     """A request under way.
@@ -45,7 +57,8 @@ class Call:
     ``id`` names the call in the ledger; ``model`` is the candidate chosen by ``routed``, a name from the
     configuration; ``deadline`` is on the clock of ``anyio.current_time()``; ``wait_ms`` is the pause that came
     before this attempt and ``alternatives`` the number of candidates left after this one. ``before`` counts the
-    content events that earlier candidates delivered; ``continues`` says that this one goes on where they stopped.
+    content events that earlier candidates delivered; ``continues`` says that this one goes on where they stopped;
+    ``queueing`` is fresh for each attempt.
     """
 
     id: str
@@ -58,6 +71,7 @@ class Call:
     alternatives: int = 0
     before: int = 0
     continues: bool = False
+    queueing: Queueing = field(factory=Queueing, repr=False)
 
     @property
     def committed(self) -> bool:

@@ -171,7 +171,8 @@ class Engine:
     """The in-process model of one ``Target``, for any number of event loops and threads, also at once."""
 
     def __init__(self, target: Target, importer: Importer = import_module) -> None:
-        config, self.target = target.config, target
+        config = target.config
+        self.target: Target = target
         path = config.model_path or target.endpoint
         self.context_length: int = config.context_length or _CONTEXT_LENGTH
         settings = Settings(path, self.context_length, config.slots, config.threads, importer)

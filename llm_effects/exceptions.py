@@ -1,7 +1,6 @@
 """Where exceptions become values."""
 
 from collections.abc import Callable
-from inspect import signature
 from typing import ParamSpec, TypeVar
 
 from returns.result import Failure, Result, Success
@@ -33,17 +32,3 @@ def checked(make: Callable[_Given, _Made], *args: _Given.args, **kwargs: _Given.
         return Success(make(*args, **kwargs))
     except InvalidValue as problem:
         return Failure(InvalidRequest(message=str(problem)))
-    except TypeError:
-        misfit = _misfit(make, *args, **kwargs)
-        if not misfit:
-            raise
-        return Failure(InvalidRequest(message=misfit))
-
-
-def _misfit(make: Callable[_Given, object], *args: _Given.args, **kwargs: _Given.kwargs) -> str:
-    """Say which argument is missing or unknown; any other ``TypeError`` is a bug, not data."""
-    try:
-        signature(make).bind(*args, **kwargs)
-    except TypeError as problem:
-        return str(problem)
-    return ""

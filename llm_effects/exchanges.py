@@ -16,9 +16,10 @@ from llm_effects.errors import ContentRefused, LLMError, RequestTimeout
 from llm_effects.events import Restarted, Started, StreamEvent
 from llm_effects.providers.base import Provider, ServerEvent
 from llm_effects.providers.drafts import Draft, events_of, interrupted
-from llm_effects.providers.faults import request_id
+from llm_effects.providers.error_bodies import request_id
 from llm_effects.providers.registry import provider_of
 from llm_effects.providers.targets import Target
+from llm_effects.providers.thinking import rest_of
 from llm_effects.responses import LLMResponse
 from llm_effects.sse import EventParser
 from llm_effects.timers import Timers
@@ -47,9 +48,10 @@ class Reception:
     opened: bool = False
 
     @classmethod
-    def of(cls, call: Call, target: Target) -> "Reception":
+    def of(cls, call: Call, target: Target, *, streamed: bool) -> "Reception":
         """Begin to listen; the clocks start when the call has left the queue."""
-        return cls(call, target, provider_of(target), Draft(target=target), Timers(target.config))
+        timers = Timers(target.config, call.queueing, streamed)
+        return cls(call, target, provider_of(target, call.request), Draft(target=target), timers)
 
     async def take(self, events: Iterable[ServerEvent]) -> LLMError | None:
         """Take events in and tell what they bring; gives the error that ends the answer, if there is one."""
@@ -83,8 +85,12 @@ class Reception:
         for event in events:
             await sink(event)
 
-    def finish(self, wire: WireRequest) -> Answer:
-        """Read the whole answer, with what had to be dropped from the request."""
+    async def finish(self, wire: WireRequest) -> Answer:
+        """Tell what was held back and read the whole answer, with what had to be dropped from the request."""
+        rest = rest_of(self.draft)
+        late = await self.tell(rest) if rest else None
+        if late is not None:
+            return Failure(late)
         return self.provider.finish(self.draft).map(lambda answer: warned(answer, wire))
 
     def named(self, error: LLMError) -> LLMError:
@@ -106,23 +112,22 @@ def warned(answer: LLMResponse, wire: WireRequest) -> LLMResponse:
 
 async def ask_server(transport: Transport, target: Target, call: Call) -> Answer:
     """Send a call to a server: read its answer whole, or event by event where there is a sink."""
-    encoded = provider_of(target).encode(target, call.request, call.sink is not None)
+    reception = Reception.of(call, target, streamed=call.sink is not None)
+    encoded = reception.provider.encode(target, call.request, call.sink is not None)
     if not is_successful(encoded):
         return Failure(encoded.failure())
-    if call.sink is None:
-        return await _whole(transport, target, encoded.unwrap())
-    return await _streamed(transport, Reception.of(call, target), encoded.unwrap())
+    return await (_whole if call.sink is None else _streamed)(transport, reception, encoded.unwrap())
 
 
-async def _whole(transport: Transport, target: Target, wire: WireRequest) -> Answer:
-    timers = Timers(target.config, streamed=False)
+async def _whole(transport: Transport, reception: Reception, wire: WireRequest) -> Answer:
+    target, timers = reception.target, reception.timers
     try:
         response = await timers.wait(partial(transport.exchange, wire, _limits(target), timers.start))
     except TransportFault as fault:
         return Failure(_signed(target, fault.error))
     if isinstance(response, RequestTimeout):
         return Failure(_signed(target, response))
-    return _read(target, response).map(lambda answer: warned(answer, wire))
+    return _read(reception, response).map(lambda answer: warned(answer, wire))
 
 
 def _limits(target: Target) -> Timeouts:
@@ -134,11 +139,10 @@ def _signed(target: Target, error: LLMError) -> LLMError:
     return evolve(error, model=target.name, provider=target.preset.name)
 
 
-def _read(target: Target, response: WireResponse) -> Answer:
-    provider = provider_of(target)
+def _read(reception: Reception, response: WireResponse) -> Answer:
     if 200 <= response.status < 300:
-        return provider.decode(target, response)
-    return Failure(provider.classify(target, response))
+        return reception.provider.decode(reception.target, response)
+    return Failure(reception.provider.classify(reception.target, response))
 
 
 async def _streamed(transport: Transport, reception: Reception, wire: WireRequest) -> Answer:
@@ -151,7 +155,7 @@ async def _streamed(transport: Transport, reception: Reception, wire: WireReques
                 return Failure(reception.named(answer))
             return await _received(reception, answer, wire)
     except TransportFault as fault:
-        return _cut(reception, fault.error, wire)
+        return await _cut(reception, fault.error, wire)
 
 
 async def _received(reception: Reception, answer: Streamed, wire: WireRequest) -> Answer:
@@ -161,8 +165,8 @@ async def _received(reception: Reception, answer: Streamed, wire: WireRequest) -
         return await _unstreamed(reception, answer, wire)
     broken = await _events(reception, answer)
     if broken is not None:
-        return _cut(reception, broken, wire)
-    return reception.finish(wire)
+        return await _cut(reception, broken, wire)
+    return await reception.finish(wire)
 
 
 async def _unstreamed(reception: Reception, answer: Streamed, wire: WireRequest) -> Answer:
@@ -172,16 +176,17 @@ async def _unstreamed(reception: Reception, answer: Streamed, wire: WireRequest)
         return Failure(reception.named(body))
     if 200 <= answer.status < 300 and body.lstrip().startswith(_STREAM_STARTS):
         return await _misnamed(reception, body, wire)
-    read = _read(reception.target, WireResponse(status=answer.status, headers=answer.headers, body=body))
+    whole = WireResponse(status=answer.status, headers=answer.headers, body=body, received=answer.received)
+    read = _read(reception, whole)
     late = await reception.tell(events_of(read.unwrap())) if is_successful(read) else None
-    return read.map(lambda whole: warned(whole, wire)) if late is None else Failure(late)
+    return read.map(lambda told: warned(told, wire)) if late is None else Failure(late)
 
 
 async def _misnamed(reception: Reception, body: bytes, wire: WireRequest) -> Answer:
     """A stream that is called JSON or HTML, as some servers in between do."""
     parser = EventParser()
     broken = await reception.take([*parser.feed(body), *parser.finish()]) or parser.fault
-    return reception.finish(wire) if broken is None else _cut(reception, broken, wire)
+    return await reception.finish(wire) if broken is None else await _cut(reception, broken, wire)
 
 
 async def _events(reception: Reception, answer: Streamed) -> LLMError | None:
@@ -203,17 +208,17 @@ async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
     return await anext(chunks, None)
 
 
-def _cut(reception: Reception, error: LLMError, wire: WireRequest) -> Answer:
+async def _cut(reception: Reception, error: LLMError, wire: WireRequest) -> Answer:
     """A break after the protocol's own end took nothing away; a consumer that never came back has not got it all."""
     kept = isinstance(error, ContentRefused) or (isinstance(error, RequestTimeout) and error.phase == "sink")
     if reception.draft.finish_reason is not None and not kept:
-        return reception.finish(wire)
+        return await reception.finish(wire)
     return Failure(reception.named(error))
 
 
 async def ask_engine(engine: Engine, target: Target, call: Call) -> Answer:
     """Run a call in this process, token by token."""
-    reception = Reception.of(call, target)
+    reception = Reception.of(call, target, streamed=True)
     encoded = reception.provider.encode(target, call.request, True)
     if not is_successful(encoded):
         return Failure(encoded.failure())
@@ -225,4 +230,4 @@ async def ask_engine(engine: Engine, target: Target, call: Call) -> Answer:
     ran = await engine.run(encoded.unwrap().body, deliver, timers.wait, timers.start)
     if not is_successful(ran):
         return Failure(interrupted(reception.draft, ran.failure()))
-    return reception.finish(encoded.unwrap())
+    return await reception.finish(encoded.unwrap())

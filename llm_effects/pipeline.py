@@ -70,10 +70,10 @@ def stream(request: LLMRequest, sink: Sink) -> Effect[LLMResponse]:
     >>> import anyio
     >>> from llm_effects import scripted_env, settle
     >>> async def show(event: object) -> None:
-    ...     print(type(event).__name__, getattr(event, "text", ""))
+    ...     print(type(event).__name__)
     >>> done = anyio.run(settle, stream(LLMRequest(prompt="why?"), show), scripted_env("because"))
     Started
-    TextDelta because
+    TextDelta
     Completed
     """
 

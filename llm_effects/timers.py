@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar, final
 
 import anyio
-from attrs import define
+from attrs import define, field
 
+from llm_effects.calls import Queueing
 from llm_effects.config import ModelConfig
 from llm_effects.errors import RequestTimeout, TimeoutPhase
 
@@ -26,15 +27,20 @@ class Timers:
     """
 
     config: ModelConfig
+    queueing: Queueing = field(factory=Queueing)
     streamed: bool = True
     attempt_by: float = math.inf
     content_by: float = math.inf
     phase: TimeoutPhase = "first_content"
     _waiting: anyio.CancelScope | None = None
 
+    def __attrs_post_init__(self) -> None:
+        self.queueing.since = anyio.current_time()
+
     def start(self) -> None:
         """Start all clocks: from now on the model has the call."""
         now = anyio.current_time()
+        self.queueing.waited, self.queueing.since = now - (self.queueing.since or now), None
         self.attempt_by = now + self.config.timeout_ms / 1000
         if self.streamed:
             self.content_by = now + self.config.first_content_ms / 1000

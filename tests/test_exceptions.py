@@ -34,16 +34,12 @@ def test_what_is_right_is_a_success() -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ({"promt": "x"}, "got an unexpected keyword argument 'promt'"),
         ({"messages": 5}, "messages: must be several values, not int"),
         ({"prompt": "x", "preferences": {"max_tokens": -4}}, "preferences: must be Preferences, not dict"),
     ],
 )
 def test_what_is_wrong_is_an_invalid_request_that_says_so(data: dict[str, Any], says: str) -> None:
     assert checked(LLMRequest, **data).failure() == InvalidRequest(message=says)
-    assert checked(Tool, parameters={}).failure() == InvalidRequest(  # type: ignore[call-arg]
-        message="missing a required argument: 'name'"
-    )
 
 
 def test_a_type_error_from_inside_is_a_bug_and_stays_one() -> None:

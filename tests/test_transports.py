@@ -640,3 +640,20 @@ async def test_fault_132_no_log_shows_the_key(transport: Transport, caplog: pyte
         await failing(transport, server.url)
     assert "send_request_headers" in caplog.text
     assert CANARY not in caplog.text
+
+
+async def test_a_call_is_told_when_its_turn_has_come() -> None:
+    transport, turns = Transport(max_connections=1), list[str]()
+    with serving(answering(delay=0.02)) as server:
+
+        async def call(name: str) -> None:
+            await transport.exchange(asking(server.url), LIMITS, lambda: turns.append(f"{name} begins"))
+            turns.append(f"{name} ends")
+
+        async with transport.scope(), anyio.create_task_group() as tasks:
+            for name in "abc":
+                tasks.start_soon(call, name)
+                await anyio.wait_all_tasks_blocked()
+    assert [turn for turn in turns if "begins" in turn] == ["a begins", "b begins", "c begins"]
+    assert turns.index("b begins") > 0
+    assert server.most == 1

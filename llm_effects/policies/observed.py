@@ -1,10 +1,11 @@
 """Every attempt leaves a trace: in the trail of its call, in what is known of the model, in the ledger."""
 
 import anyio
+from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Result
 
-from llm_effects.calls import Call
+from llm_effects.calls import Call, Queueing
 from llm_effects.effects import Effect, Generate, effect, settle
 from llm_effects.env import LedgerRow, LLMEnv
 from llm_effects.errors import ConfigurationError, InvalidRequest, LLMError, NetworkError, RequestTimeout
@@ -16,8 +17,9 @@ _Outcome = Result[LLMResponse, LLMError]
 def observed(inner: Generate) -> Generate:
     """Record each attempt, whatever becomes of it: time-outs, lost hedges and cancellations are kept too."""
 
-    def observe(call: Call) -> Effect[LLMResponse]:
+    def observe(asked: Call) -> Effect[LLMResponse]:
         async def run(env: LLMEnv) -> _Outcome:
+            call = evolve(asked, queueing=Queueing())
             started = anyio.current_time()
             try:
                 outcome = await settle(inner(call), env)
@@ -40,10 +42,12 @@ def _interruption(problem: BaseException, call: Call) -> str:
 
 
 def _book(env: LLMEnv, call: Call, started: float, tag: str, outcome: _Outcome | None) -> None:
-    attempt = _attempt(env, call, started, tag, outcome)
-    call.trail.attempts.append(attempt)
     if outcome is not None and not is_successful(outcome):
         call.trail.errors.append(outcome.failure())
+    if call.queueing.since is not None:
+        return  # it was never sent
+    attempt = _attempt(env, call, started, tag, outcome)
+    call.trail.attempts.append(attempt)
     env.health.observe(attempt)
     env.ledger.record(
         LedgerRow(
@@ -63,8 +67,8 @@ def _attempt(env: LLMEnv, call: Call, started: float, tag: str, outcome: _Outcom
         model=call.model,
         provider=env.config.models[call.model].provider,
         outcome=tag,
-        latency_ms=(anyio.current_time() - started) * 1000,
-        wait_ms=call.wait_ms,
+        latency_ms=(anyio.current_time() - started - call.queueing.waited) * 1000,
+        wait_ms=call.wait_ms + call.queueing.waited * 1000,
         usage=usage or Usage(),
         cost=_cost(env, call, outcome, usage),
     )

@@ -11,7 +11,6 @@ import msgspec
 from llm_effects.messages import Image, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult, text_of
 from llm_effects.providers.reading import parse, record
 from llm_effects.providers.targets import Target
-from llm_effects.providers.turns import misplaced as misplaced  # noqa: PLC0414 - it is read from here, too
 from llm_effects.requests import LLMRequest, conversation
 
 Block: TypeAlias = Mapping[str, object] | msgspec.Raw

@@ -24,9 +24,7 @@ _TOOLS_OR_REASONING: Final = re.compile(r"gpt-(?:5\.[4-9]|[6-9])")
 
 
 def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequest, LLMError]:
-    """Write the request; what the model is known to refuse is left out, with a warning.
-
-    What no model could be told is an ``InvalidRequest``.
+    """Write the request; what the model is known to refuse is left out, with a warning; what none takes is an error.
 
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of

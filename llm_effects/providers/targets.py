@@ -5,13 +5,10 @@ from typing import Final, Literal, TypeAlias, final
 
 from attrs import frozen
 
-from llm_effects.config import Capabilities, ModelConfig
+from llm_effects.config import Capabilities, Family, ModelConfig
 
 Wire: TypeAlias = Literal["openai-chat", "openai-responses", "anthropic", "llama"]
 """The protocols spoken."""
-
-Family: TypeAlias = Literal["local", "gpt", "claude", "other"]
-"""What the routing table calls a group of models."""
 
 
 @final

@@ -7,6 +7,7 @@ that is for the layers above.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
 from typing import final
 
 import httpx
@@ -29,10 +30,14 @@ __all__ = ("MakePool", "Streamed", "Timeouts", "Transport", "TransportFault", "h
 @final
 @define(eq=False)
 class Streamed:
-    """An answer that is still coming in: header names in lower case, ``chunks`` decoded from their transfer."""
+    """An answer that is still coming in: header names in lower case, ``chunks`` decoded from their transfer.
+
+    ``received`` is the wall time of its headers, against which a server's dates are read.
+    """
 
     status: int
     headers: Mapping[str, str]
+    received: datetime
     _body: Body = field(repr=False)
 
     def chunks(self) -> AsyncIterator[bytes]:
@@ -74,7 +79,7 @@ class Transport:
     async def exchange(self, request: WireRequest, limits: Timeouts, admitted: Admitted = unheard) -> WireResponse:
         """Post a request and read its whole answer, whatever its status."""
         async with self._answer("POST", request, limits, admitted) as answer:
-            return WireResponse(status=answer.status, headers=answer.headers, body=await answer.read())
+            return await _whole(answer)
 
     def stream(
         self, request: WireRequest, limits: Timeouts, admitted: Admitted = unheard
@@ -86,7 +91,7 @@ class Transport:
         """Get what is at a URL."""
         request = WireRequest(url=url, headers=headers, body=b"")
         async with self._answer("GET", request, limits) as answer:
-            return WireResponse(status=answer.status, headers=answer.headers, body=await answer.read())
+            return await _whole(answer)
 
     @asynccontextmanager
     async def scope(self) -> AsyncGenerator[None]:
@@ -117,7 +122,7 @@ class Transport:
                 _stream(response), Decoder(headers.get("content-encoding", "").lower(), self.max_bytes), explain
             )
             try:
-                yield Streamed(response.status_code, headers, body)
+                yield Streamed(response.status_code, headers, datetime.now(UTC), body)
             finally:
                 await body.aclose()
 
@@ -201,6 +206,11 @@ def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
         return response.stream
     msg = f"the pool gave a stream that cannot be awaited: {type(response.stream).__name__}"
     raise TypeError(msg)
+
+
+async def _whole(answer: Streamed) -> WireResponse:
+    body = await answer.read()
+    return WireResponse(status=answer.status, headers=answer.headers, body=body, received=answer.received)
 
 
 def _lowered(raw: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
