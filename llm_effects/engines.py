@@ -25,7 +25,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.errors import ConfigurationError, InvalidRequest, LLMError
 from llm_effects.exceptions import cause_of
-from llm_effects.mailboxes import BEGUN, Admitted, Deliver, Mailbox, Wait, delivered, patiently, unheard
+from llm_effects.mailboxes import BEGUN, Admitted, Deliver, Mailbox, delivered, unheard
 from llm_effects.providers.targets import Target
 
 Importer: TypeAlias = Callable[[str], ModuleType]
@@ -199,12 +199,11 @@ class Engine:
         self,
         body: bytes,
         deliver: Deliver,
-        wait: Wait = patiently,
         admitted: Admitted = unheard,
     ) -> Result[None, LLMError]:
         """Answer one streamed chat completion: each chunk is awaited into ``deliver``, until that gives an error.
 
-        ``wait`` waits for the next chunk, and may give up. Calls beyond the slots wait their turn, and ``admitted`` is
+        Calls beyond the slots wait their turn, and ``admitted`` is
         called when it has come. A cancellation, or an exception of ``deliver``, comes out at once; the answer ends
         with its next token, a long prompt within 128.
         """
@@ -215,7 +214,7 @@ class Engine:
         job = model.threads.submit(_answer, model, body, mailbox)
         job.add_done_callback(lambda _: mailbox.put(None))
         try:
-            broken = await delivered(mailbox, deliver, wait, admitted)
+            broken = await delivered(mailbox, deliver, admitted)
         finally:
             mailbox.left = True
             job.cancel()

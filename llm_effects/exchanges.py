@@ -1,8 +1,6 @@
 """One exchange with a model: a request out, an answer in, whole or event by event."""
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack
-from functools import partial
+from collections.abc import Awaitable, Iterable
 from typing import Final, TypeAlias, final
 
 import anyio
@@ -12,7 +10,7 @@ from returns.result import Failure, Result
 
 from llm_effects.calls import Call, Sink
 from llm_effects.engines import Engine
-from llm_effects.errors import ContentRefused, LLMError, RequestTimeout
+from llm_effects.errors import ContentRefused, LLMError
 from llm_effects.events import Restarted, Started, StreamEvent
 from llm_effects.providers.base import Provider, ServerEvent
 from llm_effects.providers.drafts import Draft, events_of, interrupted
@@ -63,19 +61,16 @@ class Reception:
                 broken = decoded.failure()
                 break
             told.extend(decoded.unwrap())
-        late = await self.tell(told) if told else None
-        return late or broken
+        if told:
+            await self.tell(told)
+        return broken
 
-    async def tell(self, events: Iterable[StreamEvent]) -> LLMError | None:
-        """Give content to the sink, while the clocks stand still; a sink that does not return is an error."""
-        left_at, limit_ms = anyio.current_time(), self.target.config.sink_ms
+    async def tell(self, events: Iterable[StreamEvent]) -> None:
+        """Give content to the consumer, while the model's clocks stand still."""
+        self.timers.consumer()
         if self.call.sink is not None:
-            with anyio.move_on_after(limit_ms / 1000) as scope:
-                await self._deliver(events, self.call.sink)
-            if scope.cancelled_caught:
-                return self.named(RequestTimeout(timeout_ms=limit_ms, phase="sink"))
-        self.timers.resume(left_at, content=True)
-        return None
+            await self._deliver(events, self.call.sink)
+        self.timers.model()
 
     async def _deliver(self, events: Iterable[StreamEvent], sink: Sink) -> None:
         opening = None if self.opened else opening_of(self.call)
@@ -88,9 +83,8 @@ class Reception:
     async def finish(self, wire: WireRequest) -> Answer:
         """Tell what was held back and read the whole answer, with what had to be dropped from the request."""
         rest = rest_of(self.draft)
-        late = await self.tell(rest) if rest else None
-        if late is not None:
-            return Failure(late)
+        if rest:
+            await self.tell(rest)
         return self.provider.finish(self.draft).map(lambda answer: warned(answer, wire))
 
     def named(self, error: LLMError) -> LLMError:
@@ -116,17 +110,25 @@ async def ask_server(transport: Transport, target: Target, call: Call) -> Answer
     encoded = reception.provider.encode(target, call.request, call.sink is not None)
     if not is_successful(encoded):
         return Failure(encoded.failure())
-    return await (_whole if call.sink is None else _streamed)(transport, reception, encoded.unwrap())
+    exchange = _whole if call.sink is None else _streamed
+    return await _timed(reception, exchange(transport, reception, encoded.unwrap()), encoded.unwrap())
+
+
+async def _timed(reception: Reception, exchange: Awaitable[Answer], wire: WireRequest) -> Answer:
+    with reception.timers.scope:
+        return await exchange
+    overdue = reception.timers.overdue()
+    if overdue.phase != "sink" and reception.draft.finish_reason is not None:
+        return await reception.finish(wire)  # all was said; only the connection was not closed
+    return Failure(reception.named(overdue))
 
 
 async def _whole(transport: Transport, reception: Reception, wire: WireRequest) -> Answer:
-    target, timers = reception.target, reception.timers
+    target = reception.target
     try:
-        response = await timers.wait(partial(transport.exchange, wire, _limits(target), timers.start))
+        response = await transport.exchange(wire, _limits(target), reception.timers.start)
     except TransportFault as fault:
         return Failure(_signed(target, fault.error))
-    if isinstance(response, RequestTimeout):
-        return Failure(_signed(target, response))
     return _read(reception, response).map(lambda answer: warned(answer, wire))
 
 
@@ -146,13 +148,8 @@ def _read(reception: Reception, response: WireResponse) -> Answer:
 
 
 async def _streamed(transport: Transport, reception: Reception, wire: WireRequest) -> Answer:
-    timers = reception.timers
     try:
-        async with AsyncExitStack() as stack:
-            exchange = transport.stream(wire, _limits(reception.target), timers.start)
-            answer = await timers.wait(partial(stack.enter_async_context, exchange))
-            if isinstance(answer, RequestTimeout):
-                return Failure(reception.named(answer))
+        async with transport.stream(wire, _limits(reception.target), reception.timers.start) as answer:
             return await _received(reception, answer, wire)
     except TransportFault as fault:
         return await _cut(reception, fault.error, wire)
@@ -171,15 +168,14 @@ async def _received(reception: Reception, answer: Streamed, wire: WireRequest) -
 
 async def _unstreamed(reception: Reception, answer: Streamed, wire: WireRequest) -> Answer:
     """An error, or a server that answers whole though it was asked for a stream."""
-    body = await reception.timers.wait(answer.read)
-    if isinstance(body, RequestTimeout):
-        return Failure(reception.named(body))
+    body = await answer.read()
     if 200 <= answer.status < 300 and body.lstrip().startswith(_STREAM_STARTS):
         return await _misnamed(reception, body, wire)
     whole = WireResponse(status=answer.status, headers=answer.headers, body=body, received=answer.received)
     read = _read(reception, whole)
-    late = await reception.tell(events_of(read.unwrap())) if is_successful(read) else None
-    return read.map(lambda told: warned(told, wire)) if late is None else Failure(late)
+    if is_successful(read):
+        await reception.tell(events_of(read.unwrap()))
+    return read.map(lambda told: warned(told, wire))
 
 
 async def _misnamed(reception: Reception, body: bytes, wire: WireRequest) -> Answer:
@@ -191,27 +187,26 @@ async def _misnamed(reception: Reception, body: bytes, wire: WireRequest) -> Ans
 
 async def _events(reception: Reception, answer: Streamed) -> LLMError | None:
     """Take the stream in to its end; gives what broke it off, if anything did."""
-    parser, chunks = EventParser(), answer.chunks()
-    while not reception.draft.done:
-        chunk = await reception.timers.wait(partial(_next, chunks))
-        if isinstance(chunk, RequestTimeout):
-            return reception.named(chunk)
-        broken = await reception.take(parser.finish() if chunk is None else parser.feed(chunk)) or parser.fault
-        if broken is not None or chunk is None:
+    parser = EventParser()
+    async for chunk in answer.chunks():
+        broken = await reception.take(parser.feed(chunk)) or parser.fault
+        if broken is not None:
             return broken
+        if reception.draft.done:
+            await _drain(answer)
+            return None
+    return await reception.take(parser.finish()) or parser.fault
+
+
+async def _drain(answer: Streamed) -> None:
+    """Read on for a moment after the end, so that the connection can be used again."""
     with anyio.move_on_after(DRAINING_S):
         await answer.read()
-    return None
-
-
-async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(chunks, None)
 
 
 async def _cut(reception: Reception, error: LLMError, wire: WireRequest) -> Answer:
-    """A break after the protocol's own end took nothing away; a consumer that never came back has not got it all."""
-    kept = isinstance(error, ContentRefused) or (isinstance(error, RequestTimeout) and error.phase == "sink")
-    if reception.draft.finish_reason is not None and not kept:
+    """A break after the protocol's own end took nothing away."""
+    if reception.draft.finish_reason is not None and not isinstance(error, ContentRefused):
         return await reception.finish(wire)
     return Failure(reception.named(error))
 
@@ -222,12 +217,14 @@ async def ask_engine(engine: Engine, target: Target, call: Call) -> Answer:
     encoded = reception.provider.encode(target, call.request, True)
     if not is_successful(encoded):
         return Failure(encoded.failure())
+    return await _timed(reception, _run(engine, reception, encoded.unwrap()), encoded.unwrap())
 
+
+async def _run(engine: Engine, reception: Reception, wire: WireRequest) -> Answer:
     async def deliver(chunk: str) -> LLMError | None:
         return await reception.take((ServerEvent("message", chunk),))
 
-    timers = reception.timers
-    ran = await engine.run(encoded.unwrap().body, deliver, timers.wait, timers.start)
+    ran = await engine.run(wire.body, deliver, reception.timers.start)
     if not is_successful(ran):
         return Failure(interrupted(reception.draft, ran.failure()))
-    return await reception.finish(encoded.unwrap())
+    return await reception.finish(wire)

@@ -7,7 +7,7 @@ from typing import Final, TypeAlias, final
 from anyio import Event
 from anyio.lowlevel import checkpoint, current_token
 
-from llm_effects.errors import LLMError, RequestTimeout
+from llm_effects.errors import LLMError
 
 BEGUN: Final = ""
 """No chunk of an answer: it says that the call has left the queue."""
@@ -17,9 +17,6 @@ Admitted: TypeAlias = Callable[[], object]
 
 Deliver: TypeAlias = Callable[[str], Awaitable[LLMError | None]]
 """Takes one chunk of an answer, a JSON text; an error ends the answer."""
-
-Wait: TypeAlias = Callable[[Callable[[], Awaitable[str | None]]], Awaitable[str | RequestTimeout | None]]
-"""Waits for the next chunk, and may give up."""
 
 
 @final
@@ -64,18 +61,13 @@ def unheard() -> None:
     """Tell nobody."""
 
 
-async def patiently(read: Callable[[], Awaitable[str | None]]) -> str | RequestTimeout | None:
-    """Wait as long as it takes."""
-    return await read()
-
-
-async def delivered(mailbox: Mailbox, deliver: Deliver, wait: Wait, admitted: Admitted) -> LLMError | None:
+async def delivered(mailbox: Mailbox, deliver: Deliver, admitted: Admitted) -> LLMError | None:
     """Hand on each chunk as it comes, to the last; gives what ended the answer early, if anything did."""
-    while (chunk := await wait(mailbox.receive)) is not None:
+    while (chunk := await mailbox.receive()) is not None:
         if chunk == BEGUN:
             admitted()
             continue
-        broken = chunk if isinstance(chunk, RequestTimeout) else await deliver(chunk)
+        broken = await deliver(chunk)
         if broken is not None:
             return broken
     return None

@@ -2,26 +2,41 @@
 
 Only waiting for the model counts: while the call stands in a queue, and while the consumer has an event, the clocks
 stand still. Pings and other events without content do not set them back.
+
+One cancel scope stands around the whole attempt. Setting its deadline costs more than reading an event does, so it is
+set a little late and then left alone for a while: a clock strikes at its time or up to a tenth later.
 """
 
+import asyncio
 import math
-from collections.abc import Awaitable, Callable
-from typing import TypeVar, final
+from collections.abc import Callable
+from typing import Final, final
 
 import anyio
 from attrs import define, field
+from sniffio import current_async_library
 
 from llm_effects.calls import Queueing
 from llm_effects.config import ModelConfig
 from llm_effects.errors import RequestTimeout, TimeoutPhase
 
-_Value = TypeVar("_Value")
+LATE: Final = 0.1
+"""How late a clock may strike, as a share of its time."""
+
+
+def loop_clock() -> Callable[[], float]:
+    """Give the clock behind ``anyio.current_time()``, without asking for the backend at each reading."""
+    if current_async_library() == "asyncio":
+        return asyncio.get_running_loop().time
+    import trio
+
+    return trio.current_time
 
 
 @final
 @define
 class Timers:
-    """Deadlines on the clock of ``anyio.current_time()``, and which of them comes first; none before ``start``.
+    """Who is waited for (``phase``) and until when; ``scope`` ends the wait. No clock runs before ``start``.
 
     An answer that comes whole (not ``streamed``) has only the time of the attempt.
     """
@@ -29,44 +44,49 @@ class Timers:
     config: ModelConfig
     queueing: Queueing = field(factory=Queueing)
     streamed: bool = True
+    phase: TimeoutPhase = "queue"
     attempt_by: float = math.inf
-    content_by: float = math.inf
-    phase: TimeoutPhase = "first_content"
-    _waiting: anyio.CancelScope | None = None
+    scope: anyio.CancelScope = field(factory=anyio.CancelScope)
+    _clock: Callable[[], float] = field(factory=loop_clock)
+    _left_at: float = 0.0
 
     def __attrs_post_init__(self) -> None:
-        self.queueing.since = anyio.current_time()
+        self.queueing.since = self._clock()
 
     def start(self) -> None:
         """Start all clocks: from now on the model has the call."""
-        now = anyio.current_time()
+        now = self._clock()
         self.queueing.waited, self.queueing.since = now - (self.queueing.since or now), None
         self.attempt_by = now + self.config.timeout_ms / 1000
-        if self.streamed:
-            self.content_by = now + self.config.first_content_ms / 1000
-        if self._waiting is not None:
-            self._waiting.deadline = self._first()
+        self.phase = "first_content" if self.streamed else "attempt"
+        first = now + self.config.first_content_ms / 1000 if self.streamed else math.inf
+        self.scope.deadline = min(first, self.attempt_by)
 
-    async def wait(self, read: Callable[[], Awaitable[_Value]]) -> "_Value | RequestTimeout":
-        """Wait for the model, as long as the first of the clocks allows; they may start meanwhile."""
-        with anyio.CancelScope(deadline=self._first()) as self._waiting:
-            return await read()
-        return self._overdue()
+    def consumer(self) -> None:
+        """The consumer has content now: the clocks stand still, and only its own limit holds."""
+        self.phase, self._left_at = "sink", self._clock()
+        limit = self.config.sink_ms / 1000
+        self._strike(self._left_at + limit, limit * LATE)
 
-    def resume(self, left_at: float, *, content: bool) -> None:
-        """Go on after the consumer was busy since ``left_at``; ``content`` says that it had some."""
-        now = anyio.current_time()
-        self.attempt_by += now - left_at
-        self.content_by += now - left_at
-        if content:
-            self.phase, self.content_by = "between_content", now + self.config.between_content_ms / 1000
+    def model(self) -> None:
+        """The consumer is done: wait for the model's next content."""
+        now = self._clock()
+        self.phase = "between_content"
+        self.attempt_by += now - self._left_at
+        limit = self.config.between_content_ms / 1000
+        self._strike(min(now + limit, self.attempt_by), limit * LATE)
 
-    def _first(self) -> float:
-        return min(self.content_by, self.attempt_by)
+    def _strike(self, due: float, late: float) -> None:
+        if not due <= self.scope.deadline <= due + late:
+            self.scope.deadline = due + late
 
-    def _overdue(self) -> RequestTimeout:
-        if self.attempt_by <= self.content_by:
+    def overdue(self) -> RequestTimeout:
+        """Say whose time was up."""
+        if self.phase != "sink" and self._clock() >= self.attempt_by:
             return RequestTimeout(timeout_ms=self.config.timeout_ms, phase="attempt")
-        first = self.phase == "first_content"
-        limit = self.config.first_content_ms if first else self.config.between_content_ms
-        return RequestTimeout(timeout_ms=limit, phase=self.phase)
+        limits = {
+            "sink": self.config.sink_ms,
+            "first_content": self.config.first_content_ms,
+            "between_content": self.config.between_content_ms,
+        }
+        return RequestTimeout(timeout_ms=limits.get(self.phase, self.config.timeout_ms), phase=self.phase)

@@ -82,7 +82,7 @@ class ModelConfig:
     connect_ms: float = field(default=5_000, validator=number(above=0))
     first_content_ms: float = field(default=60_000, validator=number(above=0))
     between_content_ms: float = field(default=30_000, validator=number(above=0))
-    sink_ms: float = field(default=60_000, validator=number(above=0))
+    sink_ms: float = field(default=30_000, validator=number(above=0))
     wire_version: WireVersion = field(default="2026-10-21", validator=one_of(*get_args(WireVersion)))
     capabilities: Capabilities = field(factory=Capabilities, validator=instance(Capabilities))
     price: Price | None = field(default=None, validator=instance(Price))

@@ -39,7 +39,8 @@ async def ours(base: str) -> tuple[Run, Run]:
     from llm_effects import stream as streamed
 
     model = ModelConfig(provider="openai-compatible", model="stub", endpoint=base, api_key=KEY)
-    env = await open_env(LLMConfig(models={"stub": model})).__aenter__()
+    opened = open_env(LLMConfig(models={"stub": model}))
+    env = await opened.__aenter__()
     request = LLMRequest(prompt=QUESTION)
 
     async def sink(event: StreamEvent) -> None:
@@ -49,6 +50,7 @@ async def ours(base: str) -> tuple[Run, Run]:
         return (await settle(generate(request), env)).unwrap()
 
     async def stream() -> object:
+        assert opened  # an environment is closed when nobody holds it any more
         return (await settle(streamed(request, sink), env)).unwrap()
 
     return call, stream
