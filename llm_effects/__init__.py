@@ -7,6 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llm_effects.caching import cache_key as cache_key
+    from llm_effects.caching import cache_stats as cache_stats
+    from llm_effects.caching import clear as clear
+    from llm_effects.caching import invalidate as invalidate
     from llm_effects.calls import Call as Call
     from llm_effects.calls import Sink as Sink
     from llm_effects.calls import Trail as Trail
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from llm_effects.effects import succeed as succeed
     from llm_effects.effects import then as then
     from llm_effects.env import Cache as Cache
+    from llm_effects.env import CacheStats as CacheStats
     from llm_effects.env import Clients as Clients
     from llm_effects.env import Conversations as Conversations
     from llm_effects.env import Health as Health
@@ -139,6 +144,7 @@ __all__ = [
     "Cache",
     "CacheConfig",
     "CachePolicy",
+    "CacheStats",
     "Call",
     "Candidate",
     "Capabilities",
@@ -220,9 +226,12 @@ __all__ = [
     "Usage",
     "answer",
     "ask",
+    "cache_key",
+    "cache_stats",
     "check_health",
     "check_local_model_health",
     "checked",
+    "clear",
     "create_default_llm_manager",
     "create_default_local_client",
     "describe",
@@ -235,6 +244,7 @@ __all__ = [
     "fallback_for",
     "from_result",
     "generate",
+    "invalidate",
     "is_retryable",
     "jittered",
     "layered",
@@ -256,13 +266,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "caching": "cache_key cache_stats clear invalidate",
     "calls": "Call Sink Trail",
     "config": "BudgetConfig CacheConfig Capabilities LLMConfig ModelConfig Price RoutingConfig StorageConfig TelemetryConfig",
     "config.variables": "embedded_model",
     "config.sources": "load_config",
     "decisions": "Fallback describe fallback_for is_retryable",
     "effects": "Effect Generate Policy ask effect fail from_result rescue settle succeed then",
-    "env": "Cache Clients Conversations Health LLMEnv Ledger LedgerRow Limits ModelHealth Prices Statistics Telemetry Tokens",
+    "env": "Cache CacheStats Clients Conversations Health LLMEnv Ledger LedgerRow Limits ModelHealth Prices Statistics Telemetry Tokens",
     "errors": "AuthenticationFailed BudgetExceeded Cause ConfigurationError ContentRefused ContextTooLarge ConversationConflict InvalidRequest LLMError MalformedResponse ModelUnavailable NetworkError RateLimitExceeded RequestFailed RequestTimeout SchemaMismatch StorageFailed",
     "events": "Completed ContentEvent Failed ReasoningDelta Restarted Started StreamEvent TextDelta ToolCallDelta",
     "exceptions": "checked",

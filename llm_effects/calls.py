@@ -58,7 +58,7 @@ class Call:
     configuration; ``deadline`` is on the clock of ``anyio.current_time()``; ``wait_ms`` is the pause that came
     before this attempt and ``alternatives`` the number of candidates left after this one. ``before`` counts the
     content events that earlier candidates delivered; ``continues`` says that this one goes on where they stopped;
-    ``queueing`` is fresh for each attempt.
+    ``key`` is the question's in the cache, once it has been made; ``queueing`` is fresh for each attempt.
     """
 
     id: str
@@ -71,6 +71,7 @@ class Call:
     alternatives: int = 0
     before: int = 0
     continues: bool = False
+    key: str = ""
     queueing: Queueing = field(factory=Queueing, repr=False)
 
     @property

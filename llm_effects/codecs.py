@@ -2,7 +2,7 @@
 
 import hashlib
 from decimal import Decimal
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final, final
 
 import msgspec
@@ -46,8 +46,9 @@ def dump_entry(entry: Entry) -> bytes:
     return msgspec.json.encode(_Envelope(VERSION, hashlib.sha256(body).hexdigest(), msgspec.Raw(body)))
 
 
+@lru_cache(maxsize=128)
 def load_entry(data: bytes) -> Entry | None:
-    """Read an entry; one that is corrupt, or of another version, is none.
+    """Read an entry; one that is corrupt, or of another version, is none. The newest ones are read only once.
 
     >>> load_entry(b"{}") is None
     True

@@ -4,7 +4,7 @@ Swapping one is ``attrs.evolve(env, cache=...)``.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol, TypeAlias, final
@@ -79,15 +79,47 @@ class Clients(Protocol):
         ...
 
 
+@final
+@frozen(kw_only=True)
+class CacheStats:
+    """What a cache holds and did: ``None`` where the store cannot tell cheaply.
+
+    ``entries`` and ``bytes`` are all that the store holds, whoever put it there. ``hits``, ``misses`` and
+    ``evictions`` (entries that had to make room before their time) are counted since this store was opened here.
+    """
+
+    entries: int | None = None
+    bytes: int | None = None
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+
+
 class Cache(Protocol):
-    """Whole answers by key."""
+    """Whole answers by key. What goes wrong is a ``StorageFailed``; an entry is opaque bytes."""
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
         """Give the entry, or ``None`` where there is none or it is too old."""
         ...
 
     def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
-        """Keep an entry for ``ttl_seconds`` (``None`` is for ever)."""
+        """Keep an entry for ``ttl_seconds``; ``None`` is for ever, 0 keeps nothing, also not what was there."""
+        ...
+
+    def delete(self, key: str) -> FutureResult[bool, LLMError]:
+        """Drop an entry; says whether there was one that could have been given."""
+        ...
+
+    def clear(self) -> FutureResult[int | None, LLMError]:
+        """Drop all entries and give how many they were, where the store can tell."""
+        ...
+
+    def stats(self) -> FutureResult[CacheStats, LLMError]:
+        """Tell what the store holds and did."""
+        ...
+
+    def aclose(self) -> Awaitable[None]:
+        """Let go of files, connections and threads; a second time does nothing."""
         ...
 
 

@@ -29,8 +29,9 @@ Answer: TypeAlias = Result[LLMResponse, LLMError]
 DRAINING_S: Final = 0.25
 """How long to read on after the answer's end, in seconds, so that the connection can be used again."""
 
-_STREAM_STARTS: Final = (b"data:", b"event:", b":")
-"""How an event stream begins, which is neither JSON nor HTML."""
+_BLANK: Final = b"\xef\xbb\xbf \t\r\n"
+_WHOLE: Final = (b"{", b"[", b"<")
+"""How JSON and HTML begin, and no event stream does."""
 
 
 @final
@@ -67,7 +68,6 @@ class Reception:
 
     async def tell(self, events: Iterable[StreamEvent]) -> None:
         """Give content to the consumer, while the model's clocks stand still."""
-        self.timers.consumer()
         if self.call.sink is not None:
             await self._deliver(events, self.call.sink)
         self.timers.model()
@@ -75,17 +75,17 @@ class Reception:
     async def _deliver(self, events: Iterable[StreamEvent], sink: Sink) -> None:
         opening = None if self.opened else opening_of(self.call)
         self.opened = True
-        if opening is not None:
-            await sink(opening)
-        for event in events:
+        for event in events if opening is None else (opening, *events):
+            self.timers.consumer()
             await sink(event)
 
     async def finish(self, wire: WireRequest) -> Answer:
         """Tell what was held back and read the whole answer, with what had to be dropped from the request."""
         rest = rest_of(self.draft)
-        if rest:
+        answer = self.provider.finish(self.draft)
+        if rest or (is_successful(answer) and not self.opened):
             await self.tell(rest)
-        return self.provider.finish(self.draft).map(lambda answer: warned(answer, wire))
+        return answer.map(lambda told: warned(told, wire))
 
     def named(self, error: LLMError) -> LLMError:
         """The error that broke the answer off, with the model and what it had told until then."""
@@ -118,9 +118,7 @@ async def _timed(reception: Reception, exchange: Awaitable[Answer], wire: WireRe
     with reception.timers.scope:
         return await exchange
     overdue = reception.timers.overdue()
-    if overdue.phase != "sink" and reception.draft.finish_reason is not None:
-        return await reception.finish(wire)  # all was said; only the connection was not closed
-    return Failure(reception.named(overdue))
+    return Failure(reception.named(overdue)) if overdue.phase == "sink" else await _cut(reception, overdue, wire)
 
 
 async def _whole(transport: Transport, reception: Reception, wire: WireRequest) -> Answer:
@@ -157,20 +155,27 @@ async def _streamed(transport: Transport, reception: Reception, wire: WireReques
 
 async def _received(reception: Reception, answer: Streamed, wire: WireRequest) -> Answer:
     reception.draft.request_id = request_id(answer.headers)
-    kind = answer.headers.get("content-type", "")
-    if not 200 <= answer.status < 300 or "json" in kind or "html" in kind:
-        return await _unstreamed(reception, answer, wire)
-    broken = await _events(reception, answer)
-    if broken is not None:
-        return await _cut(reception, broken, wire)
-    return await reception.finish(wire)
+    first = await _first(answer)
+    # What it is called says little: servers in between label streams as JSON and JSON as a stream.
+    if not 200 <= answer.status < 300 or first.lstrip(_BLANK)[:1] in _WHOLE:
+        return await _unstreamed(reception, answer, first, wire)
+    broken = await _events(reception, answer, first)
+    return await reception.finish(wire) if broken is None else await _cut(reception, broken, wire)
 
 
-async def _unstreamed(reception: Reception, answer: Streamed, wire: WireRequest) -> Answer:
+async def _first(answer: Streamed) -> bytes:
+    """Read up to the first byte that says something."""
+    read = b""
+    async for chunk in answer.chunks():
+        read += chunk
+        if read.lstrip(_BLANK):
+            break
+    return read
+
+
+async def _unstreamed(reception: Reception, answer: Streamed, first: bytes, wire: WireRequest) -> Answer:
     """An error, or a server that answers whole though it was asked for a stream."""
-    body = await answer.read()
-    if 200 <= answer.status < 300 and body.lstrip().startswith(_STREAM_STARTS):
-        return await _misnamed(reception, body, wire)
+    body = first + await answer.read()
     whole = WireResponse(status=answer.status, headers=answer.headers, body=body, received=answer.received)
     read = _read(reception, whole)
     if is_successful(read):
@@ -178,24 +183,18 @@ async def _unstreamed(reception: Reception, answer: Streamed, wire: WireRequest)
     return read.map(lambda told: warned(told, wire))
 
 
-async def _misnamed(reception: Reception, body: bytes, wire: WireRequest) -> Answer:
-    """A stream that is called JSON or HTML, as some servers in between do."""
-    parser = EventParser()
-    broken = await reception.take([*parser.feed(body), *parser.finish()]) or parser.fault
-    return await reception.finish(wire) if broken is None else await _cut(reception, broken, wire)
-
-
-async def _events(reception: Reception, answer: Streamed) -> LLMError | None:
+async def _events(reception: Reception, answer: Streamed, first: bytes) -> LLMError | None:
     """Take the stream in to its end; gives what broke it off, if anything did."""
     parser = EventParser()
-    async for chunk in answer.chunks():
+    broken = await reception.take(parser.feed(first)) or parser.fault
+    while broken is None and not reception.draft.done:
+        chunk = await anext(answer.chunks(), None)
+        if chunk is None:
+            return await reception.take(parser.finish()) or parser.fault
         broken = await reception.take(parser.feed(chunk)) or parser.fault
-        if broken is not None:
-            return broken
-        if reception.draft.done:
-            await _drain(answer)
-            return None
-    return await reception.take(parser.finish()) or parser.fault
+    if broken is None:
+        await _drain(answer)
+    return broken
 
 
 async def _drain(answer: Streamed) -> None:
@@ -207,7 +206,9 @@ async def _drain(answer: Streamed) -> None:
 async def _cut(reception: Reception, error: LLMError, wire: WireRequest) -> Answer:
     """A break after the protocol's own end took nothing away."""
     if reception.draft.finish_reason is not None and not isinstance(error, ContentRefused):
-        return await reception.finish(wire)
+        ended = await reception.finish(wire)
+        if is_successful(ended) or isinstance(ended.failure(), ContentRefused):
+            return ended
     return Failure(reception.named(error))
 
 

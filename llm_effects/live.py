@@ -7,14 +7,16 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 import anyio
+from returns.pipeline import is_successful
 
 from llm_effects.clients import LiveClients
 from llm_effects.config import LLMConfig
 from llm_effects.engines import Engine
-from llm_effects.env import LLMEnv
+from llm_effects.env import Cache, LLMEnv
 from llm_effects.fleet import prices_of, ready_targets
 from llm_effects.prices import PriceList
-from llm_effects.stores.absent import NoCache, NoConversations, NoLimits, NoTelemetry
+from llm_effects.stores.absent import NoConversations, NoLimits, NoTelemetry, UnusableCache
+from llm_effects.stores.caches import open_cache
 from llm_effects.stores.memory import MemoryHealth, MemoryLedger
 from llm_effects.tokens import EstimatedTokens
 from llm_effects.transports import Transport
@@ -42,12 +44,14 @@ def open_env(
 @asynccontextmanager
 async def _open(config: LLMConfig, transport: Transport) -> AsyncGenerator[LLMEnv]:
     clients = live_clients(config, transport)
+    env = live_env(config, clients)
     try:
         async with transport.scope():
-            yield live_env(config, clients)
+            yield env
     finally:
         with anyio.CancelScope(shield=True):
             await clients.aclose()
+            await env.cache.aclose()
 
 
 def live_clients(config: LLMConfig, transport: Transport) -> LiveClients:
@@ -57,12 +61,21 @@ def live_clients(config: LLMConfig, transport: Transport) -> LiveClients:
     return LiveClients(config=config, transport=transport, engines=engines)
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _cache(config: LLMConfig) -> Cache:
+    opened = open_cache(config.cache, _now)
+    return opened.unwrap() if is_successful(opened) else UnusableCache(opened.failure())
+
+
 def live_env(config: LLMConfig, clients: LiveClients) -> LLMEnv:
     """Make an environment around live clients, with everything else in memory."""
     return LLMEnv(
         config=config,
         clients=clients,
-        cache=NoCache(),
+        cache=_cache(config),
         conversations=NoConversations(),
         ledger=MemoryLedger(),
         health=MemoryHealth(),
@@ -70,7 +83,7 @@ def live_env(config: LLMConfig, clients: LiveClients) -> LLMEnv:
         prices=PriceList(prices_of(config)),
         tokens=EstimatedTokens(),
         telemetry=NoTelemetry(),
-        now=lambda: datetime.now(UTC),
+        now=_now,
         draw=random.random,
         new_id=lambda: uuid4().hex,
     )

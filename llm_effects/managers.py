@@ -17,7 +17,7 @@ from llm_effects.config.sources import load_config
 from llm_effects.effects import Effect, fail, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import LLMError
-from llm_effects.events import StreamEvent
+from llm_effects.events import Failed, StreamEvent
 from llm_effects.fleet import is_here, prices_of
 from llm_effects.live import live_clients, live_env
 from llm_effects.pipeline import generate, stream
@@ -27,7 +27,7 @@ from llm_effects.requests import LLMRequest
 from llm_effects.responses import LLMResponse
 from llm_effects.routing import Facts, RoutingDecision, route
 from llm_effects.stores.memory import MemoryHealth
-from llm_effects.streams import open_stream
+from llm_effects.streams import only, open_stream, refused
 from llm_effects.tokens import estimate_tokens
 from llm_effects.transports import Transport
 
@@ -84,10 +84,14 @@ class LLMManager:
 
     def stream(self, request: LLMRequest, sink: Sink) -> FutureResult[LLMResponse, LLMError]:
         """Answer a request with every event awaited into ``sink`` as it comes."""
-        return self._checked(stream(request, sink))(self._env)
+        if not is_successful(self._config):
+            return refused(self._config.failure(), sink)(self._env)
+        return stream(request, sink)(self._env)
 
     def open_stream(self, request: LLMRequest) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
         """Answer a request event by event, for ``async for``."""
+        if not is_successful(self._config):
+            return only(Failed(self._config.failure()))
         return open_stream(request)(self._env)
 
     async def run(self, effect: Effect[_Value]) -> Result[_Value, LLMError]:
@@ -100,6 +104,7 @@ class LLMManager:
         with anyio.CancelScope(shield=True):
             await self._scope.aclose()
             await self._clients.aclose()
+            await self._env.cache.aclose()
 
     async def __aenter__(self) -> Self:
         if self._closed:

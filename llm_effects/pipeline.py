@@ -6,6 +6,8 @@ A layer takes a ``Generate`` and gives a ``Generate``. To leave one out or to ad
 >>> without_retries = layered(complete, observed, routed, bounded)
 """
 
+from typing import Final
+
 import anyio
 from attrs import evolve
 from returns.pipeline import is_successful
@@ -15,9 +17,11 @@ from llm_effects.calls import Call, Sink, Trail, committing
 from llm_effects.effects import Effect, Generate, effect, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import LLMError
-from llm_effects.events import Completed, Failed
+from llm_effects.events import Completed, Failed, StreamEvent
 from llm_effects.policies import layered
 from llm_effects.policies.bounded import bounded
+from llm_effects.policies.cached import cached
+from llm_effects.policies.coalesced import coalesced
 from llm_effects.policies.complete import complete
 from llm_effects.policies.observed import observed
 from llm_effects.policies.retried import retried
@@ -28,6 +32,8 @@ from llm_effects.routing import RoutingDecision
 
 __all__ = [
     "bounded",
+    "cached",
+    "coalesced",
     "complete",
     "explain",
     "generate",
@@ -41,8 +47,13 @@ __all__ = [
 ]
 
 # Inner to outer. The model is chosen by ``routed``: what stands before it acts on one attempt or one candidate,
-# what stands after it on the whole call.
-generate_call: Generate = layered(complete, observed, retried, routed, bounded)
+# what stands after it on the whole call. ``coalesced`` stands outside ``cached``, so that who comes after a flight
+# finds its answer stored.
+generate_call: Generate = layered(complete, observed, retried, routed, cached, coalesced, bounded)
+
+
+LAST_WORD_S: Final = 30.0
+"""How long a consumer may take over the last event of a stream, in seconds."""
 
 
 def generate(request: LLMRequest) -> Effect[LLMResponse]:
@@ -79,10 +90,16 @@ def stream(request: LLMRequest, sink: Sink) -> Effect[LLMResponse]:
 
     async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
         result = await settle(run_call(generate_call, request, sink), env)
-        await sink(Completed(result.unwrap()) if is_successful(result) else Failed(result.failure()))
+        with anyio.move_on_after(LAST_WORD_S):  # for a consumer that never returns
+            await sink(ending(result))
         return result
 
     return effect(run)
+
+
+def ending(result: Result[LLMResponse, LLMError]) -> StreamEvent:
+    """Give the last event of a stream."""
+    return Completed(result.unwrap()) if is_successful(result) else Failed(result.failure())
 
 
 def explain(request: LLMRequest) -> Effect[RoutingDecision]:
@@ -112,7 +129,7 @@ def run_call(onion: Generate, request: LLMRequest, sink: Sink | None = None) -> 
         result = await settle(onion(call), env)
         if is_successful(result):
             return Success(_told(result.unwrap(), call, (anyio.current_time() - started) * 1000))
-        return Failure(_error_told(result.failure(), call.trail))
+        return Failure(_error_told(result.failure(), call))
 
     return effect(run)
 
@@ -128,6 +145,8 @@ def _told(response: LLMResponse, call: Call, latency_ms: float) -> LLMResponse:
     )
 
 
-def _error_told(error: LLMError, trail: Trail) -> LLMError:
+def _error_told(error: LLMError, call: Call) -> LLMError:
+    trail = call.trail
+    partial = error.partial if call.sink is None else trail.partial
     earlier = tuple(each for each in trail.errors if each is not error)
-    return evolve(error, attempts=tuple(trail.attempts), partial=trail.partial or error.partial, earlier=earlier)
+    return evolve(error, attempts=tuple(trail.attempts), partial=partial, earlier=earlier)

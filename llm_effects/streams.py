@@ -6,12 +6,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 from returns.context import RequiresContext
+from returns.result import Failure, Result
 
-from llm_effects.effects import settle
+from llm_effects.calls import Sink
+from llm_effects.effects import Effect, effect, settle
 from llm_effects.env import LLMEnv
-from llm_effects.events import StreamEvent
-from llm_effects.pipeline import stream
+from llm_effects.errors import LLMError
+from llm_effects.events import Failed, StreamEvent
+from llm_effects.pipeline import ending, generate_call, run_call
 from llm_effects.requests import LLMRequest
+from llm_effects.responses import LLMResponse
 
 
 def open_stream(
@@ -35,13 +39,15 @@ def open_stream(
 @asynccontextmanager
 async def _opened(request: LLMRequest, env: LLMEnv) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
     send, receive = anyio.create_memory_object_stream[StreamEvent](0)
-    raised: list[Exception] = []
+    raised: list[BaseException] = []
     try:
         async with receive, anyio.create_task_group() as group:
             group.start_soon(_produce, request, env, send)
             try:
                 yield receive
-            except Exception as problem:  # noqa: BLE001 - kept out of the group, and raised below as it is
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as problem:  # noqa: BLE001 - kept out of the group, and raised below as it is
                 raised.append(problem)
             group.cancel_scope.cancel()
     except* Exception as problems:  # noqa: BLE001 - a defect beneath, which comes out without the group, too
@@ -52,4 +58,25 @@ async def _opened(request: LLMRequest, env: LLMEnv) -> AsyncGenerator[AsyncItera
 
 async def _produce(request: LLMRequest, env: LLMEnv, send: MemoryObjectSendStream[StreamEvent]) -> None:
     async with send:
-        await settle(stream(request, send.send), env)
+        result = await settle(run_call(generate_call, request, send.send), env)
+        await send.send(ending(result))  # for as long as it takes: nobody waits for a consumer that has not left
+
+
+def refused(error: LLMError, sink: Sink) -> Effect[LLMResponse]:
+    """A stream that cannot begin: its only event is ``Failed``."""
+
+    async def run(_: LLMEnv) -> Result[LLMResponse, LLMError]:
+        await sink(Failed(error))
+        return Failure(error)
+
+    return effect(run)
+
+
+@asynccontextmanager
+async def only(event: StreamEvent) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
+    """The pull form of a stream of one event."""
+    send, receive = anyio.create_memory_object_stream[StreamEvent](1)
+    async with receive:
+        async with send:
+            await send.send(event)
+        yield receive

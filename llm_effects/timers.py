@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Final, final
 
 import anyio
+from anyio.lowlevel import current_token
 from attrs import define, field
-from sniffio import current_async_library
 
 from llm_effects.calls import Queueing
 from llm_effects.config import ModelConfig
@@ -25,12 +25,9 @@ LATE: Final = 0.1
 
 
 def loop_clock() -> Callable[[], float]:
-    """Give the clock behind ``anyio.current_time()``, without asking for the backend at each reading."""
-    if current_async_library() == "asyncio":
-        return asyncio.get_running_loop().time
-    import trio
-
-    return trio.current_time
+    """Give the clock behind ``anyio.current_time()``, where it can be had without asking for the backend each time."""
+    loop = current_token().native_token
+    return loop.time if isinstance(loop, asyncio.AbstractEventLoop) else anyio.current_time
 
 
 @final
@@ -56,25 +53,32 @@ class Timers:
     def start(self) -> None:
         """Start all clocks: from now on the model has the call."""
         now = self._clock()
-        self.queueing.waited, self.queueing.since = now - (self.queueing.since or now), None
+        self.queueing.waited, self.queueing.since = now - self._queued_at(now), None
         self.attempt_by = now + self.config.timeout_ms / 1000
         self.phase = "first_content" if self.streamed else "attempt"
         first = now + self.config.first_content_ms / 1000 if self.streamed else math.inf
         self.scope.deadline = min(first, self.attempt_by)
 
+    def _queued_at(self, now: float) -> float:
+        return now if self.queueing.since is None else self.queueing.since
+
     def consumer(self) -> None:
         """The consumer has content now: the clocks stand still, and only its own limit holds."""
-        self.phase, self._left_at = "sink", self._clock()
-        limit = self.config.sink_ms / 1000
-        self._strike(self._left_at + limit, limit * LATE)
+        now, limit = self._clock(), self.config.sink_ms / 1000
+        if self.phase != "sink":
+            self.phase, self._left_at = "sink", now
+        self._strike(now + limit, limit * LATE)
 
     def model(self) -> None:
         """The consumer is done: wait for the model's next content."""
         now = self._clock()
         self.phase = "between_content"
         self.attempt_by += now - self._left_at
-        limit = self.config.between_content_ms / 1000
-        self._strike(min(now + limit, self.attempt_by), limit * LATE)
+        limit, attempt = self.config.between_content_ms / 1000, self.config.timeout_ms / 1000
+        if now + limit <= self.attempt_by:
+            self._strike(now + limit, limit * LATE)
+        else:
+            self._strike(self.attempt_by, min(limit, attempt) * LATE)
 
     def _strike(self, due: float, late: float) -> None:
         if not due <= self.scope.deadline <= due + late:

@@ -169,6 +169,18 @@ def one_of(*choices: str) -> Validator:
     return check
 
 
+def each_of(*choices: str) -> Validator:
+    """Make an attrs validator for a tuple that holds only some of a few names."""
+
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: tuple[object, ...]) -> None:
+        for index, item in enumerate(value):
+            if item not in choices:
+                name = inside(attribute.name, index)
+                invalid(name, f"must be one of {', '.join(choices)}, not {shown(item)}")
+
+    return check
+
+
 def instance(kind: type) -> Validator:
     """Make an attrs validator for a value of this class."""
 

@@ -45,6 +45,7 @@ SCRIPTS: dict[str, tuple[tuple[Reply, ...], str]] = {
     "configured_manager": (("log_level: debug",), "log_level: debug"),
     "pipeline": (("I rate it 8.", "Restart it."), "severity 8: Restart it."),
     "health": ((), "ready"),
+    "caching": (("They fill with logs.",), "They fill with logs."),
     "streaming": ((Pieces(("Once ", "upon")),), "finished: stop"),
     "failover_mid_stream": (
         (Pieces(("Disks fill",), then=MalformedResponse()), "They are full of logs."),

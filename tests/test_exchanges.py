@@ -15,6 +15,7 @@ from attrs import define, evolve, field
 from returns.result import Result
 
 from llm_effects import (
+    CacheConfig,
     Completed,
     Failed,
     LLMConfig,
@@ -83,7 +84,8 @@ class Told:
 
 def of(server: Server, **settings: Any) -> LLMConfig:
     model = ModelConfig(provider="lm-studio", model="m", endpoint=server.url)
-    return LLMConfig(models={"m": evolve(model, **settings)}, routing=RoutingConfig(max_retries=0))
+    fresh = CacheConfig(enabled=False)
+    return LLMConfig(models={"m": evolve(model, **settings)}, routing=RoutingConfig(max_retries=0), cache=fresh)
 
 
 @asynccontextmanager
@@ -421,3 +423,27 @@ async def test_fault_9_only_the_deadline_of_the_call_ends_its_wait_in_the_queue(
             assert error.timeout_ms == 60
             assert len(server.requests) == 1
             tasks.cancel_scope.cancel()
+
+
+# --- What a body is called, and consumers that take their time -----------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON", "text/plain", "text/event-stream", "x/y"])
+async def test_fault_101_a_whole_answer_to_a_stream_is_read_whatever_it_is_called(kind: str) -> None:
+    body = json.dumps(WHOLE).encode()
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    result, told = await streamed(answering(head + body))
+    assert result.unwrap().content == "because"
+    assert told.events[1:-1] == [TextDelta("because")]
+
+
+async def test_a_slow_consumer_of_a_burst_is_waited_for_event_by_event() -> None:
+    pieces = [piece("x") for _ in range(30)]
+    with serving(answering(chunked(b"".join(pieces) + STOP + DONE))) as server:
+        async with tidy(server, sink_ms=60) as env:
+
+            async def slow(event: StreamEvent) -> None:
+                await anyio.sleep(0.01)
+
+            response = (await settle(stream(ASK, slow), env)).unwrap()
+    assert response.content == "x" * 30

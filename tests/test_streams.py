@@ -30,11 +30,18 @@ from llm_effects import (
     Restarted,
     RoutingConfig,
     Started,
+    Statistics,
     StreamEvent,
+    Text,
     TextDelta,
+    ToolCall,
+    ToolCallDelta,
     answer,
+    create_default_llm_manager,
+    generate,
     make_llm_manager,
     open_stream,
+    run_in_virtual_time,
     scripted,
     scripted_env,
     settle,
@@ -166,6 +173,59 @@ async def test_a_sink_that_raises_ends_the_call_with_its_own_exception() -> None
 
     with pytest.raises(KeyError, match="mine"):
         await settle(stream(ASK, sink), env_of("because"))
+
+
+async def test_an_answer_without_content_is_begun_all_the_same() -> None:
+    silent = evolve(answer(""), parts=())
+    assert [type(event) for event in await events_of(env_of(silent))] == [Started, Completed]
+    env = env_of(Pieces(("half",), then=CUT), silent)
+    events = await events_of(env, evolve(ASK, recovery=Recovery.RESTART))
+    assert [type(event) for event in events] == [Started, TextDelta, Restarted, Completed]
+
+
+async def test_a_scripted_tool_call_is_streamed_as_one() -> None:
+    calling = evolve(answer(""), parts=(Text("let me see"), ToolCall("call_1", "look", "{}")))
+    events = await events_of(env_of(calling))
+    assert events[1:-1] == [TextDelta("let me see"), ToolCallDelta(0, "call_1", "look", "{}")]
+
+
+def test_a_consumer_that_never_takes_the_last_event_is_left() -> None:
+    async def sink(event: StreamEvent) -> None:
+        if isinstance(event, Completed):
+            await anyio.sleep_forever()
+
+    assert run_in_virtual_time(settle, stream(ASK, sink), env_of("because")).unwrap().content == "because"
+
+
+class Peculiar(BaseException):
+    """An exception that is not an ``Exception``."""
+
+
+@pytest.mark.parametrize("problem", [GeneratorExit, SystemExit, Peculiar])
+async def test_no_exception_of_the_consumer_comes_in_a_group(problem: type[BaseException]) -> None:
+    with pytest.raises(problem):
+        async with open_stream(ASK)(env_of("because")) as events:
+            async for _ in events:
+                raise problem
+
+
+async def test_a_consumer_that_does_not_come_back_is_not_the_model_s_fault() -> None:
+    env = env_of(RequestTimeout(phase="sink"), config=models("one"))
+    await settle(generate(ASK), env)
+    assert env.health.statistics().get("one", Statistics()).attempts == 0
+
+
+async def test_a_broken_configuration_is_told_to_streams_too() -> None:
+    manager = create_default_llm_manager({"LLM_CACHE_MAX_SIZE": "many"})
+    events: list[StreamEvent] = []
+
+    async def sink(event: StreamEvent) -> None:
+        events.append(event)
+
+    await manager.stream(ASK, sink)
+    async with manager.open_stream(ASK) as pulled:
+        events.extend([event async for event in pulled])
+    assert ["LLM_CACHE_MAX_SIZE" in str(event) for event in events] == [True, True]
 
 
 async def test_a_cancelled_stream_tells_no_end() -> None:

@@ -384,7 +384,7 @@ async def test_a_cancelled_stream_closes_its_connection_at_once(transport: Trans
 
 async def test_an_exception_of_the_reader_comes_out_as_itself(transport: Transport) -> None:
     with serving(sending(chunked(b"one", end=False), hold=True)) as server:
-        with pytest.raises(KeyError):  # noqa: PT012 - the exception comes from within the stream
+        with pytest.raises(KeyError):
             async with transport.stream(asking(server.url), LIMITS) as answer:
                 async for _ in answer.chunks():
                     raise KeyError

@@ -5,14 +5,25 @@
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Literal, TypeAlias, final, get_args
+from typing import Final, Literal, TypeAlias, final, get_args
 
 import attrs
 from attrs import field, frozen
 
 from llm_effects.config.fields import amount, dollars, hidden, named, orders, pairs, strangers, to_order, to_tasks
 from llm_effects.secrets import Secret, to_secret, usable_headers, usable_key, without_password
-from llm_effects.values import InvalidValue, inside, instance, instances, number, one_of, text, to_table, to_tuple
+from llm_effects.values import (
+    InvalidValue,
+    each_of,
+    inside,
+    instance,
+    instances,
+    number,
+    one_of,
+    text,
+    to_table,
+    to_tuple,
+)
 
 Strategy: TypeAlias = Literal["balanced", "cost", "performance"]
 """How candidates are ordered."""
@@ -110,15 +121,28 @@ class RoutingConfig:
     timeout_ms: float = field(default=300_000, validator=number(above=0))
 
 
+KEEPABLE: Final = ("stop", "length", "tool_calls")
+"""Finish reasons of answers that may be kept; one that was filtered never is."""
+
+
+def _keeping(given: Iterable[str]) -> tuple[str, ...]:
+    return to_tuple("keep", given)
+
+
 @final
 @frozen(kw_only=True)
 class CacheConfig:
-    """Where answers are kept, for how long (seconds; ``None`` is for ever) and how many."""
+    """Where answers are kept, for how long (seconds; ``None`` is for ever), how many and which.
+
+    ``keep`` names the finish reasons of the answers worth keeping: ``stop``, and where it makes sense ``length`` (cut
+    off at the limit) or ``tool_calls``.
+    """
 
     enabled: bool = field(default=True, validator=instance(bool))
     ttl_seconds: float | None = field(default=3600, validator=number(at_least=0))
     max_size: int = field(default=1000, validator=number(at_least=1, whole=True))
     url: str = field(default="memory://", validator=text(), repr=without_password)
+    keep: tuple[str, ...] = field(default=("stop",), converter=_keeping, validator=each_of(*KEEPABLE))
 
 
 @final

@@ -26,12 +26,17 @@ def observed(inner: Generate) -> Generate:
             except BaseException as problem:
                 _book(env, call, started, _interruption(problem, call), None)
                 raise
-            _book(env, call, started, SUCCESS if is_successful(outcome) else outcome.failure().tag, outcome)
+            _book(env, call, started, SUCCESS if is_successful(outcome) else _tag(outcome.failure()), outcome)
             return outcome
 
         return effect(run)
 
     return observe
+
+
+def _tag(error: LLMError) -> str:
+    """A consumer that did not come back cut the attempt off: that was not the model."""
+    return CANCELLED if isinstance(error, RequestTimeout) and error.phase == "sink" else error.tag
 
 
 def _interruption(problem: BaseException, call: Call) -> str:

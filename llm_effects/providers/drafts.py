@@ -1,6 +1,7 @@
 """An answer under construction, common to all protocols: streams and whole answers end in the same place."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Literal, TypeAlias, final
 
 from attrs import define, evolve, field
@@ -158,17 +159,18 @@ def _refused(draft: Draft, category: str) -> ContentRefused:
 
 def events_of(response: LLMResponse) -> tuple[ContentEvent, ...]:
     """Tell a whole answer as a stream would have, a part at a time."""
-    told = (_event(index, part) for index, part in enumerate(response.parts))
+    calls = count()
+    told = (_event(part, calls) for part in response.parts)
     return tuple(event for event in told if event is not None)
 
 
-def _event(index: int, part: Part) -> ContentEvent | None:
+def _event(part: Part, calls: Iterator[int]) -> ContentEvent | None:
     match part:
         case Text():
             return TextDelta(part.text)
         case Reasoning():
             return ReasoningDelta(part.text) if part.text else None
         case ToolCall():
-            return ToolCallDelta(index, part.id, part.name, part.arguments)
+            return ToolCallDelta(next(calls), part.id, part.name, part.arguments)
         case _:
             return None

@@ -10,24 +10,34 @@ from attrs import define, evolve, field
 from returns.future import FutureResult
 
 from llm_effects.env import LedgerRow, Statistics
-from llm_effects.errors import ContentRefused, ContextTooLarge, InvalidRequest, LLMError
-from llm_effects.responses import CANCELLED, Attempt
+from llm_effects.errors import (
+    AuthenticationFailed,
+    LLMError,
+    MalformedResponse,
+    ModelUnavailable,
+    NetworkError,
+    RateLimitExceeded,
+    RequestTimeout,
+    SchemaMismatch,
+)
+from llm_effects.responses import SUCCESS, Attempt
 
 NEWEST: Final = 0.2
 """Weight of the newest attempt in the moving averages: about the last nine count."""
 
-NOT_ITS_FAULT: Final = frozenset({CANCELLED, InvalidRequest.tag, ContextTooLarge.tag, ContentRefused.tag})
-"""Outcomes that say something of the request or the caller, not of the model."""
+BLAMED: Final = frozenset(
+    error.tag for error in (ModelUnavailable, RateLimitExceeded, AuthenticationFailed, RequestTimeout, NetworkError)
+) | {MalformedResponse.tag, SchemaMismatch.tag, SUCCESS}
+"""Outcomes that say something of the model; others are the request's, the caller's, or a defect."""
 
 
 def learn(known: Statistics, attempt: Attempt) -> Statistics:
     """Take an attempt into what is known.
 
-    >>> from llm_effects.responses import SUCCESS
     >>> learn(Statistics(), Attempt(model="m", provider="p", outcome=SUCCESS, latency_ms=40.0)).latency_ms
     40.0
     """
-    if attempt.outcome in NOT_ITS_FAULT:
+    if attempt.outcome not in BLAMED:
         return known
     failed = 0.0 if attempt.succeeded else 1.0
     return evolve(

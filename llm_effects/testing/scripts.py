@@ -12,9 +12,10 @@ from llm_effects.calls import Call
 from llm_effects.config import ModelConfig
 from llm_effects.env import ModelHealth
 from llm_effects.errors import LLMError
-from llm_effects.events import TextDelta
+from llm_effects.events import StreamEvent, TextDelta
 from llm_effects.exchanges import opening_of
 from llm_effects.messages import Text
+from llm_effects.providers.drafts import events_of
 from llm_effects.requests import LLMRequest
 from llm_effects.responses import LLMResponse, Usage
 from llm_effects.tokens import estimate_tokens
@@ -79,20 +80,20 @@ class Scripted:
         self.calls.append(call)
         said = await _said(reply, call.request)
         if isinstance(said, Pieces):
-            return await _told(call, said.pieces, said.then or answer("".join(said.pieces)), said.pause)
-        return await _told(call, (said.content,) if isinstance(said, LLMResponse) else (), said)
+            events = tuple(TextDelta(piece) for piece in said.pieces)
+            return await _told(call, events, said.then or answer("".join(said.pieces)), said.pause)
+        return await _told(call, events_of(said) if isinstance(said, LLMResponse) else (), said)
 
 
 async def _told(
-    call: Call, pieces: tuple[str, ...], end: LLMResponse | LLMError, pause: float = 0.0
+    call: Call, events: tuple[StreamEvent, ...], end: LLMResponse | LLMError, pause: float = 0.0
 ) -> Result[LLMResponse, LLMError]:
     opening = opening_of(call)
-    for number, piece in enumerate(pieces):
+    begins = opening is not None and (events or isinstance(end, LLMResponse))
+    for event in (opening, *events) if opening is not None and begins else events:
         await anyio.sleep(pause)
-        if call.sink is not None and number == 0 and opening is not None:
-            await call.sink(opening)
         if call.sink is not None:
-            await call.sink(TextDelta(piece))
+            await call.sink(event)
     if not isinstance(end, LLMResponse):
         return Failure(end if end.model else evolve(end, model=call.model))
     input_tokens = end.usage.input_tokens or estimate_tokens(call.request)

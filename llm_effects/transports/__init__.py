@@ -14,7 +14,7 @@ import httpx
 from attrs import define, field, frozen
 from returns.pipeline import is_successful
 
-from llm_effects.errors import ConfigurationError, LLMError
+from llm_effects.errors import ConfigurationError, LLMError, MalformedResponse
 from llm_effects.mailboxes import Admitted, unheard
 from llm_effects.secrets import Secret
 from llm_effects.transports.bodies import Body, Decoder
@@ -39,14 +39,21 @@ class Streamed:
     headers: Mapping[str, str]
     received: datetime
     _body: Body = field(repr=False)
+    _max_bytes: int
 
     def chunks(self) -> AsyncIterator[bytes]:
         """Give the body piece by piece; a break raises ``TransportFault``."""
         return self._body
 
     async def read(self) -> bytes:
-        """Give the rest of the body at once."""
-        return b"".join([piece async for piece in self._body])
+        """Give the rest of the body at once; one of more than ``max_bytes`` is refused."""
+        pieces, size = list[bytes](), 0
+        async for piece in self._body:
+            pieces.append(piece)
+            size += len(piece)
+            if size > self._max_bytes:
+                raise TransportFault(MalformedResponse(message=f"the answer is larger than {self._max_bytes} bytes"))
+        return b"".join(pieces)
 
 
 @final
@@ -55,7 +62,8 @@ class Transport:
     """Sends requests over connections that it keeps for each event loop; every failure is a ``TransportFault``.
 
     At most ``max_connections`` calls are under way in a loop, in pools of ``pool_size``; others wait in order, and
-    ``admitted`` is called when their turn has come. A body of more than ``max_bytes`` is refused.
+    ``admitted`` is called when their turn has come. A body read at once may have
+    ``max_bytes``, one read as it comes ``max_stream_bytes``.
 
     >>> import anyio
     >>> def echo(request):
@@ -70,6 +78,7 @@ class Transport:
     max_connections: int = field(default=1000, validator=number(at_least=1, whole=True))
     pool_size: int = field(default=8, validator=number(at_least=1, whole=True))
     max_bytes: int = field(default=32 * 2**20, validator=number(at_least=1, whole=True))
+    max_stream_bytes: int = field(default=2**30, validator=number(at_least=1, whole=True))
     _pools: LoopPools = field(init=False, repr=False)
     _closed: bool = field(default=False, init=False)
 
@@ -119,10 +128,10 @@ class Transport:
             response = await _response(pools, place, request.unwrap(), explain)
             headers = _lowered(response.headers.raw)
             body = Body(
-                _stream(response), Decoder(headers.get("content-encoding", "").lower(), self.max_bytes), explain
+                _stream(response), Decoder(headers.get("content-encoding", "").lower(), self.max_stream_bytes), explain
             )
             try:
-                yield Streamed(response.status_code, headers, datetime.now(UTC), body)
+                yield Streamed(response.status_code, headers, datetime.now(UTC), body, self.max_bytes)
             finally:
                 await body.aclose()
 

@@ -3,6 +3,9 @@
 Calls alternate, so that both meet the same machine; the figures are medians and their ratio.
 """
 
+from collections.abc import Iterator
+from itertools import count
+
 import anyio
 import httpx
 
@@ -10,7 +13,11 @@ from llm_effects import LLMConfig, LLMRequest, ModelConfig, Preferences, generat
 from tests.benchmarks.stub import stub
 from tests.benchmarks.transport import PLAIN, QUESTION, alternating
 
-REQUEST = LLMRequest(prompt="Why is the sky blue?", preferences=Preferences(max_tokens=100, temperature=0.2))
+
+def questions() -> Iterator[LLMRequest]:
+    """Give questions that are all different, so that the cache is looked up and filled but never answers."""
+    wanted = Preferences(max_tokens=100, temperature=0.2)
+    return (LLMRequest(prompt=f"Why is the sky blue? ({number})", preferences=wanted) for number in count())
 
 
 async def one_call(rounds: int = 1000) -> None:
@@ -21,8 +28,10 @@ async def one_call(rounds: int = 1000) -> None:
             async def bare() -> object:
                 return (await client.post(f"{base}/chat/completions", json=QUESTION, headers=PLAIN)).json()
 
+            asked = questions()
+
             async def ours() -> object:
-                return (await settle(generate(REQUEST), env)).unwrap()
+                return (await settle(generate(next(asked)), env)).unwrap()
 
             httpx_us, ours_us = await alternating(rounds, bare, ours)
             ratio = ours_us / httpx_us

@@ -1,4 +1,6 @@
-"""One client, measured from inside: ``python peer.py NAME BASE_URL``, then a line ``call`` or ``stream`` for each run.
+"""One client, measured from inside: ``python peer.py NAME BASE_URL``, then a line for each run.
+
+The lines are ``call``, ``stream`` and ``hit``.
 
 It runs in the environment of the library that it measures, and needs nothing else.
 """
@@ -8,15 +10,17 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from itertools import count
 
 QUESTION = "Why is the sky blue?"
 BODY = {"model": "stub", "messages": [{"role": "user", "content": QUESTION}]}
 KEY = "sk-benchmark"
 
 Run = Callable[[], Awaitable[object]]
+Runs = dict[str, Run]
 
 
-async def bare(base: str) -> tuple[Run, Run]:
+async def bare(base: str) -> Runs:
     import httpx
 
     client, headers = httpx.AsyncClient(), {"authorization": f"Bearer {KEY}"}
@@ -31,32 +35,35 @@ async def bare(base: str) -> tuple[Run, Run]:
                 if line.startswith("data: {"):
                     json.loads(line[6:])
 
-    return call, stream
+    return {"call": call, "stream": stream}
 
 
-async def ours(base: str) -> tuple[Run, Run]:
+async def ours(base: str) -> Runs:
     from llm_effects import LLMConfig, LLMRequest, ModelConfig, StreamEvent, generate, open_env, settle
     from llm_effects import stream as streamed
 
     model = ModelConfig(provider="openai-compatible", model="stub", endpoint=base, api_key=KEY)
     opened = open_env(LLMConfig(models={"stub": model}))
     env = await opened.__aenter__()
-    request = LLMRequest(prompt=QUESTION)
+    requests = (LLMRequest(prompt=f"{QUESTION} ({number})") for number in count())
 
     async def sink(event: StreamEvent) -> None:
         pass
 
     async def call() -> object:
-        return (await settle(generate(request), env)).unwrap()
+        return (await settle(generate(next(requests)), env)).unwrap()
 
     async def stream() -> object:
         assert opened  # an environment is closed when nobody holds it any more
-        return (await settle(streamed(request, sink), env)).unwrap()
+        return (await settle(streamed(next(requests), sink), env)).unwrap()
 
-    return call, stream
+    async def hit() -> object:
+        return (await settle(generate(LLMRequest(prompt=QUESTION)), env)).unwrap()
+
+    return {"call": call, "stream": stream, "hit": hit}
 
 
-async def openai(base: str) -> tuple[Run, Run]:
+async def openai(base: str) -> Runs:
     from openai import AsyncOpenAI
 
     client = AsyncOpenAI(base_url=base, api_key=KEY)
@@ -68,11 +75,14 @@ async def openai(base: str) -> tuple[Run, Run]:
         async for _ in await client.chat.completions.create(**BODY, stream=True):
             pass
 
-    return call, stream
+    return {"call": call, "stream": stream}
 
 
-async def litellm(base: str) -> tuple[Run, Run]:
+async def litellm(base: str) -> Runs:
+    import litellm as library
     from litellm import Router
+
+    library.cache = library.Cache()
 
     params = {"model": "openai/stub", "api_base": base, "api_key": KEY}
     router = Router(model_list=[{"model_name": "stub", "litellm_params": params}])
@@ -84,17 +94,34 @@ async def litellm(base: str) -> tuple[Run, Run]:
         async for _ in await router.acompletion(**BODY, stream=True):
             pass
 
-    return call, stream
+    async def hit() -> object:
+        return await router.acompletion(**BODY, caching=True)
+
+    return {"call": call, "stream": stream, "hit": hit}
 
 
-CLIENTS = {"httpx": bare, "llm_effects": ours, "openai": openai, "litellm": litellm}
+async def langchain(base: str) -> Runs:
+    from langchain_core.caches import InMemoryCache
+    from langchain_core.globals import set_llm_cache
+    from langchain_openai import ChatOpenAI
+
+    set_llm_cache(InMemoryCache())
+    model = ChatOpenAI(base_url=base, api_key=KEY, model="stub")
+
+    async def hit() -> object:
+        return await model.ainvoke(QUESTION)
+
+    return {"hit": hit}
+
+
+CLIENTS = {"httpx": bare, "llm_effects": ours, "openai": openai, "litellm": litellm, "langchain": langchain}
 
 
 async def main(name: str, base: str) -> None:
-    call, stream = await CLIENTS[name](base)
+    runs = await CLIENTS[name](base)
     for line in sys.stdin:
         began = time.perf_counter()
-        await (call if line.strip() == "call" else stream)()
+        await runs[line.strip()]()
         print((time.perf_counter() - began) * 1e6, flush=True)
 
 

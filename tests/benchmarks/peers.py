@@ -1,4 +1,4 @@
-"""Against the openai SDK and litellm, each in a virtual environment of its own: ``python -m tests.benchmarks.peers``.
+"""Against other libraries, each in a virtual environment of its own: ``python -m tests.benchmarks.peers``.
 
 The environments are made below the folder given as the first argument (a temporary one without it), from the package
 registry. Every client asks the same stub in turn, so that all meet the same machine; the figures are medians and
@@ -18,7 +18,12 @@ from tests.benchmarks.stub import stub
 
 ROOT: Final = Path(__file__).parents[2]
 CLIENT: Final = Path(__file__).with_name("peer.py")
-PEERS: Final = {"openai": ("openai",), "litellm": ("litellm",)}
+PEERS: Final = {"openai": ("openai",), "litellm": ("litellm",), "langchain": ("langchain-openai",)}
+ASKED: Final = {
+    "call": ("httpx", "llm_effects", "openai", "litellm"),
+    "stream": ("httpx", "llm_effects", "openai", "litellm"),
+    "hit": ("llm_effects", "litellm", "langchain"),
+}
 
 
 def python_of(folder: Path, name: str) -> str:
@@ -57,21 +62,29 @@ def compare(folder: Path, rounds: int) -> None:
     }
     with stub(count=200) as base, ExitStack() as stack:
         clients = {name: stack.enter_context(client(python, name, base)) for name, python in pythons.items()}
-        for what in ("call", "stream"):
-            taken: dict[str, list[float]] = {name: [] for name in clients}
-            for number in range(rounds + 10):
-                for name, process in clients.items():
-                    took = ask(process, what)
-                    if number >= 10:
-                        taken[name].append(took)
-            medians = {name: median(times) for name, times in taken.items()}
-            report(what, medians)
+        bare = 0.0
+        for what, names in ASKED.items():
+            medians = measured(what, {name: clients[name] for name in names}, rounds)
+            bare = medians.get("httpx", bare) if what == "call" else bare
+            report(what, medians, medians.get("httpx", bare))
 
 
-def report(what: str, medians: dict[str, float]) -> None:
-    ours, bare = medians["llm_effects"], medians["httpx"]
-    print(f"one {what}, every layer: {ours:.0f} us = {ours / bare:.2f} x bare httpx ({bare:.0f} us)")
-    for name in PEERS:
+def measured(what: str, clients: dict[str, "subprocess.Popen[str]"], rounds: int) -> dict[str, float]:
+    """Ask each client in turn and give the median of each, in microseconds."""
+    taken: dict[str, list[float]] = {name: [] for name in clients}
+    for number in range(rounds + 10):
+        for name, process in clients.items():
+            took = ask(process, what)
+            if number >= 10:
+                taken[name].append(took)
+    return {name: median(times) for name, times in taken.items()}
+
+
+def report(what: str, medians: dict[str, float], bare: float) -> None:
+    ours = medians["llm_effects"]
+    against = "a bare httpx call" if what == "hit" else "bare httpx"
+    print(f"{what}, every layer: {ours:.0f} us = {ours / bare:.3f} x {against} ({bare:.0f} us)")
+    for name in medians.keys() - {"httpx", "llm_effects"}:
         print(f"    {name}: {medians[name]:.0f} us = {medians[name] / ours:.1f} x ours")
 
 

@@ -1,0 +1,73 @@
+"""Ask the same question twice: the second answer comes from a file, in microseconds, also after a restart.
+
+The file is kept in the folder for temporary files; run the example again and the first answer is there already.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import anyio
+from attrs import evolve
+from returns.pipeline import is_successful
+from returns.result import Result
+
+from llm_effects import (
+    CacheConfig,
+    LLMConfig,
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    LLMResponse,
+    Preferences,
+    cache_stats,
+    describe,
+    effect,
+    generate,
+    load_config,
+    make_llm_manager,
+    settle,
+    then,
+)
+
+QUESTION = LLMRequest(
+    prompt="Why do disks fill up? One sentence.",
+    preferences=Preferences(max_tokens=40, temperature=0.0, seed=7, stop=("\n",)),
+)
+
+
+def line(response: LLMResponse) -> str:
+    """Tell where an answer came from and what it took."""
+    source = "the cache" if response.cached else response.model
+    return f"{response.latency_ms * 1000:10.0f} us  {response.cost}  from {source}: {response.content.strip()}"
+
+
+async def main(env: LLMEnv) -> Result[str, LLMError]:
+    """Ask twice, and look at the cache."""
+    question = generate(QUESTION).map(line)
+    both = then(question, lambda first: question.map(lambda second: f"{first}\n{second}"))
+    found = then(both, lambda lines: cache_stats().map(lambda stats: f"{lines}\n{stats.entries} entries are stored"))
+    return await settle(found, env)
+
+
+def with_file(config: LLMConfig) -> LLMConfig:
+    """Keep answers in a SQLite file, also those that were cut off at the limit of tokens."""
+    file = Path(tempfile.gettempdir()) / "llm_effects_example.db"
+    return evolve(config, cache=CacheConfig(url=f"sqlite:///{file}", keep=("stop", "length")))
+
+
+async def live() -> Result[str, LLMError]:
+    """Run twice, with an environment of its own each time, as after a restart."""
+    config = load_config().map(with_file)
+    if not is_successful(config):
+        return config.map(str)
+    async with make_llm_manager(config.unwrap()) as manager:
+        before = await manager.run(effect(main))
+    async with make_llm_manager(config.unwrap()) as manager:
+        after = await manager.run(effect(main))
+    return after.map(lambda lines: f"{before.value_or('')}\nafter a restart\n{lines}")
+
+
+if __name__ == "__main__":
+    answer = anyio.run(live)
+    print(answer.unwrap()) if is_successful(answer) else sys.exit(describe(answer.failure()))

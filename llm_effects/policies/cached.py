@@ -1,0 +1,99 @@
+"""The same question is paid for once: whole answers are kept, and told again as they came."""
+
+from typing import final
+
+from attrs import define, evolve, field
+from returns.pipeline import is_successful
+from returns.result import Failure, Result, Success
+
+from llm_effects.caching import cache_key, look_up, store
+from llm_effects.calls import Call, Sink
+from llm_effects.codecs import Entry
+from llm_effects.decisions import describe
+from llm_effects.effects import Effect, Generate, effect, settle
+from llm_effects.env import LLMEnv
+from llm_effects.errors import ConfigurationError, LLMError, StorageFailed
+from llm_effects.events import ContentEvent, ReasoningDelta, Restarted, Started, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.providers.drafts import events_of
+from llm_effects.requests import CachePolicy
+from llm_effects.responses import Cost, LLMResponse
+
+_Answer = Result[LLMResponse, LLMError]
+
+
+def cached(inner: Generate) -> Generate:
+    """Give a stored answer where there is one, else ask and keep what comes: by ``LLMRequest.cache``.
+
+    A store that fails is a miss, told in the answer's ``warnings``.
+    """
+
+    def remember(call: Call) -> Effect[LLMResponse]:
+        async def run(env: LLMEnv) -> _Answer:
+            if not env.config.cache.enabled or call.request.cache is CachePolicy.BYPASS:
+                return await settle(inner(call), env)
+            return await _remembered(inner, call, env, call.key or cache_key(call.request, env.config))
+
+        return effect(run)
+
+    return remember
+
+
+async def _remembered(inner: Generate, call: Call, env: LLMEnv, key: str) -> _Answer:
+    policy = call.request.cache
+    found: Result[Entry | None, LLMError] = Success(None) if policy is CachePolicy.REFRESH else await look_up(env, key)
+    entry = found.value_or(None)
+    if entry is not None:
+        return await _told_again(entry, call)
+    if policy is CachePolicy.ONLY or _misconfigured(found):
+        return Failure(_nothing(found))
+    trouble = () if is_successful(found) else (f"the cache could not be read: {describe(found.failure())}",)
+    return await _asked(inner, call, env, key, trouble)
+
+
+def _misconfigured(found: Result[Entry | None, LLMError]) -> bool:
+    return not is_successful(found) and isinstance(found.failure(), ConfigurationError)
+
+
+def _nothing(found: Result[Entry | None, LLMError]) -> LLMError:
+    if not is_successful(found):
+        return found.failure()
+    return StorageFailed(operation="cache", message="no answer is stored, and the request's cache policy is ONLY")
+
+
+async def _told_again(entry: Entry, call: Call) -> _Answer:
+    """Tell a stored answer: its deltas as they came, its usage as it was, at no cost."""
+    if call.sink is not None:
+        await call.sink(Started(entry.response.model))
+        for event in entry.events or events_of(entry.response):
+            await call.sink(event)
+    return Success(evolve(entry.response, cached=True, cost=Cost.ZERO, attempts=()))
+
+
+async def _asked(inner: Generate, call: Call, env: LLMEnv, key: str, trouble: tuple[str, ...]) -> _Answer:
+    record = Record(call.sink)
+    result = await settle(inner(call if call.sink is None else evolve(call, sink=record)), env)
+    if not is_successful(result):
+        return result
+    response = result.unwrap()
+    if not trouble and not record.restarted and response.finish_reason.value in env.config.cache.keep:
+        problem = await store(env, key, Entry(response=response, events=tuple(record.events)))
+        trouble = () if problem is None else (problem,)
+    return Success(evolve(response, warnings=response.warnings + trouble) if trouble else response)
+
+
+@final
+@define
+class Record:
+    """A sink that passes every event on and keeps the content."""
+
+    sink: Sink | None
+    events: list[ContentEvent] = field(factory=list[ContentEvent])
+    restarted: bool = False
+
+    async def __call__(self, event: StreamEvent) -> None:
+        """Take an event."""
+        if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
+            self.events.append(event)
+        self.restarted = self.restarted or isinstance(event, Restarted)
+        if self.sink is not None:
+            await self.sink(event)

@@ -1,0 +1,204 @@
+"""A cache on a Redis server, for many machines at once.
+
+The client blocks, in threads of our own: its connections belong to no event loop, outlive each of them, serve asyncio
+and trio alike, and need no task in the background.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Protocol, TypeVar, cast, final
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError  # noqa: A004
+from redis.retry import Retry
+from returns.future import FutureResult
+from returns.result import Failure, Result, Success
+
+from llm_effects.env import CacheStats
+from llm_effects.errors import ConfigurationError, LLMError, StorageFailed
+from llm_effects.exceptions import cause_of
+from llm_effects.stores.tallies import Tally
+from llm_effects.stores.workers import Worker
+
+PREFIX: Final = "llm_effects:cache:"
+"""What our keys begin with."""
+
+PATIENCE_S: Final = 0.1
+"""How long the server may answer nothing, in seconds, before those who wait give up."""
+
+LONG_S: Final = 60.0
+"""How long clearing may take."""
+
+THREADS: Final = 8
+"""How many operations are under way at once."""
+
+_BATCH: Final = 1000
+
+_OPTIONS: Final = frozenset(
+    {"db", "client_name", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
+)
+
+_NO_URL: Final = (
+    "cache.url: is no URL of a Redis server: write redis://user:password@host:6379/0, or rediss:// for TLS, "
+    "and a special letter of the password by its code, such as %23"
+)
+
+_Made = TypeVar("_Made")
+
+
+class Client(Protocol):
+    """All that is used of the client; each may raise ``RedisError`` or ``OSError``."""
+
+    def get(self, name: str, /) -> bytes | None:
+        """Give what is stored."""
+        ...
+
+    def set(self, name: str, value: bytes, /, *, px: int | None) -> object:
+        """Store, for ``px`` milliseconds."""
+        ...
+
+    def unlink(self, *names: str | bytes) -> int:
+        """Drop, and tell how many were there."""
+        ...
+
+    def scan(self, cursor: int, /, *, match: str, count: int) -> tuple[int, list[bytes]]:
+        """Give some names, and where to go on: 0 is the end."""
+        ...
+
+    def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+def open_redis(
+    url: str, *, prefix: str = PREFIX, patience_seconds: float = PATIENCE_S
+) -> Result["RedisCache", ConfigurationError]:
+    """Make the cache of a URL, without connecting.
+
+    >>> open_redis("redis://:hunter2@localhost:port").failure().message[:40]
+    'cache.url: is no URL of a Redis server: '
+    """
+    parts = _parts(url)
+    if parts is None:
+        return Failure(ConfigurationError(message=_NO_URL))
+    unknown = sorted(parse_qs(parts.query, keep_blank_values=True).keys() - _OPTIONS)
+    if unknown:
+        message = f"cache.url: unknown options {', '.join(unknown)}: there are {', '.join(sorted(_OPTIONS))}"
+        return Failure(ConfigurationError(message=message))
+    return _client(url, patience_seconds).map(partial(_cache, parts, prefix, patience_seconds))
+
+
+def _parts(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        fits = parts.port != 0 and re.fullmatch(r"/?\d*", parts.path) and not parts.fragment
+    except ValueError:  # of a port or an address; its text may show a part of a password
+        return None
+    return parts if fits else None
+
+
+def _client(url: str, seconds: float) -> Result[Client, ConfigurationError]:
+    try:
+        client = Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - its options have no types
+            url,
+            socket_timeout=seconds,
+            socket_connect_timeout=seconds,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,  # spares a round trip for each connection
+        )
+    except (ValueError, RedisError):
+        return Failure(ConfigurationError(message=_NO_URL))
+    return Success(cast("Client", client))
+
+
+def _cache(parts: SplitResult, prefix: str, seconds: float, client: Client) -> "RedisCache":
+    password = parts.password or ""
+    return RedisCache(client, prefix=prefix, patience_seconds=seconds, secrets=(password, unquote(password)))
+
+
+@final
+class RedisCache:
+    """Entries on a server, which drops each when its time is over, and others when it has no room (``maxmemory``).
+
+    A server that does not answer in time is given up, and what was begun goes on: so the next operation may find a
+    connection. ``secrets`` are masked in whatever the server says.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        prefix: str = PREFIX,
+        patience_seconds: float = PATIENCE_S,
+        secrets: tuple[str, ...] = (),
+    ) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._patience = patience_seconds
+        self._secrets = secrets
+        self._tally = Tally()
+        self._worker = Worker("llm-effects-redis", THREADS)
+
+    def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
+        """Give the entry, or ``None`` where there is none or it is too old."""
+        return self._done("get", lambda: self._tally.asked(self._client.get(self._prefix + key)))
+
+    def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
+        """Keep an entry for ``ttl_seconds``; ``None`` is for ever, 0 keeps nothing."""
+        return self._done("put", lambda: self._put(self._prefix + key, entry, ttl_seconds))
+
+    def delete(self, key: str) -> FutureResult[bool, LLMError]:
+        """Drop an entry; says whether there was one."""
+        return self._done("delete", lambda: self._client.unlink(self._prefix + key) > 0)
+
+    def clear(self) -> FutureResult[int | None, LLMError]:
+        """Drop all entries with our prefix and give how many they were; others on the server are left alone."""
+        return self._done("clear", self._clear, LONG_S)
+
+    def stats(self) -> FutureResult[CacheStats, LLMError]:
+        """Tell what was asked for here; what is there the server could tell only by looking at every key."""
+        return FutureResult.from_value(self._tally.stats(entries=None, size=None))
+
+    async def aclose(self) -> None:
+        """Close all connections and end the threads."""
+        await self._worker.aclose(self._client.close)
+
+    def _done(
+        self, operation: str, work: Callable[[], _Made], seconds: float | None = None
+    ) -> FutureResult[_Made, LLMError]:
+        tried = partial(_tried, operation, work, self._secrets)
+        return FutureResult(self._worker.run(operation, tried, seconds or self._patience))
+
+    # From here on in a thread.
+
+    def _put(self, name: str, entry: bytes, ttl_seconds: float | None) -> None:
+        if ttl_seconds is None or ttl_seconds == math.inf:
+            self._client.set(name, entry, px=None)
+        elif ttl_seconds > 0:
+            self._client.set(name, entry, px=math.ceil(ttl_seconds * 1000))
+        else:
+            self._client.unlink(name)
+
+    def _clear(self) -> int:
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", self._prefix) + "*"
+        cursor, names = self._client.scan(0, match=pattern, count=_BATCH)
+        dropped = self._client.unlink(*names) if names else 0
+        while cursor:
+            cursor, names = self._client.scan(cursor, match=pattern, count=_BATCH)
+            dropped += self._client.unlink(*names) if names else 0
+        return dropped
+
+
+def _tried(operation: str, work: Callable[[], _Made], secrets: tuple[str, ...]) -> Result[_Made, LLMError]:
+    """Turn what the client and the system say into a ``StorageFailed``."""
+    try:
+        return Success(work())
+    except (RedisError, OSError, UnicodeError) as problem:  # the last: of a host's name
+        cause = cause_of(problem, *secrets)
+        transient = isinstance(problem, ConnectionError | TimeoutError) and not isinstance(problem, AuthenticationError)
+        failed = StorageFailed(operation=operation, message=cause.message, transient=transient, cause=cause)
+        return Failure(failed)

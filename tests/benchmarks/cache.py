@@ -1,0 +1,71 @@
+"""A hit in each store against a bare loopback call, and its growth, in one run: ``python -m tests.benchmarks.cache``.
+
+Redis is measured where ``redis-server`` is installed.
+"""
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import httpx
+
+from llm_effects import CacheConfig, LLMConfig, LLMRequest, ModelConfig, generate, open_env, settle
+from llm_effects.codecs import Entry, dump_entry
+from llm_effects.testing import answer
+from tests.benchmarks.stub import stub
+from tests.benchmarks.transport import PLAIN, QUESTION, alternating
+
+HELD = (100, 10_000, 100_000)
+
+
+@contextmanager
+def redis() -> Iterator[str | None]:
+    if shutil.which("redis-server") is None:
+        yield None
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        time.sleep(0.3)
+        yield f"redis://127.0.0.1:{port}/0"
+        server.kill()
+
+
+async def hits(url: str, held: int, rounds: int) -> None:
+    with stub() as base:
+        model = ModelConfig(provider="openai-compatible", model="stub", endpoint=base, api_key="sk-benchmark")
+        config = LLMConfig(models={"stub": model}, cache=CacheConfig(url=url, max_size=200_000))
+        async with httpx.AsyncClient() as client, open_env(config) as env:
+            for number in range(held):
+                await env.cache.put(f"{number:064x}", dump_entry(Entry(response=answer("x"))), None)
+
+            async def bare() -> object:
+                return (await client.post(f"{base}/chat/completions", json=QUESTION, headers=PLAIN)).json()
+
+            async def ours() -> object:
+                return (await settle(generate(LLMRequest(prompt="Why is the sky blue?")), env)).unwrap()
+
+            bare_us, hit_us = await alternating(rounds, bare, ours)
+            store = url.partition(":")[0]
+            print(f"{store:7} {held:7} entries: a hit {hit_us:.0f} us, {hit_us / bare_us:.3f} x bare httpx")
+
+
+async def main(held: tuple[int, ...] = HELD, rounds: int = 300) -> None:
+    with tempfile.TemporaryDirectory() as folder, redis() as server:
+        for entries in held:
+            await hits("memory://", entries, rounds)
+            await hits(f"sqlite:///{Path(folder) / str(entries)}.db", entries, rounds)
+            if server is not None:
+                await hits(server, entries, rounds)
+
+
+if __name__ == "__main__":
+    anyio.run(main)

@@ -1,0 +1,168 @@
+"""The cache on a server: what it does when the server is slow, full, gone, or says no."""
+
+# ruff: noqa: ASYNC110 - a server tells nobody when it has changed
+
+import signal
+import subprocess
+import sys
+import time
+
+import anyio
+import pytest
+from redis import Redis
+
+from llm_effects.stores.cache_redis import PREFIX, open_redis
+from tests.fixtures.cache_worker import entry_of, hammered, key_of
+from tests.fixtures.futures import failure_of, given_by
+from tests.fixtures.redis_server import free_port, redis_server, start
+
+__all__ = ["redis_server"]
+
+pytestmark = pytest.mark.anyio
+
+ONE, TWO = key_of("one"), key_of("two")
+
+
+async def test_the_server_keeps_the_time(redis_server: str) -> None:
+    cache = open_redis(redis_server, prefix="time:", patience_seconds=10).unwrap()
+    await given_by(cache.put(ONE, b"1", 60))
+    await given_by(cache.put(TWO, b"2", None))
+    with Redis.from_url(redis_server) as client:
+        assert 0 < client.pttl(f"time:{ONE}") <= 60_000
+        assert client.pttl(f"time:{TWO}") == -1
+    await given_by(cache.put(ONE, b"1", 0.001))
+    with anyio.fail_after(10):
+        while await given_by(cache.get(ONE)) is not None:
+            await anyio.sleep(0.001)
+    await cache.aclose()
+
+
+async def test_clear_leaves_the_keys_of_others(redis_server: str) -> None:
+    cache = open_redis(redis_server, prefix="a[b]*:", patience_seconds=10).unwrap()
+    with Redis.from_url(redis_server) as client:
+        client.mset({"ab:mine": "1", "a[b]x:mine": "2"})
+        for number in range(2500):
+            await given_by(cache.put(key_of(str(number)), b"x", 60)) if number < 3 else client.set(f"a[b]*:{number}", 1)
+        assert await given_by(cache.clear()) == 2500
+        assert client.mget("ab:mine", "a[b]x:mine") == [b"1", b"2"]
+    await cache.aclose()
+
+
+async def test_fault_112_a_server_that_is_not_there_is_a_failure_at_once() -> None:
+    cache = open_redis(f"redis://:hunter2@127.0.0.1:{free_port()}").unwrap()
+    failure = await failure_of(cache.get(ONE))
+    assert failure.transient
+    assert failure.operation == "get"
+    assert "hunter2" not in repr(failure) + repr(cache)
+    await cache.aclose()
+
+
+async def test_a_host_that_has_no_name_is_a_failure() -> None:
+    cache = open_redis(f"redis://{'a' * 64}.invalid", patience_seconds=10).unwrap()
+    assert (await failure_of(cache.put(ONE, b"1", 60))).operation == "put"
+    await cache.aclose()
+
+
+async def test_a_password_is_used_and_never_shown() -> None:
+    with start("--requirepass", "hun#ter 2") as server:
+        right = open_redis(server.url("hun%23ter%202"), patience_seconds=10).unwrap()
+        await given_by(right.put(ONE, b"1", 60))
+        assert await given_by(right.get(ONE)) == b"1"
+        await right.aclose()
+        for url in (server.url("wrong-hunter2"), server.url()):
+            wrong = open_redis(url, patience_seconds=10).unwrap()
+            failure = await failure_of(wrong.get(ONE))
+            assert not failure.transient
+            assert "hun" not in repr(failure)
+            await wrong.aclose()
+
+
+async def test_another_type_at_our_key_is_a_failure_that_a_put_heals(redis_server: str) -> None:
+    cache = open_redis(redis_server, patience_seconds=10).unwrap()
+    with Redis.from_url(redis_server) as client:
+        client.delete(PREFIX + ONE)
+        client.lpush(PREFIX + ONE, "x")
+    failure = await failure_of(cache.get(ONE))
+    assert "WRONGTYPE" in failure.message
+    assert not failure.transient
+    await given_by(cache.put(ONE, b"1", 60))
+    assert await given_by(cache.get(ONE)) == b"1"
+    await cache.aclose()
+
+
+async def test_fault_112_a_server_without_room_fails_writes_only() -> None:
+    with start("--maxmemory", "100kb", "--maxmemory-policy", "noeviction") as server:
+        cache = open_redis(server.url(), patience_seconds=10).unwrap()
+        assert not (await failure_of(cache.put(ONE, b"1", 60))).transient
+        assert await given_by(cache.get(ONE)) is None
+        await cache.aclose()
+
+
+async def test_fault_112_a_server_that_makes_room_gives_an_entry_or_none() -> None:
+    with start("--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru") as server:
+        cache = open_redis(server.url(), patience_seconds=10).unwrap()
+        keys = [key_of(str(number)) for number in range(200)]
+        for key in keys:
+            await given_by(cache.put(key, entry_of(key, 30_000), None))
+        found = [await given_by(cache.get(key)) == entry_of(key, 30_000) for key in keys]
+        stats = await given_by(cache.stats())
+        assert 0 < sum(found) == stats.hits < len(keys)
+        await cache.aclose()
+
+
+async def test_fault_112_a_server_that_hangs_is_given_up_in_time_by_everybody() -> None:
+    with start() as server:
+        cache = open_redis(server.url(), patience_seconds=0.1).unwrap()
+        for _ in range(5):
+            await cache.put(ONE, b"1", 60)
+        server.process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(200):
+                tasks.start_soon(failure_of, cache.get(ONE))
+        assert time.monotonic() - began < 2  # one after another they would take 2.5 s
+        server.process.send_signal(signal.SIGCONT)
+        with anyio.fail_after(10):
+            while "Success" not in str(await cache.get(ONE)):
+                await anyio.sleep(0.005)
+        await cache.aclose()
+
+
+async def test_a_server_that_was_restarted_is_found_again() -> None:
+    with start() as server:
+        cache = open_redis(server.url(), patience_seconds=10).unwrap()
+        await given_by(cache.put(ONE, b"1", 60))
+        port = server.port
+    assert (await failure_of(cache.get(ONE))).transient
+    with start(port=port):
+        assert await given_by(cache.get(ONE)) is None
+        await given_by(cache.put(ONE, b"2", 60))
+    await cache.aclose()
+
+
+async def test_closing_leaves_no_connection() -> None:
+    with start() as server, Redis.from_url(server.url()) as client:
+        cache = open_redis(server.url(), patience_seconds=10).unwrap()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(given_by, cache.get(ONE))
+        assert len(client.client_list()) > 1
+        await cache.aclose()
+        with anyio.fail_after(10):
+            while len(client.client_list()) > 1:
+                await anyio.sleep(0.005)
+
+
+def test_four_processes_share_a_server(redis_server: str) -> None:
+    assert hammered(redis_server, rounds=150) == []
+
+
+def test_without_the_client_the_configuration_says_what_to_install() -> None:
+    program = (
+        "import sys; sys.modules['redis'] = None\n"
+        "from llm_effects.config import CacheConfig\n"
+        "from llm_effects.stores.caches import open_cache\n"
+        "print(open_cache(CacheConfig(url='redis://localhost'), lambda: None).failure().message)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said == "cache.url: the Redis client is not installed: pip install 'llm-effects[redis]'\n"

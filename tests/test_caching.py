@@ -1,0 +1,560 @@
+"""The same question is paid for once: keys, policies, what is kept, what is told again, and sharing calls under way."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+from attrs import evolve, fields_dict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_effects import (
+    Allow,
+    AuthenticationFailed,
+    CacheConfig,
+    CachePolicy,
+    Completed,
+    ContentRefused,
+    FinishReason,
+    Image,
+    Late,
+    LLMConfig,
+    LLMEnv,
+    LLMRequest,
+    MalformedResponse,
+    Message,
+    ModelConfig,
+    Pieces,
+    Preferences,
+    Reasoning,
+    Recovery,
+    Reply,
+    Restarted,
+    RoutingConfig,
+    Scripted,
+    Started,
+    StreamEvent,
+    TextDelta,
+    Tool,
+    ToolCall,
+    answer,
+    cache_key,
+    cache_stats,
+    clear,
+    generate,
+    invalidate,
+    make_llm_manager,
+    open_env,
+    scripted,
+    scripted_env,
+    settle,
+    stream,
+)
+from llm_effects.codecs import Entry, dump_entry, load_entry
+from llm_effects.policies import coalesced
+from llm_effects.stores.cache_memory import MemoryCache
+
+ASK = LLMRequest(prompt="why?")
+STUDIO = ModelConfig(provider="lm-studio", model="m")
+TWO = LLMConfig(models={"one": STUDIO, "two": STUDIO}, routing=RoutingConfig(max_retries=0))
+
+
+def remembering(*replies: Reply, config: LLMConfig = TWO) -> tuple[LLMEnv, Scripted]:
+    model = scripted(*replies)
+    return evolve(scripted_env(clients=model, config=config), cache=MemoryCache(100)), model
+
+
+async def told(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]:
+    events: list[StreamEvent] = []
+
+    async def sink(event: StreamEvent) -> None:
+        events.append(event)
+
+    await settle(stream(request, sink), env)
+    return events
+
+
+# --- keys
+
+SHAPING: dict[str, LLMRequest] = {
+    "prompt": evolve(ASK, prompt="how?"),
+    "messages": LLMRequest(messages=(Message("user", "why?"), Message("assistant", "because"), Message("user", "so?"))),
+    "system": evolve(ASK, system="be brief"),
+    "task_type": evolve(ASK, task_type="analysis"),
+    "preferences.max_tokens": evolve(ASK, preferences=Preferences(max_tokens=5)),
+    "preferences.temperature": evolve(ASK, preferences=Preferences(temperature=0.5)),
+    "preferences.top_p": evolve(ASK, preferences=Preferences(top_p=0.5)),
+    "preferences.stop": evolve(ASK, preferences=Preferences(stop=("x",))),
+    "preferences.seed": evolve(ASK, preferences=Preferences(seed=5)),
+    "preferences.reasoning_effort": evolve(ASK, preferences=Preferences(reasoning_effort="low")),
+    "tools": evolve(ASK, tools=(Tool("look"),)),
+    "tool_choice": evolve(ASK, tool_choice="none"),
+    "response_schema": evolve(ASK, response_schema={"type": "object"}),
+    "model": evolve(ASK, model="one"),
+    "owner": evolve(ASK, owner="alice"),
+}
+REST: dict[str, LLMRequest] = {
+    "preferences.timeout_ms": evolve(ASK, preferences=Preferences(timeout_ms=5)),
+    "cache": evolve(ASK, cache=CachePolicy.REFRESH),
+    "recovery": evolve(ASK, recovery=Recovery.RESTART),
+    "allow": evolve(ASK, allow=(Allow.CHEAPER_MODEL,)),
+    "tags": evolve(ASK, tags=("nightly",)),
+    "metadata": evolve(ASK, metadata={"a": "b"}),
+}
+
+
+def test_every_field_of_a_request_is_known_to_shape_its_answer_or_not() -> None:
+    known = {name.split(".")[0] for name in (*SHAPING, *REST)}
+    assert known == set(fields_dict(LLMRequest))
+    wanted = {name.split(".")[1] for name in (*SHAPING, *REST) if "." in name}
+    assert wanted == set(fields_dict(Preferences))
+
+
+@pytest.mark.parametrize("name", SHAPING)
+def test_what_shapes_the_answer_changes_the_key(name: str) -> None:
+    keys = {cache_key(request, TWO) for request in (ASK, *SHAPING.values())}
+    assert len(keys) == 1 + len(SHAPING)
+    assert cache_key(SHAPING[name], TWO) != cache_key(ASK, TWO)
+
+
+@pytest.mark.parametrize("name", REST)
+def test_what_does_not_shape_it_leaves_the_key(name: str) -> None:
+    assert cache_key(REST[name], TWO) == cache_key(ASK, TWO)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"api_key": "sk-another-key"}, True),
+        ({"timeout_ms": 5}, True),
+        ({"model": "n"}, False),
+        ({"endpoint": "http://localhost:99/v1"}, False),
+        ({"temperature": 0.3}, False),
+        ({"max_tokens": 3}, False),
+        ({"context_length": 99}, False),
+    ],
+)
+def test_the_candidates_count_but_not_their_keys(change: dict[str, object], same: bool) -> None:
+    changed = LLMConfig(models={"one": evolve(STUDIO, **change), "two": STUDIO})
+    assert (cache_key(ASK, changed) == cache_key(ASK, TWO)) is same
+
+
+def test_the_order_of_candidates_and_of_mappings_does_not_count() -> None:
+    turned = LLMConfig(models={"two": STUDIO, "one": STUDIO})
+    assert cache_key(ASK, turned) == cache_key(ASK, TWO)
+    there = evolve(ASK, response_schema={"type": "object", "title": "A", "properties": {"a": {}, "b": {}}})
+    back = evolve(ASK, response_schema={"properties": {"b": {}, "a": {}}, "title": "A", "type": "object"})
+    assert cache_key(there, TWO) == cache_key(back, TWO)
+
+
+def test_a_prompt_and_its_message_are_the_same_question() -> None:
+    assert cache_key(LLMRequest(messages=(Message("user", "why?"),)), TWO) == cache_key(ASK, TWO)
+
+
+def test_the_key_is_the_same_in_another_process() -> None:
+    program = (
+        "from llm_effects import *;"
+        "m=ModelConfig(provider='lm-studio', model='m');"
+        "print(cache_key(LLMRequest(prompt='why?', response_schema={'b': 1, 'a': 2}), LLMConfig(models={'x': m})))"
+    )
+    keys = {
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    here = cache_key(LLMRequest(prompt="why?", response_schema={"b": 1, "a": 2}), LLMConfig(models={"x": STUDIO}))
+    assert keys == {here + "\n"}
+
+
+@given(st.text(min_size=1).filter(str.strip), st.text(min_size=1).filter(str.strip))
+def test_different_texts_have_different_keys(one: str, other: str) -> None:
+    same = cache_key(LLMRequest(prompt=one), TWO) == cache_key(LLMRequest(prompt=other), TWO)
+    assert same == (one == other)
+
+
+# --- entries
+
+FULL = evolve(
+    answer("because"),
+    parts=(
+        Reasoning("hm", '{"signature":"x"}'),
+        ToolCall("call_1", "look", "{}"),
+        Image(data=b"\x00\xff", media_type="image/png"),
+    ),
+    warnings=("temperature was dropped",),
+    request_id="req_1",
+    task_type="triage",
+)
+
+
+def test_an_entry_comes_back_as_it_was() -> None:
+    entry = Entry(response=FULL, events=(TextDelta("be"), TextDelta("cause")))
+    assert load_entry(dump_entry(entry)) == entry
+
+
+def test_every_flipped_bit_and_every_cut_is_a_miss() -> None:
+    data = dump_entry(Entry(response=answer("because"), events=(TextDelta("because"),)))
+    for index in range(len(data)):
+        assert load_entry(data[:index]) is None
+        for bit in range(8):
+            assert load_entry(data[:index] + bytes([data[index] ^ (1 << bit)]) + data[index + 1 :]) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"null", b"\x80\x04K\x01.", b'{"version":2,"sha256":"","body":{}}', b"[" * 9999])
+def test_what_is_no_entry_of_ours_is_a_miss(data: bytes) -> None:
+    assert load_entry(data) is None
+
+
+# --- policies
+
+
+@pytest.mark.anyio
+async def test_the_second_answer_is_the_first_at_no_cost() -> None:
+    env, model = remembering("because")
+    first = (await settle(generate(ASK), env)).unwrap()
+    second = (await settle(generate(ASK), env)).unwrap()
+    assert (first.cached, second.cached, len(model.calls)) == (False, True, 1)
+    assert (second.content, second.usage, second.cost.usd, second.attempts) == ("because", first.usage, 0, ())
+
+
+@pytest.mark.anyio
+async def test_refresh_asks_and_stores_bypass_does_neither_and_only_never_asks() -> None:
+    env, model = remembering("one", "two", "three", "four")
+    policies = (CachePolicy.BYPASS, CachePolicy.USE, CachePolicy.REFRESH, CachePolicy.USE, CachePolicy.ONLY)
+    contents = [(await settle(generate(evolve(ASK, cache=policy)), env)).unwrap().content for policy in policies]
+    assert contents == ["one", "two", "three", "three", "three"]
+    missed = (await settle(generate(evolve(ASK, prompt="new?", cache=CachePolicy.ONLY)), env)).failure()
+    assert (missed.tag, len(model.calls)) == ("StorageFailed", 3)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "reply",
+    [
+        AuthenticationFailed(),
+        ContentRefused(),
+        evolve(answer("cut off"), finish_reason=FinishReason.LENGTH),
+        evolve(answer(""), finish_reason=FinishReason.TOOL_CALLS),
+    ],
+    ids=lambda reply: getattr(reply, "tag", None) or reply.finish_reason.value,
+)
+async def test_only_whole_answers_are_kept(reply: Reply) -> None:
+    env, model = remembering(reply)
+    request = evolve(ASK, model="one")
+    for _ in range(2):
+        await settle(generate(request), env)
+    assert len(model.calls) == 2
+
+
+@pytest.mark.anyio
+async def test_a_cut_off_answer_is_kept_if_asked() -> None:
+    config = evolve(TWO, cache=CacheConfig(keep=("stop", "length")))
+    env, model = remembering(evolve(answer("cut off"), finish_reason=FinishReason.LENGTH), config=config)
+    for _ in range(2):
+        await settle(generate(ASK), env)
+    assert len(model.calls) == 1
+
+
+@pytest.mark.anyio
+async def test_one_entry_serves_plain_and_streamed_calls() -> None:
+    env, model = remembering(Pieces(("be", "cause")))
+    streamed = await told(env)
+    again = await told(env)
+    plain = (await settle(generate(ASK), env)).unwrap()
+    assert again[:-1] == streamed[:-1] == [Started("one"), TextDelta("be"), TextDelta("cause")]
+    assert isinstance(again[-1], Completed)
+    assert (again[-1].response.cached, plain.cached, plain.content, len(model.calls)) == (True, True, "because", 1)
+
+
+@pytest.mark.anyio
+async def test_a_plain_answer_is_told_to_a_later_stream() -> None:
+    env, _ = remembering("because")
+    await settle(generate(ASK), env)
+    assert (await told(env))[:-1] == [Started("one"), TextDelta("because")]
+
+
+@pytest.mark.anyio
+async def test_a_restarted_answer_is_not_kept() -> None:
+    env, model = remembering(Pieces(("half",), then=MalformedResponse()), "whole", "whole again")
+    request = evolve(ASK, recovery=Recovery.RESTART)
+    assert Restarted("two") in await told(env, request)
+    await told(env, request)
+    assert len(model.calls) == 3
+
+
+@pytest.mark.anyio
+async def test_a_corrupt_entry_is_a_miss_and_is_replaced() -> None:
+    env, model = remembering("because")
+    await env.cache.put(cache_key(ASK, env.config), b'{"version": 99}', None)
+    assert not (await settle(generate(ASK), env)).unwrap().cached
+    assert (await settle(generate(ASK), env)).unwrap().cached
+    assert len(model.calls) == 1
+
+
+@pytest.mark.anyio
+async def test_a_store_that_fails_is_a_miss_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "broken.db").write_bytes(b"this is no database, however long it may be" * 50)
+    url = f"sqlite:///{tmp_path}/broken.db"
+    model = scripted("because")
+    adapted = make_llm_manager(evolve(TWO, cache=CacheConfig(url=url)), lambda env: evolve(env, clients=model))
+    async with adapted as manager:
+        response = (await manager.run(generate(ASK))).unwrap()
+        await manager.run(generate(ASK))
+    assert (response.content, len(model.calls)) == ("because", 2)
+    assert "cache could not be read" in response.warnings[0]
+
+
+@pytest.mark.anyio
+async def test_a_wrong_url_is_a_configuration_error() -> None:
+    async with open_env(evolve(TWO, cache=CacheConfig(url="ftp://nowhere"))) as env:
+        error = (await settle(generate(ASK), env)).failure()
+    assert (error.tag, "cache.url" in str(error)) == ("ConfigurationError", True)
+
+
+@pytest.mark.anyio
+async def test_owners_do_not_share() -> None:
+    env, model = remembering("for alice", "for bob")
+    alice = (await settle(generate(evolve(ASK, owner="alice")), env)).unwrap()
+    bob = (await settle(generate(evolve(ASK, owner="bob")), env)).unwrap()
+    assert (alice.content, bob.content, len(model.calls)) == ("for alice", "for bob", 2)
+
+
+@pytest.mark.anyio
+async def test_looking_after_the_cache() -> None:
+    env, model = remembering("because")
+    await settle(generate(ASK), env)
+    await settle(generate(ASK), env)
+    stats = (await settle(cache_stats(), env)).unwrap()
+    assert (stats.entries, stats.hits) == (1, 1)
+    assert (await settle(invalidate(ASK), env)).unwrap()
+    assert not (await settle(invalidate(ASK), env)).unwrap()
+    await settle(generate(ASK), env)
+    assert (await settle(clear(), env)).unwrap() == 1
+    await settle(generate(ASK), env)
+    assert len(model.calls) == 3
+
+
+def test_answers_survive_a_restart(tmp_path: Path) -> None:
+    config = evolve(TWO, cache=CacheConfig(url=f"sqlite:///{tmp_path}/answers.db"))
+
+    async def use(model: Scripted) -> bool:
+        async with make_llm_manager(config, lambda env: evolve(env, clients=model)) as manager:
+            return (await manager.run(generate(ASK))).unwrap().cached
+
+    model = scripted("because")
+    assert [anyio.run(use, model, backend=backend) for backend in ("asyncio", "trio", "asyncio")] == [False, True, True]
+    assert len(model.calls) == 1
+
+
+# --- calls under way
+
+
+async def at_once(env: LLMEnv, request: LLMRequest, callers: int) -> list[str]:
+    contents: list[str] = []
+
+    async def one() -> None:
+        contents.append((await settle(generate(request), env)).map(lambda r: r.content).value_or("failed"))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(callers):
+            group.start_soon(one)
+    return contents
+
+
+@pytest.mark.anyio
+async def test_a_thousand_identical_calls_are_one() -> None:
+    env, model = remembering(Late(0.01, "because"))
+    assert await at_once(env, ASK, 1000) == ["because"] * 1000
+    assert len(model.calls) == 1
+
+
+@pytest.mark.anyio
+async def test_bypassing_calls_share_nothing() -> None:
+    env, model = remembering(Late(0.01, "because"))
+    await at_once(env, evolve(ASK, cache=CachePolicy.BYPASS), 3)
+    assert len(model.calls) == 3
+
+
+@pytest.mark.anyio
+async def test_with_the_cache_off_calls_share_nothing() -> None:
+    env, model = remembering(Late(0.01, "because"), config=evolve(TWO, cache=CacheConfig(enabled=False)))
+    await at_once(env, ASK, 3)
+    assert len(model.calls) == 3
+
+
+@pytest.mark.anyio
+async def test_a_follower_pays_nothing_and_has_no_attempts_of_its_own() -> None:
+    env, _ = remembering(Late(0.01, "because"))
+    responses = []
+
+    async def one() -> None:
+        responses.append((await settle(generate(ASK), env)).unwrap())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(one)
+        group.start_soon(one)
+    assert sorted(len(response.attempts) for response in responses) == [0, 1]
+    assert next(each for each in responses if not each.attempts).cost.usd == 0
+
+
+@pytest.mark.anyio
+async def test_followers_get_all_events_from_the_start() -> None:
+    env, model = remembering(Pieces(tuple("abcdef"), pause=0.002))
+    both: list[list[StreamEvent]] = [[], []]
+
+    async def follow(index: int, delay: float) -> None:
+        await anyio.sleep(delay)
+        both[index] = await told(env)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(follow, 0, 0)
+        group.start_soon(follow, 1, 0.007)
+    assert both[0][:-1] == both[1][:-1] == [Started("one"), *map(TextDelta, "abcdef")]
+    assert len(model.calls) == 1
+
+
+@pytest.mark.anyio
+async def test_a_leader_without_a_consumer_serves_followers_that_have_one() -> None:
+    env, model = remembering(Late(0.01, "because"))
+    events: list[StreamEvent] = []
+
+    async def follow() -> None:
+        events.extend(await told(env))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(settle, generate(ASK), env)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(follow)
+    assert events[:-1] == [Started("one"), TextDelta("because")]
+    assert len(model.calls) == 1
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_leader_hands_over() -> None:
+    env, model = remembering(Late(0.03, "because"))
+    contents: list[str] = []
+
+    async def follow() -> None:
+        contents.extend(await at_once(env, ASK, 5))
+
+    async with anyio.create_task_group() as group:
+        with anyio.move_on_after(0.01):
+            group.start_soon(follow)
+            await settle(generate(ASK), env)
+    assert contents == ["because"] * 5
+    assert len(model.calls) == 2
+
+
+@pytest.mark.anyio
+async def test_the_leader_s_deadline_is_not_the_followers() -> None:
+    env, model = remembering(Late(0.05, "because"))
+    hasty = evolve(ASK, preferences=Preferences(timeout_ms=20))
+    outcomes: list[str] = []
+
+    async def one(request: LLMRequest) -> None:
+        result = await settle(generate(request), env)
+        outcomes.append(result.map(lambda response: response.content).value_or("failed"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(one, hasty)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(one, ASK)
+    assert outcomes == ["failed", "because"]
+    assert len(model.calls) == 2
+
+
+@pytest.mark.anyio
+async def test_a_follower_has_its_own_deadline() -> None:
+    env, model = remembering(Late(0.05, "because"))
+    hasty = evolve(ASK, preferences=Preferences(timeout_ms=10))
+    tags: list[str] = []
+
+    async def follow() -> None:
+        tags.append((await settle(generate(hasty), env)).failure().tag)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(settle, generate(ASK), env)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(follow)
+    assert tags == ["TimeoutError"]
+    assert len(model.calls) == 1
+
+
+@pytest.mark.anyio
+async def test_a_leader_whose_consumer_raises_fails_nobody_else() -> None:
+    env, _ = remembering(Pieces(("be", "cause"), pause=0.01))
+    events: list[StreamEvent] = []
+
+    async def broken(event: StreamEvent) -> None:
+        if event == TextDelta("be"):
+            raise KeyError("mine")
+
+    async def lead() -> None:
+        with pytest.raises(KeyError):
+            await settle(stream(ASK, broken), env)
+
+    async def follow() -> None:
+        events.extend(await told(env))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(lead)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(follow)
+    assert isinstance(events[-1], Completed)
+    shown = ""
+    for event in events:
+        shown = "" if isinstance(event, Restarted) else shown + (event.text if isinstance(event, TextDelta) else "")
+    assert shown == "because"
+
+
+@pytest.mark.anyio
+async def test_a_slow_follower_holds_nobody_up() -> None:
+    env, _ = remembering(Pieces(tuple("abc"), pause=0.001))
+    finished = anyio.Event()
+    slow: list[StreamEvent] = []
+
+    async def crawl(event: StreamEvent) -> None:
+        await finished.wait()
+        slow.append(event)
+
+    async def lead() -> None:
+        await told(env)
+        finished.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(lead)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(settle, stream(ASK, crawl), env)
+    assert slow[:-1] == [Started("one"), *map(TextDelta, "abc")]
+
+
+@pytest.mark.anyio
+async def test_a_follower_behind_the_buffer_gets_the_rest_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coalesced, "BUFFERED", 3)
+    env, _ = remembering(Pieces(tuple("abcdef"), pause=0.001))
+    texts: list[str] = []
+
+    async def follow() -> None:
+        texts.append("".join(event.text for event in await told(env) if isinstance(event, TextDelta)))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(follow)
+        group.start_soon(follow)
+    assert texts == ["abcdef", "abcdef"]
+
+
+@pytest.mark.anyio
+async def test_an_error_is_shared_in_the_flight_and_forgotten_after_it() -> None:
+    env, model = remembering(Late(0.01, AuthenticationFailed()), Late(0.0, AuthenticationFailed()), "because")
+    assert await at_once(env, ASK, 10) == ["failed"] * 10
+    assert len(model.calls) == 2
+    assert (await settle(generate(ASK), env)).unwrap().content == "because"
+
+
+def test_flights_of_two_event_loops_do_not_meet() -> None:
+    env, model = remembering(Late(0.001, "because"), config=TWO)
+    bypassed = evolve(env, cache=scripted_env().cache)
+    for backend in ("asyncio", "trio", "asyncio"):
+        assert anyio.run(at_once, bypassed, ASK, 5, backend=backend) == ["because"] * 5
+    assert len(model.calls) == 3
