@@ -14,7 +14,7 @@ from llm_effects.decisions import describe
 from llm_effects.effects import Effect, effect, result_of
 from llm_effects.env import CacheStats, LLMEnv
 from llm_effects.errors import LLMError
-from llm_effects.fleet import ready_targets
+from llm_effects.fleet import of_newest, ready_targets
 from llm_effects.jsons import dump
 from llm_effects.providers.targets import Target
 from llm_effects.requests import LLMRequest, conversation
@@ -69,6 +69,7 @@ def _sorted(value: object) -> object:
     return [_sorted(item) for item in cast("list[object]", value)] if isinstance(value, list) else value
 
 
+@of_newest
 def _candidates(config: LLMConfig) -> list[list[object]]:
     return sorted((_candidate(target) for target in ready_targets(config).values()), key=repr)
 

@@ -85,7 +85,8 @@ class CacheStats:
     """What a cache holds and did: ``None`` where the store cannot tell cheaply.
 
     ``entries`` and ``bytes`` are all that the store holds, whoever put it there. ``hits``, ``misses`` and
-    ``evictions`` (entries that had to make room before their time) are counted since this store was opened here.
+    ``evictions`` (entries that had to make room before their time) are counted since this store was opened here, and so
+    are ``failures``: what the store could not do, each of which was a miss or an answer not kept.
     """
 
     entries: int | None = None
@@ -93,6 +94,7 @@ class CacheStats:
     hits: int = 0
     misses: int = 0
     evictions: int = 0
+    failures: int = 0
 
 
 class Cache(Protocol):

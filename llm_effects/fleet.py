@@ -1,6 +1,8 @@
 """The configured models, made ready all together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from returns.pipeline import is_successful
@@ -12,7 +14,25 @@ from llm_effects.prices import FREE
 from llm_effects.providers.registry import target_of
 from llm_effects.providers.targets import Target, is_loopback
 
+_Made = TypeVar("_Made")
 
+
+def of_newest(make: Callable[[LLMConfig], _Made]) -> Callable[[LLMConfig], _Made]:
+    """Make something of a configuration once, for as long as the same one is asked for: every call asks for it."""
+    newest: tuple[LLMConfig, _Made] | None = None
+
+    @wraps(make)
+    def remembered(config: LLMConfig) -> _Made:
+        nonlocal newest
+        held = newest
+        if held is None or held[0] is not config:
+            newest = held = (config, make(config))
+        return held[1]
+
+    return remembered
+
+
+@of_newest
 def targets_of(config: LLMConfig) -> Result[tuple[Target, ...], LLMError]:
     """Make every configured model ready, or tell all that is wrong with them at once."""
     made = [target_of(name, model) for name, model in config.models.items()]

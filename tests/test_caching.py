@@ -306,6 +306,16 @@ async def test_a_store_that_fails_is_a_miss_with_a_warning(tmp_path: Path) -> No
 
 
 @pytest.mark.anyio
+async def test_failures_of_the_store_are_counted() -> None:
+    nowhere = evolve(TWO, cache=CacheConfig(url="redis://127.0.0.1:9/0"))
+    model = scripted("because")
+    async with make_llm_manager(nowhere, lambda env: evolve(env, clients=model)) as manager:
+        response = (await manager.run(generate(ASK))).unwrap()
+        stats = (await manager.run(cache_stats())).unwrap()
+    assert (response.content, stats.failures, stats.hits) == ("because", 1, 0)
+
+
+@pytest.mark.anyio
 async def test_a_wrong_url_is_a_configuration_error() -> None:
     async with open_env(evolve(TWO, cache=CacheConfig(url="ftp://nowhere"))) as env:
         error = (await settle(generate(ASK), env)).failure()

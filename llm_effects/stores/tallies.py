@@ -1,11 +1,17 @@
 """How often a cache had what was asked for."""
 
+from collections.abc import Awaitable
 from threading import Lock
-from typing import final
+from typing import TypeVar, final
 
 from attrs import define, field
+from returns.pipeline import is_successful
+from returns.result import Result
 
 from llm_effects.env import CacheStats
+from llm_effects.errors import LLMError
+
+_Made = TypeVar("_Made")
 
 
 @final
@@ -16,6 +22,7 @@ class Tally:
     _hits: int = 0
     _misses: int = 0
     _evictions: int = 0
+    _failures: int = 0
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
     def asked(self, entry: bytes | None) -> bytes | None:
@@ -23,7 +30,7 @@ class Tally:
 
         >>> tally = Tally()
         >>> tally.asked(b"{}"), tally.asked(None), tally.stats(entries=1, size=2)
-        (b'{}', None, CacheStats(entries=1, bytes=2, hits=1, misses=1, evictions=0))
+        (b'{}', None, CacheStats(entries=1, bytes=2, hits=1, misses=1, evictions=0, failures=0))
         """
         with self._lock:
             self._hits += entry is not None
@@ -35,6 +42,21 @@ class Tally:
         with self._lock:
             self._evictions += entries
 
+    async def watched(self, work: Awaitable[Result[_Made, LLMError]]) -> Result[_Made, LLMError]:
+        """Await an operation, and count it if it failed."""
+        result = await work
+        if not is_successful(result):
+            with self._lock:
+                self._failures += 1
+        return result
+
     def stats(self, entries: int | None, size: int | None) -> CacheStats:
         """Tell the counts, with what the store holds: entries, and their size in bytes."""
-        return CacheStats(entries=entries, bytes=size, hits=self._hits, misses=self._misses, evictions=self._evictions)
+        return CacheStats(
+            entries=entries,
+            bytes=size,
+            hits=self._hits,
+            misses=self._misses,
+            evictions=self._evictions,
+            failures=self._failures,
+        )
