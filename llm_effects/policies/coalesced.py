@@ -39,15 +39,21 @@ class Flight:
     """
 
     events: list[StreamEvent] = field(factory=list[StreamEvent])
-    followers: int = 0
     ended: bool = False
     result: _Answer | None = None
-    news: anyio.Event = field(factory=anyio.Event)
+    news: anyio.Event | None = None
 
     def tell(self) -> None:
-        """Wake the followers."""
-        self.news.set()
-        self.news = anyio.Event()
+        """Wake the followers, if there are any."""
+        if self.news is not None:
+            self.news.set()
+            self.news = None
+
+    async def more(self) -> None:
+        """Wait for more to be told."""
+        if self.news is None:
+            self.news = anyio.Event()
+        await self.news.wait()
 
 
 _FLIGHTS: Final[RunVar[dict[Hashable, Flight]]] = RunVar("llm_effects_flights")
@@ -109,8 +115,7 @@ def _recording(sink: Sink, flight: Flight) -> Sink:
     async def deliver(event: StreamEvent) -> None:
         if len(flight.events) < BUFFERED:
             flight.events.append(event)
-        if flight.followers:
-            flight.tell()
+        flight.tell()
         await sink(event)
 
     return deliver
@@ -122,16 +127,15 @@ def _only_its_own(error: LLMError) -> bool:
 
 async def _follow(flight: Flight, call: Call) -> _Answer | None:
     """Follow a flight to its end; ``None`` if it ended in what concerns only its leader."""
-    flight.followers += 1
     told = 0
     while call.sink is not None and (told < len(flight.events) or not flight.ended):
         for event in flight.events[told:]:
             await call.sink(event)
             told += 1
         if told == len(flight.events) and not flight.ended:
-            await flight.news.wait()
+            await flight.more()
     while not flight.ended:
-        await flight.news.wait()
+        await flight.more()
     if flight.result is None or not is_successful(flight.result):
         return flight.result
     response = flight.result.unwrap()

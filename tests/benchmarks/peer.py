@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from itertools import count
 
 QUESTION = "Why is the sky blue?"
@@ -20,10 +21,11 @@ Run = Callable[[], Awaitable[object]]
 Runs = dict[str, Run]
 
 
-async def bare(base: str) -> Runs:
+async def bare(base: str, stack: AsyncExitStack) -> Runs:
     import httpx
 
-    client, headers = httpx.AsyncClient(), {"authorization": f"Bearer {KEY}"}
+    client = await stack.enter_async_context(httpx.AsyncClient())
+    headers = {"authorization": f"Bearer {KEY}"}
     url = f"{base}/chat/completions"
 
     async def call() -> object:
@@ -38,13 +40,12 @@ async def bare(base: str) -> Runs:
     return {"call": call, "stream": stream}
 
 
-async def ours(base: str) -> Runs:
+async def ours(base: str, stack: AsyncExitStack) -> Runs:
     from llm_effects import LLMConfig, LLMRequest, ModelConfig, StreamEvent, generate, open_env, settle
     from llm_effects import stream as streamed
 
     model = ModelConfig(provider="openai-compatible", model="stub", endpoint=base, api_key=KEY)
-    opened = open_env(LLMConfig(models={"stub": model}))
-    env = await opened.__aenter__()
+    env = await stack.enter_async_context(open_env(LLMConfig(models={"stub": model})))
     requests = (LLMRequest(prompt=f"{QUESTION} ({number})") for number in count())
 
     async def sink(event: StreamEvent) -> None:
@@ -54,7 +55,6 @@ async def ours(base: str) -> Runs:
         return (await settle(generate(next(requests)), env)).unwrap()
 
     async def stream() -> object:
-        assert opened  # an environment is closed when nobody holds it any more
         return (await settle(streamed(next(requests), sink), env)).unwrap()
 
     async def hit() -> object:
@@ -63,7 +63,7 @@ async def ours(base: str) -> Runs:
     return {"call": call, "stream": stream, "hit": hit}
 
 
-async def openai(base: str) -> Runs:
+async def openai(base: str, stack: AsyncExitStack) -> Runs:
     from openai import AsyncOpenAI
 
     client = AsyncOpenAI(base_url=base, api_key=KEY)
@@ -78,7 +78,7 @@ async def openai(base: str) -> Runs:
     return {"call": call, "stream": stream}
 
 
-async def litellm(base: str) -> Runs:
+async def litellm(base: str, stack: AsyncExitStack) -> Runs:
     import litellm as library
     from litellm import Router
 
@@ -100,7 +100,7 @@ async def litellm(base: str) -> Runs:
     return {"call": call, "stream": stream, "hit": hit}
 
 
-async def langchain(base: str) -> Runs:
+async def langchain(base: str, stack: AsyncExitStack) -> Runs:
     from langchain_core.caches import InMemoryCache
     from langchain_core.globals import set_llm_cache
     from langchain_openai import ChatOpenAI
@@ -118,11 +118,12 @@ CLIENTS = {"httpx": bare, "llm_effects": ours, "openai": openai, "litellm": lite
 
 
 async def main(name: str, base: str) -> None:
-    runs = await CLIENTS[name](base)
-    for line in sys.stdin:
-        began = time.perf_counter()
-        await runs[line.strip()]()
-        print((time.perf_counter() - began) * 1e6, flush=True)
+    async with AsyncExitStack() as stack:
+        runs = await CLIENTS[name](base, stack)
+        for line in sys.stdin:
+            began = time.perf_counter()
+            await runs[line.strip()]()
+            print((time.perf_counter() - began) * 1e6, flush=True)
 
 
 if __name__ == "__main__":

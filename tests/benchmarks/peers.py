@@ -18,7 +18,7 @@ from tests.benchmarks.stub import stub
 
 ROOT: Final = Path(__file__).parents[2]
 CLIENT: Final = Path(__file__).with_name("peer.py")
-PEERS: Final = {"openai": ("openai",), "litellm": ("litellm",), "langchain": ("langchain-openai",)}
+PEERS: Final = {"openai": ("openai",), "litellm": ("litellm[proxy]",), "langchain": ("langchain-openai",)}
 ASKED: Final = {
     "call": ("httpx", "llm_effects", "openai", "litellm"),
     "stream": ("httpx", "llm_effects", "openai", "litellm"),
