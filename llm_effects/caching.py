@@ -1,26 +1,39 @@
 """The cache of answers: what makes two questions the same, what is kept, and looking after it."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Final, cast
 
+import anyio
 import msgspec
+from attrs import astuple
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.codecs import Entry, dump_entry, load_entry
+from llm_effects.codecs import VERSION, Entry, dump_entry, load_entry
 from llm_effects.config import LLMConfig
 from llm_effects.decisions import describe
 from llm_effects.effects import Effect, effect, result_of
 from llm_effects.env import CacheStats, LLMEnv
-from llm_effects.errors import LLMError
+from llm_effects.errors import LLMError, StorageFailed
 from llm_effects.fleet import of_newest, ready_targets
 from llm_effects.jsons import dump
 from llm_effects.providers.targets import Target
-from llm_effects.requests import LLMRequest, conversation
+from llm_effects.requests import CachePolicy, LLMRequest, conversation
 
 KEY_VERSION: Final = 1
 """Of what goes into a key; with another version nothing that was stored is found."""
+
+
+PATIENCE_S: Final = 1.0
+"""How long a call waits for its cache at the most, in seconds."""
+
+
+def is_cached(request: LLMRequest, config: LLMConfig) -> bool:
+    """Whether a request has to do with the cache at all; if not, nothing is shared either."""
+    on = config.cache.enabled and config.cache.ttl_seconds != 0
+    return on and request.cache is not CachePolicy.BYPASS
 
 
 def cache_key(request: LLMRequest, config: LLMConfig) -> str:
@@ -37,7 +50,7 @@ def cache_key(request: LLMRequest, config: LLMConfig) -> str:
     >>> cache_key(LLMRequest(prompt="why?"), config) == cache_key(LLMRequest(prompt="how?"), config)
     False
     """
-    shape = {"version": KEY_VERSION, "request": _asked(request), "candidates": _candidates(config)}
+    shape = {"version": [KEY_VERSION, VERSION], "request": _asked(request), "candidates": _candidates(config)}
     return hashlib.sha256(dump(shape)).hexdigest()
 
 
@@ -54,6 +67,7 @@ def _asked(request: LLMRequest) -> Mapping[str, object]:
         "schema": _sorted(request.response_schema),
         "model": request.model,
         "owner": request.owner,
+        "allow": sorted(each.value for each in request.allow),
     }
 
 
@@ -85,25 +99,35 @@ def _candidate(target: Target) -> list[object]:
         own.max_tokens,
         own.temperature,
         own.context_length,
+        astuple(target.capabilities),
     ]
 
 
-async def look_up(env: LLMEnv, key: str) -> Result[Entry | None, LLMError]:
+async def look_up(env: LLMEnv, key: str, deadline: float = math.inf) -> Result[Entry | None, LLMError]:
     """Find a stored answer; an entry that cannot be read is none, and goes."""
-    found = await result_of(env.cache.get(key))
-    if not is_successful(found):
-        return Failure(found.failure())
-    data = found.unwrap()
-    entry = None if data is None else load_entry(data)
-    if data is not None and entry is None:
-        await result_of(env.cache.delete(key))
-    return Success(entry)
+    with anyio.move_on_after(_patience(deadline)):
+        found = await result_of(env.cache.get(key))
+        if not is_successful(found):
+            return Failure(found.failure())
+        data = found.unwrap()
+        entry = None if data is None else load_entry(data)
+        if data is not None and entry is None:
+            await result_of(env.cache.delete(key))
+        return Success(entry)
+    return Failure(StorageFailed(operation="get", message="it took too long", transient=True))
 
 
-async def store(env: LLMEnv, key: str, entry: Entry) -> str | None:
-    """Keep an answer; gives what went wrong, which is no reason to fail."""
-    kept = await result_of(env.cache.put(key, dump_entry(entry), env.config.cache.ttl_seconds))
-    return None if is_successful(kept) else f"the answer could not be stored: {describe(kept.failure())}"
+async def store(env: LLMEnv, key: str, entry: Entry, deadline: float = math.inf) -> str | None:
+    """Keep an answer; gives what went wrong, which is no reason to fail, nor to be late."""
+    with anyio.move_on_after(_patience(deadline)):
+        kept = await result_of(env.cache.put(key, dump_entry(entry), env.config.cache.ttl_seconds))
+        return None if is_successful(kept) else f"the answer could not be stored: {describe(kept.failure())}"
+    return "the answer could not be stored: it took too long"
+
+
+def _patience(deadline: float) -> float:
+    """At most half of the time that is left: an answer that was paid for must not be lost to its cache."""
+    return min(PATIENCE_S, max(0.0, deadline - anyio.current_time()) / 2)
 
 
 def cache_stats() -> Effect[CacheStats]:

@@ -58,7 +58,8 @@ class Call:
     configuration; ``deadline`` is on the clock of ``anyio.current_time()``; ``wait_ms`` is the pause that came
     before this attempt and ``alternatives`` the number of candidates left after this one. ``before`` counts the
     content events that earlier candidates delivered; ``continues`` says that this one goes on where they stopped;
-    ``key`` is the question's in the cache, once it has been made; ``queueing`` is fresh for each attempt.
+    ``key`` is the question's in the cache, once it has been made, of the request ``keyed``; ``queueing`` is fresh for
+    each attempt.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Call:
     before: int = 0
     continues: bool = False
     key: str = ""
+    keyed: LLMRequest | None = field(default=None, repr=False)
     queueing: Queueing = field(factory=Queueing, repr=False)
 
     @property

@@ -12,6 +12,7 @@ from cattrs.preconf.json import make_converter
 from cattrs.strategies import configure_tagged_union
 
 from llm_effects.events import ContentEvent
+from llm_effects.jsons import dump
 from llm_effects.messages import Part
 from llm_effects.requests import TaskType
 from llm_effects.responses import LLMResponse
@@ -42,17 +43,23 @@ def dump_entry(entry: Entry) -> bytes:
     >>> load_entry(dump_entry(Entry(response=answer("because")))).response.content
     'because'
     """
-    body = msgspec.json.encode(_converter().unstructure(entry))
+    body = dump(_converter().unstructure(entry))
     return msgspec.json.encode(_Envelope(VERSION, hashlib.sha256(body).hexdigest(), msgspec.Raw(body)))
 
 
-@lru_cache(maxsize=128)
+_SMALL: Final = 16 * 2**10  # bytes: what is remembered apart from the store stays below 2 MB of them
+
+
 def load_entry(data: bytes) -> Entry | None:
     """Read an entry; one that is corrupt, or of another version, is none. The newest ones are read only once.
 
     >>> load_entry(b"{}") is None
     True
     """
+    return _load_small(data) if len(data) <= _SMALL else _load(data)
+
+
+def _load(data: bytes) -> Entry | None:
     try:
         envelope = msgspec.json.decode(data, type=_Envelope)
         body = bytes(envelope.body)
@@ -61,6 +68,9 @@ def load_entry(data: bytes) -> Entry | None:
         return _converter().structure(msgspec.json.decode(body), Entry)
     except (msgspec.DecodeError, BaseValidationError, ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+_load_small: Final = lru_cache(maxsize=128)(_load)
 
 
 @cache

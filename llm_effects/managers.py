@@ -66,7 +66,8 @@ class LLMManager:
         config = self._config.value_or(LLMConfig(models={}))
         self._transport = Transport()
         self._clients = live_clients(config, self._transport)
-        self._env = self._adapt(evolve(live_env(config, self._clients), health=self._health))
+        self._live = evolve(live_env(config, self._clients), health=self._health)
+        self._env = self._adapt(self._live)
 
     @property
     def env(self) -> LLMEnv:
@@ -104,7 +105,7 @@ class LLMManager:
         with anyio.CancelScope(shield=True):
             await self._scope.aclose()
             await self._clients.aclose()
-            await self._env.cache.aclose()
+            await self._live.cache.aclose()
 
     async def __aenter__(self) -> Self:
         if self._closed:

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import anyio
 import pytest
-from attrs import evolve, fields_dict
+from attrs import evolve, fields_dict, frozen
 from hypothesis import given
 from hypothesis import strategies as st
+from returns.future import FutureResult
+from returns.result import Result, Success
 
 from llm_effects import (
     Allow,
     AuthenticationFailed,
     CacheConfig,
     CachePolicy,
+    CacheStats,
     Completed,
     ContentRefused,
     FinishReason,
@@ -28,6 +31,7 @@ from llm_effects import (
     ModelConfig,
     Pieces,
     Preferences,
+    RateLimitExceeded,
     Reasoning,
     Recovery,
     Reply,
@@ -45,15 +49,21 @@ from llm_effects import (
     clear,
     generate,
     invalidate,
+    layered,
     make_llm_manager,
     open_env,
+    run_in_virtual_time,
     scripted,
     scripted_env,
     settle,
     stream,
 )
 from llm_effects.codecs import Entry, dump_entry, load_entry
-from llm_effects.policies import coalesced
+from llm_effects.effects import Generate
+from llm_effects.errors import LLMError
+from llm_effects.pipeline import bounded, cached, coalesced, complete, observed, routed, run_call
+from llm_effects.policies import flights
+from llm_effects.stores.absent import NoCache
 from llm_effects.stores.cache_memory import MemoryCache
 
 ASK = LLMRequest(prompt="why?")
@@ -94,12 +104,13 @@ SHAPING: dict[str, LLMRequest] = {
     "response_schema": evolve(ASK, response_schema={"type": "object"}),
     "model": evolve(ASK, model="one"),
     "owner": evolve(ASK, owner="alice"),
+    "allow": evolve(ASK, allow=(Allow.CHEAPER_MODEL,)),
 }
+ONE_RETRY = LLMConfig(models={"one": STUDIO}, routing=RoutingConfig(max_retries=1))
 REST: dict[str, LLMRequest] = {
     "preferences.timeout_ms": evolve(ASK, preferences=Preferences(timeout_ms=5)),
     "cache": evolve(ASK, cache=CachePolicy.REFRESH),
     "recovery": evolve(ASK, recovery=Recovery.RESTART),
-    "allow": evolve(ASK, allow=(Allow.CHEAPER_MODEL,)),
     "tags": evolve(ASK, tags=("nightly",)),
     "metadata": evolve(ASK, metadata={"a": "b"}),
 }
@@ -541,7 +552,7 @@ async def test_a_slow_follower_holds_nobody_up() -> None:
 
 @pytest.mark.anyio
 async def test_a_follower_behind_the_buffer_gets_the_rest_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coalesced, "BUFFERED", 3)
+    monkeypatch.setattr(flights, "BUFFERED", 3)
     env, _ = remembering(Pieces(tuple("abcdef"), pause=0.001))
     texts: list[str] = []
 
@@ -568,3 +579,221 @@ def test_flights_of_two_event_loops_do_not_meet() -> None:
     for backend in ("asyncio", "trio", "asyncio"):
         assert anyio.run(at_once, bypassed, ASK, 5, backend=backend) == ["because"] * 5
     assert len(model.calls) == 3
+
+
+def shown(events: list[StreamEvent]) -> str:
+    """What a reader has in the end: a restart drops what was there."""
+    text = ""
+    for event in events:
+        text = "" if isinstance(event, Restarted) else text + (event.text if isinstance(event, TextDelta) else "")
+    return text
+
+
+@pytest.mark.anyio
+async def test_a_plain_follower_is_not_failed_by_what_the_leader_s_reader_had_seen() -> None:
+    env, model = remembering(Pieces(("half", ""), then=MalformedResponse(), pause=0.005), "whole")
+    contents: list[str] = []
+
+    async def follow() -> None:
+        contents.append((await settle(generate(ASK), env)).unwrap().content)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(told, env)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(follow)
+    assert (contents, len(model.calls)) == (["whole"], 2)
+
+
+@pytest.mark.anyio
+async def test_an_heir_still_has_its_fallback() -> None:
+    env, _ = remembering(Pieces(("half",) * 9, pause=0.005), AuthenticationFailed(), "whole")
+    events: list[StreamEvent] = []
+
+    async def follow() -> None:
+        events.extend(await told(env))
+
+    async with anyio.create_task_group() as group:
+        with anyio.move_on_after(0.02):
+            group.start_soon(follow)
+            await told(env)
+    assert shown(events) == "whole"
+
+
+@pytest.mark.anyio
+async def test_a_reader_with_content_is_told_to_begin_again_whoever_leads_next() -> None:
+    env, _ = remembering(Pieces(tuple("abcdef"), pause=0.005), Pieces(tuple("uvwxyz"), pause=0.005))
+    every: list[list[StreamEvent]] = [[], [], []]
+
+    async def follow(index: int) -> None:
+        every[index] = await told(env)
+
+    async with anyio.create_task_group() as group:
+        with anyio.move_on_after(0.018):
+            group.start_soon(follow, 0)
+            group.start_soon(follow, 1)
+            await told(env)
+        group.start_soon(follow, 2)
+    assert [shown(events) for events in every] == ["uvwxyz"] * 3
+    assert every[2][0] == Started("one")
+
+
+@pytest.mark.anyio
+async def test_a_reader_that_stands_in_the_way_is_passed_by() -> None:
+    env, model = remembering("because", "because")
+    stop = anyio.Event()
+
+    async def hold(event: StreamEvent) -> None:
+        if isinstance(event, TextDelta):
+            await stop.wait()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(settle, stream(ASK, hold), env)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(3):
+            assert (await settle(generate(ASK), env)).unwrap().content == "because"
+        stop.set()
+    assert len(model.calls) == 2
+
+
+@pytest.mark.anyio
+async def test_a_pause_that_only_the_leader_has_no_time_for_is_not_shared() -> None:
+    env, model = remembering(Late(0.01, RateLimitExceeded(retry_after=0.1)), "because", config=ONE_RETRY)
+    outcomes: list[str] = []
+
+    async def one(request: LLMRequest) -> None:
+        outcomes.append((await settle(generate(request), env)).map(lambda r: r.content).value_or("failed"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(one, evolve(ASK, preferences=Preferences(timeout_ms=60)))
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(one, ASK)
+    assert outcomes == ["failed", "because"]
+    assert len(model.calls) == 2
+
+
+def test_of_many_with_little_time_left_the_one_with_the_most_leads() -> None:
+    env, model = remembering(Late(3.0, "because"))
+
+    async def crowd() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(100):
+                hasty = evolve(ASK, preferences=Preferences(timeout_ms=2000))
+                group.start_soon(settle, generate(hasty), env)
+                await anyio.sleep(0.01)
+                del number
+
+    run_in_virtual_time(crowd)
+    assert len(model.calls) <= 10
+
+
+@pytest.mark.anyio
+async def test_a_defect_befalls_all_at_once_and_not_one_after_the_other() -> None:
+    def broken(_: LLMRequest) -> Reply:
+        return Late(0.05, raising)
+
+    def raising(_: LLMRequest) -> Reply:
+        raise LookupError("bug")
+
+    env, _ = remembering(broken)
+    defects: list[str] = []
+
+    async def one() -> None:
+        with pytest.raises(LookupError):
+            await settle(generate(ASK), env)
+        defects.append("bug")
+
+    with anyio.fail_after(1):
+        async with anyio.create_task_group() as group:
+            for _ in range(50):
+                group.start_soon(one)
+    assert len(defects) == 50
+
+
+@pytest.mark.anyio
+async def test_what_was_permitted_to_one_is_not_given_to_another() -> None:
+    env, model = remembering(ContentRefused(), "from the second", ContentRefused())
+    lax = evolve(ASK, allow=(Allow.FALLBACK_ON_REFUSAL,))
+    assert (await settle(generate(lax), env)).unwrap().content == "from the second"
+    assert (await settle(generate(ASK), env)).failure().tag == "ContentRefused"
+    assert len(model.calls) == 3
+
+
+@pytest.mark.anyio
+async def test_an_empty_answer_is_not_kept() -> None:
+    env, model = remembering("")
+    for _ in range(2):
+        await settle(generate(ASK), env)
+    assert len(model.calls) == 2
+
+
+@pytest.mark.anyio
+async def test_with_no_time_to_live_nothing_is_shared() -> None:
+    env, model = remembering(Late(0.01, "because"), config=evolve(TWO, cache=CacheConfig(ttl_seconds=0)))
+    await at_once(env, ASK, 3)
+    assert len(model.calls) == 3
+
+
+@pytest.mark.anyio
+async def test_a_layer_of_the_user_s_own_may_change_the_question() -> None:
+    def for_user(inner: Generate) -> Generate:
+        return lambda call: inner(evolve(call, request=evolve(call.request, system=call.request.metadata["user"])))
+
+    onion = layered(complete, observed, routed, cached, for_user, coalesced, bounded)
+    env, _ = remembering(lambda request: f"for {request.system}")
+    answers = [
+        (await settle(run_call(onion, evolve(ASK, metadata={"user": user})), env)).unwrap().content
+        for user in ("alice", "bob", "alice")
+    ]
+    assert answers == ["for alice", "for bob", "for alice"]
+
+
+@frozen
+class Slow:
+    """A store that takes its time over everything."""
+
+    seconds: float
+
+    def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
+        return FutureResult(self._late())
+
+    def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
+        return FutureResult(self._late())
+
+    def delete(self, key: str) -> FutureResult[bool, LLMError]:
+        return NoCache().delete(key)
+
+    def clear(self) -> FutureResult[int | None, LLMError]:
+        return NoCache().clear()
+
+    def stats(self) -> FutureResult[CacheStats, LLMError]:
+        return NoCache().stats()
+
+    async def aclose(self) -> None:
+        pass
+
+    async def _late(self) -> Result[None, LLMError]:
+        await anyio.sleep(self.seconds)
+        return Success(None)
+
+
+@pytest.mark.parametrize("timeout_ms", [400, 60_000])
+def test_a_slow_store_costs_neither_the_answer_nor_much_time(timeout_ms: float) -> None:
+    env = evolve(scripted_env(Late(0.1, "because"), config=TWO), cache=Slow(3600))
+    request = evolve(ASK, preferences=Preferences(timeout_ms=timeout_ms))
+    response = run_in_virtual_time(settle, generate(request), env).unwrap()
+    assert response.content == "because"
+    assert response.latency_ms <= min(timeout_ms, 2100)
+    assert "took too long" in response.warnings[0]
+
+
+@pytest.mark.anyio
+async def test_a_manager_closes_its_own_cache_and_not_one_it_was_given() -> None:
+    shared, model = MemoryCache(10), scripted("because")
+
+    def adapt(env: LLMEnv) -> LLMEnv:
+        return evolve(env, clients=model, cache=shared)
+
+    async with make_llm_manager(TWO, adapt) as first:
+        await first.run(generate(ASK))
+    async with make_llm_manager(TWO, adapt) as second:
+        assert (await second.run(generate(ASK))).unwrap().cached

@@ -6,7 +6,7 @@ from attrs import define, evolve, field
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.caching import cache_key, look_up, store
+from llm_effects.caching import cache_key, is_cached, look_up, store
 from llm_effects.calls import Call, Sink
 from llm_effects.codecs import Entry
 from llm_effects.decisions import describe
@@ -16,7 +16,7 @@ from llm_effects.errors import ConfigurationError, LLMError, StorageFailed
 from llm_effects.events import ContentEvent, ReasoningDelta, Restarted, Started, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.providers.drafts import events_of
 from llm_effects.requests import CachePolicy
-from llm_effects.responses import Cost, LLMResponse
+from llm_effects.responses import Cost, FinishReason, LLMResponse
 
 _Answer = Result[LLMResponse, LLMError]
 
@@ -29,18 +29,25 @@ def cached(inner: Generate) -> Generate:
 
     def remember(call: Call) -> Effect[LLMResponse]:
         async def run(env: LLMEnv) -> _Answer:
-            if not env.config.cache.enabled or call.request.cache is CachePolicy.BYPASS:
+            if not is_cached(call.request, env.config):
                 return await settle(inner(call), env)
-            return await _remembered(inner, call, env, call.key or cache_key(call.request, env.config))
+            return await _remembered(inner, call, env, _key(call, env))
 
         return effect(run)
 
     return remember
 
 
+def _key(call: Call, env: LLMEnv) -> str:
+    """A layer in between may have changed the request."""
+    return call.key if call.keyed is call.request else cache_key(call.request, env.config)
+
+
 async def _remembered(inner: Generate, call: Call, env: LLMEnv, key: str) -> _Answer:
     policy = call.request.cache
-    found: Result[Entry | None, LLMError] = Success(None) if policy is CachePolicy.REFRESH else await look_up(env, key)
+    found: Result[Entry | None, LLMError] = (
+        Success(None) if policy is CachePolicy.REFRESH else await look_up(env, key, call.deadline)
+    )
     entry = found.value_or(None)
     if entry is not None:
         return await _told_again(entry, call)
@@ -63,7 +70,8 @@ def _nothing(found: Result[Entry | None, LLMError]) -> LLMError:
 async def _told_again(entry: Entry, call: Call) -> _Answer:
     """Tell a stored answer: its deltas as they came, its usage as it was, at no cost."""
     if call.sink is not None:
-        await call.sink(Started(entry.response.model))
+        model = entry.response.model
+        await call.sink(Restarted(model) if call.trail.contents else Started(model))
         for event in entry.events or events_of(entry.response):
             await call.sink(event)
     return Success(evolve(entry.response, cached=True, cost=Cost.ZERO, attempts=()))
@@ -75,10 +83,17 @@ async def _asked(inner: Generate, call: Call, env: LLMEnv, key: str, trouble: tu
     if not is_successful(result):
         return result
     response = result.unwrap()
-    if not trouble and not record.restarted and response.finish_reason.value in env.config.cache.keep:
-        problem = await store(env, key, Entry(response=response, events=tuple(record.events)))
+    if not trouble and not record.restarted and _worth_keeping(response, env.config.cache.keep):
+        entry = Entry(response=response, events=record.told(response))
+        problem = await store(env, key, entry, call.deadline)
         trouble = () if problem is None else (problem,)
     return Success(evolve(response, warnings=response.warnings + trouble) if trouble else response)
+
+
+def _worth_keeping(response: LLMResponse, keep: tuple[str, ...]) -> bool:
+    if response.tool_calls and FinishReason.TOOL_CALLS.value not in keep:
+        return False
+    return response.finish_reason.value in keep and bool(response.content.strip() or response.tool_calls)
 
 
 @final
@@ -94,6 +109,12 @@ class Record:
         """Take an event."""
         if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
             self.events.append(event)
-        self.restarted = self.restarted or isinstance(event, Restarted)
+        # One before any content drops what another call told: this one is whole.
+        self.restarted = self.restarted or (isinstance(event, Restarted) and bool(self.events))
         if self.sink is not None:
             await self.sink(event)
+
+    def told(self, response: LLMResponse) -> tuple[ContentEvent, ...]:
+        """Give the content, if it is the whole answer and not only how it went on."""
+        text = "".join(event.text for event in self.events if isinstance(event, TextDelta))
+        return tuple(self.events) if text == response.content else ()

@@ -70,7 +70,7 @@ async def _first_answer(
         result = await settle(inner(attempt), env)
         if is_successful(result):
             return result.map(partial(joined, attempt, call.trail))
-        if call.trail.contents and call.request.recovery is Recovery.FAIL:
+        if call.committed and call.request.recovery is Recovery.FAIL:
             return result
         left = left_after(result.failure(), chosen, rest, call.request.allow)
         if not left or len(call.trail.attempts) >= env.config.routing.max_attempts:

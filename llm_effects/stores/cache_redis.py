@@ -171,7 +171,8 @@ class RedisCache:
         self, operation: str, work: Callable[[], _Made], seconds: float | None = None
     ) -> FutureResult[_Made, LLMError]:
         tried = partial(_tried, operation, work, self._secrets)
-        return FutureResult(self._tally.watched(self._worker.run(operation, tried, seconds or self._patience)))
+        run = partial(self._worker.run, operation, tried, seconds or self._patience)
+        return FutureResult(self._tally.watched(operation, run))
 
     # From here on in a thread.
 

@@ -89,8 +89,8 @@ class SqliteCache:
     def _done(
         self, operation: str, work: Callable[[sqlite3.Connection], _Made], seconds: float
     ) -> FutureResult[_Made, LLMError]:
-        run = self._worker.run(operation, partial(self._tried, operation, work), seconds)
-        return FutureResult(self._tally.watched(run))
+        run = partial(self._worker.run, operation, partial(self._tried, operation, work), seconds)
+        return FutureResult(self._tally.watched(operation, run))
 
     # From here on in the thread.
 
