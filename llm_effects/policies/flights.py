@@ -75,12 +75,16 @@ class Flight:
 
     async def more(self) -> None:
         """Wait for the next event, or the end."""
+        if self.ended:
+            return
         if self._news is None:
             self._news = anyio.Event()
         await self._news.wait()
 
     async def landed(self) -> None:
         """Wait for the end."""
+        if self.ended:
+            return
         if self._landed is None:
             self._landed = anyio.Event()
         await self._landed.wait()
