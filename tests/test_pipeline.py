@@ -291,7 +291,13 @@ async def test_an_attempt_that_may_have_been_billed_makes_the_cost_unknown() -> 
 
 
 @pytest.mark.parametrize(
-    ("error", "known"), [(NetworkError(phase="refused"), True), (NetworkError(phase="reset"), False)]
+    ("error", "known"),
+    [
+        (NetworkError(phase="refused"), True),
+        (NetworkError(phase="refused", usage=Usage()), True),
+        (NetworkError(phase="reset"), False),
+        (NetworkError(phase="reset", usage=Usage()), False),
+    ],
 )
 async def test_an_attempt_costs_nothing_only_if_nobody_can_have_worked_on_it(error: LLMError, known: bool) -> None:
     prices = PriceList({"one": Price(input=1, output=1), "two": Price(input=1, output=1)})

@@ -87,7 +87,8 @@ def _usage(outcome: _Outcome | None) -> Usage | None:
 
 def _cost(env: LLMEnv, call: Call, outcome: _Outcome | None, usage: Usage | None) -> Cost:
     """What the attempt cost: nothing if it was turned away, unknown if the provider may have worked on it."""
-    if usage is None and outcome is not None and _turned_away(outcome.failure()):
+    nothing_told = usage is None or usage == Usage()
+    if nothing_told and outcome is not None and not is_successful(outcome) and _turned_away(outcome.failure()):
         return Cost.ZERO
     return env.prices.cost(call.model, usage or Usage())
 
