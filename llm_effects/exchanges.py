@@ -34,6 +34,10 @@ _WHOLE: Final = (b"{", b"[", b"<")
 """How JSON and HTML begin, and no event stream does."""
 
 
+_PREAMBLE: Final = 4096
+"""Blank bytes that may stand before an answer, as some servers send while they work on it."""
+
+
 @final
 @define
 class Reception:
@@ -168,7 +172,7 @@ async def _first(answer: Streamed) -> bytes:
     read = b""
     async for chunk in answer.chunks():
         read += chunk
-        if read.lstrip(_BLANK):
+        if read.lstrip(_BLANK) or len(read) > _PREAMBLE:
             break
     return read
 

@@ -447,3 +447,9 @@ async def test_a_slow_consumer_of_a_burst_is_waited_for_event_by_event() -> None
 
             response = (await settle(stream(ASK, slow), env)).unwrap()
     assert response.content == "x" * 30
+
+
+async def test_blanks_without_an_end_are_no_answer_and_cost_no_memory() -> None:
+    result, told = await streamed(dripping(b"", b" " * 1000), timeout_ms=200)
+    assert isinstance(result.failure(), RequestTimeout)
+    assert [type(event) for event in told.events] == [Failed]
