@@ -95,10 +95,10 @@ async def _follow(flight: Flight, call: Call) -> _Answer | Ask:
     told = 0
     while not flight.ended:
         told = await _told_so_far(flight, call, told)
-        seen = len(flight.events)
+        seen = flight.noted
         with anyio.move_on_after(HELD_S) as patience:
             await (flight.more() if call.sink is not None and flight.opens else flight.landed())
-        if patience.cancelled_caught and flight.held and seen == len(flight.events):
+        if patience.cancelled_caught and flight.held and seen == flight.noted:
             return Ask.INSTEAD
     told = await _told_so_far(flight, call, told)
     result = flight.result

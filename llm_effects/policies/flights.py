@@ -39,12 +39,14 @@ class Ask(Enum):
 class Flight:
     """What the model has told so far, and the end.
 
-    One that has ``ended`` without a ``result`` ended in what concerns only its leader, or in a ``defect``. ``held``
-    says that the leader's consumer has an event; ``deadline`` is the leader's and ``latest`` the followers' last.
+    ``events`` are the first ``BUFFERED`` of the ``noted`` ones. One that has ``ended`` without a ``result`` ended in what
+    concerns only its leader, or in a ``defect``. ``held`` says that the leader's consumer has an event; ``deadline`` is
+    the leader's and ``latest`` the followers' last.
     """
 
     deadline: float = math.inf
     events: list[StreamEvent] = field(factory=list[StreamEvent])
+    noted: int = 0
     ended: bool = False
     defect: bool = False
     held: bool = False
@@ -60,6 +62,7 @@ class Flight:
 
     def note(self, event: StreamEvent) -> None:
         """Keep an event and wake those who wait for it."""
+        self.noted += 1
         if len(self.events) < BUFFERED:
             self.events.append(event)
         if self._news is not None:
