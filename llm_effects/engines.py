@@ -191,10 +191,6 @@ class Engine:
             return Failure(self._named(_CLOSED))
         return _tried(_prepared, model.settings).map(lambda _: None).alt(self._named)
 
-    def ready(self) -> bool:
-        """Whether a request would be answered now, if need be after loading the model."""
-        return is_successful(self.check())
-
     async def run(
         self,
         body: bytes,

