@@ -39,9 +39,9 @@ class Ask(Enum):
 class Flight:
     """What the model has told so far, and the end.
 
-    ``events`` are the first ``BUFFERED`` of the ``noted`` ones. One that has ``ended`` without a ``result`` ended in what
-    concerns only its leader, or in a ``defect``. ``held`` says that the leader's consumer has an event; ``deadline`` is
-    the leader's and ``latest`` the followers' last.
+    ``events`` are the first ``BUFFERED`` of the ``noted`` ones. One that has ``ended`` without a ``result`` ended in
+    what concerns only its leader, or in a ``defect``. ``held`` says that the leader's consumer has an event;
+    ``deadline`` is the leader's and ``latest`` the followers' last.
     """
 
     deadline: float = math.inf
