@@ -15,11 +15,12 @@ from llm_effects.codecs import VERSION, Entry, dump_entry, load_entry
 from llm_effects.config import LLMConfig
 from llm_effects.decisions import describe
 from llm_effects.effects import Effect, effect, result_of
-from llm_effects.env import CacheStats, LLMEnv
+from llm_effects.env import LLMEnv
 from llm_effects.errors import LLMError, StorageFailed
 from llm_effects.fleet import of_newest, ready_targets
 from llm_effects.jsons import dump
 from llm_effects.providers.targets import Target
+from llm_effects.records import CacheStats
 from llm_effects.requests import CachePolicy, LLMRequest, conversation
 
 KEY_VERSION: Final = 1
@@ -54,6 +55,15 @@ def cache_key(request: LLMRequest, config: LLMConfig) -> str:
     return hashlib.sha256(dump(shape)).hexdigest()
 
 
+def request_key(request: LLMRequest) -> str:
+    """Give the key of a question alone, whichever models may answer it.
+
+    >>> request_key(LLMRequest(prompt="why?")) == request_key(LLMRequest(prompt="why?", tags=("a",)))
+    True
+    """
+    return hashlib.sha256(dump({"version": KEY_VERSION, "request": _asked(request)})).hexdigest()
+
+
 def _asked(request: LLMRequest) -> Mapping[str, object]:
     wanted = request.preferences
     return {
@@ -85,7 +95,8 @@ def _sorted(value: object) -> object:
 
 @of_newest
 def _candidates(config: LLMConfig) -> list[list[object]]:
-    return sorted((_candidate(target) for target in ready_targets(config).values()), key=repr)
+    answering = (target for target in ready_targets(config).values() if not target.capabilities.embeddings)
+    return sorted(map(_candidate, answering), key=repr)
 
 
 def _candidate(target: Target) -> list[object]:

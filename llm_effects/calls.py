@@ -8,8 +8,9 @@ from attrs import define, field, frozen
 
 from llm_effects.errors import LLMError
 from llm_effects.events import ReasoningDelta, Restarted, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.limits import RateLimits
 from llm_effects.requests import LLMRequest
-from llm_effects.responses import Attempt
+from llm_effects.responses import Attempt, Cost, LLMResponse
 
 Sink: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
 """Where the events of a stream go; each is awaited, so a slow sink slows the model."""
@@ -22,7 +23,8 @@ class Trail:
 
     It outlives every deadline and cancellation, so that no attempt is lost. ``errors`` are those of the
     attempts that failed, in order; ``contents`` counts the content events that the sink was given, ``pieces`` is the
-    text of them since the last restart, and ``acted`` says that a tool call was among them.
+    text of them since the last restart, and ``acted`` says that a tool call was among them. ``queued`` counts the
+    attempts that wait for a turn at their model: a wait in our own line says nothing of it.
     """
 
     attempts: list[Attempt] = field(factory=list[Attempt])
@@ -30,6 +32,7 @@ class Trail:
     contents: int = 0
     pieces: list[str] = field(factory=list[str])
     acted: bool = False
+    queued: int = 0
 
     @property
     def partial(self) -> str:
@@ -40,13 +43,45 @@ class Trail:
 @final
 @define
 class Queueing:
-    """Whether an attempt stands in a queue: ``since`` when, and how long it ``waited`` (seconds) before it got through.
+    """How far an attempt got: in a queue ``since`` when, how long it ``waited`` there (seconds), when content came.
 
-    One that never got through was not sent. Clients without a queue leave it as it is.
+    One that never got through was not sent. ``content_at`` is when the first content of a stream reached the library.
+    Times are on the clock of ``anyio.current_time()``. Clients without a queue, or without streams, leave theirs alone.
     """
 
     since: float | None = None
     waited: float = 0.0
+    content_at: float | None = None
+
+
+@final
+@define
+class Heard:
+    """What the model's server said last of its limits, until somebody takes it."""
+
+    limits: RateLimits | None = None
+
+    def take(self) -> RateLimits | None:
+        """Give what was said, once."""
+        said, self.limits = self.limits, None
+        return said
+
+
+@final
+@define
+class Booked:
+    """What one attempt cost, once it has been booked: nothing where it was never sent."""
+
+    cost: Cost = Cost.UNKNOWN
+
+
+@final
+@frozen
+class Check:
+    """What an answer must be: ``problems`` tells what is wrong with one, ``reasks`` how often a model is told so."""
+
+    problems: Callable[[LLMResponse], tuple[str, ...]]
+    reasks: int
 
 
 @final
@@ -58,8 +93,10 @@ class Call:
     configuration; ``deadline`` is on the clock of ``anyio.current_time()``; ``wait_ms`` is the pause that came
     before this attempt and ``alternatives`` the number of candidates left after this one. ``before`` counts the
     content events that earlier candidates delivered; ``continues`` says that this one goes on where they stopped;
-    ``key`` is the question's in the cache, once it has been made, of the request ``keyed``; ``queueing`` is fresh for
-    each attempt.
+    ``key`` is the question's in the cache, once it has been made, of the request ``keyed``; ``queueing`` is
+    fresh for each attempt; ``heard`` is what its server says beside the answer, ``booked`` what it cost. Of a turn of a
+    conversation ``conversation_id`` names it and ``last_model`` is who answered last in it. ``tokens`` is what the
+    prompt takes, where that is known better than by an estimate; ``check`` is what the answer must pass.
     """
 
     id: str
@@ -75,6 +112,12 @@ class Call:
     key: str = ""
     keyed: LLMRequest | None = field(default=None, repr=False)
     queueing: Queueing = field(factory=Queueing, repr=False)
+    heard: Heard = field(factory=Heard, repr=False)
+    booked: Booked = field(factory=Booked, repr=False)
+    conversation_id: str | None = None
+    last_model: str | None = None
+    tokens: int | None = None
+    check: Check | None = field(default=None, repr=False)
 
     @property
     def committed(self) -> bool:

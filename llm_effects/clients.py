@@ -10,14 +10,16 @@ from returns.result import Failure, Result
 
 from llm_effects.calls import Call
 from llm_effects.config import LLMConfig, ModelConfig
+from llm_effects.embedders import embed_at_server, embed_in_engine
 from llm_effects.engines import Engine
-from llm_effects.env import ModelHealth
 from llm_effects.errors import LLMError
 from llm_effects.exchanges import ask_engine, ask_server
 from llm_effects.probes import probe_engine, probe_server
 from llm_effects.providers.registry import target_of
+from llm_effects.records import ModelHealth
 from llm_effects.responses import LLMResponse
 from llm_effects.transports import Transport
+from llm_effects.vectors import Vectors
 
 
 @final
@@ -38,6 +40,10 @@ class LiveClients:
         """Ask ``call.model`` once; events go to ``call.sink`` where there is one."""
         return FutureResult(self._complete(call))
 
+    def embed(self, call: Call, texts: tuple[str, ...], dimensions: int | None) -> FutureResult[Vectors, LLMError]:
+        """Ask ``call.model`` once for a vector of each text, of so many numbers where that is said."""
+        return FutureResult(self._embed(call, texts, dimensions))
+
     def probe(self, name: str, model: ModelConfig) -> FutureResult[ModelHealth, LLMError]:
         """See how a model is without asking it anything."""
         return FutureResult(self._probe(name, model))
@@ -56,6 +62,15 @@ class LiveClients:
         if engine is not None:
             return await ask_engine(engine, target.unwrap(), call)
         return await ask_server(self.transport, target.unwrap(), call)
+
+    async def _embed(self, call: Call, texts: tuple[str, ...], dimensions: int | None) -> Result[Vectors, LLMError]:
+        target = target_of(call.model, self.config.models[call.model])
+        if not is_successful(target):
+            return Failure(target.failure())
+        engine = self.engines.get(call.model)
+        if engine is not None:
+            return await embed_in_engine(engine, target.unwrap(), call, texts, dimensions)
+        return await embed_at_server(self.transport, target.unwrap(), call, texts, dimensions)
 
     async def _probe(self, name: str, model: ModelConfig) -> Result[ModelHealth, LLMError]:
         target = target_of(name, model)

@@ -3,19 +3,23 @@
 import hashlib
 from decimal import Decimal
 from functools import cache, lru_cache
-from typing import Final, final
+from typing import Any, Final, TypeVar, final
 
 import msgspec
 from attrs import field, frozen
-from cattrs import BaseValidationError, Converter
+from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError, transform_error
 from cattrs.preconf.json import make_converter
 from cattrs.strategies import configure_tagged_union
+from returns.result import Failure, Result, Success
 
 from llm_effects.events import ContentEvent
 from llm_effects.jsons import dump
 from llm_effects.messages import Part
 from llm_effects.requests import TaskType
 from llm_effects.responses import LLMResponse
+from llm_effects.values import InvalidValue
+
+_Value = TypeVar("_Value")
 
 VERSION: Final = 1
 """Of the entries written here; one of another version is not read."""
@@ -73,9 +77,80 @@ def _load(data: bytes) -> Entry | None:
 _load_small: Final = lru_cache(maxsize=128)(_load)
 
 
+def dump_value(value: object) -> str:
+    r"""Write a frozen value of ours as JSON text, with every letter mended that no database takes.
+
+    >>> dump_value(["a\x00b\ud800"]) == '["a\\u0000b\ufffd"]'
+    True
+    """
+    return dump(_converter().unstructure(value)).decode()
+
+
+def load_value(document: str, kind: type[_Value]) -> _Value | None:
+    """Read a value of a class from JSON text; ``None`` where it does not hold one. Data only, whatever it says.
+
+    >>> from llm_effects.messages import Text
+    >>> load_value('{"text":"why?"}', Text), load_value('{"py/object":"os.system"}', Text)
+    (Text(text='why?'), None)
+    """
+    try:
+        return _converter().structure(msgspec.json.decode(document), kind)
+    except (msgspec.DecodeError, BaseValidationError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def parsed(value: object, kind: type[_Value]) -> Result[_Value, tuple[str, ...]]:
+    """Read a value of a class from plain JSON values, or tell each problem with its place.
+
+    >>> from llm_effects.messages import Message
+    >>> parsed({"role": "user", "parts": [{"type": "ToolCall", "id": " "}]}, Message).failure()
+    ("parts[0].name: 'name' is missing or unknown",)
+    """
+    try:
+        return Success(_strict_converter().structure(value, kind))
+    except BaseValidationError as problem:
+        return Failure(tuple(map(_placed, transform_error(problem, "", _told))))
+    except (ValueError, TypeError, KeyError, RecursionError) as problem:
+        return Failure((_told(problem, None),))
+
+
+def _told(problem: BaseException, _: type[Any] | None) -> str:
+    match problem:
+        case InvalidValue() | ForbiddenExtraKeysError():
+            return str(problem)
+        case KeyError():
+            return f"{problem.args[0]!r} is missing or unknown"
+        case _:
+            return "has the wrong type" if isinstance(problem, TypeError) else "is no such value"
+
+
+def _placed(line: str) -> str:
+    """The place first, as everywhere here."""
+    said, _, place = line.rpartition(" @ ")
+    return f"{place.removeprefix('.')}: {said}" if place else said
+
+
+@cache
+def _strict_converter() -> Converter:
+    """For what others wrote: a number is no text, and a text no number."""
+    return _new_converter(str, int, bool)
+
+
+def _as_it_is(given: object, kind: type[_Value]) -> _Value:
+    if type(given) is not kind:
+        raise TypeError
+    return given
+
+
 @cache
 def _converter() -> Converter:
+    return _new_converter()
+
+
+def _new_converter(*exact: type) -> Converter:
     converter = make_converter(forbid_extra_keys=True)
+    for kind in exact:
+        converter.register_structure_hook(kind, _as_it_is)
     converter.register_structure_hook(Decimal, lambda text, _: Decimal(text))
     converter.register_unstructure_hook(TaskType, str)
     converter.register_structure_hook(TaskType, lambda text, _: TaskType(text))

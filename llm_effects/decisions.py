@@ -42,9 +42,20 @@ ALWAYS: Final = 1_000_000
 def retries_worth(error: LLMError) -> int:
     """How often the same model may be asked again after this error: 0, 1, or ``ALWAYS``.
 
+    A server that says whether to ask again (``x-should-retry``) knows best: at least once, or never.
+
     >>> retries_worth(RequestTimeout()), retries_worth(InvalidRequest(message="prompt: blank"))
     (1, 0)
+    >>> retries_worth(RequestTimeout(should_retry=False)), retries_worth(ContextTooLarge(should_retry=True))
+    (0, 1)
     """
+    worth = _by_kind(error)
+    if error.should_retry is None:
+        return worth
+    return max(worth, 1) if error.should_retry else 0
+
+
+def _by_kind(error: LLMError) -> int:
     match error:
         case ModelUnavailable():
             return ALWAYS if error.reason in {"overloaded", "loading"} else 0
@@ -117,7 +128,8 @@ def _says(error: LLMError) -> str:
             limit = "" if error.timeout_ms is None else f" after {error.timeout_ms:g} ms"
             return f"{error.phase} timed out{limit}"
         case BudgetExceeded():
-            return f"{error.budget}: {error.spent} of {error.limit} spent"
+            asked = "" if error.estimate is None else f", and this takes about {error.estimate}"
+            return f"{error.budget}: {error.spent} of {error.limit} spent{asked}"
         case ConversationConflict():
             return f"conversation {error.conversation_id!r} was changed by another writer"
         case SchemaMismatch():

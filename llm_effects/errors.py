@@ -26,7 +26,7 @@ from typing import ClassVar, Literal, TypeAlias, final
 from attrs import field, frozen
 
 from llm_effects.requests import LLMRequest
-from llm_effects.responses import Attempt, Cost, Usage
+from llm_effects.responses import Attempt, Cost, Usage, total_cost
 
 UnavailableReason: TypeAlias = Literal["overloaded", "loading", "unknown_model", "breaker_open"]
 TimeoutPhase: TypeAlias = Literal[
@@ -49,7 +49,8 @@ class _Base:
     """Common to all errors, each where known; diagnostics do not count in comparisons.
 
     ``retry_after`` is in seconds. ``partial`` is the text delivered before a stream broke; ``usage`` is what the
-    provider billed all the same; ``earlier`` are the errors of the attempts that came before in the same call.
+    provider billed all the same; ``earlier`` are the errors of the attempts that came before in the same call;
+    ``should_retry`` is what the provider said of asking again.
     """
 
     tag: ClassVar[str]
@@ -61,10 +62,16 @@ class _Base:
     status: int | None = field(default=None, eq=False)
     code: str | None = field(default=None, eq=False)
     request_id: str | None = field(default=None, eq=False)
+    should_retry: bool | None = field(default=None, eq=False)
     usage: Usage | None = field(default=None, eq=False, repr=False)
     attempts: tuple[Attempt, ...] = field(default=(), eq=False, repr=False)
     earlier: "tuple[LLMError, ...]" = field(default=(), eq=False, repr=False)
     cause: Cause | None = field(default=None, eq=False)
+
+    @property
+    def cost(self) -> Cost:
+        """What all attempts cost together."""
+        return total_cost(attempt.cost for attempt in self.attempts)
 
 
 @final
@@ -168,12 +175,13 @@ class ContentRefused(_Base):
 @final
 @frozen(kw_only=True)
 class BudgetExceeded(_Base):
-    """The call would spend more than ``limit`` (US dollars)."""
+    """An attempt of about ``estimate`` would spend more than ``limit`` (US dollars); what is reserved is ``spent``."""
 
     tag: ClassVar[str] = "BudgetExceeded"
     budget: str
     spent: Cost
     limit: Cost
+    estimate: Cost | None = field(default=None, eq=False)
 
 
 @final

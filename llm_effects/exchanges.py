@@ -1,6 +1,7 @@
 """One exchange with a model: a request out, an answer in, whole or event by event."""
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
+from datetime import datetime
 from typing import Final, TypeAlias, final
 
 import anyio
@@ -15,6 +16,7 @@ from llm_effects.events import Restarted, Started, StreamEvent
 from llm_effects.providers.base import Provider, ServerEvent
 from llm_effects.providers.drafts import Draft, events_of, interrupted
 from llm_effects.providers.error_bodies import request_id
+from llm_effects.providers.rate_limits import rate_limits
 from llm_effects.providers.registry import provider_of
 from llm_effects.providers.targets import Target
 from llm_effects.providers.thinking import rest_of
@@ -77,11 +79,18 @@ class Reception:
         self.timers.model()
 
     async def _deliver(self, events: Iterable[StreamEvent], sink: Sink) -> None:
-        opening = None if self.opened else opening_of(self.call)
-        self.opened = True
+        opening = None if self.opened else self._open()
         for event in events if opening is None else (opening, *events):
             self.timers.consumer()
             await sink(event)
+
+    def _open(self) -> StreamEvent | None:
+        self.opened, self.call.queueing.content_at = True, anyio.current_time()
+        return opening_of(self.call)
+
+    def hear(self, headers: Mapping[str, str], received: datetime | None) -> None:
+        """Note what the server says of its limits, for whoever keeps them."""
+        self.call.heard.limits = rate_limits(headers, received, anyio.current_time())
 
     async def finish(self, wire: WireRequest) -> Answer:
         """Tell what was held back and read the whole answer, with what had to be dropped from the request."""
@@ -93,7 +102,7 @@ class Reception:
 
     def named(self, error: LLMError) -> LLMError:
         """The error that broke the answer off, with the model and what it had told until then."""
-        return interrupted(self.draft, _signed(self.target, error))
+        return interrupted(self.draft, signed(self.target, error))
 
 
 def opening_of(call: Call) -> StreamEvent | None:
@@ -128,18 +137,20 @@ async def _timed(reception: Reception, exchange: Awaitable[Answer], wire: WireRe
 async def _whole(transport: Transport, reception: Reception, wire: WireRequest) -> Answer:
     target = reception.target
     try:
-        response = await transport.exchange(wire, _limits(target), reception.timers.start)
+        response = await transport.exchange(wire, timeouts_of(target), reception.timers.start)
     except TransportFault as fault:
-        return Failure(_signed(target, fault.error))
+        return Failure(signed(target, fault.error))
+    reception.hear(response.headers, response.received)
     return _read(reception, response).map(lambda answer: warned(answer, wire))
 
 
-def _limits(target: Target) -> Timeouts:
+def timeouts_of(target: Target) -> Timeouts:
     """Silences are timed by the timers, which know content from pings; the transport need only be no stricter."""
     return Timeouts(connect_s=target.config.connect_ms / 1000, read_s=target.config.timeout_ms / 1000)
 
 
-def _signed(target: Target, error: LLMError) -> LLMError:
+def signed(target: Target, error: LLMError) -> LLMError:
+    """Name the model in its error."""
     return evolve(error, model=target.name, provider=target.preset.name)
 
 
@@ -151,7 +162,7 @@ def _read(reception: Reception, response: WireResponse) -> Answer:
 
 async def _streamed(transport: Transport, reception: Reception, wire: WireRequest) -> Answer:
     try:
-        async with transport.stream(wire, _limits(reception.target), reception.timers.start) as answer:
+        async with transport.stream(wire, timeouts_of(reception.target), reception.timers.start) as answer:
             return await _received(reception, answer, wire)
     except TransportFault as fault:
         return await _cut(reception, fault.error, wire)
@@ -159,6 +170,7 @@ async def _streamed(transport: Transport, reception: Reception, wire: WireReques
 
 async def _received(reception: Reception, answer: Streamed, wire: WireRequest) -> Answer:
     reception.draft.request_id = request_id(answer.headers)
+    reception.hear(answer.headers, answer.received)
     first = await _first(answer)
     # What it is called says little: servers in between label streams as JSON and JSON as a stream.
     if not 200 <= answer.status < 300 or first.lstrip(_BLANK)[:1] in _WHOLE:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import TypeVar
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from returns.pipeline import is_successful
@@ -10,23 +10,28 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig, Price
 from llm_effects.errors import ConfigurationError, LLMError
-from llm_effects.prices import FREE
+from llm_effects.pricelists import GENAI_PRICES, listed_prices
+from llm_effects.prices import FREE, PriceList
 from llm_effects.providers.registry import target_of
 from llm_effects.providers.targets import Target, is_loopback
 
 _Made = TypeVar("_Made")
 
+NEWEST: Final = 16
+"""For how many configurations that are in use at once their models are kept ready."""
+
 
 def of_newest(make: Callable[[LLMConfig], _Made]) -> Callable[[LLMConfig], _Made]:
-    """Make something of a configuration once, for as long as the same one is asked for: every call asks for it."""
-    newest: tuple[LLMConfig, _Made] | None = None
+    """Make something of a configuration once: every call asks for it. So it is kept for the ``NEWEST`` of them."""
+    made: dict[int, tuple[LLMConfig, _Made]] = {}  # an id is nobody else's while its owner is held
 
     @wraps(make)
     def remembered(config: LLMConfig) -> _Made:
-        nonlocal newest
-        held = newest
-        if held is None or held[0] is not config:
-            newest = held = (config, make(config))
+        held = made.get(id(config))
+        if held is None:
+            if len(made) >= NEWEST:
+                made.clear()
+            held = made[id(config)] = (config, make(config))
         return held[1]
 
     return remembered
@@ -56,6 +61,18 @@ def prices_of(config: LLMConfig) -> Mapping[str, Price]:
     local = {name: FREE for name, target in ready_targets(config).items() if target.preset.family == "local"}
     given = {name: model.price for name, model in config.models.items() if model.price is not None}
     return {**local, **given}
+
+
+def addresses_of(config: LLMConfig) -> Mapping[str, tuple[str, str]]:
+    """Where to look for the prices of the other models: the address of each one's server, and its name there."""
+    priced = prices_of(config)
+    asked = {name: target for name, target in ready_targets(config).items() if name not in priced}
+    return {name: (target.endpoint, target.wire_model) for name, target in asked.items() if target.wire_model}
+
+
+def price_list(config: LLMConfig) -> PriceList:
+    """Make the prices of a configuration, with what genai-prices tells of the others where it is installed."""
+    return PriceList(prices_of(config), listed_prices(addresses_of(config)), GENAI_PRICES)
 
 
 def is_here(target: Target) -> bool:

@@ -8,8 +8,9 @@ from returns.result import Result, Success
 from llm_effects.config import ModelConfig
 from llm_effects.decisions import describe
 from llm_effects.effects import Effect, effect, result_of
-from llm_effects.env import LLMEnv, ModelHealth
+from llm_effects.env import LLMEnv
 from llm_effects.errors import ConfigurationError, LLMError
+from llm_effects.records import ModelHealth
 
 
 def check_health() -> Effect[tuple[ModelHealth, ...]]:

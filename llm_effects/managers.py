@@ -14,18 +14,21 @@ from returns.result import Result
 from llm_effects.calls import Sink
 from llm_effects.config import LLMConfig
 from llm_effects.config.sources import load_config
+from llm_effects.conversations.dialogues import converse
 from llm_effects.effects import Effect, fail, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import LLMError
 from llm_effects.events import Failed, StreamEvent
-from llm_effects.fleet import is_here, prices_of
-from llm_effects.live import live_clients, live_env
+from llm_effects.fleet import is_here, price_list
+from llm_effects.live import live_clients, live_env, new_memory, wall_clock, warm
+from llm_effects.messages import Message
 from llm_effects.pipeline import generate, stream
-from llm_effects.prices import PriceList
 from llm_effects.providers.registry import target_of
 from llm_effects.requests import LLMRequest
 from llm_effects.responses import LLMResponse
-from llm_effects.routing import Facts, RoutingDecision, route
+from llm_effects.routing import route
+from llm_effects.routing.candidates import Facts, RoutingDecision
+from llm_effects.stores.limits_memory import MemoryLimits
 from llm_effects.stores.memory import MemoryHealth
 from llm_effects.streams import only, open_stream, refused
 from llm_effects.tokens import estimate_tokens
@@ -49,7 +52,7 @@ class LLMManager:
 
     Inside ``async with`` connections are kept from call to call. Used plainly it works from any event loop, also
     from several ``anyio.run`` one after another, and keeps no connection longer than its calls. It may be entered again
-    after it was left; what is known of the models stays.
+    after it was left; what is known of the models stays, and so do conversations and the ledger in memory.
 
     A configuration that could not be read is told by every operation, as its ``ConfigurationError``.
     """
@@ -58,6 +61,8 @@ class LLMManager:
         self._config = config
         self._adapt = adapt
         self._health = MemoryHealth()
+        self._counted = MemoryLimits()
+        self._memory = new_memory()
         self._scope = AsyncExitStack()
         self._open()
 
@@ -66,7 +71,8 @@ class LLMManager:
         config = self._config.value_or(LLMConfig(models={}))
         self._transport = Transport()
         self._clients = live_clients(config, self._transport)
-        self._live = evolve(live_env(config, self._clients), health=self._health)
+        live = live_env(config, self._clients, self._memory, self._counted)
+        self._live = evolve(live, health=self._health)
         self._env = self._adapt(self._live)
 
     @property
@@ -95,6 +101,22 @@ class LLMManager:
             return only(Failed(self._config.failure()))
         return open_stream(request)(self._env)
 
+    def converse(
+        self,
+        conversation_id: str,
+        message: str | Message | LLMRequest,
+        *,
+        owner: str | None = None,
+        turn_id: str | None = None,
+        sink: Sink | None = None,
+        pinned: bool = False,
+    ) -> FutureResult[LLMResponse, LLMError]:
+        """Take one turn of a stored conversation."""
+        if not is_successful(self._config) and sink is not None:
+            return refused(self._config.failure(), sink)(self._env)
+        turn = converse(conversation_id, message, owner=owner, turn_id=turn_id, sink=sink, pinned=pinned)
+        return self._checked(turn)(self._env)
+
     async def run(self, effect: Effect[_Value]) -> Result[_Value, LLMError]:
         """Run any effect: its plain ``Result``."""
         return await settle(self._checked(effect), self._env)
@@ -106,10 +128,14 @@ class LLMManager:
             await self._scope.aclose()
             await self._clients.aclose()
             await self._live.cache.aclose()
+            await self._live.limits.aclose()
+            await self._live.ledger.aclose()
+            await self._live.conversations.aclose()
 
     async def __aenter__(self) -> Self:
         if self._closed:
             self._open()
+        await warm(self._env)
         await self._scope.enter_async_context(self._transport.scope())
         return self
 
@@ -169,9 +195,10 @@ def make_model_router(config: LLMConfig) -> Callable[[LLMRequest], Result[Routin
     >>> router(LLMRequest(prompt="why?")).unwrap().candidates[0].model
     'studio'
     """
-    prices = PriceList(prices_of(config))
+    prices = price_list(config)
 
     def decide(request: LLMRequest) -> Result[RoutingDecision, LLMError]:
-        return route(request, config, Facts(statistics={}, prices=prices, tokens=estimate_tokens(request)))
+        facts = Facts(statistics={}, prices=prices, tokens=estimate_tokens(request), at=wall_clock())
+        return route(request, config, facts)
 
     return decide

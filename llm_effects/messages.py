@@ -5,7 +5,23 @@ from typing import Final, Literal, TypeAlias, final, get_args
 
 from attrs import field, frozen
 
-from llm_effects.values import instance, instances, invalid, one_of, text, to_tuple
+from llm_effects.attachments import Document, Image
+from llm_effects.values import instance, instances, invalid, number, one_of, text, to_tuple
+
+__all__ = (
+    "Citation",
+    "Document",
+    "Image",
+    "Message",
+    "Origin",
+    "Part",
+    "Reasoning",
+    "Role",
+    "Text",
+    "ToolCall",
+    "ToolResult",
+    "text_of",
+)
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 """Who speaks."""
@@ -23,31 +39,39 @@ class Origin:
 
 
 @final
-@frozen
-class Text:
-    """Plain text.
+@frozen(kw_only=True)
+class Citation:
+    """What a passage of an answer rests on.
 
-    >>> Text("disk is 97 % full")
-    Text(text='disk is 97 % full')
+    The passage goes from ``start`` up to ``end``, in characters of the part's text. ``quote`` is what was cited,
+    ``title`` and ``url`` say of what, ``document`` is the place of that document among those of the request, from 0.
+    ``source`` is the provider's own record of it (JSON text), as it came.
     """
 
-    text: str = field(validator=_ANY_TEXT)
+    start: int = field(validator=number(at_least=0, whole=True))
+    end: int = field(validator=number(at_least=0, whole=True))
+    quote: str = field(default="", validator=_ANY_TEXT)
+    title: str | None = field(default=None, validator=_ANY_TEXT)
+    url: str | None = field(default=None, validator=_ANY_TEXT)
+    document: int | None = field(default=None, validator=number(at_least=0, whole=True))
+    source: str = field(default="", validator=_ANY_TEXT, repr=False)
+
+
+def _citations(given: Iterable[Citation]) -> tuple[Citation, ...]:
+    return to_tuple("citations", given)
 
 
 @final
 @frozen
-class Image:
-    """A picture, as bytes with their media type (``image/png``) or as a URL that the provider fetches."""
+class Text:
+    """Plain text; an answer's text has the ``citations`` that the provider gave with it.
 
-    data: bytes | None = field(default=None, validator=instance(bytes), repr=False)
-    media_type: str | None = field(default=None, validator=text())
-    url: str | None = field(default=None, validator=text())
+    >>> Text("disk is 97 % full").text
+    'disk is 97 % full'
+    """
 
-    def __attrs_post_init__(self) -> None:
-        if (self.data is None) == (self.url is None):
-            invalid("data", "give either data (with media_type) or url, not both and not neither")
-        if self.data is not None and self.media_type is None:
-            invalid("media_type", "say what data holds, such as 'image/png'")
+    text: str = field(validator=_ANY_TEXT)
+    citations: tuple[Citation, ...] = field(default=(), converter=_citations, validator=instances(Citation), repr=False)
 
 
 @final
@@ -83,14 +107,14 @@ class ToolResult:
     is_error: bool = field(default=False, validator=instance(bool))
 
 
-Part: TypeAlias = Text | Image | Reasoning | ToolCall | ToolResult
+Part: TypeAlias = Text | Image | Document | Reasoning | ToolCall | ToolResult
 """One piece of a message."""
 
 
 def _parts(given: str | Part | Iterable[Part]) -> tuple[Part, ...]:
     if isinstance(given, str):
         return (Text(given),)
-    return (given,) if isinstance(given, (Text, Image, Reasoning, ToolCall, ToolResult)) else to_tuple("parts", given)
+    return (given,) if isinstance(given, Part) else to_tuple("parts", given)
 
 
 @final

@@ -6,6 +6,7 @@ A layer takes a ``Generate`` and gives a ``Generate``. To leave one out or to ad
 >>> without_retries = layered(complete, observed, routed, bounded)
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -20,36 +21,51 @@ from llm_effects.errors import LLMError
 from llm_effects.events import Completed, Failed, StreamEvent
 from llm_effects.policies import layered
 from llm_effects.policies.bounded import bounded
+from llm_effects.policies.broken import broken
+from llm_effects.policies.budgeted import budgeted
 from llm_effects.policies.cached import cached
 from llm_effects.policies.coalesced import coalesced
 from llm_effects.policies.complete import complete
+from llm_effects.policies.hedged import hedged
+from llm_effects.policies.limited import limited
 from llm_effects.policies.observed import observed
+from llm_effects.policies.reasked import reasked
 from llm_effects.policies.retried import retried
-from llm_effects.policies.routed import decide, routed
+from llm_effects.policies.routed import facts_of, routed
+from llm_effects.policies.traced import traced
 from llm_effects.requests import LLMRequest
 from llm_effects.responses import LLMResponse, total_cost
-from llm_effects.routing import RoutingDecision
+from llm_effects.routing import route
+from llm_effects.routing.candidates import RoutingDecision
 
 __all__ = [
     "bounded",
+    "broken",
+    "budgeted",
     "cached",
     "coalesced",
     "complete",
     "explain",
     "generate",
     "generate_call",
+    "hedged",
     "layered",
+    "limited",
     "observed",
+    "reasked",
     "retried",
     "routed",
     "run_call",
     "stream",
+    "traced",
 ]
 
 # Inner to outer. The model is chosen by ``routed``: what stands before it acts on one attempt or one candidate,
 # what stands after it on the whole call. ``coalesced`` stands outside ``cached``, so that who comes after a flight
 # finds its answer stored.
-generate_call: Generate = layered(complete, observed, retried, routed, cached, coalesced, bounded)
+generate_call: Generate = layered(
+    complete, observed, budgeted, limited, broken, retried, hedged, reasked, routed, cached, coalesced, bounded, traced
+)
 
 
 LAST_WORD_S: Final = 30.0
@@ -102,8 +118,10 @@ def ending(result: Result[LLMResponse, LLMError]) -> StreamEvent:
     return Completed(result.unwrap()) if is_successful(result) else Failed(result.failure())
 
 
-def explain(request: LLMRequest) -> Effect[RoutingDecision]:
+def explain(request: LLMRequest, *, streamed: bool = False) -> Effect[RoutingDecision]:
     """Tell which models ``generate`` would ask, in order, and why others are left out, without asking any.
+
+    Every number that decided is in it. ``streamed`` asks for ``stream`` instead, where the first content counts.
 
     >>> import anyio
     >>> from llm_effects import scripted_env, settle
@@ -113,18 +131,28 @@ def explain(request: LLMRequest) -> Effect[RoutingDecision]:
     """
 
     async def run(env: LLMEnv) -> Result[RoutingDecision, LLMError]:
-        return decide(request, env)
+        return route(request, env.config, facts_of(request, env, streamed=streamed))
 
     return effect(run)
 
 
-def run_call(onion: Generate, request: LLMRequest, sink: Sink | None = None) -> Effect[LLMResponse]:
-    """Send a request through an onion and put what its trail tells into the answer, or into the error."""
+def as_it_is(call: Call) -> Call:
+    """Change nothing."""
+    return call
+
+
+def run_call(
+    onion: Generate, request: LLMRequest, sink: Sink | None = None, adapt: Callable[[Call], Call] = as_it_is
+) -> Effect[LLMResponse]:
+    """Send a request through an onion and put what its trail tells into the answer, or into the error.
+
+    ``adapt`` puts into the call what its maker knows besides: its conversation, a deadline.
+    """
 
     async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
         trail = Trail()
         told = None if sink is None else committing(sink, trail)
-        call = Call(id=env.new_id(), request=request, sink=told, trail=trail)
+        call = adapt(Call(id=env.new_id(), request=request, sink=told, trail=trail))
         started = anyio.current_time()
         result = await settle(onion(call), env)
         if is_successful(result):

@@ -10,12 +10,12 @@ from returns.result import Result, Success
 
 from llm_effects.decisions import describe
 from llm_effects.engines import Engine
-from llm_effects.env import ModelHealth
 from llm_effects.errors import LLMError
 from llm_effects.providers.headers import fixed_headers, key_headers
 from llm_effects.providers.probing import Reading, probes_of, read, root_of
 from llm_effects.providers.registry import provider_of
 from llm_effects.providers.targets import Target
+from llm_effects.records import ModelHealth
 from llm_effects.transports import Timeouts, Transport, TransportFault
 from llm_effects.wire import WireResponse
 

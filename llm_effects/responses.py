@@ -100,7 +100,8 @@ def total_cost(costs: Iterable[Cost]) -> Cost:
 class Attempt:
     """Something that was sent. ``outcome`` is ``success``, ``cancelled`` or an error's tag.
 
-    ``latency_ms`` is the time the attempt took, ``wait_ms`` the pause that its retry took before it, both
+    ``latency_ms`` is the time the attempt took, ``first_content_ms`` the time until the first content of a stream
+    (``None`` where nothing was streamed, or no content came), ``wait_ms`` the pause that its retry took before it, all
     in milliseconds.
     """
 
@@ -108,6 +109,7 @@ class Attempt:
     provider: str
     outcome: str
     latency_ms: float
+    first_content_ms: float | None = None
     wait_ms: float = 0.0
     usage: Usage = field(factory=Usage)
     cost: Cost = Cost.UNKNOWN

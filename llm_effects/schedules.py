@@ -1,9 +1,12 @@
 """When to try again: schedules are pure values that combine with ``&`` and ``|``."""
 
+import math
 from collections.abc import Callable
 from typing import final
 
 from attrs import frozen
+
+from llm_effects.values import invalid
 
 
 @final
@@ -45,14 +48,30 @@ class Schedule:
         return Schedule(either)
 
 
+def duration(name: str, seconds: float) -> float:
+    """Take a number of seconds, also an endless one.
+
+    >>> duration("after", math.nan)
+    Traceback (most recent call last):
+        ...
+    llm_effects.values.InvalidValue: after: must be a number of seconds from 0 on, not nan
+    """
+    if math.isnan(seconds) or seconds < 0:
+        invalid(name, f"must be a number of seconds from 0 on, not {seconds!r}")
+    return seconds
+
+
 def exponential(base: float = 0.1, factor: float = 2.0, cap: float = 20.0) -> Schedule:
     """Pause ``base`` seconds, then ``factor`` times longer each time, at most ``cap`` seconds.
 
     >>> [exponential(1, cap=3).pause(Step(retry)) for retry in (1, 2, 3)]
     [1.0, 2.0, 3.0]
     """
-    # The exponent is bounded so that a long loop cannot overflow a float.
-    return Schedule(lambda step: min(float(cap), base * factor ** min(step.retry - 1, 64)))
+    first, longest = duration("base", base), duration("cap", cap)
+    if not 0 < factor < math.inf:
+        invalid("factor", f"must be a number above 0, not {factor!r}")
+    most = 700 / math.log(max(factor, math.e))  # a larger power would overflow a float
+    return Schedule(lambda step: min(float(longest), first * factor ** min(step.retry - 1, most)))
 
 
 def jittered(schedule: Schedule) -> Schedule:
@@ -86,4 +105,5 @@ def within(seconds: float) -> Schedule:
     >>> within(2.0).pause(Step(9, elapsed=1.0)), within(2.0).pause(Step(1, elapsed=2.0))
     (0.0, None)
     """
-    return Schedule(lambda step: 0.0 if step.elapsed < seconds else None)
+    limit = duration("seconds", seconds)
+    return Schedule(lambda step: 0.0 if step.elapsed < limit else None)

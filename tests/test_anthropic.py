@@ -277,7 +277,7 @@ def test_a_forced_tool_and_optional_thinking_exclude_each_other() -> None:
 
 
 def test_a_schema_is_sent_beside_the_effort_or_dropped_aloud() -> None:
-    schema = {"type": "object", "properties": {}}
+    schema = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
     whole = body(claude(), response_schema=schema, preferences=Preferences(reasoning_effort="high"))
     assert whole["output_config"] == {"effort": "high", "format": {"type": "json_schema", "schema": schema}}
     old = claude("claude-sonnet-4-20250514")
@@ -295,6 +295,7 @@ def test_turns_always_alternate(roles: list[Any], text: str) -> None:
 
 
 def test_a_schema_may_be_made_of_any_mapping_and_sequence() -> None:
-    schema = MappingProxyType({"type": "object", "required": deque(["a"])})
+    number = MappingProxyType({"type": "integer"})
+    schema = MappingProxyType({"type": "object", "properties": {"a": number}, "required": deque(["a"])})
     told = body(claude(), response_schema=schema)["output_config"]["format"]["schema"]
-    assert told == {"type": "object", "required": ["a"]}
+    assert (told["properties"], told["required"]) == ({"a": {"type": "integer"}}, ["a"])

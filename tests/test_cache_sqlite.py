@@ -16,7 +16,7 @@ import pytest
 from attrs import define
 from returns.result import Success
 
-from llm_effects.env import Cache
+from llm_effects.services import Cache
 from llm_effects.stores.cache_sqlite import SqliteCache
 from llm_effects.stores.sqlite_entries import Bounds
 from llm_effects.stores.sqlite_files import SCHEMA

@@ -19,7 +19,8 @@ from returns.pipeline import is_successful
 from returns.unsafe import unsafe_perform_io
 
 from llm_effects.config import CacheConfig
-from llm_effects.env import Cache, CacheStats
+from llm_effects.records import CacheStats
+from llm_effects.services import Cache
 from llm_effects.stores.absent import NoCache
 from llm_effects.stores.cache_memory import MemoryCache
 from llm_effects.stores.cache_redis import RedisCache, open_redis

@@ -1,6 +1,7 @@
 """What models can do: rows by name, the configuration first."""
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,9 +138,12 @@ def test_new_claudes_do_not_continue_an_answer(model: str, prefill: bool) -> Non
 
 
 @pytest.mark.parametrize("provider", ["ollama", "lm-studio", "openai-compatible", "llama"])
-def test_nothing_is_presumed_of_other_servers(provider: str) -> None:
-    assert able(provider, "gpt-6-luna") == Capabilities()
-    assert able(provider, "m", context_length=4096) == Capabilities(context_length=4096)
+def test_little_is_presumed_of_other_servers(provider: str) -> None:
+    documents = None if provider == "openai-compatible" else False
+    images = False if provider == "llama" else None
+    nothing = Capabilities(documents=documents, images=images)
+    assert able(provider, "gpt-6-luna") == nothing
+    assert able(provider, "m", context_length=4096) == evolve(nothing, context_length=4096)
 
 
 @given(

@@ -75,6 +75,7 @@ MODELS = st.fixed_dictionaries(
 BUDGETS = st.lists(
     st.fixed_dictionaries({"name": WORDS, "limit_usd": MONEY}, optional={"period": st.sampled_from(["hour", "day"])}),
     max_size=2,
+    unique_by=lambda budget: budget["name"],
 )
 SHAPES = st.fixed_dictionaries(
     {"models": st.dictionaries(WORDS, MODELS, min_size=1, max_size=3)},
@@ -581,7 +582,10 @@ def test_the_embedded_model_is_the_last_resort_of_all() -> None:
     config = from_environment({"OPENAI_API_KEY": "sk-a"}, Path("/packages/tiny.gguf"))
     assert list(config.models) == ["lm-studio", "gpt", "smollm2"]
     assert config.models["smollm2"] == ModelConfig(
-        provider="llama", model_path=str(Path("/packages/tiny.gguf")), last_resort=True
+        provider="llama",
+        model_path=str(Path("/packages/tiny.gguf")),
+        last_resort=True,
+        capabilities=Capabilities(tools=False),
     )
 
 

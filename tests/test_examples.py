@@ -18,6 +18,7 @@ from llm_effects import (
     LLMError,
     MalformedResponse,
     ModelConfig,
+    ModelUnavailable,
     Pieces,
     Reply,
     RoutingConfig,
@@ -39,14 +40,38 @@ def load(name: str) -> ModuleType:
     return module
 
 
+JUDGEMENT = '{"severity": "high", "likely_cause": "deployment", "summary": "All slow."}'
+DESIGN = """{"heading": "All services", "first_field": "service", "service": "plain", "p99_ms": "milliseconds",
+    "error_rate": "percent", "healthy": "badge"}"""
+PROPOSAL = '{"changes": [{"setting": "alerts.p99_ms", "old": 250, "new": 200}], "reason": "as wished"}'
+
 SCRIPTS: dict[str, tuple[tuple[Reply, ...], str]] = {
     "quickstart": (("The disk is full.",), "The disk is full."),
     "direct_client": (("hello to you all today",), "has 5 words"),
     "configured_manager": (("log_level: debug",), "log_level: debug"),
     "pipeline": (("I rate it 8.", "Restart it."), "severity 8: Restart it."),
     "health": ((), "ready"),
+    "cost_report": (("They are full.",), "one / analysis"),
     "caching": (("They fill with logs.",), "They fill with logs."),
+    "batch": (("It keeps things.",), "a timeout: It keeps things."),
+    "resilience": (
+        (ModelUnavailable(retry_after=0.01), "They are full of logs.", "Somebody forgot them."),
+        "Somebody forgot them.",
+    ),
+    "tools": (
+        (
+            '{"next": {"tool": "free_space", "arguments": {"disk": "data"}}}',
+            '{"next": {"tool": "erase", "arguments": {"disk": "data"}}}',
+            '{"next": {"answer": "There is room again."}}',
+        ),
+        "answered after 3 steps and 2 calls: There is room again.",
+    ),
     "streaming": ((Pieces(("Once ", "upon")),), "finished: stop"),
+    "conversation": (("Logs.", "Old logs.", "Logs, old logs."), "3 turns stored, 0 answered from storage"),
+    "chat": (("Mars.", Pieces(("Mars ", "is"), pause=0.2), "Mars."), "turns: finished, interrupted, finished"),
+    "analyze_anomaly": ((JUDGEMENT,), "high, deployment: All slow."),
+    "generate_ui_component": ((DESIGN,), "<h2>All services</h2>"),
+    "manage_config": ((PROPOSAL,), "+p99_ms = 200.0"),
     "failover_mid_stream": (
         (Pieces(("Disks fill",), then=MalformedResponse()), "They are full of logs."),
         "shown at the end: They are full of logs.",

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeAlias
 
+import attrs
 import pytest
 
 import llm_effects
@@ -130,6 +131,11 @@ def test_every_public_name_is_the_one_that_type_checkers_see() -> None:
     assert all(getattr(llm_effects, name) is getattr(import_module(str(home)), name) for name, home in seen.items())
 
 
+def test_the_environment_has_these_services_and_no_others() -> None:
+    services = "cache clients config conversations draw health ledger limits new_id now prices telemetry tokens"
+    assert sorted(each.name for each in attrs.fields(llm_effects.LLMEnv)) == services.split()
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="generat_"):
         llm_effects.generat_  # noqa: B018 - the look-up is the test
@@ -143,6 +149,27 @@ def test_every_public_name_says_what_it_is() -> None:
 def test_the_import_brings_in_nothing_heavy() -> None:
     loaded = run_python("import sys, llm_effects; print(*sys.modules)").split()
     assert not set(HEAVY) & set(loaded)
+
+
+EXTRAS = ("genai_prices", "opentelemetry", "psycopg", "pydantic", "redis", "sqlalchemy", "xllamacpp")
+
+
+def test_all_but_the_extras_works_without_them() -> None:
+    answered = run_python(
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {EXTRAS}: raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "import anyio\n"
+        "from llm_effects import *\n"
+        "async def main():\n"
+        "    unreachable = ModelConfig(provider='lm-studio', endpoint='http://127.0.0.1:9/v1')\n"
+        "    async with open_env(LLMConfig(models={'a': unreachable}, routing=RoutingConfig(max_retries=0))) as env:\n"
+        "        print((await settle(generate(LLMRequest(prompt='?')), env)).failure().tag)\n"
+        "anyio.run(main)"
+    )
+    assert answered.strip() == "NetworkError"
 
 
 def test_the_import_reads_only_code_and_opens_no_socket() -> None:

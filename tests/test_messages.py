@@ -47,7 +47,7 @@ def test_parts_keep_their_order_and_cannot_be_changed(parts: list[Part]) -> None
         (lambda: Message("user", ()), "parts: a message says something: give it at least one part"),
         (
             lambda: Message("user", ["x"]),
-            "parts[0]: must be Text or Image or Reasoning or ToolCall or ToolResult, not str",
+            "parts[0]: must be Text or Image or Document or Reasoning or ToolCall or ToolResult, not str",
         ),
         (lambda: Image(), "data: give either data (with media_type) or url, not both and not neither"),
         (

@@ -1,6 +1,7 @@
 """The ranking, as plain calls: filter, order, fallback."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -30,10 +31,16 @@ from llm_effects import (
     TaskType,
     Text,
     Tool,
+    Usage,
     make_model_router,
 )
+from llm_effects.experience import HALF_LIFE_S
+from llm_effects.fleet import targets_of
 from llm_effects.prices import PriceList
-from llm_effects.routing import Candidate, Facts, left_after, route
+from llm_effects.routing import left_after, route
+from llm_effects.routing import order as placed
+from llm_effects.routing.candidates import Candidate, Facts
+from llm_effects.routing.rankings import expected_waits, trust
 
 GPT = ModelConfig(provider="openai-chat", model="gpt-6.1-terra", api_key="sk-test")
 CLAUDE = ModelConfig(provider="anthropic", model="claude-sonnet-5-5", api_key="sk-test")
@@ -112,12 +119,127 @@ def test_performance_weighs_latency_and_errors_and_tries_the_unknown_first() -> 
     ]
 
 
-def test_performance_now_and_then_asks_the_model_with_the_fewest_attempts_first() -> None:
-    statistics = {name: Statistics(attempts=50, latency_ms=100) for name in ("gpt", "claude")}
-    statistics["studio"] = Statistics(attempts=1, error_rate=1.0)
+PERFORMANCE = RoutingConfig(strategy="performance")
+
+
+def test_performance_now_and_then_asks_first_who_was_not_heard_of_for_long() -> None:
+    at = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    statistics = {name: Statistics(attempts=50, latency_ms=100, at=at) for name in ("gpt", "claude")}
+    statistics["studio"] = Statistics(attempts=5, latency_ms=400, at=at - timedelta(hours=3))
+    known = {"routing": PERFORMANCE, "statistics": statistics, "at": at}
+    assert order(ask(), **known, drawn=0.5)[:3] == ["gpt", "claude", "studio"]
+    assert order(ask(), **known, drawn=0.97)[0] == "studio"
+    fresh = {**known, "statistics": {**statistics, "studio": Statistics(attempts=5, latency_ms=400, at=at)}}
+    assert order(ask(), **fresh, drawn=0.97)[0] == "gpt"  # there is nothing to find out
+
+
+def test_the_other_calls_make_a_model_less_known_too() -> None:
+    known = {name: Statistics(attempts=50, latency_ms=100, calls=1000) for name in ("gpt", "claude")}
+    known["studio"] = Statistics(attempts=5, latency_ms=400, calls=850)
+    assert order(ask(), routing=PERFORMANCE, statistics=known, calls=1000, drawn=0.97)[0] == "studio"
+
+
+def test_streams_are_ranked_by_their_first_content_and_whole_answers_by_their_time() -> None:
+    statistics = {
+        "studio": Statistics(attempts=9, latency_ms=900, first_content_ms=800),
+        "gpt": Statistics(attempts=9, latency_ms=4000, first_content_ms=100),
+        "claude": Statistics(attempts=9, latency_ms=5000, first_content_ms=500),
+    }
+    assert order(ask(), routing=PERFORMANCE, statistics=statistics)[0] == "studio"
+    assert order(ask(), routing=PERFORMANCE, statistics=statistics, streamed=True)[0] == "gpt"
+
+
+def test_a_time_of_the_other_kind_stands_in_while_there_are_none_of_this() -> None:
+    statistics = {"gpt": Statistics(attempts=9, latency_ms=400), "claude": Statistics(attempts=9, latency_ms=200)}
+    statistics["studio"] = Statistics(attempts=9, latency_ms=300)
+    found = order(ask(), routing=PERFORMANCE, statistics=statistics, streamed=True)
+    assert found[0] == "claude"
+
+
+def test_a_failure_that_hangs_weighs_more_than_one_that_comes_at_once_which_still_weighs_something() -> None:
+    def wait(failure_ms: float | None, error_rate: float = 0.5) -> float:
+        one = Candidate(
+            model="m",
+            provider="p",
+            family="other",
+            expected_latency_ms=1000,
+            expected_failure_ms=failure_ms,
+            error_rate=error_rate,
+        )
+        return expected_waits([one], streamed=False)[0]
+
+    assert wait(None, 0.0) == 1000
+    assert wait(1.0) == 2000
+    assert wait(20_000.0) == 21_000
+    assert wait(1.0, 1.0) > 1e9
+
+
+def test_who_only_failed_is_thought_as_slow_as_the_slowest() -> None:
+    statistics = {"gpt": Statistics(attempts=9, latency_ms=400), "claude": Statistics(attempts=9, latency_ms=900)}
+    statistics["studio"] = Statistics(attempts=1, error_rate=1.0, failure_ms=1.0)
+    found = decision(ask(), routing=RoutingConfig(strategy="performance"), statistics=statistics)
+    scores = {each.model: each.score for each in found.candidates}
+    assert scores["gpt"] < scores["claude"] < scores["studio"] < 20 * scores["claude"]
+
+
+def test_the_decision_shows_every_number_that_it_was_made_of() -> None:
+    at = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    statistics = {
+        "gpt": Statistics(
+            attempts=7,
+            error_rate=0.5,
+            latency_ms=800,
+            first_content_ms=90,
+            failure_ms=20,
+            at=at - timedelta(seconds=HALF_LIFE_S),
+            calls=3,
+            parked_until=60.0,
+        )
+    }
+    prices = PriceList({"gpt": Price(input=1, output=10)})
     routing = RoutingConfig(strategy="performance")
-    assert order(ask(), routing=routing, statistics=statistics, drawn=0.5)[:3] == ["gpt", "claude", "studio"]
-    assert order(ask(), routing=routing, statistics=statistics, drawn=0.97)[0] == "studio"
+    found = decision(
+        ask(preferences=Preferences(max_tokens=100)),
+        routing=routing,
+        statistics=statistics,
+        prices=prices,
+        tokens=50,
+        calls=5,
+        drawn=0.97,
+        now=40.0,
+        at=at,
+        opened={"gpt": 45.0, "claude": 30.0},
+    )
+    assert (found.exploring, found.drawn, found.streamed) == (True, 0.97, False)
+    by_name = {each.model: each for each in found.candidates}
+    gpt = by_name["gpt"]
+    assert (gpt.expected_latency_ms, gpt.expected_first_content_ms, gpt.expected_failure_ms) == (800, 90, 20)
+    assert (gpt.attempts, gpt.calls_since, gpt.confidence) == (7, 2, 0.5)
+    assert gpt.error_rate == pytest.approx(0.5 * 0.5 / 0.6)
+    assert (gpt.estimated_tokens, gpt.estimated_cost.usd, gpt.price_source) == (50, Decimal("0.00105"), "configuration")
+    assert (gpt.parked, gpt.parked_s, gpt.open, gpt.open_s) == (True, 20.0, True, 5.0)
+    assert by_name["claude"].open is False
+    wait = expected_waits([gpt], streamed=False)[0]
+    assert gpt.score == pytest.approx(wait * trust(gpt))
+
+
+def test_a_model_that_its_breaker_leaves_alone_is_asked_after_the_others() -> None:
+    assert order(ask(), opened={"studio": 50.0}, now=49.0) == ["gpt", "claude", "studio", "small"]
+    assert order(ask(), opened={"studio": 50.0}, now=50.0) == ["studio", "gpt", "claude", "small"]
+
+
+@pytest.mark.parametrize("strategy", ["balanced", "performance"])
+def test_nothing_is_priced_that_does_not_decide(strategy: str) -> None:
+    class Unasked:
+        def cost(self, model: str, usage: Usage, at: datetime) -> Cost:
+            raise AssertionError(model)
+
+        def source(self, model: str, at: datetime) -> str:
+            raise AssertionError(model)
+
+    config = LLMConfig(models=FLEET, routing=RoutingConfig(strategy=strategy))  # type: ignore[arg-type]
+    facts = Facts(statistics={}, prices=Unasked())
+    assert {each.model for each in placed(ask(), config, facts).unwrap()} == set(FLEET)
 
 
 def test_a_parked_model_is_asked_after_the_others_until_its_time_has_come() -> None:
@@ -173,6 +295,12 @@ def test_a_pin_may_be_the_configured_or_the_provider_s_name() -> None:
     assert order(ask(model="claude-sonnet-5-5")) == ["claude"]
 
 
+def test_environments_that_take_turns_have_their_models_made_ready_once() -> None:
+    here, there = LLMConfig(models=FLEET), LLMConfig(models=FLEET)
+    made = [targets_of(here), targets_of(there)]
+    assert all(again is first for again, first in zip((targets_of(here), targets_of(there)), made, strict=True))
+
+
 def test_without_any_model_the_error_says_what_to_do() -> None:
     error = make_model_router(LLMConfig(models={}))(ask()).failure()
     assert isinstance(error, ConfigurationError)
@@ -204,7 +332,9 @@ def test_every_decision_ranks_each_suited_model_once_with_the_last_resort_last(
     ranked = order(ask(task), fleet=fleet, routing=routing, statistics=known, now=50.0)
     assert sorted(ranked) == sorted(FLEET)
     assert ranked[-1] == "small"
-    assert ranked == order(ask(task), fleet=fleet, routing=routing, statistics=known, now=50.0)
+    facts = Facts(statistics=known, prices=PriceList(), now=50.0)
+    asked = placed(ask(task), LLMConfig(models=fleet, routing=routing), facts).unwrap()
+    assert ranked == [each.model for each in asked]  # what is told is what is done
 
 
 def candidate(model: str, *, window: int | None = None, usd: str | None = None) -> Candidate:

@@ -1,6 +1,7 @@
 """How the fields of the configuration are taken, and their own rules."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -22,6 +23,20 @@ def amount(_: object, attribute: "attrs.Attribute[Any]", given: Decimal | None) 
     """Refuse what is no amount of money."""
     if given is not None and not (given.is_finite() and 0 <= given < 2**63):
         invalid(attribute.name, f"must be an amount of US dollars such as 0.15, 0 or more, not {given:.6g}")
+
+
+def day(given: date | str) -> date:
+    """Take a day as it is, or as ISO 8601 writes it."""
+    try:
+        return date.fromisoformat(given) if isinstance(given, str) else given
+    except ValueError:
+        return date.min  # for ``is_day`` to refuse, which knows the field's name
+
+
+def is_day(_: object, attribute: "attrs.Attribute[Any]", given: object) -> None:
+    """Refuse what is no day, and a day with a time, of which nobody knows whose midnight is meant."""
+    if not isinstance(given, date) or isinstance(given, datetime) or given == date.min:
+        invalid(attribute.name, "must be a day such as 2026-12-01")
 
 
 def hidden(given: Mapping[str, str | Secret] | tuple[tuple[str, Secret], ...]) -> tuple[tuple[str, Secret], ...]:

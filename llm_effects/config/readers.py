@@ -1,6 +1,7 @@
 """A strict reader of the configuration's classes: plain data in, a value or every problem with its place out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from decimal import Decimal
 from types import NoneType, UnionType
 from typing import Any, Final, Never, TypeAlias, TypeGuard, TypeVar, final, get_args, get_origin
@@ -10,7 +11,7 @@ from attrs import evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.config.fields import dollars
+from llm_effects.config.fields import day, dollars
 from llm_effects.config.variables import Variable, parsed, secret
 from llm_effects.secrets import Secret
 from llm_effects.values import InvalidValue, inside, suggestion
@@ -173,5 +174,6 @@ _LEAVES: Final[Mapping[object, tuple[tuple[type, ...], str, Callable[[object, Pl
         "an amount of US dollars such as 0.15",
         lambda given, _: Success(dollars(str(given))),
     ),
+    date: ((date, str), "a day such as 2026-12-01", lambda given, _: Success(day(str(given)))),
     Secret: ((str, Secret), 'a text, or "env:NAME" for an environment variable', _secret),
 }

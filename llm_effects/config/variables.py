@@ -13,7 +13,7 @@ from typing import Final, TypeAlias, final
 from attrs import evolve, field, frozen
 from returns.result import Failure, Result, Success
 
-from llm_effects.config import LLMConfig, ModelConfig
+from llm_effects.config import Capabilities, LLMConfig, ModelConfig
 from llm_effects.secrets import Secret
 
 
@@ -78,6 +78,8 @@ SHAPE: Final[Mapping[str, _Shape]] = {
 """A configuration in which variables stand for their texts."""
 
 _EMBEDDED: Final = "smollm2"
+_UNTAUGHT: Final = Capabilities(tools=False)
+"""Its template leaves tools out without a word."""
 _NEEDS: Final[Mapping[str, Callable[[ModelConfig], object]]] = {
     "llama": lambda model: model.model_path,
     "gpt": lambda model: model.api_key,
@@ -111,7 +113,9 @@ def switched_on(config: LLMConfig, embedded: Path | None) -> LLMConfig:
     off = {name for name, needs in _NEEDS.items() if name in config.models and needs(config.models[name]) is None}
     models = {name: model for name, model in config.models.items() if name not in off}
     if embedded is not None and "llama" not in models:
-        models[_EMBEDDED] = ModelConfig(provider="llama", model_path=str(embedded), last_resort=True)
+        models[_EMBEDDED] = ModelConfig(
+            provider="llama", model_path=str(embedded), last_resort=True, capabilities=_UNTAUGHT
+        )
     return evolve(config, models=models)
 
 

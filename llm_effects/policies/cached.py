@@ -17,6 +17,7 @@ from llm_effects.events import ContentEvent, ReasoningDelta, Restarted, Started,
 from llm_effects.providers.drafts import events_of
 from llm_effects.requests import CachePolicy
 from llm_effects.responses import Cost, FinishReason, LLMResponse
+from llm_effects.telemetry.logs import log_cache_trouble
 
 _Answer = Result[LLMResponse, LLMError]
 
@@ -53,8 +54,14 @@ async def _remembered(inner: Generate, call: Call, env: LLMEnv, key: str) -> _An
         return await _told_again(entry, call)
     if policy is CachePolicy.ONLY or _misconfigured(found):
         return Failure(_nothing(found))
-    trouble = () if is_successful(found) else (f"the cache could not be read: {describe(found.failure())}",)
-    return await _asked(inner, call, env, key, trouble)
+    return await _asked(inner, call, env, key, _trouble(found, call))
+
+
+def _trouble(found: Result[Entry | None, LLMError], call: Call) -> tuple[str, ...]:
+    if is_successful(found):
+        return ()
+    log_cache_trouble(call, "get")
+    return (f"the cache could not be read: {describe(found.failure())}",)
 
 
 def _misconfigured(found: Result[Entry | None, LLMError]) -> bool:
@@ -86,7 +93,9 @@ async def _asked(inner: Generate, call: Call, env: LLMEnv, key: str, trouble: tu
     if not trouble and not record.restarted and _worth_keeping(response, env.config.cache.keep):
         entry = Entry(response=response, events=record.told(response))
         problem = await store(env, key, entry, call.deadline)
-        trouble = () if problem is None else (problem,)
+        if problem is not None:
+            log_cache_trouble(call, "put")
+            trouble = (problem,)
     return Success(evolve(response, warnings=response.warnings + trouble) if trouble else response)
 
 

@@ -1,12 +1,13 @@
 """The heart of the onion: ask the chosen model once."""
 
 from anyio import move_on_after
-from returns.result import Failure, Result
+from returns.result import Failure, Result, Success
 
 from llm_effects.calls import Call
 from llm_effects.effects import Effect, effect, result_of
 from llm_effects.env import LLMEnv
 from llm_effects.errors import LLMError, RequestTimeout
+from llm_effects.policies.counting import counted
 from llm_effects.responses import LLMResponse
 
 
@@ -19,10 +20,15 @@ def complete(call: Call) -> Effect[LLMResponse]:
 
     async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
         if call.sink is not None or getattr(env.clients, "keeps_time", False):
-            return await result_of(env.clients.complete(call))
+            return await _asked(call, env)
         limit_ms = env.config.models[call.model].timeout_ms
         with move_on_after(limit_ms / 1000):
-            return await result_of(env.clients.complete(call))
+            return await _asked(call, env)
         return Failure(RequestTimeout(model=call.model, timeout_ms=limit_ms, phase="attempt"))
 
     return effect(run)
+
+
+async def _asked(call: Call, env: LLMEnv) -> Result[LLMResponse, LLMError]:
+    answer = await result_of(env.clients.complete(call))
+    return Success(counted(answer.unwrap(), call, env)) if isinstance(answer, Success) else answer

@@ -1,4 +1,7 @@
-"""Every attempt leaves a trace: in the trail of its call, in what is known of the model, in the ledger."""
+"""Every attempt leaves a trace: in its call's trail, in what is known of the model, in the ledger, in telemetry."""
+
+from datetime import datetime
+from typing import Final
 
 import anyio
 from attrs import evolve
@@ -7,11 +10,15 @@ from returns.result import Result
 
 from llm_effects.calls import Call, Queueing
 from llm_effects.effects import Effect, Generate, effect, settle
-from llm_effects.env import LedgerRow, LLMEnv
+from llm_effects.env import LLMEnv
 from llm_effects.errors import ConfigurationError, InvalidRequest, LLMError, NetworkError, RequestTimeout
+from llm_effects.policies.followed import begin_attempt, end_attempt
+from llm_effects.records import LedgerRow, Statistics
 from llm_effects.responses import CANCELLED, SUCCESS, Attempt, Cost, LLMResponse, Usage
 
 _Outcome = Result[LLMResponse, LLMError]
+
+_UNKNOWN: Final = Statistics()
 
 
 def observed(inner: Generate) -> Generate:
@@ -20,13 +27,16 @@ def observed(inner: Generate) -> Generate:
     def observe(asked: Call) -> Effect[LLMResponse]:
         async def run(env: LLMEnv) -> _Outcome:
             call = evolve(asked, queueing=Queueing())
+            span = begin_attempt(call, env)
             started = anyio.current_time()
             try:
                 outcome = await settle(inner(call), env)
             except BaseException as problem:
-                _book(env, call, started, _interruption(problem, call), None)
+                attempt = _book(env, call, started, _interruption(problem, call), None)
+                end_attempt(call, env, span, attempt, None)
                 raise
-            _book(env, call, started, SUCCESS if is_successful(outcome) else _tag(outcome.failure()), outcome)
+            tag = SUCCESS if is_successful(outcome) else _tag(outcome.failure())
+            end_attempt(call, env, span, _book(env, call, started, tag, outcome), outcome)
             return outcome
 
         return effect(run)
@@ -46,33 +56,52 @@ def _interruption(problem: BaseException, call: Call) -> str:
     return RequestTimeout.tag if anyio.current_time() >= call.deadline else CANCELLED
 
 
-def _book(env: LLMEnv, call: Call, started: float, tag: str, outcome: _Outcome | None) -> None:
+def _book(env: LLMEnv, call: Call, started: float, tag: str, outcome: _Outcome | None) -> Attempt | None:
     if outcome is not None and not is_successful(outcome):
         call.trail.errors.append(outcome.failure())
     if call.queueing.since is not None:
-        return  # it was never sent
+        call.booked.cost = Cost.ZERO
+        return None  # it was never sent
     attempt = _attempt(env, call, started, tag, outcome)
+    call.booked.cost = attempt.cost
     call.trail.attempts.append(attempt)
-    env.health.observe(attempt)
-    env.ledger.record(
-        LedgerRow(
-            at=env.now(),
-            call_id=call.id,
-            task_type=call.request.task_type,
-            attempt=attempt,
-            owner=call.request.owner,
-            tags=call.request.tags,
-        )
+    at = env.now()
+    if outcome is not None or not _too_soon(attempt, env):
+        env.health.observe(attempt, at)
+    env.ledger.record(_row(call, attempt, at, outcome))
+    return attempt
+
+
+def _too_soon(attempt: Attempt, env: LLMEnv) -> bool:
+    """Whether it was cut off before the model usually answers: a caller in a hurry says nothing of the model."""
+    known = env.health.statistics().get(attempt.model, _UNKNOWN)
+    usual = (ms for ms in (known.latency_ms, known.first_content_ms) if ms is not None)
+    return attempt.latency_ms < min(usual, default=0.0)
+
+
+def _row(call: Call, attempt: Attempt, at: datetime, outcome: _Outcome | None) -> LedgerRow:
+    served = None if outcome is None or not is_successful(outcome) else outcome.unwrap().served_model
+    return LedgerRow(
+        id=f"{call.id}.{len(call.trail.attempts)}",
+        at=at,
+        call_id=call.id,
+        task_type=call.request.task_type,
+        attempt=attempt,
+        conversation_id=call.conversation_id,
+        served_model=served,
+        owner=call.request.owner,
+        tags=call.request.tags,
     )
 
 
 def _attempt(env: LLMEnv, call: Call, started: float, tag: str, outcome: _Outcome | None) -> Attempt:
-    usage = _usage(outcome)
+    usage, sent_at, content_at = _usage(outcome), started + call.queueing.waited, call.queueing.content_at
     return Attempt(
         model=call.model,
         provider=env.config.models[call.model].provider,
         outcome=tag,
-        latency_ms=(anyio.current_time() - started - call.queueing.waited) * 1000,
+        latency_ms=(anyio.current_time() - sent_at) * 1000,
+        first_content_ms=None if content_at is None else (content_at - sent_at) * 1000,
         wait_ms=call.wait_ms + call.queueing.waited * 1000,
         usage=usage or Usage(),
         cost=_cost(env, call, outcome, usage),
@@ -90,7 +119,7 @@ def _cost(env: LLMEnv, call: Call, outcome: _Outcome | None, usage: Usage | None
     nothing_told = usage is None or usage == Usage()
     if nothing_told and outcome is not None and not is_successful(outcome) and _turned_away(outcome.failure()):
         return Cost.ZERO
-    return env.prices.cost(call.model, usage or Usage())
+    return env.prices.cost(call.model, usage or Usage(), env.now())
 
 
 def _turned_away(error: LLMError) -> bool:

@@ -1,5 +1,6 @@
 """The one owner of retries: clients never retry, other layers never retry."""
 
+from collections.abc import Hashable
 from typing import Final
 
 import anyio
@@ -29,17 +30,22 @@ def retried(inner: Generate) -> Generate:
     """Ask the same model again where that may help, after a pause, as often as the configuration says.
 
     What the server asks for (``retry_after``) is the least pause. A pause that would pass the deadline is not
-    begun: the error goes on at once and the model is parked until then.
+    begun: the error goes on at once and the model is parked until then. When all calls together have asked a server
+    again too often, by ``RoutingConfig.retry_budget``, the error goes on too.
     """
 
     def retry(call: Call) -> Effect[LLMResponse]:
         async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
-            attempt, again = call, 0
+            attempt, again, cost = call, 0, 0
             while True:
                 result = await settle(inner(attempt), env)
+                if is_successful(result):
+                    _repay(call, env, cost)
+                    return result
                 again += 1
-                pause = None if is_successful(result) else _pause(result.failure(), call, env, again)
-                if pause is None:
+                error = result.failure()
+                pause, cost = _pause(error, call, env, again), _cost(error, env)
+                if pause is None or not _affords(call, env, cost):
                     return result
                 await anyio.sleep(pause)
                 attempt = evolve(call, wait_ms=pause * 1000)
@@ -47,6 +53,25 @@ def retried(inner: Generate) -> Generate:
         return effect(run)
 
     return retry
+
+
+def _cost(error: LLMError, env: LLMEnv) -> int:
+    """What asking again costs; to look whether a model is loaded by now is no burden."""
+    budget = env.config.routing.retry_budget
+    return 0 if _is_loading(error) else budget.throttled if _is_busy(error) else budget.transient
+
+
+def _affords(call: Call, env: LLMEnv, cost: int) -> bool:
+    return env.limits.retries.afford(_server(call, env), env.config.routing.retry_budget, cost)
+
+
+def _repay(call: Call, env: LLMEnv, cost: int) -> None:
+    env.limits.retries.repay(_server(call, env), env.config.routing.retry_budget, max(cost, 1))
+
+
+def _server(call: Call, env: LLMEnv) -> Hashable:
+    model = env.config.models[call.model]
+    return model.provider, model.endpoint, model.api_key
 
 
 def _pause(error: LLMError, call: Call, env: LLMEnv, again: int) -> float | None:
@@ -57,7 +82,7 @@ def _pause(error: LLMError, call: Call, env: LLMEnv, again: int) -> float | None
     now = anyio.current_time()
     if pause is not None and now + pause < call.deadline:
         return pause
-    if asked:
+    if asked and not (_is_open(error) or _is_our_own(error)):
         env.health.park(call.model, now + asked)
     return None
 
@@ -73,6 +98,15 @@ def _worth_it(error: LLMError, call: Call, env: LLMEnv, again: int) -> bool:
     return tries_left and len(call.trail.attempts) < routing.max_attempts and not (refused and call.alternatives)
 
 
+def _is_open(error: LLMError) -> bool:
+    return isinstance(error, ModelUnavailable) and error.reason == "breaker_open"
+
+
+def _is_our_own(error: LLMError) -> bool:
+    """Whether our own limits turned this call away: another, with fewer tokens, may fit in all the same."""
+    return isinstance(error, RateLimitExceeded) and error.status is None and error.should_retry is False
+
+
 def _is_loading(error: LLMError) -> bool:
     return isinstance(error, ModelUnavailable) and error.reason == "loading"
 
@@ -80,5 +114,9 @@ def _is_loading(error: LLMError) -> bool:
 def _schedule(error: LLMError) -> Schedule:
     if _is_loading(error):
         return LOADING
-    busy = isinstance(error, RateLimitExceeded) or (isinstance(error, ModelUnavailable) and error.status in {503, 529})
-    return THROTTLED if busy else TRANSIENT
+    return THROTTLED if _is_busy(error) else TRANSIENT
+
+
+def _is_busy(error: LLMError) -> bool:
+    too_much = isinstance(error, ModelUnavailable) and error.status in {503, 529}
+    return too_much or isinstance(error, RateLimitExceeded)

@@ -15,13 +15,15 @@ from llm_effects.errors import LLMError, RequestFailed
 from llm_effects.policies.recovery import joined, recovered
 from llm_effects.requests import Allow, LLMRequest, Recovery
 from llm_effects.responses import LLMResponse
-from llm_effects.routing import Facts, RoutingDecision, left_after, route
+from llm_effects.routing import left_after, order
+from llm_effects.routing.candidates import Facts
+from llm_effects.routing.places import Ranked
 
 
 def golden(count: int) -> float:
     """Spread numbers over 0 to 1 more evenly than chance: the fractions of multiples of the golden ratio.
 
-    The number changes with every attempt and with nothing else, so ``explain`` draws what ``generate`` will draw.
+    The number changes with every call and with nothing else, so ``explain`` draws what ``generate`` will draw.
 
     >>> [round(golden(count), 2) for count in range(4)]
     [0.0, 0.62, 0.24, 0.85]
@@ -29,17 +31,31 @@ def golden(count: int) -> float:
     return count * 0.6180339887498949 % 1.0
 
 
-def decide(request: LLMRequest, env: LLMEnv) -> Result[RoutingDecision, LLMError]:
-    """Route a request with what the environment knows now."""
-    statistics = env.health.statistics()
-    facts = Facts(
-        statistics=statistics,
+def facts_of(
+    request: LLMRequest,
+    env: LLMEnv,
+    last_model: str | None = None,
+    tokens: int | None = None,
+    *,
+    streamed: bool = False,
+) -> Facts:
+    """Gather what the environment knows now.
+
+    ``last_model`` is who answered last in its conversation; ``tokens`` is what it takes, where that is known.
+    """
+    calls = env.health.calls()
+    return Facts(
+        statistics=env.health.statistics(),
         prices=env.prices,
-        tokens=env.tokens.estimate(request),
-        drawn=golden(sum(each.attempts for each in statistics.values())),
+        tokens=env.tokens.estimate(request) if tokens is None else tokens,
+        last_model=last_model,
+        calls=calls,
+        drawn=golden(calls),
         now=anyio.current_time(),
+        at=env.now(),
+        streamed=streamed,
+        opened=env.limits.opened(),
     )
-    return route(request, env.config, facts)
 
 
 def routed(inner: Generate) -> Generate:
@@ -50,10 +66,12 @@ def routed(inner: Generate) -> Generate:
 
     def try_candidates(call: Call) -> Effect[LLMResponse]:
         async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
-            decision = decide(call.request, env)
-            if not is_successful(decision):
-                return Failure(decision.failure())
-            return await _first_answer(inner, call, env, decision.unwrap())
+            facts = facts_of(call.request, env, call.last_model, call.tokens, streamed=call.sink is not None)
+            env.health.begin_call()
+            found = order(call.request, env.config, facts)
+            if not is_successful(found):
+                return Failure(found.failure())
+            return await _first_answer(inner, call, env, found.unwrap())
 
         return effect(run)
 
@@ -61,9 +79,9 @@ def routed(inner: Generate) -> Generate:
 
 
 async def _first_answer(
-    inner: Generate, call: Call, env: LLMEnv, decision: RoutingDecision
+    inner: Generate, call: Call, env: LLMEnv, candidates: tuple[Ranked, ...]
 ) -> Result[LLMResponse, LLMError]:
-    chosen, *rest = decision.candidates
+    chosen, *rest = candidates
     attempt = call
     while True:
         attempt = evolve(attempt, model=chosen.model, alternatives=len(rest))

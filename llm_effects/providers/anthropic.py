@@ -5,6 +5,7 @@ from typing import Final
 from returns.result import Failure, Result, Success
 
 from llm_effects.errors import LLMError
+from llm_effects.providers.answer_formats import misfit
 from llm_effects.providers.anthropic_answers import decode, decode_event, finish
 from llm_effects.providers.anthropic_settings import settings_of
 from llm_effects.providers.anthropic_turns import final_answer, moved_system, system_of, turns_of
@@ -45,7 +46,8 @@ def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequ
 def _unfit(target: Target, request: LLMRequest) -> str | None:
     if target.capabilities.prefill is False and final_answer(request):
         return "messages: the last one is an assistant's, which this model does not continue: end with a user's turn"
-    return None
+    schema = None if target.capabilities.schema is False else request.response_schema
+    return misfit(target, schema) or None if schema is not None else None
 
 
 ANTHROPIC: Final = Provider(

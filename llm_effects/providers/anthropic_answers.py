@@ -10,6 +10,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.errors import LLMError
 from llm_effects.providers.anthropic_blocks import NOTHING, Object, Told, grow, open_block, seal
 from llm_effects.providers.base import ServerEvent
+from llm_effects.providers.citations import of_passages
 from llm_effects.providers.drafts import Draft, interrupted, malformed, response_of
 from llm_effects.providers.error_bodies import request_id
 from llm_effects.providers.failures import classify_error_object
@@ -75,6 +76,7 @@ def finish(draft: Draft) -> Result[LLMResponse, LLMError]:
     for part in draft.parts:
         if part.kind == "reasoning" or draft.finish_reason is not FinishReason.LENGTH:
             seal(part)
+        part.citations = of_passages(part.passages, part.length)
     return response_of(draft)
 
 

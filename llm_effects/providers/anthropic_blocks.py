@@ -7,7 +7,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.errors import LLMError
 from llm_effects.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.providers.drafts import Draft, PartDraft, malformed
-from llm_effects.providers.reading import json_text, parse, record, string
+from llm_effects.providers.reading import items, json_text, parse, record, string
 
 Object: TypeAlias = dict[str, object]
 """A JSON object as it came."""
@@ -22,7 +22,7 @@ def open_block(draft: Draft, index: int, block: Object) -> Told:
     """Take the beginning of a block, or a whole one; those of tools that the server runs itself tell nothing."""
     match block.get("type"):
         case "text":
-            return Success(_grow_text(draft, index, string(block.get("text"))))
+            return Success(_open_text(draft, index, block))
         case "thinking":
             _new_part(draft, index, PartDraft(kind="reasoning", opaque=json_text(block)))
             return Success(_grow_thinking(draft, index, string(block.get("thinking"))))
@@ -56,11 +56,26 @@ def grow(draft: Draft, index: int, delta: Object) -> Told:
             return Success(_grow_thinking(draft, index, string(delta.get("thinking"))))
         case "signature_delta":
             _sign(draft, index, string(delta.get("signature")))
+        case "citations_delta":
+            _cite(draft, index, delta.get("citation"))
         case "input_json_delta":
             return Success(_grow_call(draft, index, string(delta.get("partial_json"))))
         case _:
             pass
     return NOTHING
+
+
+def _open_text(draft: Draft, index: int, block: Object) -> tuple[StreamEvent, ...]:
+    told = _grow_text(draft, index, "")
+    part = draft.slots[index]
+    part.passages.append((part.length, items(block.get("citations"))))
+    return (*told, *_grow_text(draft, index, string(block.get("text"))))
+
+
+def _cite(draft: Draft, index: int, citation: object) -> None:
+    part = draft.slots.get(index)
+    if part is not None and part.passages:
+        part.passages[-1][1].append(citation)
 
 
 def _grow_text(draft: Draft, index: int, piece: str) -> tuple[StreamEvent, ...]:

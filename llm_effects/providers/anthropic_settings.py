@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
+from returns.pipeline import is_successful
+
+from llm_effects.providers.answer_formats import anthropic_format
 from llm_effects.providers.capabilities import ClaudeRules, claude_rules
 from llm_effects.providers.targets import Target
 from llm_effects.requests import LLMRequest
@@ -112,12 +115,21 @@ def _budgeted(target: Target, request: LLMRequest) -> Setting:
 
 def _output(target: Target, request: LLMRequest) -> Setting:
     effort, warnings = _effort(target, request)
-    schema = request.response_schema
-    if schema is not None and target.capabilities.schema is False:
-        warnings, schema = (*warnings, "response_schema: dropped, the model knows no structured output"), None
-    form = {} if schema is None else {"format": {"type": "json_schema", "schema": schema}}
+    form, told = _format(target, request)
     config = {**effort, **form}
-    return ({"output_config": config} if config else {}), warnings
+    return ({"output_config": config} if config else {}), (*warnings, *told)
+
+
+def _format(target: Target, request: LLMRequest) -> Setting:
+    if request.response_schema is None:
+        return _NONE
+    if target.capabilities.schema is False:
+        return {}, ("response_schema: dropped, the model knows no structured output",)
+    written = anthropic_format(request.response_schema)
+    if not is_successful(written):
+        return {}, (f"dropped: {written.failure()}",)
+    form, told = written.unwrap()
+    return {"format": form}, told
 
 
 def _effort(target: Target, request: LLMRequest) -> Setting:

@@ -8,8 +8,20 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from llm_effects.messages import Image, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult, text_of
+from llm_effects.messages import (
+    Document,
+    Image,
+    Message,
+    Origin,
+    Part,
+    Reasoning,
+    Text,
+    ToolCall,
+    ToolResult,
+    text_of,
+)
 from llm_effects.providers.reading import parse, record
+from llm_effects.providers.sent_calls import sent_arguments
 from llm_effects.providers.targets import Target
 from llm_effects.requests import LLMRequest, conversation
 
@@ -19,7 +31,6 @@ Block: TypeAlias = Mapping[str, object] | msgspec.Raw
 Turn: TypeAlias = Mapping[str, object]
 """One turn, ready to be written as JSON."""
 
-_DATA_URL: Final = re.compile(r"data:([^;,]+);base64,(.*)", re.DOTALL)
 _ALIAS: Final = re.compile(r"(?:-0|-latest|-20\d{6})$")
 _REPLAYED: Final = {"thinking", "redacted_thinking"}
 
@@ -81,23 +92,31 @@ def _block(target: Target, part: Part) -> Block | None:
             return {"type": "text", "text": part.text} if part.text.strip() else None
         case Image():
             return {"type": "image", "source": _source(part)}
+        case Document():
+            return _document(part)
         case Reasoning():
             return _replayed(target, part)
         case ToolCall():
-            return {"type": "tool_use", "id": _id(part.id), "name": part.name, "input": _input(part.arguments)}
+            given = record(parse(sent_arguments(part.arguments)))
+            return {"type": "tool_use", "id": _id(part.id), "name": part.name, "input": given}
         case ToolResult():
             said = {"type": "tool_result", "tool_use_id": _id(part.call_id), "content": part.content}
             return {**said, "is_error": True} if part.is_error else said
 
 
-def _source(image: Image) -> Mapping[str, object]:
-    if image.data is not None:
-        data = base64.b64encode(image.data).decode()
-        return {"type": "base64", "media_type": image.media_type, "data": data}
-    inline = _DATA_URL.fullmatch(image.url or "")
-    if inline is not None:
-        return {"type": "base64", "media_type": inline[1], "data": inline[2]}
-    return {"type": "url", "url": image.url}
+def _source(part: Image | Document) -> Mapping[str, object]:
+    if part.data is not None:
+        data = base64.b64encode(part.data).decode()
+        return {"type": "base64", "media_type": part.media_type, "data": data}
+    return {"type": "url", "url": part.url}
+
+
+def _document(part: Document) -> Block | None:
+    """Text is told as plain text, whatever its kind: no other is known there."""
+    plain = {"type": "text", "media_type": "text/plain", "data": part.text}
+    block = {"type": "document", "source": plain if part.plain else _source(part)}
+    titled = {**block, "title": part.title} if part.title else block
+    return {**titled, "citations": {"enabled": True}} if part.cite else titled
 
 
 def _replayed(target: Target, part: Reasoning) -> Block | None:
@@ -117,14 +136,6 @@ def _same(origin: Origin, target: Target) -> bool:
 def _id(given: str) -> str:
     """An id of another provider may hold what is refused here; call and result change alike."""
     return re.sub(r"[^a-zA-Z0-9_-]", "_", given)
-
-
-def _input(arguments: str) -> Mapping[str, object]:
-    """Arguments must be an object: what a model once cut or garbled is wrapped, so that it can see its slip."""
-    given = parse(arguments)
-    if given == {} or record(given):
-        return record(given)
-    return {"INVALID_JSON": arguments} if arguments.strip() not in {"", "null"} else {}
 
 
 def final_answer(request: LLMRequest) -> bool:

@@ -17,7 +17,7 @@ from llm_effects.requests import ReasoningEffort
 
 _MILLION: Final = 1_000_000
 
-_GPT: Final = Capabilities(images=True, schema=True, prefill=False)
+_GPT: Final = Capabilities(images=True, documents=True, schema=True, prefill=False)
 _REASONING_GPT: Final = attrs.evolve(_GPT, reasoning=True, sampling=False, tools=True)
 _GPT_5_6: Final = attrs.evolve(_REASONING_GPT, context_length=1_050_000, max_output=128_000)
 _OPT_IN_GPT: Final = attrs.evolve(_GPT, reasoning=True, sampling=True, tools=True)
@@ -30,12 +30,14 @@ _GPT_ROWS: Final[tuple[tuple[str, Capabilities], ...]] = (
     (r"gpt-5\.4", attrs.evolve(_OPT_IN_GPT, context_length=1_050_000)),
     (r"gpt-5\.[1-3]", _OPT_IN_GPT),
     (r"gpt-5(?!\.)", _REASONING_GPT),
-    (r"o[1-9](-|$)", attrs.evolve(_REASONING_GPT, images=None, schema=None)),
+    (r"o[1-9](-|$)", attrs.evolve(_REASONING_GPT, images=None, documents=None, schema=None)),
     (r"gpt-4\.1", attrs.evolve(_PLAIN_GPT, context_length=_MILLION)),
     (r"gpt-4o", _PLAIN_GPT),
 )
 
-_CLAUDE: Final = Capabilities(tools=True, images=True, schema=True, reasoning=True, sampling=False, prefill=False)
+_CLAUDE: Final = Capabilities(
+    tools=True, images=True, documents=True, schema=True, reasoning=True, sampling=False, prefill=False
+)
 _CLAUDE_5: Final = attrs.evolve(_CLAUDE, context_length=_MILLION, max_output=128_000)
 _CLAUDE_4_6: Final = attrs.evolve(_CLAUDE, sampling=True)
 _CLAUDE_4_5: Final = attrs.evolve(_CLAUDE, sampling=True, prefill=True)
@@ -51,7 +53,7 @@ _CLAUDE_ROWS: Final[tuple[tuple[str, Capabilities], ...]] = (
     (r"claude-haiku-4-5", attrs.evolve(_CLAUDE_4_5, context_length=200_000, max_output=64_000)),
     (r"claude-(opus|sonnet)-4-5", _CLAUDE_4_5),
     (r"claude-(opus|sonnet)-4|claude-3-7", _CLAUDE_4),
-    (r"claude-(3|2|instant)", attrs.evolve(_CLAUDE_4, reasoning=False)),
+    (r"claude-(3|2|instant)", attrs.evolve(_CLAUDE_4, reasoning=False, documents=None)),
 )
 
 _ROWS: Final = {"gpt": _GPT_ROWS, "claude": _CLAUDE_ROWS}
@@ -72,14 +74,29 @@ def capabilities_of(preset: Preset, model: ModelConfig) -> Capabilities:
     return _first_known(configured, _by_wire(preset, model, _row(preset.family, model.model or "")))
 
 
+_EMBEDDER: Final = Capabilities(
+    embeddings=True, tools=False, images=False, documents=False, schema=False, reasoning=False, prefill=False
+)
+
+
 def _row(family: str, name: str) -> Capabilities:
+    if "embed" in name.lower():  # as nearly all of them are called, by whoever made them
+        return _EMBEDDER
     rows = _ROWS.get(family, ())
     bare = name.rpartition("/")[2]
     return next((row for pattern, row in rows if re.match(pattern, bare)), Capabilities())
 
 
 def _by_wire(preset: Preset, model: ModelConfig, row: Capabilities) -> Capabilities:
-    """The new Anthropic protocol takes no sampling settings, and chat completions not the tools of every model."""
+    """What a protocol adds to a model's row.
+
+    The model in this process has no eyes: a projector is not loaded. The new Anthropic protocol takes no sampling
+    settings, and chat completions not the tools of every model.
+    """
+    if preset.wire == "llama":
+        return attrs.evolve(row, images=False, documents=False)
+    if preset.family == "local":
+        return attrs.evolve(row, documents=False)
     if preset.wire == "anthropic" and model.wire_version != "2023-06-01":
         return attrs.evolve(row, sampling=False)
     if preset.family == "gpt" and preset.wire == "openai-chat" and not preset.responses:

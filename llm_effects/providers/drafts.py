@@ -9,7 +9,8 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.errors import ContentRefused, LLMError, MalformedResponse
 from llm_effects.events import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta
-from llm_effects.messages import Origin, Part, Reasoning, Text, ToolCall
+from llm_effects.messages import Citation, Origin, Part, Reasoning, Text, ToolCall
+from llm_effects.providers.citations import Passage
 from llm_effects.providers.masking import masked, masked_name
 from llm_effects.providers.targets import Target
 from llm_effects.responses import FinishReason, LLMResponse, Usage
@@ -24,7 +25,8 @@ class PartDraft:
     """One part under construction: ``pieces`` is its text, thinking or arguments so far.
 
     ``opaque`` is the provider's own block (JSON text), to be replayed byte for byte; ``index`` tells a tool call
-    from the others.
+    from the others. ``passages`` of a text are told by protocols that cite block by block, before the ``citations``
+    can be read from them.
     """
 
     kind: Literal["text", "reasoning", "tool"]
@@ -33,6 +35,13 @@ class PartDraft:
     name: str = ""
     opaque: str | None = None
     index: int = 0
+    passages: list[Passage] = field(factory=list[Passage])
+    citations: tuple[Citation, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """How many characters there are so far."""
+        return sum(map(len, self.pieces))
 
 
 @final
@@ -58,6 +67,7 @@ class Draft:
     served_model: str | None = None
     request_id: str | None = None
     warnings: list[str] = field(factory=list[str])
+    sources: list[object] = field(factory=list[object])
     thinking: Literal["unknown", "inside", "after", "over"] = "unknown"
     held: str = ""
 
@@ -137,7 +147,7 @@ def _says_something(part: PartDraft) -> bool:
 def _part(draft: Draft, part: PartDraft) -> Part:
     text = "".join(part.pieces)
     if part.kind == "text":
-        return Text(text)
+        return Text(text, part.citations)
     if part.kind == "tool":
         return ToolCall(part.id, part.name, text)
     served = masked_name(draft.target, draft.served_model)

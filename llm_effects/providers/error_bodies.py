@@ -9,7 +9,7 @@ from attrs import evolve, frozen
 
 from llm_effects.providers.masking import masked, masked_name
 from llm_effects.providers.reading import Unreadable, items, parse, record, string
-from llm_effects.providers.retry_hints import retry_after
+from llm_effects.providers.retry_hints import retry_after, should_retry
 from llm_effects.providers.targets import Target
 from llm_effects.wire import WireResponse
 
@@ -59,6 +59,7 @@ class Fault:
     text: str
     request_id: str | None
     retry_after: float | None
+    should_retry: bool | None
     detail: Mapping[str, object]
 
 
@@ -88,6 +89,7 @@ def read_error(
         text=masked(target, message),
         request_id=masked_name(target, request_id(headers) or string(record(body).get("request_id"))),
         retry_after=retry_after(headers, message, received),
+        should_retry=should_retry(headers),
         detail=error,
     )
 
@@ -123,6 +125,7 @@ def _of_text(target: Target, response: WireResponse) -> Fault:
         text=masked(target, message),
         request_id=masked_name(target, request_id(response.headers)),
         retry_after=retry_after(response.headers, message, response.received),
+        should_retry=should_retry(response.headers),
         detail={},
     )
 

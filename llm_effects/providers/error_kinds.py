@@ -36,6 +36,7 @@ class _Common(TypedDict):
     code: str | None
     request_id: str | None
     retry_after: float | None
+    should_retry: bool | None
 
 
 def _common(fault: Fault) -> _Common:
@@ -46,6 +47,7 @@ def _common(fault: Fault) -> _Common:
         code=fault.code,
         request_id=fault.request_id,
         retry_after=fault.retry_after,
+        should_retry=fault.should_retry,
     )
 
 

@@ -6,11 +6,13 @@ from typing import Final, TypeAlias
 from returns.result import Failure, Result
 
 from llm_effects.errors import LLMError
+from llm_effects.providers.answer_formats import openai_format
 from llm_effects.providers.base import Provider
 from llm_effects.providers.failures import classify
-from llm_effects.providers.openai_bodies import closed, written
+from llm_effects.providers.openai_bodies import written
 from llm_effects.providers.openai_chat_answers import decode, decode_event, finish
 from llm_effects.providers.openai_chat_turns import turns_of
+from llm_effects.providers.sent_calls import shortened
 from llm_effects.providers.targets import Target
 from llm_effects.providers.turns import invalid, unsendable
 from llm_effects.requests import LLMRequest, Tool
@@ -32,21 +34,22 @@ def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequ
     >>> encode(target, LLMRequest(prompt="hi"), False).unwrap().body
     b'{"model":"qwen3","messages":[{"role":"user","content":"hi"}]}'
     """
-    turns = turns_of(request)
+    turns = turns_of(shortened(request) if target.preset.short_call_ids else request)
     problem = unsendable(request, turns)
     if problem is not None:
         return Failure(invalid(target, request, problem))
     settings, left_out = _settings(target, request)
     tools, changed = _tools(target, request)
+    form, told = _answer_format(target, request)
     body: _Object = {
         **({"model": target.wire_model} if target.wire_model else {}),
         "messages": turns,
         **settings,
         **tools,
-        **_answer_format(request),
+        **form,
         **(_streaming(target) if stream else {}),
     }
-    return written(target, "/chat/completions", body, (*left_out, *changed))
+    return written(target, "/chat/completions", body, (*left_out, *changed, *told))
 
 
 def _streaming(target: Target) -> _Object:
@@ -109,12 +112,11 @@ def _tool(tool: Tool) -> _Object:
     return {"type": "function", "function": {"name": tool.name, **described, "parameters": tool.parameters}}
 
 
-def _answer_format(request: LLMRequest) -> _Object:
-    schema = request.response_schema
-    if schema is None:
-        return {}
-    strict = {"strict": True} if closed(schema) else {}
-    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", **strict, "schema": schema}}}
+def _answer_format(target: Target, request: LLMRequest) -> tuple[_Object, tuple[str, ...]]:
+    if request.response_schema is None:
+        return {}, ()
+    form, told = openai_format(target, request.response_schema)
+    return {"response_format": {"type": "json_schema", "json_schema": form}}, told
 
 
 OPENAI_CHAT: Final = Provider(encode=encode, decode=decode, classify=classify, decode_event=decode_event, finish=finish)

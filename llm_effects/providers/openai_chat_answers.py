@@ -7,6 +7,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.errors import LLMError
 from llm_effects.events import StreamEvent, TextDelta
 from llm_effects.providers.base import ServerEvent
+from llm_effects.providers.citations import of_sources
 from llm_effects.providers.drafts import Draft, add_text, interrupted, malformed, response_of
 from llm_effects.providers.error_bodies import filtered, request_id
 from llm_effects.providers.failures import classify_error_object
@@ -97,6 +98,9 @@ def finish(draft: Draft) -> Result[LLMResponse, LLMError]:
         _assume_end(draft)
     if draft.finish_reason is FinishReason.STOP and any(part.kind == "tool" and part.name for part in draft.parts):
         draft.finish_reason = FinishReason.TOOL_CALLS
+    if draft.sources:
+        for part in draft.parts:
+            part.citations = part.citations or of_sources(draft.sources, part.length)
     compare_models(draft)
     return response_of(draft)
 
@@ -126,6 +130,8 @@ def _note(draft: Draft, told: _Object) -> None:
         draft.served_model = string(told.get("model")) or None
     if draft.request_id is None:
         draft.request_id = string(told.get("id")) or None
+    if told.get("citations"):
+        draft.sources = items(told["citations"])
     usage = told.get("usage")
     if usage is None and "x_groq" in told:
         usage = record(told["x_groq"]).get("usage")

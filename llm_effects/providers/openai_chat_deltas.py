@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from llm_effects.events import StreamEvent
+from llm_effects.providers.citations import of_annotations
 from llm_effects.providers.drafts import Draft, Piece, take_pieces
 from llm_effects.providers.openai_chat_calls import take_call
 from llm_effects.providers.reading import items, json_text, record, string
@@ -15,12 +16,20 @@ _Object: TypeAlias = dict[str, object]
 def take_delta(draft: Draft, delta: _Object, *, whole: bool = False) -> tuple[StreamEvent, ...]:
     """Take a delta, or a ``whole`` message, into the draft and tell what it brought."""
     said = take_pieces(draft, _pieces(draft, delta))
+    if delta.get("annotations"):
+        _cite(draft, delta["annotations"])
     refusal = delta.get("refusal")
     if refusal and isinstance(refusal, str):
         draft.refusal = draft.refusal or "refusal"
         draft.refusal_text.append(refusal)
     calls = _calls(delta)
     return (*said, *_called(draft, calls, whole=whole)) if calls else said
+
+
+def _cite(draft: Draft, annotations: object) -> None:
+    text = next((part for part in reversed(draft.parts) if part.kind == "text"), None)
+    if text is not None:
+        text.citations += of_annotations(annotations, length=text.length)
 
 
 def _called(draft: Draft, calls: list[_Object], *, whole: bool) -> Iterator[StreamEvent]:

@@ -1,10 +1,11 @@
 """The messages of a request as chat completions write them."""
 
-from base64 import b64encode
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from llm_effects.messages import Image, Message, Part, Text, ToolCall, ToolResult, text_of
+from llm_effects.messages import Document, Image, Message, Part, Text, ToolCall, ToolResult, text_of
+from llm_effects.providers.sent_calls import sent_arguments
+from llm_effects.providers.shown import data_url, file_name, read_out
 from llm_effects.requests import LLMRequest, conversation
 
 _Object: TypeAlias = dict[str, object]
@@ -25,15 +26,15 @@ def _turns(message: Message) -> Iterator[_Object]:
     results = [part for part in message.parts if isinstance(part, ToolResult)]
     for result in results:
         yield {"role": "tool", "tool_call_id": result.call_id, "content": result.content}
-    rest = tuple(part for part in message.parts if isinstance(part, Text | Image | ToolCall))
+    rest = tuple(read_out(part) for part in message.parts if isinstance(part, Text | Image | Document | ToolCall))
     if rest:
         yield _assistant(rest) if message.role == "assistant" else _speaker(message, rest)
 
 
 def _speaker(message: Message, parts: tuple[Part, ...]) -> _Object:
     role = "system" if message.role == "system" else "user"
-    if any(isinstance(part, Image) for part in parts):
-        return {"role": role, "content": [_block(part) for part in parts if isinstance(part, Text | Image)]}
+    if any(isinstance(part, Image | Document) for part in parts):
+        return {"role": role, "content": [_block(part) for part in parts if isinstance(part, Text | Image | Document)]}
     return {"role": role, "content": text_of(parts)}
 
 
@@ -46,19 +47,18 @@ def _assistant(parts: tuple[Part, ...]) -> _Object:
 
 
 def _call(call: ToolCall) -> _Object:
-    # a call without arguments may have come as an empty text, which servers refuse to read back
     return {
         "id": call.id,
         "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments.strip() or "{}"},
+        "function": {"name": call.name, "arguments": sent_arguments(call.arguments)},
     }
 
 
-def _block(part: Text | Image) -> _Object:
-    if isinstance(part, Text):
-        return {"type": "text", "text": part.text}
-    return {"type": "image_url", "image_url": {"url": part.url or _data_url(part)}}
-
-
-def _data_url(image: Image) -> str:
-    return f"data:{image.media_type};base64,{b64encode(image.data or b'').decode()}"
+def _block(part: Text | Image | Document) -> _Object:
+    match part:
+        case Text():
+            return {"type": "text", "text": part.text}
+        case Image():
+            return {"type": "image_url", "image_url": {"url": data_url(part)}}
+        case Document():
+            return {"type": "file", "file": {"filename": file_name(part), "file_data": data_url(part)}}

@@ -1,13 +1,25 @@
 """The messages of a request as items of input: turns, calls of tools, their results, and sealed thinking."""
 
-from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 import msgspec
 
-from llm_effects.messages import Image, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult, text_of
+from llm_effects.messages import (
+    Document,
+    Image,
+    Message,
+    Origin,
+    Part,
+    Reasoning,
+    Text,
+    ToolCall,
+    ToolResult,
+    text_of,
+)
 from llm_effects.providers.reading import parse, record
+from llm_effects.providers.sent_calls import sent_arguments
+from llm_effects.providers.shown import data_url, file_name, read_out
 from llm_effects.providers.targets import Target
 from llm_effects.requests import LLMRequest, conversation
 
@@ -42,18 +54,24 @@ def _asked(message: Message) -> Iterator[Item]:
         if isinstance(part, ToolResult):
             yield {"type": "function_call_output", "call_id": part.call_id, "output": part.content}
     role = "system" if message.role == "system" else "user"
-    shown = [part for part in message.parts if isinstance(part, Text | Image)]
-    if any(isinstance(part, Image) for part in shown):
+    told = map(read_out, message.parts)
+    shown = [part for part in told if isinstance(part, Text | Image | Document)]
+    if any(isinstance(part, Image | Document) for part in shown):
         yield {"role": role, "content": [_block(part) for part in shown]}
     elif text := text_of(shown):
         yield {"role": role, "content": text}
 
 
-def _block(part: Text | Image) -> Mapping[str, object]:
-    if isinstance(part, Text):
-        return {"type": "input_text", "text": part.text}
-    data = f"data:{part.media_type};base64,{b64encode(part.data or b'').decode()}"
-    return {"type": "input_image", "image_url": part.url or data}
+def _block(part: Text | Image | Document) -> Mapping[str, object]:
+    match part:
+        case Text():
+            return {"type": "input_text", "text": part.text}
+        case Image():
+            return {"type": "input_image", "image_url": data_url(part)}
+        case Document(data=None, url=str() as url):
+            return {"type": "input_file", "file_url": url}
+        case Document():
+            return {"type": "input_file", "filename": file_name(part), "file_data": data_url(part)}
 
 
 def _answered(target: Target, part: Part) -> Iterator[Item]:
@@ -61,8 +79,7 @@ def _answered(target: Target, part: Part) -> Iterator[Item]:
         case Text() if part.text:
             yield {"role": "assistant", "content": part.text}
         case ToolCall():
-            # a call without arguments may have come as an empty text, which servers refuse to read back
-            arguments = part.arguments.strip() or "{}"
+            arguments = sent_arguments(part.arguments)
             yield {"type": "function_call", "call_id": part.id, "name": part.name, "arguments": arguments}
         case Reasoning(opaque=str() as sealed) if part.origin == _here(target) and _is_thinking(sealed):
             yield msgspec.Raw(sealed.encode())

@@ -7,6 +7,8 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.errors import LLMError
 from llm_effects.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.messages import Citation
+from llm_effects.providers.citations import of_annotations
 from llm_effects.providers.drafts import Draft, PartDraft, malformed
 from llm_effects.providers.reading import items, json_text, record, string
 
@@ -28,7 +30,9 @@ def take_item(draft: Draft, key: Key, item: Object) -> Told:
     match item.get("type"):
         case "message":
             _take_refusal(draft, item)
-            return Success(_complete(draft, _part(draft, key, "text"), "".join(_said(item, "output_text", "text"))))
+            part = _part(draft, key, "text")
+            part.citations = tuple(_cited(item)) or part.citations
+            return Success(_complete(draft, part, "".join(_said(item, "output_text", "text"))))
         case "reasoning":
             part = _part(draft, key, "reasoning")
             if item.get("encrypted_content") or item.get("content"):  # else there is nothing to be sent back
@@ -50,6 +54,15 @@ def _said(item: Object, kind: str, field: str) -> Iterator[str]:
     for told in map(record, items(item.get("content"))):
         if told.get("type") == kind:
             yield string(told.get(field))
+
+
+def _cited(item: Object) -> Iterator[Citation]:
+    """Each piece of a message counts its own characters."""
+    offset = 0
+    for told in map(record, items(item.get("content"))):
+        length = len(string(told.get("text"))) if told.get("type") == "output_text" else 0
+        yield from of_annotations(told.get("annotations"), offset, length)
+        offset += length
 
 
 def _thoughts(item: Object) -> Iterator[str]:

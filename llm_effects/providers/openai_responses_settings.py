@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
+from llm_effects.providers.answer_formats import openai_format
 from llm_effects.providers.capabilities import EFFORTS, gpt_rules
-from llm_effects.providers.openai_bodies import closed
 from llm_effects.providers.targets import Target
 from llm_effects.requests import LLMRequest, ReasoningEffort, Tool
 
@@ -86,12 +86,11 @@ def _nearest(wanted: ReasoningEffort, taken: tuple[ReasoningEffort, ...]) -> Rea
     return taken[-1]
 
 
-def _format(_: Target, request: LLMRequest) -> Setting:
-    schema = request.response_schema
-    if schema is None:
+def _format(target: Target, request: LLMRequest) -> Setting:
+    if request.response_schema is None:
         return _NONE
-    strict = {"strict": True} if closed(schema) else {}
-    return {"text": {"format": {"type": "json_schema", "name": "answer", **strict, "schema": schema}}}, ()
+    form, told = openai_format(target, request.response_schema)
+    return {"text": {"format": {"type": "json_schema", **form}}}, told
 
 
 def _tools(_: Target, request: LLMRequest) -> Setting:

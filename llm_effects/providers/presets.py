@@ -1,9 +1,19 @@
 """The kinds of servers that are known, as rows of data."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypedDict
 
 from llm_effects.providers.targets import Preset, Wire
+
+
+class _Embeddings(TypedDict):
+    embedded_texts: int
+    embedded_tokens: int
+    packed_embeddings: bool
+
+
+# OpenAI takes 2,048 texts and 300,000 tokens in one request.
+_OPENAI_EMBEDDINGS: Final = _Embeddings(embedded_texts=2048, embedded_tokens=200_000, packed_embeddings=True)
 
 
 def _gpt(name: str, *, wire: Wire = "openai-chat", responses: bool = False) -> Preset:
@@ -16,6 +26,7 @@ def _gpt(name: str, *, wire: Wire = "openai-chat", responses: bool = False) -> P
         needs_key=True,
         needs_model=True,
         limit_field="max_completion_tokens",
+        **_OPENAI_EMBEDDINGS,
     )
 
 
@@ -50,6 +61,7 @@ _AZURE: Final = Preset(
     needs_model=True,
     key_header="api-key",
     limit_field="max_completion_tokens",
+    **_OPENAI_EMBEDDINGS,
 )
 
 _GEMINI: Final = Preset(
@@ -59,6 +71,7 @@ _GEMINI: Final = Preset(
     needs_key=True,
     needs_model=True,
     seed_field=None,  # a field that it does not know is refused with a 400
+    embedded_texts=100,
 )
 
 _MISTRAL: Final = Preset(
@@ -69,6 +82,7 @@ _MISTRAL: Final = Preset(
     needs_model=True,
     seed_field="random_seed",  # a field that it does not know is refused with a 422
     stream_usage=False,  # a stream bears its token counts unasked
+    short_call_ids=True,
 )
 
 _GROQ: Final = Preset(
@@ -101,7 +115,8 @@ _ROWS: Final = (
     _gpt("openai-chat"),
     _gpt("openai-responses", wire="openai-responses"),
     _CLAUDE,
-    Preset(name="llama", wire="llama", family="local"),
+    # In this process there is no way to and fro to save, and a small portion leaves its slot soon.
+    Preset(name="llama", wire="llama", family="local", embedded_texts=8, embedded_tokens=1_000),
     _local("lm-studio", 1234, named_tool_choice=False),
     _local("llama-cpp", 8080),
     _local("ollama", 11434, needs_model=True),

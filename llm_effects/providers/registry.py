@@ -13,6 +13,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config import Family, ModelConfig
 from llm_effects.errors import ConfigurationError, LLMError
+from llm_effects.messages import Document
 from llm_effects.providers.base import Provider
 from llm_effects.providers.capabilities import capabilities_of, gpt_rules
 from llm_effects.providers.presets import PRESETS
@@ -122,7 +123,7 @@ def _unsafe(model: ModelConfig, url: SplitResult) -> str | None:
     return None
 
 
-_OPENAI_PATHS: Final = ("/chat/completions", "/completions", "/responses", "/models")
+_OPENAI_PATHS: Final = ("/chat/completions", "/completions", "/responses", "/embeddings", "/models")
 _PASTED: Final[Mapping[Wire, tuple[str, ...]]] = {
     "openai-chat": _OPENAI_PATHS,
     "openai-responses": _OPENAI_PATHS,
@@ -167,6 +168,8 @@ def wire_of(target: Target, request: LLMRequest | None = None) -> Wire:
 
 
 def _needs_responses(model: str, request: LLMRequest) -> bool:
+    if any(isinstance(part, Document) and part.url for turn in request.messages for part in turn.parts):
+        return True  # only there is a document fetched
     match gpt_rules(model).responses:
         case "always":
             return True

@@ -1,4 +1,4 @@
-"""When a provider wants to be asked again, in seconds, from its headers or its words."""
+"""Whether and when (in seconds) a provider wants to be asked again, from its headers or its words."""
 
 import math
 import re
@@ -32,14 +32,23 @@ def retry_after(headers: Mapping[str, str], message: str = "", now_date: datetim
     >>> retry_after({}, "Please try again in 1m30s."), retry_after({"retry-after": "soon"})
     (90.0, None)
     """
-    now = _http_date(headers.get("date", "")) or now_date
+    now = http_date(headers.get("date", "")) or now_date
     return next((hint for hint in _hints(headers, message, now) if _usable(hint)), None)
 
 
+def should_retry(headers: Mapping[str, str]) -> bool | None:
+    """Say whether the provider wants to be asked again, where it says so (``x-should-retry``, of OpenAI and Anthropic).
+
+    >>> should_retry({"x-should-retry": "false"}), should_retry({})
+    (False, None)
+    """
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
+
+
 def _hints(headers: Mapping[str, str], message: str, now: datetime | None) -> Iterator[float]:
-    yield _number(headers.get("retry-after-ms", "")) / 1000
-    yield _number(headers.get("retry-after", ""))
-    yield _until(_http_date(headers.get("retry-after", "")), now)
+    yield number(headers.get("retry-after-ms", "")) / 1000
+    yield number(headers.get("retry-after", ""))
+    yield _until(http_date(headers.get("retry-after", "")), now)
     yield _resets(headers, now)
     said = _SAID.search(message)
     yield _duration(said[1]) if said else math.nan
@@ -50,16 +59,18 @@ def _usable(hint: float) -> bool:
 
 
 def _resets(headers: Mapping[str, str], now: datetime | None) -> float:
-    spent = (reset for remaining, reset in _LIMITS if _number(headers.get(remaining, "")) == 0)
-    waits = (_reset(headers.get(reset, ""), now) for reset in spent)
+    spent = (reset for remaining, reset in _LIMITS if number(headers.get(remaining, "")) == 0)
+    waits = (reset_in(headers.get(reset, ""), now) for reset in spent)
     return max(filter(_usable, waits), default=math.nan)
 
 
-def _reset(text: str, now: datetime | None) -> float:
+def reset_in(text: str, now: datetime | None) -> float:
+    """Read in how many seconds a limit is reset, from a date or a duration; NaN if that is unreadable."""
     return _until(_iso_date(text), now) if "T" in text else _duration(text)
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """Read a number; what is none is NaN."""
     try:
         return float(text)
     except ValueError:
@@ -81,7 +92,8 @@ def _until(date: datetime | None, now: datetime | None) -> float:
     return math.nan if date is None or now is None else (date - now).total_seconds()
 
 
-def _http_date(text: str) -> datetime | None:
+def http_date(text: str) -> datetime | None:
+    """Read a date as HTTP writes it."""
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, OverflowError):

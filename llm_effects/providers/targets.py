@@ -20,7 +20,10 @@ class Preset:
     ``responses`` says that the server speaks OpenAI's Responses too, for the requests that need it. ``key_header``
     carries the key (``authorization`` as a bearer). ``limit_field`` and ``seed_field`` are what chat completions
     call the cap on output tokens and the seed there, ``None`` where no seed is taken; ``stream_usage`` says that a
-    stream must be asked for its token counts, ``named_tool_choice`` that one tool can be demanded by name.
+    stream must be asked for its token counts, ``named_tool_choice`` that one tool can be demanded by name,
+    ``short_call_ids`` that the id of a tool's call must be nine letters and digits.
+    ``embedded_texts`` and ``embedded_tokens`` are how much one request for embeddings may hold; ``packed_embeddings``
+    says that it may ask for base64.
     """
 
     name: str
@@ -36,6 +39,10 @@ class Preset:
     seed_field: Literal["seed", "random_seed"] | None = "seed"
     stream_usage: bool = True
     named_tool_choice: bool = True
+    short_call_ids: bool = False
+    embedded_texts: int = 64
+    embedded_tokens: int = 8_000
+    packed_embeddings: bool = False
 
 
 @final

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from llm_effects.errors import InvalidRequest
-from llm_effects.messages import Image, Part, Reasoning, Role, Text, ToolCall, ToolResult
+from llm_effects.messages import Document, Image, Part, Reasoning, Role, Text, ToolCall, ToolResult
 from llm_effects.providers.targets import Target
 from llm_effects.requests import LLMRequest
 
 _PLACES: Final[Mapping[Role, tuple[type[Part], ...]]] = {
     "system": (Text,),
-    "user": (Text, Image, ToolResult),
-    "tool": (Text, Image, ToolResult),
+    "user": (Text, Image, Document, ToolResult),
+    "tool": (Text, Image, Document, ToolResult),
     "assistant": (Text, Reasoning, ToolCall),
 }
 
@@ -21,7 +21,7 @@ def misplaced(request: LLMRequest) -> str | None:
 
     >>> from llm_effects import Message
     >>> misplaced(LLMRequest(messages=(Message("user", (ToolCall("id", "weather"),)),)))
-    "messages[0].parts[0]: a turn of role 'user' holds Text or Image or ToolResult here"
+    "messages[0].parts[0]: a turn of role 'user' holds Text or Image or Document or ToolResult here"
     """
     for at, message in enumerate(request.messages):
         for place, part in enumerate(message.parts):

@@ -10,8 +10,8 @@ from attrs import frozen
 from cachetools import TLRUCache
 from returns.future import FutureResult
 
-from llm_effects.env import CacheStats
 from llm_effects.errors import LLMError
+from llm_effects.records import CacheStats
 from llm_effects.stores.tallies import Tally
 
 MAX_BYTES: Final = 64 * 2**20

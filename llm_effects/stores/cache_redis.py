@@ -9,18 +9,13 @@ import re
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol, TypeVar, cast, final
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError  # noqa: A004
-from redis.retry import Retry
 from returns.future import FutureResult
-from returns.result import Failure, Result, Success
+from returns.result import Result
 
-from llm_effects.env import CacheStats
-from llm_effects.errors import ConfigurationError, LLMError, StorageFailed
-from llm_effects.exceptions import cause_of
+from llm_effects.errors import ConfigurationError, LLMError
+from llm_effects.records import CacheStats
+from llm_effects.stores.redis_servers import passwords_of, redis_client, tried
 from llm_effects.stores.tallies import Tally
 from llm_effects.stores.workers import Worker
 
@@ -37,15 +32,6 @@ THREADS: Final = 8
 """How many operations are under way at once."""
 
 _BATCH: Final = 1000
-
-_OPTIONS: Final = frozenset(
-    {"db", "client_name", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
-)
-
-_NO_URL: Final = (
-    "cache.url: is no URL of a Redis server: write redis://user:password@host:6379/0, or rediss:// for TLS, "
-    "and a special letter of the password by its code, such as %23"
-)
 
 _Made = TypeVar("_Made")
 
@@ -82,42 +68,12 @@ def open_redis(
     >>> open_redis("redis://:hunter2@localhost:port").failure().message[:40]
     'cache.url: is no URL of a Redis server: '
     """
-    parts = _parts(url)
-    if parts is None:
-        return Failure(ConfigurationError(message=_NO_URL))
-    unknown = sorted(parse_qs(parts.query, keep_blank_values=True).keys() - _OPTIONS)
-    if unknown:
-        message = f"cache.url: unknown options {', '.join(unknown)}: there are {', '.join(sorted(_OPTIONS))}"
-        return Failure(ConfigurationError(message=message))
-    return _client(url, patience_seconds).map(partial(_cache, parts, prefix, patience_seconds))
-
-
-def _parts(url: str) -> SplitResult | None:
-    try:
-        parts = urlsplit(url)
-        fits = parts.port != 0 and re.fullmatch(r"/?\d*", parts.path) and not parts.fragment
-    except ValueError:  # of a port or an address; its text may show a part of a password
-        return None
-    return parts if fits else None
-
-
-def _client(url: str, seconds: float) -> Result[Client, ConfigurationError]:
-    try:
-        client = Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - its options have no types
-            url,
-            socket_timeout=seconds,
-            socket_connect_timeout=seconds,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,  # spares a round trip for each connection
+    secrets = passwords_of(url)
+    return redis_client(url, patience_seconds, "cache.url").map(
+        lambda client: RedisCache(
+            cast("Client", client), prefix=prefix, patience_seconds=patience_seconds, secrets=secrets
         )
-    except (ValueError, RedisError):
-        return Failure(ConfigurationError(message=_NO_URL))
-    return Success(cast("Client", client))
-
-
-def _cache(parts: SplitResult, prefix: str, seconds: float, client: Client) -> "RedisCache":
-    password = parts.password or ""
-    return RedisCache(client, prefix=prefix, patience_seconds=seconds, secrets=(password, unquote(password)))
+    )
 
 
 @final
@@ -170,8 +126,8 @@ class RedisCache:
     def _done(
         self, operation: str, work: Callable[[], _Made], seconds: float | None = None
     ) -> FutureResult[_Made, LLMError]:
-        tried = partial(_tried, operation, work, self._secrets)
-        run = partial(self._worker.run, operation, tried, seconds or self._patience)
+        done = partial(tried, operation, work, self._secrets)
+        run = partial(self._worker.run, operation, done, seconds or self._patience)
         return FutureResult(self._tally.watched(operation, run))
 
     # From here on in a thread.
@@ -192,14 +148,3 @@ class RedisCache:
             cursor, names = self._client.scan(cursor, match=pattern, count=_BATCH)
             dropped += self._client.unlink(*names) if names else 0
         return dropped
-
-
-def _tried(operation: str, work: Callable[[], _Made], secrets: tuple[str, ...]) -> Result[_Made, LLMError]:
-    """Turn what the client and the system say into a ``StorageFailed``."""
-    try:
-        return Success(work())
-    except (RedisError, OSError, UnicodeError) as problem:  # the last: of a host's name
-        cause = cause_of(problem, *secrets)
-        transient = isinstance(problem, ConnectionError | TimeoutError) and not isinstance(problem, AuthenticationError)
-        failed = StorageFailed(operation=operation, message=cause.message, transient=transient, cause=cause)
-        return Failure(failed)

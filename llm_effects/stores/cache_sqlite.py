@@ -9,8 +9,9 @@ from typing import Final, TypeVar, final
 from returns.future import FutureResult
 from returns.result import Result
 
-from llm_effects.env import CacheStats, Now
+from llm_effects.env import Now
 from llm_effects.errors import LLMError
+from llm_effects.records import CacheStats
 from llm_effects.stores import sqlite_entries
 from llm_effects.stores.sqlite_entries import Bounds
 from llm_effects.stores.sqlite_files import OpenFile, check_version, opened, tried

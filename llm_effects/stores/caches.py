@@ -1,15 +1,17 @@
 """Which cache a configuration names."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Final, TypeAlias
 
+from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.config import CacheConfig
-from llm_effects.env import Cache, Now
+from llm_effects.env import Now
 from llm_effects.errors import ConfigurationError
+from llm_effects.services import Cache
 from llm_effects.stores.absent import NoCache
+from llm_effects.stores.urls import sqlite_file
 
 _Opened: TypeAlias = Result[Cache, ConfigurationError]
 
@@ -36,7 +38,6 @@ def open_cache(config: CacheConfig, now: Now) -> _Opened:
 
 
 _KNOWN: Final = "use memory://, sqlite:///file, redis://host or rediss://host"
-_NO_FILE: Final = "names no file: write sqlite:///file for one in the current folder, sqlite:////folder/file for any"
 
 
 def _wrong(message: str) -> _Opened:
@@ -53,14 +54,10 @@ def _sqlite(config: CacheConfig, now: Now) -> _Opened:
     from llm_effects.stores.cache_sqlite import SqliteCache
     from llm_effects.stores.sqlite_entries import Bounds
 
-    host, slash, path = config.url.partition("://")[2].partition("/")
-    if host or not slash or not path.strip("/") or path == ":memory:" or "\0" in path:
-        return _wrong(_NO_FILE)
-    try:
-        file = Path(path).expanduser()
-    except RuntimeError:
-        return _wrong(f"there is no such user: {path}")
-    return Success(SqliteCache(file, now, Bounds(entries=config.max_size)))
+    file = sqlite_file(config.url)
+    if not is_successful(file):
+        return _wrong(file.failure())
+    return Success(SqliteCache(file.unwrap(), now, Bounds(entries=config.max_size)))
 
 
 def _redis(config: CacheConfig, _: Now) -> _Opened:

@@ -137,14 +137,14 @@ def _connected(path: Path, wait_seconds: float, mode: str) -> sqlite3.Connection
             connection.execute("BEGIN")  # what is read belongs together, also while another process makes the tables
             version = _version(connection)
         if version < SCHEMA:
-            _keep_a_log(connection, time.monotonic() + wait_seconds)
+            keep_a_log(connection, time.monotonic() + wait_seconds)
             _make_tables(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         stack.pop_all()
     return connection
 
 
-def _keep_a_log(connection: sqlite3.Connection, until: float) -> None:
+def keep_a_log(connection: sqlite3.Connection, until: float) -> None:
     """Write ahead from now on. SQLite does not wait here for others who open the same new file, so we do."""
     while not _keeps_a_log(connection, last_try=time.monotonic() >= until):
         time.sleep(_PAUSE_S)

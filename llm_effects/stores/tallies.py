@@ -9,8 +9,8 @@ from attrs import define, field
 from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
-from llm_effects.env import CacheStats
 from llm_effects.errors import LLMError, StorageFailed
+from llm_effects.records import CacheStats
 
 _Made = TypeVar("_Made")
 

@@ -54,6 +54,16 @@ class Worker:
         message = f"no answer within {seconds * 1000:g} ms"
         return Failure(StorageFailed(operation=operation, message=message, transient=True))
 
+    def post(self, work: Callable[[], object]) -> bool:
+        """Do the work in a thread, with nobody waiting for it; says whether it will be done."""
+        try:
+            job = self._threads.submit(work)
+        except RuntimeError:
+            return False
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        return True
+
     def _noted(self, work: Callable[[], Result[_Made, LLMError]]) -> Result[_Made, LLMError]:
         result = work()
         if isinstance(result, Success):

@@ -5,11 +5,15 @@ from itertools import count
 from typing import Final
 
 from llm_effects.config import LLMConfig, ModelConfig
-from llm_effects.env import Clients, LLMEnv, NewId
+from llm_effects.env import LLMEnv, NewId
 from llm_effects.fleet import prices_of
 from llm_effects.prices import PriceList
-from llm_effects.stores.absent import NoCache, NoConversations, NoLimits, NoTelemetry
-from llm_effects.stores.memory import MemoryHealth, MemoryLedger
+from llm_effects.services import Clients
+from llm_effects.stores.absent import NoCache, NoTelemetry
+from llm_effects.stores.conversations_memory import MemoryConversations
+from llm_effects.stores.ledger_memory import MemoryLedger
+from llm_effects.stores.limits_memory import MemoryLimits
+from llm_effects.stores.memory import MemoryHealth
 from llm_effects.testing.scripts import Reply, scripted
 from llm_effects.tokens import EstimatedTokens
 
@@ -33,10 +37,10 @@ def scripted_env(*replies: Reply, config: LLMConfig = ONE_MODEL, clients: Client
         config=config,
         clients=clients or scripted(*replies),
         cache=NoCache(),
-        conversations=NoConversations(),
+        conversations=MemoryConversations(),
         ledger=MemoryLedger(),
         health=MemoryHealth(),
-        limits=NoLimits(),
+        limits=MemoryLimits(),
         prices=PriceList(prices_of(config)),
         tokens=EstimatedTokens(),
         telemetry=NoTelemetry(),

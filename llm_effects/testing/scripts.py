@@ -1,7 +1,9 @@
 """Models that say what a test told them to."""
 
 from collections.abc import Callable
-from typing import TypeAlias, Union, final
+from math import hypot
+from random import Random
+from typing import Final, TypeAlias, Union, final
 
 import anyio
 from attrs import define, evolve, field, frozen
@@ -10,15 +12,16 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.calls import Call
 from llm_effects.config import ModelConfig
-from llm_effects.env import ModelHealth
 from llm_effects.errors import LLMError
-from llm_effects.events import StreamEvent, TextDelta
+from llm_effects.events import Restarted, Started, StreamEvent, TextDelta
 from llm_effects.exchanges import opening_of
-from llm_effects.messages import Text
+from llm_effects.messages import Text, ToolCall
 from llm_effects.providers.drafts import events_of
+from llm_effects.records import ModelHealth
 from llm_effects.requests import LLMRequest
-from llm_effects.responses import LLMResponse, Usage
+from llm_effects.responses import FinishReason, LLMResponse, Usage
 from llm_effects.tokens import estimate_tokens
+from llm_effects.vectors import Vector, Vectors
 
 
 @final
@@ -54,6 +57,26 @@ def answer(content: str, *, model: str = "scripted", provider: str = "scripted")
     return LLMResponse(content=content, parts=(Text(content),), model=model, provider=provider, usage=usage)
 
 
+def calling(*calls: ToolCall) -> LLMResponse:
+    """Make a response that asks for tools.
+
+    >>> calling(ToolCall("c1", "clock")).finish_reason
+    <FinishReason.TOOL_CALLS: 'tool_calls'>
+    """
+    return evolve(answer(""), parts=calls, finish_reason=FinishReason.TOOL_CALLS)
+
+
+EMBEDDED: Final = 8
+"""Numbers of a scripted vector where nobody says how many."""
+
+
+def vector_of(text: str, dimensions: int = EMBEDDED) -> Vector:
+    """Make up the vector of a text: the same every time, and another for another text, of length 1."""
+    drawn = Random(text)  # noqa: S311 - no secret
+    numbers = [drawn.gauss(0.0, 1.0) for _ in range(dimensions)]
+    return Vector.of(each / hypot(*numbers) for each in numbers)
+
+
 @final
 @define
 class Scripted:
@@ -71,14 +94,28 @@ class Scripted:
         """Give the next reply of the script; the last one is given again and again."""
         return FutureResult(self._complete(call))
 
+    def embed(self, call: Call, texts: tuple[str, ...], dimensions: int | None) -> FutureResult[Vectors, LLMError]:
+        """Give vectors that are the same for the same text; of the script's replies only errors and waits count."""
+        return FutureResult(self._embed(call, texts, dimensions or EMBEDDED))
+
     def probe(self, name: str, model: ModelConfig) -> FutureResult[ModelHealth, LLMError]:
         """Say that all is well."""
         return FutureResult.from_value(ModelHealth(model=name, provider=model.provider, reachable=True, ready=True))
 
-    async def _complete(self, call: Call) -> Result[LLMResponse, LLMError]:
+    async def _next(self, call: Call) -> LLMResponse | LLMError | Pieces:
         reply = self.replies[min(len(self.calls), len(self.replies) - 1)]
         self.calls.append(call)
-        said = await _said(reply, call.request)
+        return await _said(reply, call.request)
+
+    async def _embed(self, call: Call, texts: tuple[str, ...], dimensions: int) -> Result[Vectors, LLMError]:
+        said = await self._next(call)
+        if not isinstance(said, LLMResponse | Pieces):
+            return Failure(said if said.model else evolve(said, model=call.model))
+        usage = Usage(input_tokens=estimate_tokens(call.request), output_tokens=0)
+        return Success(Vectors(vectors=tuple(vector_of(text, dimensions) for text in texts), usage=usage))
+
+    async def _complete(self, call: Call) -> Result[LLMResponse, LLMError]:
+        said = await self._next(call)
         if isinstance(said, Pieces):
             events = tuple(TextDelta(piece) for piece in said.pieces)
             return await _told(call, events, said.then or answer("".join(said.pieces)), said.pause)
@@ -93,11 +130,17 @@ async def _told(
     for event in (opening, *events) if opening is not None and begins else events:
         await anyio.sleep(pause)
         if call.sink is not None:
+            _note(call, event)
             await call.sink(event)
     if not isinstance(end, LLMResponse):
         return Failure(end if end.model else evolve(end, model=call.model))
     input_tokens = end.usage.input_tokens or estimate_tokens(call.request)
     return Success(evolve(end, model=call.model, usage=evolve(end.usage, input_tokens=input_tokens)))
+
+
+def _note(call: Call, event: StreamEvent) -> None:
+    if call.queueing.content_at is None and not isinstance(event, Started | Restarted):
+        call.queueing.content_at = anyio.current_time()
 
 
 async def _said(reply: Reply, request: LLMRequest) -> LLMResponse | LLMError | Pieces:

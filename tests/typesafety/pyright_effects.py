@@ -4,16 +4,27 @@
 ``assert_type`` demands the exact type. A line that bears ``# rejected`` must be an error, and no other line may be one.
 """
 
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Never, assert_never, assert_type
 
 from attrs import frozen
 from returns.context import RequiresContextFutureResult
 from returns.result import Failure, Result, Success
 
+from llm_effects.batches import generate_many
+from llm_effects.combinators import fallback, retry, timeout, using
+from llm_effects.concurrency import gather, hedge, race
 from llm_effects.config import LLMConfig
+from llm_effects.decisions import is_retryable
 from llm_effects.effects import Effect, ask, effect, fail, from_result, rescue, settle, succeed, then
 from llm_effects.env import LLMEnv
 from llm_effects.errors import InvalidRequest, LLMError, NetworkError, RequestTimeout
+from llm_effects.events import StreamEvent
+from llm_effects.requests import LLMRequest
+from llm_effects.responses import LLMResponse
+from llm_effects.schedules import Schedule, exponential, jittered, up_to, within
+from llm_effects.streams import open_stream
 
 
 @frozen
@@ -51,6 +62,45 @@ async def words_have_the_exact_type(env: LLMEnv, known: Result[str, LLMError], f
     assert_type(rescue(counted, lambda error: succeed(len(error.tag))), Effect[int])
     assert_type(rescue(counted, other), Effect[int | str])
     assert_type(await settle(counted, env), Result[int, LLMError])
+
+
+@asynccontextmanager
+async def opened(env: LLMEnv) -> AsyncGenerator[bytes]:
+    yield str(env.config).encode()
+
+
+async def combinators_have_the_exact_type(counted: Effect[int], told: Effect[str], request: LLMRequest) -> None:
+    patient = jittered(exponential(base=0.5)) & up_to(3) | within(10)
+    assert_type(patient, Schedule)
+    assert_type(retry(patient, counted), Effect[int])
+    assert_type(retry(up_to(1), counted, when=lambda error: error.tag == "NetworkError"), Effect[int])
+    assert_type(timeout(1.5, told), Effect[str])
+    assert_type(fallback(counted, succeed(0), fail(RequestTimeout())), Effect[int])
+    assert_type(gather([counted, counted], limit=2), Effect[tuple[int, ...]])
+    assert_type(gather(succeed(each) for each in "ab"), Effect[tuple[str, ...]])
+    assert_type(race(told, told), Effect[str])
+    assert_type(hedge(told, after=0.5), Effect[str])
+    assert_type(using(ask(opened), lambda content: succeed(len(content))), Effect[int])
+    assert_type(using(ask(open_stream(request)), first_event), Effect[str])
+    assert_type(generate_many([request], 4), Effect[tuple[Result[LLMResponse, LLMError], ...]])
+
+
+def first_event(events: AsyncIterator[StreamEvent]) -> Effect[str]:
+    async def run(_: LLMEnv) -> Result[str, LLMError]:
+        return Success(type(await anext(events)).__name__)
+
+    return effect(run)
+
+
+def misused_combinators_are_rejected(counted: Effect[int], told: Effect[str]) -> None:
+    retry(3, counted)  # rejected
+    retry(up_to(3), counted, is_retryable)  # rejected
+    timeout(counted, 3)  # rejected
+    gather(counted, counted)  # rejected
+    using(opened, succeed)  # rejected
+    using(ask(opened), len)  # rejected
+    number: Effect[int] = race(counted, told)  # rejected
+    print(number)
 
 
 def methods_have_the_exact_type() -> None:

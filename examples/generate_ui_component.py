@@ -1,0 +1,150 @@
+"""Generate a React component for some data: the model designs it, in a type; its code is written and checked here."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Literal, final
+
+import anyio
+from attrs import field, frozen
+from attrs.validators import matches_re
+from returns.pipeline import is_successful
+from returns.result import Failure, Result, Success
+
+from llm_effects import (
+    Effect,
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    Preferences,
+    SchemaMismatch,
+    TaskType,
+    create_default_llm_manager,
+    describe,
+    effect,
+    generate_as,
+    settle,
+)
+
+SCHEMA: Final = Path(__file__).parent / "data" / "service_status.json"
+TYPES: Final = {"string": "string", "number": "number", "boolean": "boolean"}
+ALLOWED_IMPORTS: Final = frozenset({"react"})
+
+Shown = Literal["plain", "milliseconds", "percent", "badge"]
+
+
+@final
+@frozen
+class Design:
+    """What the model decides: the heading, the order of the fields, and how each of them is shown."""
+
+    heading: str = field(validator=matches_re(r"[A-Za-z0-9 ,.'-]{3,60}"))
+    first_field: Literal["service", "p99_ms", "error_rate", "healthy"]
+    service: Shown
+    p99_ms: Shown
+    error_rate: Shown
+    healthy: Shown
+
+
+CELLS: Final[dict[Shown, str]] = {
+    "plain": "{String(row.NAME)}",
+    "milliseconds": "{String(row.NAME)} ms",
+    "percent": "{(100 * Number(row.NAME)).toFixed(1)} %",
+    "badge": '<span className="badge">{String(row.NAME)}</span>',
+}
+
+
+def render(fields: dict[str, str], design: Design) -> str:
+    """Write the component: whatever the design, it is well-formed and has the props that the data has."""
+    names = sorted(fields, key=lambda name: name != design.first_field)
+    props = "\n".join(f"  {name}: {TYPES[kind]};" for name, kind in fields.items())
+    heads = "\n".join(f"          <th>{name.replace('_', ' ')}</th>" for name in names)
+    shown: dict[str, Shown] = {name: getattr(design, name) for name in names}
+    cells = "\n".join(f"            <td>{CELLS[how].replace('NAME', name)}</td>" for name, how in shown.items())
+    return f"""import React from "react";
+
+interface Row {{
+{props}
+}}
+
+export function ServiceStatus({{ rows }}: {{ rows: Row[] }}) {{
+  return (
+    <section>
+      <h2>{design.heading.strip()}</h2>
+      <table>
+        <thead>
+          <tr>
+{heads}
+          </tr>
+        </thead>
+        <tbody>
+          {{rows.map((row) => (
+          <tr key={{row.{names[0]}.toString()}}>
+{cells}
+          </tr>
+          ))}}
+        </tbody>
+      </table>
+    </section>
+  );
+}}
+"""
+
+
+def problems(code: str, fields: dict[str, str]) -> Iterator[str]:
+    """Tell what is wrong with a component: its imports, its props, its structure."""
+    for module in re.findall(r'^import .* from "(.*)";', code, re.MULTILINE):
+        if module not in ALLOWED_IMPORTS:
+            yield f"imports {module}"
+    props = dict(re.findall(r"^  (\w+): (\w+);$", code, re.MULTILINE))
+    if props != {name: TYPES[kind] for name, kind in fields.items()}:
+        yield f"has the props {sorted(props)} instead of {sorted(fields)}"
+    yield from (f"uses row.{name}, which is no prop" for name in set(re.findall(r"row\.(\w+)", code)) - set(fields))
+    open_tags: list[str] = []
+    for closing, name in re.findall(r"<(/?)([a-z]\w*)[^<>]*>", code):
+        if not closing:
+            open_tags.append(name)
+        elif not open_tags or open_tags.pop() != name:
+            yield f"closes {name}, which is not open"
+    yield from (f"leaves {name} open" for name in open_tags)
+    if code.count("{") != code.count("}"):
+        yield "has braces that do not match"
+
+
+def checked_component(fields: dict[str, str], design: Design) -> Result[str, LLMError]:
+    """Write the component and check it."""
+    code = render(fields, design)
+    found = tuple(problems(code, fields))
+    return Failure(SchemaMismatch(problems=found, raw=code)) if found else Success(code)
+
+
+def component(title: str, fields: dict[str, str]) -> Effect[str]:
+    """Have the component designed and give its code."""
+    listed = ", ".join(f"{name} ({kind})" for name, kind in fields.items())
+    request = LLMRequest(
+        system="You design tables for the dashboards of an observability platform.",
+        prompt=f"Design a table called '{title}' for rows with the fields {listed}.",
+        task_type=TaskType.UI_GENERATION,
+        preferences=Preferences(max_tokens=150, temperature=0.0, seed=7),
+    )
+    designed = generate_as(request, Design).map(lambda answer: answer.value)
+    return designed.bind_result(lambda design: checked_component(fields, design))
+
+
+async def main(env: LLMEnv) -> Result[str, LLMError]:
+    """Read the schema and make a component for it."""
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    return await settle(component(schema["title"], schema["fields"]), env)
+
+
+async def live() -> Result[str, LLMError]:
+    """Run with the models of the environment variables."""
+    async with create_default_llm_manager() as manager:
+        return await manager.run(effect(main))
+
+
+if __name__ == "__main__":
+    code = anyio.run(live)
+    print(code.unwrap()) if is_successful(code) else sys.exit(describe(code.failure()))

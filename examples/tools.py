@@ -1,0 +1,111 @@
+"""A model that tidies up disks with tools, and must ask before it erases anything.
+
+The model in this process was never taught tools, so its words are held to a schema (``tools_by_schema``). A model that
+knows tools needs no ``onion``.
+"""
+
+import sys
+from typing import Literal
+
+import anyio
+from returns.pipeline import is_successful
+from returns.result import Result
+
+from llm_effects import (
+    Approved,
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    Preferences,
+    Refused,
+    ToolCall,
+    ToolEvent,
+    ToolFinished,
+    ToolLimits,
+    ToolRun,
+    Verdict,
+    describe,
+    load_config,
+    make_llm_manager,
+    run_tools,
+    settle,
+    tool,
+    toolkit,
+    tools_by_schema,
+)
+from llm_effects.effects import effect
+from llm_effects.pipeline import generate_call
+
+FREE = {"root": 41, "data": 3}
+
+
+def free_space(disk: Literal["root", "data"]) -> str:
+    """Tell how much of a disk is free.
+
+    Args:
+        disk: which one
+
+    """
+    return f"{FREE[disk]} % of {disk} is free"
+
+
+@tool(dangerous=True, timeout_s=10)
+async def erase(disk: Literal["root", "data"]) -> str:
+    """Erase all old logs of a disk."""
+    FREE[disk] = 50
+    return f"erased: {FREE[disk]} % of {disk} is free now"
+
+
+async def approve(call: ToolCall) -> Verdict:
+    """Decide for the user: only the disk with the data may be touched."""
+    return Approved() if "data" in call.arguments else Refused("the root disk is not yours to erase")
+
+
+async def show(event: ToolEvent) -> None:
+    """Tell every call as it ends."""
+    if isinstance(event, ToolFinished):
+        answer = event.answer
+        print(f"[{event.step}] {answer.call.name} {answer.call.arguments}: {answer.result.content}")
+
+
+TOOLS = toolkit(free_space) | toolkit(erase)
+
+QUESTION = LLMRequest(
+    prompt="Erase the old logs of the data disk, and tell how much of it is free then.",
+    tools=TOOLS.tools,
+    tool_choice="erase",  # in the first step
+    preferences=Preferences(max_tokens=40, temperature=0, seed=7),
+)
+
+
+def told(run: ToolRun) -> str:
+    """Tell how a run ended."""
+    return f"{run.end.value} after {len(run.steps)} steps and {len(run.answers)} calls: {run.response.content}"
+
+
+async def main(env: LLMEnv) -> Result[str, LLMError]:
+    """Let the model work in at most two steps, of which the last is its answer."""
+    run = run_tools(
+        QUESTION,
+        TOOLS,
+        max_steps=2,
+        limits=ToolLimits(timeout_s=300, answer_last=True),
+        approve=approve,
+        on_event=show,
+        onion=tools_by_schema(generate_call),
+    )
+    return await settle(run.map(told), env)
+
+
+async def live() -> Result[str, LLMError]:
+    """Run with the models of the environment variables."""
+    config = load_config()
+    if not is_successful(config):
+        return config.map(str)
+    async with make_llm_manager(config.unwrap()) as manager:
+        return await manager.run(effect(main))
+
+
+if __name__ == "__main__":
+    found = anyio.run(live)
+    print(found.unwrap()) if is_successful(found) else sys.exit(describe(found.failure()))

@@ -1,0 +1,106 @@
+"""The edge to OpenTelemetry: ``pip install "llm-effects[otel]"``.
+
+Where the application sets up no provider, the API package gives its own, which record nothing: then nothing is gathered
+here either. Both the API and its SDK promise not to raise at run time, and an exporter that fails is logged by the SDK;
+what is not theirs (a span processor, say) may raise all the same, and is caught by whoever follows a piece of work.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextvars import Token
+from typing import Final, final
+
+from attrs import field, frozen
+from opentelemetry import context, metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import Histogram, Meter, MeterProvider
+from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
+
+from llm_effects.records import Attributes, Measure
+from llm_effects.services import Span
+from llm_effects.telemetry import conventions as names
+
+SCOPE: Final = "llm_effects"
+"""The instrumentation scope: the library's name."""
+
+SECONDS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+"""Bounds of the histograms of durations, as the conventions ask."""
+
+TOKENS: Final = tuple(4**power for power in range(14))
+"""Bounds of the histogram of tokens, as the conventions ask: 1, 4, 16 and so on."""
+
+_HISTOGRAMS: Final = (
+    (names.DURATION, "s", "GenAI operation duration.", SECONDS),
+    (names.FIRST_CHUNK, "s", "Time to receive the first chunk.", SECONDS),
+    (names.TOKEN_USAGE, "{token}", "Number of input and output tokens used.", TOKENS),
+)
+
+_OWN_PROVIDERS: Final = ("opentelemetry.trace", "opentelemetry.metrics")
+
+
+@final
+@frozen(eq=False)
+class OpenTelemetry:
+    """Spans and metrics by OpenTelemetry."""
+
+    tracer: Tracer
+    histograms: Mapping[str, Histogram]
+    tracers: TracerProvider | None = None
+    meters: MeterProvider | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is recorded; the application may set up its providers after this was made."""
+        return _records(self.tracers or trace.get_tracer_provider()) or _records(
+            self.meters or metrics.get_meter_provider()
+        )
+
+    def begin(self, name: str, attributes: Attributes, *, client: bool = False) -> Span:
+        """Begin a span and make it the current one."""
+        kind = SpanKind.CLIENT if client else SpanKind.INTERNAL
+        span = self.tracer.start_span(name, kind=kind, attributes=attributes)
+        return CurrentSpan(span, context.attach(trace.set_span_in_context(span)))
+
+    def record(self, measures: Sequence[Measure]) -> None:
+        """Record figures, each in its histogram."""
+        for measure in measures:
+            self.histograms[measure.metric].record(measure.value, measure.attributes)
+
+
+@final
+@frozen(eq=False)
+class CurrentSpan:
+    """A span, and what was current before it."""
+
+    span: trace.Span
+    _before: Token[Context] = field(repr=False)
+
+    def end(self, attributes: Attributes, error: str | None = None) -> None:
+        """End the span; its exception is not recorded, for its text may hold a prompt or a key."""
+        context.detach(self._before)
+        self.span.set_attributes(attributes)
+        if error is not None:
+            self.span.set_attribute(names.ERROR_TYPE, error)
+            self.span.set_status(StatusCode.ERROR)
+        self.span.end()
+
+
+def open_telemetry(tracers: TracerProvider | None = None, meters: MeterProvider | None = None) -> OpenTelemetry:
+    """Follow calls with the given providers, or else with those that the application sets up, now or later.
+
+    >>> open_telemetry().active
+    False
+    """
+    tracer = trace.get_tracer(SCOPE, tracer_provider=tracers)
+    return OpenTelemetry(tracer, _histograms(metrics.get_meter(SCOPE, meter_provider=meters)), tracers, meters)
+
+
+def _histograms(meter: Meter) -> Mapping[str, Histogram]:
+    return {
+        name: meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=bounds)
+        for name, unit, description, bounds in _HISTOGRAMS
+    }
+
+
+def _records(provider: object) -> bool:
+    """Whether a provider is more than a stand-in of the API package."""
+    return not type(provider).__module__.startswith(_OWN_PROVIDERS)

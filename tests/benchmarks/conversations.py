@@ -1,0 +1,165 @@
+"""How a turn and a look at the newest turns grow: ``python -m tests.benchmarks.conversations [MESSAGES]``.
+
+For each store: a turn (begin and finish, with a question and an answer) and a load of the newest five turns, against
+the length of the conversation, up to 10,000 messages, and against all that the store holds, up to MESSAGES (1,000,000;
+in memory 100,000). The time that nine of ten samples take at least, since the machine may be busy; what counts is the
+ratio of the last to the first. Postgres is measured where it is installed.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+from uuid import uuid4
+
+import anyio
+import pytest
+from attrs import evolve
+from returns.result import Result, Success
+from sqlalchemy import Connection, text
+
+from llm_effects.errors import LLMError
+from llm_effects.services import Conversations
+from llm_effects.stores.conversations_sql import SqlConversations
+from llm_effects.testing.conformance import Talk, asked, made, said
+from llm_effects.turns import Turn, TurnState
+from tests.fixtures.conversation_worker import opened
+from tests.fixtures.postgres_server import start
+
+LENGTHS: Final = (10, 100, 1_000, 10_000)
+SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
+NEWEST: Final = 5
+TEXT: Final = "The p99 of the checkout service went up after the last deploy; the pool is exhausted. " * 3
+SAMPLES: Final = 40
+
+
+def whole_turns(count: int) -> tuple[Turn, ...]:
+    """Finished turns of two messages each."""
+    turns = (asked(TEXT) for _ in range(count))
+    return tuple(
+        evolve(turn, state=TurnState.FINISHED, messages=(*turn.messages, said(TEXT, "assistant"))) for turn in turns
+    )
+
+
+async def grown(talk: Talk, messages: int) -> None:
+    """Bring a conversation to so many messages."""
+    conversation = (await talk.read(0)).conversation
+    missing = messages // 2 - conversation.turns
+    while missing > 0:
+        conversation = await made(
+            talk.store.append(talk.id, talk.owner, conversation.version, whole_turns(min(missing, 500)))
+        )
+        missing = messages // 2 - conversation.turns
+
+
+async def filled(store: Conversations, conversations: int) -> None:
+    """Add conversations of 1,000 messages, of ten owners; a database copies one of them."""
+    if isinstance(store, SqlConversations) and conversations:
+        talk = await Talk(store).started()
+        await grown(talk, 1_000)
+        for first in range(0, conversations, 20):
+            batch = range(first, min(first + 20, conversations))
+            await made(store.database.write("copy", partial(copied, conversation_id=talk.id, copies=batch)))
+        return
+    for number in range(conversations):
+        await grown(await Talk(store, owner=f"owner {number % 10}").started(), 1_000)
+
+
+KEYS: Final = count(10_000_000, 10)  # apart from those that a database gives
+
+COPIES: Final = (
+    """INSERT INTO llm_conversations SELECT :new, :owner, :id, version, turns, updated_at, last_model, document
+    FROM llm_conversations WHERE key = :key""",
+    """INSERT INTO llm_turns SELECT :new, number, id, document FROM llm_turns WHERE conversation = :key""",
+    """INSERT INTO llm_messages
+    SELECT :new, turn, place, id, pinned, document FROM llm_messages WHERE conversation = :key""",
+)
+
+
+def copied(connection: Connection, conversation_id: str, copies: range) -> Result[None, LLMError]:
+    key = connection.execute(
+        text("SELECT key FROM llm_conversations WHERE id = :id"), {"id": conversation_id}
+    ).scalar_one()
+    for number in copies:
+        values = {"key": key, "new": next(KEYS), "owner": f"owner {number % 10}", "id": uuid4().hex}
+        for statement in COPIES:
+            connection.execute(text(statement), values)
+    return Success(None)
+
+
+async def timed(work: Callable[[], Awaitable[object]]) -> float:
+    """The time of some work, in milliseconds."""
+    times = []
+    for _ in range(SAMPLES):
+        began = time.perf_counter()
+        await work()
+        times.append((time.perf_counter() - began) * 1000)
+    return statistics.quantiles(times, n=10)[0]
+
+
+async def measured(talk: Talk) -> tuple[float, float]:
+    """A turn and a load of a conversation, as it is now."""
+    version = await talk.version()
+
+    async def turn() -> None:
+        nonlocal version
+        begun = await made(talk.store.begin_turn(talk.id, talk.owner, version, asked(TEXT)))
+        await talk.ended(begun.id, TEXT)
+        version += 2
+
+    return await timed(turn), await timed(lambda: talk.read(NEWEST))
+
+
+def told(name: str, unit: str, figures: dict[int, tuple[float, float]]) -> None:
+    first, last = (figures[each] for each in (min(figures), max(figures)))
+    for place, what in enumerate(("a turn", f"newest {NEWEST} turns")):
+        row = "  ".join(f"{size:,}: {figure[place]:.2f} ms" for size, figure in figures.items())
+        print(f"{name:9} {what:16} by {unit}:  {row}   last/first {last[place] / first[place]:.2f}", flush=True)
+
+
+async def compare(name: str, url: str, largest: int) -> None:
+    store = opened(url)
+    await measured(await Talk(store).started())  # what is done once is not counted
+    lengths = {}
+    for length in LENGTHS:
+        talk = await Talk(store).started()
+        await grown(talk, length)
+        lengths[length] = await measured(talk)
+    told(name, "messages in it", lengths)
+    sizes, there = {}, sum(LENGTHS)
+    for size in (each for each in SIZES if each <= (largest if name != "memory" else 100_000)):
+        await filled(store, max(0, size - there) // 1_000)
+        there = max(there, size)
+        talk = await Talk(store).started()
+        await grown(talk, 100)
+        sizes[there] = await measured(talk)
+    told(name, "messages in all", sizes)
+    await store.aclose()
+
+
+@contextmanager
+def postgres() -> Generator[str]:
+    with start() as server:
+        yield server.new_url()
+
+
+def main(largest: int) -> None:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        urls = {"memory": "memory://", "SQLite": f"sqlite:///{folder}/conversations.db"}
+        try:
+            urls["Postgres"] = stack.enter_context(postgres())
+        except pytest.skip.Exception as reason:
+            print(reason)
+        for name, url in urls.items():
+            anyio.run(compare, name, url, largest)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else SIZES[-1])

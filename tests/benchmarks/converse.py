@@ -1,0 +1,71 @@
+"""What a stored turn costs over a plain call, and its growth, in one run: ``python -m tests.benchmarks.converse``.
+
+The model answers at once, so all of the time is the library's and the store's. Calls alternate; figures are medians.
+"""
+
+import tempfile
+from itertools import count
+from pathlib import Path
+
+import anyio
+from attrs import evolve
+
+from llm_effects import (
+    LLMConfig,
+    LLMEnv,
+    LLMRequest,
+    Message,
+    ModelConfig,
+    StorageConfig,
+    append_messages,
+    converse,
+    generate,
+    scripted_env,
+    settle,
+    start_conversation,
+)
+from llm_effects.stores.conversations_memory import MemoryConversations
+from llm_effects.stores.storages import open_conversations
+from tests.benchmarks.transport import alternating
+
+HELD = (0, 100, 10_000)
+SAID = tuple(Message(role, "word " * 20) for _ in range(5) for role in ("user", "assistant"))
+MODEL = ModelConfig(provider="lm-studio", model="m", context_length=4096)
+
+
+async def held(env: LLMEnv, turns: int) -> None:
+    """Make a conversation with so many exchanges before."""
+    (await settle(start_conversation("c"), env)).unwrap()
+    for _ in range(turns):
+        (await settle(append_messages("c", SAID[:2]), env)).unwrap()
+
+
+async def one_turn(url: str, turns: int, rounds: int) -> float:
+    config = LLMConfig(models={"m": MODEL}, storage=StorageConfig(url=url))
+    store = open_conversations(config.storage, MemoryConversations()).unwrap()
+    ids = (f"id-{number}" for number in count())
+    env = evolve(scripted_env("word " * 20, config=config), conversations=store, new_id=lambda: next(ids))
+    await held(env, turns)
+    questions = (f"question {number}" for number in count())
+
+    async def plain() -> object:
+        return (await settle(generate(LLMRequest(prompt=next(questions))), env)).unwrap()
+
+    async def stored() -> object:
+        return (await settle(converse("c", next(questions)), env)).unwrap()
+
+    plain_us, stored_us = await alternating(rounds, plain, stored)
+    await store.aclose()
+    print(f"{url.partition(':')[0]:7} {turns:6} turns before: generate {plain_us:.0f} us, converse {stored_us:.0f} us")
+    return stored_us
+
+
+async def main(turns: tuple[int, ...] = HELD, rounds: int = 200) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for number in turns:
+            await one_turn("memory://", number, rounds)
+            await one_turn(f"sqlite:///{Path(folder) / str(number)}.db", number, rounds)
+
+
+if __name__ == "__main__":
+    anyio.run(main)

@@ -1,0 +1,57 @@
+"""What the layers of limits and breakers cost a call: ``python -m tests.benchmarks.limits``.
+
+Calls of a scripted model alternate between onions with and without the two layers; the figures are medians.
+"""
+
+from itertools import count
+from statistics import median
+from time import perf_counter
+
+import anyio
+
+from llm_effects import LLMConfig, LLMRequest, ModelConfig, scripted, scripted_env, settle
+from llm_effects.calls import Call
+from llm_effects.config import BreakerConfig, RoutingConfig
+from llm_effects.effects import Generate
+from llm_effects.env import LLMEnv
+from llm_effects.policies import layered
+from llm_effects.policies.broken import broken
+from llm_effects.policies.complete import complete
+from llm_effects.policies.limited import limited
+from llm_effects.policies.observed import observed
+
+ASK = LLMRequest(prompt="why?")
+
+
+def env_of(*, enabled: bool = True, **limits: object) -> LLMEnv:
+    model = ModelConfig(provider="lm-studio", model="m", **limits)  # type: ignore[arg-type]
+    routing = RoutingConfig(breaker=BreakerConfig(enabled=enabled))
+    return scripted_env(clients=scripted("ok"), config=LLMConfig(models={"m": model}, routing=routing))
+
+
+async def compare(rounds: int = 3000) -> None:
+    bare, both = layered(complete, observed), layered(complete, observed, limited, broken)
+    cases: dict[str, tuple[Generate, LLMEnv]] = {
+        "without the layers": (bare, env_of()),
+        "breaker off, no limits": (both, env_of(enabled=False)),
+        "breaker, no limits": (both, env_of()),
+        "breaker, all limits": (
+            both,
+            env_of(concurrency=8, requests_per_minute=1_000_000, tokens_per_minute=1_000_000_000),
+        ),
+    }
+    took: dict[str, list[float]] = {name: [] for name in cases}
+    numbers = count()
+    for _ in range(rounds):
+        for name, (onion, env) in cases.items():
+            call = Call(id=str(next(numbers)), request=ASK, model="m")
+            began = perf_counter()
+            await settle(onion(call), env)
+            took[name].append(perf_counter() - began)
+    print(", ".join(f"{name} {median(times) * 1e6:.0f} us" for name, times in took.items()))
+
+
+if __name__ == "__main__":
+    for backend in ("asyncio", "trio"):
+        print(backend, end=": ")
+        anyio.run(compare, backend=backend)

@@ -1,0 +1,22 @@
+"""One chaos server for all cases of a run, and a watch over what is logged."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fixtures.chaos import CANARY, Chaos, chaos_server
+
+
+@pytest.fixture(scope="session")
+def chaos() -> Iterator[Chaos]:
+    with chaos_server() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def no_key_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a case does, no logger tells the key, at any level."""
+    caplog.set_level(logging.DEBUG)
+    yield
+    assert CANARY not in caplog.text

@@ -1,0 +1,208 @@
+"""Faults 1 to 19: connections that do not come, break, stall, or lead elsewhere."""
+
+import asyncio
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import anyio
+import httpx
+import pytest
+from attrs import evolve
+from returns.pipeline import is_successful
+
+from llm_effects import Preferences, generate, open_env, settle
+from llm_effects.transports import MakePool, Transport
+from tests.fixtures.chaos import CANARY, HEAD, Chaos, closes, good, holds, resets, says
+from tests.fixtures.faults import ASK, MODES, Case, assert_case, config_of, heard, model, plan_of, rows, run
+from tests.fixtures.servers import Peer, answering, reply, sending, serving
+
+pytestmark = pytest.mark.anyio
+
+SHORT: Final = {"timeout_ms": 60, "first_content_ms": 60}
+
+CONNECTIONS: dict[str, Case] = {
+    "003_closed_before_the_answer": Case(
+        step=closes(), tag="NetworkError", tries=3, moves_on=True, told={"phase": "reset"}
+    ),
+    "005_reset": Case(step=resets(), tag="NetworkError", tries=3, moves_on=True, told={"phase": "reset"}),
+    "006_no_http": Case(
+        step=closes(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"),
+        tag="NetworkError",
+        tries=3,
+        moves_on=True,
+        told={"phase": "protocol"},
+    ),
+    "007_silence": Case(step=holds(), tag="TimeoutError", tries=2, moves_on=True, told={"timeout_ms": 60}, model=SHORT),
+    "007_a_head_and_silence": Case(
+        step=holds(HEAD), tag="TimeoutError", tries=2, moves_on=True, told={"timeout_ms": 60}, model=SHORT
+    ),
+}
+
+
+@pytest.mark.parametrize(("case", "mode"), rows(CONNECTIONS))
+async def test_a_connection_that_breaks_is_tried_again_and_passed_by(chaos: Chaos, case: Case, mode: str) -> None:
+    await assert_case(chaos, case, mode)
+
+
+def closed_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{one.getsockname()[1]}/shut/v1"
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_001_refused_is_tried_again_only_where_nobody_else_is_left(chaos: Chaos, mode: str) -> None:
+    shut = model(chaos, good, endpoint=closed_port())
+    alone = await run(chaos, {"first": shut}, mode=mode, unheard=3)
+    assert (alone.error.tag, getattr(alone.error, "phase", "")) == ("RequestFailed", "")
+    assert {getattr(each, "phase", "") for each in getattr(alone.error, "errors", ())} == {"refused"}
+    behind = await run(chaos, {"first": shut, "second": model(chaos, good)}, mode=mode, unheard=1)
+    assert (behind.response.model, behind.took < 1) == ("second", True)
+    assert behind.response.attempts[0].cost.usd == 0
+
+
+@contextmanager
+def blackhole() -> Iterator[str]:
+    """A port whose connections are never accepted: its queue is full."""
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        yield f"http://127.0.0.1:{full.getsockname()[1]}/shut/v1"
+        for one in waiting:
+            one.close()
+
+
+async def test_002_a_connection_that_does_not_come_costs_its_own_time_only(chaos: Chaos) -> None:
+    with blackhole() as nowhere:
+        models = {"first": model(chaos, good, endpoint=nowhere, connect_ms=50), "second": model(chaos, good)}
+        outcome = await run(chaos, models, unheard=2)
+    assert [attempt.outcome for attempt in outcome.response.attempts] == ["TimeoutError", "TimeoutError", "success"]
+    assert outcome.took < 1
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_004_a_kept_connection_that_died_is_replaced_free_of_charge(chaos: Chaos, reset: bool) -> None:
+    first = model(chaos, good, resets() if reset else closes(), good)
+    async with open_env(config_of({"first": first}, max_retries=0)) as env:
+        for number in range(2):
+            request = evolve(ASK, prompt=f"why? {number}")
+            response = (await settle(generate(request), env)).unwrap()
+            assert len(response.attempts) == 1
+    assert chaos.asked[plan_of(first)] == 3
+
+
+async def test_008_a_server_that_takes_nothing_is_a_timeout(chaos: Chaos) -> None:
+    async def deaf(peer: Peer) -> None:
+        await asyncio.sleep(2)  # it reads nothing: after some megabytes nothing more is taken
+
+    large = evolve(ASK, prompt="x" * 16 * 2**20)
+    with serving(deaf) as server:
+        models = {"first": model(chaos, good, endpoint=f"{server.url}/v1", **SHORT)}
+        outcome = await run(chaos, models, request=large, unheard=2, max_retries=1)
+    assert {each.tag for each in getattr(outcome.error, "errors", ())} == {"TimeoutError"}
+
+
+async def test_009_a_full_queue_is_waited_for_to_the_deadline_and_no_attempt_is_booked(chaos: Chaos) -> None:
+    silent = model(chaos, holds(), timeout_ms=2000)
+    narrow = open_env(config_of({"first": silent}), transport=lambda: Transport(max_connections=1))
+    async with narrow as env, anyio.create_task_group() as tasks:
+        tasks.start_soon(settle, generate(ASK), env)
+        await heard(chaos, silent)
+        hasty = evolve(ASK, prompt="me too", preferences=Preferences(timeout_ms=60))
+        error = (await settle(generate(hasty), env)).failure()
+        assert (error.tag, error.attempts, chaos.asked[plan_of(silent)]) == ("TimeoutError", (), 1)
+        tasks.cancel_scope.cancel()
+    assert chaos.server.settled() == 0
+
+
+async def test_010_a_name_without_an_address_is_asked_for_once_more_and_passed_by(chaos: Chaos) -> None:
+    models = {"first": model(chaos, good, endpoint="https://no-such-host.invalid/v1"), "second": model(chaos, good)}
+    outcome = await run(chaos, models, unheard=2)
+    assert [attempt.outcome for attempt in outcome.response.attempts] == ["NetworkError", "NetworkError", "success"]
+
+
+async def test_011_of_two_addresses_one_may_be_dead(chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = ("127.0.0.1", chaos.server.port)
+
+    def two(*_: object, **__: object) -> list[tuple[object, ...]]:
+        dead = ("127.0.0.2", chaos.server.port)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (dead, live)]
+
+    first = model(chaos, good)
+    named = evolve(first, endpoint=(first.endpoint or "").replace("127.0.0.1", "localhost"))
+    monkeypatch.setattr(socket, "getaddrinfo", two)  # the system's resolver is the one thing that cannot be handed in
+    outcome = await run(chaos, {"first": named})
+    assert (outcome.response.content, outcome.asked) == ("because", {"first": 1})
+
+
+@pytest.mark.parametrize("word", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
+async def test_015_a_proxy_of_the_environment_is_not_used_unasked(
+    chaos: Chaos, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setenv(word, f"http://me:{CANARY}@127.0.0.1:1")
+    assert (await run(chaos, {"first": model(chaos, good)})).response.content == "because"
+
+
+def through(proxy: str) -> MakePool:
+    return lambda _: httpx.AsyncHTTPTransport(proxy=proxy, verify=False)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_015_a_proxy_that_wants_a_password_is_told_as_such_and_without_ours(chaos: Chaos, scheme: str) -> None:
+    who = answering(reply(b"", "407 Proxy Authentication Required"))
+    with serving(who) as proxy:
+        made = through(f"http://me:{CANARY}@127.0.0.1:{proxy.port}")
+        first = model(chaos, good, endpoint=f"{scheme}://127.0.0.1:9/shut/v1")
+        models = {"first": first, "second": evolve(first, endpoint=f"{scheme}://127.0.0.1:9/other/v1")}
+        outcome = await run(chaos, models, transport=lambda: Transport(make_pool=made), unheard=4)
+    assert {getattr(each, "phase", "") for each in getattr(outcome.error, "errors", ())} == {"intermediary"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_016_017_a_redirect_is_not_followed_and_neither_prompt_nor_key_goes_elsewhere(
+    chaos: Chaos, status: int, mode: str
+) -> None:
+    with serving(answering()) as other:
+        moved = says(reply(b"", f"{status} Moved", f"location: {other.url}"))
+        case = Case(step=moved, tag="ConfigurationError", tries=1, moves_on=False, told={"status": status})
+        await assert_case(chaos, case, mode)
+    assert (other.accepted, other.requests) == (0, [])
+
+
+async def test_018_the_next_version_of_http_is_not_offered(chaos: Chaos) -> None:
+    answer = b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x80"  # settings of HTTP/2
+    with serving(sending(answer)) as server:
+        first = model(chaos, good, endpoint=f"{server.url}/v1")
+        outcome = await run(chaos, {"first": first}, unheard=3)
+    assert {getattr(each, "phase", "") for each in getattr(outcome.error, "errors", ())} == {"protocol"}
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0) for _ in range(3)]  # so that there is no gap below the highest
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for one in taken:
+            os.close(one)
+
+
+async def test_019_no_descriptor_left_is_a_limit_of_this_machine(chaos: Chaos) -> None:
+    async with open_env(config_of({"first": model(chaos, good)}, max_retries=0)) as env:
+        with no_descriptor_left():
+            gone = await settle(generate(ASK), env)
+        assert (gone.failure().tag, getattr(gone.failure(), "phase", "")) == ("NetworkError", "local")
+        assert is_successful(await settle(generate(ASK), env))
+    assert chaos.server.settled() == 0

@@ -1,0 +1,187 @@
+"""Faults 104 to 109: calls that are cancelled, crowded, raced, closed upon, forked."""
+
+import os
+import random
+import subprocess
+import sys
+import textwrap
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import pytest
+from attrs import evolve
+from returns.pipeline import is_successful
+from returns.result import Result
+
+from llm_effects import LLMEnv, LLMRequest, Preferences, StreamEvent, TextDelta, generate, open_env, settle, stream
+from llm_effects.effects import result_of
+from llm_effects.managers import make_llm_manager
+from llm_effects.records import Statistics
+from llm_effects.responses import CANCELLED
+from llm_effects.transports import Transport
+from tests.fixtures.chaos import HEAD, WHOLE, Chaos, Step, chunk, drips, good, holds, piece, says
+from tests.fixtures.faults import ASK, MODES, Told, config_of, heard, model, plan_of, run
+from tests.fixtures.servers import reply_json
+
+pytestmark = pytest.mark.anyio
+
+STAGES: Final[dict[str, Step]] = {
+    "waiting for headers": holds(),
+    "waiting for content": holds(HEAD),
+    "streaming": drips(HEAD, chunk(piece("x"))),
+}
+
+
+async def booked(env: LLMEnv) -> list[str]:
+    return [row.attempt.outcome for row in (await result_of(env.ledger.rows())).unwrap()]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("stage", STAGES)
+async def test_104_a_cancelled_call_is_booked_and_gives_everything_back(chaos: Chaos, stage: str, mode: str) -> None:
+    first, told = model(chaos, STAGES[stage], good), Told()
+    effect = generate(ASK) if mode == "whole" else stream(ASK, told)
+    narrow = open_env(config_of({"first": first}), transport=lambda: Transport(max_connections=1))
+    async with narrow as env:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(settle, effect, env)
+            await heard(chaos, first)
+            await anyio.sleep(0.02)
+            tasks.cancel_scope.cancel()
+        assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
+        assert await booked(env) == [CANCELLED]
+        known = env.health.statistics().get("first", Statistics())
+        assert (known.attempts, known.error_rate) == (0, 0.0)  # nobody is blamed for it
+        with anyio.fail_after(2):  # the only place is free
+            assert is_successful(await settle(generate(ASK), env))
+    assert [event for event in told.events if not isinstance(event, TextDelta)][1:] == []  # no end is told
+
+
+async def test_104_a_call_cancelled_in_the_queue_was_never_sent(chaos: Chaos) -> None:
+    first = model(chaos, holds(), good)
+    narrow = open_env(config_of({"first": first}), transport=lambda: Transport(max_connections=1))
+    async with narrow as env, anyio.create_task_group() as tasks:
+        tasks.start_soon(settle, generate(ASK), env)
+        await heard(chaos, first)
+        with anyio.move_on_after(0.02) as scope:
+            await settle(generate(evolve(ASK, prompt="me too")), env)
+        assert scope.cancelled_caught
+        assert (await booked(env), chaos.asked[plan_of(first)]) == ([], 1)
+        tasks.cancel_scope.cancel()
+
+
+async def test_104_wire_15_cancelled_anywhere_and_twice_nothing_is_left(chaos: Chaos) -> None:
+    """The whole onion under cancellations at random moments, some of them during the clean-up of another."""
+    first, draw = model(chaos, good, timeout_ms=5000), random.Random(3)
+    crowd = open_env(config_of({"first": first}), transport=lambda: Transport(max_connections=4, pool_size=2))
+
+    async def one(env: LLMEnv, number: int) -> None:
+        with anyio.move_on_after(draw.random() * 0.05), anyio.move_on_after(draw.random() * 0.05):
+            request = evolve(ASK, prompt=f"why? {number}")
+            await settle(generate(request) if number % 2 else stream(request, Told()), env)
+
+    async with crowd as env:
+        for start in range(0, 300, 60):
+            async with anyio.create_task_group() as tasks:
+                for number in range(start, start + 60):
+                    tasks.start_soon(one, env, number)
+        with anyio.fail_after(5):  # every place can still be had, all at once
+            async with anyio.create_task_group() as tasks:
+                for number in range(4):
+                    tasks.start_soon(settle, generate(evolve(ASK, prompt=f"last {number}")), env)
+    assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
+
+
+async def test_105_a_crowd_is_served_without_an_error(chaos: Chaos) -> None:
+    """That it is served in its order is tested where that is kept: test_pools.py."""
+    first, served = model(chaos, good, timeout_ms=20_000), set[int]()
+    small = open_env(config_of({"first": first}), transport=lambda: Transport(max_connections=10, pool_size=5))
+    patient = Preferences(timeout_ms=20_000)
+
+    async def one(env: LLMEnv, number: int) -> None:
+        request = LLMRequest(prompt=f"why? {number}", preferences=patient)
+        assert (await settle(generate(request), env)).unwrap().content == "because"
+        served.add(number)
+
+    async with small as env, anyio.create_task_group() as tasks:
+        for number in range(300):
+            tasks.start_soon(one, env, number)
+            await anyio.lowlevel.checkpoint()
+    assert len(served) == chaos.asked[plan_of(first)] == 300
+    assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
+
+
+async def test_106_an_answer_at_the_very_moment_of_the_time_out_is_one_or_the_other(chaos: Chaos) -> None:
+    for late in (0.036, 0.038, 0.04, 0.042, 0.044):
+        first = model(chaos, says(reply_json(WHOLE), after=late), timeout_ms=40)
+        outcome = await run(chaos, {"first": first}, max_retries=0)  # which compares attempts, ledger and cache
+        told = "success" if is_successful(outcome.result) else outcome.error.tag
+        assert told in {"success", "TimeoutError"}
+
+
+@pytest.mark.parametrize("at", ["Started", "TextDelta"])
+async def test_107_an_exception_of_the_consumer_is_its_own_and_asks_nobody_again(chaos: Chaos, at: str) -> None:
+    async def broken(event: StreamEvent) -> None:
+        if type(event).__name__ == at:
+            raise LookupError(at)
+
+    first, second = model(chaos, drips(HEAD, chunk(piece("x")))), model(chaos, good)
+    async with open_env(config_of({"first": first, "second": second})) as env:
+        with pytest.raises(LookupError):
+            await settle(stream(ASK, broken), env)
+        assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
+    assert (chaos.asked[plan_of(first)], chaos.asked[plan_of(second)]) == (1, 0)
+
+
+async def test_108_closing_lets_a_call_under_way_end_and_refuses_the_next(chaos: Chaos) -> None:
+    first, results = model(chaos, says(reply_json(WHOLE), after=0.05)), list[Result[Any, Any]]()
+    manager = make_llm_manager(config_of({"first": first}))
+
+    async def one() -> None:
+        results.append(await manager.run(generate(ASK)))
+
+    with anyio.fail_after(5):
+        async with manager, anyio.create_task_group() as tasks:
+            tasks.start_soon(one)
+            await heard(chaos, first)
+            await manager.aclose()
+        after = await manager.run(generate(evolve(ASK, prompt="and now?")))
+    assert results[0].unwrap().content == "because"
+    assert after.failure().tag == "ConfigurationError"
+    assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
+
+
+FORKING: Final = """
+    import os, sys, anyio
+    from llm_effects import LLMConfig, LLMRequest, ModelConfig, make_llm_manager, generate
+
+    model = ModelConfig(provider="openai-chat", model="m", endpoint=sys.argv[1])
+    manager = make_llm_manager(LLMConfig(models={"m": model}))
+
+    def asked(prompt):
+        return anyio.run(manager.run, generate(LLMRequest(prompt=prompt))).unwrap().content
+
+    print(asked("before"), flush=True)
+    child = os.fork()
+    print(asked(f"after {child == 0}"), flush=True)
+    if child:
+        os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_108_a_fork_may_go_on_asking(chaos: Chaos) -> None:
+    endpoint = chaos.endpoint(chaos.plan(good))
+    program = [sys.executable, "-c", textwrap.dedent(FORKING), endpoint]
+    said = subprocess.run(program, capture_output=True, text=True, check=True, timeout=20)
+    assert said.stdout.count("because") == 3
+
+
+async def test_109_a_model_that_lost_is_cancelled_at_once_and_booked(chaos: Chaos) -> None:
+    slow = model(chaos, drips(HEAD, chunk(b": ping\n\n")), first_content_ms=50)
+    outcome = await run(chaos, {"first": slow, "second": model(chaos, good)}, mode="streamed", max_retries=0)
+    lost, won = outcome.response.attempts
+    assert (lost.model, lost.outcome, won.model, won.succeeded) == ("first", "TimeoutError", "second", True)
+    assert lost.cost.usd is None  # it may have been billed: unknown is not nothing
+    assert outcome.response.cost.usd is None

@@ -1,0 +1,249 @@
+"""Faults 80 to 103: streams, right however they come, wrong before any content, and wrong after some of it."""
+
+import gc
+from contextlib import nullcontext
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+from attrs import evolve
+
+from llm_effects import (
+    Completed,
+    Recovery,
+    Restarted,
+    Started,
+    TextDelta,
+    cache_stats,
+    open_env,
+    open_stream,
+    settle,
+    stream,
+)
+from tests.fixtures.chaos import (
+    COUNTED,
+    DONE,
+    END,
+    HEAD,
+    REQUEST_ID,
+    STOP,
+    STREAM,
+    WHOLE,
+    Chaos,
+    Step,
+    chunk,
+    closes,
+    data,
+    drips,
+    event,
+    good,
+    holds,
+    piece,
+    resets,
+    says,
+)
+from tests.fixtures.faults import ASK, Case, Told, assert_case, assert_error, config_of, model, plan_of, run
+from tests.fixtures.servers import chunked, reply, reply_json
+
+pytestmark = pytest.mark.anyio
+
+MARK: Final = b"\xef\xbb\xbf"
+ODD: Final = "na\u00efve \u65e5\u672c \U0001f642 \u2028 \x85 \x0b end"
+LINES: Final = b'data:{"choices":[{"index":0,\ndata: "delta":{"content":"because"},"finish_reason":"stop"}]}\n\n'
+
+
+def bytewise(told: bytes) -> Step:
+    return says(chunked(*(bytes([byte]) for byte in told)))
+
+
+RIGHT: dict[str, Step] = {
+    "080_a_byte_at_a_time": bytewise(STREAM),
+    "081_crlf": says(chunked(STREAM.replace(b"\n", b"\r\n"))),
+    "081_crlf_split": bytewise(STREAM.replace(b"\n", b"\r\n")),
+    "081_bare_cr": says(chunked(STREAM.replace(b"\n", b"\r"))),
+    "082_comments": says(chunked(b": ping\n\n", piece("be"), b":\n\n", piece("cause"), b": x\n\n", STOP, DONE)),
+    "083_lines_and_no_space": says(chunked(LINES, DONE)),
+    "084_byte_order_mark": says(chunked(MARK + STREAM)),
+    "084_byte_order_mark_split": bytewise(MARK + STREAM),
+    "086_no_last_blank_line": says(chunked(STREAM[:-2])),
+    "087_no_done": says(chunked(STREAM[: -len(DONE)])),
+    "089_broken_off_after_the_end": resets(chunked(STREAM, end=False)),
+    "098_counted_twice": says(chunked(piece("be"), COUNTED, piece("cause"), STOP, COUNTED, COUNTED, DONE)),
+    "099_nothing_in_it": says(
+        chunked(event({"content": None}), data({"object": "new"}), b"event: new\ndata: {}\n\n", event({}), STREAM)
+    ),
+    "101_whole": says(reply_json(WHOLE)),
+    "102_more_after_the_end": says(chunked(STREAM, piece("!!"), event({}, "length"), DONE)),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+async def test_a_right_stream_is_told_whatever_way_it_comes(chaos: Chaos, name: str) -> None:
+    outcome = await run(chaos, {"first": model(chaos, RIGHT[name])}, mode="streamed")
+    assert (outcome.response.content, outcome.asked) == ("because", {"first": 1})
+    assert outcome.events[0] == Started("first")
+
+
+async def test_085_letters_that_some_take_for_the_end_of_a_line_are_none(chaos: Chaos) -> None:
+    told = bytewise(piece(ODD) + STOP + DONE)
+    assert (await run(chaos, {"first": model(chaos, told)}, mode="streamed")).text == ODD
+
+
+async def test_100_tool_calls_in_pieces_are_put_together(chaos: Chaos) -> None:
+    def part(told: dict[str, object]) -> bytes:
+        return event({"tool_calls": [told]})
+
+    told = chunked(
+        part({"index": 0, "id": "a", "function": {"name": "look", "arguments": '{"at'}}),
+        part({"index": 1, "id": "b", "function": {"name": "go", "arguments": ""}}),
+        part({"index": 0, "function": {"arguments": '":1}'}}),
+        part({"id": "b", "function": {"arguments": "{}"}}),
+        event({}, "tool_calls"),
+        DONE,
+    )
+    response = (await run(chaos, {"first": model(chaos, says(told))}, mode="streamed")).response
+    assert [(call.id, call.name, call.arguments) for call in response.tool_calls] == [
+        ("a", "look", '{"at":1}'),
+        ("b", "go", "{}"),
+    ]
+
+
+# --- Wrong, before and after the first content --------------------------------------------------------------------
+
+ERROR: Final = data({"error": {"message": "no memory left", "type": "server_error", "code": 500}})
+CLAUDE_BUSY: Final = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"busy"}}\n\n'
+HASTY: Final = {"first_content_ms": 50, "between_content_ms": 2000}
+PATIENT: Final = {"first_content_ms": 2000, "between_content_ms": 50}
+
+
+def wrong(step: Step, tag: str, tries: int, **told: object) -> Case:
+    late = {"first_content": HASTY, "between_content": PATIENT}.get(str(told.get("phase")), {})
+    return Case(step=step, tag=tag, tries=tries, moves_on=True, told=told, model=late, modes=("streamed",))
+
+
+def closing(told: bytes) -> Step:
+    return closes(HEAD + (chunk(told) if told else b""))
+
+
+def ended(told: bytes) -> Step:
+    return says(HEAD + (chunk(told) if told else b"") + END)
+
+
+BEFORE: dict[str, Case] = {
+    "088_clean_end_without_finish": wrong(ended(event({"role": "assistant"})), "MalformedResponse", 2),
+    "089_abrupt_close": wrong(closing(event({"role": "assistant"})), "NetworkError", 3, phase="reset"),
+    "090_empty": wrong(ended(b""), "MalformedResponse", 2),
+    "090_only_done": wrong(ended(DONE), "MalformedResponse", 2),
+    "090_a_finish_without_content": wrong(ended(STOP + DONE), "MalformedResponse", 2),
+    "091_error_event_first": wrong(ended(ERROR), "ModelUnavailable", 3, reason="overloaded"),
+    "091_error_event_first_of_claude": evolve(
+        wrong(ended(CLAUDE_BUSY), "ModelUnavailable", 3, reason="overloaded", status=529),
+        model={"provider": "anthropic"},
+    ),
+    "093_error_that_is_a_text": wrong(ended(data({"error": "oops"})), "ModelUnavailable", 3),
+    "094_no_json": wrong(ended(b"data: {oops\n\n"), "MalformedResponse", 2),
+    "095_stall": wrong(holds(HEAD), "TimeoutError", 2, phase="first_content", timeout_ms=50),
+    "096_drip_of_comments": wrong(drips(HEAD, chunk(b": ping\n\n")), "TimeoutError", 2, phase="first_content"),
+    "097_endless_line": wrong(ended(b"data: " + b"x" * 2**21), "MalformedResponse", 2),
+    "101_page": wrong(says(reply(b"<html>Sign in</html>")), "MalformedResponse", 2),
+    "101_no_answer": wrong(says(reply(b'{"ok": true}')), "MalformedResponse", 2),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+async def test_a_stream_that_breaks_before_its_content_is_tried_again_unseen(chaos: Chaos, name: str) -> None:
+    await assert_case(chaos, BEFORE[name], "streamed")
+
+
+BE: Final = piece("be")
+AFTER: dict[str, Case] = {
+    "088_clean_end_without_finish": wrong(ended(BE), "MalformedResponse", 1, request_id=REQUEST_ID),
+    "088_done_without_finish": wrong(ended(BE + DONE), "MalformedResponse", 1),
+    "089_abrupt_close": wrong(closing(BE), "NetworkError", 1, phase="reset", request_id=REQUEST_ID),
+    "089_reset": wrong(resets(HEAD + chunk(BE)), "NetworkError", 1, phase="reset"),
+    "092_error_event": wrong(ended(BE + ERROR), "ModelUnavailable", 1, request_id=REQUEST_ID),
+    "093_error_that_is_a_text": wrong(ended(BE + data({"error": "oops"})), "ModelUnavailable", 1),
+    "094_no_json": wrong(ended(BE + b"data: {oops\n\n" + STREAM), "MalformedResponse", 1),
+    "094_no_utf8": wrong(ended(BE + b"data: \xff\xfe\n\n" + STREAM), "MalformedResponse", 1),
+    "095_stall": wrong(holds(HEAD + chunk(BE)), "TimeoutError", 1, phase="between_content", timeout_ms=50),
+    "096_drip_of_comments": wrong(
+        drips(HEAD + chunk(BE), chunk(b": ping\n\n")), "TimeoutError", 1, phase="between_content"
+    ),
+    "097_endless_line": wrong(ended(BE + b"data: " + b"x" * 2**21), "MalformedResponse", 1),
+}
+
+
+@pytest.mark.parametrize("name", AFTER)
+async def test_a_stream_that_breaks_after_some_content_tells_it_and_is_not_begun_again(chaos: Chaos, name: str) -> None:
+    case = AFTER[name]
+    models = {"first": model(chaos, case.step, **case.model), "second": model(chaos, good)}
+    outcome = await run(chaos, models, mode="streamed")
+    assert outcome.asked == {"first": 1, "second": 0}
+    assert_error(outcome.error, case)
+    assert (outcome.error.partial, outcome.text) == ("be", "be")
+
+
+async def test_092_a_broken_stream_begins_again_with_another_model_if_that_was_asked_for(chaos: Chaos) -> None:
+    models = {"first": model(chaos, closing(BE)), "second": model(chaos, good)}
+    outcome = await run(chaos, models, mode="streamed", request=evolve(ASK, recovery=Recovery.RESTART))
+    at = outcome.events.index(Restarted("second"))
+    assert outcome.events[:at] == (Started("first"), TextDelta("be"))
+    assert outcome.response.content == "because"
+    assert isinstance(outcome.events[-1], Completed)
+
+
+async def test_096_an_endless_answer_ends_with_its_attempt(chaos: Chaos) -> None:
+    endless = model(chaos, drips(HEAD, chunk(piece("x"))), timeout_ms=200)
+    outcome = await run(chaos, {"first": endless}, mode="streamed")
+    assert (outcome.error.tag, getattr(outcome.error, "phase", "")) == ("TimeoutError", "attempt")
+    assert outcome.took < 0.45
+
+
+# --- 103: consumers that leave ------------------------------------------------------------------------------------
+
+ENDLESS: Final = drips(HEAD, chunk(piece("x")))
+LEAVING: Final = ("breaks off", "raises", "is cancelled")
+
+
+async def leave(how: str, scope: anyio.CancelScope) -> None:
+    if how == "raises":
+        raise KeyError(how)
+    if how == "is cancelled":
+        scope.cancel()
+        await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("how", LEAVING)
+async def test_103_a_consumer_that_leaves_closes_the_connection_and_nothing_is_kept(chaos: Chaos, how: str) -> None:
+    async with open_env(config_of({"first": model(chaos, ENDLESS)})) as env:
+        with pytest.raises(KeyError) if how == "raises" else nullcontext(), anyio.CancelScope() as scope:
+            async with open_stream(ASK)(env) as events:
+                async for told in events:
+                    if isinstance(told, TextDelta):
+                        await leave(how, scope)
+                        break
+        assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
+        assert (await settle(cache_stats(), env)).unwrap().entries == 0
+
+
+async def test_103_a_stream_that_is_dropped_unused_asks_nobody(chaos: Chaos) -> None:
+    first = model(chaos, ENDLESS)
+    async with open_env(config_of({"first": first})) as env:
+        open_stream(ASK)(env)
+        stream(ASK, Told())
+        gc.collect()
+        assert chaos.asked[plan_of(first)] == 0
+
+
+async def test_103_a_consumer_that_stops_reading_ends_the_call_in_its_own_time(chaos: Chaos) -> None:
+    async def never(event: object) -> None:
+        if isinstance(event, TextDelta):
+            await anyio.sleep_forever()
+
+    async with open_env(config_of({"first": model(chaos, ENDLESS, sink_ms=50), "second": model(chaos, good)})) as env:
+        with anyio.fail_after(2):
+            error = (await settle(stream(ASK, never), env)).failure()
+        assert (error.tag, getattr(error, "phase", ""), error.model) == ("TimeoutError", "sink", "first")
+        assert await anyio.to_thread.run_sync(chaos.server.settled) == 0

@@ -1,0 +1,311 @@
+"""What a model is shown of a conversation that outgrows its window, and what is learnt of its tokens."""
+
+from decimal import Decimal
+
+import pytest
+from attrs import evolve
+
+from llm_effects import (
+    AuthenticationFailed,
+    ContextTooLarge,
+    Effect,
+    LLMConfig,
+    LLMEnv,
+    LLMRequest,
+    LLMResponse,
+    Message,
+    ModelConfig,
+    Preferences,
+    Reply,
+    StorageConfig,
+    StreamEvent,
+    Usage,
+    append_messages,
+    converse,
+    generate,
+    load_conversation,
+    scripted_env,
+    settle,
+    start_conversation,
+)
+from llm_effects.config import Window
+from llm_effects.conversations.summaries import TAG, TASK
+from llm_effects.conversations.turn_taking import NEWEST
+from llm_effects.conversations.windows import SUMMED_UP
+from llm_effects.policies.limited import expected_usage
+from llm_effects.responses import Cost
+from llm_effects.testing import answer
+from llm_effects.tokens import estimate_tokens
+
+pytestmark = pytest.mark.anyio
+
+WORDS = "word " * 60  # about 79 tokens in a message
+
+
+def config(window: Window, context_length: int | None = 1000, **storage: str) -> LLMConfig:
+    small = ModelConfig(provider="lm-studio", model="small", context_length=context_length)
+    return LLMConfig(models={"small": small}, storage=StorageConfig(window=window, **storage))
+
+
+async def talked(env: LLMEnv, number: int, pinned: tuple[int, ...] = ()) -> None:
+    await settle(start_conversation("c", system="Be brief."), env)
+    for at in range(number):
+        said = (Message("user", f"q{at} {WORDS}"), Message("assistant", f"a{at} {WORDS}"))
+        (await settle(append_messages("c", said, pinned=at in pinned), env)).unwrap()
+
+
+async def done(effect: Effect[LLMResponse], env: LLMEnv) -> LLMResponse:
+    return (await settle(effect, env)).unwrap()
+
+
+def shown(env: LLMEnv, call: int = -1) -> list[str]:
+    return [each.text.split()[0] for each in env.clients.calls[call].request.messages]
+
+
+async def test_the_oldest_exchanges_are_dropped_whole_and_the_answer_says_so() -> None:
+    env = scripted_env("ok", config=config("drop"))
+    await talked(env, 8, pinned=(1,))
+    response = await done(converse("c", "now"), env)
+    assert shown(env) == ["q1", "a1", "q5", "a5", "q6", "a6", "q7", "a7", "now"]
+    assert "left out" in response.warnings[0]
+    assert estimate_tokens(env.clients.calls[-1].request) <= 750
+    assert len((await settle(load_conversation("c"), env)).unwrap().turns) == 9
+
+
+async def test_a_pinned_question_that_failed_is_in_no_later_prompt_and_once_when_it_is_asked_again() -> None:
+    env = scripted_env(AuthenticationFailed(), "ok", config=config("drop"))
+    (await settle(start_conversation("c"), env)).unwrap()
+    await settle(converse("c", "pinned", pinned=True, turn_id="p"), env)
+    for at in range(NEWEST + 1):
+        said = (Message("user", f"q{at} {WORDS}"), Message("assistant", f"a{at} {WORDS}"))
+        (await settle(append_messages("c", said), env)).unwrap()
+    await done(converse("c", "now"), env)
+    assert not [text for text in shown(env) if "pinned" in text]
+    await done(converse("c", "pinned", pinned=True, turn_id="p"), env)
+    assert [text for text in shown(env) if "pinned" in text] == ["pinned"]
+
+
+async def test_a_history_that_fits_is_told_whole_without_a_word() -> None:
+    env = scripted_env("ok", config=config("fail"))
+    await talked(env, 3)
+    assert (await done(converse("c", "now"), env)).warnings == ()
+    assert len(shown(env)) == 7
+
+
+async def test_room_is_left_for_the_answer_that_is_wanted() -> None:
+    env = scripted_env("ok", config=config("drop"))
+    await talked(env, 8)
+    await done(converse("c", LLMRequest(prompt="now", preferences=Preferences(max_tokens=600))), env)
+    assert shown(env) == ["q6", "a6", "q7", "a7", "now"]
+
+
+async def test_a_window_may_fail_instead() -> None:
+    env = scripted_env("never", config=config("fail"))
+    await talked(env, 8)
+    refused = (await settle(converse("c", "now"), env)).failure()
+    assert isinstance(refused, ContextTooLarge)
+    assert (refused.limit, refused.model, env.clients.calls) == (1000, "small", [])
+    assert refused.token_count is not None
+    assert refused.token_count > 1000
+    assert "storage.window" in refused.message
+
+
+@pytest.mark.parametrize("window", ["drop", "summarise"])
+async def test_a_question_that_alone_is_too_large_fails_whatever_the_policy(window: Window) -> None:
+    env = scripted_env("never", config=config(window))
+    await talked(env, 1)
+    assert (await settle(converse("c", "word " * 4000), env)).failure().tag == "ContextTooLarge"
+    assert env.clients.calls == []
+
+
+async def test_a_window_that_nobody_knows_bounds_nothing() -> None:
+    env = scripted_env("ok", config=config("drop", None))
+    await talked(env, 40)
+    await done(converse("c", "now"), env)
+    assert len(shown(env)) == 81
+
+
+async def test_the_window_is_that_of_the_model_that_is_asked_and_not_of_the_largest() -> None:
+    large = ModelConfig(provider="openai-chat", model="gpt", api_key="sk-x", context_length=100_000)
+    both = config("drop")
+    env = scripted_env("ok", config=evolve(both, models={**both.models, "large": large}))
+    await talked(env, 8)
+    assert (await done(converse("c", "now"), env)).model == "small"
+    assert (await done(converse("c", LLMRequest(prompt="all", model="large")), env)).model == "large"
+    assert len(shown(env)) == 19
+
+
+async def test_only_what_may_fit_is_read_of_a_long_conversation() -> None:
+    env = scripted_env("ok", config=config("drop"))
+    await talked(env, 50)
+    read: list[int | None] = []
+    inner = env.conversations.load
+
+    class Counting:
+        def __getattr__(self, name: str) -> object:
+            return getattr(env.conversations, name)
+
+        def load(self, conversation_id: str, owner: str | None, newest: int | None = None) -> object:
+            read.append(newest)
+            return inner(conversation_id, owner, newest)
+
+    assert (await done(converse("c", "now"), evolve(env, conversations=Counting()))).content == "ok"
+    assert read == [32]
+
+
+def brain(request: LLMRequest) -> Reply:
+    if request.system == TASK:
+        return "They spoke of words."
+    return f"answer to {len(request.messages)}"
+
+
+async def test_a_summary_is_made_once_stored_and_used_again() -> None:
+    env = scripted_env(brain, config=config("summarise"))
+    await talked(env, 8)
+    first = await done(converse("c", "now"), env)
+    *summary_calls, turn_call = env.clients.calls
+    assert first.warnings == ()
+    assert {call.request.tags for call in summary_calls} == {(TAG,)}
+    assert "q0" in summary_calls[0].request.prompt
+    texts = [each.text for each in turn_call.request.messages]
+    assert texts[0].startswith(SUMMED_UP + "They spoke of words.\n\nq")
+    assert texts[-1] == "now"
+    assert [each.role for each in turn_call.request.messages] == ["user", "assistant"] * (len(texts) // 2) + ["user"]
+    await done(converse("c", "more"), env)
+    assert len(env.clients.calls) == len(summary_calls) + 2
+    history = (await settle(load_conversation("c"), env)).unwrap()
+    assert history.summary is not None
+    assert history.summary.provenance is not None
+    assert len(history.turns) == 10
+
+
+async def test_a_summary_is_extended_when_the_rest_outgrows_the_window_again() -> None:
+    env = scripted_env(brain, config=config("summarise"))
+    await talked(env, 8)
+    await done(converse("c", "now"), env)
+    before = (await settle(load_conversation("c"), env)).unwrap().summary
+    for at in range(6):
+        await settle(append_messages("c", (Message("user", f"x{at} {WORDS}"), Message("assistant", WORDS))), env)
+    await done(converse("c", "then"), env)
+    summary_call = env.clients.calls[-2].request
+    after = (await settle(load_conversation("c"), env)).unwrap().summary
+    assert summary_call.prompt.startswith("Summary so far:\nThey spoke of words.")
+    assert "q0" not in summary_call.prompt
+    assert before is not None
+    assert after is not None
+    assert after.upto > before.upto
+
+
+async def test_a_history_too_long_for_one_summary_is_summed_up_piece_by_piece() -> None:
+    env = scripted_env(brain, config=config("summarise"))
+    await talked(env, 30)
+    await done(converse("c", "now"), env)
+    assert len(env.clients.calls) > 4
+    assert all(estimate_tokens(call.request) < 1000 for call in env.clients.calls)
+
+
+async def test_without_a_summary_the_oldest_are_dropped_and_the_answer_says_why() -> None:
+    def broken(request: LLMRequest) -> Reply:
+        return AuthenticationFailed() if request.system == TASK else "ok"
+
+    env = scripted_env(broken, config=config("summarise"))
+    await talked(env, 8)
+    response = await done(converse("c", "now"), env)
+    assert "AuthenticationFailed" in response.warnings[0]
+    assert shown(env)[-1] == "now"
+
+
+async def test_a_summary_may_be_another_models() -> None:
+    other = ModelConfig(provider="lm-studio", model="other")
+    small = config("summarise", summary_model="other")
+    env = scripted_env(brain, config=evolve(small, models={**small.models, "other": other}))
+    await talked(env, 8)
+    await done(converse("c", "now"), env)
+    assert list(dict.fromkeys(call.model for call in env.clients.calls)) == ["other", "small"]
+
+
+async def test_a_server_that_knows_of_a_smaller_window_is_asked_with_less() -> None:
+    def picky(request: LLMRequest) -> Reply:
+        tokens = estimate_tokens(request)
+        return "ok" if tokens < 300 else ContextTooLarge(token_count=tokens, limit=300)
+
+    env = scripted_env(picky, config=config("drop"))
+    await talked(env, 8)
+    response = await done(converse("c", "now"), env)
+    assert shown(env)[-1] == "now"
+    assert "left out" in response.warnings[-1]
+    assert len(env.clients.calls) <= 3
+
+
+async def test_a_stream_that_is_asked_again_with_less_shows_nothing_of_it() -> None:
+    env = scripted_env(ContextTooLarge(limit=500), "ok", config=config("drop"))
+    await talked(env, 8)
+    seen: list[str] = []
+
+    async def show(event: StreamEvent) -> None:
+        seen.append(type(event).__name__)
+
+    await done(converse("c", "now", sink=show), env)
+    assert seen == ["Started", "TextDelta", "Completed"]
+
+
+def told(tokens: int) -> LLMResponse:
+    return evolve(answer("ok"), usage=Usage(input_tokens=tokens, output_tokens=1))
+
+
+async def test_the_estimate_learns_from_what_a_provider_counts() -> None:
+    env = scripted_env(told(1500), config=config("drop", None))
+    for _ in range(20):
+        await done(generate(LLMRequest(prompt="x" * 4000)), env)
+    assert env.tokens.ratio("small") == pytest.approx(1.5, abs=0.03)
+    assert env.tokens.ratio("other") == 1.0
+
+
+async def test_a_model_that_counts_more_is_shown_less() -> None:
+    env = scripted_env("ok", config=config("drop"))
+    await talked(env, 8)
+    for _ in range(40):
+        env.tokens.learn("small", 1000, 2500)
+    await done(converse("c", "now"), env)
+    assert len(shown(env)) == 3
+    assert env.clients.calls[-1].tokens == pytest.approx(estimate_tokens(env.clients.calls[-1].request) * 2.5, rel=0.05)
+
+
+async def test_what_a_turn_takes_is_corrected_once() -> None:
+    env = scripted_env("ok", config=config("drop"))
+    await talked(env, 2)
+    for _ in range(40):
+        env.tokens.learn("small", 1000, 2500)
+    await done(converse("c", "now"), env)
+    call = env.clients.calls[-1]
+    assert expected_usage(call, env).input_tokens == call.tokens
+
+
+async def test_a_server_that_cuts_a_prompt_off_silently_is_told_of_and_teaches_nothing() -> None:
+    env = scripted_env(told(2050), config=config("drop", None))
+    response = await done(generate(LLMRequest(prompt="word " * 4000)), env)
+    assert "2050 tokens of about 5004" in response.warnings[0]
+    assert env.tokens.ratio("small") == 1.0
+
+
+@pytest.mark.parametrize("prompt", ["-" * 20_000, "word" + " " * 20_000, "x " * 1000 + "=" * 18_000])
+async def test_a_prompt_of_few_words_and_many_letters_is_not_held_to_be_cut(prompt: str) -> None:
+    env = scripted_env(told(2050), config=config("drop", None))
+    assert not (await done(generate(LLMRequest(prompt=prompt)), env)).warnings
+
+
+async def test_usage_that_nobody_told_is_counted_here_and_says_so() -> None:
+    silent = evolve(answer("one two"), usage=Usage(output_tokens=None))
+
+    class Silent:
+        keeps_time = True
+
+        def complete(self, call: object) -> object:
+            from returns.future import FutureResult
+
+            return FutureResult.from_value(evolve(silent, model="small"))
+
+    env = evolve(scripted_env(config=config("drop")), clients=Silent())
+    response = await done(generate(LLMRequest(prompt="x" * 400)), env)
+    assert response.usage == Usage(input_tokens=104, output_tokens=6, estimated=True)
+    assert response.cost == Cost(Decimal(0))

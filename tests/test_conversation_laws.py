@@ -1,0 +1,234 @@
+"""Laws of all stores of conversations: one is like the other, whoever writes and whatever the ids are."""
+
+from collections.abc import Iterator
+from typing import TypeAlias
+from uuid import uuid4
+
+import anyio
+import pytest
+from attrs import evolve
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from returns.pipeline import is_successful
+
+from llm_effects.config import StorageConfig
+from llm_effects.effects import result_of
+from llm_effects.errors import ConfigurationError
+from llm_effects.services import Conversations
+from llm_effects.stores.absent import unusable_conversations
+from llm_effects.stores.conversations_memory import MemoryConversations
+from llm_effects.stores.storages import open_conversations
+from llm_effects.testing.conformance import Talk, asked, made, said, texts
+from llm_effects.turns import Summary, TurnState, check_id
+from llm_effects.values import InvalidValue
+from tests.fixtures.conversation_worker import opened
+from tests.fixtures.postgres_server import postgres_server
+
+__all__ = ["postgres_server"]
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if request.param == "postgres":
+        yield request.getfixturevalue("postgres_server").new_url()
+    else:
+        folder = tmp_path_factory.mktemp("laws")
+        yield f"sqlite:///{folder}/conversations.db"
+        assert {file.name for file in folder.iterdir()} == {"conversations.db"}
+
+
+@pytest.fixture(scope="module")
+def store(url: str) -> Iterator[Conversations]:
+    store = opened(url)
+    yield store
+    anyio.run(store.aclose)
+
+
+# Many writers, in any order: each has seen some version, and begins, ends, adds or drops at some time.
+
+Step: TypeAlias = tuple[object, ...]
+
+VERSIONS = st.integers(0, 6)
+TURNS = st.sampled_from(["a", "b", "c"])
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("begin"), TURNS, VERSIONS, st.sampled_from(["w1", "w2"]), st.sampled_from([0, 30, 60, 90])),
+        st.tuples(st.just("begin"), TURNS, st.none(), st.sampled_from(["w1", "w2"]), st.sampled_from([0, 30, 60, 90])),
+        st.tuples(st.just("finish"), TURNS, st.sampled_from(TurnState), st.booleans()),
+        st.tuples(st.just("append"), st.lists(TURNS, max_size=3), VERSIONS),
+        st.tuples(st.just("summarise"), st.integers(0, 3)),
+        st.tuples(st.just("load"), st.none() | st.integers(-1, 4)),
+        st.tuples(st.just("delete")),
+    ),
+    max_size=14,
+)
+
+
+async def done(talk: Talk, number: int, step: Step) -> object:
+    """Do a step, and give what comes of it."""
+    store, key = talk.store, (talk.id, talk.owner)
+    match step:
+        case ("begin", str(name), int() | None as version, str(writer), int(at)):
+            turn = asked("q", turn_id=name, writer=writer, at=at)
+            turn = evolve(turn, messages=(said("q", name=f"q{number}", pinned=name == "a"),))
+            now = await talk.version() if version is None else version
+            return await result_of(store.begin_turn(*key, now, turn))
+        case ("finish", str(name), TurnState() as state, bool(answered)):
+            came = (said("a", "assistant", name=f"a{number}"),) if answered else ()
+            return await result_of(store.finish_turn(*key, name, state, came))
+        case ("append", list(names), int(version)):
+            turns = [asked("x", turn_id=str(name)) for name in names]
+            turns = [evolve(t, messages=(said("x", name=f"x{number}{n}"),)) for n, t in enumerate(turns)]
+            return await result_of(store.append(*key, version, tuple(turns)))
+        case ("summarise", int(upto)):
+            return await result_of(store.summarise(*key, Summary(upto=upto, text=str(number))))
+        case ("load", int() | None as newest):
+            return await result_of(store.load(*key, newest))
+        case _:
+            return (await result_of(store.delete(*key)), await result_of(store.start(talk.new)))
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_fault_120_every_store_comes_to_the_same(store: Conversations, steps: list[Step]) -> None:
+    async def run() -> None:
+        real = await Talk(store, id="c", owner=uuid4().hex).started()
+        plain = await evolve(real, store=MemoryConversations()).started()
+        for number, step in enumerate(steps):
+            assert await done(real, number, step) == await done(plain, number, step)
+        history = await real.read()
+        assert history == await plain.read()
+        assert [turn.number for turn in history.turns] == list(range(1, history.conversation.turns + 1))
+
+    anyio.run(run)
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=4, max_size=12))
+def test_fault_120_many_writers_at_once_lose_nothing(store: Conversations, data: list[tuple[int, int]]) -> None:
+    """Each of four writers has some turns, and gives way before some steps."""
+
+    async def run() -> None:
+        talk = await Talk(store, id="c", owner=uuid4().hex).started()
+        acknowledged: dict[int, str] = {}
+
+        async def write(writer: int) -> None:
+            for number, (_, pauses) in enumerate(each for each in data if each[0] == writer):
+                for _ in range(pauses):
+                    await anyio.lowlevel.checkpoint()
+                turn = asked("q", turn_id=f"{writer}.{number}", writer=str(writer))
+                begun = None
+                while begun is None:
+                    result = await result_of(store.begin_turn(talk.id, talk.owner, await talk.version(), turn))
+                    begun = result.unwrap() if is_successful(result) else None
+                acknowledged[begun.number] = (await talk.ended(turn.id, "a")).id
+
+        async with anyio.create_task_group() as tasks:
+            for writer in range(4):
+                tasks.start_soon(write, writer)
+        history = await talk.read()
+        assert {turn.number: turn.id for turn in history.turns} == acknowledged
+        assert history.conversation.version == 2 * len(data)
+        assert texts(history) == ["q", "a"] * len(data)
+
+    anyio.run(run)
+
+
+# Ids.
+
+LETTERS = st.characters() | st.sampled_from("\0\ud800'\";%_*\\/.:?${}()-\n\u202eаａ")
+IDS = st.text(LETTERS, max_size=20) | st.sampled_from(
+    ["../../etc/passwd", "' OR 1=1 --", "x" * 10_000, "*", "\r\nDEL *"]
+)
+
+
+def usable(given: str) -> bool:
+    try:
+        check_id("id", given)
+    except InvalidValue:
+        return False
+    return True
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(owners=st.tuples(IDS, IDS), ids=st.tuples(IDS, IDS))
+def test_faults_124_125_an_id_finds_its_own_and_nothing_else(
+    store: Conversations, owners: tuple[str, str], ids: tuple[str, str]
+) -> None:
+    async def run() -> None:
+        (mine, other), (one, two) = owners, ids
+        result = await result_of(store.load(one, mine))
+        if not (usable(mine) and usable(one)):
+            assert result.failure().tag == "InvalidRequest"
+            return
+        talk = Talk(store, id=one, owner=mine)
+        await made(store.delete(one, mine))
+        await (await talk.started()).begun(asked(f"of {mine}", turn_id=one))
+        for owner, name in ((mine, two), (other, one), (other, two)):
+            if usable(owner) and usable(name) and (owner, name) != (mine, one):
+                assert await made(store.load(name, owner)) is None
+                assert await made(store.delete(name, owner)) is False
+        assert texts(await talk.read()) == [f"of {mine}"]
+        assert [each.id for each in await made(store.page(mine, 10))] == [one]
+        assert await made(store.delete(one, mine)) is True
+
+    anyio.run(run)
+
+
+# Which store a configuration names.
+
+
+@pytest.mark.parametrize("url", ["memory://", "memory", "sqlite:///file.db", "SQLITE:////tmp/file.db"])
+@pytest.mark.parametrize(
+    "more", ["", "postgresql://user:p%23w@[::1]:5432/name", "postgres://host/name?sslmode=require"]
+)
+def test_a_url_names_a_store(url: str, more: str) -> None:
+    assert is_successful(open_conversations(StorageConfig(url=more or url), MemoryConversations()))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file.db",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite://host/file.db",
+        "sqlite:///a\0b",
+        "mysql://user:hunter2@localhost/name",
+        "postgresql+psycopg2://user:hunter2@localhost/name",
+        "postgresql://user:hunter2@localhost:port/name",
+        "postgresql://user:hunter2@localhost/name?colour=hunter2",
+    ],
+)
+def test_any_other_url_is_a_problem_with_a_name_and_without_a_password(url: str) -> None:
+    error = open_conversations(StorageConfig(url=url), MemoryConversations()).failure()
+    assert error.message.startswith("storage.url: ")
+    assert "hun" not in repr(error)
+
+
+def test_fault_129_redis_keeps_no_conversations() -> None:
+    """It may forget the last second after a crash, so it is not offered: nobody relies on what is not promised."""
+    error = open_conversations(StorageConfig(url="redis://localhost"), MemoryConversations()).failure()
+    assert "use memory://, sqlite:///file or postgresql://" in error.message
+
+
+@pytest.mark.anyio
+async def test_a_wrong_url_is_told_by_every_operation() -> None:
+    problem = ConfigurationError(message="storage.url: is wrong")
+    talk = Talk(unusable_conversations(problem))
+    store, key = talk.store, (talk.id, talk.owner)
+    for future in (
+        store.start(talk.new),
+        store.load(*key),
+        store.page(talk.owner, 1),
+        store.begin_turn(*key, 0, asked("why?")),
+        store.finish_turn(*key, "t", TurnState.FAILED, (), error="x"),
+        store.append(*key, 0, ()),
+        store.summarise(*key, Summary(upto=1, text="")),
+        store.delete(*key),
+        store.intend("run", None, "key", b""),
+        store.conclude("run", None, "key", b""),
+        store.journal("run", None),
+    ):
+        assert (await result_of(future)).failure() == problem
+    await store.aclose()

@@ -1,0 +1,63 @@
+"""Many processes on one storage, and processes that are killed: nothing that was acknowledged is lost."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import anyio
+import pytest
+
+from llm_effects.turns import TurnState
+from tests.fixtures.conversation_worker import python, read_at_last, started, told_by, wrong_in
+from tests.fixtures.postgres_server import postgres_server
+
+__all__ = ["postgres_server"]
+
+ROUNDS = int(os.environ.get("CONVERSATION_KILL_ROUNDS", "20"))
+"""How often a writing process is killed, for each storage."""
+
+TURNS = int(os.environ.get("CONVERSATION_TURNS", "8"))
+"""How many turns each of four processes has."""
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "postgres":
+        yield request.getfixturevalue("postgres_server").new_url()
+    else:
+        yield f"sqlite:///{tmp_path}/conversations.db"
+        with closing(sqlite3.connect(tmp_path / "conversations.db")) as file:
+            assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert file.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def test_fault_120_four_processes_lose_nothing(url: str) -> None:
+    anyio.run(started, url)
+    acknowledged = told_by(python("hammer", url, "w", str(TURNS)), seconds=60 + 2 * TURNS)
+    history = anyio.run(read_at_last, url)
+    assert wrong_in(history) == []
+    assert [f"{turn.number} {turn.id}" for turn in history.turns] == sorted(
+        acknowledged, key=lambda line: int(line.split()[0])
+    )
+    assert len(history.turns) == 4 * TURNS
+    assert {turn.state for turn in history.turns} == {TurnState.FINISHED}
+
+
+def test_fault_121_a_killed_process_loses_nothing_that_was_acknowledged(url: str) -> None:
+    anyio.run(started, url)
+    lines = told_by(python("killed", url, "seed", str(ROUNDS)), seconds=60 + 2 * ROUNDS)
+    history = anyio.run(read_at_last, url)
+    begun = {line.split()[1] for line in lines if line.startswith("begun")}
+    ended = {line.split()[1] for line in lines if line.startswith("ended")}
+    assert len(begun) >= ROUNDS // 2
+    assert wrong_in(history) == []
+    assert begun <= {turn.id for turn in history.turns}
+    assert ended <= {turn.id for turn in history.turns if turn.state is TurnState.FINISHED}
+    assert len(history.turns) <= len(begun) + ROUNDS
+
+
+def test_fault_127_processes_that_migrate_at_once_agree(url: str) -> None:
+    """Nobody has made the tables: four do at once, and one starts the conversation."""
+    assert sorted(told_by(python("start", url, "w", "1"))) == ["ConversationConflict"] * 3 + ["started"]

@@ -1,0 +1,66 @@
+"""Every store of conversations, by the same checks: memory, a SQLite file, a Postgres server."""
+
+import threading
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import anyio
+import pytest
+from attrs import evolve
+
+from llm_effects import make_llm_manager, open_env
+from llm_effects.config import LLMConfig, StorageConfig
+from llm_effects.effects import result_of
+from llm_effects.services import Conversations
+from llm_effects.stores.conversations_memory import MemoryConversations
+from llm_effects.stores.storages import open_conversations
+from llm_effects.testing import CONVERSATION_CHECKS, Check
+from llm_effects.testing.conformance import Talk, texts
+from tests.fixtures.postgres_server import postgres_server
+
+__all__ = ["postgres_server"]
+
+URL: TypeAlias = str
+
+
+@pytest.fixture(scope="module", params=["memory", "sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+    if request.param == "postgres":
+        yield request.getfixturevalue("postgres_server").new_url()
+    else:
+        folder = tmp_path_factory.mktemp("conversations")
+        yield "memory://" if request.param == "memory" else f"sqlite:///{folder}/conversations.db"
+
+
+@pytest.fixture(scope="module")
+def store(url: URL) -> Iterator[Conversations]:
+    """One for all checks: it outlives the event loop of each."""
+    store = open_conversations(StorageConfig(url=url), MemoryConversations()).unwrap()
+    yield store
+    anyio.run(store.aclose)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("check", CONVERSATION_CHECKS, ids=lambda check: check.__name__)
+async def test_conformance(store: Conversations, check: Check) -> None:
+    await check(store)
+
+
+@pytest.mark.anyio
+async def test_a_manager_that_is_entered_again_has_its_conversations(url: URL) -> None:
+    before = set(threading.enumerate())
+    manager = make_llm_manager(LLMConfig(models={}, storage=StorageConfig(url=url)))
+    async with manager:
+        talk = await Talk(manager.env.conversations).started()
+        await talk.turned("why?", "because")
+    async with manager:
+        assert texts(await evolve(talk, store=manager.env.conversations).read()) == ["why?", "because"]
+    ours = ("llm-effects-w", "llm-effects-r")
+    assert not [each for each in set(threading.enumerate()) - before if each.name.startswith(ours)]
+
+
+@pytest.mark.anyio
+async def test_a_storage_that_is_wrongly_configured_is_told_by_its_first_use() -> None:
+    async with open_env(LLMConfig(models={}, storage=StorageConfig(url="mysql://host"))) as env:
+        failure = (await result_of(env.conversations.load("c", None))).failure()
+    assert failure.tag == "ConfigurationError"

@@ -1,0 +1,475 @@
+"""Turns of stored conversations: nothing is lost, nothing is stored twice, nothing is paid for twice."""
+
+import asyncio
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+from attrs import evolve
+
+from llm_effects import (
+    AuthenticationFailed,
+    CachePolicy,
+    Completed,
+    ConversationConflict,
+    Cost,
+    Effect,
+    Failed,
+    FinishReason,
+    LLMConfig,
+    LLMEnv,
+    LLMRequest,
+    LLMResponse,
+    MalformedResponse,
+    Message,
+    ModelConfig,
+    Pieces,
+    Preferences,
+    Recovery,
+    Reply,
+    RequestTimeout,
+    RoutingConfig,
+    StorageConfig,
+    StreamEvent,
+    TextDelta,
+    ToolCall,
+    ToolResult,
+    Turn,
+    TurnState,
+    append_messages,
+    converse,
+    load_conversation,
+    make_llm_manager,
+    run_in_virtual_time,
+    scripted,
+    scripted_env,
+    settle,
+    start_conversation,
+)
+from llm_effects.conversations.windows import CUT_OFF
+from llm_effects.effects import result_of
+from llm_effects.stores.cache_memory import MemoryCache
+from llm_effects.testing import Late, answer
+from llm_effects.testing.environments import EPOCH
+from tests.fixtures.histories import stored
+from tests.fixtures.slow_stores import FULL, Slow
+
+pytestmark = pytest.mark.anyio
+
+ONCE = LLMConfig(
+    models={"scripted": ModelConfig(provider="lm-studio", model="scripted")}, routing=RoutingConfig(max_retries=0)
+)
+
+
+async def done(effect: Effect[LLMResponse], env: LLMEnv) -> LLMResponse:
+    return (await settle(effect, env)).unwrap()
+
+
+async def begun(*replies: Reply, config: LLMConfig = ONCE, store: Slow | None = None, **start: object) -> LLMEnv:
+    env = scripted_env(*replies, config=config)
+    env = env if store is None else evolve(env, conversations=store)
+    (await settle(start_conversation("c", **start), env)).unwrap()
+    return env
+
+
+async def turns(env: LLMEnv, owner: str | None = None) -> tuple[Turn, ...]:
+    return (await settle(load_conversation("c", owner=owner), env)).unwrap().turns
+
+
+def said(turn: Turn) -> list[tuple[str, str]]:
+    return [(each.message.role, each.message.text) for each in turn.messages]
+
+
+def asked(env: LLMEnv, call: int = -1) -> list[tuple[str, str]]:
+    return [(each.role, each.text) for each in env.clients.calls[call].request.messages]
+
+
+async def test_a_turn_is_asked_with_all_that_was_said_before() -> None:
+    env = await begun("Hello Ada.", "Ada.", system="Be brief.")
+    await done(converse("c", "I am Ada."), env)
+    assert (await done(converse("c", "Who am I?"), env)).content == "Ada."
+    assert asked(env) == [("user", "I am Ada."), ("assistant", "Hello Ada."), ("user", "Who am I?")]
+    assert env.clients.calls[-1].request.system == "Be brief."
+    assert env.clients.calls[-1].conversation_id == "c"
+
+
+async def test_an_answer_is_stored_with_its_origin() -> None:
+    env = await begun("Hello Ada.")
+    response = await done(converse("c", "I am Ada."), env)
+    (turn,) = await turns(env)
+    source = turn.messages[1].provenance
+    assert source is not None
+    assert (turn.state, source.model, source.provider) == (TurnState.FINISHED, "scripted", response.provider)
+    assert (source.usage, source.cost, source.finish_reason) == (response.usage, response.cost, FinishReason.STOP)
+
+
+async def test_a_request_shapes_the_turn_that_it_asks() -> None:
+    env = await begun("ok", system="Be brief.", owner="ada")
+    wanted = LLMRequest(prompt="hi", system="Be long.", owner="ada", tags=("t",), preferences=Preferences(max_tokens=7))
+    await done(converse("c", wanted), env)
+    sent = env.clients.calls[-1].request
+    assert (sent.system, sent.owner, sent.tags, sent.preferences.max_tokens) == ("Be long.", "ada", ("t",), 7)
+
+
+async def test_another_owners_conversation_is_not_there() -> None:
+    env = await begun("ok", owner="ada")
+    strange = (await settle(converse("c", "hi", owner="bob"), env)).failure()
+    nobody = (await settle(converse("c", "hi"), env)).failure()
+    unknown = (await settle(converse("d", "hi", owner="ada"), env)).failure()
+    assert strange == nobody == evolve(unknown, message=unknown.message.replace("'d'", "'c'"))
+    assert env.clients.calls == []
+
+
+async def test_two_owners_at_once_are_refused() -> None:
+    env = await begun("ok", owner="ada")
+    refused = (await settle(converse("c", LLMRequest(prompt="hi", owner="ada"), owner="bob"), env)).failure()
+    assert refused.tag == "InvalidRequest"
+
+
+@pytest.mark.parametrize("message", ["", " ", 7])
+async def test_a_message_that_is_none_is_refused_before_anything_is_stored(message: str) -> None:
+    env = await begun("ok")
+    assert (await settle(converse("c", message), env)).failure().tag == "InvalidRequest"
+    assert await turns(env) == ()
+
+
+async def test_the_conversation_stays_with_the_model_that_answered_last() -> None:
+    config = LLMConfig(models={name: ModelConfig(provider="lm-studio") for name in ("one", "two", "three")})
+    env = await begun("ok", config=config)
+    await done(converse("c", LLMRequest(prompt="hi", model="two")), env)
+    assert (await done(converse("c", "and now?"), env)).model == "two"
+
+
+async def test_the_same_turn_again_gives_its_answer_at_no_cost() -> None:
+    env = await begun("first", "second")
+    once = await done(converse("c", "hi", turn_id="t"), env)
+    again = await done(converse("c", "hi", turn_id="t"), env)
+    assert (again.content, again.cached, again.cost, again.attempts) == ("first", True, Cost.ZERO, ())
+    assert (again.model, again.usage, again.finish_reason) == (once.model, once.usage, once.finish_reason)
+    assert len(env.clients.calls) == len(await turns(env)) == 1
+
+
+async def test_a_turn_id_is_for_one_message_only() -> None:
+    env = await begun("first", AuthenticationFailed(), "third")
+    await done(converse("c", "hi", turn_id="t"), env)
+    await settle(converse("c", "hi", turn_id="u"), env)
+    for name in ("t", "u"):
+        assert (await settle(converse("c", "other", turn_id=name), env)).failure().tag == "InvalidRequest"
+    assert (await done(converse("c", "hi", turn_id="u"), env)).content == "third"
+
+
+async def test_a_failed_turn_keeps_its_question_and_is_taken_up_again() -> None:
+    env = await begun(AuthenticationFailed(), "better", "ok")
+    assert (await settle(converse("c", "hi", turn_id="t"), env)).failure().tag == "AuthenticationFailed"
+    (failed,) = await turns(env)
+    assert (failed.state, failed.error, said(failed)) == (TurnState.FAILED, "AuthenticationFailed", [("user", "hi")])
+    assert (await done(converse("c", "hi", turn_id="t"), env)).content == "better"
+    (turn,) = await turns(env)
+    assert said(turn) == [("user", "hi"), ("assistant", "better")]
+    assert turn.messages[0].id == failed.messages[0].id
+
+
+async def test_the_question_of_a_failed_turn_is_left_out_of_later_prompts() -> None:
+    env = await begun(AuthenticationFailed(), "ok")
+    await settle(converse("c", "lost"), env)
+    await done(converse("c", "hi"), env)
+    assert asked(env) == [("user", "hi")]
+
+
+async def test_a_question_taken_up_again_stands_last_in_its_prompt() -> None:
+    env = await begun(AuthenticationFailed(), "between", "late")
+    await settle(converse("c", "first", turn_id="t"), env)
+    await done(converse("c", "second"), env)
+    await done(converse("c", "first", turn_id="t"), env)
+    assert asked(env) == [("user", "second"), ("assistant", "between"), ("user", "first")]
+
+
+async def test_a_stream_that_breaks_keeps_what_was_seen_and_the_next_turn_works() -> None:
+    env = await begun(Pieces(("The disk ", "is"), then=MalformedResponse()), "full")
+    seen: list[StreamEvent] = []
+    broken = (await settle(converse("c", "why?", sink=partial(collect, seen)), env)).failure()
+    assert (broken.tag, broken.partial, type(seen[-1])) == ("MalformedResponse", "The disk is", Failed)
+    (turn,) = await turns(env)
+    assert (turn.state, turn.error) == (TurnState.INTERRUPTED, "MalformedResponse")
+    assert said(turn) == [("user", "why?"), ("assistant", "The disk is")]
+    await done(converse("c", "go on"), env)
+    assert asked(env) == [("user", "why?"), ("assistant", "The disk is" + CUT_OFF), ("user", "go on")]
+
+
+async def collect(seen: list[StreamEvent], event: StreamEvent) -> None:
+    seen.append(event)
+
+
+async def test_an_interrupted_turn_asked_again_gives_what_was_seen_and_says_so() -> None:
+    env = await begun(Pieces(("half",), then=MalformedResponse()), "never")
+    seen: list[StreamEvent] = []
+    await settle(converse("c", "why?", turn_id="t", sink=partial(collect, seen)), env)
+    again = await done(converse("c", "why?", turn_id="t"), env)
+    assert (again.content, again.finish_reason, again.cost) == ("half", FinishReason.LENGTH, Cost.ZERO)
+    assert "interrupted" in again.warnings[0]
+    assert len(env.clients.calls) == 1
+
+
+async def test_a_restarted_stream_keeps_only_what_the_consumer_has_at_the_end() -> None:
+    config = LLMConfig(
+        models={name: ModelConfig(provider="lm-studio") for name in ("one", "two")},
+        routing=RoutingConfig(max_retries=0),
+    )
+    broken = (Pieces(("wrong",), then=MalformedResponse()), Pieces(("ri",), then=MalformedResponse()))
+    env = await begun(*broken, config=config)
+    seen: list[StreamEvent] = []
+    wanted = LLMRequest(prompt="why?", recovery=Recovery.RESTART)
+    await settle(converse("c", wanted, sink=partial(collect, seen)), env)
+    (turn,) = await turns(env)
+    assert said(turn) == [("user", "why?"), ("assistant", "ri")]
+    assert turn.messages[1].provenance is not None
+    assert turn.messages[1].provenance.model == "two"
+
+
+async def test_a_stream_ends_with_the_stored_answer_also_when_told_again() -> None:
+    env = await begun(Pieces(("a", "b")))
+    for _ in range(2):
+        seen: list[StreamEvent] = []
+        response = await done(converse("c", "why?", turn_id="t", sink=partial(collect, seen)), env)
+        assert "".join(event.text for event in seen if isinstance(event, TextDelta)) == "ab"
+        assert seen[-1] == Completed(response)
+
+
+async def test_a_consumer_that_raises_gets_its_exception_and_the_turn_is_interrupted() -> None:
+    env = await begun(Pieces(("a", "b")), "ok")
+
+    async def broken(event: StreamEvent) -> None:
+        if isinstance(event, TextDelta):
+            raise KeyError(event.text)
+
+    with pytest.raises(KeyError):
+        await settle(converse("c", "why?", sink=broken), env)
+    (turn,) = await turns(env)
+    assert (turn.state, said(turn)) == (TurnState.INTERRUPTED, [("user", "why?"), ("assistant", "a")])
+    assert (await done(converse("c", "and?"), env)).content == "ok"
+
+
+async def test_turns_at_once_all_succeed_and_each_is_stored_once() -> None:
+    env = await begun(Late(0.005, "ok"))
+    async with anyio.create_task_group() as group:
+        for number in range(8):
+            group.start_soon(done, converse("c", f"question {number}"), env)
+    told = await turns(env)
+    assert sorted(turn.messages[0].message.text for turn in told) == [f"question {number}" for number in range(8)]
+    assert all(len(turn.messages) == 2 for turn in told)
+
+
+@pytest.mark.parametrize(("conflicts", "tag"), [(7, None), (8, "ConversationConflict")])
+async def test_another_writer_who_is_faster_makes_a_turn_begin_again_so_many_times(
+    conflicts: int, tag: str | None
+) -> None:
+    store = Slow(failing={"begin_turn": conflicts}, error=ConversationConflict(conversation_id="c"))
+    env = evolve(await begun("ok", store=store), draw=lambda: 0.0)
+    result = await settle(converse("c", "hi"), env)
+    assert result.failure().tag == tag if tag else result.unwrap().content == "ok"
+    assert (store.done.count("begin_turn"), len(env.clients.calls)) == (8, 0 if tag else 1)
+
+
+async def test_a_turn_under_way_elsewhere_is_a_conflict_until_its_lease_is_over() -> None:
+    env = await begun("at last")
+    lease = EPOCH + timedelta(seconds=60)
+    dead = Turn(id="t", begun_at=EPOCH, lease_until=lease, writer="dead", messages=(stored("user", "hi"),))
+    (await result_of(env.conversations.begin_turn("c", None, 0, dead))).unwrap()
+    refused = (await settle(converse("c", "hi", turn_id="t"), env)).failure()
+    assert (refused.tag, refused.retry_after, env.clients.calls) == ("ConversationConflict", 60.0, [])
+    later = evolve(env, now=lambda: lease)
+    assert (await done(converse("c", "hi", turn_id="t"), later)).content == "at last"
+    assert [said(turn) for turn in await turns(env)] == [[("user", "hi"), ("assistant", "at last")]]
+
+
+async def test_a_prompt_holds_no_turn_that_is_under_way_elsewhere() -> None:
+    env = await begun("ok")
+    lease = EPOCH + timedelta(seconds=60)
+    other = Turn(id="t", begun_at=EPOCH, lease_until=lease, writer="other", messages=(stored("user", "other"),))
+    (await result_of(env.conversations.begin_turn("c", None, 0, other))).unwrap()
+    await done(converse("c", "hi"), env)
+    assert asked(env) == [("user", "hi")]
+
+
+@pytest.mark.parametrize("transient", [False, True])
+async def test_an_answer_that_cannot_be_stored_is_given_all_the_same_and_says_so(transient: bool) -> None:
+    store = Slow(error=evolve(FULL, transient=transient))
+    env = await begun("paid for", store=store)
+    store.failing["finish_turn"] = 9
+    response = await done(converse("c", "hi"), env)
+    assert response.content == "paid for"
+    assert "not saved" in response.warnings[-1]
+    assert "disk full" in response.warnings[-1]
+
+
+async def test_a_store_that_fails_for_a_moment_is_asked_a_second_time() -> None:
+    store = Slow(error=evolve(FULL, transient=True))
+    env = await begun("paid for", store=store)
+    store.failing["finish_turn"] = 1
+    assert (await done(converse("c", "hi"), env)).warnings == ()
+    assert (await turns(env))[0].state is TurnState.FINISHED
+
+
+async def test_a_turn_whose_beginning_was_lost_for_a_moment_is_stored_once() -> None:
+    store = Slow(failing={"begin_turn": 1}, error=evolve(FULL, transient=True))
+    env = await begun("ok", store=store)
+    await done(converse("c", "hi"), env)
+    assert [said(turn) for turn in await turns(env)] == [[("user", "hi"), ("assistant", "ok")]]
+
+
+@pytest.mark.parametrize("operation", ["load", "begin_turn"])
+async def test_a_store_that_fails_before_the_call_costs_nothing(operation: str) -> None:
+    store = Slow(failing={operation: 9})
+    env = evolve(scripted_env("never"), conversations=store)
+    await settle(start_conversation("c"), env)
+    seen: list[StreamEvent] = []
+    refused = (await settle(converse("c", "hi", sink=partial(collect, seen)), env)).failure()
+    assert (refused.tag, env.clients.calls, seen) == ("StorageFailed", [], [Failed(refused)])
+
+
+async def test_results_of_tools_go_on_with_their_turn() -> None:
+    call = ToolCall("1", "time")
+    env = await begun(evolve(answer(""), parts=(call,), finish_reason=FinishReason.TOOL_CALLS), "It is noon.")
+    assert (await done(converse("c", "time?"), env)).tool_calls == (call,)
+    await done(converse("c", Message("tool", ToolResult("1", "noon"))), env)
+    sent = env.clients.calls[-1].request.messages
+    assert [each.role for each in sent] == ["user", "assistant", "tool"]
+    assert sent[-1].parts == (ToolResult("1", "noon"),)
+
+
+async def test_a_result_for_a_call_that_nobody_made_is_refused_before_it_is_stored() -> None:
+    env = await begun("never")
+    refused = (await settle(converse("c", Message("tool", ToolResult("9", "noon"))), env)).failure()
+    assert refused.tag == "InvalidRequest"
+    assert "'9'" in refused.message
+    assert await turns(env) == ()
+
+
+async def test_a_call_that_nobody_answered_gets_a_result_that_says_so() -> None:
+    env = await begun(evolve(answer(""), parts=(ToolCall("1", "time"),), finish_reason=FinishReason.TOOL_CALLS), "ok")
+    await done(converse("c", "time?"), env)
+    await done(converse("c", "never mind"), env)
+    sent = env.clients.calls[-1].request.messages
+    assert [each.role for each in sent] == ["user", "assistant", "tool", "user"]
+    assert isinstance(sent[2].parts[0], ToolResult)
+    assert sent[2].parts[0].is_error
+
+
+async def test_a_deadline_covers_the_store_too() -> None:
+    store = Slow(seconds=0.02)
+    env = await begun("never", store=store)
+    wanted = LLMRequest(prompt="hi", preferences=Preferences(timeout_ms=10))
+    refused = (await settle(converse("c", wanted), env)).failure()
+    assert (refused.tag, env.clients.calls) == ("TimeoutError", [])
+
+
+def test_an_hour_of_thinking_is_interrupted_at_its_deadline_and_kept() -> None:
+    async def main() -> tuple[object, ...]:
+        env = await begun(Pieces(("a ", "b ", "c "), pause=20.0))
+        seen: list[StreamEvent] = []
+        wanted = LLMRequest(prompt="hi", preferences=Preferences(timeout_ms=50_000))
+        error = (await settle(converse("c", wanted, sink=partial(collect, seen)), env)).failure()
+        return error, (await turns(env))[0]
+
+    error, turn = run_in_virtual_time(main)
+    assert isinstance(error, RequestTimeout)
+    assert (error.partial, error.timeout_ms) == ("a ", 50_000)
+    assert (turn.state, turn.error, said(turn)[-1]) == (TurnState.INTERRUPTED, "TimeoutError", ("assistant", "a "))
+
+
+async def cancelled_after(seconds: float, tick: float) -> tuple[list[str], list[StreamEvent], LLMEnv]:
+    """Cancel a turn somewhere on its way through a slow store and a slow model."""
+    env = await begun(Pieces(("one ", "two "), pause=tick), "next", store=Slow(seconds=tick))
+    seen: list[StreamEvent] = []
+    with anyio.move_on_after(seconds):
+        await settle(converse("c", "hi", turn_id="t", sink=partial(collect, seen)), env)
+    return [event.text for event in seen if isinstance(event, TextDelta)], seen, env
+
+
+async def nothing_is_lost_whencancelled_after(seconds: float, tick: float) -> str:
+    pieces, _, env = await cancelled_after(seconds, tick)
+    told = await turns(env)
+    assert len(told) <= 1
+    for turn in told:
+        assert turn.state is not TurnState.PENDING
+        assert said(turn)[0] == ("user", "hi")
+        assert "".join(text for _, text in said(turn)[1:]) == "".join(pieces)
+    again = await done(converse("c", "hi", turn_id="t"), env)
+    assert again.content in {"".join(pieces), "next", "one two "}
+    (turn,) = await turns(env)
+    assert [role for role, _ in said(turn)] == ["user", "assistant"]
+    assert (await done(converse("c", "and now?"), env)).content == "next"
+    return told[0].state.value if told else "nothing"
+
+
+def test_a_turn_cancelled_at_any_await_loses_nothing_in_virtual_time() -> None:
+    async def main() -> set[str]:
+        return {await nothing_is_lost_whencancelled_after(moment + 0.5, 1.0) for moment in range(13)}
+
+    assert run_in_virtual_time(main) == {"nothing", "interrupted", "finished"}
+
+
+async def test_a_turn_cancelled_at_any_await_loses_nothing_on_both_backends() -> None:
+    for moment in range(13):
+        await nothing_is_lost_whencancelled_after((moment + 0.5) * 0.002, 0.002)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("moment", range(18))
+async def test_a_task_cancelled_by_asyncio_at_any_await_loses_nothing(moment: int) -> None:
+    """``asyncio.timeout`` and ``Task.cancel`` know of no shields."""
+    env = await begun(Pieces(("one ", "two "), pause=0.004), "next", store=Slow(seconds=0.004))
+    seen: list[StreamEvent] = []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout((moment + 0.5) * 0.004):
+            await settle(converse("c", "hi", turn_id="t", sink=partial(collect, seen)), env)
+            await asyncio.sleep(1)
+    pieces = "".join(event.text for event in seen if isinstance(event, TextDelta))
+    for turn in await turns(env):
+        assert turn.state is not TurnState.PENDING
+        assert "".join(text for _, text in said(turn)[1:]) == pieces
+
+
+async def test_appended_messages_are_part_of_the_next_prompt_and_alternate() -> None:
+    env = await begun("ok")
+    (await settle(append_messages("c", (Message("user", "I am Ada."),)), env)).unwrap()
+    await done(converse("c", "Who am I?"), env)
+    assert asked(env) == [("user", "I am Ada.\n\nWho am I?")]
+
+
+async def test_the_cache_answers_a_turn_too_and_its_answer_is_stored() -> None:
+    env = evolve(await begun("first", "second"), cache=MemoryCache(10))
+    (await settle(start_conversation("d"), env)).unwrap()
+    await done(converse("c", "hi"), env)
+    assert (await done(converse("d", "hi"), env)).cached
+    assert (await done(converse("d", LLMRequest(prompt="again", cache=CachePolicy.BYPASS)), env)).content == "second"
+    assert [each.text for each in env.clients.calls[-1].request.messages] == ["hi", "first", "again"]
+
+
+def test_a_conversation_can_be_had_by_a_manager() -> None:
+    async def main() -> str:
+        manager = make_llm_manager(ONCE, lambda env: evolve(env, clients=scripted("hello")))
+        await manager.run(start_conversation("c"))
+        result = await result_of(manager.converse("c", "hi"))
+        await manager.aclose()
+        return result.unwrap().content
+
+    assert anyio.run(main) == "hello"
+
+
+def test_a_conversation_goes_on_where_another_environment_left_it(tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy", reason="pip install 'llm-effects[sql]'")
+    storage = evolve(ONCE, storage=StorageConfig(url=f"sqlite:///{tmp_path / 'talk.db'}"))
+
+    async def talk(question: str) -> list[tuple[str, str]]:
+        model = scripted(Pieces(("an", "swer")))
+        manager = make_llm_manager(storage, lambda env: evolve(env, clients=model))
+        await manager.run(start_conversation("c"))
+        (await manager.run(converse("c", question))).unwrap()
+        await manager.aclose()
+        return [(each.role, each.text) for each in model.requests[-1].messages]
+
+    anyio.run(talk, "one")
+    assert anyio.run(talk, "two") == [("user", "one"), ("assistant", "answer"), ("user", "two")]

@@ -1,0 +1,510 @@
+"""Embeddings: in portions, each text once, cached, booked and limited; over HTTP and with a real model here."""
+
+import base64
+import json
+import struct
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest_httpx import HTTPXMock
+from returns.pipeline import is_successful
+from returns.result import Result
+
+from llm_effects import (
+    AuthenticationFailed,
+    BudgetConfig,
+    BudgetExceeded,
+    CacheConfig,
+    Capabilities,
+    Cost,
+    Embeddings,
+    InvalidValue,
+    Late,
+    LLMConfig,
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    ModelConfig,
+    ModelUnavailable,
+    NetworkError,
+    Price,
+    RateLimitExceeded,
+    Reply,
+    RoutingConfig,
+    StorageFailed,
+    Vector,
+    embed,
+    generate,
+    open_env,
+    run_in_virtual_time,
+    scripted,
+    scripted_env,
+    settle,
+    timeout,
+)
+from llm_effects.config import LimitsConfig
+from llm_effects.embeddings.portions import portions, tokens_of
+from llm_effects.embeddings.shelves import Shelf, packed, unpacked
+from llm_effects.providers.openai_embeddings import encode, read
+from llm_effects.providers.presets import PRESETS
+from llm_effects.providers.registry import target_of
+from llm_effects.stores.cache_memory import MemoryCache
+from llm_effects.testing.scripts import Scripted, vector_of
+from tests.fixtures.futures import given_by
+from tests.fixtures.llama_server import model_or_skip
+from tests.fixtures.slow_stores import Slow
+
+pytestmark = pytest.mark.anyio
+
+SMALL = ModelConfig(provider="ollama", model="nomic-embed-text", price=Price(input=1, output=0))
+CHAT = ModelConfig(provider="lm-studio")
+ONE = LLMConfig(models={"chat": CHAT, "small": SMALL}, routing=RoutingConfig(max_retries=2))
+GPT = ModelConfig(provider="openai", model="text-embedding-3-small", api_key="sk-canary-123456")
+
+
+def env_of(*replies: Reply, config: LLMConfig = ONE) -> tuple[LLMEnv, Scripted]:
+    model = scripted(*replies)
+    return evolve(scripted_env(clients=model, config=config), cache=MemoryCache()), model
+
+
+def texts_in(model: Scripted) -> list[list[str]]:
+    return [[part.text for part in request.messages[0].parts] for request in model.requests]  # type: ignore[union-attr]
+
+
+async def told(env: LLMEnv, *texts: str, **more: Any) -> Embeddings:
+    return (await settle(embed(texts, **more), env)).unwrap()
+
+
+async def test_vectors_come_in_the_order_of_the_texts_and_each_text_is_asked_once() -> None:
+    env, model = env_of()
+    came = await told(env, "cat", "dog", "cat", "bird")
+    assert came.vectors == tuple(vector_of(text) for text in ("cat", "dog", "cat", "bird"))
+    assert texts_in(model) == [["cat", "dog", "bird"]]
+    assert (came.model, came.cached, len(came.attempts)) == ("small", 0, 1)
+
+
+async def test_many_texts_go_in_portions_at_once_and_keep_their_order() -> None:
+    env, model = env_of(lambda request: Late(0.001 * (64 - len(request.messages[0].parts)), "ok"))
+    texts = [f"text {number}" for number in range(200)]
+    came = await told(env, *texts, concurrency=2)
+    assert came.vectors == tuple(map(vector_of, texts))
+    assert sorted(len(each) for each in texts_in(model)) == [8, 64, 64, 64]
+    assert came.usage.input_tokens == sum(each.usage.input_tokens or 0 for each in came.attempts)
+
+
+def test_no_more_than_so_many_portions_are_under_way() -> None:
+    async def main() -> float:
+        env, _ = env_of(Late(10, "ok"))
+        began = anyio.current_time()
+        await told(env, *(f"{number}" for number in range(64 * 6)), concurrency=2)
+        return anyio.current_time() - began
+
+    assert run_in_virtual_time(main) == 30
+
+
+async def test_what_is_cached_is_not_asked_again() -> None:
+    env, model = env_of()
+    await told(env, "cat", "dog")
+    came = await told(env, "dog", "bird", "cat")
+    assert texts_in(model) == [["cat", "dog"], ["bird"]]
+    assert came.cached == 2
+    assert came.vectors == tuple(map(vector_of, ("dog", "bird", "cat")))
+    again = await told(env, "dog")
+    assert (again.cost, again.attempts, again.usage.input_tokens) == (Cost.ZERO, (), 0)
+
+
+async def test_the_cache_tells_models_sizes_and_owners_apart() -> None:
+    config = evolve(ONE, models={**ONE.models, "large": evolve(SMALL, model="large-embed")})
+    env, model = env_of(config=config)
+    for more in ({}, {"model": "large"}, {"dimensions": 3}, {"owner": "alice"}):
+        await told(env, "cat", **more)
+    assert len(model.calls) == 4
+    assert len((await told(env, "cat", dimensions=3)).vectors[0]) == 3
+    assert len(model.calls) == 4
+
+
+@pytest.mark.parametrize(("policy", "asked"), [("use", 1), ("refresh", 2), ("bypass", 2), ("only", 1)])
+async def test_a_cache_policy_is_obeyed(policy: str, asked: int) -> None:
+    env, model = env_of()
+    await told(env, "cat")
+    await told(env, "cat", cache=policy)
+    assert len(model.calls) == asked
+
+
+async def test_only_what_is_stored_and_nothing_else() -> None:
+    env, model = env_of()
+    assert (await settle(embed(["cat"], cache="only"), env)).failure().tag == "StorageFailed"
+    assert not model.calls
+
+
+async def test_a_cache_that_is_off_is_not_used() -> None:
+    env, model = env_of(config=evolve(ONE, cache=CacheConfig(enabled=False)))
+    await told(env, "cat")
+    await told(env, "cat")
+    assert len(model.calls) == 2
+
+
+async def test_a_damaged_entry_is_asked_again() -> None:
+    env, model = env_of()
+    came = await told(env, "cat")
+    key = key_of(env, "cat")
+    entry = await given_by(env.cache.get(key))
+    assert entry is not None
+    await given_by(env.cache.put(key, entry[:-1] + b"?", None))
+    assert (await told(env, "cat")).vectors == came.vectors
+    assert len(model.calls) == 2
+
+
+def key_of(env: LLMEnv, text: str) -> str:
+    target = target_of("small", SMALL).unwrap()
+    return Shelf(env, target, None, None, keeping=True).key(text)
+
+
+async def test_vectors_of_another_length_are_told_and_not_mixed() -> None:
+    env, _ = env_of()
+    await given_by(env.cache.put(key_of(env, "cat"), packed(vector_of("cat", 3)), None))
+    error = (await settle(embed(["cat", "dog"]), env)).failure()
+    assert (error.tag, error.model, len(error.attempts)) == ("MalformedResponse", "small", 1)
+    assert "cache='refresh'" in str(error)
+    assert len((await told(env, "cat", "dog", cache="refresh")).vectors[0]) == 8
+    assert (await told(env, "cat", "dog")).cached == 2
+
+
+async def test_whatever_model_is_loaded_is_not_taken_for_the_last_one() -> None:
+    loaded = evolve(CHAT, capabilities=Capabilities(embeddings=True))
+    env, model = env_of(config=evolve(ONE, models={"loaded": loaded}))
+    assert [(await told(env, "cat")).cached for _ in range(2)] == [0, 0]
+    assert len(model.calls) == 2
+
+
+async def test_clients_that_embed_nothing_are_clients_all_the_same() -> None:
+    class Plain:
+        complete, probe = Scripted(("ok",)).complete, Scripted(()).probe
+
+    env = scripted_env(clients=Plain(), config=ONE)
+    assert (await settle(generate(LLMRequest(prompt="why?")), env)).unwrap().content == "ok"
+    assert (await settle(embed(["cat"]), env)).failure().tag == "ConfigurationError"
+
+
+async def test_a_cache_that_fails_is_told_and_costs_no_answer() -> None:
+    gone = StorageFailed(operation="get", message="it is gone")
+    cache = Slow(failing={"get": 1000}, error=gone, store=MemoryCache())
+    came = await told(evolve(env_of()[0], cache=cache), *(f"{number}" for number in range(100)))
+    assert len(came.vectors) == 100
+    assert came.warnings == ("the cache could not be read: StorageFailed: get: it is gone",)
+    assert len(cache.done) < 10
+
+
+async def test_each_call_is_booked_under_its_own_task() -> None:
+    env, _ = env_of(RateLimitExceeded(retry_after=0.001, status=429), "ok")
+    came = await told(env, "cat", owner="alice", tags=["nightly"])
+    rows = await given_by(env.ledger.rows())
+    assert [(row.attempt.outcome, str(row.task_type), row.owner, row.tags) for row in rows] == [
+        ("RateLimitExceeded", "embeddings", "alice", ("nightly",)),
+        ("success", "embeddings", "alice", ("nightly",)),
+    ]
+    assert came.cost == rows[0].attempt.cost + rows[1].attempt.cost
+    assert came.cost.usd
+    assert [each.outcome for each in came.attempts] == ["RateLimitExceeded", "success"]
+
+
+async def test_the_same_model_is_asked_again_and_never_another() -> None:
+    config = evolve(ONE, models={"small": SMALL, "other": evolve(SMALL, model="other-embed")})
+    env, model = env_of(ModelUnavailable(), "ok", config=config)
+    await told(env, "cat")
+    assert [call.model for call in model.calls] == ["small", "small"]
+    env, model = env_of(AuthenticationFailed(), config=config)
+    error = (await settle(embed(["cat"]), env)).failure()
+    assert (error.tag, error.model, len(error.attempts)) == ("AuthenticationFailed", "small", 1)
+    assert [call.model for call in model.calls] == ["small"]
+
+
+async def test_what_came_before_an_error_is_not_paid_twice() -> None:
+    env, model = env_of("ok", AuthenticationFailed(), "ok")
+    texts = [f"{number}" for number in range(128)]
+    failed = (await settle(embed(texts, concurrency=1), env)).failure()
+    assert len(failed.attempts) == 2
+    assert (await told(env, *texts)).cached == 64
+    assert len(model.calls) == 3
+
+
+def test_the_limits_of_the_model_hold() -> None:
+    patient = LimitsConfig(queue_seconds=100)
+    config = evolve(ONE, models={"small": evolve(SMALL, requests_per_minute=1)}, limits=patient)
+
+    async def main() -> float:
+        env, _ = env_of(config=config)
+        began = anyio.current_time()
+        await told(env, *(f"{number}" for number in range(65)))
+        return anyio.current_time() - began
+
+    assert 60 <= run_in_virtual_time(main) <= 62
+
+
+async def test_a_budget_holds() -> None:
+    budgets = (BudgetConfig(name="embeddings", limit_usd="0.0000001", scope="task:embeddings"),)
+    env, model = env_of(config=evolve(ONE, budgets=budgets))
+    assert isinstance((await settle(embed(["a long text" * 10]), env)).failure(), BudgetExceeded)
+    assert not model.calls
+
+
+async def test_a_timeout_around_it_ends_it() -> None:
+    env, _ = env_of(Late(60, "ok"))
+    assert (await settle(timeout(0.01, embed(["cat"])), env)).failure().tag == "TimeoutError"
+    assert [row.attempt.outcome for row in await given_by(env.ledger.rows())] == ["cancelled"]
+
+
+async def test_only_a_model_that_embeds_is_asked() -> None:
+    async def refused(config: LLMConfig, model: str | None) -> LLMError:
+        return (await settle(embed(["cat"], model=model), env_of(config=config)[0])).failure()
+
+    assert "'chat' is not known to embed" in str(await refused(ONE, "chat"))
+    assert "'smal' is not configured" in str(await refused(ONE, "smal"))
+    assert (await refused(LLMConfig(models={"chat": CHAT}), None)).tag == "ConfigurationError"
+    assert (await refused(LLMConfig(models={}), None)).tag == "ConfigurationError"
+    can = LLMConfig(models={"chat": evolve(CHAT, capabilities=Capabilities(embeddings=True))})
+    assert (await told(env_of(config=can)[0], "cat")).model == "chat"
+
+
+async def test_a_model_that_embeds_is_not_asked_for_answers() -> None:
+    env, model = env_of("because")
+    assert (await settle(generate(LLMRequest(prompt="why?")), env)).unwrap().model == "chat"
+    refused = (await settle(generate(LLMRequest(prompt="why?", model="small")), env)).failure()
+    assert "it gives embeddings, not answers" in str(refused)
+    assert len(model.calls) == 1
+
+
+async def test_no_texts_give_no_vectors_and_cost_nothing() -> None:
+    env, model = env_of()
+    came = await told(env)
+    assert (came.vectors, came.cost, came.attempts) == ((), Cost.ZERO, ())
+    assert not model.calls
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"), [([" "], "texts[0]: must not be blank"), (["a", 3], "texts[1]: must be a text, not int")]
+)
+async def test_a_text_that_is_none_is_an_error_value(texts: list[Any], says: str) -> None:
+    assert says in str((await settle(embed(texts), env_of()[0])).failure())
+
+
+@pytest.mark.parametrize("wrong", [{"dimensions": 0}, {"concurrency": 0}, {"cache": "maybe"}, {"tags": "ab"}])
+def test_wrong_arguments_are_refused_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValue):
+        embed(["cat"], **wrong)
+
+
+def test_a_text_alone_is_refused() -> None:
+    with pytest.raises(InvalidValue, match="texts"):
+        embed("cat")
+
+
+@given(st.lists(st.text("ab你", min_size=1), max_size=40), st.integers(1, 9), st.integers(1, 40))
+def test_portions_hold_every_text_in_order_and_no_more_than_they_may(texts: list[str], count: int, tokens: int) -> None:
+    preset = evolve(PRESETS["vllm"], embedded_texts=count, embedded_tokens=tokens)
+    cut = list(portions(texts, preset))
+    assert [text for portion in cut for text in portion] == texts
+    assert all(len(portion) <= count for portion in cut)
+    assert all(sum(map(tokens_of, portion)) <= tokens or len(portion) == 1 for portion in cut)
+
+
+FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=20))
+def test_a_vector_keeps_its_numbers(numbers: list[float]) -> None:
+    vector = Vector.of(numbers)
+    assert list(vector) == numbers
+    assert [vector[at] for at in range(-len(numbers), len(numbers))] == numbers * 2
+    with pytest.raises(IndexError):
+        vector[len(numbers)]
+    assert vector[1:] == tuple(numbers[1:])
+    assert unpacked(packed(vector)) == vector
+    assert hash(vector) == hash(Vector.of(numbers))
+
+
+@pytest.mark.parametrize("packed_", [b"abc", [1.0], "abcd"])
+def test_what_packs_no_numbers_is_no_vector(packed_: Any) -> None:
+    with pytest.raises(InvalidValue, match="packed: must be bytes"):
+        Vector(packed_)
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_an_entry_or_none(entry: bytes) -> None:
+    vector = unpacked(entry)
+    assert vector is None or packed(vector) == entry
+
+
+TARGET = target_of("gpt", GPT).unwrap()
+
+
+def answered(*data: object, **more: object) -> dict[str, object]:
+    return {"object": "list", "data": list(data), "model": "text-embedding-3-small", **more}
+
+
+def item(numbers: object, **more: object) -> dict[str, object]:
+    return {"object": "embedding", "embedding": numbers, **more}
+
+
+def base64_of(*numbers: float) -> str:
+    return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
+
+
+def test_openai_is_asked_for_packed_numbers_and_others_are_not() -> None:
+    assert json.loads(encode(TARGET, ("a",), 256).body) == {
+        "model": "text-embedding-3-small",
+        "input": ["a"],
+        "dimensions": 256,
+        "encoding_format": "base64",
+    }
+    studio = target_of("studio", ModelConfig(provider="lm-studio")).unwrap()
+    assert json.loads(encode(studio, ("a",), None).body) == {"input": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (item([1.0, 0.0]), item([0.0, 1.0])),
+        (item([0.0, 1.0], index=1), item([1.0, 0.0], index=0)),
+        (item(base64_of(1.0, 0.0)), item([0, 1])),
+        (item([1.0, 0.0], index=0), item([0.0, 1.0], index=0)),
+    ],
+)
+def test_lists_and_base64_are_read_in_the_order_of_the_texts(data: tuple[object, ...]) -> None:
+    came = read(TARGET, answered(*data, usage={"prompt_tokens": 4, "total_tokens": 4}), 2, None).unwrap()
+    assert [list(vector) for vector in came.vectors] == [[1.0, 0.0], [0.0, 1.0]]
+    assert (came.usage.total_tokens, came.served_model) == (4, "text-embedding-3-small")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        answered(item([1.0])),
+        answered(item([1.0]), item([])),
+        answered(item([1.0]), item([1.0, 2.0])),
+        answered(item([1.0]), item([float("inf")])),
+        answered(item([1.0]), item([1e300])),
+        answered(item([1.0]), item(["1.0"])),
+        answered(item([1.0]), item("not base64!")),
+        answered(item([1.0]), item("AAA=")),
+        answered(item([1.0]), item([1.0]), item([1.0])),
+        answered(item([1.0]), None),
+        {"data": {"embedding": [1.0]}},
+        [],
+        None,
+    ],
+)
+def test_what_is_not_a_vector_for_each_text_is_malformed(told: object) -> None:
+    assert read(TARGET, told, 2, None).failure().tag == "MalformedResponse"
+
+
+def test_a_length_that_was_not_asked_for_is_told() -> None:
+    refused = read(TARGET, answered(item([1.0, 2.0])), 1, 3).failure()
+    assert refused.tag == "InvalidRequest"
+    assert "dimensions: gpt gave 2 for 3" in str(refused)
+
+
+async def live(*texts: str, model: ModelConfig = GPT, **more: Any) -> Result[Embeddings, LLMError]:
+    config = LLMConfig(models={"gpt": model}, routing=RoutingConfig(max_retries=1))
+    async with open_env(config) as env:
+        return await settle(embed(texts, **more), env)
+
+
+async def test_openai_is_spoken_and_read(httpx_mock: HTTPXMock) -> None:
+    body = answered(item(base64_of(0.5, -0.5), index=0), usage={"prompt_tokens": 3, "total_tokens": 3})
+    httpx_mock.add_response(json=body, headers={"x-request-id": "req_1"})
+    came = (await live("cat")).unwrap()
+    assert [list(vector) for vector in came.vectors] == [[0.5, -0.5]]
+    assert (came.usage.input_tokens, came.usage.estimated, came.served_model) == (3, False, "text-embedding-3-small")
+    sent = httpx_mock.get_request()
+    assert sent is not None
+    assert str(sent.url) == "https://api.openai.com/v1/embeddings"
+    assert sent.headers["authorization"] == "Bearer sk-canary-123456"
+
+
+async def test_a_server_that_does_not_count_is_counted(httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_response(json=answered(item([1.0])))
+    usage = (await live("cat")).unwrap().usage
+    assert usage.estimated
+    assert usage.input_tokens
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "tag"),
+    [
+        (401, {"error": {"message": "Incorrect API key provided: sk-canary-123456"}}, "AuthenticationFailed"),
+        (404, {"error": {"message": "The model `x` does not exist", "code": "model_not_found"}}, "ModelUnavailable"),
+        (400, {"error": {"message": "maximum context length is 8192 tokens"}}, "ContextTooLarge"),
+        (200, {"error": {"message": "no", "code": "insufficient_quota"}}, "RateLimitExceeded"),
+        (400, {"error": {"message": "'$.input' is invalid"}}, "InvalidRequest"),
+    ],
+)
+async def test_errors_are_values(status: int, body: object, tag: str, httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_response(status_code=status, json=body)
+    error = (await live("cat")).failure()
+    assert (error.tag, error.model, error.provider) == (tag, "gpt", "openai")
+    assert "canary" not in repr(error)
+
+
+async def test_a_lost_connection_is_tried_again(httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_exception(httpx.ReadError("gone"))
+    httpx_mock.add_response(json=answered(item([1.0])))
+    assert [each.outcome for each in (await live("cat")).unwrap().attempts] == [NetworkError.tag, "success"]
+
+
+async def test_a_server_that_is_too_slow_is_told_by_its_own_time(httpx_mock: HTTPXMock) -> None:
+    async def slow(_: httpx.Request) -> httpx.Response:
+        await anyio.sleep(5)
+        return httpx.Response(200)
+
+    httpx_mock.add_callback(slow, is_reusable=True)
+    error = (await live("cat", model=evolve(GPT, timeout_ms=20))).failure()
+    assert (error.tag, error.model) == ("TimeoutError", "gpt")
+
+
+async def test_a_protocol_without_embeddings_says_so() -> None:
+    claude = ModelConfig(
+        provider="anthropic", model="claude-opus-5", api_key="sk-x", capabilities=Capabilities(embeddings=True)
+    )
+    assert "anthropic gives none" in str((await live("cat", model=claude)).failure())
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ModelConfig:
+    return ModelConfig(
+        provider="llama",
+        model_path=str(model_or_skip()),
+        context_length=256,
+        slots=2,
+        threads=1,
+        capabilities=Capabilities(embeddings=True),
+    )
+
+
+async def test_the_model_in_this_process_embeds(tiny: ModelConfig) -> None:
+    texts = ("A cat sat on the mat.", "A kitten sat on a rug.", "Interest rates rose by two percent.", "你好")
+    config = LLMConfig(models={"tiny": tiny})
+    async with open_env(config) as env:
+        came = (await settle(embed(texts, concurrency=2), env)).unwrap()
+        again = (await settle(embed(reversed(texts)), env)).unwrap()
+        rows = await given_by(env.ledger.rows())
+        long = await settle(embed(["word " * 400]), env)
+        sized = await settle(embed(["cat"], dimensions=3), env)
+    cat, kitten, rates, _ = came.vectors
+    assert (again.cached, again.vectors[::-1]) == (4, came.vectors)
+    assert {len(vector) for vector in came.vectors} == {576}
+    assert similarity(cat, cat) == pytest.approx(1, abs=1e-5)
+    assert similarity(cat, kitten) > similarity(cat, rates)
+    assert (came.cost, came.usage.estimated, len(rows)) == (Cost.ZERO, False, 1)
+    assert not is_successful(long)
+    assert (long.failure().tag, len(long.failure().attempts)) == ("ContextTooLarge", 1)
+    assert "dimensions" in str(sized.failure())
+
+
+def similarity(one: Vector, other: Vector) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))

@@ -1,0 +1,251 @@
+"""What attempts teach: averages that fade, and what the process keeps of them."""
+
+from datetime import UTC, datetime, timedelta
+from typing import final
+
+import anyio
+import pytest
+from attrs import evolve, frozen
+from hypothesis import given
+from hypothesis import strategies as st
+from returns.future import FutureResult
+from returns.result import Failure, Result, Success
+from returns.unsafe import unsafe_perform_io
+
+from llm_effects import (
+    Attempt,
+    AuthenticationFailed,
+    Call,
+    LLMConfig,
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    LLMResponse,
+    ModelConfig,
+    ModelHealth,
+    ModelUnavailable,
+    Pieces,
+    Preferences,
+    RoutingConfig,
+    Statistics,
+    answer,
+    explain,
+    generate,
+    scripted_env,
+    settle,
+    stream,
+)
+from llm_effects.experience import HALF_LIFE_S, faded, kept, learn
+from llm_effects.live import warm
+from llm_effects.routing.rankings import EXPLORING
+from llm_effects.services import Health
+from llm_effects.stores.memory import KEPT, MemoryHealth
+from llm_effects.testing import Late, run_in_virtual_time, scripted
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+ASK = LLMRequest(prompt="why?")
+
+
+def attempt(ms: float = 100.0, *, outcome: str = "success", first: float | None = None, model: str = "m") -> Attempt:
+    return Attempt(model=model, provider="p", outcome=outcome, latency_ms=ms, first_content_ms=first)
+
+
+def taught(*attempts: Attempt, every: float = 0.0) -> Statistics:
+    known = Statistics()
+    for number, each in enumerate(attempts):
+        known = learn(known, each, NOON + timedelta(seconds=number * every), number)
+    return known
+
+
+attempts = st.builds(
+    attempt, st.floats(0, 1e6), outcome=st.sampled_from(["success", "NetworkError", "cancelled", "ContentRefused"])
+)
+
+
+@given(st.lists(attempts, max_size=30), st.floats(0, 1e6))
+def test_averages_stay_within_what_was_seen(seen: list[Attempt], every: float) -> None:
+    known = taught(*seen, every=every)
+    told = [each for each in seen if each.outcome in {"success", "NetworkError"}]
+    answers = [each.latency_ms for each in told if each.succeeded]
+    assert known.attempts == len(told)
+    assert 0 <= known.error_rate <= 1
+    assert 0 <= known.confidence <= 1
+    assert (known.latency_ms is None) == (not answers)
+    if known.latency_ms is not None:
+        assert min(answers) - 1e-6 <= known.latency_ms <= max(answers) + 1e-6
+
+
+def test_a_cancelled_attempt_and_a_refusal_say_nothing_of_the_model() -> None:
+    assert taught(attempt(outcome="cancelled"), attempt(outcome="InvalidRequest")) == Statistics()
+
+
+def test_a_stream_teaches_its_first_content_and_not_the_time_of_its_consumer() -> None:
+    known = taught(attempt(60_000.0, first=300.0), attempt(900.0))
+    assert (known.first_content_ms, known.latency_ms) == (300.0, 900.0)
+
+
+def test_a_failure_teaches_how_long_failing_takes_and_leaves_the_answers_alone() -> None:
+    known = taught(attempt(900.0), attempt(20_000.0, outcome="TimeoutError"))
+    assert (known.latency_ms, known.failure_ms) == (900.0, 20_000.0)
+    assert 0.4 < known.error_rate < 0.7
+
+
+def test_what_is_known_fades_with_time_and_old_failures_with_it() -> None:
+    known = taught(*[attempt(outcome="NetworkError")] * 20)
+    rates = [faded(known.error_rate, kept(known, NOON + timedelta(hours=hours))) for hours in (0, 1, 3, 12)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 0.9
+    assert rates[-1] < 0.01
+    assert kept(known, NOON + timedelta(seconds=HALF_LIFE_S)) == pytest.approx(known.confidence / 2)
+
+
+def test_after_a_long_pause_the_newest_attempt_outweighs_all_before_it() -> None:
+    known = taught(*[attempt(100.0)] * 50)
+    soon, late = (learn(known, attempt(1000.0), NOON + timedelta(hours=hours)) for hours in (0, 12))
+    assert soon.latency_ms is not None
+    assert late.latency_ms is not None
+    assert soon.latency_ms < 300
+    assert late.latency_ms > 990
+
+
+def test_a_clock_that_goes_back_does_not_make_anything_more_certain() -> None:
+    known = taught(*[attempt()] * 5)
+    assert kept(known, NOON - timedelta(hours=1)) == known.confidence
+
+
+def test_the_quantiles_are_of_the_newest_answers_of_each_kind() -> None:
+    health = MemoryHealth()
+    for ms in range(1, 1001):
+        health.observe(attempt(float(ms)), NOON)
+        health.observe(attempt(5.0, outcome="NetworkError"), NOON)
+    for ms in range(1, 21):
+        health.observe(attempt(9_999.0, first=float(ms)), NOON)
+    assert health.latency("m", 0.5, first_content=False) == 1000 - KEPT / 2
+    assert health.latency("m", 0.95, first_content=True) == 19.0
+    assert health.latency("m", 0.99, first_content=True) is None  # of 20 nobody knows the slowest of a hundred
+    assert health.latency("other", 0.5, first_content=True) is None
+
+
+def two(strategy: str = "performance") -> LLMConfig:
+    models = {name: ModelConfig(provider="lm-studio", model=name) for name in ("a", "b")}
+    return LLMConfig(models=models, routing=RoutingConfig(strategy=strategy, max_retries=0))  # type: ignore[arg-type]
+
+
+def test_health_that_is_warmed_by_the_ledger_is_as_if_it_had_seen_all() -> None:
+    async def main() -> tuple[Health, Health]:
+        clients = scripted(Late(0.2, "ok"), Late(0.1, "ok"), Late(0.1, ModelUnavailable()), Late(0.3, "ok"))
+        env = scripted_env(config=two(), clients=clients)
+        for _ in range(20):
+            await settle(generate(ASK), env)
+        again = evolve(env, health=MemoryHealth())
+        await warm(again)
+        return env.health, again.health
+
+    seen, warmed = run_in_virtual_time(main)
+    for name, known in seen.statistics().items():
+        again = warmed.statistics()[name]
+        assert (again.attempts, again.error_rate, again.latency_ms) == (
+            known.attempts,
+            known.error_rate,
+            known.latency_ms,
+        )
+        assert warmed.latency(name, 0.5, first_content=False) == seen.latency(name, 0.5, first_content=False)
+
+
+def test_the_first_content_of_a_stream_is_in_its_attempt_and_in_the_quantiles() -> None:
+    async def nothing(_: object) -> None: ...
+
+    async def main() -> tuple[Attempt, float | None]:
+        env = scripted_env(Pieces(("be", "cause"), pause=0.25))
+        for _ in range(2):
+            response = (await settle(stream(ASK, nothing), env)).unwrap()
+        plain = (await settle(generate(ASK), env)).unwrap()
+        assert plain.attempts[0].first_content_ms is None
+        return response.attempts[0], env.health.latency("scripted", 0.5, first_content=True)
+
+    streamed, median = run_in_virtual_time(main)
+    assert (streamed.first_content_ms, streamed.latency_ms) == (500.0, 750.0)
+    assert median == 500.0
+
+
+@final
+@frozen
+class Changing:
+    """Two models: ``a`` answers in half the time of ``b``, but breaks down for some of the calls."""
+
+    broken: range
+
+    def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
+        return FutureResult(self._complete(call))
+
+    def probe(self, name: str, model: ModelConfig) -> FutureResult[ModelHealth, LLMError]:
+        raise NotImplementedError
+
+    async def _complete(self, call: Call) -> Result[LLMResponse, LLMError]:
+        await anyio.sleep(0.5 if call.model == "a" else 1.0)
+        if call.model == "a" and int(call.id.removeprefix("id-")) in self.broken:
+            return Failure(AuthenticationFailed(model="a"))
+        return Success(answer("ok", model=call.model))
+
+
+def changing_env(broken: range) -> LLMEnv:
+    env = scripted_env(config=two(), clients=Changing(broken))
+    return evolve(env, now=lambda: NOON + timedelta(seconds=anyio.current_time()))
+
+
+@pytest.mark.parametrize("pause", [0.1, 60.0, 3600.0])
+def test_a_repaired_model_is_asked_again_within_a_bounded_number_of_calls(pause: float) -> None:
+    """The faster model breaks down for 50 calls, and the slower one answers well all the while."""
+
+    async def main() -> list[str]:
+        env, answered = changing_env(range(50, 100)), list[str]()
+        for _ in range(200):
+            answered.append((await settle(generate(ASK), env)).unwrap().model)
+            await anyio.sleep(pause)
+        return answered
+
+    answered = run_in_virtual_time(main)
+    assert answered[:49].count("a") >= 45
+    assert "a" not in answered[50:99]
+    assert answered[100:].index("a") <= 2 / EXPLORING
+    assert answered[-50:].count("a") >= 45
+
+
+@pytest.mark.parametrize(("timeout_ms", "blamed"), [(50, 0.0), (900, 1.0)])
+def test_a_caller_in_a_hurry_is_not_held_against_the_model(timeout_ms: int, blamed: float) -> None:
+    """The model takes half a second: who waits longer in vain has found something out."""
+
+    async def main() -> float:
+        env = changing_env(range(0))
+        await settle(generate(evolve(ASK, model="a")), env)
+        slow = evolve(env, clients=scripted(*[Late(60, "late")] * 20))
+        for _ in range(20):
+            await settle(generate(evolve(ASK, model="a", preferences=Preferences(timeout_ms=timeout_ms))), slow)
+        return env.health.statistics()["a"].error_rate
+
+    assert run_in_virtual_time(main) == pytest.approx(blamed, abs=0.02)
+
+
+def test_exploring_never_takes_more_than_its_share_of_the_calls() -> None:
+    async def main() -> int:
+        env = changing_env(range(10**6))
+        for _ in range(1000):
+            await settle(generate(ASK), env)
+        rows = unsafe_perform_io((await env.ledger.rows()).unwrap())
+        return sum(row.attempt.model == "a" for row in rows[100:])
+
+    assert 1 <= run_in_virtual_time(main) <= EXPLORING * 1000 + 1
+
+
+def test_explain_draws_what_generate_draws() -> None:
+    async def main() -> list[tuple[str, str]]:
+        env, pairs = changing_env(range(0)), list[tuple[str, str]]()
+        for _ in range(100):
+            told = [(await settle(explain(ASK), env)).unwrap() for _ in range(3)]
+            assert told[0] == told[1] == told[2]
+            pairs.append((told[0].candidates[0].model, (await settle(generate(ASK), env)).unwrap().model))
+        return pairs
+
+    pairs = run_in_virtual_time(main)
+    assert all(told == asked for told, asked in pairs)
+    assert {asked for _, asked in pairs[10:]} == {"a", "b"}

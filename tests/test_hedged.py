@@ -1,0 +1,307 @@
+"""Hedging: when a second attempt is made, what the consumer sees of it, what it costs and what it never does."""
+
+import math
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import anyio
+import pytest
+from attrs import define, evolve, field
+from hypothesis import given
+from hypothesis import strategies as st
+from returns.result import Result
+
+from llm_effects import (
+    CacheConfig,
+    Completed,
+    Cost,
+    Late,
+    LLMConfig,
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    LLMResponse,
+    MalformedResponse,
+    ModelConfig,
+    ModelUnavailable,
+    NetworkError,
+    Pieces,
+    Price,
+    Recovery,
+    Reply,
+    Restarted,
+    RoutingConfig,
+    Started,
+    StreamEvent,
+    TextDelta,
+    Tool,
+    generate,
+    open_env,
+    run_in_virtual_time,
+    scripted_env,
+    settle,
+    stream,
+)
+from llm_effects.config import HedgingConfig
+from llm_effects.responses import Attempt, Usage
+from llm_effects.stores.hedges import MemoryHedges
+from llm_effects.stores.memory import MemoryHealth
+from tests.fixtures.futures import given_by
+from tests.fixtures.servers import Peer, reply_json, serving
+
+ASK = LLMRequest(prompt="why?")
+NOON = datetime(2026, 1, 1, tzinfo=UTC)
+USUAL_S = 1.0
+ON = HedgingConfig(enabled=True, budget=1.0)
+
+
+def routing(hedging: HedgingConfig = ON, max_retries: int = 0, max_attempts: int = 8) -> RoutingConfig:
+    return RoutingConfig(hedging=hedging, max_retries=max_retries, max_attempts=max_attempts)
+
+
+def warm(names: tuple[str, ...], attempts: int = 25, usual_ms: float = USUAL_S * 1000) -> MemoryHealth:
+    """What is known after some answers of the usual time, half of them streamed."""
+    health = MemoryHealth()
+    for name in names:
+        known = Attempt(model=name, provider="lm-studio", outcome="success", latency_ms=usual_ms)
+        for _ in range(attempts):
+            health.observe(known, NOON)
+            health.observe(evolve(known, first_content_ms=usual_ms), NOON)
+    return health
+
+
+def env_of(
+    *replies: Reply, routes: RoutingConfig | None = None, names: tuple[str, ...] = ("one",), **settings: object
+) -> LLMEnv:
+    model = evolve(ModelConfig(provider="lm-studio", model="m"), **settings)
+    off = CacheConfig(enabled=False)
+    config = LLMConfig(models=dict.fromkeys(names, model), routing=routes or routing(), cache=off)
+    return evolve(scripted_env(*replies, config=config), health=warm(names))
+
+
+def asked(env: LLMEnv) -> int:
+    return len(env.clients.calls)  # type: ignore[attr-defined]
+
+
+def ask(env: LLMEnv, request: LLMRequest = ASK) -> Result[LLMResponse, LLMError]:
+    return run_in_virtual_time(settle, generate(request), env)
+
+
+@define
+class Told:
+    """A sink that remembers, and may take its time."""
+
+    pause: float = 0.0
+    events: list[StreamEvent] = field(factory=list[StreamEvent])
+
+    async def __call__(self, event: StreamEvent) -> None:
+        await anyio.sleep(self.pause)
+        self.events.append(event)
+
+
+def told_by(env: LLMEnv, request: LLMRequest = ASK, pause: float = 0.0) -> list[StreamEvent]:
+    told = Told(pause)
+    run_in_virtual_time(settle, stream(request, told), env)
+    return told.events
+
+
+# --- whole answers
+
+
+def test_a_slow_answer_is_raced_and_the_loser_booked() -> None:
+    env = env_of(Late(60, "slow"), "quick", price=Price(input=1, output=1))
+    answer = ask(env).unwrap()
+    assert (answer.content, answer.latency_ms) == ("quick", USUAL_S * 1000)
+    assert [(each.outcome, each.latency_ms) for each in answer.attempts] == [("success", 0), ("cancelled", 1000)]
+    assert [each.cost.known for each in answer.attempts] == [True, False]
+    assert answer.cost == Cost.UNKNOWN
+    assert len(run_in_virtual_time(booked, env)) == 2
+
+
+async def booked(env: LLMEnv) -> set[int]:
+    rows = await given_by(env.ledger.rows())
+    assert len({row.call_id for row in rows}) == 1
+    return {id(row) for row in rows}
+
+
+def test_the_slow_one_may_still_win() -> None:
+    env = env_of(Late(2, "first"), Late(60, "second"))
+    answer = ask(env).unwrap()
+    assert (answer.content, answer.latency_ms) == ("first", 2000)
+    assert [each.outcome for each in answer.attempts] == ["success", "cancelled"]
+
+
+def test_an_answer_in_the_usual_time_is_asked_for_once() -> None:
+    env = env_of(Late(0.9, "in time"))
+    assert (ask(env).unwrap().content, asked(env)) == ("in time", 1)
+
+
+def test_an_error_before_is_for_the_retries() -> None:
+    env = env_of(NetworkError(), Late(60, "slow"), "never", routes=routing(max_retries=1))
+    assert (ask(env).unwrap().content, asked(env)) == ("slow", 2)
+
+
+def test_an_error_of_one_leaves_the_other_its_time() -> None:
+    first_fails = env_of(Late(2, NetworkError()), Late(5, "second"))
+    second_fails = env_of(Late(2, "first"), NetworkError())
+    assert ask(first_fails).unwrap().content == "second"
+    assert ask(second_fails).unwrap().content == "first"
+
+
+def test_when_both_fail_it_is_the_first_one_s_error() -> None:
+    env = env_of(Late(3, MalformedResponse()), ModelUnavailable())
+    error = ask(env).failure()
+    assert {each.outcome for each in error.attempts} == {"ModelUnavailable", "MalformedResponse"}
+    assert error.tag == "RequestFailed"
+    assert {each.tag for each in error.errors} == {"ModelUnavailable", "MalformedResponse"}
+
+
+# --- streams
+
+
+def test_the_consumer_sees_one_answer_only() -> None:
+    env = env_of(Late(60, "slow"), Pieces(("be", "cause"), pause=0.1))
+    *told, last = told_by(env)
+    assert told == [Started("one"), TextDelta("be"), TextDelta("cause")]
+    assert isinstance(last, Completed)
+    assert [each.outcome for each in last.response.attempts] == ["cancelled", "success"]
+
+
+def test_the_first_content_wins_and_not_the_first_end() -> None:
+    env = env_of(Pieces(("long", " story"), pause=5), Late(5, "short"))
+    told = told_by(env)
+    assert told[:2] == [Started("one"), TextDelta("short")]
+    slow_but_first = env_of(Pieces(("a", "b", "c"), pause=0.6), "late")
+    assert [type(event) for event in told_by(slow_but_first)].count(Started) == 1
+
+
+def test_a_stream_that_has_begun_is_not_hedged() -> None:
+    env = env_of(Pieces(("be", "cause"), pause=0.4))
+    told_by(env)
+    assert asked(env) == 1
+
+
+def test_a_break_after_the_first_content_is_that_attempt_s_own() -> None:
+    env = env_of(Late(60, "slow"), Pieces(("half",), then=MalformedResponse()))
+    told = told_by(env)
+    assert told[:2] == [Started("one"), TextDelta("half")]
+    assert told[-1].error.partial == "half"  # type: ignore[union-attr]
+
+
+def test_after_some_content_nothing_is_hedged() -> None:
+    broken = Pieces(("half",), then=MalformedResponse())
+    env = env_of(broken, Late(60, "whole"), "never", names=("one", "two"))
+    told = told_by(env, evolve(ASK, recovery=Recovery.RESTART))
+    assert told[1:4] == [TextDelta("half"), Restarted("two"), TextDelta("whole")]
+    assert asked(env) == 2
+
+
+def test_a_slow_consumer_holds_nobody_up_for_ever() -> None:
+    env = env_of(Late(60, "slow"), Pieces(("be", "cause")))
+    assert [type(event) for event in told_by(env, pause=10)] == [Started, TextDelta, TextDelta, Completed]
+
+
+def test_an_answer_without_content_is_begun_all_the_same() -> None:
+    empty = LLMResponse(content="", model="m", provider="p", usage=Usage())
+    assert [type(event) for event in told_by(env_of(Late(60, "slow"), empty))] == [Started, Completed]
+
+
+@pytest.mark.anyio
+async def test_a_sink_that_raises_ends_the_call_with_its_own_exception() -> None:
+    async def sink(_: StreamEvent) -> None:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        await settle(stream(ASK, sink), env_of("at once"))
+
+
+# --- what is never hedged
+
+
+NEVER = {
+    "off": (ASK, routing(HedgingConfig()), {}),
+    "with tools": (evolve(ASK, tools=(Tool("launch"),)), routing(), {}),
+    "in this process": (ASK, routing(), {"provider": "llama", "model_path": "/dev/null"}),
+    "little known": (ASK, routing(evolve(ON, min_attempts=51)), {}),
+    "no attempts left": (ASK, routing(max_attempts=1), {}),
+    "no budget": (ASK, routing(evolve(ON, budget=0.5)), {}),
+}
+
+
+@pytest.mark.parametrize("why", NEVER)
+def test_what_is_never_hedged(why: str) -> None:
+    request, routes, settings = NEVER[why]
+    env = env_of(Late(60, "slow"), "never", routes=routes, **settings)
+    assert (ask(env, request).unwrap().content, asked(env)) == ("slow", 1)
+
+
+def test_a_wait_in_our_own_line_is_not_hedged() -> None:
+    env = env_of(Late(60, "first"), Late(60, "second"), Late(5, "third"), concurrency=2)
+
+    async def main() -> list[str]:
+        async with anyio.create_task_group() as group:
+            for number in range(3):
+                group.start_soon(settle, generate(LLMRequest(prompt=f"why? ({number})")), env)
+                await anyio.sleep(0.1)
+        return [row.attempt.outcome for row in await given_by(env.ledger.rows())]
+
+    assert run_in_virtual_time(main) == ["success"] * 3
+
+
+@given(st.floats(0.01, 1.0), st.integers(1, 60))
+def test_no_more_than_the_budget_s_share_is_hedged(budget: float, calls: int) -> None:
+    hedges = MemoryHedges()
+    spent = 0
+    for number in range(1, calls + 1):
+        hedges.earn(budget)
+        spent += hedges.spend()
+        assert spent == math.floor(budget * number + 1e-6)
+
+
+def test_the_share_holds_for_a_model_that_is_always_slow() -> None:
+    env = env_of(Late(3, "slow"), routes=routing(evolve(ON, budget=0.25)))
+
+    async def main() -> None:
+        for _ in range(20):
+            await settle(generate(ASK), env)
+
+    run_in_virtual_time(main)
+    assert asked(env) == 20 + 5
+
+
+# --- a real server
+
+ANSWER = reply_json(
+    {
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "because"}}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+    }
+)
+
+
+async def behave(peer: Peer) -> None:
+    """The first connection is never answered, and waits to be left; the others are."""
+    await peer.request()
+    if peer.server.accepted == 1:
+        await peer.gone()
+    else:
+        await peer.send(ANSWER)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_loser_s_connection_is_closed(streamed: bool) -> None:
+    told = Told()
+    operation = stream(ASK, told) if streamed else generate(ASK)
+    with serving(behave) as server:
+        price = Price(input=1, output=2)
+        models = {"m": ModelConfig(provider="lm-studio", model="m", endpoint=server.url, price=price)}
+        config = LLMConfig(models=models, routing=routing(), cache=CacheConfig(enabled=False))
+        async with open_env(config) as live:
+            answer = (await settle(operation, evolve(live, health=warm(("m",), usual_ms=20)))).unwrap()
+            assert server.settled(open_connections=1) <= 1
+        assert (server.settled(), server.accepted) == (0, 2)
+    assert answer.content == "because"
+    costs = {each.outcome: each.cost for each in answer.attempts}
+    assert costs == {"success": Cost(Decimal("0.000005")), "cancelled": Cost.UNKNOWN}
+    assert [type(event) for event in told.events] == ([Started, TextDelta, Completed] if streamed else [])

@@ -1,0 +1,335 @@
+"""Journals: what was paid for is not asked again, whatever happened to the run, the file or the request."""
+
+import os
+import stat
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+from returns.pipeline import is_successful
+from returns.result import Failure, Result, Success
+
+from llm_effects import (
+    ContentRefused,
+    Cost,
+    Late,
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    LLMResponse,
+    Progress,
+    Reply,
+    StorageFailed,
+    ToolCall,
+    answer,
+    file_journal,
+    generate_each,
+    generate_many,
+    scripted,
+    scripted_env,
+    settle,
+    store_journal,
+)
+from llm_effects.batches.journals import Found, Journal, OpenJournal
+from llm_effects.stores.journal_files import HEADER
+from llm_effects.testing.scripts import Scripted
+from tests.fixtures.batch_worker import CONCURRENCY, killed_and_resumed
+
+pytestmark = pytest.mark.anyio
+
+Make = Callable[[Path], Journal]
+KINDS: list[Make] = [lambda folder: file_journal(folder / "run.jsonl"), lambda _: store_journal("run")]
+
+
+@pytest.fixture(params=KINDS, ids=["file", "store"])
+def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Journal:
+    make: Make = request.param
+    return make(tmp_path)
+
+
+def ask(*prompts: str) -> list[LLMRequest]:
+    return [LLMRequest(prompt=prompt) for prompt in prompts]
+
+
+def env_of(*replies: Reply, after: LLMEnv | None = None) -> tuple[LLMEnv, Scripted]:
+    """An environment with a new model, and the stores of another one."""
+    model = scripted(*replies)
+    env = scripted_env(clients=model)
+    return (env if after is None else evolve(env, conversations=after.conversations)), model
+
+
+async def answers(env: LLMEnv, requests: list[LLMRequest], journal: Journal, **more: Any) -> list[str]:
+    results = (await settle(generate_many(requests, journal=journal, **more), env)).unwrap()
+    return [each.unwrap().content if is_successful(each) else each.failure().tag for each in results]
+
+
+async def test_a_second_start_asks_only_what_is_left(journal: Journal) -> None:
+    env, _ = env_of("one", ContentRefused(), "three")
+    told: list[Progress] = []
+    assert await answers(env, ask("a", "b", "c"), journal, concurrency=1) == ["one", "ContentRefused", "three"]
+    again, model = env_of("two", "four", after=env)
+    assert await answers(again, ask("a", "b", "c", "d"), journal, concurrency=1, progress=told.append) == [
+        "one",
+        "two",
+        "three",
+        "four",
+    ]
+    assert [request.prompt for request in model.requests] == ["b", "d"]
+    assert (told[-1].done, told[-1].resumed, told[-1].failed) == (4, 2, 0)
+
+
+async def test_an_answer_comes_back_whole(journal: Journal) -> None:
+    told = evolve(
+        answer('say "it"\n\u2028\x00 \U0001f600'),
+        parts=(ToolCall("1", "look", "{}"),),
+        warnings=("cut",),
+        request_id="r",
+    )
+    env, _ = env_of(told)
+    first = (await settle(generate_many(ask("a"), journal=journal), env)).unwrap()[0].unwrap()
+    again, model = env_of("never", after=env)
+    assert (await settle(generate_many(ask("a"), journal=journal), again)).unwrap()[0].unwrap() == first
+    assert first.cost == Cost.ZERO
+    assert first.attempts
+    assert not model.calls
+
+
+async def test_a_changed_request_is_asked_again_and_told(journal: Journal) -> None:
+    env, _ = env_of("one", "two")
+    await answers(env, ask("a", "b"), journal, concurrency=1)
+    for round_ in range(2):
+        told: list[Progress] = []
+        again, model = env_of("new", after=env)
+        results = (await settle(generate_many(ask("a", "B"), journal=journal, progress=told.append), again)).unwrap()
+        assert [each.unwrap().content for each in results] == ["one", "new"]
+        assert "another request in this place" in results[1].unwrap().warnings[0]
+        assert len(model.calls) == told[-1].changed == (round_ == 0)
+
+
+async def test_equal_requests_have_an_answer_each(journal: Journal) -> None:
+    env, model = env_of("heads", "tails")
+    assert await answers(env, ask("toss", "toss"), journal, concurrency=1, cache="bypass") == ["heads", "tails"]
+    assert await answers(env, ask("toss", "toss"), journal, concurrency=1, cache="bypass") == ["heads", "tails"]
+    assert len(model.calls) == 2
+
+
+async def test_what_is_told_is_noted_before(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    noted: list[int] = []
+
+    def note(now: Progress) -> None:
+        noted.append(_lines(path) - now.done)
+
+    env, _ = env_of("ok")
+    await answers(env, ask("a", "b"), file_journal(path), concurrency=1, progress=note)
+    assert noted == [1, 1]  # the first line is the file's own
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n")
+
+
+async def test_an_answer_that_came_is_noted_though_the_run_is_cancelled(journal: Journal) -> None:
+    env, _ = env_of("paid", Late(60, "never"))
+    with anyio.move_on_after(0.2) as scope:
+        await answers(env, ask("a", "b"), journal, concurrency=1)
+    assert scope.cancelled_caught
+    again, model = env_of("two", after=env)
+    assert await answers(again, ask("a", "b"), journal) == ["paid", "two"]
+    assert len(model.calls) == 1
+
+
+async def test_owners_and_runs_are_kept_apart() -> None:
+    env, model = env_of("one", "two", "three")
+    for where in (
+        store_journal("a", owner="alice"),
+        store_journal("b", owner="alice"),
+        store_journal("a", owner="bob"),
+    ):
+        await answers(env, ask("a"), where)
+    assert len(model.calls) == 3
+
+
+async def test_only_its_owner_may_read_the_file(tmp_path: Path) -> None:
+    path, mask = tmp_path / "run.jsonl", os.umask(0)
+    try:
+        await answers(scripted_env("ok"), ask("a"), file_journal(path))
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_two_runs_do_not_share_a_file(tmp_path: Path) -> None:
+    journal = file_journal(tmp_path / "run.jsonl")
+    env, model = env_of("ok")
+    async with journal(env) as first:
+        assert is_successful(first)
+        refused = (await settle(generate_many(ask("a"), journal=journal), env)).failure()
+    assert refused.tag == "StorageFailed"
+    assert "is in use by another run" in str(refused)
+    assert not model.calls
+    assert await answers(env, ask("a"), journal) == ["ok"]
+
+
+@pytest.mark.parametrize("held", [b"my only copy", b"{}\n", HEADER.replace(b"1", b"2"), b"\xff\xfe"])
+async def test_a_file_that_is_no_journal_is_left_alone(held: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "thesis.txt"
+    path.write_bytes(held)
+    refused = (await settle(generate_many(ask("a"), journal=file_journal(path)), scripted_env("ok"))).failure()
+    assert "is no journal of this version" in str(refused)
+    assert path.read_bytes() == held
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder/run.jsonl", "/", "nul\0"])
+async def test_a_file_that_cannot_be_opened_is_told_before_anything_is_asked(path: str) -> None:
+    env, model = env_of("ok")
+    refused = (await settle(generate_many(ask("a"), journal=file_journal(path)), env)).failure()
+    assert refused.tag == "StorageFailed"
+    assert not model.calls
+
+
+async def test_a_generator_is_not_begun_where_the_journal_does_not_open() -> None:
+    taken: list[int] = []
+
+    def asked() -> Iterator[LLMRequest]:
+        for number in range(3):
+            taken.append(number)
+            yield LLMRequest(prompt="a")
+
+    many = generate_many(asked(), journal=file_journal("/no/such/folder/run.jsonl"))
+    for _ in range(2):
+        assert (await settle(many, scripted_env("ok"))).failure().tag == "StorageFailed"
+    assert not taken
+
+
+async def test_a_full_disk_ends_the_run_and_costs_no_answer_that_was_told(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="no limits on the size of files here")
+    path, soft_hard = tmp_path / "run.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    env, model = env_of("ok")
+    told: list[int] = []
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, soft_hard[1]))
+    try:
+        each = generate_each(ask(*"abcdefgh"), lambda number, _: told.append(number), 1, journal=file_journal(path))
+        refused = (await settle(each, env)).failure()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft_hard)
+    assert refused.tag == "StorageFailed"
+    assert "File too large" in str(refused)
+    assert 0 < len(told) < len(model.calls) < 8
+    again, model = env_of("again")
+    assert (await answers(again, ask(*"abcdefgh"), file_journal(path))).count("ok") == len(told)
+
+
+async def test_a_journal_that_fails_ends_the_run_after_what_is_under_way() -> None:
+    env, model = env_of(lambda request: Late(0.01 * (request.prompt == "b"), "ok"))
+    failed = (await settle(generate_many(ask(*"abcdefgh"), 2, journal=broken), env)).failure()
+    assert failed == StorageFailed(operation="journal")
+    assert len(model.calls) == 2
+
+
+async def test_no_cancellation_stops_an_answer_on_its_way_to_the_journal() -> None:
+    noted: list[int] = []
+
+    class Slow(Broken):
+        async def keep(self, number: int, request: LLMRequest, answer: LLMResponse) -> Result[None, LLMError]:
+            scope.cancel()
+            await anyio.sleep(0.02)
+            noted.append(number)
+            return Success(None)
+
+    @asynccontextmanager
+    async def slow(_: LLMEnv) -> AsyncGenerator[Result[OpenJournal, LLMError]]:
+        yield Success(Slow())
+
+    with anyio.CancelScope() as scope:
+        await settle(generate_many(ask("a", "b"), 1, journal=slow), env_of("ok")[0])
+    assert scope.cancelled_caught
+    assert noted == [0]
+
+
+class Broken:
+    """A journal that notes nothing."""
+
+    async def recall(self, number: int, request: LLMRequest) -> Result[Found, LLMError]:
+        return Success(Found())
+
+    async def keep(self, number: int, request: LLMRequest, answer: LLMResponse) -> Result[None, LLMError]:
+        return Failure(StorageFailed(operation="journal"))
+
+
+@asynccontextmanager
+async def broken(_: LLMEnv) -> AsyncGenerator[Result[OpenJournal, LLMError]]:
+    yield Success(Broken())
+
+
+def journal_of(folder: Path, count: int) -> tuple[Path, bytes]:
+    path = folder / "run.jsonl"
+    anyio.run(answers, scripted_env(*map(str, range(count))), ask(*"abcdefgh"[:count]), file_journal(path))
+    return path, path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def journal_of_three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    return journal_of(tmp_path_factory.mktemp("torn"), 3)
+
+
+@given(cut=st.integers(min_value=0), noise=st.binary(max_size=30))
+def test_a_torn_file_gives_every_whole_line(cut: int, noise: bytes, journal_of_three: tuple[Path, bytes]) -> None:
+    path, whole = journal_of_three
+    kept = whole[: cut % (len(whole) + 1)]
+    torn = noise.replace(b"\n", b"") if kept.startswith(HEADER) else b""
+    path.write_bytes(kept + torn)
+    env, model = env_of(lambda request: f"again {request.prompt}")
+    said = anyio.run(answers, env, ask("a", "b", "c"), file_journal(path))
+    lines = max(0, kept.count(b"\n") - 1)
+    assert len(model.calls) == 3 - lines
+    assert sum(each.startswith("again") for each in said) == 3 - lines
+    assert anyio.run(answers, scripted_env("never"), ask("a", "b", "c"), file_journal(path)) == said
+
+
+def test_a_damaged_line_is_asked_again_and_costs_no_other(tmp_path: Path) -> None:
+    path, whole = journal_of(tmp_path, 3)
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1] + lines[2].replace(b"scripted", b"scribble") + b"\xff{\n" + lines[3])
+    env, model = env_of("mended")
+    assert "mended" in anyio.run(answers, env, ask("a", "b", "c"), file_journal(path))
+    assert len(model.calls) == 1
+
+
+def test_a_long_run_holds_no_answers(tmp_path: Path) -> None:
+    """A generator of requests, and answers that go to the journal and the hook alone."""
+    under_way = most = 0
+
+    def asked() -> Any:
+        nonlocal under_way, most
+        for number in range(300):
+            under_way += 1
+            most = max(most, under_way)
+            yield LLMRequest(prompt=f"{number}")
+
+    def take(_: int, __: object) -> None:
+        nonlocal under_way
+        under_way -= 1
+
+    each = generate_each(asked(), take, 4, journal=file_journal(tmp_path / "run.jsonl"))
+    assert anyio.run(settle, each, scripted_env("ok")).unwrap().done == 300
+    assert most <= 5
+
+
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
+def test_a_killed_run_goes_on_and_pays_twice_only_for_what_was_under_way(kind: str, tmp_path: Path) -> None:
+    if kind == "sqlite":
+        pytest.importorskip("sqlalchemy", reason="pip install 'llm-effects[sql]'")
+    journal = f"sqlite:///{tmp_path}/run.db" if kind == "sqlite" else str(tmp_path / "run.jsonl")
+    paid, (count, kills) = tmp_path / "paid", (30, 2) if kind == "sqlite" else (100, 4)
+    said = killed_and_resumed(journal, paid, count, kills)
+    bills = paid.read_text().splitlines()
+    assert said == [f"answer to question {number}" for number in range(count)]
+    assert set(bills) == {f"question {number}" for number in range(count)}
+    assert len(bills) - count <= kills * CONCURRENCY

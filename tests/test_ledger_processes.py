@@ -1,0 +1,103 @@
+"""One budget of many processes: never overspent by our own estimates, and freed of what the dead have reserved."""
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import pytest
+from returns.pipeline import is_successful
+
+from llm_effects import settle, usage_report
+from llm_effects.budgets import Hold, accounts_of
+from llm_effects.effects import result_of
+from llm_effects.env import LLMEnv
+from tests.fixtures import ledger_worker
+from tests.fixtures.ledger_worker import CONFIG, LIMIT, QUESTION, env_at
+from tests.fixtures.postgres_server import postgres_server
+
+__all__ = ["postgres_server"]
+
+_Value = TypeVar("_Value")
+
+CALLS = 18
+"""How many calls each of four processes makes: more than the budget has room for."""
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgres":
+        server: str = request.getfixturevalue("postgres_server").new_url()
+        return server
+    return f"sqlite:///{tmp_path}/ledger.db"
+
+
+def python(*arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, ledger_worker.__file__, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def seen(url: str, look: Callable[[LLMEnv], Awaitable[_Value]]) -> _Value:
+    async def main() -> _Value:
+        env = env_at(url, "observer")
+        found = await look(env)
+        await env.ledger.aclose()
+        return found
+
+    return anyio.run(main)
+
+
+async def fits(env: LLMEnv, dollars: int, name: str = "probe") -> bool:
+    now = env.now()
+    accounts = accounts_of(CONFIG.budgets, QUESTION, now)
+    hold = Hold(id=name, accounts=accounts, amount=Decimal(dollars), at=now, expires_at=now + timedelta(seconds=60))
+    held = is_successful(await result_of(env.ledger.reserve(hold)))
+    await env.ledger.settle(hold, Decimal(0))
+    return held
+
+
+def test_four_processes_never_overspend_one_budget(url: str) -> None:
+    """Each call reserves 10 dollars and costs 2: what is spent and what is reserved count together."""
+    processes = [python("spend", url, f"w{number}", str(CALLS)) for number in range(4)]
+    lines = [line for process in processes for line in process.communicate(timeout=120)[0].split()]
+    assert not any(process.returncode for process in processes)
+    tags = Counter(lines)
+    assert set(tags) == {"answered", "BudgetExceeded"}
+    assert sum(tags.values()) == 4 * CALLS
+    report = seen(url, lambda env: settle(usage_report(by="model"), env)).unwrap()
+    spent = report.total.cost_usd
+    assert spent == 2 * tags["answered"] == 2 * report.total.requests
+    assert spent <= LIMIT
+    assert seen(url, lambda env: fits(env, int(LIMIT - spent)))  # all holds were given back
+    assert not seen(url, lambda env: fits(env, int(LIMIT - spent) + 1, "too much"))
+
+
+def test_what_a_killed_process_has_reserved_is_free_again(url: str) -> None:
+    holder = python("hold", url, "holder", str(LIMIT))
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert not seen(url, lambda env: fits(env, 1, "early"))
+    holder.kill()
+    holder.communicate()
+    end = time.monotonic() + 20
+    while not seen(url, lambda env: fits(env, LIMIT, "all")):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_killed_process_loses_only_the_rows_that_waited(url: str) -> None:
+    booker = python("book", url, "booker", "230")
+    assert booker.stdout is not None
+    stored = int(booker.stdout.readline())
+    booker.kill()
+    booker.communicate()
+    assert stored >= 200
+    assert len(seen(url, lambda env: result_of(env.ledger.rows())).unwrap()) == stored

@@ -1,0 +1,207 @@
+"""What every ledger must do: in memory, in a SQLite file, on a Postgres server."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import anyio
+import pytest
+from attrs import evolve
+from returns.pipeline import is_successful
+
+from llm_effects import Attempt, BudgetExceeded, Cost, StorageConfig, TaskType, Usage
+from llm_effects.budgets import Hold
+from llm_effects.effects import result_of
+from llm_effects.ledgers import Ledger
+from llm_effects.live import new_memory
+from llm_effects.records import LedgerRow
+from llm_effects.stores.storages import open_storage
+from tests.fixtures.futures import given_by
+from tests.fixtures.postgres_server import postgres_server
+from tests.test_budgets import NOON, hold
+
+__all__ = ["postgres_server"]
+
+pytestmark = pytest.mark.anyio
+
+FULL = LedgerRow(
+    id="call-1.1",
+    at=datetime(2026, 11, 23, 13, 0, 0, 123456, tzinfo=UTC),
+    call_id="call-1",
+    task_type=TaskType("triage"),
+    attempt=Attempt(
+        model="gpt",
+        provider="openai",
+        outcome="success",
+        latency_ms=1234.5678901234567,
+        first_content_ms=0.1,
+        wait_ms=2.5,
+        usage=Usage(
+            input_tokens=1,
+            cache_read_tokens=2,
+            cache_write_tokens=3,
+            output_tokens=2**40,
+            reasoning_tokens=5,
+            estimated=True,
+        ),
+        cost=Cost(Decimal("0.00000003750000000000000001")),
+    ),
+    conversation_id="incident-7",
+    served_model="gpt-6-luna-2026-10-01",
+    owner="alice",
+    tags=("nightly", 'a "quoted" one', "späť"),
+)
+
+EMPTY = LedgerRow(
+    id="call-2.1",
+    at=NOON,
+    call_id="call-2",
+    task_type=TaskType.GENERAL,
+    attempt=Attempt(model="local", provider="lm-studio", outcome="cancelled", latency_ms=0.0),
+)
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgres":
+        server: str = request.getfixturevalue("postgres_server").new_url()
+        return server
+    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/ledger.db"
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncGenerator[Ledger]:
+    storage = open_storage(StorageConfig(url=url), new_memory()).unwrap()
+    yield storage.ledger
+    await storage.ledger.aclose()
+    await storage.conversations.aclose()
+
+
+@pytest.fixture
+async def ledger(url: str) -> AsyncIterator[Ledger]:
+    async with opened(url) as each:
+        yield each
+
+
+def rows_of(count: int) -> list[LedgerRow]:
+    return [
+        evolve(EMPTY, id=f"call-{number}.1", call_id=f"call-{number}", at=NOON + timedelta(seconds=number))
+        for number in range(count)
+    ]
+
+
+async def test_a_row_comes_back_as_it_was(ledger: Ledger, url: str) -> None:
+    ledger.record(FULL)
+    ledger.record(EMPTY)
+    assert list(await given_by(ledger.rows())) == [EMPTY, FULL]
+    await ledger.aclose()
+    if not url.startswith("memory"):
+        async with opened(url) as again:
+            assert list(await given_by(again.rows())) == [EMPTY, FULL]
+
+
+async def test_rows_come_in_the_order_of_time_page_after_page(ledger: Ledger) -> None:
+    rows = rows_of(250)
+    for row in rows:
+        ledger.record(row)
+    assert list(await given_by(ledger.rows())) == rows
+    some = {"since": NOON + timedelta(seconds=10), "until": NOON + timedelta(seconds=240)}
+    assert list(await given_by(ledger.rows(**some))) == rows[10:240]
+    pages: list[LedgerRow] = []
+    first: LedgerRow | None = None
+    while page := await given_by(ledger.rows(**some, before=first, newest=60)):
+        pages[:0] = page
+        first = page[0]
+    assert pages == rows[10:240]
+    assert list(await given_by(ledger.rows(newest=0))) == []
+
+
+async def test_times_of_any_zone_are_understood(ledger: Ledger) -> None:
+    from zoneinfo import ZoneInfo
+
+    ledger.record(EMPTY)
+    there = NOON.astimezone(ZoneInfo("Asia/Tokyo"))
+    assert len(await given_by(ledger.rows(since=there))) == 1
+    assert len(await given_by(ledger.rows(until=there))) == 0
+
+
+async def test_what_no_database_takes_costs_no_row(ledger: Ledger, url: str) -> None:
+    """In a batch with such a row, the others would be lost too."""
+    ledger.record(evolve(FULL, owner="a\0b\ud800", tags=("c\0\ud800",), served_model="\0"))
+    much = evolve(FULL.attempt, usage=Usage(input_tokens=2**70, output_tokens=1))
+    ledger.record(evolve(EMPTY, attempt=much))
+    await ledger.aclose()
+    if not url.startswith("memory"):
+        async with opened(url) as again:
+            told, full = await given_by(again.rows())
+        assert full.attempt == FULL.attempt
+        assert told.attempt.usage.input_tokens == 2**63 - 1
+
+
+# Budgets.
+
+
+async def reserved(ledger: Ledger, each: Hold) -> bool:
+    result = await result_of(ledger.reserve(each))
+    assert is_successful(result) or isinstance(result.failure(), BudgetExceeded), result
+    return is_successful(result)
+
+
+async def test_what_is_reserved_is_taken_until_it_is_settled(ledger: Ledger) -> None:
+    first = hold("first", "0.7")
+    assert await reserved(ledger, first)
+    assert not await reserved(ledger, hold("second", "0.4"))
+    await ledger.settle(first, Decimal("0.6"))
+    assert await reserved(ledger, hold("third", "0.4"))
+    assert not await reserved(ledger, hold("fourth", "0.000000001"))
+
+
+async def test_all_accounts_are_reserved_or_none(ledger: Ledger) -> None:
+    assert await reserved(ledger, hold("first", "0.9", "b"))
+    refused = (await result_of(ledger.reserve(hold("both", "0.5", "a", "b", "c")))).failure()
+    assert isinstance(refused, BudgetExceeded)
+    assert (refused.budget, refused.spent, refused.limit) == ("b", Cost(Decimal("0.9")), Cost(Decimal(1)))
+    assert await reserved(ledger, hold("others", "1", "a", "c"))
+
+
+async def test_settling_twice_or_what_was_never_reserved_spends_nothing(ledger: Ledger) -> None:
+    first = hold("first", "0.5")
+    await ledger.settle(first, Decimal("0.5"))
+    assert await reserved(ledger, first)
+    await ledger.settle(first, Decimal("0.5"))
+    await ledger.settle(first, Decimal("0.5"))
+    assert await reserved(ledger, hold("second", "0.5"))
+
+
+async def test_a_hold_that_has_expired_already_is_no_way_around_a_limit(ledger: Ledger) -> None:
+    assert not await reserved(ledger, evolve(hold("late", "2"), expires_at=NOON))
+    assert await reserved(ledger, hold("first", "1"))
+
+
+async def test_sums_are_exact(ledger: Ledger) -> None:
+    for number in range(10):
+        each = hold(f"h{number}", "0.1")
+        assert await reserved(ledger, each)
+        await ledger.settle(each, Decimal("0.1"))
+    assert not await reserved(ledger, hold("more", "0.0000000000000000001"))
+
+
+async def test_tasks_at_once_never_reserve_more_than_there_is(ledger: Ledger) -> None:
+    won: list[str] = []
+
+    async def take(name: str) -> None:
+        if await reserved(ledger, hold(name, "0.1", "all", name)):
+            won.append(name)
+
+    async with anyio.create_task_group() as group:
+        for number in range(20):
+            group.start_soon(take, f"h{number}")
+    assert len(won) == 10
+
+
+async def test_closing_twice_is_fine(ledger: Ledger) -> None:
+    ledger.record(EMPTY)
+    await ledger.aclose()
+    await ledger.aclose()

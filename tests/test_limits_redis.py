@@ -1,0 +1,286 @@
+"""Limits that processes share: never exceeded, given back by the dead, and kept by each alone without the server."""
+
+import math
+import time
+from itertools import count, pairwise
+
+import anyio
+import pytest
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis import Redis
+from returns.future import FutureResult
+from returns.pipeline import is_successful
+
+from llm_effects import (
+    ConfigurationError,
+    LLMConfig,
+    LLMRequest,
+    ModelConfig,
+    generate,
+    make_llm_manager,
+    scripted,
+)
+from llm_effects.config import BreakerConfig, LimitsConfig
+from llm_effects.limits import (
+    Allowance,
+    Bill,
+    Need,
+    Quota,
+    RateLimits,
+    Standing,
+    Ticket,
+    has_place,
+    pause,
+    reserved,
+    settled,
+)
+from llm_effects.limits.breakers import CELLS, Breaker, Passage, Refusal, admitted, recorded
+from llm_effects.stores.limits_redis import ALONE, PREFIX
+from llm_effects.stores.limits_scripts import SCRIPTS
+from tests.fixtures.futures import given_by
+from tests.fixtures.limits_worker import QUOTA, by_four, opened, python
+from tests.fixtures.redis_server import free_port, redis_server, start
+
+__all__ = ["redis_server"]
+
+PLACES = Quota(concurrency=1)
+ASK = LLMRequest(prompt="why?")
+
+
+# --- the scripts keep the same law as the pure functions
+
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 20_000),
+        st.sampled_from(["enter", "enter", "enter", "leave", "said"]),
+        st.integers(1, 6),
+        st.integers(0, 6),
+    ),
+    max_size=40,
+)
+_NAMES = count()
+
+
+@given(STEPS, st.integers(0, 3), st.integers(0, 5), st.sampled_from([0, 7, 12]))
+@settings(max_examples=60)
+def test_the_server_counts_as_the_pure_functions_do(
+    redis_server: str, steps: list[tuple[int, str, int, int]], places: int, rpm: int, tpm: int
+) -> None:
+    quota = Quota(concurrency=places or None, requests=rpm or None, tokens=tpm or None)
+    keys = [f"law:{next(_NAMES)}:{kind}" for kind in ("slots", "requests", "tokens", "said")]
+    with Redis.from_url(redis_server) as client:
+        scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
+        standing, now_ms, inside = Standing(), 1_000_000, list[Ticket]()
+        for wait, what, tokens, used in steps:
+            now_ms += wait
+            now, need = now_ms / 1000, Need(tokens=tokens)
+            if what == "enter":
+                delay = pause(standing, quota, need, now)
+                told = scripts["enter"](keys, [now_ms, f"id-{now_ms}-{tokens}", places, rpm, tpm, 10**9, 1, tokens])
+                if delay or not has_place(standing, quota):
+                    assert told == [0, round(delay * 1000) if delay else -1]
+                    continue
+                assert told == [1, int(now)]
+                standing = reserved(standing, quota, need, now)
+                inside.append(Ticket(model="m", quota=quota, need=need, cell=int(now), id=f"id-{now_ms}-{tokens}"))
+                now_ms += 1  # so that no two have one name
+            elif inside:
+                ticket, by = inside.pop(0), min(used, 1) - 1
+                said = (
+                    RateLimits(requests=Allowance(limit=2, remaining=used, reset=3.0), at=now)
+                    if what == "said"
+                    else None
+                )
+                standing = settled(standing, ticket, Bill(requests=1 + by, tokens=used, said=said))
+                words = (0, 2, used, 3000, -1, -1, -1) if said else (-1,) * 7
+                scripts["leave"](keys, [now_ms, ticket.id, ticket.cell, by, used - ticket.need.tokens, *words])
+        client.delete(*keys)
+
+
+MOVES = st.lists(
+    st.tuples(st.integers(0, 3000), st.sampled_from(["ask", "fails", "works", "cancelled"]), st.booleans()), max_size=60
+)
+RULES = BreakerConfig(window_seconds=10, min_attempts=3, failure_rate=0.5, open_seconds=5)
+
+
+@given(MOVES)
+@settings(max_examples=60)
+def test_the_server_is_the_same_machine(redis_server: str, moves: list[tuple[int, str, bool]]) -> None:
+    keys = [f"machine:{next(_NAMES)}:{kind}" for kind in ("breaker", "tries", "faults")]
+    with Redis.from_url(redis_server) as client:
+        scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
+        breaker, now_ms, held = Breaker(), 1_000_000, list[Passage]()
+        for wait, what, last in moves:
+            now_ms += wait
+            if what == "ask":
+                breaker, answer = admitted(breaker, now_ms / 1000, lease=7, anyway=last)
+                told = scripts["admit"](keys[:1], [now_ms, 7000, int(last), 1000])
+                if isinstance(answer, Refusal):
+                    assert told[0] == b"refused"
+                    assert told[2] == pytest.approx(answer.seconds * 1000, abs=1)
+                else:
+                    assert told[:2] == [answer.kind.encode(), answer.epoch]
+                    held.append(answer)
+            elif held:
+                passage = held.pop(0 if last else -1)
+                failed = {"fails": True, "works": False, "cancelled": None}[what]
+                breaker = recorded(breaker, RULES, passage, now_ms / 1000, failed=failed)
+                became = -1 if failed is None else int(failed)
+                args = [now_ms, passage.kind, passage.epoch, became, 10_000 / CELLS, CELLS, 3, 0.5, 5000]
+                [open_ms] = scripts["record"](keys, args)
+                if open_ms:
+                    assert breaker.open_until == pytest.approx(now_ms / 1000 + 5)
+        client.delete(*keys)
+
+
+# --- four processes
+
+
+def test_four_processes_never_exceed_any_limit(redis_server: str) -> None:
+    with Redis.from_url(redis_server) as client:
+        client.flushdb()
+    visits = [(float(came), float(left), *map(int, rest)) for came, left, *rest in by_four("hammer", redis_server)]
+    kept = [visit for visit in visits if visit[4]]
+    # All is within one minute: what was kept, and what was reserved by those inside at any moment.
+    assert sum(visit[3] for visit in kept) <= (QUOTA.tokens or 0)
+    assert len(kept) <= (QUOTA.requests or 0)
+    assert len(kept) >= 25  # and much of what was there was used
+    most = 0
+    for moment, *_ in visits:
+        inside = [visit for visit in visits if visit[0] <= moment < visit[1]]
+        over = [visit for visit in kept if visit[1] <= moment]
+        most = max(most, len(inside))
+        assert sum(visit[2] for visit in inside) + sum(visit[3] for visit in over) <= (QUOTA.tokens or 0)
+        assert len(inside) + len(over) <= (QUOTA.requests or 0)
+    assert 2 <= most <= (QUOTA.concurrency or 0)
+
+
+def test_four_processes_have_one_breaker_and_one_probe(redis_server: str) -> None:
+    with Redis.from_url(redis_server) as client:
+        client.flushdb()
+    passed = [
+        (kind, int(epoch), float(came), float(left)) for kind, epoch, came, left in by_four("probe", redis_server)
+    ]
+    probes = sorted((came, left, epoch) for kind, epoch, came, left in passed if kind == "probe")
+    assert len(probes) >= 2
+    assert len({epoch for *_, epoch in probes}) == len(probes)
+    assert all(later[0] - earlier[1] >= 0.25 for earlier, later in pairwise(probes))
+    counted = [visit for visit in passed if visit[0] == "counted"]
+    assert 8 <= len(counted) <= 8 + 16  # it opened once; who was inside then said nothing new
+
+
+def test_who_is_killed_gives_its_place_back_when_its_lease_is_over(redis_server: str) -> None:
+    with Redis.from_url(redis_server) as client:
+        client.flushdb()
+    holder = python("hold", redis_server, "0")
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "in\n"
+    taken = time.monotonic()
+    holder.kill()
+    holder.communicate()
+
+    async def main() -> float:
+        limits = opened(redis_server)
+        await given_by(limits.enter("m", PLACES, Need(), 10.0, math.inf))
+        await limits.aclose()
+        return time.monotonic() - taken
+
+    assert 1.5 <= anyio.run(main) <= 8
+
+
+# --- one process
+
+
+@pytest.mark.anyio
+async def test_every_key_has_an_end_and_tells_nothing(redis_server: str) -> None:
+    limits = opened(redis_server)
+    quota = Quota(concurrency=3, requests=10, tokens=100)
+    said = RateLimits(requests=Allowance(limit=9, remaining=5, reset=1.0), at=anyio.current_time())
+    for _ in range(2):
+        ticket = await given_by(limits.enter("m", quota, Need(tokens=5), 1.0, math.inf))
+        await limits.leave(ticket, Bill(tokens=3, said=said))
+    await given_by(limits.enter("m", quota, Need(tokens=5), 1.0, math.inf))
+    for _ in range(9):
+        await limits.record("m", RULES, await given_by(limits.admit("m", math.inf, anyway=True)), failed=True)
+    with Redis.from_url(redis_server) as client:
+        keys = list(client.scan_iter(f"{PREFIX}*"))
+        assert len(keys) >= 4
+        assert all(0 < client.pttl(key) <= 2 * 3600_000 for key in keys)
+        assert not any(b"lm-studio" in key for key in keys)
+        client.delete(*keys)
+    assert list(limits.opened()) == ["m"]
+    await limits.aclose()
+
+
+@pytest.mark.anyio
+async def test_fault_104_cancels_leave_no_place_taken_on_the_server(redis_server: str) -> None:
+    limits, quota = opened(redis_server), Quota(concurrency=2)
+
+    async def one(number: int) -> None:
+        with anyio.move_on_after(0.001 * (number % 20)):
+            ticket = await given_by(limits.enter("m", quota, Need(), 30.0, math.inf))
+            try:
+                await anyio.sleep(0.001)
+            finally:
+                await limits.leave(ticket, Bill())
+
+    async with anyio.create_task_group() as group:
+        for number in range(300):
+            group.start_soon(one, number)
+    tickets = [await given_by(limits.enter("m", quota, Need(), 0.0, math.inf)) for _ in range(2)]
+    assert all(ticket.cell_there is not None for ticket in tickets)
+    for ticket in tickets:
+        await limits.leave(ticket, Bill())
+    await limits.aclose()
+
+
+@pytest.mark.anyio
+async def test_without_the_server_each_process_counts_alone_and_says_so() -> None:
+    config = LLMConfig(
+        models={"m": ModelConfig(provider="lm-studio", model="m", requests_per_minute=2)},
+        limits=LimitsConfig(url=f"redis://:hunter2@127.0.0.1:{free_port()}", queue_seconds=1),
+    )
+    async with make_llm_manager(config, lambda env: evolve(env, clients=scripted("ok"))) as manager:
+        answers = [(await manager.run(generate(LLMRequest(prompt=f"{number}")))) for number in range(3)]
+    assert [answer.unwrap().warnings for answer in answers[:2]] == [(ALONE,)] * 2
+    assert answers[2].failure().tag == "RateLimitExceeded"
+    assert "hunter2" not in repr(answers)
+
+
+@pytest.mark.anyio
+async def test_a_server_that_goes_away_keeps_nobody_inside() -> None:
+    with start() as server:
+        limits = opened(server.url(), patience_seconds=0.5)
+        ticket = await given_by(limits.enter("m", PLACES, Need(), 1.0, math.inf))
+        assert ticket.cell_there is not None
+        server.process.kill()
+        server.process.wait()
+        await limits.leave(ticket, Bill())
+        again = await given_by(limits.enter("m", PLACES, Need(), 1.0, math.inf))
+        assert again.note == ALONE
+        full = limits.enter("m", PLACES, Need(), 0.0, math.inf)
+        assert isinstance(full, FutureResult)
+        assert not is_successful(await full)  # it counts here
+        await limits.leave(again, Bill())
+        await limits.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("url", ["redis://localhost:port", "ftp://x", "nothing", "redis://h?surprise=1"])
+async def test_a_wrong_url_is_told_by_every_call(url: str) -> None:
+    config = LLMConfig(models={"m": ModelConfig(provider="lm-studio", model="m")}, limits=LimitsConfig(url=url))
+    async with make_llm_manager(config, lambda env: evolve(env, clients=scripted("ok"))) as manager:
+        error = (await manager.run(generate(ASK))).failure()
+    assert isinstance(error, ConfigurationError)
+    assert error.message.startswith("limits.url: ")
+
+
+@pytest.mark.anyio
+async def test_a_model_without_limits_asks_no_server() -> None:
+    limits = opened(f"redis://127.0.0.1:{free_port()}")
+    ticket = await given_by(limits.enter("m", Quota(), Need(), 0.0, math.inf))
+    await limits.leave(ticket, Bill())
+    assert (ticket.id, ticket.note) == ("", "")
+    await limits.aclose()

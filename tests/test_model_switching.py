@@ -1,0 +1,198 @@
+"""One conversation over several models: what is sealed goes back to its maker only, everything else to all."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_effects import (
+    FinishReason,
+    Image,
+    LLMConfig,
+    LLMEnv,
+    LLMRequest,
+    LLMResponse,
+    Message,
+    ModelConfig,
+    Origin,
+    Preferences,
+    Provenance,
+    Reasoning,
+    Reply,
+    StorageConfig,
+    StoredMessage,
+    Text,
+    Tool,
+    ToolCall,
+    ToolResult,
+    append_messages,
+    converse,
+    scripted_env,
+    settle,
+    start_conversation,
+)
+from llm_effects.conversations.prompts import digested, opening_digest, replayable
+from llm_effects.providers.registry import provider_of, target_of
+from llm_effects.testing import answer
+from tests.fixtures.histories import AT
+
+pytestmark = pytest.mark.anyio
+
+THOUGHT = '{"type":"thinking","thinking":"Hm…  two\\u0020spaces","signature":"EqQB+/=="}'
+SEALED = '{"type":"reasoning","id":"rs_1","encrypted_content":"gAAAA==","summary":[]}'
+
+MODELS = {
+    "claude": ModelConfig(provider="anthropic", model="claude-opus-5-5", api_key="sk-x"),
+    "gpt": ModelConfig(provider="openai-responses", model="gpt-6-luna", api_key="sk-x"),
+    "studio": ModelConfig(provider="lm-studio", model="qwen"),
+    "llama": ModelConfig(provider="llama", model_path="/models/smol.gguf"),
+}
+CONFIG = LLMConfig(models=MODELS, storage=StorageConfig(window="drop"))
+
+
+def body(env: LLMEnv, call: int = -1) -> str:
+    """What would go over the wire."""
+    sent = env.clients.calls[call]
+    target = target_of(sent.model, MODELS[sent.model]).unwrap()
+    return provider_of(target, sent.request).encode(target, sent.request, False).unwrap().body.decode()
+
+
+def thinking(text: str) -> LLMResponse:
+    parts = (Reasoning("Hm", THOUGHT, Origin("anthropic", "claude-opus-5-5")), Text(text))
+    return evolve(answer(text), parts=parts)
+
+
+def sealed(text: str) -> LLMResponse:
+    return evolve(answer(text), parts=(Reasoning("", SEALED, Origin("openai-responses", "gpt-6-luna")), Text(text)))
+
+
+async def said(env: LLMEnv, model: str, text: str = "and?", **options: object) -> None:
+    (await settle(converse("c", LLMRequest(prompt=text, model=model, **options)), env)).unwrap()
+
+
+async def started(*replies: Reply, config: LLMConfig = CONFIG) -> LLMEnv:
+    env = scripted_env(*replies, config=config)
+    (await settle(start_conversation("c", system="Be brief."), env)).unwrap()
+    return env
+
+
+async def test_thinking_goes_back_to_its_maker_byte_for_byte_and_to_nobody_else() -> None:
+    env = await started(thinking("one"), sealed("two"), "three", "four", "five", "six")
+    await said(env, "claude")
+    for model in ("gpt", "studio", "llama"):
+        await said(env, model)
+        assert "EqQB" not in body(env)
+    await said(env, "claude")
+    assert THOUGHT in body(env)
+    assert "gAAAA" not in body(env)
+    await said(env, "gpt")
+    assert SEALED in body(env)
+    assert "EqQB" not in body(env)
+
+
+CHANGES: list[Callable[[LLMEnv], object]] = [
+    lambda env: said(env, "claude", "with a tool", tools=(Tool("time"),)),
+    lambda env: said(env, "claude", "in another tone", system="Be long."),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_thinking_is_stripped_when_what_was_before_it_has_changed(change: Callable[[LLMEnv], object]) -> None:
+    env = await started(thinking("one"), "two", "three")
+    await said(env, "claude")
+    await change(env)  # type: ignore[misc]
+    assert "EqQB" not in body(env)
+    await said(env, "claude")
+    assert THOUGHT in body(env)
+
+
+async def test_thinking_is_stripped_when_older_turns_were_left_out() -> None:
+    small = evolve(MODELS["claude"], context_length=1200, max_tokens=200)
+    env = await started(thinking("one"), "two", "three", config=evolve(CONFIG, models={**MODELS, "claude": small}))
+    await settle(append_messages("c", (Message("user", "x" * 1200), Message("assistant", "y" * 1200))), env)
+    await said(env, "claude", "z" * 800)
+    await said(env, "claude")
+    assert THOUGHT in body(env)
+    await said(env, "claude", "z" * 1200)
+    assert "xxx" not in body(env)
+    assert "one" in body(env)
+    assert "EqQB" not in body(env)
+
+
+async def test_thinking_before_a_call_goes_back_with_the_result() -> None:
+    call = ToolCall("toolu_1", "time", '{"zone": "UTC"}')
+    parts = (Reasoning("Hm", THOUGHT, Origin("anthropic", "claude-opus-5-5")), call)
+    env = await started(evolve(answer(""), parts=parts, finish_reason=FinishReason.TOOL_CALLS), "noon")
+    tools = (Tool("time"),)
+    await said(env, "claude", "time?", tools=tools)
+    result = LLMRequest(messages=(Message("tool", ToolResult("toolu_1", "noon")),), model="claude", tools=tools)
+    (await settle(converse("c", result), env)).unwrap()
+    turns = json.loads(body(env))["messages"]
+    assert [block["type"] for block in turns[1]["content"]] == ["thinking", "tool_use"]
+    assert turns[2]["content"][0]["tool_use_id"] == "toolu_1"
+    assert THOUGHT in body(env)
+
+
+PICTURE = Image(b"\x89PNG", "image/png")
+CARRIED = {
+    "claude": ('"system":"Be brief."', '"type":"tool_use"', '"tool_use_id":"call_1"', '"media_type":"image/png"'),
+    "gpt": ('"instructions":"Be brief."', '"type":"function_call"', '"function_call_output"', "data:image/png;base64,"),
+    "studio": ('"role":"system"', '"tool_calls"', '"tool_call_id":"call_1"', "data:image/png;base64,"),
+    "llama": ('"role":"system"', '"tool_calls"', '"tool_call_id":"call_1"', "data:image/png;base64,"),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_system_texts_pictures_and_calls_are_carried_over_to_any_model(model: str) -> None:
+    images = {name: evolve(each, capabilities=evolve(each.capabilities, images=True)) for name, each in MODELS.items()}
+    env = await started("ok", config=evolve(CONFIG, models=images))
+    before = (
+        Message("user", (Text("what is this?"), PICTURE)),
+        Message("assistant", ToolCall("call_1", "look", '{"at": 1}')),
+        Message("tool", ToolResult("call_1", "a cat")),
+        Message("assistant", "A cat."),
+    )
+    (await settle(append_messages("c", before), env)).unwrap()
+    await said(env, model)
+    assert [each for each in CARRIED[model] if each not in body(env)] == []
+
+
+async def test_roles_alternate_for_every_provider_after_a_broken_turn() -> None:
+    from llm_effects import MalformedResponse
+
+    once = evolve(CONFIG, routing=evolve(CONFIG.routing, max_retries=0))
+    env = await started("one", MalformedResponse(), "two", config=once)
+    await said(env, "claude", "first")
+    await settle(converse("c", LLMRequest(prompt="broken", model="claude")), env)
+    await said(env, "claude", "third", preferences=Preferences(max_tokens=9))
+    assert [turn["role"] for turn in json.loads(body(env))["messages"]] == ["user", "assistant", "user"]
+
+
+def dialogue(thoughts: list[bool], opening: bytes) -> tuple[StoredMessage, ...]:
+    """Answers with and without thinking, each with the digest of what was before it."""
+    digest, made = opening, list[StoredMessage]()
+    for at, thinks in enumerate(thoughts):
+        question = Message("user", f"q{at}")
+        parts = (Reasoning("", THOUGHT, Origin("anthropic", "m")),) if thinks else ()
+        reply = Message("assistant", (*parts, Text(f"a{at}")))
+        prefix = digested(digest, question)
+        source = Provenance(model="m", provider="anthropic", prefix=prefix.hex())
+        made.append(StoredMessage(id=f"q{at}", message=question, at=AT))
+        made.append(StoredMessage(id=f"a{at}", message=reply, at=AT, provenance=source))
+        digest = digested(prefix, reply)
+    return tuple(made)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
+def test_thinking_stays_exactly_as_long_as_all_before_it_does(thoughts: list[bool], data: st.DataObject) -> None:
+    opening = opening_digest(LLMRequest(prompt="?", system="s"))
+    told = dialogue(thoughts, opening)
+    assert replayable(told, opening, whole=True) == tuple(each.message for each in told)
+    cut = data.draw(st.integers(1, len(thoughts))) * 2
+    for kept in (told[cut:], told[:1] + told[2:]):
+        sent = replayable(kept, opening, whole=False)
+        assert not any(isinstance(part, Reasoning) for each in sent for part in each.parts)
+        assert [each.text for each in sent] == [each.message.text for each in kept]

@@ -1,0 +1,136 @@
+"""What providers say of their limits: read from their headers, and heeded before the wall is hit."""
+
+from datetime import UTC, datetime
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest_httpx import HTTPXMock
+
+from llm_effects import (
+    LLMConfig,
+    LLMRequest,
+    ModelConfig,
+    Preferences,
+    RateLimitExceeded,
+    RoutingConfig,
+    generate,
+    open_env,
+    settle,
+)
+from llm_effects.env import LLMEnv
+from llm_effects.limits import Allowance, RateLimits
+from llm_effects.providers.rate_limits import rate_limits
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def test_openais_headers() -> None:
+    said = rate_limits(
+        {
+            "x-ratelimit-limit-requests": "500",
+            "x-ratelimit-remaining-requests": "499",
+            "x-ratelimit-reset-requests": "120ms",
+            "x-ratelimit-limit-tokens": "30000",
+            "x-ratelimit-remaining-tokens": "12",
+            "x-ratelimit-reset-tokens": "1m0.5s",
+        },
+        NOON,
+        7.0,
+    )
+    assert said == RateLimits(
+        requests=Allowance(limit=500, remaining=499, reset=0.12),
+        tokens=Allowance(limit=30000, remaining=12, reset=60.5),
+        at=7.0,
+    )
+
+
+def test_anthropics_headers() -> None:
+    headers = {
+        "anthropic-ratelimit-requests-limit": "50",
+        "anthropic-ratelimit-requests-remaining": "49",
+        "anthropic-ratelimit-requests-reset": "2026-01-01T12:00:02Z",
+        "anthropic-ratelimit-tokens-limit": "8000",
+        "anthropic-ratelimit-tokens-remaining": "0",
+        "anthropic-ratelimit-tokens-reset": "2026-01-01T12:00:10Z",
+        "anthropic-ratelimit-input-tokens-remaining": "30000",
+        "anthropic-ratelimit-input-tokens-reset": "2026-01-01T12:01:00Z",
+        "anthropic-ratelimit-output-tokens-remaining": "0",
+        "anthropic-ratelimit-output-tokens-reset": "2026-01-01T12:00:30Z",
+    }
+    said = rate_limits(headers, NOON, 7.0)
+    assert said is not None
+    assert said.requests == Allowance(limit=50, remaining=49, reset=2.0)
+    assert said.tokens == Allowance(remaining=0, reset=30.0)  # of one kind; its limit is not that of all tokens
+
+
+@pytest.mark.parametrize("reset", ["-1", "0", "0s", "soon", "", "2025-01-01T00:00:00Z", "nan"])
+def test_a_reset_that_says_nothing_makes_nobody_wait(reset: str) -> None:
+    said = rate_limits({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": reset}, NOON, 0.0)
+    assert said is not None
+    assert said.requests.reset is None
+
+
+NAMES = [f"x-ratelimit-{of}-{what}" for of in ("limit", "remaining", "reset") for what in ("requests", "tokens")]
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=8)))
+def test_whatever_a_server_says_is_read_or_passed_over(headers: dict[str, str]) -> None:
+    said = rate_limits(headers, NOON, 0.0) or RateLimits()
+    for each in (said.requests, said.tokens):
+        assert each.limit is None or each.limit >= 1
+        assert each.remaining is None or each.remaining >= 0
+        assert each.reset is None or each.reset > 0
+
+
+# --- through the whole library
+
+CONFIG = LLMConfig(
+    models={"gpt": ModelConfig(provider="openai-chat", model="m", api_key="sk-test", endpoint="https://gpt.test/v1")},
+    routing=RoutingConfig(max_retries=0),
+)
+ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}]}
+SPENT = {
+    "x-ratelimit-limit-requests": "500",
+    "x-ratelimit-remaining-requests": "0",
+    "x-ratelimit-reset-requests": "6m0s",
+}
+
+
+async def ask(env: LLMEnv, prompt: str) -> object:
+    wanted = LLMRequest(prompt=prompt, preferences=Preferences(timeout_ms=2000))
+    result = await settle(generate(wanted), env)
+    return result.value_or(None) or result.failure()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("status", [200, 429])
+async def test_fault_41_a_wall_that_was_announced_is_not_run_into(httpx_mock: HTTPXMock, status: int) -> None:
+    body = ANSWER if status == 200 else {"error": {"code": "rate_limit_exceeded", "message": "slow down"}}
+    httpx_mock.add_response(status_code=status, json=body, headers=SPENT)
+    async with open_env(CONFIG) as env:
+        await ask(env, "first")
+        began = anyio.current_time()
+        error = await ask(env, "second")
+        assert anyio.current_time() - began < 1
+    assert isinstance(error, RateLimitExceeded)
+    assert error.retry_after == pytest.approx(360, abs=5)
+    assert len(httpx_mock.get_requests()) == 1
+
+
+@pytest.mark.anyio
+async def test_a_stream_is_heard_too(httpx_mock: HTTPXMock) -> None:
+    from llm_effects import stream
+
+    chunk = '{"choices":[{"index":0,"delta":{"content":"ok"},"finish_reason":"stop"}]}'
+    text = f"data: {chunk}\n\ndata: [DONE]\n\n"
+    httpx_mock.add_response(text=text, headers={**SPENT, "content-type": "text/event-stream"})
+
+    async def sink(_: object) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async with open_env(CONFIG) as env:
+        assert (await settle(stream(LLMRequest(prompt="first"), sink), env)).unwrap().content == "ok"
+        assert isinstance(await ask(env, "second"), RateLimitExceeded)

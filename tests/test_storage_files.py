@@ -1,0 +1,381 @@
+"""Conversations in a SQLite file: private, never another program's, whole on a full disk, and refused when newer."""
+
+# ruff: noqa: ASYNC221, ASYNC240 - the files are small, and nobody else waits
+
+import os
+import pickle
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import anyio
+import pytest
+from returns.result import Result, Success
+from sqlalchemy import Connection, text
+
+from llm_effects.effects import result_of
+from llm_effects.errors import ConfigurationError, LLMError, StorageFailed
+from llm_effects.stores import sql_turns
+from llm_effects.stores.conversations_sql import SqlConversations
+from llm_effects.stores.database_urls import file_database
+from llm_effects.stores.databases import Database
+from llm_effects.stores.sql_engines import sqlite_engines
+from llm_effects.stores.sql_migrations import Migration, migrate
+from llm_effects.stores.sql_schema import MIGRATIONS
+from llm_effects.stores.sql_tables import CONVERSATIONS
+from llm_effects.testing import CONVERSATION_CHECKS
+from llm_effects.testing.conformance import Talk, asked, made, texts
+from llm_effects.turns import TurnState
+from tests.fixtures.futures import run_in
+from tests.test_cache_sqlite import of_nobody, shared_folder, told
+
+__all__ = ["shared_folder"]
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "conversations.db"
+
+
+def at(path: Path, lock_wait_seconds: float = 5.0) -> SqlConversations:
+    return SqlConversations(file_database(path, lock_wait_seconds=lock_wait_seconds))
+
+
+async def filled(path: Path) -> Talk:
+    """A file with one whole turn."""
+    talk = await Talk(at(path), id="c", owner="alice").started()
+    await talk.turned("why?", "because")
+    await talk.store.aclose()
+    return talk
+
+
+def again(talk: Talk, path: Path, lock_wait_seconds: float = 5.0) -> Talk:
+    return Talk(at(path, lock_wait_seconds), id=talk.id, owner=talk.owner)
+
+
+async def reading_fails(path: Path) -> LLMError:
+    """How reading and writing fail, alike."""
+    talk = Talk(at(path), id="c", owner="alice")
+    failures = [
+        (await result_of(future)).failure()
+        for future in (talk.store.load("c", "alice"), talk.store.begin_turn("c", "alice", 2, asked("more")))
+    ]
+    await talk.store.aclose()
+    assert failures[0].tag == failures[1].tag
+    return failures[0]
+
+
+# The file.
+
+
+async def test_fault_133_only_the_owner_may_read_what_was_said(path: Path) -> None:
+    talk = await Talk(at(path)).started()
+    files = list(path.parent.iterdir())
+    assert len(files) == 3
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    await talk.store.aclose()
+    path.chmod(0o644)
+    talk = again(talk, path)
+    await talk.read()
+    assert path.stat().st_mode & 0o777 == 0o600
+    await talk.store.aclose()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+async def test_opening_a_store_makes_no_file_and_closing_leaves_no_thread(path: Path) -> None:
+    before = set(threading.enumerate())
+    store = at(path)
+    assert not path.exists()
+    await Talk(store).started()
+    await store.aclose()
+    await store.aclose()
+    assert not {each for each in set(threading.enumerate()) - before if each.name.startswith("llm-effects")}
+    failure = (await result_of(store.load("c", None))).failure()
+    assert isinstance(failure, StorageFailed)
+    assert not failure.transient
+
+
+async def test_fault_122_each_commit_reaches_the_disk(path: Path) -> None:
+    database = file_database(path)
+
+    def settings(connection: Connection) -> Success[tuple[object, ...]]:
+        names = ("synchronous", "journal_mode", "foreign_keys")
+        return Success(tuple(connection.execute(text(f"PRAGMA {name}")).scalar() for name in names))
+
+    full = 2
+    assert await made(database.write("look", settings)) == (full, "wal", 1)
+    assert await made(database.read("look", settings)) == (full, "wal", 1)
+    await database.aclose()
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ("CREATE TABLE mine (text)", "INSERT INTO mine VALUES ('dear')"),
+        ("PRAGMA application_id = 1",),
+        ("CREATE TABLE llm_conversations (id)",),
+    ],
+)
+async def test_the_file_of_another_program_is_left_alone(path: Path, statements: tuple[str, ...]) -> None:
+    told(path, *statements)
+    before = path.read_bytes()
+    failure = await reading_fails(path)
+    assert isinstance(failure, ConfigurationError)
+    assert "another program" in failure.message
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"no database, but long enough to look like one\n" * 99, pickle.dumps({"a": 1})])
+async def test_a_file_that_is_no_database_is_left_alone(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    failure = await reading_fails(path)
+    assert isinstance(failure, ConfigurationError)
+    assert "is no SQLite database" in failure.message
+    assert path.read_bytes() == content
+
+
+async def test_a_file_that_is_taken_away_while_it_is_open_is_a_failure_and_is_not_made_anew(path: Path) -> None:
+    talk = await Talk(at(path)).started()
+    path.rename(path.with_name("moved"))
+    failure = (await result_of(talk.store.load(talk.id, talk.owner))).failure()
+    assert isinstance(failure, StorageFailed)
+    assert "No such file" in failure.message
+    assert not path.exists()
+    path.write_bytes(b"")
+    failure = (await result_of(talk.store.begin_turn(talk.id, talk.owner, 0, asked("why?")))).failure()
+    assert isinstance(failure, StorageFailed)
+    assert "replaced while it was open" in failure.message
+    path.unlink()
+    path.with_name("moved").rename(path)
+    await talk.turned("why?", "because")
+    await talk.store.aclose()
+
+
+# Migrations.
+
+
+async def test_fault_127_a_newer_file_is_refused_and_left_as_it_is(path: Path) -> None:
+    await filled(path)
+    told(path, f"INSERT INTO llm_migrations VALUES ({len(MIGRATIONS) + 1}, 'tomorrow', 'x')")
+    before = path.read_bytes()
+    failure = await reading_fails(path)
+    assert isinstance(failure, ConfigurationError)
+    assert "newer version" in failure.message
+    assert path.read_bytes() == before
+
+
+async def test_fault_127_a_file_with_other_migrations_is_refused(path: Path) -> None:
+    await filled(path)
+    told(path, "UPDATE llm_migrations SET name = 'theirs' WHERE number = 1")
+    failure = await reading_fails(path)
+    assert isinstance(failure, ConfigurationError)
+    assert "does not know" in failure.message
+
+
+async def test_fault_127_a_migration_that_breaks_off_leaves_nothing(path: Path) -> None:
+    broken = Migration("broken", ("CREATE TABLE half (id)", "CREATE TABLE half (id)"))
+    with closing(sqlite3.connect(path)):
+        engines = sqlite_engines(path)
+        with pytest.raises(Exception, match="half already exists"):
+            migrate(engines.reading, engines.writing, (*MIGRATIONS, broken))
+        engines.dispose()
+    assert told(path, "SELECT count(*) FROM sqlite_schema WHERE name = 'half'") == 0
+    assert told(path, "SELECT count(*) FROM llm_migrations") == len(MIGRATIONS)
+    await filled(path)
+
+
+@pytest.mark.parametrize("version", range(len(MIGRATIONS) + 1))
+async def test_fault_127_a_file_of_each_earlier_version_is_brought_up_to_date(path: Path, version: int) -> None:
+    engines = sqlite_engines(path)
+    migrate(engines.reading, engines.writing, MIGRATIONS[:version])
+    engines.dispose()
+    store = at(path)
+    for check in CONVERSATION_CHECKS[:3]:
+        await check(store)
+    await store.aclose()
+    assert told(path, "SELECT count(*) FROM llm_migrations") == len(MIGRATIONS)
+
+
+def test_the_tables_have_the_columns_that_queries_name(path: Path) -> None:
+    engines = sqlite_engines(path)
+    migrate(engines.reading, engines.writing, MIGRATIONS)
+    engines.dispose()
+    with closing(sqlite3.connect(path)) as file:
+        for table in CONVERSATIONS.metadata.tables.values():
+            columns = [row[1] for row in file.execute(f"PRAGMA table_info({table.name})")]
+            assert columns == [column.name for column in table.columns]
+
+
+# No way to write.
+
+
+async def test_fault_126_a_file_that_is_read_only_is_read(shared_folder: Path) -> None:
+    path = shared_folder / "conversations.db"
+    talk = await filled(path)
+    path.chmod(0o400)
+    with of_nobody(shared_folder):
+        talk = again(talk, path)
+        assert texts(await talk.read()) == ["why?", "because"]
+        failure = (await result_of(talk.store.begin_turn(talk.id, talk.owner, 2, asked("more")))).failure()
+        assert isinstance(failure, StorageFailed)
+        assert "read-only" in failure.message
+        await talk.store.aclose()
+
+
+async def test_fault_126_a_file_that_may_not_be_read_is_a_failure(shared_folder: Path) -> None:
+    path = shared_folder / "conversations.db"
+    await filled(path)
+    path.chmod(0)
+    with of_nobody(shared_folder):
+        failure = await reading_fails(path)
+        assert isinstance(failure, StorageFailed)
+        assert "cannot be opened" in failure.message
+
+
+async def test_fault_126_a_disk_that_is_full_stores_nothing_and_says_so(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "none", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no small disk can be mounted here: that takes root")
+    try:
+        talk = await Talk(at(tmp_path / "conversations.db")).started()
+        turn = await talk.turned("why?", "because")
+        for _ in range(2):
+            future = talk.store.begin_turn(talk.id, talk.owner, 2, asked("x" * 700_000))
+            failure = (await result_of(future)).failure()
+            assert isinstance(failure, StorageFailed)
+            assert "no room left" in failure.message
+            assert "xxx" not in repr(failure)
+        assert (await talk.read()).turns == (turn,)
+        await talk.turned("again?", "yes")
+        await talk.store.aclose()
+        assert told(tmp_path / "conversations.db", "PRAGMA integrity_check") == "ok"
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+async def test_fault_126_a_locked_file_is_read_and_a_write_fails_in_time(path: Path) -> None:
+    talk = again(await filled(path), path, lock_wait_seconds=0.05)
+    await talk.read()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert texts(await talk.read()) == ["why?", "because"]
+        failure = (await result_of(talk.store.begin_turn(talk.id, talk.owner, 2, asked("more")))).failure()
+        assert isinstance(failure, StorageFailed)
+        assert failure.transient
+        assert "locked" in failure.message
+        other.execute("ROLLBACK")
+    await talk.turned("more", "yes")
+    await talk.store.aclose()
+
+
+# What is in it.
+
+FORGED = (
+    '{"py/object": "os.system"}',
+    "!!python/object/apply:os.system [id]",
+    '{"lc": 1, "type": "constructor", "id": ["os", "system"], "kwargs": {}}',
+    "[" * 100_000,
+    '{"id": 1, "message": {}, "at": "now"}',
+    "null",
+    "",
+)
+
+
+@pytest.mark.parametrize("table", ["llm_conversations", "llm_turns", "llm_messages"])
+async def test_fault_130_what_was_forged_is_data_or_a_failure(path: Path, table: str) -> None:
+    talk = await filled(path)
+    for document in (*FORGED, pickle.dumps(print)):
+        with closing(sqlite3.connect(path)) as file, file:
+            file.execute(f"UPDATE {table} SET document = ?", (document,))
+        store = at(path)
+        failure = (await result_of(store.load(talk.id, talk.owner))).failure()
+        assert isinstance(failure, StorageFailed)
+        assert "holds no" in failure.message
+        await store.aclose()
+
+
+async def test_fault_123_a_call_that_fails_leaves_a_turn_that_is_not_doubled(path: Path) -> None:
+    talk = await Talk(at(path)).started()
+    turn = asked("why?", turn_id="t", writer="first")
+    await talk.begun(turn)
+    await talk.ended("t", state=TurnState.FAILED)
+    await talk.store.aclose()
+    talk = again(talk, path)
+    await talk.begun(asked("why?", turn_id="t", writer="second"))
+    await talk.ended("t", "because")
+    assert texts(await talk.read()) == ["why?", "because"]
+    await talk.store.aclose()
+
+
+# Growth.
+
+
+async def steps_of(database: Database, talk: Talk) -> list[int]:
+    """How many steps SQLite takes to load the newest turns, and to begin a turn."""
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    def counted(work: Callable[[Connection], object]) -> Callable[[Connection], Result[int, LLMError]]:
+        def run(connection: Connection) -> Result[int, LLMError]:
+            nonlocal steps
+            steps = 0
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, sqlite3.Connection)
+            driver.set_progress_handler(step, 1)
+            work(connection)
+            driver.set_progress_handler(None, 0)
+            return Success(steps)
+
+        return run
+
+    version = await talk.version()
+    load = counted(lambda connection: sql_turns.load(connection, talk.id, talk.owner, 3))
+    begin = counted(lambda connection: sql_turns.begin_turn(connection, talk.id, talk.owner, version, asked("more")))
+    return [await made(database.read("load", load)), await made(database.write("begin", begin))]
+
+
+async def test_a_turn_costs_the_same_in_a_long_conversation_and_a_full_store(path: Path) -> None:
+    store = at(path)
+    short, long = await Talk(store).started(), await Talk(store).started()
+    await made(store.append(short.id, short.owner, 0, tuple(asked("x") for _ in range(5))))
+    before = await steps_of(store.database, short)
+    await made(store.append(long.id, long.owner, 0, tuple(asked("x") for _ in range(3_000))))
+    await made(store.begin_turn(short.id, short.owner, await short.version(), asked("x")))
+    assert await steps_of(store.database, long) == pytest.approx(before, rel=0.2)
+    assert await steps_of(store.database, short) == pytest.approx(before, rel=0.2)
+    await store.aclose()
+
+
+# Event loops.
+
+
+def test_event_loops_one_after_another_share_a_store(path: Path) -> None:
+    talk = Talk(at(path))
+    run_in("asyncio", talk.started)
+    run_in("trio", lambda: talk.turned("one", "1"))
+    assert texts(run_in("asyncio", talk.read)) == ["one", "1"]
+    run_in("trio", talk.store.aclose)
+
+
+async def test_a_cancelled_caller_leaves_the_store_as_it_was(path: Path) -> None:
+    talk = await Talk(at(path)).started()
+    for number in range(10):
+        async with anyio.create_task_group() as tasks:
+            turn = asked(str(number), turn_id=str(number))
+            tasks.start_soon(talk.begun, turn)
+            await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+    await talk.turned("last", "yes")
+    history = await talk.read()
+    assert [turn.number for turn in history.turns] == list(range(1, len(history.turns) + 1))
+    assert texts(history)[-2:] == ["last", "yes"]
+    await talk.store.aclose()

@@ -1,0 +1,188 @@
+"""Conversations on a Postgres server: transactions that are taken back, connections that go, and no secret told."""
+
+from collections.abc import Callable
+
+import pytest
+from returns.result import Result, Success
+from sqlalchemy import Connection, text
+
+from llm_effects.effects import result_of
+from llm_effects.errors import ConfigurationError, LLMError, StorageFailed
+from llm_effects.stores.conversations_sql import SqlConversations
+from llm_effects.stores.database_urls import open_database
+from llm_effects.stores.databases import PAUSES_S, Database
+from llm_effects.testing.conformance import Talk, asked, made, texts
+from tests.fixtures.futures import run_in
+from tests.fixtures.postgres_server import Postgres, postgres_server, start
+from tests.fixtures.redis_server import free_port
+
+__all__ = ["postgres_server"]
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def url(postgres_server: Postgres) -> str:
+    return postgres_server.new_url()
+
+
+def opened(url: str) -> Database:
+    return open_database(url).unwrap()
+
+
+async def failure_of(store: SqlConversations) -> LLMError:
+    """How reading fails; closes the store."""
+    failure = (await result_of(store.load("c", "alice"))).failure()
+    await store.aclose()
+    return failure
+
+
+class Work:
+    """Work of a transaction that meets trouble so many times."""
+
+    def __init__(self, trouble: Callable[[Connection], object], times: int = 1) -> None:
+        self.trouble, self.times, self.tries = trouble, times, 0
+
+    def __call__(self, connection: Connection) -> Result[int, LLMError]:
+        self.tries += 1
+        connection.execute(text("INSERT INTO tries VALUES (1)"))
+        if self.tries <= self.times:
+            self.trouble(connection)
+        return Success(self.tries)
+
+
+async def stored(database: Database) -> int:
+    """How often the work was stored; forgets it."""
+
+    def count(connection: Connection) -> Result[int, LLMError]:
+        return Success(connection.execute(text("DELETE FROM tries")).rowcount)
+
+    return await made(database.write("count", count))
+
+
+@pytest.fixture
+async def database(url: str, postgres_server: Postgres) -> Database:
+    postgres_server.told("CREATE TABLE IF NOT EXISTS tries (n INTEGER)", url.rpartition("/")[2])
+    return opened(url)
+
+
+def raising(code: str) -> Callable[[Connection], object]:
+    block = f"DO $$ BEGIN RAISE EXCEPTION 'trouble' USING ERRCODE = '{code}'; END $$"
+    return lambda connection: connection.execute(text(block))
+
+
+@pytest.mark.parametrize("code", ["40001", "40P01"])
+async def test_fault_128_a_transaction_that_was_taken_back_is_tried_again_as_a_whole(
+    database: Database, code: str
+) -> None:
+    for repeatable in (True, False):
+        assert await made(database.write("try", Work(raising(code), times=2), repeatable=repeatable)) == 3
+        assert await stored(database) == 1
+    await database.aclose()
+
+
+async def test_fault_128_the_tries_are_bounded(database: Database) -> None:
+    work = Work(raising("40001"), times=100)
+    failure = (await result_of(database.write("try", work))).failure()
+    assert isinstance(failure, StorageFailed)
+    assert (failure.transient, failure.code, work.tries) == (True, "40001", len(PAUSES_S) + 1)
+    assert await stored(database) == 0
+    await database.aclose()
+
+
+async def test_another_error_is_not_tried_again(database: Database) -> None:
+    work = Work(raising("P0001"), times=100)
+    failure = (await result_of(database.write("try", work))).failure()
+    assert isinstance(failure, StorageFailed)
+    assert (failure.transient, work.tries) == (False, 1)
+    await database.aclose()
+
+
+def suicide(connection: Connection) -> None:
+    connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+
+async def test_fault_128_a_connection_that_goes_in_the_middle_is_begun_again(database: Database) -> None:
+    for repeatable in (True, False):
+        assert await made(database.write("try", Work(suicide), repeatable=repeatable)) == 2
+        assert await stored(database) == 1
+    await database.aclose()
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+async def test_fault_128_a_commit_that_nobody_knows_of_is_repeated_only_where_that_does_no_harm(
+    database: Database, postgres_server: Postgres, repeatable: bool
+) -> None:
+    def murdered(connection: Connection) -> None:
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        postgres_server.told(f"SELECT pg_terminate_backend({pid}, 5000)")
+
+    work = Work(murdered)
+    result = await result_of(database.write("try", work, repeatable=repeatable))
+    if repeatable:
+        assert result == Success(2)
+    else:
+        failure = result.failure()
+        assert isinstance(failure, StorageFailed)
+        assert (failure.transient, work.tries) == (True, 1)
+        assert "may be there or not" in failure.message
+    assert await stored(database) == int(repeatable)
+    await database.aclose()
+
+
+async def test_fault_128_all_connections_may_be_killed_between_two_turns(url: str, postgres_server: Postgres) -> None:
+    talk = await Talk(SqlConversations(opened(url))).started()
+    for number in range(3):
+        await talk.turned(str(number), "yes")
+        name = url.rpartition("/")[2]
+        postgres_server.told(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    assert texts(await talk.read()) == ["0", "yes", "1", "yes", "2", "yes"]
+    await talk.store.aclose()
+
+
+def test_fault_128_a_server_that_crashes_and_comes_back_loses_nothing() -> None:
+    async def run(server: Postgres) -> None:
+        talk = await Talk(SqlConversations(opened(server.url()))).started()
+        turn = await talk.turned("why?", "because")
+        with server.crashed():
+            failure = (await result_of(talk.store.begin_turn(talk.id, talk.owner, 2, asked("more")))).failure()
+            assert isinstance(failure, StorageFailed)
+            assert failure.transient
+        assert (await talk.read()).turns == (turn,)
+        await talk.store.aclose()
+
+    with start() as server:
+        run_in("asyncio", lambda: run(server))
+
+
+async def test_no_server_is_a_failure_that_may_pass(postgres_server: Postgres) -> None:
+    url = postgres_server.url().replace(str(postgres_server.port), str(free_port()))
+    failure = await failure_of(SqlConversations(opened(url)))
+    assert isinstance(failure, StorageFailed)
+    assert failure.transient
+    assert "hunter2" not in repr(failure)
+
+
+async def test_a_password_is_never_told(postgres_server: Postgres) -> None:
+    url = postgres_server.url().replace("hunter2", "hunter3")
+    failure = await failure_of(SqlConversations(opened(url)))
+    assert "authentication failed" in repr(failure)
+    assert "hunter" not in repr(failure)
+
+
+async def test_a_user_who_may_make_no_tables_is_a_problem_of_the_set_up(postgres_server: Postgres) -> None:
+    name = postgres_server.new_url().rpartition("/")[2]
+    postgres_server.told(f"CREATE ROLE guest_of_{name} LOGIN PASSWORD 'guest-secret'")
+    url = f"postgresql://guest_of_{name}:guest-secret@127.0.0.1:{postgres_server.port}/{name}"
+    failure = await failure_of(SqlConversations(opened(url)))
+    assert isinstance(failure, ConfigurationError)
+    assert "permission denied" in failure.message
+    assert "guest-secret" not in repr(failure)
+
+
+async def test_fault_127_a_newer_database_is_refused(postgres_server: Postgres) -> None:
+    url = postgres_server.new_url()
+    await (await Talk(SqlConversations(opened(url))).started()).store.aclose()
+    postgres_server.told("INSERT INTO llm_migrations VALUES (1000, 'tomorrow', 'x')", url.rpartition("/")[2])
+    failure = await failure_of(SqlConversations(opened(url)))
+    assert isinstance(failure, ConfigurationError)

@@ -1,0 +1,380 @@
+"""Answers of a type: through re-asks, cache, routing, fallback and streams, and from a real small model."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, Final, Literal
+
+import anyio
+import pytest
+from attrs import evolve, field, frozen
+from attrs.validators import gt, max_len
+from returns.result import Result
+
+from llm_effects import (
+    CachePolicy,
+    Capabilities,
+    Completed,
+    ContentRefused,
+    Effect,
+    Failed,
+    FinishReason,
+    InvalidRequest,
+    LLMConfig,
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    LLMResponse,
+    ModelConfig,
+    NetworkError,
+    Pieces,
+    Preferences,
+    Price,
+    Recovery,
+    RequestFailed,
+    Restarted,
+    SchemaMismatch,
+    Scripted,
+    Started,
+    StreamEvent,
+    Structured,
+    TextDelta,
+    Tool,
+    answer,
+    explain,
+    generate,
+    generate_as,
+    open_env,
+    scripted,
+    scripted_env,
+    settle,
+)
+from llm_effects.stores.cache_memory import MemoryCache
+from tests.fixtures.llama_server import llama_server as llama_server  # noqa: PLC0414 - a fixture
+from tests.fixtures.llama_server import model_or_skip
+
+pytestmark = pytest.mark.anyio
+
+ASK: Final = LLMRequest(prompt="How bad is it?")
+LEVEL: Final = Literal["low", "high"]
+GOOD: Final = '{"title": "p99", "score": 3}'
+BAD: Final = '{"title": 1, "scores": 3}'
+
+PRICE: Final = Price(input=Decimal(1), output=Decimal(1))
+TWO: Final = LLMConfig(
+    models={
+        "first": ModelConfig(provider="lm-studio", model="a", price=PRICE),
+        "second": ModelConfig(provider="ollama", model="b", price=PRICE),
+    }
+)
+ONE: Final = evolve(TWO, models={"first": TWO.models["first"]})
+
+
+@frozen
+class Report:
+    title: str
+    score: int = field(validator=gt(0))
+
+
+async def asked(
+    *replies: Any, kind: Any = Report, request: LLMRequest = ASK, config: LLMConfig = ONE, **more: Any
+) -> tuple[Result[Structured[Any], LLMError], Scripted]:
+    model = scripted(*replies)
+    return await settle(generate_as(request, kind, **more), scripted_env(config=config, clients=model)), model
+
+
+def caching(model: Scripted, config: LLMConfig = ONE) -> LLMEnv:
+    return evolve(scripted_env(config=config, clients=model), cache=MemoryCache(100))
+
+
+def listening(events: list[StreamEvent]) -> Any:
+    async def sink(event: StreamEvent) -> None:
+        events.append(event)
+
+    return sink
+
+
+def told(events: Sequence[StreamEvent]) -> list[str]:
+    return [event.text if isinstance(event, TextDelta) else type(event).__name__ for event in events]
+
+
+class TestAnswers:
+    async def test_a_value_and_its_response(self) -> None:
+        result, model = await asked(GOOD)
+        structured = result.unwrap()
+        assert structured.value == Report("p99", 3)
+        assert structured.response.content == GOOD
+        assert model.requests[0].response_schema is not None
+
+    async def test_a_kind_may_be_given_as_what_comes_back(self) -> None:
+        result, _ = await asked('{"value": "low"}', kind=Structured[LEVEL])
+        assert result.unwrap().value == "low"
+
+    async def test_the_problems_go_back_to_the_model(self) -> None:
+        result, model = await asked("Well...", BAD, GOOD)
+        structured = result.unwrap()
+        assert structured.value == Report("p99", 3)
+        assert len(structured.response.attempts) == 3
+        assert structured.response.cost == sum((each.cost for each in structured.response.attempts[1:]),
+                                               structured.response.attempts[0].cost)  # fmt: skip
+        again = model.requests[2]
+        assert [turn.role for turn in again.messages] == ["user", "assistant", "user"]
+        says = again.messages[-1].parts[0].text  # type: ignore[union-attr]
+        assert "$.title: expected `str`, got `int`" in says
+        assert "$.score: is missing" in says
+        assert '"additionalProperties":false' in says
+        assert len(structured.response.warnings) == 2
+
+    async def test_what_is_still_wrong_is_an_error_with_all_that_it_cost(self) -> None:
+        result, model = await asked(BAD)
+        error = result.failure()
+        assert isinstance(error, SchemaMismatch)
+        assert error.raw == BAD
+        assert "$.score: is missing" in error.problems
+        assert (len(model.calls), len(error.attempts), error.model) == (3, 3, "first")
+        assert error.cost.usd
+        assert error.cost.usd == sum(each.cost.usd or 0 for each in error.attempts)
+
+    @pytest.mark.parametrize("reasks", [0, 1])
+    async def test_re_asks_are_as_many_as_wanted(self, reasks: int) -> None:
+        _, model = await asked(BAD, reasks=reasks)
+        assert len(model.calls) == reasks + 1
+
+    async def test_re_asks_end_with_the_attempts_of_a_call(self) -> None:
+        few = evolve(ONE, routing=evolve(ONE.routing, max_attempts=2))
+        _, model = await asked(BAD, reasks=50, config=few)
+        assert len(model.calls) == 2
+
+    async def test_the_rules_of_the_class_are_told_too(self) -> None:
+        result, model = await asked('{"title": "x", "score": 0}', GOOD)
+        assert result.unwrap().value.score == 3
+        assert "$.score: expected `int` >= 1" in model.requests[1].messages[-1].parts[0].text  # type: ignore[union-attr]
+
+    async def test_a_cut_off_answer_is_not_asked_for_again(self) -> None:
+        cut = evolve(answer('{"title": "p9'), finish_reason=FinishReason.LENGTH)
+        result, model = await asked(cut)
+        error = result.failure()
+        assert isinstance(error, SchemaMismatch)
+        assert "raise preferences.max_tokens" in error.problems[0]
+        assert len(model.calls) == 1
+
+    async def test_what_is_whole_though_it_was_cut_off_is_taken(self) -> None:
+        result, _ = await asked(evolve(answer(GOOD + " And"), finish_reason=FinishReason.LENGTH))
+        assert result.unwrap().value == Report("p99", 3)
+
+    async def test_other_errors_pass(self) -> None:
+        assert isinstance((await asked(ContentRefused()))[0].failure(), ContentRefused)
+        assert isinstance((await asked(BAD, ContentRefused()))[0].failure(), ContentRefused)
+
+    @pytest.mark.parametrize(
+        ("request_", "kind", "says"),
+        [
+            (ASK, complex, "no JSON Schema"),
+            (ASK, "Report", "no JSON Schema"),
+            (evolve(ASK, response_schema={"type": "object"}), Report, "response_schema"),
+            (evolve(ASK, tools=(Tool("look"),)), Report, "tools"),
+        ],
+    )
+    async def test_what_cannot_be_asked_is_told_before_any_model_is(
+        self, request_: LLMRequest, kind: object, says: str
+    ) -> None:
+        result, model = await asked(GOOD, request=request_, kind=kind)
+        error = result.failure()
+        assert isinstance(error, InvalidRequest)
+        assert says in error.message
+        assert not model.calls
+
+    async def test_generate_is_untouched(self) -> None:
+        model = scripted(BAD)
+        assert (await settle(generate(ASK), scripted_env(clients=model))).unwrap().content == BAD
+        assert len(model.calls) == 1
+
+
+class TestRouting:
+    async def test_the_next_model_is_asked_when_one_never_fits(self) -> None:
+        result, model = await asked(BAD, BAD, GOOD, config=TWO, reasks=1)
+        structured = result.unwrap()
+        assert structured.response.model == "second"
+        assert [call.model for call in model.calls] == ["first", "first", "second"]
+        assert len(structured.response.attempts) == 3
+        assert model.requests[2].messages == ()  # it begins afresh
+
+    async def test_all_of_them_are_told_of_when_none_fits(self) -> None:
+        result, model = await asked(BAD, config=TWO, reasks=0)
+        error = result.failure()
+        assert isinstance(error, RequestFailed)
+        assert [(each.tag, each.model) for each in error.errors] == [
+            ("SchemaMismatch", "first"),
+            ("SchemaMismatch", "second"),
+        ]
+        assert len(model.calls) == 2
+
+    async def test_a_model_that_breaks_at_a_re_ask_is_followed_by_the_next(self) -> None:
+        result, _ = await asked(BAD, NetworkError(phase="dns"), NetworkError(phase="dns"), GOOD, config=TWO)
+        assert result.unwrap().response.model == "second"
+
+    async def test_a_model_that_takes_no_schema_is_left_out(self) -> None:
+        dumb = evolve(TWO.models["first"], capabilities=Capabilities(schema=False))
+        result, model = await asked(GOOD, config=evolve(TWO, models={**TWO.models, "first": dumb}))
+        assert result.unwrap().response.model == "second"
+        assert len(model.calls) == 1
+
+    async def test_a_model_that_cannot_express_it_is_left_out_and_says_why(self) -> None:
+        claude = ModelConfig(provider="anthropic", model="claude-sonnet-5", api_key="k")
+        both = LLMConfig(models={"claude": claude, "first": TWO.models["first"]})
+        request = evolve(ASK, task_type="analysis")
+        result, _ = await asked('{"a": 1}', kind=dict[str, int], request=request, config=both)
+        assert result.unwrap().response.model == "first"
+        alone = evolve(both, models={"claude": claude})
+        refused, model = await asked("{}", kind=dict[str, int], request=request, config=alone)
+        error = refused.failure()
+        assert isinstance(error, InvalidRequest)
+        assert "keys that are not named" in error.message
+        assert not model.calls
+
+    async def test_explain_shows_it(self) -> None:
+        claude = ModelConfig(provider="anthropic", model="claude-sonnet-5", api_key="k")
+        both = LLMConfig(models={"claude": claude, "first": TWO.models["first"]})
+        free = evolve(ASK, response_schema={"type": "object"})
+        decision = (await settle(explain(free), scripted_env(config=both))).unwrap()
+        assert [each.model for each in decision.left_out] == ["claude"]
+
+
+class TestCaching:
+    async def test_an_answer_that_fits_is_paid_for_once(self) -> None:
+        model = scripted(BAD, GOOD, "never")
+        env = caching(model)
+        first = (await settle(generate_as(ASK, Report), env)).unwrap()
+        second = (await settle(generate_as(ASK, Report), env)).unwrap()
+        assert first.value == second.value
+        assert (second.response.cached, len(model.calls)) == (True, 2)
+
+    async def test_one_that_never_fits_is_not_kept(self) -> None:
+        model = scripted(BAD, BAD, GOOD)
+        env = caching(model)
+        assert isinstance((await settle(generate_as(ASK, Report, reasks=1), env)).failure(), SchemaMismatch)
+        assert (await settle(generate_as(ASK, Report), env)).unwrap().value == Report("p99", 3)
+
+    async def test_a_kept_one_that_does_not_fit_is_replaced(self) -> None:
+        model = scripted(BAD, GOOD, "never")
+        env = caching(model)
+        wanted = generate_as(ASK, Report)
+        schema = (await settle(wanted, scripted_env(GOOD))).unwrap()
+        assert schema.value
+        probe = scripted(GOOD)
+        await settle(wanted, scripted_env(clients=probe))
+        await settle(generate(probe.requests[0]), env)  # by plain ``generate``, which judges nothing
+        first = (await settle(wanted, env)).unwrap()
+        assert first.value == Report("p99", 3)
+        assert "was not asked for here" in first.response.warnings[0]
+        assert (await settle(wanted, env)).unwrap().response.cached
+        assert len(model.calls) == 2
+
+    async def test_only_the_cache_means_only_the_cache(self) -> None:
+        model = scripted(BAD)
+        env = caching(model)
+        probe = scripted(GOOD)
+        await settle(generate_as(ASK, Report), scripted_env(clients=probe))
+        await settle(generate(probe.requests[0]), env)
+        error = (await settle(generate_as(evolve(ASK, cache=CachePolicy.ONLY), Report), env)).failure()
+        assert isinstance(error, SchemaMismatch)
+        assert (len(model.calls), error.attempts) == (1, ())
+
+    async def test_who_shares_a_call_with_one_that_judges_nothing_judges_for_itself(self) -> None:
+        probe = scripted(GOOD)
+        await settle(generate_as(ASK, Report), scripted_env(clients=probe))
+        model = scripted(Pieces((BAD,), pause=0.02), GOOD)
+        env = caching(model)
+        got: list[Any] = []
+
+        async def run(effect: Effect[Any]) -> None:
+            got.append((await settle(effect, env)).unwrap())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(run, generate(probe.requests[0]))
+            group.start_soon(run, generate_as(ASK, Report))
+        assert {type(each) for each in got} == {LLMResponse, Structured}
+        assert len(model.calls) == 2
+
+
+class TestStreams:
+    async def test_events_are_passed_on(self) -> None:
+        events: list[StreamEvent] = []
+        result, _ = await asked(GOOD, sink=listening(events))
+        assert told(events) == ["Started", GOOD, "Completed"]
+        assert events[-1] == Completed(result.unwrap().response)
+
+    async def test_a_re_ask_restarts_the_stream(self) -> None:
+        events: list[StreamEvent] = []
+        result, _ = await asked(Pieces((BAD[:5], BAD[5:])), GOOD, sink=listening(events))
+        assert result.unwrap().value == Report("p99", 3)
+        assert told(events) == ["Started", BAD[:5], BAD[5:], "Restarted", GOOD, "Completed"]
+        assert Restarted("first") in events
+
+    async def test_the_next_model_follows_a_commit_only_where_recovery_lets_it(self) -> None:
+        failed, model = await asked(BAD, BAD, GOOD, config=TWO, reasks=1, sink=listening([]))
+        assert isinstance(failed.failure(), SchemaMismatch)
+        assert len(model.calls) == 2
+        events: list[StreamEvent] = []
+        again = evolve(ASK, recovery=Recovery.RESTART)
+        result, _ = await asked(BAD, BAD, GOOD, config=TWO, reasks=1, sink=listening(events), request=again)
+        assert result.unwrap().response.model == "second"
+        assert told(events)[-3:] == ["Restarted", GOOD, "Completed"]
+
+    async def test_a_stream_ends_with_what_went_wrong(self) -> None:
+        events: list[StreamEvent] = []
+        result, _ = await asked(BAD, reasks=0, sink=listening(events))
+        assert events[-1] == Failed(result.failure())
+        refused: list[StreamEvent] = []
+        result, _ = await asked(BAD, kind=complex, sink=listening(refused))
+        assert refused == [Failed(result.failure())]
+
+    async def test_a_kept_answer_that_does_not_fit_is_taken_back(self) -> None:
+        model = scripted(BAD, GOOD)
+        env = caching(model)
+        probe = scripted(GOOD)
+        await settle(generate_as(ASK, Report), scripted_env(clients=probe))
+        await settle(generate(probe.requests[0]), env)
+        events: list[StreamEvent] = []
+        await settle(generate_as(ASK, Report, sink=listening(events)), env)
+        assert told(events) == ["Started", BAD, "Restarted", GOOD, "Completed"]
+        assert isinstance(events[0], Started)
+
+
+@frozen
+class Fruit:
+    name: str
+    colour: Literal["red", "green", "yellow"]
+    sweet: bool
+    seeds: int | None = None
+
+
+@frozen
+class Brief:
+    """What would be a long story, were it not for its validator: the grammar ends the text."""
+
+    story: str = field(validator=max_len(20))
+
+
+BRIEFLY: Final = Preferences(max_tokens=64, temperature=0)
+PROMPT: Final = 'Describe an apple as JSON like {"name": "pear", "colour": "green", "sweet": true, "seeds": 5}.'
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+class TestTheSmallModel:
+    async def test_in_this_process(self) -> None:
+        tiny = ModelConfig(provider="llama", model_path=str(model_or_skip()), context_length=1024, threads=1)
+        async with open_env(LLMConfig(models={"tiny": tiny})) as env:
+            for kind in (Fruit, Literal["red", "green"], Brief):
+                asked = generate_as(LLMRequest(prompt=PROMPT, preferences=BRIEFLY), kind, reasks=0)
+                structured = (await settle(asked, env)).unwrap()
+                assert structured.response.model == "tiny"
+                assert len(structured.response.attempts) == 1
+                assert structured.response.finish_reason is FinishReason.STOP
+
+    async def test_over_http(self, llama_server: str) -> None:
+        served = ModelConfig(provider="llama-cpp", endpoint=llama_server)
+        async with open_env(LLMConfig(models={"served": served})) as env:
+            result = await settle(
+                generate_as(LLMRequest(prompt=PROMPT, preferences=BRIEFLY), bool | None, reasks=0), env
+            )
+        assert result.unwrap().value in {True, False, None}

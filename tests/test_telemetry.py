@@ -1,0 +1,693 @@
+"""What is told of calls: spans and metrics after the GenAI conventions, and log records; never what was said."""
+
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from decimal import Decimal
+from types import ModuleType
+
+import anyio
+import pytest
+from attrs import evolve, field, frozen
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, Metric
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+from returns.future import FutureResult
+from returns.result import Result
+
+from llm_effects import (
+    AuthenticationFailed,
+    Call,
+    Effect,
+    Generate,
+    Image,
+    InvalidRequest,
+    Late,
+    LLMConfig,
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    LLMResponse,
+    Message,
+    ModelConfig,
+    ModelUnavailable,
+    NetworkError,
+    Pieces,
+    Preferences,
+    Price,
+    RateLimitExceeded,
+    Reasoning,
+    RequestTimeout,
+    StorageFailed,
+    Text,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Usage,
+    answer,
+    effect,
+    embed,
+    generate,
+    open_stream,
+    scripted_env,
+    settle,
+    stream,
+)
+from llm_effects.attachments import Document
+from llm_effects.config import TelemetryConfig
+from llm_effects.live import live_clients, live_env
+from llm_effects.pipeline import complete, generate_call, layered, observed, routed, run_call, traced
+from llm_effects.records import Attributes, Measure
+from llm_effects.responses import FinishReason
+from llm_effects.services import Span
+from llm_effects.stores.absent import NoTelemetry
+from llm_effects.stores.cache_memory import MemoryCache
+from llm_effects.telemetry import conventions
+from llm_effects.telemetry.logs import LOGGER
+from llm_effects.telemetry.otel import SECONDS, TOKENS, open_telemetry
+from llm_effects.telemetry.transcripts import answered, asked
+from llm_effects.transports import Transport
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-canary-0123456789"
+CANARY = "the prompt canary"
+SAID = "the answer canary"
+
+GPT = ModelConfig(provider="openai", model="gpt-5.6", api_key=KEY, price=Price(input=Decimal(1), output=Decimal(2)))
+STUDIO = ModelConfig(provider="lm-studio", model="qwen", endpoint="http://localhost:4321/v1")
+ONE = LLMConfig(models={"gpt": GPT})
+TWO = LLMConfig(models={"gpt": GPT, "studio": STUDIO})
+WITH_BODIES = evolve(TWO, telemetry=TelemetryConfig(bodies=True))
+
+QUESTION = LLMRequest(prompt=CANARY, owner="alice")
+
+
+@frozen
+class Watched:
+    """Providers of the SDK that keep what they are given."""
+
+    tracers: TracerProvider = field(factory=TracerProvider)
+    spans: InMemorySpanExporter = field(factory=InMemorySpanExporter)
+    figures: InMemoryMetricReader = field(factory=InMemoryMetricReader)
+
+    def __attrs_post_init__(self) -> None:
+        self.tracers.add_span_processor(SimpleSpanProcessor(self.spans))
+
+    def env(self, *replies: object, config: LLMConfig = ONE) -> LLMEnv:
+        telemetry = open_telemetry(self.tracers, MeterProvider([self.figures]))
+        return evolve(scripted_env(*replies, config=config), telemetry=telemetry)
+
+    def tree(self) -> tuple[ReadableSpan, list[ReadableSpan]]:
+        """Give the only span without a parent, and those below it in the order in which they began."""
+        spans = sorted(self.spans.get_finished_spans(), key=lambda span: span.start_time)
+        (parent,) = [span for span in spans if span.parent is None]
+        children = [span for span in spans if span.parent is not None]
+        assert all(child.parent.span_id == parent.context.span_id for child in children)
+        return parent, children
+
+    def metrics(self) -> dict[str, Metric]:
+        data = self.figures.get_metrics_data()
+        found = data.resource_metrics[0].scope_metrics[0].metrics if data else ()
+        return {metric.name: metric for metric in found}
+
+    def points(self, name: str) -> list[HistogramDataPoint]:
+        return list(self.metrics()[name].data.data_points) if name in self.metrics() else []
+
+    def everything(self) -> str:
+        data = self.figures.get_metrics_data()
+        return "".join(span.to_json() for span in self.spans.get_finished_spans()) + (data.to_json() if data else "")
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+async def ask(env: LLMEnv, request: LLMRequest = QUESTION) -> LLMResponse:
+    return (await settle(generate(request), env)).unwrap()
+
+
+async def test_a_call_is_a_span_with_its_attempt_below(watched: Watched) -> None:
+    usage = Usage(input_tokens=20, cache_read_tokens=80, output_tokens=5, reasoning_tokens=2)
+    reply = evolve(answer(SAID), usage=usage, served_model="gpt-5.6-0101", request_id="req-1")
+    wanted = Preferences(max_tokens=50, temperature=0, top_p=0.5, stop=("END",), seed=7)
+
+    response = await ask(watched.env(reply), evolve(QUESTION, preferences=wanted))
+
+    parent, (attempt,) = watched.tree()
+    assert (parent.name, parent.kind, parent.status.status_code) == ("generate", SpanKind.INTERNAL, StatusCode.UNSET)
+    assert parent.attributes == {
+        "llm_effects.call_id": "id-1",
+        "llm_effects.task_type": "general",
+        "llm_effects.outcome": "success",
+        "llm_effects.attempts": 1,
+        "llm_effects.cached": False,
+        "llm_effects.model": "gpt",
+        "llm_effects.cost_usd": float(response.cost.usd),
+    }
+    assert (attempt.name, attempt.kind, attempt.status.status_code) == (
+        "chat gpt-5.6",
+        SpanKind.CLIENT,
+        StatusCode.UNSET,
+    )
+    assert attempt.attributes == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "gpt-5.6",
+        "gen_ai.request.max_tokens": 50,
+        "gen_ai.request.temperature": 0,
+        "gen_ai.request.top_p": 0.5,
+        "gen_ai.request.stop_sequences": ("END",),
+        "gen_ai.request.seed": 7,
+        "gen_ai.response.model": "gpt-5.6-0101",
+        "gen_ai.response.id": "req-1",
+        "gen_ai.response.finish_reasons": ("stop",),
+        "gen_ai.usage.input_tokens": 100,
+        "gen_ai.usage.output_tokens": 5,
+        "gen_ai.usage.cache_read.input_tokens": 80,
+        "gen_ai.usage.reasoning.output_tokens": 2,
+        "server.address": "api.openai.com",
+        "server.port": 443,
+        "llm_effects.model": "gpt",
+        "llm_effects.outcome": "success",
+        "llm_effects.wait_ms": 0.0,
+        "llm_effects.cost_usd": parent.attributes["llm_effects.cost_usd"],
+    }
+
+
+async def test_vectors_have_no_end_and_say_nothing(watched: Watched) -> None:
+    small = evolve(STUDIO, provider="ollama", model="nomic-embed-text")
+    await settle(embed([CANARY]), watched.env(config=evolve(WITH_BODIES, models={"small": small})))
+    (attempt,) = watched.spans.get_finished_spans()
+    assert attempt.name == "embeddings nomic-embed-text"
+    assert attempt.attributes["gen_ai.usage.input_tokens"]
+    assert CANARY in attempt.attributes["gen_ai.input.messages"]
+    assert not attempt.attributes.keys() & {"gen_ai.response.finish_reasons", "gen_ai.output.messages"}
+
+
+async def test_a_retry_and_a_fallback_are_attempts_of_the_same_call(watched: Watched) -> None:
+    env = watched.env(
+        RateLimitExceeded(retry_after=0.001, status=429), AuthenticationFailed(status=401), SAID, config=TWO
+    )
+    await ask(evolve(env, draw=lambda: 0.0))
+
+    parent, attempts = watched.tree()
+    assert [(each.name, each.attributes.get("error.type")) for each in attempts] == [
+        ("chat qwen", "RateLimitExceeded"),
+        ("chat qwen", "AuthenticationFailed"),
+        ("chat gpt-5.6", None),
+    ]
+    assert [each.attributes.get("http.response.status_code") for each in attempts] == [429, 401, None]
+    assert [each.status.status_code for each in attempts] == [StatusCode.ERROR, StatusCode.ERROR, StatusCode.UNSET]
+    assert attempts[1].attributes["llm_effects.wait_ms"] == pytest.approx(1.0)
+    assert parent.attributes["llm_effects.attempts"] == 3
+    assert parent.status.status_code is StatusCode.UNSET
+
+
+async def test_a_call_that_fails_names_its_error_and_says_nothing_of_the_message(watched: Watched) -> None:
+    await settle(generate(QUESTION), watched.env(InvalidRequest(message=f"cannot read {CANARY}")))
+
+    parent, (attempt,) = watched.tree()
+    for span in (parent, attempt):
+        assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, None)
+        assert span.attributes["error.type"] == "InvalidRequest"
+        assert not span.events
+    assert CANARY not in watched.everything()
+
+
+async def test_a_call_that_finds_no_model_has_no_attempt(watched: Watched) -> None:
+    await settle(generate(evolve(QUESTION, model="nobody")), watched.env(SAID))
+    parent, attempts = watched.tree()
+    assert parent.status.status_code is StatusCode.ERROR
+    assert not attempts
+
+
+async def test_a_cached_answer_has_no_attempt(watched: Watched) -> None:
+    env = evolve(watched.env(SAID), cache=MemoryCache(10))
+    await ask(env)
+    watched.spans.clear()
+    await ask(env)
+
+    parent, attempts = watched.tree()
+    assert not attempts
+    assert parent.attributes["llm_effects.cached"] is True
+    assert parent.attributes["llm_effects.attempts"] == 0
+    assert parent.attributes["llm_effects.cost_usd"] == 0
+
+
+async def test_of_two_that_share_a_flight_one_has_the_attempt(watched: Watched) -> None:
+    env = evolve(watched.env(Late(0.02, SAID)), cache=MemoryCache(10))
+    async with anyio.create_task_group() as both:
+        both.start_soon(ask, env)
+        both.start_soon(ask, env)
+    spans = watched.spans.get_finished_spans()
+    assert sorted(span.name for span in spans) == ["chat gpt-5.6", "generate", "generate"]
+    assert sorted(s.attributes["llm_effects.attempts"] for s in spans if s.name == "generate") == [0, 1]
+
+
+async def test_a_stream_tells_the_time_to_its_first_content(watched: Watched) -> None:
+    seen: list[bool] = []
+
+    async def sink(event: object) -> None:
+        seen.append(trace.get_current_span().is_recording())
+
+    await settle(stream(QUESTION, sink), watched.env(Pieces(("a", "b"), pause=0.002)))
+
+    _, (attempt,) = watched.tree()
+    took = attempt.attributes["gen_ai.response.time_to_first_chunk"]
+    assert attempt.attributes["gen_ai.request.stream"] is True
+    assert 0.002 <= took < attempt.end_time - attempt.start_time
+    (point,) = watched.points(conventions.FIRST_CHUNK)
+    assert (point.sum, point.explicit_bounds) == (pytest.approx(took), SECONDS)
+    assert seen == [True, True, True, False]  # what the library tells at the very end is no part of the call
+
+
+async def test_a_stream_that_breaks_is_an_error(watched: Watched) -> None:
+    async def sink(event: object) -> None:
+        pass
+
+    broken = Pieces((SAID,), then=NetworkError(phase="reset"))
+    await settle(stream(QUESTION, sink), watched.env(broken))
+    parent, (attempt,) = watched.tree()
+    assert {span.attributes["error.type"] for span in (parent, attempt)} == {"NetworkError"}
+    assert SAID not in watched.everything()
+
+
+async def test_a_stream_that_is_left_early_ends_its_spans(watched: Watched) -> None:
+    env = watched.env(Pieces(("a", "b"), pause=0.002))
+    async with open_stream(QUESTION)(env) as events:
+        async for _ in events:
+            break
+    parent, (attempt,) = watched.tree()
+    assert {span.attributes["llm_effects.outcome"] for span in (parent, attempt)} == {"cancelled"}
+
+
+async def test_attempts_in_tasks_of_their_own_are_below_their_call(watched: Watched) -> None:
+    def twice(inner: Generate) -> Generate:
+        def race(call: Call) -> Effect[LLMResponse]:
+            async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+                async with anyio.create_task_group() as both:
+                    both.start_soon(settle, inner(call), env)
+                    await anyio.sleep(0.01)
+                    both.cancel_scope.cancel()
+                return await settle(inner(call), env)
+
+            return effect(run)
+
+        return race
+
+    onion = layered(complete, observed, twice, routed, traced)
+    await settle(run_call(onion, QUESTION), watched.env(Late(60, SAID), SAID))
+    _, attempts = watched.tree()
+    assert [each.attributes["llm_effects.outcome"] for each in attempts] == ["cancelled", "success"]
+
+
+async def test_a_cancelled_call_ends_its_spans_and_is_no_error(watched: Watched) -> None:
+    env = watched.env(Late(60, SAID))
+    with anyio.move_on_after(0.01):
+        await settle(generate(QUESTION), env)
+
+    parent, (attempt,) = watched.tree()
+    for span in (parent, attempt):
+        assert span.attributes["llm_effects.outcome"] == "cancelled"
+        assert "error.type" not in span.attributes
+        assert span.status.status_code is StatusCode.UNSET
+    assert not trace.get_current_span().is_recording()
+
+
+async def test_an_attempt_that_never_left_its_queue_says_so(watched: Watched) -> None:
+    class Queue:
+        def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
+            call.queueing.since = anyio.current_time()
+            return FutureResult.from_failure(RequestTimeout(phase="queue"))
+
+    await settle(generate(QUESTION), evolve(watched.env(), clients=Queue()))
+    parent, (attempt,) = watched.tree()
+    assert attempt.attributes["llm_effects.sent"] is False
+    assert attempt.attributes["error.type"] == RequestTimeout.tag
+    assert parent.attributes["llm_effects.attempts"] == 0
+    assert not watched.points(conventions.DURATION)
+
+
+async def test_a_deadline_is_an_error_of_the_attempt_and_of_the_call(watched: Watched) -> None:
+    request = evolve(QUESTION, preferences=Preferences(timeout_ms=10))
+    await settle(generate(request), watched.env(Late(60, SAID)))
+    parent, (attempt,) = watched.tree()
+    assert {span.attributes["error.type"] for span in (parent, attempt)} == {RequestTimeout.tag}
+
+
+async def test_a_defect_names_its_class_and_not_its_text(watched: Watched) -> None:
+    def broken(request: LLMRequest) -> str:
+        raise KeyError(request.prompt)
+
+    with pytest.raises(KeyError):
+        await settle(generate(QUESTION), watched.env(broken))
+    parent, (attempt,) = watched.tree()
+    assert {span.attributes["error.type"] for span in (parent, attempt)} == {"KeyError"}
+    assert CANARY not in watched.everything()
+
+
+async def test_the_callers_span_is_the_parent(watched: Watched) -> None:
+    with watched.tracers.get_tracer("application").start_as_current_span("request") as outer:
+        await ask(watched.env(SAID))
+        assert trace.get_current_span() is outer
+    (whole,) = [span for span in watched.spans.get_finished_spans() if span.name == "generate"]
+    assert whole.parent.span_id == outer.get_span_context().span_id
+
+
+async def test_calls_side_by_side_keep_their_attempts_apart(watched: Watched) -> None:
+    env = watched.env(Late(0.005, SAID))
+    async with anyio.create_task_group() as many:
+        for number in range(10):
+            many.start_soon(ask, env, LLMRequest(prompt=f"{number}"))
+    spans = watched.spans.get_finished_spans()
+    parents = {span.context.span_id for span in spans if span.name == "generate"}
+    assert {span.parent.span_id for span in spans if span.name != "generate"} == parents
+    assert len(parents) == 10
+
+
+async def test_the_conversation_is_named(watched: Watched) -> None:
+    talk = run_call(generate_call, QUESTION, adapt=lambda call: evolve(call, conversation_id="talk-1"))
+    await settle(talk, watched.env(SAID))
+    parent, (attempt,) = watched.tree()
+    assert {span.attributes["gen_ai.conversation.id"] for span in (parent, attempt)} == {"talk-1"}
+
+
+async def test_figures_of_each_attempt(watched: Watched) -> None:
+    usage = Usage(input_tokens=20, cache_read_tokens=80, output_tokens=5)
+    env = watched.env(NetworkError(phase="reset"), evolve(answer(SAID), usage=usage))
+    await ask(evolve(env, draw=lambda: 0.0))
+
+    place = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "gpt-5.6",
+        "server.address": "api.openai.com",
+        "server.port": 443,
+    }
+    durations = watched.points(conventions.DURATION)
+    assert [dict(point.attributes) for point in durations] == [
+        place | {"error.type": "NetworkError", "llm_effects.outcome": "NetworkError"},
+        place | {"llm_effects.outcome": "success"},
+    ]
+    assert durations[0].explicit_bounds == SECONDS
+    tokens = watched.points(conventions.TOKEN_USAGE)
+    assert {point.attributes["gen_ai.token.type"]: point.sum for point in tokens} == {"input": 100, "output": 5}
+    assert tokens[0].explicit_bounds == TOKENS
+    assert {metric.name: metric.unit for metric in watched.metrics().values()} == {
+        conventions.DURATION: "s",
+        conventions.TOKEN_USAGE: "{token}",
+    }
+
+
+async def test_tokens_that_nobody_told_are_not_counted(watched: Watched) -> None:
+    usage = Usage(input_tokens=20, output_tokens=5, estimated=True)
+    await ask(watched.env(evolve(answer(SAID), usage=usage)))
+    assert not watched.points(conventions.TOKEN_USAGE)
+
+
+async def test_no_text_key_or_owner_is_told(watched: Watched) -> None:
+    request = evolve(QUESTION, system="the system canary", tools=(Tool("look"),), metadata={"note": "the note canary"})
+    await ask(watched.env(SAID), request)
+    told = watched.everything()
+    assert "chat gpt-5.6" in told
+    for secret in (CANARY, SAID, KEY, "canary", "alice", "look"):
+        assert secret not in told
+
+
+async def test_bodies_are_told_where_they_are_asked_for_and_without_keys(watched: Watched) -> None:
+    request = evolve(QUESTION, prompt=f"{CANARY}, with the key {KEY}", system="be brief", tools=(Tool("look"),))
+    await ask(watched.env(SAID, config=WITH_BODIES), request)
+    _, (attempt,) = watched.tree()
+
+    def told(name: str) -> object:
+        return json.loads(attempt.attributes[name])
+
+    assert told("gen_ai.input.messages") == [
+        {"role": "user", "parts": [{"type": "text", "content": f"{CANARY}, with the key ***"}]}
+    ]
+    assert told("gen_ai.output.messages") == [
+        {"role": "assistant", "parts": [{"type": "text", "content": SAID}], "finish_reason": "stop"}
+    ]
+    assert told("gen_ai.system_instructions") == [{"type": "text", "content": "be brief"}]
+    assert told("gen_ai.tool.definitions") == [{"type": "function", "name": "look"}]
+    assert KEY not in watched.everything()
+
+
+def test_every_part_of_a_message_has_its_form() -> None:
+    parts = (
+        Reasoning("hm", opaque="sealed"),
+        Image(data=b"png", media_type="image/png"),
+        Document(url="https://host/a.pdf"),
+        Text(f"Bearer {KEY} there"),
+    )
+    messages = (
+        Message("user", parts),
+        Message("assistant", (ToolCall("1", "look", '{"at": 1}'),)),
+        Message("tool", (ToolResult("1", "a lock"),)),
+    )
+    told = json.loads(asked(LLMRequest(messages=messages), ONE)["gen_ai.input.messages"])
+    assert [part for message in told for part in message["parts"]] == [
+        {"type": "reasoning", "content": "hm"},
+        {"type": "image", "mime_type": "image/png", "uri": None},
+        {"type": "document", "mime_type": None, "uri": "https://host/a.pdf"},
+        {"type": "text", "content": "*** there"},
+        {"type": "tool_call", "id": "1", "name": "look", "arguments": '{"at": 1}'},
+        {"type": "tool_call_response", "id": "1", "response": "a lock"},
+    ]
+    wants_tools = evolve(answer(""), parts=messages[1].parts, finish_reason=FinishReason.TOOL_CALLS)
+    assert json.loads(answered(wants_tools, ONE)["gen_ai.output.messages"])[0]["finish_reason"] == "tool_call"
+
+
+def test_the_names_are_those_of_the_conventions() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # all of the GenAI names are marked as moved to a repository of their own
+        from opentelemetry.semconv._incubating.attributes import (
+            error_attributes,
+            gen_ai_attributes,
+            http_attributes,
+            server_attributes,
+        )
+        from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
+
+        providers = {each.value for each in gen_ai_attributes.GenAiProviderNameValues}
+        operations = {each.value for each in gen_ai_attributes.GenAiOperationNameValues}
+
+    homes = (error_attributes, gen_ai_attributes, http_attributes, server_attributes, gen_ai_metrics)
+    known = {name for home in homes for name in texts_of(home)}
+    dotted = {name for name in texts_of(conventions) if "." in name}
+    assert {name for name in dotted if not name.startswith("llm_effects.")} <= known
+    assert set(conventions.PROVIDERS.values()) <= providers
+    assert conventions.CHAT in operations
+
+
+def texts_of(module: ModuleType) -> set[str]:
+    return {value for name, value in vars(module).items() if name.isupper() and isinstance(value, str)}
+
+
+@frozen
+class Broken:
+    """A telemetry of one's own that raises wherever it can."""
+
+    active: bool = True
+    begins: bool = True
+
+    def begin(self, name: str, attributes: Attributes, *, client: bool = False) -> Span:
+        if self.begins:
+            return self
+        raise ValueError(CANARY)
+
+    def end(self, attributes: Attributes, error: str | None = None) -> None:
+        raise ValueError(CANARY)
+
+    def record(self, measures: tuple[Measure, ...]) -> None:
+        raise ValueError(CANARY)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+async def test_a_telemetry_that_raises_costs_nobody_an_answer(begins: bool, caplog: pytest.LogCaptureFixture) -> None:
+    env = evolve(scripted_env(SAID), telemetry=Broken(begins=begins))
+    assert (await ask(env)).content == SAID
+    assert "a hook failed: ValueError" in caplog.messages
+    assert CANARY not in caplog.text
+
+
+async def test_a_span_processor_that_raises_costs_nobody_an_answer(watched: Watched) -> None:
+    class Raising(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            raise ValueError
+
+    watched.tracers.add_span_processor(Raising())
+    assert (await ask(watched.env(SAID))).content == SAID
+    assert not trace.get_current_span().is_recording()
+
+
+async def test_an_exporter_that_raises_costs_nobody_an_answer(watched: Watched) -> None:
+    class Raising(InMemorySpanExporter):
+        def export(self, spans: object) -> object:
+            raise ValueError
+
+    watched.tracers.add_span_processor(SimpleSpanProcessor(Raising()))
+    assert (await ask(watched.env(SAID))).content == SAID
+
+
+async def test_where_nobody_listens_nothing_is_gathered() -> None:
+    """``Broken`` would be noticed: it raises at whatever it is told."""
+    closed = evolve(scripted_env(SAID), telemetry=Broken(active=False, begins=False))
+    LOGGER.addFilter(refuse := Refusing())
+    try:
+        await ask(closed)
+    finally:
+        LOGGER.removeFilter(refuse)
+    assert refuse.seen == []
+
+
+class Refusing(logging.Filter):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[logging.LogRecord] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.seen.append(record)
+        return False
+
+
+def test_without_a_provider_nothing_is_active() -> None:
+    assert not open_telemetry().active
+    assert not NoTelemetry().active
+
+
+def test_a_provider_of_either_kind_is_enough() -> None:
+    assert open_telemetry(tracers=TracerProvider()).active
+    assert open_telemetry(meters=MeterProvider()).active
+
+
+def test_the_live_environment_follows_calls_unless_told_not_to() -> None:
+    def made(config: LLMConfig) -> str:
+        return type(live_env(config, live_clients(config, Transport())).telemetry).__name__
+
+    assert made(ONE) == "OpenTelemetry"
+    assert made(evolve(ONE, telemetry=TelemetryConfig(enabled=False))) == "NoTelemetry"
+
+
+def test_without_the_package_nothing_is_followed() -> None:
+    run_apart(
+        "import sys; sys.modules['opentelemetry'] = None\n"
+        "from llm_effects import LLMConfig\n"
+        "from llm_effects.live import live_clients, live_env\n"
+        "from llm_effects.transports import Transport\n"
+        "config = LLMConfig(models={})\n"
+        "assert not live_env(config, live_clients(config, Transport())).telemetry.active\n"
+    )
+
+
+def run_apart(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+
+FAILING = (
+    "import anyio\n"
+    "from llm_effects import LLMRequest, ModelUnavailable, generate, scripted_env, settle\n"
+    "env = scripted_env(ModelUnavailable(reason='unknown_model'))\n"
+    "anyio.run(settle, generate(LLMRequest(prompt='the prompt canary')), env).failure()\n"
+)
+
+
+def test_logs_are_silent_by_default() -> None:
+    done = run_apart(FAILING)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_logs_speak_once_a_handler_is_set() -> None:
+    done = run_apart("import logging; logging.basicConfig()\n" + FAILING)
+    assert done.stderr == "WARNING:llm_effects:call failed: ModelUnavailable\n"
+
+
+@pytest.fixture
+def records() -> Iterator[list[logging.LogRecord]]:
+    """All records of the library, while a handler listens at every level."""
+    kept: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = kept.append
+    level = LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.DEBUG)
+    yield kept
+    LOGGER.removeHandler(handler)
+    LOGGER.setLevel(level)
+
+
+OWN = {*vars(logging.makeLogRecord({})), "message"}
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name, value in vars(record).items() if name not in OWN}
+
+
+async def test_each_attempt_is_a_record_with_fields(records: list[logging.LogRecord]) -> None:
+    await ask(scripted_env(SAID, config=ONE))
+    (record,) = records
+    assert (record.levelname, record.getMessage()) == ("DEBUG", "attempt: success")
+    told = fields_of(record)
+    assert told.pop("latency_ms") >= 0
+    assert told.pop("cost_usd") > 0
+    assert told == {
+        "call_id": "id-1",
+        "task_type": "general",
+        "model": "gpt",
+        "provider": "openai",
+        "outcome": "success",
+        "wait_ms": 0.0,
+        "input_tokens": 10,
+        "output_tokens": 3,
+    }
+
+
+async def test_a_fallback_is_warned_of(records: list[logging.LogRecord]) -> None:
+    response = await ask(scripted_env(ModelUnavailable(reason="unknown_model"), SAID, config=TWO))
+    first, second, last = records
+    assert [first.levelname, second.levelname, last.levelname] == ["INFO", "DEBUG", "WARNING"]
+    told = fields_of(last)
+    assert (told["outcome"], told["model"], told["instead_of"]) == (
+        "fallback",
+        response.model,
+        response.attempts[0].model,
+    )
+
+
+async def test_a_failed_call_is_warned_of_without_what_was_said(records: list[logging.LogRecord]) -> None:
+    await settle(generate(QUESTION), scripted_env(InvalidRequest(message=f"{CANARY} {KEY}"), config=ONE))
+    assert [record.getMessage() for record in records] == ["attempt: InvalidRequest", "call failed: InvalidRequest"]
+    assert fields_of(records[-1])["attempts"] == 1
+    told = "".join(str(vars(record)) for record in records)
+    assert CANARY not in told
+    assert KEY not in told
+
+
+async def test_cache_trouble_is_warned_of(records: list[logging.LogRecord]) -> None:
+    class Failing:
+        def get(self, key: str) -> FutureResult[bytes | None, object]:
+            return FutureResult.from_failure(StorageFailed(operation="get", message=CANARY))
+
+    await ask(evolve(scripted_env(SAID), cache=Failing()))
+    (warned,) = [record for record in records if record.levelname == "WARNING"]
+    assert (warned.getMessage(), fields_of(warned)["operation"]) == ("cache failed: get", "get")
+
+
+async def test_a_handler_that_raises_costs_nobody_an_answer(records: list[logging.LogRecord]) -> None:
+    def broken(record: logging.LogRecord) -> bool:
+        raise ValueError
+
+    LOGGER.addFilter(broken)
+    try:
+        assert (await ask(scripted_env(SAID))).content == SAID
+    finally:
+        LOGGER.removeFilter(broken)

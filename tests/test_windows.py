@@ -1,0 +1,154 @@
+"""What of a history goes into a prompt."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_effects import Message, StoredMessage, Summary, ToolCall, ToolResult, Turn, TurnState
+from llm_effects.conversations.prompts import merged, paired
+from llm_effects.conversations.windows import CUT_OFF, SUMMED_UP, Exchange, after, exchanges_of, fit
+from llm_effects.messages import text_of
+from tests.fixtures.histories import history, stored, turn, turns
+
+
+def measure(each: StoredMessage) -> int:
+    return each.tokens
+
+
+def texts(messages: tuple[StoredMessage, ...]) -> list[str]:
+    return [each.message.text for each in messages]
+
+
+def exchanges(*sizes: int) -> tuple[Exchange, ...]:
+    return tuple(
+        Exchange(upto=at, messages=(stored("user", f"q{at}", tokens=size), stored("assistant", f"a{at}", tokens=0)))
+        for at, size in enumerate(sizes, 1)
+    )
+
+
+def test_the_newest_exchanges_that_fit_stay_whole_and_in_order() -> None:
+    fitted = fit(exchanges(10, 10, 10), measure, 20)
+    assert texts(fitted.messages) == ["q2", "a2", "q3", "a3"]
+    assert ([one.upto for one in fitted.dropped], fitted.tokens) == ([1], 20)
+
+
+def test_an_exchange_that_does_not_fit_ends_what_is_kept_even_if_an_older_one_would_fit() -> None:
+    assert texts(fit(exchanges(1, 100, 10), measure, 20).messages) == ["q3", "a3"]
+
+
+def test_the_newest_exchange_stays_even_if_it_is_too_large() -> None:
+    fitted = fit(exchanges(10, 100), measure, 20)
+    assert (texts(fitted.messages), fitted.tokens) == (["q2", "a2"], 100)
+
+
+def test_what_is_pinned_stays_when_its_exchange_goes() -> None:
+    pinned = Exchange(upto=1, messages=(stored("user", "rule", pinned=True), stored("assistant", "ok", tokens=50)))
+    assert texts(fit((pinned, *exchanges(10)), measure, 20).messages) == ["rule", "q1", "a1"]
+
+
+def test_a_pinned_call_keeps_its_result() -> None:
+    call = stored("assistant", ToolCall("1", "time"), pinned=True)
+    result = stored("tool", ToolResult("1", "noon"))
+    one = Exchange(upto=1, messages=(stored("user", "time?"), call, result))
+    assert fit((one, *exchanges(10)), measure, 10).messages[:3] == one.messages
+
+
+def test_a_result_that_comes_in_a_later_turn_belongs_to_the_exchange_of_its_call() -> None:
+    first = turn(1, stored("user", "time?"), stored("assistant", ToolCall("1", "time")))
+    between = turn(2, stored("user", "meanwhile?"), stored("assistant", "yes"))
+    third = turn(3, stored("tool", ToolResult("1", "noon")), stored("assistant", "It is noon."))
+    last = turn(4, stored("user", "thanks"), stored("assistant", "bye"))
+    assert [one.upto for one in exchanges_of((first, between, third, last))] == [3, 4]
+
+
+def test_only_turns_that_ended_are_told_and_an_interrupted_answer_says_so() -> None:
+    told = exchanges_of(
+        (
+            turn(1, stored("user", "a"), state=TurnState.FAILED),
+            turn(2, stored("user", "b"), state=TurnState.PENDING),
+            turn(3, stored("user", "c"), stored("assistant", "half an"), state=TurnState.INTERRUPTED),
+            turn(4, stored("user", "d"), state=TurnState.INTERRUPTED),
+        )
+    )
+    assert [texts(one.messages) for one in told] == [["c", "half an" + CUT_OFF]]
+
+
+def test_an_empty_answer_is_not_told() -> None:
+    told = exchanges_of((turn(1, stored("user", "a"), stored("assistant", " ")),))
+    assert texts(told[0].messages) == ["a"]
+
+
+def test_a_summary_stands_for_what_it_covers_but_never_for_the_question() -> None:
+    summary = Summary(upto=2, text="Ada likes tea.")
+    older = exchanges(1, 1, 1)
+    retried = Exchange(upto=1, messages=(stored("user", "again"),))
+    told = after(summary, (*older, retried), history())
+    assert texts(told[0].messages) == [SUMMED_UP + "Ada likes tea."]
+    assert told[0].messages[0].message.role == "user"
+    assert told[1:] == (older[2], retried)
+
+
+def calls_of(messages: tuple[Message, ...]) -> list[str]:
+    return [part.id for each in messages for part in each.parts if isinstance(part, ToolCall)]
+
+
+@given(turns(), st.integers(0, 300))
+def test_for_any_history_and_budget_the_window_fits_or_holds_only_what_must_stay(
+    told: tuple[Turn, ...], budget: int
+) -> None:
+    all_exchanges = exchanges_of(told)
+    fitted = fit(all_exchanges, measure, budget)
+    must = [each for one in all_exchanges for each in one.kept]
+    newest = list(all_exchanges[-1].messages) if all_exchanges else []
+    assert fitted.tokens == sum(map(measure, fitted.messages))
+    stays = {each.id for each in (*must, *newest)}
+    assert fitted.tokens <= budget or {each.id for each in fitted.messages} == stays
+    assert stays <= {each.id for each in fitted.messages}
+
+
+@given(turns(), st.integers(0, 300))
+def test_for_any_history_and_budget_order_is_kept_and_nothing_is_told_twice(
+    told: tuple[Turn, ...], budget: int
+) -> None:
+    all_exchanges = exchanges_of(told)
+    every = [each.id for one in all_exchanges for each in one.messages]
+    kept = [each.id for each in fit(all_exchanges, measure, budget).messages]
+    assert kept == [name for name in every if name in set(kept)]
+
+
+@given(turns(), st.integers(0, 300))
+def test_for_any_history_and_budget_no_call_is_parted_from_its_result(told: tuple[Turn, ...], budget: int) -> None:
+    all_exchanges = exchanges_of(told)
+    kept = {each.id for each in fit(all_exchanges, measure, budget).messages}
+    for one in all_exchanges:
+        with_tools = {
+            each.id
+            for each in one.messages
+            if any(isinstance(part, ToolCall | ToolResult) for part in each.message.parts)
+        }
+        assert with_tools <= kept or not with_tools & kept
+
+
+@given(turns(), st.integers(0, 300))
+def test_in_any_prompt_each_call_has_one_result_right_behind_it(told: tuple[Turn, ...], budget: int) -> None:
+    fitted = fit(exchanges_of(told), measure, budget)
+    prompt = merged(paired(tuple(each.message for each in fitted.messages)))
+    for at, message in enumerate(prompt):
+        calls = list(dict.fromkeys(part.id for part in message.parts if isinstance(part, ToolCall)))
+        results = [part.call_id for part in message.parts if isinstance(part, ToolResult)]
+        if calls:
+            behind = prompt[at + 1]
+            assert [part.call_id for part in behind.parts if isinstance(part, ToolResult)] == calls
+        if results:
+            assert [part.id for part in prompt[at - 1].parts if isinstance(part, ToolCall)]
+    assert not any(one.role == two.role == "user" for one, two in pairwise(prompt))
+
+
+@given(turns())
+def test_pairing_again_changes_nothing(told: tuple[Turn, ...]) -> None:
+    prompt = paired(tuple(each.message for turn in told for each in turn.messages))
+    assert paired(prompt) == prompt
+    assert text_of(part for each in prompt for part in each.parts) == text_of(
+        part for turn in told for each in turn.messages for part in each.message.parts
+    )

@@ -1,0 +1,42 @@
+# pyright: strict
+"""What pyright makes of ``generate_as``; read by ``test_pyright.py``, never run."""
+
+from dataclasses import dataclass
+from typing import Literal, assert_type
+
+from attrs import frozen
+
+from llm_effects import Effect, LLMEnv, LLMRequest, Structured, generate_as, settle
+
+
+@frozen
+class Report:
+    title: str
+
+
+@dataclass
+class Point:
+    x: int
+
+
+async def what_comes_back_is_known(request: LLMRequest, env: LLMEnv) -> None:
+    assert_type(generate_as(request, Report), Effect[Structured[Report]])
+    assert_type(generate_as(request, Point), Effect[Structured[Point]])
+    assert_type(generate_as(request, list[Report]), Effect[Structured[list[Report]]])
+    assert_type(generate_as(request, dict[str, int]), Effect[Structured[dict[str, int]]])
+    assert_type(generate_as(request, Structured[Report | Point]), Effect[Structured[Report | Point]])
+    assert_type(generate_as(request, Structured[Literal["low", "high"]]), Effect[Structured[Literal["low", "high"]]])
+    assert_type((await settle(generate_as(request, Report), env)).unwrap().value.title, str)
+
+
+def bare_forms_are_objects(request: LLMRequest) -> None:
+    assert_type(generate_as(request, Literal["low", "high"]), Effect[Structured[object]])
+    assert_type(generate_as(request, Report | Point), Effect[Structured[object]])
+
+
+async def mistakes_are_rejected(request: LLMRequest, env: LLMEnv) -> None:
+    generate_as("why?", Report)  # rejected
+    generate_as(request)  # rejected
+    generate_as(request, Report, reasks="two")  # rejected
+    wrong: int = (await settle(generate_as(request, Report), env)).unwrap().value.title  # rejected
+    print(wrong)
