@@ -80,7 +80,7 @@ QUESTION = LLMRequest(
 
 def told(run: ToolRun) -> str:
     """Tell how a run ended."""
-    return f"{run.end.value} after {len(run.steps)} steps and {len(run.answers)} calls: {run.response.content}"
+    return f"{run.end.value} after {len(run.steps)} steps: {run.response.content}"
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:

@@ -60,11 +60,10 @@ SCRIPTS: dict[str, tuple[tuple[Reply, ...], str]] = {
     ),
     "tools": (
         (
-            '{"next": {"tool": "free_space", "arguments": {"disk": "data"}}}',
             '{"next": {"tool": "erase", "arguments": {"disk": "data"}}}',
             '{"next": {"answer": "There is room again."}}',
         ),
-        "answered after 3 steps and 2 calls: There is room again.",
+        "answered after 2 steps: There is room again.",
     ),
     "streaming": ((Pieces(("Once ", "upon")),), "finished: stop"),
     "conversation": (("Logs.", "Old logs.", "Logs, old logs."), "3 turns stored, 0 answered from storage"),

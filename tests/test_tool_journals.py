@@ -236,16 +236,16 @@ async def test_an_answer_that_was_paid_for_is_noted_when_asyncio_itself_cancels(
     noting = asyncio.Event()
 
     @define
-    class Slow(MemoryConversations):
+    class Slow(Failing):
         def conclude(self, run_id: str, owner: str | None, key: str, result: bytes) -> FutureResult[None, LLMError]:
             async def wait() -> Result[None, LLMError]:
                 noting.set()
                 await anyio.sleep(0.01)
-                return await result_of(MemoryConversations.conclude(self, run_id, owner, key, result))
+                return await result_of(self.inner.conclude(run_id, owner, key, result))
 
             return FutureResult(wait())
 
-    env = evolve(scripted_env(*SCRIPT), conversations=Slow())
+    env = evolve(scripted_env(*SCRIPT), conversations=cast("Conversations", Slow("")))
     under_way = asyncio.ensure_future(finished(env, tmp_path / "ledger"))
     await noting.wait()
     under_way.cancel()

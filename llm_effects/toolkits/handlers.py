@@ -140,7 +140,7 @@ def cut(text: str, most: int) -> str:
     r"""Cut what is too long for a model to read, and say so.
 
     >>> cut("x" * 100, 3)
-    'xxx\\n[The result was cut here: 3 of its 100 characters are shown.]'
+    'xxx\n[The result was cut here: 3 of its 100 characters are shown.]'
     """
     length = len(text)
     return text if length <= most else f"{text[:most]}{_CUT.format(most, length)}"
