@@ -46,7 +46,7 @@ class Judgement:
 
     severity: Literal["low", "medium", "high"]
     likely_cause: Literal["deployment", "traffic", "dependency", "hardware", "monitoring"]
-    summary: str = field(validator=max_len(120))
+    summary: str = field(validator=max_len(60))
 
 
 @final

@@ -73,7 +73,7 @@ async def cut_off(env: LLMEnv, journal: Path) -> None:
 
         def stop_half_way(now: Progress) -> None:
             show(now)
-            if now.done * 2 >= len(QUESTIONS):
+            if now.done * 2 == len(QUESTIONS):
                 print("\n(cut off; started again)")
                 scope.cancel()
 

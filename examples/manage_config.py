@@ -59,7 +59,7 @@ class Proposal:
     """All changes, and why."""
 
     changes: list[Change] = field(validator=max_len(2))
-    reason: str = field(validator=max_len(120))
+    reason: str = field(validator=max_len(60))
 
 
 def values(text: str) -> dict[str, float]:

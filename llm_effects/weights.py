@@ -1,5 +1,6 @@
 """A GGUF file in memory: loaded once a process, for whoever asks for it with the same settings."""
 
+import os
 import secrets
 import socket
 from collections.abc import Callable, Generator, Mapping
@@ -80,12 +81,20 @@ def _open(settings: Settings) -> Server:
     params.api_keys = [secrets.token_hex()]
     for name, value in {**_ALWAYS, **(_embedding(engine, settings) if settings.embeds else {})}.items():
         setattr(params, name, value)
-    if settings.threads is not None:
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads or _threads()
     with _hidden_door() as door:
         params.hostnames = [door]
         server: Server = engine.Server(params)
     return server
+
+
+def _threads() -> int:
+    """All cores that this process may use but one, which is the event loop's.
+
+    The engine's threads wait for each other after each step: where one of them has to share its core, all are slow.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - 1)
 
 
 def _embedding(engine: ModuleType, settings: Settings) -> Mapping[str, object]:

@@ -193,7 +193,7 @@ async def test_clients_that_embed_nothing_are_clients_all_the_same() -> None:
 
 async def test_a_cache_that_fails_is_told_and_costs_no_answer() -> None:
     gone = StorageFailed(operation="get", message="it is gone")
-    cache = Slow(failing={"get": 1000}, error=gone, store=MemoryCache())
+    cache: Any = Slow(failing={"get": 1000}, error=gone, store=MemoryCache())
     came = await told(evolve(env_of()[0], cache=cache), *(f"{number}" for number in range(100)))
     assert len(came.vectors) == 100
     assert came.warnings == ("the cache could not be read: StorageFailed: get: it is gone",)
