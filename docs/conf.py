@@ -1,11 +1,15 @@
-"""The site: ``sphinx-build -W -q -b html docs docs/_build``. The reference is made of the modules as they are."""
+"""The site: ``sphinx-build -W -q -b html docs docs/_build``. The reference is made of the code as it is."""
 
+import inspect
 import re
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from llm_effects import LLMError
+from sphinx.pycode import ModuleAnalyzer
+
+import llm_effects
+from llm_effects import LLMError, pipeline
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -30,6 +34,8 @@ ERROR = "~llm_effects.errors.LLMError"
 ERRORS = " | ".join(f"~{error.__module__}.{error.__qualname__}" for error in get_args(LLMError))
 EFFECT = re.compile(rf"~[\w.]+\.RequiresContextFutureResult\[(.*?), {ERROR}, ~llm_effects\.env\.LLMEnv\]")
 
+ROW = "| {{py:obj}}`{name} <{place}>` | {line} |"
+
 SECTION = """
 ## {module}
 
@@ -40,16 +46,58 @@ SECTION = """
 ```
 """
 
+BESIDES = (
+    "llm_effects.limits.breakers",
+    "llm_effects.pipeline",
+    "llm_effects.prices",
+    "llm_effects.stores.cache_memory",
+    "llm_effects.stores.conversations_memory",
+    "llm_effects.telemetry.otel",
+    "llm_effects.testing.conformance",
+)
+"""Modules that the guides use and that are home to no public name."""
+
+LAYERS = [getattr(pipeline, name).__module__ for name in pipeline.__all__]
+
+
+def below(module: str) -> dict[str, str]:
+    """The texts that stand below the names of a module, such as those of aliases: the first line of each."""
+    told = ModuleAnalyzer.for_module(module).find_attr_docs()
+    return {name: lines[0] for (owner, name), lines in told.items() if not owner}
+
+
+def written_at(name: str) -> str:
+    """The module in which a public name is written down, which may be deeper in a package than its home."""
+    module: str = getattr(getattr(llm_effects, name), "__module__", "")
+    if module.startswith("llm_effects"):
+        return module
+    home = PACKAGE / llm_effects._HOME[name].replace(".", "/")  # noqa: SLF001 - aliases do not know their homes
+    paths = [home.with_suffix(".py")] if home.with_suffix(".py").exists() else sorted(home.glob("*.py"))
+    candidates = (".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths)
+    return next(module for module in candidates if name in below(module))
+
 
 def modules() -> list[str]:
-    """Every module that has something to say, in the order of the alphabet."""
-    paths = sorted(PACKAGE.rglob("*.py"))
-    return [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths if path.stem[:2] != "__"]
+    """The modules in which public names live, and those that the guides use, in the order of the alphabet."""
+    return sorted({*map(written_at, llm_effects.__all__), *BESIDES, *LAYERS})
+
+
+def line_of(name: str, module: str) -> str:
+    """What a public name is, in a line: of an alias the text below it, else its docstring's first line."""
+    line = below(module).get(name) or (inspect.getdoc(getattr(llm_effects, name)) or "").partition("\n")[0]
+    return line.replace("|", "\\|")
+
+
+def names() -> str:
+    """A table of all public names."""
+    places = {name: written_at(name) for name in sorted(llm_effects.__all__, key=str.lower)}
+    rows = (ROW.format(name=name, place=f"{at}.{name}", line=line_of(name, at)) for name, at in places.items())
+    return "\n".join(("\n| name | |", "| --- | --- |", *rows, ""))
 
 
 def add_modules(_: "Sphinx", page: str, source: list[str]) -> None:
     if page == "reference":
-        source[0] += "".join(SECTION.format(module=module) for module in modules())
+        source[0] += names() + "".join(SECTION.format(module=module) for module in modules())
 
 
 def shorten(*event: Any) -> tuple[str, str] | None:  # noqa: ANN401 - what Sphinx sends has no type

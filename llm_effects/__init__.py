@@ -29,14 +29,18 @@ if TYPE_CHECKING:
     from llm_effects.concurrency import gather as gather
     from llm_effects.concurrency import hedge as hedge
     from llm_effects.concurrency import race as race
+    from llm_effects.config import BreakerConfig as BreakerConfig
     from llm_effects.config import BudgetConfig as BudgetConfig
     from llm_effects.config import CacheConfig as CacheConfig
     from llm_effects.config import Capabilities as Capabilities
+    from llm_effects.config import HedgingConfig as HedgingConfig
+    from llm_effects.config import LimitsConfig as LimitsConfig
     from llm_effects.config import LLMConfig as LLMConfig
     from llm_effects.config import ModelConfig as ModelConfig
     from llm_effects.config import Price as Price
     from llm_effects.config import PriceChange as PriceChange
     from llm_effects.config import PriceTier as PriceTier
+    from llm_effects.config import RetryBudgetConfig as RetryBudgetConfig
     from llm_effects.config import RoutingConfig as RoutingConfig
     from llm_effects.config import StorageConfig as StorageConfig
     from llm_effects.config import TelemetryConfig as TelemetryConfig
@@ -218,6 +222,7 @@ __all__ = [
     "Approved",
     "Attempt",
     "AuthenticationFailed",
+    "BreakerConfig",
     "BudgetConfig",
     "BudgetExceeded",
     "Cache",
@@ -250,6 +255,7 @@ __all__ = [
     "Generate",
     "Health",
     "Hedges",
+    "HedgingConfig",
     "History",
     "Hold",
     "Image",
@@ -268,6 +274,7 @@ __all__ = [
     "LedgerRow",
     "LeftOut",
     "Limits",
+    "LimitsConfig",
     "MalformedResponse",
     "Message",
     "ModelConfig",
@@ -296,6 +303,7 @@ __all__ = [
     "RequestTimeout",
     "Restarted",
     "Retries",
+    "RetryBudgetConfig",
     "RoutingConfig",
     "RoutingDecision",
     "Schedule",
@@ -428,7 +436,7 @@ _HOMES = {
     "calls": "Call Sink Trail",
     "combinators": "fallback retry timeout using",
     "concurrency": "gather hedge race",
-    "config": "BudgetConfig CacheConfig Capabilities LLMConfig ModelConfig Price PriceChange PriceTier RoutingConfig StorageConfig TelemetryConfig",
+    "config": "BreakerConfig BudgetConfig CacheConfig Capabilities HedgingConfig LLMConfig LimitsConfig ModelConfig Price PriceChange PriceTier RetryBudgetConfig RoutingConfig StorageConfig TelemetryConfig",
     "config.sources": "load_config",
     "config.variables": "embedded_model",
     "conversations": "append_messages delete_conversation fork_conversation list_conversations load_conversation start_conversation",

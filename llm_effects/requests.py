@@ -163,9 +163,9 @@ class LLMRequest:
     """One question to whichever model suits it. Give either ``prompt`` or ``messages``.
 
     ``model`` pins a configured name; ``tool_choice`` is ``auto``, ``none``, ``required`` or a tool's
-    name; ``response_schema`` is a JSON Schema of the answer; ``owner``, ``tags`` and ``metadata``
-    are for the ledger and budgets, and never reach a model. ``cache``, ``recovery`` and ``allow`` take
-    the texts of their choices too.
+    name; ``response_schema`` is a JSON Schema of the answer; ``owner`` and ``tags`` are for the ledger and
+    budgets, ``metadata`` is for layers of your own, and none of them reaches a model. ``cache``, ``recovery`` and
+    ``allow`` take the texts of their choices too.
 
     >>> LLMRequest(prompt="why is p99 up?", task_type="analysis").task_type
     TaskType('analysis')

@@ -101,8 +101,8 @@ class Attempt:
     """Something that was sent. ``outcome`` is ``success``, ``cancelled`` or an error's tag.
 
     ``latency_ms`` is the time the attempt took, ``first_content_ms`` the time until the first content of a stream
-    (``None`` where nothing was streamed, or no content came), ``wait_ms`` the pause that its retry took before it, all
-    in milliseconds.
+    (``None`` where nothing was streamed, or no content came), ``wait_ms`` the time before it was sent, in the pause of
+    its retry and in queues, all in milliseconds.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""The configuration as frozen values: models in order, routing, cache, storage.
+"""The configuration as frozen values: models in order, routing, cache, storage, limits, budgets, telemetry.
 
 ``llm_effects.config.sources`` reads it from environment variables, a mapping or TOML.
 """
