@@ -151,10 +151,20 @@ def test_a_whole_conversation_with_tools_and_pictures() -> None:
         ),
         Message("tool", (ToolResult("c1", "a cat"), ToolResult("c2", "ok"))),
         Message("assistant", (thought,)),
+        Message("assistant", ToolCall("c3", "wait")),
         Message("user", (ToolResult("c3", "late"), Text("so?"))),
     )
     turns = sent(LLMRequest(messages=messages, system="Be brief."))["messages"]
-    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "tool", "tool", "tool", "user"]
+    assert [turn["role"] for turn in turns] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "tool",
+        "assistant",
+        "tool",
+        "user",
+    ]
     assert [part["type"] for part in turns[1]["content"]] == ["text", "image_url", "image_url"]
     assert turns[1]["content"][1]["image_url"]["url"] == "data:image/png;base64,YWJj"
     assert [call["function"]["arguments"] for call in turns[2]["tool_calls"]] == ['{"q":1}', "{}"]
@@ -482,3 +492,23 @@ ODD = st.recursive(
 )
 def test_no_json_crashes_it(message: dict[str, Any], usage: object) -> None:
     read(answer(message, usage=usage))
+
+
+ASKED = Message("user", "how warm is it?")
+CALL = Message("assistant", ToolCall("c1", "look"))
+RESULT = Message("tool", ToolResult("c1", "warm"))
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ((ASKED, CALL), "messages[1].parts[0]: the call 'c1' has no result"),
+        ((ASKED, CALL, Message("user", "well?")), "messages[1].parts[0]: the call 'c1' has no result"),
+        ((ASKED, RESULT), "messages[1].parts[0]: no call 'c1' waits for a result before it"),
+        ((ASKED, CALL, RESULT, RESULT), "messages[3].parts[0]: no call 'c1' waits for a result before it"),
+    ],
+)
+def test_a_call_and_its_result_are_sent_together_or_not_at_all(messages: tuple[Message, ...], says: str) -> None:
+    error = OPENAI_CHAT.encode(target(), LLMRequest(messages=messages), False).failure()
+    assert isinstance(error, InvalidRequest)
+    assert error.message.startswith(says)

@@ -221,7 +221,9 @@ def test_calls_and_results_are_items_of_their_own() -> None:
 
 
 def test_a_call_without_arguments_is_sent_with_none() -> None:
-    assert told(Message("assistant", ToolCall("c", "stop", "")))[0]["arguments"] == "{}"
+    assert (
+        told(Message("assistant", ToolCall("c", "stop", "")), Message("tool", ToolResult("c")))[0]["arguments"] == "{}"
+    )
 
 
 def thought(provider: str = "openai-responses", model: str = "gpt-6-luna", opaque: str = SEALED) -> Reasoning:

@@ -7,6 +7,7 @@ from llm_effects.errors import InvalidRequest
 from llm_effects.messages import Document, Image, Part, Reasoning, Role, Text, ToolCall, ToolResult
 from llm_effects.providers.targets import Target
 from llm_effects.requests import LLMRequest
+from llm_effects.values import shown
 
 _PLACES: Final[Mapping[Role, tuple[type[Part], ...]]] = {
     "system": (Text,),
@@ -31,9 +32,33 @@ def misplaced(request: LLMRequest) -> str | None:
     return None
 
 
+def unpaired(request: LLMRequest) -> str | None:
+    """The first call of a tool without its result, or result without its call, and the remedy.
+
+    Providers refuse the one, or answer it with nothing.
+
+    >>> from llm_effects import Message
+    >>> call = Message("assistant", (ToolCall("id", "weather"),))
+    >>> unpaired(LLMRequest(messages=(Message("user", "hm?"), call, Message("user", "well?"))))
+    "messages[1].parts[0]: the call 'id' has no result: give a ToolResult for it, or leave the call out"
+    """
+    waiting = dict[str, str]()
+    for at, message in enumerate(request.messages):
+        for place, part in enumerate(message.parts):
+            here = f"messages[{at}].parts[{place}]"
+            if isinstance(part, ToolCall):
+                waiting[part.id] = here
+            elif isinstance(part, ToolResult) and waiting.pop(part.call_id, None) is None:
+                return f"{here}: no call {shown(part.call_id)} waits for a result before it: leave the result out"
+    left = next(iter(waiting.items()), None)
+    remedy = "give a ToolResult for it, or leave the call out"
+    return None if left is None else f"{left[1]}: the call {shown(left[0])} has no result: {remedy}"
+
+
 def unsendable(request: LLMRequest, turns: Sequence[object]) -> str | None:
     """What is wrong with the messages of a request that became these turns, if anything is."""
-    return misplaced(request) or (None if turns else "messages: hold nothing that can be sent: end with a user's turn")
+    nothing = None if turns else "messages: hold nothing that can be sent: end with a user's turn"
+    return misplaced(request) or nothing or unpaired(request)
 
 
 def invalid(target: Target, request: LLMRequest, message: str) -> InvalidRequest:

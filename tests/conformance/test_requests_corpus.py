@@ -14,6 +14,7 @@ from llm_effects.messages import Image, Message, Origin, Part, Reasoning, Text, 
 from llm_effects.providers.presets import PRESETS
 from llm_effects.providers.registry import provider_of, target_of
 from llm_effects.providers.targets import Target
+from llm_effects.providers.turns import unpaired
 from llm_effects.requests import LLMRequest, Preferences, Tool
 from llm_effects.values import InvalidValue
 
@@ -269,6 +270,10 @@ def test_recorded_requests_go_out_in_documented_fields_only() -> None:
             seen[f"{row['endpoint']}: not ours to ask"] += 1
             continue
         encoded = provider_of(target).encode(target, request, row["stream"])
+        if unpaired(request) is not None:  # it goes on with an answer that the server keeps
+            assert "result" in encoded.failure().message, row["id"]
+            seen[f"{row['endpoint']}: continued"] += 1
+            continue
         body = json.loads(encoded.unwrap().body)
         documented = DOCUMENTED[row["endpoint"]]
         assert set(paths(body, "", documented)) <= documented, row["id"]
