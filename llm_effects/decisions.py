@@ -62,7 +62,7 @@ def _by_kind(error: LLMError) -> int:
         case RateLimitExceeded():
             return 0 if error.quota else ALWAYS
         case NetworkError():
-            return 1 if error.phase in {"dns", "intermediary"} else ALWAYS
+            return {"dns": 1, "intermediary": 0}.get(error.phase, ALWAYS)
         case RequestTimeout():
             return 0 if error.phase in {"total", "queue", "sink"} else 1
         case MalformedResponse():

@@ -22,7 +22,7 @@ from llm_effects.providers.targets import Target
 from llm_effects.providers.thinking import rest_of
 from llm_effects.responses import LLMResponse
 from llm_effects.sse import EventParser
-from llm_effects.timers import Timers
+from llm_effects.timers import Timers, spare
 from llm_effects.transports import Streamed, Timeouts, Transport, TransportFault
 from llm_effects.wire import WireRequest, WireResponse
 
@@ -34,7 +34,6 @@ DRAINING_S: Final = 0.25
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 _WHOLE: Final = (b"{", b"[", b"<")
 """How JSON and HTML begin, and no event stream does."""
-
 
 _PREAMBLE: Final = 4096
 """Blank bytes that may stand before an answer, as some servers send while they work on it."""
@@ -204,19 +203,22 @@ async def _events(reception: Reception, answer: Streamed, first: bytes) -> LLMEr
     parser = EventParser()
     broken = await reception.take(parser.feed(first)) or parser.fault
     while broken is None and not reception.draft.done:
-        chunk = await anext(answer.chunks(), None)
+        chunk = await _chunk(reception, answer)
         if chunk is None:
             return await reception.take(parser.finish()) or parser.fault
         broken = await reception.take(parser.feed(chunk)) or parser.fault
     if broken is None:
-        await _drain(answer)
+        with anyio.move_on_after(min(DRAINING_S, spare(reception.call.deadline))):
+            await answer.read()
     return broken
 
 
-async def _drain(answer: Streamed) -> None:
-    """Read on for a moment after the end, so that the connection can be used again."""
-    with anyio.move_on_after(DRAINING_S):
-        await answer.read()
+async def _chunk(reception: Reception, answer: Streamed) -> bytes | None:
+    if reception.draft.finish_reason is None:
+        return await anext(answer.chunks(), None)
+    with anyio.move_on_after(spare(reception.call.deadline)):
+        return await anext(answer.chunks(), None)
+    return None
 
 
 async def _cut(reception: Reception, error: LLMError, wire: WireRequest) -> Answer:

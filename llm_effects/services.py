@@ -38,7 +38,10 @@ class Embedder(Protocol):
 
 
 class Cache(Protocol):
-    """Whole answers by key. What goes wrong is a ``StorageFailed``; an entry is opaque bytes."""
+    """Whole answers by key. What goes wrong is a ``StorageFailed``; an entry is opaque bytes.
+
+    One that never waits may say so (``waits = False``): no time is set for it then, which saves much of what it costs.
+    """
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
         """Give the entry, or ``None`` where there is none or it is too old."""
@@ -184,7 +187,7 @@ class Prices(Protocol):
     """What tokens cost."""
 
     def cost(self, model: str, usage: Usage, at: datetime) -> Cost:
-        """Price some usage of a configured model ``at`` a time of ``env.now``; unknown where the price or the usage is."""
+        """Price some usage of a model ``at`` a time of ``env.now``; unknown where the price or the usage is."""
         ...
 
     def source(self, model: str, at: datetime) -> str:

@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import final
 
 import anyio
-from anyio.streams.memory import MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from attrs import define, evolve, field
 from returns.context import RequiresContext
 from returns.result import Failure, Result
 
@@ -12,7 +14,7 @@ from llm_effects.calls import Sink
 from llm_effects.effects import Effect, effect, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import LLMError
-from llm_effects.events import Failed, StreamEvent
+from llm_effects.events import Failed, Restarted, StreamEvent, TextDelta
 from llm_effects.pipeline import ending, generate_call, run_call
 from llm_effects.requests import LLMRequest
 from llm_effects.responses import LLMResponse
@@ -39,12 +41,12 @@ def open_stream(
 @asynccontextmanager
 async def _opened(request: LLMRequest, env: LLMEnv) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
     send, receive = anyio.create_memory_object_stream[StreamEvent](0)
-    raised: list[BaseException] = []
+    pulled, raised = _Pulled(receive), list[BaseException]()
     try:
         async with receive, anyio.create_task_group() as group:
-            group.start_soon(_produce, request, env, send)
+            group.start_soon(_produce, request, env, send, pulled)
             try:
-                yield receive
+                yield pulled
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as problem:  # noqa: BLE001 - kept out of the group, and raised below as it is
@@ -56,10 +58,34 @@ async def _opened(request: LLMRequest, env: LLMEnv) -> AsyncGenerator[AsyncItera
         raise raised[0]
 
 
-async def _produce(request: LLMRequest, env: LLMEnv, send: MemoryObjectSendStream[StreamEvent]) -> None:
+@final
+@define(eq=False, repr=False)
+class _Pulled(AsyncIterator[StreamEvent]):
+    """The consumer's end. It knows what was taken; of a piece that was only offered, the call cannot tell."""
+
+    _events: MemoryObjectReceiveStream[StreamEvent]
+    _taken: list[str] = field(factory=list[str], init=False)
+
+    async def __anext__(self) -> StreamEvent:
+        event = await anext(self._events)
+        if isinstance(event, TextDelta):
+            self._taken.append(event.text)
+        elif isinstance(event, Restarted):
+            self._taken.clear()
+        return event
+
+    def so_far(self, error: LLMError) -> LLMError:
+        """The error that ended the stream, with the text that the consumer has."""
+        return evolve(error, partial="".join(self._taken))
+
+
+async def _produce(
+    request: LLMRequest, env: LLMEnv, send: MemoryObjectSendStream[StreamEvent], pulled: _Pulled
+) -> None:
     async with send:
         result = await settle(run_call(generate_call, request, send.send), env)
-        await send.send(ending(result))  # for as long as it takes: nobody waits for a consumer that has not left
+        # for as long as it takes: nobody waits for a consumer that has not left
+        await send.send(ending(result.alt(pulled.so_far)))
 
 
 def refused(error: LLMError, sink: Sink) -> Effect[LLMResponse]:

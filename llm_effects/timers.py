@@ -30,6 +30,14 @@ def loop_clock() -> Callable[[], float]:
     return loop.time if isinstance(loop, asyncio.AbstractEventLoop) else anyio.current_time
 
 
+def spare(deadline: float) -> float:
+    """How long (seconds) an answer that is all there may wait for what comes after it: half of the time left.
+
+    A call must not run out over a server that keeps its connection open after the last word.
+    """
+    return (deadline - anyio.current_time()) / 2
+
+
 @final
 @define
 class Timers:

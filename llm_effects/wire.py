@@ -9,8 +9,8 @@ from attrs import field, frozen
 from llm_effects.secrets import Secret
 from llm_effects.values import number
 
-CLOSING_S: Final = 2.0
-"""How long closing a connection may take, in seconds; no cancellation cuts it short."""
+CLOSING_S: Final = 0.1
+"""How long closing a connection may take, in seconds; no cancellation cuts it short, so a call may end so late."""
 
 
 @final

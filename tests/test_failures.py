@@ -73,7 +73,7 @@ def error(message: str, **fields: object) -> dict[str, Any]:
         pytest.param(499, "", "InvalidRequest", id="fault-50-499"),
         pytest.param(204, "", "MalformedResponse", id="fault-51-204"),
         pytest.param(101, "", "MalformedResponse", id="fault-51-101"),
-        pytest.param(302, "", "ConfigurationError", id="fault-16-redirect"),
+        pytest.param(302, "", "MalformedResponse", id="fault-51-302-without-location"),
     ],
 )
 def test_the_status_decides_where_nothing_else_does(status: int, body: object, tag: str) -> None:

@@ -6,14 +6,11 @@ import gzip
 import json
 import logging
 import random
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import traceback
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import ClassVar
 
 import anyio
@@ -519,7 +516,8 @@ async def test_fault_19_no_descriptor_left_is_a_local_limit(httpx_mock: HTTPXMoc
         (httpx.PoolTimeout("x"), ("TimeoutError", "queue")),
         (httpx.WriteTimeout("x"), ("TimeoutError", "send")),
         (httpx.CloseError("x"), ("NetworkError", "reset")),
-        (httpx.ProxyError("407"), ("NetworkError", "intermediary")),
+        (httpx.ProxyError("407 Proxy Authentication Required"), ("ConfigurationError", "")),
+        (httpx.ProxyError("503 Service Unavailable"), ("NetworkError", "intermediary")),
         (httpx.LocalProtocolError("x"), ("ConfigurationError", "")),
         (httpx.UnsupportedProtocol("x"), ("ConfigurationError", "")),
         (httpx.DecodingError("x"), ("NetworkError", "reset")),
@@ -586,19 +584,6 @@ async def test_an_unknown_encoding_is_malformed(transport: Transport) -> None:
 
 
 # --- TLS ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def own_authority(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """A certificate that nobody vouches for."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl program to make a certificate with")
-    folder: Path = tmp_path_factory.mktemp("tls")
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    subprocess.run([*made, "-keyout", folder / "key", "-out", folder / "cert"], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert", folder / "key")
-    return context
 
 
 async def test_fault_12_a_certificate_that_nobody_vouches_for(

@@ -16,6 +16,9 @@ from llm_effects.wire import WireResponse
 HTML: Final = "(html)"
 """Among the words of a fault: it is a web page, so it comes from something in between."""
 
+MOVED: Final = "(moved)"
+"""Among the words of a fault: it says where to go instead."""
+
 FOREIGN: Final = "(foreign)"
 """Among the words of a fault: on this machine, something else than a model server answered."""
 
@@ -65,6 +68,11 @@ class Fault:
 
 def read_fault(target: Target, response: WireResponse) -> Fault:
     """Read an error answer whatever its body is: JSON of any shape, a web page, a plain text, nothing."""
+    fault = _read(target, response)
+    return evolve(fault, words=fault.words | {MOVED}) if "location" in response.headers else fault
+
+
+def _read(target: Target, response: WireResponse) -> Fault:
     body = parse(response.body[: 64 * _LONGEST])
     if isinstance(body, Unreadable):
         return _of_text(target, response)

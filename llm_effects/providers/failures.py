@@ -10,7 +10,7 @@ from attrs import frozen
 
 from llm_effects.errors import LLMError
 from llm_effects.providers import error_kinds as kinds
-from llm_effects.providers.error_bodies import FOREIGN, HTML, NAMES_MODEL, Fault, read_error, read_fault
+from llm_effects.providers.error_bodies import FOREIGN, HTML, MOVED, NAMES_MODEL, Fault, read_error, read_fault
 from llm_effects.providers.targets import Target
 from llm_effects.wire import WireResponse
 
@@ -97,6 +97,11 @@ _WORDS: Final = (
         kinds.unauthorised, _KEY, r"(?:incorrect|invalid|missing) api[ _-]?key|api key (?:is )?(?:not valid|invalid)"
     ),
     *_says(kinds.wrong_endpoint, _ANY, r"unexpected endpoint or method"),
+    *_says(
+        kinds.wants_tls,
+        frozenset({400, 497}),
+        r"plain http request was sent to https|http request to an https server|speaking plain http to an ssl",
+    ),
     *_says(kinds.loading, _SERVER, r"loading model|model is (?:(?:still |currently )?loading|unloaded|not loaded)"),
     *_says(
         kinds.unknown_model,
@@ -116,11 +121,11 @@ _WORDS: Final = (
 _STATUSES: Final = (
     _words(kinds.intermediary, HTML, frozenset({403})),
     _words(kinds.no_model_server, FOREIGN, frozenset({404, 405, 501, *range(300, 400)})),
-    _Row(build=kinds.redirected, statuses=range(300, 400)),
+    _words(kinds.redirected, MOVED, range(300, 400)),
     _Row(build=kinds.unauthorised, statuses=frozenset({401, 403})),
     _Row(build=kinds.spent, statuses=frozenset({402})),
     _Row(build=kinds.wrong_endpoint, statuses=frozenset({404, 405})),
-    _Row(build=kinds.intermediary, statuses=frozenset({407})),
+    _Row(build=kinds.barred, statuses=frozenset({407})),
     _Row(build=kinds.late, statuses=frozenset({408, 504, 524})),
     _Row(build=kinds.overloaded, statuses=frozenset({409, 425})),
     _Row(build=kinds.limited, statuses=frozenset({429})),

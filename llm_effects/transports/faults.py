@@ -62,6 +62,7 @@ _WORDS: Final[dict[NetworkPhase, str]] = {
 _NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL")
 
 # What httpcore and h11 say of an answer that ends before it is whole.
+_ASKS_WHO: Final = ("407", "auth", "password")
 _CUT: Final = ("disconnected", "peer closed", "incomplete")
 
 
@@ -80,7 +81,7 @@ def fault_of(problem: WireProblem, request: WireRequest, limits: Timeouts, *, be
         case httpx.InvalidURL() | httpx.UnsupportedProtocol() | httpx.LocalProtocolError() | UnicodeError():
             return ConfigurationError(message=f"this request cannot be sent: {cause.message}", cause=cause)
         case httpx.ProxyError():
-            return network_error("intermediary", request, cause)
+            return _turned_back(request, cause)
         case httpx.RemoteProtocolError():
             return network_error(_garbled(cause), request, cause)
         case _:
@@ -91,6 +92,13 @@ def network_error(phase: NetworkPhase, request: WireRequest, cause: Cause | None
     """Say in plain words what broke, naming the server but not the path or the query."""
     origin = re.split(r"(?<=[^:/])[/?#]", request.url, maxsplit=1)[0]
     return NetworkError(message=_WORDS[phase].format(origin=origin), phase=phase, cause=cause)
+
+
+def _turned_back(request: WireRequest, cause: Cause) -> LLMError:
+    if any(word in cause.message.lower() for word in _ASKS_WHO):
+        message = "a proxy on the way wants a name and a password: set it up, or go round it"
+        return ConfigurationError(message=message, cause=cause)
+    return network_error("intermediary", request, cause)
 
 
 def _garbled(cause: Cause) -> NetworkPhase:

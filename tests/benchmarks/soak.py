@@ -61,6 +61,9 @@ GIVEN_UP_S: Final = 60.0
 GROWTH: Final = 1.02
 """How much more objects there may be after the last round than after the first."""
 
+GROWTH_OF_MEMORY: Final = 1.2
+"""The same of memory, whose allocator keeps more or less of what was freed."""
+
 ROUNDS: Final = 2
 """How often all is closed and looked at."""
 
@@ -106,6 +109,7 @@ class Report:
         warm, last = self.left[1], self.left[-1]
         assert (last.tasks, last.descriptors) == (self.left[0].tasks, self.left[0].descriptors)
         assert last.objects <= warm.objects * GROWTH, "objects pile up"
+        assert last.rss_mb <= warm.rss_mb * GROWTH_OF_MEMORY, "memory piles up"
 
 
 @contextmanager
@@ -185,7 +189,7 @@ def end_of(result: Result[LLMResponse, LLMError], events: list[StreamEvent] | No
     told = None if events is None else "".join(event.text for event in events if isinstance(event, TextDelta))
     if not is_successful(result):
         error = result.failure()
-        return error.tag if told is None or error.partial.startswith(told) else "cut"
+        return error.tag if told is None or error.partial == told else "cut"
     whole = result.unwrap().content == "because" and told in {None, "because"}
     return "success" if whole and not any(isinstance(event, Restarted) for event in events or ()) else "cut"
 

@@ -1,11 +1,8 @@
-"""Faults 57 to 79: successes that are none, and odd ones that are.
-
-A body is judged by code that knows no event loop, so one is enough here; where bodies come from sockets in pieces,
-both are tried in test_streams_cut.py.
-"""
+"""Faults 57 to 79: successes that are none, and odd ones that are."""
 
 import gzip
 import json
+import tracemalloc
 from typing import Any, Final
 
 import pytest
@@ -14,10 +11,10 @@ from attrs import evolve
 from llm_effects import Allow, FinishReason, LLMRequest, Tool
 from llm_effects.transports import Transport
 from tests.fixtures.chaos import CLAUDE, REQUEST_ID, WHOLE, Chaos, closes, good, says
-from tests.fixtures.faults import ASK, MODES, Case, Outcome, alone, assert_case, model, rows, run, with_another
+from tests.fixtures.faults import ASK, MODES, Case, Outcome, alone, assert_case, model, rows_by_turns, run, with_another
 from tests.fixtures.servers import reply, reply_json
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+pytestmark = pytest.mark.anyio
 
 NAMED: Final = f"x-request-id: {REQUEST_ID}"
 HTML: Final = reply(b"<html><h1>Please sign in</h1></html>").replace(b"application/json", b"text/html")
@@ -76,7 +73,7 @@ BODIES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize(("case", "mode"), rows(BODIES))
+@pytest.mark.parametrize(("case", "mode", "anyio_backend"), rows_by_turns(BODIES))
 async def test_a_success_that_cannot_be_read_is_an_error(chaos: Chaos, case: Case, mode: str) -> None:
     await assert_case(chaos, case, mode)
 
@@ -90,7 +87,13 @@ HUGE: Final = reply(b'{"choices":"' + b"x" * 3 * 2**20 + b'"}')
 async def test_an_answer_beyond_the_cap_is_dropped_with_its_connection(chaos: Chaos, answer: bytes, mode: str) -> None:
     small = lambda: Transport(max_bytes=2**20, max_stream_bytes=2**21)  # noqa: E731
     models = {"first": model(chaos, closes(answer)), "second": model(chaos, good)}
-    outcome = await run(chaos, models, mode=mode, transport=small)
+    tracemalloc.start()
+    try:
+        outcome = await run(chaos, models, mode=mode, transport=small)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 7 * 2**20  # the cap and 5 MB
     assert (outcome.asked, outcome.response.model) == ({"first": 2, "second": 1}, "second")
     assert [attempt.outcome for attempt in outcome.response.attempts][:2] == ["MalformedResponse"] * 2
 
@@ -147,6 +150,7 @@ async def test_077_tool_calls_are_values_whatever_they_hold(chaos: Chaos, mode: 
     request = evolve(ASK, tools=(Tool(name="look", description="look", parameters={"type": "object"}),))
     response = (await answered(chaos, told, mode, request)).response
     assert [call.name for call in response.tool_calls] == ["look", "nobody knows it"]
+    assert [call.arguments for call in response.tool_calls] == ['{"at": ', "{}"]
     assert all(call.id for call in response.tool_calls)
     assert response.finish_reason is FinishReason.TOOL_CALLS  # and so it is not kept in the cache
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -14,11 +15,11 @@ import pytest
 from attrs import evolve
 from returns.pipeline import is_successful
 
-from llm_effects import Preferences, generate, open_env, settle
+from llm_effects import Preferences, describe, generate, open_env, settle
 from llm_effects.transports import MakePool, Transport
 from tests.fixtures.chaos import CANARY, HEAD, Chaos, closes, good, holds, resets, says
-from tests.fixtures.faults import ASK, MODES, Case, assert_case, config_of, heard, model, plan_of, rows, run
-from tests.fixtures.servers import Peer, answering, reply, sending, serving
+from tests.fixtures.faults import ASK, MODES, Case, assert_case, config_of, heard, leaf, model, plan_of, rows, run
+from tests.fixtures.servers import Peer, Server, answering, reply, sending, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -84,6 +85,8 @@ async def test_002_a_connection_that_does_not_come_costs_its_own_time_only(chaos
     with blackhole() as nowhere:
         models = {"first": model(chaos, good, endpoint=nowhere, connect_ms=50), "second": model(chaos, good)}
         outcome = await run(chaos, models, unheard=2)
+        alone = await run(chaos, {"first": models["first"]}, unheard=2)
+    assert (getattr(leaf(alone.error), "phase", ""), getattr(leaf(alone.error), "timeout_ms", 0)) == ("connect", 50)
     assert [attempt.outcome for attempt in outcome.response.attempts] == ["TimeoutError", "TimeoutError", "success"]
     assert outcome.took < 1
 
@@ -126,13 +129,16 @@ async def test_009_a_full_queue_is_waited_for_to_the_deadline_and_no_attempt_is_
 async def test_010_a_name_without_an_address_is_asked_for_once_more_and_passed_by(chaos: Chaos) -> None:
     models = {"first": model(chaos, good, endpoint="https://no-such-host.invalid/v1"), "second": model(chaos, good)}
     outcome = await run(chaos, models, unheard=2)
+    alone = await run(chaos, {"first": models["first"]}, unheard=2)
+    assert getattr(leaf(alone.error), "phase", "") == "dns"
     assert [attempt.outcome for attempt in outcome.response.attempts] == ["NetworkError", "NetworkError", "success"]
 
 
 async def test_011_of_two_addresses_one_may_be_dead(chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
-    live = ("127.0.0.1", chaos.server.port)
+    live, asked = ("127.0.0.1", chaos.server.port), list[object]()
 
-    def two(*_: object, **__: object) -> list[tuple[object, ...]]:
+    def two(*wanted: object, **__: object) -> list[tuple[object, ...]]:
+        asked.append(wanted[0])
         dead = ("127.0.0.2", chaos.server.port)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (dead, live)]
 
@@ -141,6 +147,51 @@ async def test_011_of_two_addresses_one_may_be_dead(chaos: Chaos, monkeypatch: p
     monkeypatch.setattr(socket, "getaddrinfo", two)  # the system's resolver is the one thing that cannot be handed in
     outcome = await run(chaos, {"first": named})
     assert (outcome.response.content, outcome.asked) == ("because", {"first": 1})
+    assert asked
+
+
+async def tls_refused(chaos: Chaos, server: Server, mode: str) -> str:
+    """Nothing about it gets better with time or with another model; gives what is said of it."""
+    first = model(chaos, good, endpoint=server.url.replace("http:", "https:"))
+    for models in ({"first": first}, {"first": first, "second": model(chaos, good)}):
+        outcome = await run(chaos, models, mode=mode, unheard=1)
+        assert (outcome.error.tag, sum(outcome.asked.values())) == ("ConfigurationError", 0)
+    assert server.requests == []
+    return describe(outcome.error)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_012_a_certificate_that_nobody_vouches_for_is_a_matter_of_set_up(
+    chaos: Chaos, own_authority: ssl.SSLContext, mode: str
+) -> None:
+    with serving(answering(), tls=own_authority) as server:
+        assert "certificate" in await tls_refused(chaos, server, mode)
+        assert server.settled() == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_013_tls_that_is_cut_off_in_its_handshake_is_tried_again_and_passed_by(chaos: Chaos, mode: str) -> None:
+    async def cut(peer: Peer) -> None:
+        await peer.reader.read(100)
+
+    with serving(cut) as server:
+        first = model(chaos, good, endpoint=server.url.replace("http:", "https:"))
+        alone = await run(chaos, {"first": first}, mode=mode, unheard=3)
+        behind = await run(chaos, {"first": first, "second": model(chaos, good)}, mode=mode, unheard=3)
+        assert server.settled() == 0
+    assert (leaf(alone.error).tag, behind.response.model) == ("NetworkError", "second")
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_014_plain_http_where_tls_was_meant_is_told_as_such(chaos: Chaos, mode: str) -> None:
+    async def plain(peer: Peer) -> None:
+        await peer.reader.read(100)
+        await peer.send(reply(b"", "400 Bad Request"))
+        await peer.gone()
+
+    with serving(plain) as server:
+        assert "does not speak TLS" in await tls_refused(chaos, server, mode)
+        assert server.settled() == 0
 
 
 @pytest.mark.parametrize("word", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
@@ -162,8 +213,9 @@ async def test_015_a_proxy_that_wants_a_password_is_told_as_such_and_without_our
         made = through(f"http://me:{CANARY}@127.0.0.1:{proxy.port}")
         first = model(chaos, good, endpoint=f"{scheme}://127.0.0.1:9/shut/v1")
         models = {"first": first, "second": evolve(first, endpoint=f"{scheme}://127.0.0.1:9/other/v1")}
-        outcome = await run(chaos, models, transport=lambda: Transport(make_pool=made), unheard=4)
-    assert {getattr(each, "phase", "") for each in getattr(outcome.error, "errors", ())} == {"intermediary"}
+        outcome = await run(chaos, models, transport=lambda: Transport(make_pool=made), unheard=1)
+    assert outcome.error.tag == "ConfigurationError"
+    assert "a proxy on the way wants a name and a password" in describe(outcome.error)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -184,6 +236,8 @@ async def test_018_the_next_version_of_http_is_not_offered(chaos: Chaos) -> None
         first = model(chaos, good, endpoint=f"{server.url}/v1")
         outcome = await run(chaos, {"first": first}, unheard=3)
     assert {getattr(each, "phase", "") for each in getattr(outcome.error, "errors", ())} == {"protocol"}
+    head = server.requests[0].split(b"\r\n\r\n")[0].lower()
+    assert (b" http/1.1\r\n" in head, b"upgrade" in head) == (True, False)
 
 
 @contextmanager

@@ -10,8 +10,7 @@ from llm_effects import CachePolicy, LLMRequest, RequestFailed, generate, open_e
 from tests.fixtures.chaos import Chaos, good, problem, says
 from tests.fixtures.faults import ASK, MODES, config_of, model, run
 
-# What an answer means is decided by code that knows no event loop, so one is enough here.
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+pytestmark = pytest.mark.anyio
 
 SOON: Final = 0.05
 HINTS: dict[str, tuple[str, ...]] = {

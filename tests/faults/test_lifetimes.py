@@ -5,16 +5,30 @@ import random
 import subprocess
 import sys
 import textwrap
-from typing import Any, Final
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any, Final, final
 
 import anyio
 import anyio.to_thread
+import httpx
 import pytest
 from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Result
 
-from llm_effects import LLMEnv, LLMRequest, Preferences, StreamEvent, TextDelta, generate, open_env, settle, stream
+from llm_effects import (
+    LLMEnv,
+    LLMRequest,
+    Preferences,
+    StreamEvent,
+    TextDelta,
+    generate,
+    open_env,
+    settle,
+    stream,
+)
+from llm_effects.config import HedgingConfig
 from llm_effects.effects import result_of
 from llm_effects.managers import make_llm_manager
 from llm_effects.records import Statistics
@@ -113,11 +127,41 @@ async def test_105_a_crowd_is_served_without_an_error(chaos: Chaos) -> None:
 
 
 async def test_106_an_answer_at_the_very_moment_of_the_time_out_is_one_or_the_other(chaos: Chaos) -> None:
-    for late in (0.036, 0.038, 0.04, 0.042, 0.044):
-        first = model(chaos, says(reply_json(WHOLE), after=late), timeout_ms=40)
+    await run(chaos, {"first": model(chaos, good)})  # the first call of all takes longer
+    for late in (0.145, 0.15, 0.155):
+        first = model(chaos, says(reply_json(WHOLE), after=late), timeout_ms=150)
         outcome = await run(chaos, {"first": first}, max_retries=0)  # which compares attempts, ledger and cache
         told = "success" if is_successful(outcome.result) else outcome.error.tag
         assert told in {"success", "TimeoutError"}
+
+
+@final
+class Clinging(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
+    """A pool whose connections cannot be closed."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=self)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        await anyio.sleep_forever()
+        yield b""
+
+    async def aclose(self) -> None:
+        await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_106_a_connection_that_cannot_be_closed_keeps_no_call_beyond_its_deadline(
+    chaos: Chaos, mode: str
+) -> None:
+    clinging, hasty = (
+        lambda: Transport(make_pool=lambda _: Clinging()),
+        evolve(ASK, preferences=Preferences(timeout_ms=50)),
+    )
+    async with open_env(config_of({"first": model(chaos, good)}), transport=clinging) as env:
+        began = anyio.current_time()
+        error = (await settle(generate(hasty) if mode == "whole" else stream(hasty, Told()), env)).failure()
+        assert (error.tag, anyio.current_time() - began < 1) == ("TimeoutError", True)
 
 
 @pytest.mark.parametrize("at", ["Started", "TextDelta"])
@@ -185,3 +229,15 @@ async def test_109_a_model_that_lost_is_cancelled_at_once_and_booked(chaos: Chao
     assert (lost.model, lost.outcome, won.model, won.succeeded) == ("first", "TimeoutError", "second", True)
     assert lost.cost.usd is None  # it may have been billed: unknown is not nothing
     assert outcome.response.cost.usd is None
+
+
+async def test_109_a_hedge_that_lost_is_cancelled_at_once_and_booked(chaos: Chaos) -> None:
+    first = model(chaos, good, good, good, holds(), good)
+    hedging = HedgingConfig(enabled=True, budget=1.0, min_attempts=3, percentile=0.5)
+    async with open_env(config_of({"first": first}, hedging=hedging)) as env:
+        for number in range(4):
+            response = (await settle(generate(evolve(ASK, prompt=f"why? {number}")), env)).unwrap()
+        lost = next(attempt for attempt in response.attempts if not attempt.succeeded)
+        assert (lost.outcome, lost.cost.usd, len(response.attempts)) == (CANCELLED, None, 2)
+        assert Counter(await booked(env)) == {"success": 4, CANCELLED: 1}
+    assert await anyio.to_thread.run_sync(chaos.server.settled) == 0

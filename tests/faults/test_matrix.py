@@ -34,7 +34,7 @@ LIMITS: Final = "test_limits.py"
 BREAKERS: Final = "test_breakers.py"
 
 NUMBERED: Final[dict[str, tuple[int, ...]]] = {
-    CONNECTIONS: (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 16, 18, 19),
+    CONNECTIONS: (*range(1, 20),),
     STATUSES: (*range(20, 35), *range(38, 41), *range(42, 52), *range(53, 57)),
     HINTS: (35, 36, 37, 41, 52),
     BODIES: (*range(57, 80),),
@@ -45,10 +45,7 @@ NUMBERED: Final[dict[str, tuple[int, ...]]] = {
 """Files whose tests or rows begin with the number itself."""
 
 ELSEWHERE: Final[dict[int, tuple[tuple[str, str], ...]]] = {
-    12: ((TRANSPORTS, "test_fault_12_a_certificate_that_nobody_vouches_for"),),
-    13: ((TRANSPORTS, "test_fault_13_tls_cut_in_its_handshake"),),
-    14: ((TRANSPORTS, "test_fault_14_plain_http_where_tls_was_meant"),),
-    17: ((CONNECTIONS, "test_016_017_a_redirect"),),
+    107: (("test_telemetry.py", "test_a_telemetry_that_raises_costs_nobody_an_answer"),),
     110: ((CACHING, "test_a_thousand_identical_calls_are_one"), (CACHING, "test_a_cancelled_leader_hands_over")),
     111: ((CACHING, "test_every_flipped_bit_and_every_cut_is_a_miss"), (SQLITE, "test_a_damaged_file_never")),
     112: (

@@ -12,9 +12,12 @@ from attrs import evolve
 
 from llm_effects import (
     Completed,
+    Failed,
+    Preferences,
     Recovery,
     Restarted,
     Started,
+    StreamEvent,
     TextDelta,
     cache_stats,
     open_env,
@@ -192,6 +195,26 @@ async def test_092_a_broken_stream_begins_again_with_another_model_if_that_was_a
     assert outcome.events[:at] == (Started("first"), TextDelta("be"))
     assert outcome.response.content == "because"
     assert isinstance(outcome.events[-1], Completed)
+
+
+@pytest.mark.parametrize("told", [STREAM, STREAM[: -len(DONE)]], ids=["done", "no_done"])
+async def test_087_a_whole_answer_is_not_lost_by_a_server_that_does_not_close(chaos: Chaos, told: bytes) -> None:
+    hasty = evolve(ASK, preferences=Preferences(timeout_ms=200))
+    outcome = await run(chaos, {"first": model(chaos, holds(HEAD + chunk(told)))}, mode="streamed", request=hasty)
+    assert outcome.response.content == "because"
+
+
+async def test_096_what_a_consumer_never_took_is_not_told_as_delivered(chaos: Chaos) -> None:
+    both = model(chaos, holds(HEAD + chunk(BE + piece("cause"))))
+    hasty, taken = evolve(ASK, preferences=Preferences(timeout_ms=100)), list[StreamEvent]()
+    async with open_env(config_of({"first": both})) as env, open_stream(hasty)(env) as events:
+        async for event in events:
+            taken.append(event)
+            if event == TextDelta("be"):
+                await anyio.sleep(0.2)  # the second piece is offered meanwhile, and the deadline passes
+    assert taken[:-1] == [Started("first"), TextDelta("be")]
+    assert isinstance(taken[-1], Failed)
+    assert taken[-1].error.partial == "be"
 
 
 async def test_096_an_endless_answer_ends_with_its_attempt(chaos: Chaos) -> None:
