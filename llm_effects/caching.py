@@ -22,6 +22,7 @@ from llm_effects.jsons import dump
 from llm_effects.providers.targets import Target
 from llm_effects.records import CacheStats
 from llm_effects.requests import CachePolicy, LLMRequest, conversation
+from llm_effects.services import Cache
 
 KEY_VERSION: Final = 1
 """Of what goes into a key; with another version nothing that was stored is found."""
@@ -116,24 +117,41 @@ def _candidate(target: Target) -> list[object]:
 
 async def look_up(env: LLMEnv, key: str, deadline: float = math.inf) -> Result[Entry | None, LLMError]:
     """Find a stored answer; an entry that cannot be read is none, and goes."""
+    if not _waits(env.cache):
+        return await _found(env.cache, key)
     with anyio.move_on_after(_patience(deadline)):
-        found = await result_of(env.cache.get(key))
-        if not is_successful(found):
-            return Failure(found.failure())
-        data = found.unwrap()
-        entry = None if data is None else load_entry(data)
-        if data is not None and entry is None:
-            await result_of(env.cache.delete(key))
-        return Success(entry)
+        return await _found(env.cache, key)
     return Failure(StorageFailed(operation="get", message="it took too long", transient=True))
+
+
+async def _found(cache: Cache, key: str) -> Result[Entry | None, LLMError]:
+    found = await result_of(cache.get(key))
+    if not is_successful(found):
+        return Failure(found.failure())
+    data = found.unwrap()
+    entry = None if data is None else load_entry(data)
+    if data is not None and entry is None:
+        await result_of(cache.delete(key))
+    return Success(entry)
 
 
 async def store(env: LLMEnv, key: str, entry: Entry, deadline: float = math.inf) -> str | None:
     """Keep an answer; gives what went wrong, which is no reason to fail, nor to be late."""
+    if not _waits(env.cache):
+        return await _kept(env, key, entry)
     with anyio.move_on_after(_patience(deadline)):
-        kept = await result_of(env.cache.put(key, dump_entry(entry), env.config.cache.ttl_seconds))
-        return None if is_successful(kept) else f"the answer could not be stored: {describe(kept.failure())}"
+        return await _kept(env, key, entry)
     return "the answer could not be stored: it took too long"
+
+
+async def _kept(env: LLMEnv, key: str, entry: Entry) -> str | None:
+    kept = await result_of(env.cache.put(key, dump_entry(entry), env.config.cache.ttl_seconds))
+    return None if is_successful(kept) else f"the answer could not be stored: {describe(kept.failure())}"
+
+
+def _waits(cache: Cache) -> bool:
+    """Whether a cache can take its time. Setting a limit costs more than all that one in this process does."""
+    return getattr(cache, "waits", True)
 
 
 def _patience(deadline: float) -> float:

@@ -8,7 +8,7 @@ plain Python inside ``effect``.
 from collections.abc import Awaitable, Callable
 from typing import Generic, Never, TypeAlias, TypeVar, cast, final
 
-from attrs import frozen
+from attrs import define
 from returns.context import RequiresContextFutureResult
 from returns.future import FutureResult
 from returns.io import IO
@@ -26,6 +26,9 @@ _Other = TypeVar("_Other")
 
 Effect: TypeAlias = RequiresContextFutureResult[_Value, LLMError, LLMEnv]
 """A description of work that needs an ``LLMEnv`` and ends in a value or an ``LLMError``."""
+
+Answer: TypeAlias = Result[LLMResponse, LLMError]
+"""What came of a call. It has a name since Python works out the annotations of an inner function at every call."""
 
 Generate: TypeAlias = Callable[[Call], Effect[LLMResponse]]
 """From a call to its answer: what every layer wraps and is."""
@@ -51,9 +54,12 @@ def effect(run: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]) -> Effe
 
 
 @final
-@frozen(eq=False)
+@define(eq=False)
 class _Runner(Generic[_Value]):
-    """What an effect holds: its async function, which ``settle`` may run without the wrapping of a future."""
+    """What an effect holds: its async function, which ``settle`` may run without the wrapping of a future.
+
+    One is made for each layer of each call, and to freeze it would cost as much again.
+    """
 
     run: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]
 

@@ -15,7 +15,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.calls import Call, Sink, Trail, committing
-from llm_effects.effects import Effect, Generate, effect, settle
+from llm_effects.effects import Answer, Effect, Generate, effect, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import LLMError
 from llm_effects.events import Completed, Failed, StreamEvent
@@ -104,7 +104,7 @@ def stream(request: LLMRequest, sink: Sink) -> Effect[LLMResponse]:
     Completed
     """
 
-    async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+    async def run(env: LLMEnv) -> Answer:
         result = await settle(run_call(generate_call, request, sink), env)
         with anyio.move_on_after(LAST_WORD_S):  # for a consumer that never returns
             await sink(ending(result))
@@ -113,7 +113,7 @@ def stream(request: LLMRequest, sink: Sink) -> Effect[LLMResponse]:
     return effect(run)
 
 
-def ending(result: Result[LLMResponse, LLMError]) -> StreamEvent:
+def ending(result: Answer) -> StreamEvent:
     """Give the last event of a stream."""
     return Completed(result.unwrap()) if is_successful(result) else Failed(result.failure())
 
@@ -149,7 +149,7 @@ def run_call(
     ``adapt`` puts into the call what its maker knows besides: its conversation, a deadline.
     """
 
-    async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+    async def run(env: LLMEnv) -> Answer:
         trail = Trail()
         told = None if sink is None else committing(sink, trail)
         call = adapt(Call(id=env.new_id(), request=request, sink=told, trail=trail))

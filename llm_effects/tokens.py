@@ -47,11 +47,11 @@ def estimate_tokens(request: LLMRequest) -> int:
     >>> estimate_tokens(LLMRequest(prompt="x" * 400))
     104
     """
-    extras = [request.system or "", *(tool.name + tool.description for tool in request.tools)]
-    schemas = [tool.parameters for tool in request.tools] + (
-        [request.response_schema] if request.response_schema else []
-    )
-    letters = sum(map(len, extras)) + sum(len(dump(schema)) for schema in schemas)
+    letters = len(request.system or "")
+    for tool in request.tools:
+        letters += len(tool.name) + len(tool.description) + len(dump(tool.parameters))
+    if request.response_schema:
+        letters += len(dump(request.response_schema))
     return ceil(letters / CHARACTERS_PER_TOKEN) + _asked_tokens(request)
 
 

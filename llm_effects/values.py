@@ -5,10 +5,11 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from enum import Enum
+from functools import cache
 from types import NoneType
-from typing import Any, NoReturn, TypeAlias, TypeVar, get_args
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast, get_args
 
 import attrs
 
@@ -85,6 +86,8 @@ def is_a(value: object, kind: type) -> bool:
 
 def to_tuple(name: str, items: Iterable[_Item]) -> tuple[_Item, ...]:
     """Freeze what the caller gave for a field; a bare text is a sequence of letters and almost surely a slip."""
+    if type(items) is tuple:
+        return cast("tuple[_Item, ...]", items)
     if isinstance(items, str | bytes):
         given = shown(items)
         invalid(name, f"must be several values, not the single text {given}: write ({given},)")
@@ -114,7 +117,12 @@ def to_member(name: str, kind: type[_Choice], given: _Choice | str) -> _Choice:
 
 
 def _unset(attribute: "attrs.Attribute[Any]", value: object) -> bool:
-    return value is None and NoneType in get_args(attribute.type)
+    return value is None and _is_optional(cast("Hashable", attribute.type))
+
+
+@cache
+def _is_optional(kind: Hashable) -> bool:
+    return NoneType in get_args(kind)
 
 
 def number(
@@ -123,7 +131,9 @@ def number(
     """Make an attrs validator for a finite number of at most 64 bits inside bounds."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if not _unset(attribute, value) and (remedy := _number_remedy(value, whole=whole)):
+        if _unset(attribute, value):
+            return
+        if remedy := _number_remedy(value, whole=whole):
             invalid(attribute.name, remedy)
         if not isinstance(value, int | float):
             return
@@ -149,12 +159,11 @@ def text(*, empty: bool = False) -> Validator:
     """Make an attrs validator for a text, not blank unless ``empty``."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if _unset(attribute, value):
-            return
-        if not isinstance(value, str):
+        if isinstance(value, str):
+            if not empty and not value.strip():
+                invalid(attribute.name, "must not be blank: give some text, or leave it out")
+        elif not _unset(attribute, value):
             invalid(attribute.name, f"must be a text, not {type(value).__name__}")
-        if not empty and not value.strip():
-            invalid(attribute.name, "must not be blank: give some text, or leave it out")
 
     return check
 
@@ -163,7 +172,7 @@ def one_of(*choices: str) -> Validator:
     """Make an attrs validator for one of a few names."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if not _unset(attribute, value) and not (isinstance(value, str) and value in choices):
+        if not (isinstance(value, str) and value in choices) and not _unset(attribute, value):
             invalid(attribute.name, f"must be one of {', '.join(choices)}, not {shown(value)}")
 
     return check
@@ -185,7 +194,7 @@ def instance(kind: type) -> Validator:
     """Make an attrs validator for a value of this class."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if not _unset(attribute, value) and not isinstance(value, kind):
+        if not isinstance(value, kind) and not _unset(attribute, value):
             invalid(attribute.name, f"must be {kind.__name__}, not {type(value).__name__}")
 
     return check
@@ -195,6 +204,8 @@ def instances(*kinds: type) -> Validator:
     """Make an attrs validator for a tuple or a table that holds only these classes."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: tuple[object, ...] | Mapping[str, object]) -> None:
+        if not value:
+            return
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             if not isinstance(item, kinds):
                 wanted = " or ".join(kind.__name__ for kind in kinds)

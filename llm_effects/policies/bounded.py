@@ -1,13 +1,12 @@
 """The deadline of the whole call: queueing, every retry and every fallback are inside it."""
 
 import anyio
-from attrs import evolve
-from returns.result import Failure, Result
+from returns.result import Failure
 
-from llm_effects.calls import Call
-from llm_effects.effects import Effect, Generate, effect, settle
+from llm_effects.calls import Call, changed
+from llm_effects.effects import Answer, Effect, Generate, effect, settle
 from llm_effects.env import LLMEnv
-from llm_effects.errors import LLMError, RequestTimeout
+from llm_effects.errors import RequestTimeout
 from llm_effects.responses import LLMResponse
 
 
@@ -15,11 +14,11 @@ def bounded(inner: Generate) -> Generate:
     """End the call after ``Preferences.timeout_ms``, or else ``RoutingConfig.timeout_ms``."""
 
     def bound(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+        async def run(env: LLMEnv) -> Answer:
             limit_ms = call.request.preferences.timeout_ms or env.config.routing.timeout_ms
             deadline = min(call.deadline, anyio.current_time() + limit_ms / 1000)
             with anyio.CancelScope(deadline=deadline):
-                return await settle(inner(evolve(call, deadline=deadline)), env)
+                return await settle(inner(changed(call, deadline=deadline)), env)
             return Failure(RequestTimeout(timeout_ms=limit_ms, phase="total"))
 
         return effect(run)

@@ -1,13 +1,12 @@
 """A model that fails too often is left alone for a while, so that calls go where they are answered."""
 
 from returns.pipeline import is_successful
-from returns.result import Failure, Result
+from returns.result import Failure
 
 from llm_effects.calls import Call
 from llm_effects.decisions import is_retryable
-from llm_effects.effects import Effect, Generate, effect, result_of, settle
+from llm_effects.effects import Answer, Effect, Generate, effect, result_of, settle
 from llm_effects.env import LLMEnv
-from llm_effects.errors import LLMError
 from llm_effects.limits.breakers import Passage, blames
 from llm_effects.responses import LLMResponse
 
@@ -20,7 +19,7 @@ def broken(inner: Generate) -> Generate:
     """
 
     def guard(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+        async def run(env: LLMEnv) -> Answer:
             config = env.config.routing.breaker
             if not config.enabled:
                 return await settle(inner(call), env)
@@ -43,7 +42,7 @@ def _is_last_hope(call: Call) -> bool:
     return call.alternatives == 0 and not any(map(is_retryable, call.trail.errors))
 
 
-async def _watched(inner: Generate, call: Call, env: LLMEnv, passage: Passage) -> Result[LLMResponse, LLMError]:
+async def _watched(inner: Generate, call: Call, env: LLMEnv, passage: Passage) -> Answer:
     failed: bool | None = None
     try:
         result = await settle(inner(call), env)
@@ -53,6 +52,6 @@ async def _watched(inner: Generate, call: Call, env: LLMEnv, passage: Passage) -
     return result
 
 
-def _failed(result: Result[LLMResponse, LLMError]) -> bool | None:
+def _failed(result: Answer) -> bool | None:
     """Whether the model failed, or ``None`` where the outcome says nothing of it."""
     return False if is_successful(result) else blames(result.failure()) or None

@@ -12,15 +12,13 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
 from llm_effects.budgets import Account, Hold, accounts_of
-from llm_effects.calls import Booked, Call
-from llm_effects.effects import Effect, Generate, effect, result_of, settle
+from llm_effects.calls import Booked, Call, changed
+from llm_effects.effects import Answer, Effect, Generate, effect, result_of, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import BudgetExceeded, LLMError
 from llm_effects.limits import lease
 from llm_effects.policies.limited import expected_usage
 from llm_effects.responses import Cost, LLMResponse
-
-_Outcome = Result[LLMResponse, LLMError]
 
 
 def budgeted(inner: Generate) -> Generate:
@@ -31,7 +29,7 @@ def budgeted(inner: Generate) -> Generate:
     """
 
     def spend(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> _Outcome:
+        async def run(env: LLMEnv) -> Answer:
             now = env.now()
             accounts = accounts_of(env.config.budgets, call.request, now) if env.config.budgets else ()
             estimate = expected_cost(call, env, now) if accounts else Cost.ZERO
@@ -72,8 +70,8 @@ async def _held(
     return held.alt(lambda error: evolve(error, model=call.model))
 
 
-async def _inside(inner: Generate, asked: Call, env: LLMEnv, hold: Hold) -> _Outcome:
-    call = evolve(asked, booked=Booked())
+async def _inside(inner: Generate, asked: Call, env: LLMEnv, hold: Hold) -> Answer:
+    call = changed(asked, booked=Booked())
     try:
         return await settle(inner(call), env)
     finally:

@@ -7,10 +7,10 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.caching import cache_key, is_cached, look_up, store
-from llm_effects.calls import Call, Sink
+from llm_effects.calls import Call, Sink, changed
 from llm_effects.codecs import Entry
 from llm_effects.decisions import describe
-from llm_effects.effects import Effect, Generate, effect, settle
+from llm_effects.effects import Answer, Effect, Generate, effect, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import ConfigurationError, LLMError, StorageFailed
 from llm_effects.events import ContentEvent, ReasoningDelta, Restarted, Started, StreamEvent, TextDelta, ToolCallDelta
@@ -18,8 +18,6 @@ from llm_effects.providers.drafts import events_of
 from llm_effects.requests import CachePolicy
 from llm_effects.responses import Cost, FinishReason, LLMResponse
 from llm_effects.telemetry.logs import log_cache_trouble
-
-_Answer = Result[LLMResponse, LLMError]
 
 
 def cached(inner: Generate) -> Generate:
@@ -29,7 +27,7 @@ def cached(inner: Generate) -> Generate:
     """
 
     def remember(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> _Answer:
+        async def run(env: LLMEnv) -> Answer:
             if not is_cached(call.request, env.config):
                 return await settle(inner(call), env)
             return await _remembered(inner, call, env, _key(call, env))
@@ -44,7 +42,7 @@ def _key(call: Call, env: LLMEnv) -> str:
     return call.key if call.keyed is call.request else cache_key(call.request, env.config)
 
 
-async def _remembered(inner: Generate, call: Call, env: LLMEnv, key: str) -> _Answer:
+async def _remembered(inner: Generate, call: Call, env: LLMEnv, key: str) -> Answer:
     policy = call.request.cache
     found: Result[Entry | None, LLMError] = (
         Success(None) if policy is CachePolicy.REFRESH else await look_up(env, key, call.deadline)
@@ -74,7 +72,7 @@ def _nothing(found: Result[Entry | None, LLMError]) -> LLMError:
     return StorageFailed(operation="cache", message="no answer is stored, and the request's cache policy is ONLY")
 
 
-async def _told_again(entry: Entry, call: Call) -> _Answer:
+async def _told_again(entry: Entry, call: Call) -> Answer:
     """Tell a stored answer: its deltas as they came, its usage as it was, at no cost."""
     if call.sink is not None:
         model = entry.response.model
@@ -84,9 +82,9 @@ async def _told_again(entry: Entry, call: Call) -> _Answer:
     return Success(evolve(entry.response, cached=True, cost=Cost.ZERO, attempts=()))
 
 
-async def _asked(inner: Generate, call: Call, env: LLMEnv, key: str, trouble: tuple[str, ...]) -> _Answer:
+async def _asked(inner: Generate, call: Call, env: LLMEnv, key: str, trouble: tuple[str, ...]) -> Answer:
     record = Record(call.sink)
-    result = await settle(inner(call if call.sink is None else evolve(call, sink=record)), env)
+    result = await settle(inner(call if call.sink is None else changed(call, sink=record)), env)
     if not is_successful(result):
         return result
     response = result.unwrap()

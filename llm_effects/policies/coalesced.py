@@ -6,49 +6,45 @@ leads. Nothing is remembered past the flight.
 """
 
 from collections.abc import Hashable
-from typing import TypeAlias
 
 import anyio
 from anyio.lowlevel import checkpoint
 from attrs import evolve
 from returns.pipeline import is_successful
-from returns.result import Result, Success
+from returns.result import Success
 
 from llm_effects.caching import cache_key, is_cached
-from llm_effects.calls import Call, Sink
-from llm_effects.effects import Effect, Generate, effect, settle
+from llm_effects.calls import Call, Sink, changed
+from llm_effects.effects import Answer, Effect, Generate, effect, settle
 from llm_effects.env import LLMEnv
-from llm_effects.errors import LLMError
 from llm_effects.events import Started, StreamEvent, TextDelta
 from llm_effects.policies.flights import HELD_S, Ask, Flight, concerns_only_its_leader, fitting, flights_here
 from llm_effects.providers.drafts import events_of
 from llm_effects.responses import Cost, LLMResponse
-
-_Answer: TypeAlias = Result[LLMResponse, LLMError]
 
 
 def coalesced(inner: Generate) -> Generate:
     """Let identical questions that are under way at once share one call; never where the cache is off or bypassed."""
 
     def share(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> _Answer:
+        async def run(env: LLMEnv) -> Answer:
             if not is_cached(call.request, env.config):
                 return await settle(inner(call), env)
             request, question = call.request, cache_key(call.request, env.config)
             key = (id(env.clients), id(env.cache), question, request.cache, request.recovery)
-            return await _shared(inner, evolve(call, key=question, keyed=request), env, key)
+            return await _shared(inner, changed(call, key=question, keyed=request), env, key)
 
         return effect(run)
 
     return share
 
 
-async def _shared(inner: Generate, call: Call, env: LLMEnv, key: Hashable) -> _Answer:
+async def _shared(inner: Generate, call: Call, env: LLMEnv, key: Hashable) -> Answer:
     flights = flights_here()
     while True:
         flight = flights.get(key)
         if flight is None:
-            return await _lead(inner, call, env, key)
+            return await _lead(inner, call, env, flights, key)
         result = await _follow(flight, call)
         if not isinstance(result, Ask):
             return result
@@ -57,15 +53,14 @@ async def _shared(inner: Generate, call: Call, env: LLMEnv, key: Hashable) -> _A
         if result is Ask.INSTEAD and flights.get(key) is flight:
             del flights[key]
         # Its consumer may have some content already: whoever answers now tells it to begin again.
-        call = evolve(call, before=call.trail.contents)
+        call = changed(call, before=call.trail.contents)
         if call.deadline < flight.latest:
             await checkpoint()  # let one with more time lead
 
 
-async def _lead(inner: Generate, call: Call, env: LLMEnv, key: Hashable) -> _Answer:
-    flights = flights_here()
+async def _lead(inner: Generate, call: Call, env: LLMEnv, flights: dict[Hashable, Flight], key: Hashable) -> Answer:
     flight = flights[key] = Flight(deadline=call.deadline)
-    told = call if call.sink is None else evolve(call, sink=_recording(call.sink, flight))
+    told = call if call.sink is None else changed(call, sink=_recording(call.sink, flight))
     try:
         flight.result = await settle(inner(told), env)
     except Exception:
@@ -89,7 +84,7 @@ def _recording(sink: Sink, flight: Flight) -> Sink:
     return deliver
 
 
-async def _follow(flight: Flight, call: Call) -> _Answer | Ask:
+async def _follow(flight: Flight, call: Call) -> Answer | Ask:
     """Follow a flight to its end, or as long as its leader does not stand in the way."""
     flight.latest = max(flight.latest, call.deadline)
     told = 0

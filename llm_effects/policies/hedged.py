@@ -7,15 +7,13 @@ and booked like every attempt. See "The Tail at Scale" by Dean and Barroso (2013
 from functools import partial
 from typing import final
 
-from attrs import define, evolve
+from attrs import define
 from returns.pipeline import is_successful
-from returns.result import Result
 
-from llm_effects.calls import Call, Sink, Trail
+from llm_effects.calls import Call, Sink, Trail, changed
 from llm_effects.duels import Claim, duel
-from llm_effects.effects import Effect, Generate, effect, settle
+from llm_effects.effects import Answer, Effect, Generate, effect, settle
 from llm_effects.env import LLMEnv
-from llm_effects.errors import LLMError
 from llm_effects.events import Restarted, Started, StreamEvent
 from llm_effects.providers.registry import target_of
 from llm_effects.responses import LLMResponse
@@ -28,7 +26,7 @@ def hedged(inner: Generate) -> Generate:
     """
 
     def hedge(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+        async def run(env: LLMEnv) -> Answer:
             patience = _patience(call, env)
             if patience is None:
                 return await settle(inner(call), env)
@@ -59,12 +57,12 @@ def _may_be_asked_twice(call: Call, env: LLMEnv) -> bool:
     return is_successful(target) and target.unwrap().preset.wire != "llama"
 
 
-async def _hedged(inner: Generate, call: Call, env: LLMEnv, patience: float) -> Result[LLMResponse, LLMError]:
-    async def attempt(claim: Claim) -> Result[LLMResponse, LLMError]:
+async def _hedged(inner: Generate, call: Call, env: LLMEnv, patience: float) -> Answer:
+    async def attempt(claim: Claim) -> Answer:
         if call.sink is None:
             return await settle(inner(call), env)
         opening = _Opening(call.sink, claim)
-        result = await settle(inner(evolve(call, sink=opening)), env)
+        result = await settle(inner(changed(call, sink=opening)), env)
         if is_successful(result):
             await opening.show()  # an answer without content has only that
         return result

@@ -13,8 +13,8 @@ from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
-from llm_effects.calls import Call
-from llm_effects.effects import Effect, Generate, effect, result_of, settle
+from llm_effects.calls import Call, changed
+from llm_effects.effects import Answer, Effect, Generate, effect, result_of, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import (
     BudgetExceeded,
@@ -31,8 +31,6 @@ from llm_effects.limits import Allowance, Bill, Need, Quota, RateLimits, Ticket,
 from llm_effects.responses import LLMResponse, Usage
 from llm_effects.routing.candidates import EXPECTED_ANSWER
 
-_Outcome = Result[LLMResponse, LLMError]
-
 
 def limited(inner: Generate) -> Generate:
     """Wait for a turn at the model: by its ``concurrency``, ``requests_per_minute``, ``tokens_per_minute``.
@@ -42,7 +40,7 @@ def limited(inner: Generate) -> Generate:
     """
 
     def limit(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> _Outcome:
+        async def run(env: LLMEnv) -> Answer:
             entered = _entered(call, env, quota_of(env.config.models[call.model]))
             if isinstance(entered, Ticket):
                 return await _inside(inner, call, env, entered)
@@ -86,8 +84,8 @@ async def _waited(call: Call, turn: FutureResult[Ticket, LLMError]) -> Result[Ti
         call.trail.queued -= 1
 
 
-async def _inside(inner: Generate, asked: Call, env: LLMEnv, ticket: Ticket) -> _Outcome:
-    call = evolve(asked, wait_ms=asked.wait_ms + ticket.waited * 1000) if ticket.waited else asked
+async def _inside(inner: Generate, asked: Call, env: LLMEnv, ticket: Ticket) -> Answer:
+    call = changed(asked, wait_ms=asked.wait_ms + ticket.waited * 1000) if ticket.waited else asked
     bill: Bill | None = None
     try:
         outcome = await settle(inner(call), env)
@@ -104,7 +102,7 @@ def _noted(answer: LLMResponse, note: str) -> LLMResponse:
     return evolve(answer, warnings=(*answer.warnings, note))
 
 
-def _bill(ticket: Ticket, outcome: _Outcome) -> Bill:
+def _bill(ticket: Ticket, outcome: Answer) -> Bill:
     if is_successful(outcome):
         told = outcome.unwrap().usage.total_tokens
         return Bill(tokens=ticket.need.tokens if told is None else told)

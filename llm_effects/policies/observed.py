@@ -4,19 +4,15 @@ from datetime import datetime
 from typing import Final
 
 import anyio
-from attrs import evolve
 from returns.pipeline import is_successful
-from returns.result import Result
 
-from llm_effects.calls import Call, Queueing
-from llm_effects.effects import Effect, Generate, effect, settle
+from llm_effects.calls import Call, Queueing, changed
+from llm_effects.effects import Answer, Effect, Generate, effect, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import ConfigurationError, InvalidRequest, LLMError, NetworkError, RequestTimeout
 from llm_effects.policies.followed import begin_attempt, end_attempt
 from llm_effects.records import LedgerRow, Statistics
 from llm_effects.responses import CANCELLED, SUCCESS, Attempt, Cost, LLMResponse, Usage
-
-_Outcome = Result[LLMResponse, LLMError]
 
 _UNKNOWN: Final = Statistics()
 
@@ -25,8 +21,8 @@ def observed(inner: Generate) -> Generate:
     """Record each attempt, whatever becomes of it: time-outs, lost hedges and cancellations are kept too."""
 
     def observe(asked: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> _Outcome:
-            call = evolve(asked, queueing=Queueing())
+        async def run(env: LLMEnv) -> Answer:
+            call = changed(asked, queueing=Queueing())
             span = begin_attempt(call, env)
             started = anyio.current_time()
             try:
@@ -56,7 +52,7 @@ def _interruption(problem: BaseException, call: Call) -> str:
     return RequestTimeout.tag if anyio.current_time() >= call.deadline else CANCELLED
 
 
-def _book(env: LLMEnv, call: Call, started: float, tag: str, outcome: _Outcome | None) -> Attempt | None:
+def _book(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer | None) -> Attempt | None:
     if outcome is not None and not is_successful(outcome):
         call.trail.errors.append(outcome.failure())
     if call.queueing.since is not None:
@@ -79,7 +75,7 @@ def _too_soon(attempt: Attempt, env: LLMEnv) -> bool:
     return attempt.latency_ms < min(usual, default=0.0)
 
 
-def _row(call: Call, attempt: Attempt, at: datetime, outcome: _Outcome | None) -> LedgerRow:
+def _row(call: Call, attempt: Attempt, at: datetime, outcome: Answer | None) -> LedgerRow:
     served = None if outcome is None or not is_successful(outcome) else outcome.unwrap().served_model
     return LedgerRow(
         id=f"{call.id}.{len(call.trail.attempts)}",
@@ -94,7 +90,7 @@ def _row(call: Call, attempt: Attempt, at: datetime, outcome: _Outcome | None) -
     )
 
 
-def _attempt(env: LLMEnv, call: Call, started: float, tag: str, outcome: _Outcome | None) -> Attempt:
+def _attempt(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer | None) -> Attempt:
     usage, sent_at, content_at = _usage(outcome), started + call.queueing.waited, call.queueing.content_at
     return Attempt(
         model=call.model,
@@ -108,16 +104,16 @@ def _attempt(env: LLMEnv, call: Call, started: float, tag: str, outcome: _Outcom
     )
 
 
-def _usage(outcome: _Outcome | None) -> Usage | None:
+def _usage(outcome: Answer | None) -> Usage | None:
     if outcome is None:
         return None
     return outcome.unwrap().usage if is_successful(outcome) else outcome.failure().usage
 
 
-def _cost(env: LLMEnv, call: Call, outcome: _Outcome | None, usage: Usage | None) -> Cost:
+def _cost(env: LLMEnv, call: Call, outcome: Answer | None, usage: Usage | None) -> Cost:
     """What the attempt cost: nothing if it was turned away, unknown if the provider may have worked on it."""
-    nothing_told = usage is None or usage == Usage()
-    if nothing_told and outcome is not None and not is_successful(outcome) and _turned_away(outcome.failure()):
+    turned_away = outcome is not None and not is_successful(outcome) and _turned_away(outcome.failure())
+    if turned_away and (usage is None or usage == Usage()):
         return Cost.ZERO
     return env.prices.cost(call.model, usage or Usage(), env.now())
 

@@ -4,12 +4,12 @@ from typing import Final
 
 from attrs import evolve
 from returns.pipeline import is_successful
-from returns.result import Failure, Result, Success
+from returns.result import Failure, Success
 
-from llm_effects.calls import Call, Check
-from llm_effects.effects import Effect, Generate, effect, settle
+from llm_effects.calls import Call, Check, changed
+from llm_effects.effects import Answer, Effect, Generate, effect, settle
 from llm_effects.env import LLMEnv
-from llm_effects.errors import LLMError, SchemaMismatch
+from llm_effects.errors import SchemaMismatch
 from llm_effects.jsons import dump
 from llm_effects.messages import Message, Text
 from llm_effects.requests import LLMRequest, conversation
@@ -31,7 +31,7 @@ def reasked(inner: Generate) -> Generate:
         if check is None or call.continues:  # the rest of an answer cannot be judged alone
             return inner(call)
 
-        async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+        async def run(env: LLMEnv) -> Answer:
             return await _until_it_fits(inner, call, check, env)
 
         return effect(run)
@@ -39,7 +39,7 @@ def reasked(inner: Generate) -> Generate:
     return ask
 
 
-async def _until_it_fits(inner: Generate, call: Call, check: Check, env: LLMEnv) -> Result[LLMResponse, LLMError]:
+async def _until_it_fits(inner: Generate, call: Call, check: Check, env: LLMEnv) -> Answer:
     told: tuple[str, ...] = ()
     attempt, asked = call, 0
     while True:
@@ -55,10 +55,10 @@ async def _until_it_fits(inner: Generate, call: Call, check: Check, env: LLMEnv)
         if asked >= check.reasks or spent or response.finish_reason is FinishReason.LENGTH:
             return _given_up(call, response, problems)
         asked += 1
-        attempt = evolve(call, request=corrected(call.request, response, problems), before=call.trail.contents)
+        attempt = changed(call, request=corrected(call.request, response, problems), before=call.trail.contents)
 
 
-def _given_up(call: Call, response: LLMResponse, problems: tuple[str, ...]) -> Result[LLMResponse, LLMError]:
+def _given_up(call: Call, response: LLMResponse, problems: tuple[str, ...]) -> Answer:
     error = SchemaMismatch(
         problems=problems,
         raw=response.content,

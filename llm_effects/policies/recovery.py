@@ -3,7 +3,7 @@
 from attrs import evolve
 from returns.pipeline import is_successful
 
-from llm_effects.calls import Call, Sink, Trail
+from llm_effects.calls import Call, Sink, Trail, changed
 from llm_effects.env import LLMEnv
 from llm_effects.events import StreamEvent, TextDelta
 from llm_effects.messages import Message, Text
@@ -24,8 +24,8 @@ def recovered(call: Call, model: str, env: LLMEnv) -> Call:
     if resumable and _can_prefill(model, env):
         sink = seamless(call.sink) if call.sink is not None and trail.partial[-1].isspace() else call.sink
         request = prefilled(call.request, trail.partial)
-        return evolve(call, request=request, sink=sink, before=trail.contents, continues=True)
-    return evolve(call, before=trail.contents)
+        return changed(call, request=request, sink=sink, before=trail.contents, continues=True)
+    return changed(call, before=trail.contents)
 
 
 def prefilled(request: LLMRequest, beginning: str) -> LLMRequest:

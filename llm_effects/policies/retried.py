@@ -4,13 +4,11 @@ from collections.abc import Hashable
 from typing import Final
 
 import anyio
-from attrs import evolve
 from returns.pipeline import is_successful
-from returns.result import Result
 
-from llm_effects.calls import Call
+from llm_effects.calls import Call, changed
 from llm_effects.decisions import retries_worth
-from llm_effects.effects import Effect, Generate, effect, settle
+from llm_effects.effects import Answer, Effect, Generate, effect, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import LLMError, ModelUnavailable, NetworkError, RateLimitExceeded
 from llm_effects.responses import LLMResponse
@@ -35,7 +33,7 @@ def retried(inner: Generate) -> Generate:
     """
 
     def retry(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+        async def run(env: LLMEnv) -> Answer:
             attempt, again, cost = call, 0, 0
             while True:
                 result = await settle(inner(attempt), env)
@@ -48,7 +46,7 @@ def retried(inner: Generate) -> Generate:
                 if pause is None or not _affords(call, env, cost):
                     return result
                 await anyio.sleep(pause)
-                attempt = evolve(call, wait_ms=pause * 1000)
+                attempt = changed(call, wait_ms=pause * 1000)
 
         return effect(run)
 

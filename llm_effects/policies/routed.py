@@ -3,13 +3,12 @@
 from functools import partial
 
 import anyio
-from attrs import evolve
 from returns.pipeline import is_successful
-from returns.result import Failure, Result
+from returns.result import Failure
 
-from llm_effects.calls import Call
+from llm_effects.calls import Call, changed
 from llm_effects.decisions import Fallback, fallback_for
-from llm_effects.effects import Effect, Generate, effect, settle
+from llm_effects.effects import Answer, Effect, Generate, effect, settle
 from llm_effects.env import LLMEnv
 from llm_effects.errors import LLMError, RequestFailed
 from llm_effects.policies.recovery import joined, recovered
@@ -65,7 +64,7 @@ def routed(inner: Generate) -> Generate:
     """
 
     def try_candidates(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+        async def run(env: LLMEnv) -> Answer:
             facts = facts_of(call.request, env, call.last_model, call.tokens, streamed=call.sink is not None)
             env.health.begin_call()
             found = order(call.request, env.config, facts)
@@ -78,13 +77,11 @@ def routed(inner: Generate) -> Generate:
     return try_candidates
 
 
-async def _first_answer(
-    inner: Generate, call: Call, env: LLMEnv, candidates: tuple[Ranked, ...]
-) -> Result[LLMResponse, LLMError]:
+async def _first_answer(inner: Generate, call: Call, env: LLMEnv, candidates: tuple[Ranked, ...]) -> Answer:
     chosen, *rest = candidates
     attempt = call
     while True:
-        attempt = evolve(attempt, model=chosen.model, alternatives=len(rest))
+        attempt = changed(attempt, model=chosen.model, alternatives=len(rest))
         result = await settle(inner(attempt), env)
         if is_successful(result):
             return result.map(partial(joined, attempt, call.trail))

@@ -2,12 +2,10 @@
 
 import anyio
 from returns.pipeline import is_successful
-from returns.result import Result
 
 from llm_effects.calls import Call
-from llm_effects.effects import Effect, Generate, effect, settle
+from llm_effects.effects import Answer, Effect, Generate, effect, settle
 from llm_effects.env import LLMEnv
-from llm_effects.errors import LLMError
 from llm_effects.policies.followed import begin_call, end_call
 from llm_effects.responses import CANCELLED, SUCCESS, LLMResponse
 
@@ -16,7 +14,7 @@ def traced(inner: Generate) -> Generate:
     """Follow the call to its end, whatever it is: an answer, an error, a cancellation or a defect."""
 
     def trace(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+        async def run(env: LLMEnv) -> Answer:
             span = begin_call(call, env)
             try:
                 outcome = await settle(inner(call), env)

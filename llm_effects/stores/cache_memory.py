@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from threading import Lock
-from typing import Final, final
+from typing import ClassVar, Final, final
 
 from attrs import frozen
 from cachetools import TLRUCache
@@ -51,6 +51,9 @@ class MemoryCache:
     <IOResult: <Success: None>> <IOResult: <Success: b'2'>>
     """
 
+    waits: ClassVar[bool] = False
+    """No operation waits for anything, so that nobody need limit its time."""
+
     def __init__(
         self, max_entries: int = 1000, max_bytes: int = MAX_BYTES, clock: Callable[[], float] = time.monotonic
     ) -> None:
@@ -77,10 +80,12 @@ class MemoryCache:
         return FutureResult.from_value(None)
 
     def _make_room(self, size: int) -> None:
-        there = len(self._kept)
-        while len(self._kept) >= self._max_entries or self._kept.currsize + size > self._max_bytes:
+        there = left = len(self._kept)
+        while left >= self._max_entries or self._kept.currsize + size > self._max_bytes:
             self._kept.popitem()
-        self._tally.evicted(there - len(self._kept))
+            left -= 1
+        if left < there:
+            self._tally.evicted(there - left)
 
     def delete(self, key: str) -> FutureResult[bool, LLMError]:
         """Drop an entry; says whether there was one."""
