@@ -17,12 +17,12 @@ from llm_effects.errors import ConfigurationError
 from llm_effects.services import Conversations
 from llm_effects.stores.absent import unusable_conversations
 from llm_effects.stores.conversations_memory import MemoryConversations
-from llm_effects.stores.storages import open_conversations
 from llm_effects.testing.conformance import Talk, asked, made, said, texts
 from llm_effects.turns import Summary, TurnState, check_id
 from llm_effects.values import InvalidValue
 from tests.fixtures.conversation_worker import opened
 from tests.fixtures.postgres_server import postgres_server
+from tests.fixtures.storages import open_conversations
 
 __all__ = ["postgres_server"]
 

@@ -13,10 +13,10 @@ from llm_effects.config import LLMConfig, StorageConfig
 from llm_effects.effects import result_of
 from llm_effects.services import Conversations
 from llm_effects.stores.conversations_memory import MemoryConversations
-from llm_effects.stores.storages import open_conversations
 from llm_effects.testing import CONVERSATION_CHECKS, Check
 from llm_effects.testing.conformance import Talk, texts
 from tests.fixtures.postgres_server import postgres_server
+from tests.fixtures.storages import open_conversations
 
 __all__ = ["postgres_server"]
 

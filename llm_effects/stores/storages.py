@@ -11,8 +11,6 @@ from llm_effects.errors import ConfigurationError
 from llm_effects.ledgers import Ledger
 from llm_effects.services import Conversations
 from llm_effects.stores.absent import UnusableLedger, unusable_conversations
-from llm_effects.stores.conversations_memory import MemoryConversations
-from llm_effects.stores.ledger_memory import MemoryLedger
 
 _KNOWN: Final = "use memory://, sqlite:///file or postgresql://host/name"
 _NO_SQL: Final = "SQLAlchemy is not installed: pip install 'llm-effects[sql]'"
@@ -40,7 +38,8 @@ def open_storage(config: StorageConfig, memory: Storage) -> Result[Storage, Conf
 
     ``memory`` is the one that ``memory://`` names. A URL that names no store is a ``ConfigurationError``.
 
-    >>> memory = Storage(MemoryConversations(), MemoryLedger())
+    >>> from llm_effects.live import new_memory
+    >>> memory = new_memory()
     >>> open_storage(StorageConfig(url="redis://host"), memory).failure().message
     "storage.url: unknown scheme 'redis': use memory://, sqlite:///file or postgresql://host/name"
     """
@@ -50,15 +49,6 @@ def open_storage(config: StorageConfig, memory: Storage) -> Result[Storage, Conf
     if not separator:
         return _wrong(_KNOWN)
     return _sql(config.url) if scheme.lower() in _SQL else _wrong(f"unknown scheme {scheme!r}: {_KNOWN}")
-
-
-def open_conversations(config: StorageConfig, memory: MemoryConversations) -> Result[Conversations, ConfigurationError]:
-    """Make the conversations of a storage, as ``open_storage`` does.
-
-    >>> open_conversations(StorageConfig(), MemoryConversations()).unwrap()
-    MemoryConversations()
-    """
-    return open_storage(config, Storage(memory, MemoryLedger())).map(lambda storage: storage.conversations)
 
 
 def _wrong(message: str) -> Result[Storage, ConfigurationError]:

@@ -25,8 +25,8 @@ from llm_effects import (
     start_conversation,
 )
 from llm_effects.stores.conversations_memory import MemoryConversations
-from llm_effects.stores.storages import open_conversations
 from tests.benchmarks.transport import alternating
+from tests.fixtures.storages import open_conversations
 
 HELD = (0, 100, 10_000)
 SAID = tuple(Message(role, "word " * 20) for _ in range(5) for role in ("user", "assistant"))
