@@ -30,9 +30,9 @@ python_maximum_signature_line_length = 100
 
 PACKAGE = Path(__file__).parents[1] / "llm_effects"
 
-ERROR = "~llm_effects.errors.LLMError"
+ERROR = "~llm_effects.values.errors.LLMError"
 ERRORS = " | ".join(f"~{error.__module__}.{error.__qualname__}" for error in get_args(LLMError))
-EFFECT = re.compile(rf"~[\w.]+\.RequiresContextFutureResult\[(.*?), {ERROR}, ~llm_effects\.env\.LLMEnv\]")
+EFFECT = re.compile(rf"~[\w.]+\.RequiresContextFutureResult\[(.*?), {ERROR}, ~llm_effects\.effects\.env\.LLMEnv\]")
 
 ROW = "| {{py:obj}}`{name} <{place}>` | {line} |"
 
@@ -47,13 +47,13 @@ SECTION = """
 """
 
 BESIDES = (
-    "llm_effects.limits.breakers",
+    "llm_effects.limits.circuit_breaker",
     "llm_effects.pipeline",
-    "llm_effects.prices",
-    "llm_effects.stores.cache_memory",
-    "llm_effects.stores.conversations_memory",
+    "llm_effects.routing.prices",
+    "llm_effects.stores.cache.memory",
+    "llm_effects.stores.conversations.memory",
     "llm_effects.telemetry.otel",
-    "llm_effects.testing.conformance",
+    "llm_effects.testing.conversation_checks",
 )
 """Modules that the guides use and that are home to no public name."""
 
@@ -107,7 +107,7 @@ def shorten(*event: Any) -> tuple[str, str] | None:  # noqa: ANN401 - what Sphin
 
 
 def readable(text: str) -> str:
-    return EFFECT.sub(r"~llm_effects.effects.Effect[\1]", text.replace(ERRORS, ERROR)).replace("NOTHING", "...")
+    return EFFECT.sub(r"~llm_effects.effects.effect.Effect[\1]", text.replace(ERRORS, ERROR)).replace("NOTHING", "...")
 
 
 def setup(app: "Sphinx") -> None:

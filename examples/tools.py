@@ -33,7 +33,7 @@ from llm_effects import (
     toolkit,
     tools_by_schema,
 )
-from llm_effects.effects import effect
+from llm_effects.effects.effect import effect
 from llm_effects.pipeline import generate_call
 
 FREE = {"root": 41, "data": 3}

@@ -2,63 +2,54 @@
 
 A layer takes a ``Generate`` and gives a ``Generate``. To leave one out or to add your own, build another:
 
->>> from llm_effects.pipeline import complete, observed, retried, routed, bounded, layered
+>>> from llm_effects.policies import layered
+
+>>> from llm_effects.policies.complete import complete
+
+>>> from llm_effects.policies.deadline import bounded
+
+>>> from llm_effects.policies.recording import observed
+
+>>> from llm_effects.policies.retries import retried
+
+>>> from llm_effects.policies.routing import routed
 >>> without_retries = layered(complete, observed, routed, bounded)
 """
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, final
 
 import anyio
-from attrs import evolve
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from attrs import define, evolve, field
+from returns.context import RequiresContext
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.calls import Call, Sink, Trail, committing
-from llm_effects.effects import Answer, Effect, Generate, effect, settle
-from llm_effects.env import LLMEnv
-from llm_effects.errors import LLMError
-from llm_effects.events import Completed, Failed, StreamEvent
+from llm_effects.effects.call import Call, Sink, Trail, committing
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, settle
+from llm_effects.effects.env import LLMEnv
 from llm_effects.policies import layered
-from llm_effects.policies.bounded import bounded
-from llm_effects.policies.broken import broken
-from llm_effects.policies.budgeted import budgeted
-from llm_effects.policies.cached import cached
-from llm_effects.policies.coalesced import coalesced
+from llm_effects.policies.budget import budgeted
+from llm_effects.policies.cache import cached
+from llm_effects.policies.circuit_breaker import broken
+from llm_effects.policies.coalescing import coalesced
 from llm_effects.policies.complete import complete
-from llm_effects.policies.hedged import hedged
-from llm_effects.policies.limited import limited
-from llm_effects.policies.observed import observed
-from llm_effects.policies.reasked import reasked
-from llm_effects.policies.retried import retried
-from llm_effects.policies.routed import facts_of, routed
-from llm_effects.policies.traced import traced
-from llm_effects.requests import LLMRequest
-from llm_effects.responses import LLMResponse, total_cost
-from llm_effects.routing import route
+from llm_effects.policies.deadline import bounded
+from llm_effects.policies.hedging import hedged
+from llm_effects.policies.limits import limited
+from llm_effects.policies.recording import observed
+from llm_effects.policies.repair import reasked
+from llm_effects.policies.retries import retried
+from llm_effects.policies.routing import facts_of, routed
+from llm_effects.policies.tracing import traced
 from llm_effects.routing.candidates import RoutingDecision
-
-__all__ = [
-    "bounded",
-    "broken",
-    "budgeted",
-    "cached",
-    "coalesced",
-    "complete",
-    "explain",
-    "generate",
-    "generate_call",
-    "hedged",
-    "layered",
-    "limited",
-    "observed",
-    "reasked",
-    "retried",
-    "routed",
-    "run_call",
-    "stream",
-    "traced",
-]
+from llm_effects.routing.router import route
+from llm_effects.values.errors import LLMError
+from llm_effects.values.events import Completed, Failed, Restarted, StreamEvent, TextDelta
+from llm_effects.values.requests import LLMRequest
+from llm_effects.values.responses import LLMResponse, total_cost
 
 # Inner to outer. The model is chosen by ``routed``: what stands before it acts on one attempt or one candidate,
 # what stands after it on the whole call. ``coalesced`` stands outside ``cached``, so that who comes after a flight
@@ -178,3 +169,94 @@ def _error_told(error: LLMError, call: Call) -> LLMError:
     partial = error.partial if call.sink is None else trail.partial
     earlier = tuple(each for each in trail.errors if each is not error)
     return evolve(error, attempts=tuple(trail.attempts), partial=partial, earlier=earlier)
+
+
+# The pull form of a stream: an async iterator of its events, for ``async for``.
+
+
+def open_stream(
+    request: LLMRequest,
+) -> RequiresContext[AbstractAsyncContextManager[AsyncIterator[StreamEvent]], LLMEnv]:
+    """Answer a request as ``stream`` does, to be pulled: the model waits while nobody asks for the next event.
+
+    The last event is ``Completed`` or ``Failed``. Leaving early ends the call and closes its connection; an exception
+    of the consumer comes out as itself.
+
+    >>> from llm_effects import scripted_env
+    >>> async def main() -> list[str]:
+    ...     async with open_stream(LLMRequest(prompt="why?"))(scripted_env("because")) as events:
+    ...         return [type(event).__name__ async for event in events]
+    >>> anyio.run(main)
+    ['Started', 'TextDelta', 'Completed']
+    """
+    return RequiresContext(lambda env: _opened(request, env))
+
+
+@asynccontextmanager
+async def _opened(request: LLMRequest, env: LLMEnv) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
+    send, receive = anyio.create_memory_object_stream[StreamEvent](0)
+    pulled, raised = _Pulled(receive), list[BaseException]()
+    try:
+        async with receive, anyio.create_task_group() as group:
+            group.start_soon(_produce, request, env, send, pulled)
+            try:
+                yield pulled
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as problem:  # noqa: BLE001 - kept out of the group, and raised below as it is
+                raised.append(problem)
+            group.cancel_scope.cancel()
+    except* Exception as problems:  # noqa: BLE001 - a defect beneath, which comes out without the group, too
+        raised.extend(problems.exceptions)
+    if raised:
+        raise raised[0]
+
+
+@final
+@define(eq=False, repr=False)
+class _Pulled(AsyncIterator[StreamEvent]):
+    """The consumer's end. It knows what was taken; of a piece that was only offered, the call cannot tell."""
+
+    _events: MemoryObjectReceiveStream[StreamEvent]
+    _taken: list[str] = field(factory=list[str], init=False)
+
+    async def __anext__(self) -> StreamEvent:
+        event = await anext(self._events)
+        if isinstance(event, TextDelta):
+            self._taken.append(event.text)
+        elif isinstance(event, Restarted):
+            self._taken.clear()
+        return event
+
+    def so_far(self, error: LLMError) -> LLMError:
+        """The error that ended the stream, with the text that the consumer has."""
+        return evolve(error, partial="".join(self._taken))
+
+
+async def _produce(
+    request: LLMRequest, env: LLMEnv, send: MemoryObjectSendStream[StreamEvent], pulled: _Pulled
+) -> None:
+    async with send:
+        result = await settle(run_call(generate_call, request, send.send), env)
+        # for as long as it takes: nobody waits for a consumer that has not left
+        await send.send(ending(result.alt(pulled.so_far)))
+
+
+def refused(error: LLMError, sink: Sink) -> Effect[LLMResponse]:
+    """A stream that cannot begin: its only event is ``Failed``."""
+
+    async def run(_: LLMEnv) -> Result[LLMResponse, LLMError]:
+        await sink(Failed(error))
+        return Failure(error)
+
+    return effect(run)
+
+
+@asynccontextmanager
+async def only(event: StreamEvent) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
+    """The pull form of a stream of one event."""
+    send, receive = anyio.create_memory_object_stream[StreamEvent](1)
+    async with receive:
+        async with send:
+            await send.send(event)
+        yield receive

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from returns.pipeline import is_successful
 
-from llm_effects.config import Capabilities, ModelConfig
-from llm_effects.messages import Image, Message, Origin, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.providers.anthropic import ANTHROPIC
 from llm_effects.providers.registry import target_of
-from llm_effects.providers.targets import Target
-from llm_effects.requests import LLMRequest, Preferences, Tool
-from llm_effects.secrets import Secret
-from llm_effects.wire import WireRequest
+from llm_effects.providers.target import Target
+from llm_effects.providers.wire import WireRequest
+from llm_effects.values.messages import Image, Message, Origin, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.values.requests import LLMRequest, Preferences, Tool
+from llm_effects.values.secrets import Secret
 
 Json = dict[str, Any]
 

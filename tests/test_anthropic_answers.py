@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from returns.pipeline import is_successful
 
-from llm_effects.config import ModelConfig
-from llm_effects.events import ReasoningDelta, TextDelta, ToolCallDelta
-from llm_effects.messages import Message, Origin, Reasoning, Text, ToolCall
+from llm_effects.config.models import ModelConfig
 from llm_effects.providers.anthropic import ANTHROPIC
-from llm_effects.providers.base import ServerEvent
-from llm_effects.providers.drafts import Draft
+from llm_effects.providers.draft import Draft
 from llm_effects.providers.registry import target_of
-from llm_effects.providers.targets import Target
-from llm_effects.requests import LLMRequest, Tool
-from llm_effects.responses import FinishReason, LLMResponse, Usage
-from llm_effects.wire import WireResponse
+from llm_effects.providers.sse import ServerEvent
+from llm_effects.providers.target import Target
+from llm_effects.providers.wire import WireResponse
+from llm_effects.values.events import ReasoningDelta, TextDelta, ToolCallDelta
+from llm_effects.values.messages import Message, Origin, Reasoning, Text, ToolCall
+from llm_effects.values.requests import LLMRequest, Tool
+from llm_effects.values.responses import FinishReason, LLMResponse, Usage
 
 Json = dict[str, Any]
 

@@ -27,8 +27,10 @@ from llm_effects import (
     scripted_env,
     settle,
 )
-from llm_effects.config import CacheConfig, LLMConfig, ModelConfig
-from llm_effects.stores.cache_memory import MemoryCache
+from llm_effects.config import LLMConfig
+from llm_effects.config.models import ModelConfig
+from llm_effects.config.services import CacheConfig
+from llm_effects.stores.cache.memory import MemoryCache
 from tests.fixtures.futures import given_by
 
 pytestmark = pytest.mark.anyio

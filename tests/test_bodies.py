@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.errors import LLMError
-from llm_effects.transports.bodies import STEP, Decoder
-from llm_effects.transports.faults import TransportFault
+from llm_effects.clients.transport.body import STEP, Decoder
+from llm_effects.clients.transport.faults import TransportFault
+from llm_effects.values.errors import LLMError
 
 WAYS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,

@@ -28,9 +28,9 @@ from llm_effects import (
     scripted_env,
     settle,
 )
-from llm_effects.config import BreakerConfig, RetryBudgetConfig
-from llm_effects.env import LLMEnv
-from llm_effects.limits.breakers import Breaker, Passage, Refusal, admitted, blames, recorded
+from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
+from llm_effects.effects.env import LLMEnv
+from llm_effects.limits.circuit_breaker import Breaker, Passage, Refusal, admitted, blames, recorded
 
 ASK = LLMRequest(prompt="why?")
 RULES = BreakerConfig(window_seconds=10, min_attempts=4, failure_rate=0.5, open_seconds=5)

@@ -37,10 +37,10 @@ from llm_effects import (
     settle,
     stream,
 )
-from llm_effects.budgets import Account, Hold, accounts_of, period_of
-from llm_effects.config import HedgingConfig
-from llm_effects.effects import result_of
-from llm_effects.stores.ledger_memory import MemoryLedger
+from llm_effects.config.routing import HedgingConfig
+from llm_effects.effects.effect import result_of
+from llm_effects.limits.budgets import Account, Hold, accounts_of, period_of
+from llm_effects.stores.ledger.memory import MemoryLedger
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

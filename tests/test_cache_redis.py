@@ -11,7 +11,7 @@ import anyio
 import pytest
 from redis import Redis
 
-from llm_effects.stores.cache_redis import PREFIX, open_redis
+from llm_effects.stores.cache.redis import PREFIX, open_redis
 from tests.fixtures.cache_worker import entry_of, hammered, key_of
 from tests.fixtures.futures import failure_of, given_by
 from tests.fixtures.redis_server import free_port, redis_server, start
@@ -161,7 +161,7 @@ def test_without_the_client_the_configuration_says_what_to_install() -> None:
     program = (
         "import sys; sys.modules['redis'] = None\n"
         "from llm_effects.config import CacheConfig\n"
-        "from llm_effects.stores.caches import open_cache\n"
+        "from llm_effects.stores.open import open_cache\n"
         "print(open_cache(CacheConfig(url='redis://localhost'), lambda: None).failure().message)"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

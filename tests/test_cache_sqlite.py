@@ -16,9 +16,8 @@ import pytest
 from attrs import define
 from returns.result import Success
 
-from llm_effects.services import Cache
-from llm_effects.stores.cache_sqlite import SqliteCache
-from llm_effects.stores.sqlite_entries import Bounds
+from llm_effects.effects.env import Cache
+from llm_effects.stores.cache.sqlite import Bounds, SqliteCache
 from llm_effects.stores.sqlite_files import SCHEMA
 from tests.fixtures import cache_worker
 from tests.fixtures.cache_worker import entry_of, hammered, key_of, python

@@ -18,14 +18,14 @@ from redis import Redis
 from returns.pipeline import is_successful
 from returns.unsafe import unsafe_perform_io
 
-from llm_effects.config import CacheConfig
-from llm_effects.records import CacheStats
-from llm_effects.services import Cache
-from llm_effects.stores.absent import NoCache
-from llm_effects.stores.cache_memory import MemoryCache
-from llm_effects.stores.cache_redis import RedisCache, open_redis
-from llm_effects.stores.cache_sqlite import SqliteCache
-from llm_effects.stores.caches import open_cache
+from llm_effects.config.services import CacheConfig
+from llm_effects.effects.env import Cache
+from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.stores.cache.redis import RedisCache, open_redis
+from llm_effects.stores.cache.sqlite import SqliteCache
+from llm_effects.stores.disabled import NoCache
+from llm_effects.stores.open import open_cache
+from llm_effects.values.records import CacheStats
 from tests.fixtures.cache_worker import entry_of, key_of
 from tests.fixtures.futures import failure_of, given_by, run_in
 from tests.fixtures.redis_server import redis_server

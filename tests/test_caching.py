@@ -58,13 +58,19 @@ from llm_effects import (
     settle,
     stream,
 )
-from llm_effects.codecs import Entry, dump_entry, load_entry
-from llm_effects.effects import Generate
-from llm_effects.errors import LLMError
-from llm_effects.pipeline import bounded, cached, coalesced, complete, observed, routed, run_call
-from llm_effects.policies import flights
-from llm_effects.stores.absent import NoCache
-from llm_effects.stores.cache_memory import MemoryCache
+from llm_effects.effects.effect import Generate
+from llm_effects.pipeline import run_call
+from llm_effects.policies import coalescing as flights
+from llm_effects.policies.cache import cached
+from llm_effects.policies.coalescing import coalesced
+from llm_effects.policies.complete import complete
+from llm_effects.policies.deadline import bounded
+from llm_effects.policies.recording import observed
+from llm_effects.policies.routing import routed
+from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.stores.disabled import NoCache
+from llm_effects.values.errors import LLMError
+from llm_effects.values.serialization import Entry, dump_entry, load_entry
 
 ASK = LLMRequest(prompt="why?")
 STUDIO = ModelConfig(provider="lm-studio", model="m")

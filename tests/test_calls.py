@@ -7,7 +7,7 @@ from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
 
 from llm_effects import LLMRequest
-from llm_effects.calls import Call, changed
+from llm_effects.effects.call import Call, changed
 
 CALL = Call(id="1", request=LLMRequest(prompt="why?"), model="one", wait_ms=3.0)
 

@@ -5,7 +5,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.config import Capabilities, ModelConfig
+from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.providers.capabilities import EFFORTS, capabilities_of, claude_rules, gpt_rules
 from llm_effects.providers.presets import PRESETS
 

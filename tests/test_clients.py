@@ -25,8 +25,8 @@ from llm_effects import (
     open_env,
     settle,
 )
-from llm_effects.errors import LLMError
-from llm_effects.responses import LLMResponse
+from llm_effects.values.errors import LLMError
+from llm_effects.values.responses import LLMResponse
 
 pytestmark = pytest.mark.anyio
 

@@ -28,7 +28,7 @@ from llm_effects import (
     succeed,
     timeout,
 )
-from llm_effects.duels import Claim, duel
+from llm_effects.effects.combinators import Claim, duel
 from tests.fixtures.effects import in_turn, late
 
 pytestmark = pytest.mark.anyio

@@ -9,19 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.config import (
-    BudgetConfig,
-    CacheConfig,
-    Capabilities,
-    LLMConfig,
-    ModelConfig,
-    Price,
-    RoutingConfig,
-    StorageConfig,
-    TelemetryConfig,
-)
-from llm_effects.secrets import Secret
-from llm_effects.values import InvalidValue
+from llm_effects.config import LLMConfig
+from llm_effects.config.models import Capabilities, ModelConfig, Price
+from llm_effects.config.routing import RoutingConfig
+from llm_effects.config.services import BudgetConfig, CacheConfig, StorageConfig, TelemetryConfig
+from llm_effects.values.secrets import Secret
+from llm_effects.values.validation import InvalidValue
 
 CANARY = "canary-7f3a91"
 CONFIG = LLMConfig(

@@ -15,21 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm_effects.config import (
-    BudgetConfig,
-    CacheConfig,
-    Capabilities,
-    LLMConfig,
-    ModelConfig,
-    Price,
-    RoutingConfig,
-    StorageConfig,
-    TelemetryConfig,
-)
-from llm_effects.config.sources import load_config
-from llm_effects.config.variables import SHAPE, embedded_model, filled, switched_on
-from llm_effects.errors import ConfigurationError
-from llm_effects.secrets import Secret
+from llm_effects.config import LLMConfig
+from llm_effects.config.loading import SHAPE, embedded_model, filled, load_config, switched_on
+from llm_effects.config.models import Capabilities, ModelConfig, Price
+from llm_effects.config.routing import RoutingConfig
+from llm_effects.config.services import BudgetConfig, CacheConfig, StorageConfig, TelemetryConfig
+from llm_effects.values.errors import ConfigurationError
+from llm_effects.values.secrets import Secret
 
 CANARY = "canary-7f3a91"
 

@@ -28,14 +28,14 @@ from llm_effects import (
     settle,
     start_conversation,
 )
-from llm_effects.config import Window
-from llm_effects.conversations.summaries import TAG, TASK
-from llm_effects.conversations.turn_taking import NEWEST
-from llm_effects.conversations.windows import SUMMED_UP
-from llm_effects.policies.limited import expected_usage
-from llm_effects.responses import Cost
-from llm_effects.testing import answer
-from llm_effects.tokens import estimate_tokens
+from llm_effects.config.services import Window
+from llm_effects.conversations.context import TAG, TASK
+from llm_effects.conversations.turn_lifecycle import NEWEST
+from llm_effects.conversations.window import SUMMED_UP
+from llm_effects.policies.limits import expected_usage
+from llm_effects.testing.scripted import answer
+from llm_effects.values.responses import Cost
+from llm_effects.values.tokens import estimate_tokens
 
 pytestmark = pytest.mark.anyio
 

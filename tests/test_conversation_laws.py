@@ -11,15 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from returns.pipeline import is_successful
 
-from llm_effects.config import StorageConfig
-from llm_effects.effects import result_of
-from llm_effects.errors import ConfigurationError
-from llm_effects.services import Conversations
-from llm_effects.stores.absent import unusable_conversations
-from llm_effects.stores.conversations_memory import MemoryConversations
-from llm_effects.testing.conformance import Talk, asked, made, said, texts
-from llm_effects.turns import Summary, TurnState, check_id
-from llm_effects.values import InvalidValue
+from llm_effects.config.services import StorageConfig
+from llm_effects.effects.effect import result_of
+from llm_effects.effects.env import Conversations
+from llm_effects.stores.conversations.memory import MemoryConversations
+from llm_effects.stores.disabled import unusable_conversations
+from llm_effects.testing.conversation_checks import Talk, asked, made, said, texts
+from llm_effects.values.conversations import Summary, TurnState, check_id
+from llm_effects.values.errors import ConfigurationError
+from llm_effects.values.validation import InvalidValue
 from tests.fixtures.conversation_worker import opened
 from tests.fixtures.postgres_server import postgres_server
 from tests.fixtures.storages import open_conversations

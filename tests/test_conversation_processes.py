@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from llm_effects.turns import TurnState
+from llm_effects.values.conversations import TurnState
 from tests.fixtures.conversation_worker import python, read_at_last, started, told_by, wrong_in
 from tests.fixtures.postgres_server import postgres_server
 

@@ -9,12 +9,12 @@ import pytest
 from attrs import evolve
 
 from llm_effects import make_llm_manager, open_env
-from llm_effects.config import LLMConfig, StorageConfig
-from llm_effects.effects import result_of
-from llm_effects.services import Conversations
-from llm_effects.stores.conversations_memory import MemoryConversations
-from llm_effects.testing import CONVERSATION_CHECKS, Check
-from llm_effects.testing.conformance import Talk, texts
+from llm_effects.config import LLMConfig
+from llm_effects.config.services import StorageConfig
+from llm_effects.effects.effect import result_of
+from llm_effects.effects.env import Conversations
+from llm_effects.stores.conversations.memory import MemoryConversations
+from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS, Check, Talk, texts
 from tests.fixtures.postgres_server import postgres_server
 from tests.fixtures.storages import open_conversations
 

@@ -37,9 +37,9 @@ from llm_effects import (
     start_conversation,
     then,
 )
-from llm_effects.codecs import dump_value, parsed
-from llm_effects.conversations.archives import Archive
-from llm_effects.effects import result_of
+from llm_effects.conversations.operations import Archive
+from llm_effects.effects.effect import result_of
+from llm_effects.values.serialization import dump_value, parsed
 from tests.fixtures.histories import history, turns
 from tests.fixtures.slow_stores import Slow
 

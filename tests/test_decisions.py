@@ -5,14 +5,15 @@ from typing import get_args
 
 import pytest
 
-from llm_effects.decisions import ALWAYS, Fallback, describe, fallback_for, is_retryable, retries_worth
-from llm_effects.errors import (
+from llm_effects.values.errors import (
+    ALWAYS,
     AuthenticationFailed,
     BudgetExceeded,
     ConfigurationError,
     ContentRefused,
     ContextTooLarge,
     ConversationConflict,
+    Fallback,
     InvalidRequest,
     LLMError,
     MalformedResponse,
@@ -23,8 +24,12 @@ from llm_effects.errors import (
     RequestTimeout,
     SchemaMismatch,
     StorageFailed,
+    describe,
+    fallback_for,
+    is_retryable,
+    retries_worth,
 )
-from llm_effects.responses import Cost
+from llm_effects.values.responses import Cost
 
 DOLLAR = Cost(Decimal(1))
 

@@ -48,11 +48,10 @@ from llm_effects import (
     settle,
     start_conversation,
 )
-from llm_effects.conversations.windows import CUT_OFF
-from llm_effects.effects import result_of
-from llm_effects.stores.cache_memory import MemoryCache
-from llm_effects.testing import Late, answer
-from llm_effects.testing.environments import EPOCH
+from llm_effects.conversations.window import CUT_OFF
+from llm_effects.effects.effect import result_of
+from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.testing.scripted import EPOCH, Late, answer
 from tests.fixtures.histories import stored
 from tests.fixtures.slow_stores import FULL, Slow
 

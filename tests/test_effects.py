@@ -7,10 +7,10 @@ from hypothesis import given
 from returns.io import IOSuccess
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects import Effect, ask, effect, fail, from_result, rescue, settle, succeed, then
-from llm_effects.env import LLMEnv
-from llm_effects.errors import InvalidRequest, LLMError, NetworkError, RequestTimeout
-from llm_effects.testing import scripted_env
+from llm_effects.effects.effect import Effect, ask, effect, fail, from_result, rescue, settle, succeed, then
+from llm_effects.effects.env import LLMEnv
+from llm_effects.testing.scripted import scripted_env
+from llm_effects.values.errors import InvalidRequest, LLMError, NetworkError, RequestTimeout
 from tests.fixtures.effects import ERRORS, NUMBERS
 
 pytestmark = pytest.mark.anyio

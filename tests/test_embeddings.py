@@ -47,14 +47,13 @@ from llm_effects import (
     settle,
     timeout,
 )
-from llm_effects.config import LimitsConfig
-from llm_effects.embeddings.portions import portions, tokens_of
-from llm_effects.embeddings.shelves import Shelf, packed, unpacked
+from llm_effects.config.services import LimitsConfig
+from llm_effects.embeddings import Shelf, packed, portions, tokens_of, unpacked
 from llm_effects.providers.openai_embeddings import encode, read
 from llm_effects.providers.presets import PRESETS
 from llm_effects.providers.registry import target_of
-from llm_effects.stores.cache_memory import MemoryCache
-from llm_effects.testing.scripts import Scripted, vector_of
+from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.testing.scripted import Scripted, vector_of
 from tests.fixtures.futures import given_by
 from tests.fixtures.llama_server import model_or_skip
 from tests.fixtures.slow_stores import Slow

@@ -21,13 +21,13 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
-from llm_effects.calls import Call
-from llm_effects.config import Capabilities, ModelConfig
-from llm_effects.engines import Engine
-from llm_effects.errors import ConfigurationError, InvalidRequest
-from llm_effects.exchanges import ask_engine
-from llm_effects.providers.targets import Preset, Target
-from llm_effects.requests import LLMRequest
+from llm_effects.clients.exchange import ask_engine
+from llm_effects.clients.local_engine import Engine
+from llm_effects.config.models import Capabilities, ModelConfig
+from llm_effects.effects.call import Call
+from llm_effects.providers.target import Preset, Target
+from llm_effects.values.errors import ConfigurationError, InvalidRequest
+from llm_effects.values.requests import LLMRequest
 from tests.fixtures.llama_server import model_or_skip
 
 CONTEXT = 1024
@@ -472,7 +472,7 @@ def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 PROGRAM = """
 import ctypes, os, signal, sys, anyio
 from pathlib import Path
-from llm_effects.engines import Engine
+from llm_effects.clients.local_engine import Engine
 from tests.test_engines import LONG, ask, ignore, target_at
 
 handler_of = ctypes.pythonapi.PyOS_getsig
@@ -523,5 +523,5 @@ class TestProcesses:
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
     def test_the_engine_is_imported_only_when_it_is_used(self) -> None:
-        done = python("import sys, llm_effects.engines; print('xllamacpp' in sys.modules)")
+        done = python("import sys, llm_effects.clients.local_engine; print('xllamacpp' in sys.modules)")
         assert done.stdout == "False\n"

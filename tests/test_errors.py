@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.errors import (
+from llm_effects.values.errors import (
     BudgetExceeded,
     Cause,
     ConfigurationError,
@@ -18,11 +18,12 @@ from llm_effects.errors import (
     RequestFailed,
     SchemaMismatch,
     StorageFailed,
+    cause_of,
+    checked,
 )
-from llm_effects.exceptions import cause_of, checked
-from llm_effects.messages import Image
-from llm_effects.requests import LLMRequest, Preferences
-from llm_effects.responses import Attempt, Cost, Usage
+from llm_effects.values.messages import Image
+from llm_effects.values.requests import LLMRequest, Preferences
+from llm_effects.values.responses import Attempt, Cost, Usage
 
 KINDS: tuple[type[LLMError], ...] = get_args(LLMError)
 NEEDED: dict[type, dict[str, object]] = {

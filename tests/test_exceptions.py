@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from returns.pipeline import is_successful
 from returns.result import Success
 
-from llm_effects.config import LLMConfig, ModelConfig, RoutingConfig
-from llm_effects.errors import Cause, InvalidRequest
-from llm_effects.exceptions import cause_of, checked
-from llm_effects.messages import Image, Message, ToolCall, ToolResult
-from llm_effects.requests import LLMRequest, Preferences, Tool
+from llm_effects.config import LLMConfig
+from llm_effects.config.models import ModelConfig
+from llm_effects.config.routing import RoutingConfig
+from llm_effects.values.errors import Cause, InvalidRequest, cause_of, checked
+from llm_effects.values.messages import Image, Message, ToolCall, ToolResult
+from llm_effects.values.requests import LLMRequest, Preferences, Tool
 
 CANARY = "canary-7f3a91"
 

@@ -34,8 +34,8 @@ from llm_effects import (
     settle,
     stream,
 )
-from llm_effects.errors import LLMError, NetworkError
-from llm_effects.transports import Transport
+from llm_effects.clients.transport.transport import Transport
+from llm_effects.values.errors import LLMError, NetworkError
 from tests.fixtures.servers import Behave, Peer, Server, answering, chunked, reply, reply_json, sending, serving
 
 pytestmark = pytest.mark.anyio

@@ -35,12 +35,13 @@ from llm_effects import (
     settle,
     stream,
 )
-from llm_effects.experience import HALF_LIFE_S, faded, kept, learn
-from llm_effects.live import warm
-from llm_effects.routing.rankings import EXPLORING
-from llm_effects.services import Health
-from llm_effects.stores.memory import KEPT, MemoryHealth
-from llm_effects.testing import Late, run_in_virtual_time, scripted
+from llm_effects.effects.env import Health
+from llm_effects.manager import warm
+from llm_effects.routing.router import EXPLORING
+from llm_effects.routing.statistics import HALF_LIFE_S, faded, kept, learn
+from llm_effects.stores.health import KEPT, MemoryHealth
+from llm_effects.testing.scripted import Late, scripted
+from llm_effects.testing.virtual_time import run_in_virtual_time
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 ASK = LLMRequest(prompt="why?")

@@ -9,22 +9,25 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.config import Capabilities, ModelConfig
-from llm_effects.decisions import Fallback, describe, fallback_for, is_retryable
-from llm_effects.errors import (
+from llm_effects.config.models import Capabilities, ModelConfig
+from llm_effects.providers.error_mapping import classify, classify_error_object
+from llm_effects.providers.rate_limits import retry_after
+from llm_effects.providers.target import Preset, Target
+from llm_effects.providers.wire import WireResponse
+from llm_effects.values.errors import (
     ConfigurationError,
     ContentRefused,
     ContextTooLarge,
+    Fallback,
     LLMError,
     ModelUnavailable,
     NetworkError,
     RateLimitExceeded,
     RequestTimeout,
+    describe,
+    fallback_for,
+    is_retryable,
 )
-from llm_effects.providers.failures import classify, classify_error_object
-from llm_effects.providers.retry_hints import retry_after
-from llm_effects.providers.targets import Preset, Target
-from llm_effects.wire import WireResponse
 
 KEY = "canary-Zx81-secret"
 TARGET = Target(

@@ -14,7 +14,7 @@ from llm_effects import (
     open_env,
     settle,
 )
-from llm_effects.effects import result_of
+from llm_effects.effects.effect import result_of
 from tests.fixtures.llama_server import llama_server  # noqa: F401
 
 pytestmark = pytest.mark.anyio

@@ -42,10 +42,10 @@ from llm_effects import (
     settle,
     stream,
 )
-from llm_effects.config import HedgingConfig
-from llm_effects.responses import Attempt, Usage
-from llm_effects.stores.hedges import MemoryHedges
-from llm_effects.stores.memory import MemoryHealth
+from llm_effects.config.routing import HedgingConfig
+from llm_effects.stores.health import MemoryHealth
+from llm_effects.stores.limits.memory import MemoryHedges
+from llm_effects.values.responses import Attempt, Usage
 from tests.fixtures.futures import given_by
 from tests.fixtures.servers import Peer, reply_json, serving
 

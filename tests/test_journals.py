@@ -36,9 +36,8 @@ from llm_effects import (
     settle,
     store_journal,
 )
-from llm_effects.batches.journals import Found, Journal, OpenJournal
-from llm_effects.stores.journal_files import HEADER
-from llm_effects.testing.scripts import Scripted
+from llm_effects.batches.journals import HEADER, Found, Journal, OpenJournal
+from llm_effects.testing.scripted import Scripted
 from tests.fixtures.batch_worker import CONCURRENCY, killed_and_resumed
 
 pytestmark = pytest.mark.anyio

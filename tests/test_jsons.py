@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.jsons import DEEPEST, dump, mended, plain_object
-from llm_effects.values import InvalidValue
+from llm_effects.values.json import DEEPEST, dump, mended, plain_object
+from llm_effects.values.validation import InvalidValue
 
 HALF = "\ud83d"
 

@@ -16,9 +16,9 @@ import pytest
 from returns.pipeline import is_successful
 
 from llm_effects import settle, usage_report
-from llm_effects.budgets import Hold, accounts_of
-from llm_effects.effects import result_of
-from llm_effects.env import LLMEnv
+from llm_effects.effects.effect import result_of
+from llm_effects.effects.env import LLMEnv
+from llm_effects.limits.budgets import Hold, accounts_of
 from tests.fixtures import ledger_worker
 from tests.fixtures.ledger_worker import CONFIG, LIMIT, QUESTION, env_at
 from tests.fixtures.postgres_server import postgres_server

@@ -18,14 +18,13 @@ from returns.pipeline import is_successful
 
 from llm_effects import LLMRequest, StorageConfig, generate, open_env, scripted_env, settle, usage_report
 from llm_effects.config import LLMConfig
-from llm_effects.effects import result_of
-from llm_effects.live import new_memory
-from llm_effects.records import LedgerRow
-from llm_effects.responses import Attempt
-from llm_effects.stores.database_urls import file_database
-from llm_effects.stores.ledger_buffers import RowBuffer
-from llm_effects.stores.ledger_sql import MOST_UNSETTLED, SqlLedger
-from llm_effects.stores.storages import open_storage, usable
+from llm_effects.effects.effect import result_of
+from llm_effects.manager import new_memory
+from llm_effects.stores.ledger.sql import MOST_UNSETTLED, RowBuffer, SqlLedger
+from llm_effects.stores.open import open_storage, usable
+from llm_effects.stores.sql.database import file_database
+from llm_effects.values.records import LedgerRow
+from llm_effects.values.responses import Attempt
 from tests.fixtures.futures import given_by
 from tests.test_budgets import NOON, hold
 from tests.test_ledger_stores import EMPTY, rows_of

@@ -12,12 +12,12 @@ from attrs import evolve
 from returns.pipeline import is_successful
 
 from llm_effects import Attempt, BudgetExceeded, Cost, StorageConfig, TaskType, Usage
-from llm_effects.budgets import Hold
-from llm_effects.effects import result_of
-from llm_effects.ledgers import Ledger
-from llm_effects.live import new_memory
-from llm_effects.records import LedgerRow
-from llm_effects.stores.storages import open_storage
+from llm_effects.effects.effect import result_of
+from llm_effects.effects.env import Ledger
+from llm_effects.limits.budgets import Hold
+from llm_effects.manager import new_memory
+from llm_effects.stores.open import open_storage
+from llm_effects.values.records import LedgerRow
 from tests.fixtures.futures import given_by
 from tests.fixtures.postgres_server import postgres_server
 from tests.test_budgets import NOON, hold

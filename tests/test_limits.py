@@ -33,11 +33,11 @@ from llm_effects import (
     scripted_env,
     settle,
 )
-from llm_effects.calls import Call
-from llm_effects.config import LimitsConfig
-from llm_effects.effects import Effect, Generate, effect
-from llm_effects.env import LLMEnv
-from llm_effects.limits import (
+from llm_effects.config.services import LimitsConfig
+from llm_effects.effects.call import Call
+from llm_effects.effects.effect import Effect, Generate, effect
+from llm_effects.effects.env import LLMEnv
+from llm_effects.limits.quotas import (
     Allowance,
     Bill,
     Meter,
@@ -53,9 +53,9 @@ from llm_effects.limits import (
 )
 from llm_effects.policies import layered
 from llm_effects.policies.complete import complete
-from llm_effects.policies.limited import expected_usage, limited
-from llm_effects.policies.observed import observed
-from llm_effects.stores.limits_memory import MemoryLimits
+from llm_effects.policies.limits import expected_usage, limited
+from llm_effects.policies.recording import observed
+from llm_effects.stores.limits.memory import MemoryLimits
 from tests.fixtures.futures import given_by
 
 ASK = LLMRequest(prompt="why?")

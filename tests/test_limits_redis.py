@@ -13,17 +13,11 @@ from redis import Redis
 from returns.future import FutureResult
 from returns.pipeline import is_successful
 
-from llm_effects import (
-    ConfigurationError,
-    LLMConfig,
-    LLMRequest,
-    ModelConfig,
-    generate,
-    make_llm_manager,
-    scripted,
-)
-from llm_effects.config import BreakerConfig, LimitsConfig
-from llm_effects.limits import (
+from llm_effects import ConfigurationError, LLMConfig, LLMRequest, ModelConfig, generate, make_llm_manager, scripted
+from llm_effects.config.routing import BreakerConfig
+from llm_effects.config.services import LimitsConfig
+from llm_effects.limits.circuit_breaker import CELLS, Breaker, Passage, Refusal, admitted, recorded
+from llm_effects.limits.quotas import (
     Allowance,
     Bill,
     Need,
@@ -36,9 +30,7 @@ from llm_effects.limits import (
     reserved,
     settled,
 )
-from llm_effects.limits.breakers import CELLS, Breaker, Passage, Refusal, admitted, recorded
-from llm_effects.stores.limits_redis import ALONE, PREFIX
-from llm_effects.stores.limits_scripts import SCRIPTS
+from llm_effects.stores.limits.redis import ALONE, PREFIX, SCRIPTS
 from tests.fixtures.futures import given_by
 from tests.fixtures.limits_worker import QUOTA, by_four, opened, python
 from tests.fixtures.redis_server import free_port, redis_server, start

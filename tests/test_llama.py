@@ -10,20 +10,20 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
-from llm_effects.config import ModelConfig
-from llm_effects.engines import Engine
-from llm_effects.errors import ContextTooLarge, InvalidRequest, LLMError, MalformedResponse, ModelUnavailable
-from llm_effects.events import TextDelta
-from llm_effects.messages import Message, ToolCall
-from llm_effects.providers.base import ServerEvent
-from llm_effects.providers.drafts import Draft
+from llm_effects.clients.local_engine import Engine
+from llm_effects.config.models import ModelConfig
+from llm_effects.providers.draft import Draft
 from llm_effects.providers.llama import LLAMA
 from llm_effects.providers.registry import provider_of, target_of
-from llm_effects.providers.targets import Target
-from llm_effects.requests import LLMRequest, Preferences, Tool
-from llm_effects.responses import FinishReason, LLMResponse
-from llm_effects.values import JSONObject
-from llm_effects.wire import WireResponse
+from llm_effects.providers.sse import ServerEvent
+from llm_effects.providers.target import Target
+from llm_effects.providers.wire import WireResponse
+from llm_effects.values.errors import ContextTooLarge, InvalidRequest, LLMError, MalformedResponse, ModelUnavailable
+from llm_effects.values.events import TextDelta
+from llm_effects.values.messages import Message, ToolCall
+from llm_effects.values.requests import LLMRequest, Preferences, Tool
+from llm_effects.values.responses import FinishReason, LLMResponse
+from llm_effects.values.validation import JSONObject
 from tests.fixtures.llama_server import llama_server, model_file, model_or_skip, start
 
 FIXTURES = (llama_server,)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_effects import Document, Image, InvalidValue
-from llm_effects.media import dimensions_of, media_type_of, pages_of
+from llm_effects.values.messages import dimensions_of, media_type_of, pages_of
 
 sides = st.integers(1, 16_000)
 

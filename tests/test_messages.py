@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.messages import Image, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult, text_of
-from llm_effects.values import InvalidValue
+from llm_effects.values.messages import Image, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult, text_of
+from llm_effects.values.validation import InvalidValue
 
 PARTS: list[Part] = [
     Text("a"),

@@ -34,9 +34,9 @@ from llm_effects import (
     settle,
     start_conversation,
 )
-from llm_effects.conversations.prompts import digested, opening_digest, replayable
+from llm_effects.conversations.window import digested, opening_digest, replayable
 from llm_effects.providers.registry import provider_of, target_of
-from llm_effects.testing import answer
+from llm_effects.testing.scripted import answer
 from tests.fixtures.histories import AT
 
 pytestmark = pytest.mark.anyio

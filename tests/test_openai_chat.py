@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from returns.result import Result
 
-from llm_effects.config import Capabilities, ModelConfig
-from llm_effects.errors import ContentRefused, ContextTooLarge, InvalidRequest, LLMError, MalformedResponse
-from llm_effects.messages import Image, Message, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.providers.openai_chat import OPENAI_CHAT
-from llm_effects.providers.targets import Preset, Target
-from llm_effects.requests import LLMRequest, Preferences, Tool
-from llm_effects.responses import FinishReason, LLMResponse, Usage
-from llm_effects.wire import WireRequest, WireResponse
+from llm_effects.providers.target import Preset, Target
+from llm_effects.providers.wire import WireRequest, WireResponse
+from llm_effects.values.errors import ContentRefused, ContextTooLarge, InvalidRequest, LLMError, MalformedResponse
+from llm_effects.values.messages import Image, Message, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.values.requests import LLMRequest, Preferences, Tool
+from llm_effects.values.responses import FinishReason, LLMResponse, Usage
 
 TOOLS = (Tool("look", "Look it up", {"type": "object", "properties": {"q": {"type": "string"}}}), Tool("stop"))
 

@@ -10,17 +10,16 @@ from hypothesis import strategies as st
 from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
-from llm_effects.config import Capabilities, ModelConfig
-from llm_effects.errors import ContentRefused, LLMError
-from llm_effects.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
-from llm_effects.messages import Reasoning
-from llm_effects.providers.base import ServerEvent
-from llm_effects.providers.drafts import Draft
+from llm_effects.config.models import Capabilities, ModelConfig
+from llm_effects.providers.draft import Draft, rest_of
 from llm_effects.providers.openai_chat import OPENAI_CHAT
-from llm_effects.providers.targets import Preset, Target
-from llm_effects.providers.thinking import rest_of
-from llm_effects.responses import FinishReason, LLMResponse, Usage
-from llm_effects.wire import WireResponse
+from llm_effects.providers.sse import ServerEvent
+from llm_effects.providers.target import Preset, Target
+from llm_effects.providers.wire import WireResponse
+from llm_effects.values.errors import ContentRefused, LLMError
+from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.values.messages import Reasoning
+from llm_effects.values.responses import FinishReason, LLMResponse, Usage
 
 TARGET = Target(
     name="mini",

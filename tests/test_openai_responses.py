@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from returns.pipeline import is_successful
 
-from llm_effects.config import Capabilities, ModelConfig
-from llm_effects.errors import InvalidRequest
-from llm_effects.messages import Image, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.providers.openai_responses import OPENAI_RESPONSES
 from llm_effects.providers.registry import target_of
-from llm_effects.providers.targets import Target
-from llm_effects.requests import LLMRequest, Preferences, Tool
-from llm_effects.wire import WireRequest, WireResponse
+from llm_effects.providers.target import Target
+from llm_effects.providers.wire import WireRequest, WireResponse
+from llm_effects.values.errors import InvalidRequest
+from llm_effects.values.messages import Image, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.values.requests import LLMRequest, Preferences, Tool
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
 CLOSED = {**CITY, "required": ["city"], "additionalProperties": False}

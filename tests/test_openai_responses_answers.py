@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
-from llm_effects.config import ModelConfig
-from llm_effects.errors import ContentRefused, LLMError
-from llm_effects.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
-from llm_effects.messages import Origin, Reasoning, Text, ToolCall
-from llm_effects.providers.base import ServerEvent
-from llm_effects.providers.drafts import Draft
+from llm_effects.config.models import ModelConfig
+from llm_effects.providers.draft import Draft
 from llm_effects.providers.openai_responses import OPENAI_RESPONSES
 from llm_effects.providers.registry import target_of
-from llm_effects.responses import FinishReason, LLMResponse, Usage
-from llm_effects.wire import WireResponse
+from llm_effects.providers.sse import ServerEvent
+from llm_effects.providers.wire import WireResponse
+from llm_effects.values.errors import ContentRefused, LLMError
+from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.values.messages import Origin, Reasoning, Text, ToolCall
+from llm_effects.values.responses import FinishReason, LLMResponse, Usage
 
 Json = dict[str, Any]
 Answer = Result[LLMResponse, LLMError]

@@ -58,7 +58,7 @@ def fields(kind: type) -> set[str]:
 def test_the_guide_names_every_setting_and_every_variable() -> None:
     kinds = [kind for kind in vars(config).values() if isinstance(kind, type) and attrs.has(kind)]
     settings = set[str]().union(*map(fields, kinds)) - fields(config.PriceTier) - fields(config.PriceChange)
-    texts = re.findall(r'"([A-Z_]+)"', (ROOT / "llm_effects/config/variables.py").read_text())
+    texts = re.findall(r'"([A-Z_]+)"', (ROOT / "llm_effects/config/loading.py").read_text())
     variables = {text for text in texts if text.startswith(CONFIGURING)}
     assert (settings | variables | set(PRESETS)) - named_in("docs/guides/configuration.md") == set()
 

@@ -43,8 +43,12 @@ from llm_effects import (
     scripted_env,
     settle,
 )
-from llm_effects.pipeline import bounded, complete, observed, routed, run_call
-from llm_effects.prices import PriceList
+from llm_effects.pipeline import run_call
+from llm_effects.policies.complete import complete
+from llm_effects.policies.deadline import bounded
+from llm_effects.policies.recording import observed
+from llm_effects.policies.routing import routed
+from llm_effects.routing.prices import PriceList
 
 pytestmark = pytest.mark.anyio
 

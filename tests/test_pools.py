@@ -10,8 +10,7 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.transports.admissions import Admission
-from llm_effects.transports.pools import LoopPools, http_pool
+from llm_effects.clients.transport.pool import Admission, LoopPools, http_pool
 
 pytestmark = pytest.mark.anyio
 

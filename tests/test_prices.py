@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from returns.pipeline import is_successful
 
 from llm_effects import Cost, LLMConfig, ModelConfig, Price, PriceChange, PriceTier, Usage, load_config
-from llm_effects.fleet import price_list
-from llm_effects.pricelists import listed_prices, price_of
-from llm_effects.prices import FREE, PriceList, cost_of
 from llm_effects.providers.presets import PRESETS
+from llm_effects.routing.model_registry import price_list
+from llm_effects.routing.prices import FREE, PriceList, cost_of, listed_prices, price_of
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 COUNTS = st.integers(0, 10**7)

@@ -20,8 +20,8 @@ from llm_effects import (
     open_env,
     settle,
 )
-from llm_effects.env import LLMEnv
-from llm_effects.limits import Allowance, RateLimits
+from llm_effects.effects.env import LLMEnv
+from llm_effects.limits.quotas import Allowance, RateLimits
 from llm_effects.providers.rate_limits import rate_limits
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

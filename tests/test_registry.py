@@ -7,13 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from returns.pipeline import is_successful
 
-from llm_effects.config import ModelConfig
-from llm_effects.decisions import describe
-from llm_effects.providers.headers import key_headers
+from llm_effects.config.models import ModelConfig
 from llm_effects.providers.presets import PRESETS
 from llm_effects.providers.registry import provider_of, target_of, wire_of
-from llm_effects.providers.targets import Target, is_loopback
-from llm_effects.requests import LLMRequest, Preferences, Tool
+from llm_effects.providers.target import Target, is_loopback, key_headers
+from llm_effects.values.errors import describe
+from llm_effects.values.requests import LLMRequest, Preferences, Tool
 
 
 def ready(provider: str, **config: Any) -> Target:

@@ -25,17 +25,17 @@ from llm_effects import (
     Usage,
     UsageReport,
     generate,
-    reports,
     scripted_env,
     settle,
     to_csv,
     to_json_lines,
     usage_report,
 )
-from llm_effects.errors import ConfigurationError
-from llm_effects.records import LedgerRow
-from llm_effects.stores.absent import UnusableLedger
-from llm_effects.usages import GROUPS, UsageSums, percentiles
+from llm_effects.reports import usage as reports
+from llm_effects.reports.usage import GROUPS, UsageSums, percentiles
+from llm_effects.stores.disabled import UnusableLedger
+from llm_effects.values.errors import ConfigurationError
+from llm_effects.values.records import LedgerRow
 from tests.test_budgets import NOON
 from tests.test_examples import load
 

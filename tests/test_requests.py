@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.messages import Message, Text
-from llm_effects.requests import (
+from llm_effects.values.messages import Message, Text
+from llm_effects.values.requests import (
     Allow,
     CachePolicy,
     LLMRequest,
@@ -21,7 +21,7 @@ from llm_effects.requests import (
     Tool,
     conversation,
 )
-from llm_effects.values import InvalidValue
+from llm_effects.values.validation import InvalidValue
 
 
 @given(st.text())

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.messages import Text, ToolCall
-from llm_effects.responses import CANCELLED, SUCCESS, Attempt, Cost, LLMResponse, Usage, total_cost
+from llm_effects.values.messages import Text, ToolCall
+from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, LLMResponse, Usage, total_cost
 
 AMOUNTS = st.decimals(min_value=0, max_value=10**6, places=9, allow_nan=False)
 COSTS = st.builds(Cost, st.none() | AMOUNTS)

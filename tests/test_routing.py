@@ -34,13 +34,12 @@ from llm_effects import (
     Usage,
     make_model_router,
 )
-from llm_effects.experience import HALF_LIFE_S
-from llm_effects.fleet import targets_of
-from llm_effects.prices import PriceList
-from llm_effects.routing import left_after, route
-from llm_effects.routing import order as placed
 from llm_effects.routing.candidates import Candidate, Facts
-from llm_effects.routing.rankings import expected_waits, trust
+from llm_effects.routing.model_registry import targets_of
+from llm_effects.routing.prices import PriceList
+from llm_effects.routing.router import expected_waits, left_after, route, trust
+from llm_effects.routing.router import order as placed
+from llm_effects.routing.statistics import HALF_LIFE_S
 
 GPT = ModelConfig(provider="openai-chat", model="gpt-6.1-terra", api_key="sk-test")
 CLAUDE = ModelConfig(provider="anthropic", model="claude-sonnet-5-5", api_key="sk-test")

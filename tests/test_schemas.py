@@ -34,14 +34,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_effects import LLMRequest, ModelConfig
-from llm_effects.errors import InvalidRequest
-from llm_effects.providers.answer_formats import anthropic_format, openai_format
+from llm_effects.providers.json_schema import (
+    ANTHROPIC,
+    GRAMMAR,
+    OPENAI,
+    Rules,
+    anthropic_format,
+    openai_format,
+    rewritten,
+)
 from llm_effects.providers.registry import target_of
-from llm_effects.providers.schema_rules import ANTHROPIC, GRAMMAR, OPENAI, Rules
-from llm_effects.providers.schemas import rewritten
-from llm_effects.schemas import wanted_of
-from llm_effects.schemas.decoders import decode_text
-from llm_effects.schemas.excerpts import json_in
+from llm_effects.structured.decoding import decode_text, json_in
+from llm_effects.structured.json_schema import wanted_of
+from llm_effects.values.errors import InvalidRequest
 
 T = TypeVar("T")
 WIRES: Final = (OPENAI, ANTHROPIC, GRAMMAR)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from returns.result import Result
 
 from llm_effects import LLMRequest, Message, ModelConfig, ToolCall, ToolResult
-from llm_effects.errors import LLMError
+from llm_effects.providers.message_encoding import sent_arguments
 from llm_effects.providers.registry import provider_of, target_of
-from llm_effects.providers.sent_calls import sent_arguments
-from llm_effects.wire import WireRequest
+from llm_effects.providers.wire import WireRequest
+from llm_effects.values.errors import LLMError
 
 
 def sent(provider: str, call_id: str, arguments: str = "{}") -> Any:

@@ -24,12 +24,12 @@ from llm_effects import (
     scripted_env,
     settle,
 )
-from llm_effects.codecs import Entry, dump_entry, load_entry
-from llm_effects.files import read_document, read_image
-from llm_effects.providers.base import ServerEvent
-from llm_effects.providers.drafts import Draft
+from llm_effects.effects.files import read_document, read_image
+from llm_effects.providers.draft import Draft
 from llm_effects.providers.registry import provider_of, target_of
-from llm_effects.wire import WireResponse
+from llm_effects.providers.sse import ServerEvent
+from llm_effects.providers.wire import WireResponse
+from llm_effects.values.serialization import Entry, dump_entry, load_entry
 
 PDF = b"%PDF-1.7 << /Type /Page >>"
 GIF = b"GIF89a" + bytes((3, 0, 4, 0))

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.errors import MalformedResponse
-from llm_effects.providers.base import ServerEvent as NameInProviders
-from llm_effects.sse import EventParser, ServerEvent
-from llm_effects.values import InvalidValue
+from llm_effects.providers.sse import EventParser, ServerEvent
+from llm_effects.providers.sse import ServerEvent as NameInProviders
+from llm_effects.values.errors import MalformedResponse
+from llm_effects.values.validation import InvalidValue
 
 MIB = 1024 * 1024
 

@@ -16,19 +16,14 @@ import pytest
 from returns.result import Result, Success
 from sqlalchemy import Connection, text
 
-from llm_effects.effects import result_of
-from llm_effects.errors import ConfigurationError, LLMError, StorageFailed
-from llm_effects.stores import sql_turns
-from llm_effects.stores.conversations_sql import SqlConversations
-from llm_effects.stores.database_urls import file_database
-from llm_effects.stores.databases import Database
-from llm_effects.stores.sql_engines import sqlite_engines
-from llm_effects.stores.sql_migrations import Migration, migrate
-from llm_effects.stores.sql_schema import MIGRATIONS
-from llm_effects.stores.sql_tables import CONVERSATIONS
-from llm_effects.testing import CONVERSATION_CHECKS
-from llm_effects.testing.conformance import Talk, asked, made, texts
-from llm_effects.turns import TurnState
+from llm_effects.effects.effect import result_of
+from llm_effects.stores.conversations import sql as sql_turns
+from llm_effects.stores.conversations.sql import SqlConversations
+from llm_effects.stores.sql.database import Database, file_database, sqlite_engines
+from llm_effects.stores.sql.tables import CONVERSATIONS, MIGRATIONS, Migration, migrate
+from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS, Talk, asked, made, texts
+from llm_effects.values.conversations import TurnState
+from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
 from tests.fixtures.futures import run_in
 from tests.test_cache_sqlite import of_nobody, shared_folder, told
 

@@ -6,12 +6,11 @@ import pytest
 from returns.result import Result, Success
 from sqlalchemy import Connection, text
 
-from llm_effects.effects import result_of
-from llm_effects.errors import ConfigurationError, LLMError, StorageFailed
-from llm_effects.stores.conversations_sql import SqlConversations
-from llm_effects.stores.database_urls import open_database
-from llm_effects.stores.databases import PAUSES_S, Database
-from llm_effects.testing.conformance import Talk, asked, made, texts
+from llm_effects.effects.effect import result_of
+from llm_effects.stores.conversations.sql import SqlConversations
+from llm_effects.stores.sql.database import PAUSES_S, Database, open_database
+from llm_effects.testing.conversation_checks import Talk, asked, made, texts
+from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
 from tests.fixtures.futures import run_in
 from tests.fixtures.postgres_server import Postgres, postgres_server, start
 from tests.fixtures.redis_server import free_port

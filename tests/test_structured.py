@@ -48,7 +48,7 @@ from llm_effects import (
     scripted_env,
     settle,
 )
-from llm_effects.stores.cache_memory import MemoryCache
+from llm_effects.stores.cache.memory import MemoryCache
 from tests.fixtures.llama_server import llama_server as llama_server  # noqa: PLC0414 - a fixture
 from tests.fixtures.llama_server import model_or_skip
 

@@ -60,20 +60,25 @@ from llm_effects import (
     settle,
     stream,
 )
-from llm_effects.attachments import Document
-from llm_effects.config import TelemetryConfig
-from llm_effects.live import live_clients, live_env
-from llm_effects.pipeline import complete, generate_call, layered, observed, routed, run_call, traced
-from llm_effects.records import Attributes, Measure
-from llm_effects.responses import FinishReason
-from llm_effects.services import Span
-from llm_effects.stores.absent import NoTelemetry
-from llm_effects.stores.cache_memory import MemoryCache
+from llm_effects.clients.transport.transport import Transport
+from llm_effects.config.services import TelemetryConfig
+from llm_effects.effects.env import Span
+from llm_effects.manager import live_clients, live_env
+from llm_effects.pipeline import generate_call, run_call
+from llm_effects.policies import layered
+from llm_effects.policies.complete import complete
+from llm_effects.policies.recording import observed
+from llm_effects.policies.routing import routed
+from llm_effects.policies.tracing import traced
+from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.stores.disabled import NoTelemetry
 from llm_effects.telemetry import conventions
 from llm_effects.telemetry.logs import LOGGER
 from llm_effects.telemetry.otel import SECONDS, TOKENS, open_telemetry
-from llm_effects.telemetry.transcripts import answered, asked
-from llm_effects.transports import Transport
+from llm_effects.telemetry.spans import answered, asked
+from llm_effects.values.messages import Document
+from llm_effects.values.records import Attributes, Measure
+from llm_effects.values.responses import FinishReason
 
 pytestmark = pytest.mark.anyio
 
@@ -582,8 +587,8 @@ def test_without_the_package_nothing_is_followed() -> None:
     run_apart(
         "import sys; sys.modules['opentelemetry'] = None\n"
         "from llm_effects import LLMConfig\n"
-        "from llm_effects.live import live_clients, live_env\n"
-        "from llm_effects.transports import Transport\n"
+        "from llm_effects.manager import live_clients, live_env\n"
+        "from llm_effects.clients.transport.transport import Transport\n"
         "config = LLMConfig(models={})\n"
         "assert not live_env(config, live_clients(config, Transport())).telemetry.active\n"
     )

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.messages import Image, Message, Part, Reasoning, Text, ToolCall, ToolResult
-from llm_effects.requests import LLMRequest, Tool
-from llm_effects.tokens import IMAGE_TOKENS, MESSAGE_OVERHEAD, EstimatedTokens, estimate_tokens
+from llm_effects.values.messages import Image, Message, Part, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.values.requests import LLMRequest, Tool
+from llm_effects.values.tokens import IMAGE_TOKENS, MESSAGE_OVERHEAD, EstimatedTokens, estimate_tokens
 
 SCHEMA = {"type": "object", "required": ["a"]}
 

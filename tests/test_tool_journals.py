@@ -43,13 +43,13 @@ from llm_effects import (
     then,
     toolkit,
 )
-from llm_effects.effects import result_of
-from llm_effects.errors import LLMError
-from llm_effects.services import Conversations
-from llm_effects.stores.conversations_memory import MemoryConversations
-from llm_effects.testing import Scripted, calling
-from llm_effects.toolkits.journals import call_key
-from llm_effects.turns import History, JournalEntry, Turn
+from llm_effects.effects.effect import result_of
+from llm_effects.effects.env import Conversations
+from llm_effects.stores.conversations.memory import MemoryConversations
+from llm_effects.testing.scripted import Scripted, calling
+from llm_effects.tools.journal import call_key
+from llm_effects.values.conversations import History, JournalEntry, Turn
+from llm_effects.values.errors import LLMError
 from tests.fixtures import tool_worker
 from tests.fixtures.tool_worker import QUESTION, SCRIPT, environment, tools
 

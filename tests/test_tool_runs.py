@@ -74,11 +74,10 @@ from llm_effects import (
     tools_by_schema,
 )
 from llm_effects.pipeline import generate_call
-from llm_effects.requests import Tool
 from llm_effects.telemetry.logs import LOGGER
 from llm_effects.telemetry.otel import open_telemetry
-from llm_effects.testing import calling
-from llm_effects.testing.scripts import answer
+from llm_effects.testing.scripted import answer, calling
+from llm_effects.values.requests import Tool
 
 pytestmark = pytest.mark.anyio
 

@@ -20,10 +20,11 @@ import httpx
 import pytest
 from pytest_httpx import HTTPXMock
 
-from llm_effects.errors import LLMError
-from llm_effects.secrets import Secret
-from llm_effects.transports import Timeouts, Transport, TransportFault
-from llm_effects.wire import WireRequest
+from llm_effects.clients.transport.faults import TransportFault
+from llm_effects.clients.transport.transport import Transport
+from llm_effects.providers.wire import Timeouts, WireRequest
+from llm_effects.values.errors import LLMError
+from llm_effects.values.secrets import Secret
 from tests.fixtures.servers import Peer, answering, chunked, reply, sending, serving
 
 pytestmark = pytest.mark.anyio

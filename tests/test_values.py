@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.secrets import MASK, Secret, scrub
-from llm_effects.values import (
+from llm_effects.values.secrets import MASK, Secret, scrub
+from llm_effects.values.validation import (
     InvalidValue,
     instance,
     instances,

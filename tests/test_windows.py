@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_effects import Message, StoredMessage, Summary, ToolCall, ToolResult, Turn, TurnState
-from llm_effects.conversations.prompts import merged, paired
-from llm_effects.conversations.windows import CUT_OFF, SUMMED_UP, Exchange, after, exchanges_of, fit
-from llm_effects.messages import text_of
+from llm_effects.conversations.window import CUT_OFF, SUMMED_UP, Exchange, after, exchanges_of, fit, merged, paired
+from llm_effects.values.messages import text_of
 from tests.fixtures.histories import history, stored, turn, turns
 
 

@@ -1,92 +1,22 @@
-"""The configuration as frozen values: models in order, routing, cache, storage, limits, budgets, telemetry.
+"""The configuration: frozen values, and loading them from environment variables, a mapping or a TOML file."""
 
-``llm_effects.config.sources`` reads it from environment variables, a mapping or TOML.
-"""
-
-from collections.abc import Iterable, Mapping
-from typing import Any, final, get_args
-
-import attrs
-from attrs import field, frozen
-
-from llm_effects.config.fields import named, strangers
-from llm_effects.config.models import Capabilities, Family, ModelConfig, WireVersion
-from llm_effects.config.prices import Price, PriceChange, PriceTier
-from llm_effects.config.routing import BreakerConfig, HedgingConfig, RetryBudgetConfig, RoutingConfig, Strategy
-from llm_effects.config.services import (
-    KEEPABLE,
-    BudgetConfig,
-    CacheConfig,
-    LimitsConfig,
-    StorageConfig,
-    TelemetryConfig,
-    Window,
-)
-from llm_effects.values import InvalidValue, inside, instance, instances, invalid, shown, to_table, to_tuple
-
-__all__ = (
-    "KEEPABLE",
-    "BreakerConfig",
-    "BudgetConfig",
-    "CacheConfig",
-    "Capabilities",
-    "Family",
-    "HedgingConfig",
-    "LLMConfig",
-    "LimitsConfig",
-    "ModelConfig",
-    "Price",
-    "PriceChange",
-    "PriceTier",
-    "RetryBudgetConfig",
-    "RoutingConfig",
-    "StorageConfig",
-    "Strategy",
-    "TelemetryConfig",
-    "Window",
-    "WireVersion",
-)
-
-
-def _models(given: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:
-    return to_table("models", given)
-
-
-def _budgets(given: Iterable[BudgetConfig]) -> tuple[BudgetConfig, ...]:
-    return to_tuple("budgets", given)
-
-
-def _named_apart(_: object, attribute: "attrs.Attribute[Any]", budgets: tuple[BudgetConfig, ...]) -> None:
-    """Refuse two budgets with one name, which would be counted as one."""
-    instances(BudgetConfig)(None, attribute, budgets)
-    names = [budget.name for budget in budgets]
-    for name in set(names):
-        if names.count(name) > 1:
-            invalid(attribute.name, f"each needs a name of its own, and {shown(name)} is there more than once")
-
-
-@final
-@frozen(kw_only=True)
-class LLMConfig:
-    """Everything that an environment is made from.
-
-    >>> LLMConfig(models={"mini": ModelConfig(provider="openai-chat", model="gpt-6-luna", api_key="sk-x")})
-    ... # doctest: +ELLIPSIS
-    LLMConfig(models={'mini': ModelConfig(provider='openai-chat', model='gpt-6-luna', ... api_key=Secret('***'), ...
-    """
-
-    models: Mapping[str, ModelConfig] = field(converter=_models, validator=[named, instances(ModelConfig)])
-    routing: RoutingConfig = field(factory=RoutingConfig, validator=instance(RoutingConfig))
-    cache: CacheConfig = field(factory=CacheConfig, validator=instance(CacheConfig))
-    storage: StorageConfig = field(factory=StorageConfig, validator=instance(StorageConfig))
-    limits: LimitsConfig = field(factory=LimitsConfig, validator=instance(LimitsConfig))
-    budgets: tuple[BudgetConfig, ...] = field(default=(), converter=_budgets, validator=_named_apart)
-    telemetry: TelemetryConfig = field(factory=TelemetryConfig, validator=instance(TelemetryConfig))
-
-    def __attrs_post_init__(self) -> None:
-        known = (*self.models, *get_args(Family))
-        asked = {inside("routing.tasks", task): names for task, names in self.routing.tasks.items()}
-        asked["routing.fallback_order"] = self.routing.fallback_order
-        lines = [line for path, names in asked.items() for line in strangers(path, names, known)]
-        if lines:
-            raise InvalidValue("\n".join(lines))
+from llm_effects.config.config import LLMConfig as LLMConfig
+from llm_effects.config.models import Capabilities as Capabilities
+from llm_effects.config.models import Family as Family
+from llm_effects.config.models import ModelConfig as ModelConfig
+from llm_effects.config.models import Price as Price
+from llm_effects.config.models import PriceChange as PriceChange
+from llm_effects.config.models import PriceTier as PriceTier
+from llm_effects.config.models import WireVersion as WireVersion
+from llm_effects.config.routing import BreakerConfig as BreakerConfig
+from llm_effects.config.routing import HedgingConfig as HedgingConfig
+from llm_effects.config.routing import RetryBudgetConfig as RetryBudgetConfig
+from llm_effects.config.routing import RoutingConfig as RoutingConfig
+from llm_effects.config.routing import Strategy as Strategy
+from llm_effects.config.services import KEEPABLE as KEEPABLE
+from llm_effects.config.services import BudgetConfig as BudgetConfig
+from llm_effects.config.services import CacheConfig as CacheConfig
+from llm_effects.config.services import LimitsConfig as LimitsConfig
+from llm_effects.config.services import StorageConfig as StorageConfig
+from llm_effects.config.services import TelemetryConfig as TelemetryConfig
+from llm_effects.config.services import Window as Window

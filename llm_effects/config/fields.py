@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 
-from llm_effects.secrets import Secret, to_headers
-from llm_effects.values import inside, invalid, shown, suggestion, to_table, to_tuple
+from llm_effects.values.secrets import Secret, to_headers
+from llm_effects.values.validation import inside, invalid, shown, suggestion, to_table, to_tuple
 
 
 def dollars(given: Decimal | str | float) -> Decimal:

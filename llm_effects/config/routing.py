@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, final, get_args
 from attrs import field, frozen
 
 from llm_effects.config.fields import orders, to_order, to_tasks
-from llm_effects.values import instance, instances, number, one_of
+from llm_effects.values.validation import instance, instances, number, one_of
 
 Strategy: TypeAlias = Literal["balanced", "cost", "performance"]
 """How candidates are ordered."""

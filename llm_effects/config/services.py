@@ -8,8 +8,8 @@ import attrs
 from attrs import field, frozen
 
 from llm_effects.config.fields import amount, dollars
-from llm_effects.secrets import without_password
-from llm_effects.values import each_of, instance, invalid, number, one_of, shown, text, to_tuple
+from llm_effects.values.secrets import without_password
+from llm_effects.values.validation import each_of, instance, invalid, number, one_of, shown, text, to_tuple
 
 KEEPABLE: Final = ("stop", "length", "tool_calls")
 """Finish reasons of answers that may be kept; one that was filtered never is."""

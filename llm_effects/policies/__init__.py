@@ -2,13 +2,13 @@
 
 from functools import reduce
 
-from llm_effects.effects import Generate, Policy
+from llm_effects.effects.effect import Generate, Policy
 
 
 def layered(innermost: Generate, *policies: Policy) -> Generate:
     """Wrap a ``Generate`` in layers, from the inside out.
 
-    >>> from llm_effects.effects import succeed
+    >>> from llm_effects.effects.effect import succeed
     >>> layered(lambda call: succeed(call.model)) is not None
     True
     """

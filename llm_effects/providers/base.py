@@ -6,14 +6,14 @@ from typing import final
 from attrs import frozen
 from returns.result import Result
 
-from llm_effects.errors import LLMError
-from llm_effects.events import StreamEvent
-from llm_effects.providers.drafts import Draft
-from llm_effects.providers.targets import Target
-from llm_effects.requests import LLMRequest
-from llm_effects.responses import LLMResponse
-from llm_effects.sse import ServerEvent as ServerEvent  # noqa: PLC0414 - a word of this module too
-from llm_effects.wire import WireRequest, WireResponse
+from llm_effects.providers.draft import Draft
+from llm_effects.providers.sse import ServerEvent as ServerEvent
+from llm_effects.providers.target import Target
+from llm_effects.providers.wire import WireRequest, WireResponse
+from llm_effects.values.errors import LLMError
+from llm_effects.values.events import StreamEvent
+from llm_effects.values.requests import LLMRequest
+from llm_effects.values.responses import LLMResponse
 
 
 @final

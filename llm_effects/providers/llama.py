@@ -10,15 +10,15 @@ import msgspec
 from attrs import evolve
 from returns.result import Result
 
-from llm_effects.errors import LLMError
 from llm_effects.providers.base import Provider
-from llm_effects.providers.drafts import Draft
+from llm_effects.providers.draft import Draft
 from llm_effects.providers.openai_chat import OPENAI_CHAT
-from llm_effects.providers.reading import parse, record
-from llm_effects.providers.targets import Target
-from llm_effects.requests import LLMRequest
-from llm_effects.responses import LLMResponse
-from llm_effects.wire import WireRequest, WireResponse
+from llm_effects.providers.target import Target
+from llm_effects.providers.wire import WireRequest, WireResponse
+from llm_effects.values.errors import LLMError
+from llm_effects.values.json import parse, record
+from llm_effects.values.requests import LLMRequest
+from llm_effects.values.responses import LLMResponse
 
 _ALWAYS: Final = {
     "stream": True,

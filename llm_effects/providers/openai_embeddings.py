@@ -7,16 +7,13 @@ import struct
 from attrs import evolve
 from returns.result import Failure, Result, Success
 
-from llm_effects.errors import InvalidRequest, LLMError, MalformedResponse
-from llm_effects.providers.error_bodies import request_id
-from llm_effects.providers.failures import classify, classify_error_object
-from llm_effects.providers.openai_chat_usage import usage_of
-from llm_effects.providers.reading import items, parse, record, string, whole
-from llm_effects.providers.targets import Target
-from llm_effects.providers.writing import wire_request
-from llm_effects.responses import Usage
-from llm_effects.vectors import Vector, Vectors
-from llm_effects.wire import WireRequest, WireResponse
+from llm_effects.providers.error_mapping import classify, classify_error_object, request_id
+from llm_effects.providers.openai_chat import usage_of
+from llm_effects.providers.target import Target, wire_request
+from llm_effects.providers.wire import WireRequest, WireResponse
+from llm_effects.values.errors import InvalidRequest, LLMError, MalformedResponse
+from llm_effects.values.json import items, parse, record, string, whole
+from llm_effects.values.responses import Usage, Vector, Vectors
 
 
 def encode(target: Target, texts: tuple[str, ...], dimensions: int | None) -> WireRequest:

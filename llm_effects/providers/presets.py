@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final, TypedDict
 
-from llm_effects.providers.targets import Preset, Wire
+from llm_effects.providers.target import Preset, Wire
 
 
 class _Embeddings(TypedDict):

@@ -5,15 +5,122 @@
 resets are dates. Anthropic counts prompts and answers apart, where we have one sum: there only "none left" is heeded.
 """
 
-from collections.abc import Mapping
-from datetime import datetime
+import math
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from math import isfinite
 from typing import Final
 
 from attrs import evolve
 
-from llm_effects.limits import Allowance, RateLimits
-from llm_effects.providers.retry_hints import http_date, number, reset_in
+from llm_effects.limits.quotas import Allowance, RateLimits
+
+# Whether and when (in seconds) a provider wants to be asked again, from its headers or its words.
+
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PIECE: Final = r"(\d+(?:\.\d+)?)\s*(milliseconds?|ms|days?|d|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
+_DURATION: Final = re.compile(_PIECE, re.IGNORECASE)
+_SAID: Final = re.compile(rf"(?:try again|retry)\s+(?:in|after)\s+((?:{_PIECE}\s*)+)", re.IGNORECASE)
+_LIMITS: Final = (
+    *((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens")),
+    *(
+        (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
+        for what in ("requests", "tokens", "input-tokens", "output-tokens")
+    ),
+)
+
+
+def retry_after(headers: Mapping[str, str], message: str = "", now_date: datetime | None = None) -> float | None:
+    """How many seconds to wait before asking again, or ``None`` if nothing usable is said.
+
+    The first that says something wins: ``retry-after-ms``, ``retry-after`` (seconds or an HTTP date), the reset
+    of a rate limit that is used up, the ``message``. A date counts from the answer's own ``date`` header, or from
+    ``now_date``; without either it is no use. What is past, zero, negative, infinite or unreadable says nothing.
+
+    >>> retry_after({"retry-after": "2"}), retry_after({"retry-after": "2", "retry-after-ms": "150"})
+    (2.0, 0.15)
+    >>> retry_after({}, "Please try again in 1m30s."), retry_after({"retry-after": "soon"})
+    (90.0, None)
+    """
+    now = http_date(headers.get("date", "")) or now_date
+    return next((hint for hint in _hints(headers, message, now) if _usable(hint)), None)
+
+
+def should_retry(headers: Mapping[str, str]) -> bool | None:
+    """Say whether the provider wants to be asked again, where it says so (``x-should-retry``, of OpenAI and Anthropic).
+
+    >>> should_retry({"x-should-retry": "false"}), should_retry({})
+    (False, None)
+    """
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
+
+
+def _hints(headers: Mapping[str, str], message: str, now: datetime | None) -> Iterator[float]:
+    yield number(headers.get("retry-after-ms", "")) / 1000
+    yield number(headers.get("retry-after", ""))
+    yield _until(http_date(headers.get("retry-after", "")), now)
+    yield _resets(headers, now)
+    said = _SAID.search(message)
+    yield _duration(said[1]) if said else math.nan
+
+
+def _usable(hint: float) -> bool:
+    return math.isfinite(hint) and hint > 0
+
+
+def _resets(headers: Mapping[str, str], now: datetime | None) -> float:
+    spent = (reset for remaining, reset in _LIMITS if number(headers.get(remaining, "")) == 0)
+    waits = (reset_in(headers.get(reset, ""), now) for reset in spent)
+    return max(filter(_usable, waits), default=math.nan)
+
+
+def reset_in(text: str, now: datetime | None) -> float:
+    """Read in how many seconds a limit is reset, from a date or a duration; NaN if that is unreadable."""
+    return _until(_iso_date(text), now) if "T" in text else _duration(text)
+
+
+def number(text: str) -> float:
+    """Read a number; what is none is NaN."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _duration(text: str) -> float:
+    pieces = _DURATION.findall(text)
+    if not pieces:
+        return math.nan
+    return sum(float(amount) * _unit(name.lower()) for amount, name in pieces)
+
+
+def _unit(name: str) -> float:
+    return _UNITS["ms" if name.startswith(("ms", "milli")) else name[0]]
+
+
+def _until(date: datetime | None, now: datetime | None) -> float:
+    return math.nan if date is None or now is None else (date - now).total_seconds()
+
+
+def http_date(text: str) -> datetime | None:
+    """Read a date as HTTP writes it."""
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def _iso_date(text: str) -> datetime | None:
+    try:
+        date = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
 
 _OPENAI: Final = {
     what: tuple(f"x-ratelimit-{of}-{what}" for of in ("limit", "remaining", "reset")) for what in ("requests", "tokens")

@@ -11,14 +11,14 @@ import attrs
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.config import Family, ModelConfig
-from llm_effects.errors import ConfigurationError, LLMError
-from llm_effects.messages import Document
+from llm_effects.config.models import Family, ModelConfig
 from llm_effects.providers.base import Provider
 from llm_effects.providers.capabilities import capabilities_of, gpt_rules
 from llm_effects.providers.presets import PRESETS
-from llm_effects.providers.targets import Preset, Target, Wire, is_loopback
-from llm_effects.requests import LLMRequest
+from llm_effects.providers.target import Preset, Target, Wire, is_loopback
+from llm_effects.values.errors import ConfigurationError, LLMError
+from llm_effects.values.messages import Document
+from llm_effects.values.requests import LLMRequest
 
 
 @lru_cache(maxsize=1024)

@@ -1,5 +1,6 @@
 """The file of the SQLite cache: opened with care, never wiped, and closed to others."""
 
+import errno
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
@@ -10,13 +11,13 @@ from typing import Final, TypeVar, final
 from attrs import frozen
 from returns.result import Failure, Result, Success
 
-from llm_effects.errors import LLMError, StorageFailed
-from llm_effects.exceptions import cause_of
+from llm_effects.stores.sql.driver_errors import Refused
+from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed, cause_of
 
 SCHEMA: Final = 1
 """Version of the tables; an older file is made anew, a newer one is left alone."""
 
-OURS: Final = 0x6C6C6D63
+CACHE_MARK: Final = 0x6C6C6D63
 """The ``application_id`` of our files: ``llmc`` in ASCII."""
 
 # ``used`` is a number in a sequence, not a time: the order of use does not follow a clock that goes back. The totals
@@ -44,7 +45,7 @@ _TABLES: Final = (
     """CREATE TRIGGER entries_dropped AFTER DELETE ON entries BEGIN
         UPDATE totals SET entries = entries - 1, bytes = bytes - length(old.entry);
     END""",
-    f"PRAGMA application_id = {OURS}",
+    f"PRAGMA application_id = {CACHE_MARK}",
     f"PRAGMA user_version = {SCHEMA}",
 )
 
@@ -64,7 +65,7 @@ _SHUT: Final = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
 _PAUSE_S: Final = 0.01
 
 _NEWER: Final = "was written by a newer version: it is left alone; give this one another file"
-_STRANGE: Final = "holds the tables of another program: give the cache a file of its own"
+_STRANGE_CACHE: Final = "holds the tables of another program: give the cache a file of its own"
 
 _Made = TypeVar("_Made")
 
@@ -173,8 +174,8 @@ def _version(connection: sqlite3.Connection) -> int:
     query = "SELECT (SELECT application_id FROM pragma_application_id), (SELECT count(*) FROM sqlite_schema)"
     owner, tables = connection.execute(query).fetchone()
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    if owner != OURS and (tables or version):
-        raise sqlite3.DatabaseError(_STRANGE)
+    if owner != CACHE_MARK and (tables or version):
+        raise sqlite3.DatabaseError(_STRANGE_CACHE)
     check_version(connection)
     return version
 
@@ -183,3 +184,84 @@ def check_version(connection: sqlite3.Connection) -> None:
     """Leave a file alone, also one that is open, once it has tables of a newer version."""
     if connection.execute("PRAGMA user_version").fetchone()[0] > SCHEMA:
         raise sqlite3.DatabaseError(_NEWER)
+
+
+# The SQLite file of a database: made for its owner only, known by a mark of ours, never another program's.
+
+
+STORAGE_MARK: Final = 0x6C6C6D73
+"""The ``application_id`` of our files: ``llms`` in ASCII."""
+
+_STRANGE_STORAGE: Final = "holds the tables of another program: give the storage a file of its own"
+
+
+def prepare(path: Path, wait_seconds: float) -> Callable[[], None]:
+    """Make the file, or see that it is ours; gives a check that it is still the one at the path.
+
+    What is written to a file that was moved away is lost to everybody else.
+    """
+    if not path.exists():
+        path.touch(mode=0o600)
+    status = path.stat()
+    if status.st_mode & 0o077:
+        with suppress(PermissionError):  # it may be another's
+            path.chmod(status.st_mode & 0o700)
+    with closing(connect(path, wait_seconds)) as file:
+        if not _is_ours(file):
+            keep_a_log(file, time.monotonic() + wait_seconds)
+            _mark(file)
+
+    def check() -> None:
+        now = path.stat()
+        if (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino):
+            raise OSError(errno.ESTALE, "the file was replaced while it was open: open the storage again")
+
+    return check
+
+
+def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
+    """Connect to a file that is there; each commit reaches the disk before it returns."""
+    url = f"{path.absolute().as_uri()}?mode=rw"
+    file = sqlite3.connect(url, timeout=wait_seconds, isolation_level=None, uri=True, check_same_thread=False)
+    file.execute("PRAGMA synchronous = FULL")
+    file.execute("PRAGMA foreign_keys = ON")
+    return file
+
+
+def _mark(file: sqlite3.Connection) -> None:
+    with file:
+        file.execute("BEGIN IMMEDIATE")
+        if not _is_ours(file):  # nobody else was faster
+            file.execute(f"PRAGMA application_id = {STORAGE_MARK}")
+
+
+def _is_ours(file: sqlite3.Connection) -> bool:
+    """Whether the file has our mark; one that has not, and is not empty, is refused."""
+    query = "SELECT application_id, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id"
+    mark, tables = file.execute(query).fetchone()
+    if mark != STORAGE_MARK and (mark or tables):
+        raise Refused(ConfigurationError(message=f"storage.url: the file {_STRANGE_STORAGE}"))
+    return bool(mark == STORAGE_MARK)
+
+
+# What the URL of a store says.
+
+
+NO_FILE: Final = "names no file: write sqlite:///file for one in the current folder, sqlite:////folder/file for any"
+
+
+def sqlite_file(url: str) -> Result[Path, str]:
+    """Give the file that a ``sqlite:///file`` URL names, or what is wrong with it.
+
+    >>> sqlite_file("sqlite:///answers.db").unwrap().name
+    'answers.db'
+    >>> sqlite_file("sqlite:///:memory:").failure()[:14]
+    'names no file:'
+    """
+    host, slash, path = url.partition("://")[2].partition("/")
+    if host or not slash or not path.strip("/") or path == ":memory:" or "\0" in path:
+        return Failure(NO_FILE)
+    try:
+        return Success(Path(path).expanduser())
+    except RuntimeError:
+        return Failure(f"there is no such user: {path}")

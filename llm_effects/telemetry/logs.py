@@ -11,8 +11,8 @@ from typing import Final, ParamSpec, TypeAlias, TypeVar
 from returns.pipeline import is_successful
 from returns.result import safe
 
-from llm_effects.calls import Call
-from llm_effects.responses import CANCELLED, SUCCESS, Attempt, Cost, total_cost
+from llm_effects.effects.call import Call
+from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, total_cost
 
 LOGGER: Final = logging.getLogger("llm_effects")
 """The logger of the library: attempts at DEBUG (those that failed at INFO), what went wrong with a call at WARNING."""

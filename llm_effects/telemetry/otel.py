@@ -15,9 +15,9 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram, Meter, MeterProvider
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
 
-from llm_effects.records import Attributes, Measure
-from llm_effects.services import Span
+from llm_effects.effects.env import Span
 from llm_effects.telemetry import conventions as names
+from llm_effects.values.records import Attributes, Measure
 
 SCOPE: Final = "llm_effects"
 """The instrumentation scope: the library's name."""

@@ -3,22 +3,103 @@
 No prompt, answer, key or owner is among them; ``TelemetryConfig.bodies`` adds what ``transcripts`` tells.
 """
 
-from collections.abc import Mapping
-from typing import Final, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Final, TypeAlias, assert_never
 from urllib.parse import urlsplit
 
 from returns.pipeline import is_successful
 from returns.result import Result
 
-from llm_effects.calls import Call, Trail
 from llm_effects.config import LLMConfig
-from llm_effects.errors import LLMError
-from llm_effects.fleet import of_newest, ready_targets
-from llm_effects.providers.targets import Target
-from llm_effects.records import Attributes
-from llm_effects.responses import CANCELLED, SUCCESS, Attempt, Cost, LLMResponse, Usage, total_cost
+from llm_effects.effects.call import Call, Trail
+from llm_effects.providers.target import Target, key_headers
+from llm_effects.routing.model_registry import of_newest, ready_targets
 from llm_effects.telemetry import conventions as names
-from llm_effects.telemetry.transcripts import answered, asked
+from llm_effects.telemetry.conventions import INPUT_MESSAGES, OUTPUT_MESSAGES, SYSTEM_INSTRUCTIONS, TOOL_DEFINITIONS
+from llm_effects.values.errors import LLMError
+from llm_effects.values.json import dump
+from llm_effects.values.messages import Document, Image, Message, Part, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.values.records import Attributes, Measure
+from llm_effects.values.requests import LLMRequest, conversation
+from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, FinishReason, LLMResponse, Usage, total_cost
+from llm_effects.values.secrets import revealed, scrub
+from llm_effects.values.validation import JSONObject
+
+# What was said, for traces that were asked to tell it: messages as the GenAI conventions write them, as JSON.
+#
+# Source: gen-ai-input-messages.json, gen-ai-output-messages.json and gen-ai-system-instructions.json of the conventions.
+# Texts are masked one by one, before they become JSON. The bytes of attachments and opaque reasoning are left out.
+
+
+_Mask: TypeAlias = Callable[[str], str]
+
+_FINISHED: Final = {FinishReason.TOOL_CALLS: "tool_call"}
+
+
+@of_newest
+def mask_of(config: LLMConfig) -> _Mask:
+    """Make the mask of all that is secret in a configuration."""
+    targets = ready_targets(config).values()
+    secrets = {secret for target in targets for secret in revealed(key_headers(target))}
+    return lambda text: scrub(text, *secrets)
+
+
+def asked(request: LLMRequest, config: LLMConfig) -> Attributes:
+    """Tell what a request says: its messages, system text and tools.
+
+    >>> asked(LLMRequest(prompt="why?"), LLMConfig(models={}))
+    {'gen_ai.input.messages': '[{"role":"user","parts":[{"type":"text","content":"why?"}]}]'}
+    """
+    mask = mask_of(config)
+    told = {INPUT_MESSAGES: _json([_message(each, mask) for each in conversation(request)])}
+    if request.system is not None:
+        told[SYSTEM_INSTRUCTIONS] = _json([{"type": "text", "content": mask(request.system)}])
+    if request.tools:
+        told[TOOL_DEFINITIONS] = _json([{"type": "function", "name": tool.name} for tool in request.tools])
+    return told
+
+
+def answered(response: LLMResponse, config: LLMConfig) -> Attributes:
+    """Tell what a model said.
+
+    >>> from llm_effects.testing.scripted import answer
+    >>> answered(answer("so"), LLMConfig(models={}))["gen_ai.output.messages"]
+    '[{"role":"assistant","parts":[{"type":"text","content":"so"}],"finish_reason":"stop"}]'
+    """
+    reason = _FINISHED.get(response.finish_reason, response.finish_reason.value)
+    said = {"role": "assistant", "parts": _parts(response.parts, mask_of(config)), "finish_reason": reason}
+    return {OUTPUT_MESSAGES: _json([said])}
+
+
+def _message(message: Message, mask: _Mask) -> JSONObject:
+    return {"role": message.role, "parts": _parts(message.parts, mask)}
+
+
+def _parts(parts: Iterable[Part], mask: _Mask) -> list[JSONObject]:
+    return list(map(partial(_part, mask=mask), parts))
+
+
+def _part(part: Part, mask: _Mask) -> JSONObject:
+    match part:
+        case Text():
+            return {"type": "text", "content": mask(part.text)}
+        case Reasoning():
+            return {"type": "reasoning", "content": mask(part.text)}
+        case ToolCall():
+            return {"type": "tool_call", "id": part.id, "name": part.name, "arguments": mask(part.arguments)}
+        case ToolResult():
+            return {"type": "tool_call_response", "id": part.call_id, "response": mask(part.content)}
+        case Image() | Document():
+            kind = "image" if isinstance(part, Image) else "document"
+            return {"type": kind, "mime_type": part.media_type, "uri": part.url and mask(part.url)}
+        case _:
+            assert_never(part)
+
+
+def _json(said: object) -> str:
+    return dump(said).decode()
+
 
 Outcome: TypeAlias = Result[LLMResponse, LLMError] | None
 """What came of a call or an attempt; ``None`` where it was cut off."""
@@ -166,3 +247,50 @@ def error_of(kind: str) -> str | None:
     (None, 'NetworkError')
     """
     return None if kind in {SUCCESS, CANCELLED} else kind
+
+
+# The figures of an attempt: how long it took, when its first content came, and its tokens.
+
+
+_METERED: Final = (
+    names.OPERATION,
+    names.PROVIDER,
+    names.REQUEST_MODEL,
+    names.SERVER_ADDRESS,
+    names.SERVER_PORT,
+)
+"""What of a place tells figures apart: few values each, for every one makes a series of its own."""
+
+
+def measures_of(attempt: Attempt, outcome: Outcome, config: LLMConfig) -> tuple[Measure, ...]:
+    """Give the figures of an attempt, in seconds and tokens, each where it is known.
+
+    Tokens that the provider did not tell are left out, as the conventions ask.
+
+    >>> from llm_effects.testing.scripted import ONE_MODEL
+    >>> attempt = Attempt(model="scripted", provider="lm-studio", outcome="NetworkError", latency_ms=1500.0)
+    >>> [(each.metric, each.value, each.attributes["error.type"]) for each in measures_of(attempt, None, ONE_MODEL)]
+    [('gen_ai.client.operation.duration', 1.5, 'NetworkError')]
+    """
+    place = places_of(config).get(attempt.model, {})
+    common = {**{name: place[name] for name in _METERED if name in place}, **_served(outcome)}
+    return (*_times(attempt, common), *_tokens(attempt.usage, common))
+
+
+def _served(outcome: Outcome) -> Attributes:
+    served = outcome.unwrap().served_model if outcome is not None and is_successful(outcome) else None
+    return {names.RESPONSE_MODEL: served} if served else {}
+
+
+def _times(attempt: Attempt, common: Attributes) -> Iterable[Measure]:
+    error = error_of(attempt.outcome)
+    ended = {**common, names.OUTCOME: attempt.outcome, **({} if error is None else {names.ERROR_TYPE: error})}
+    yield Measure(names.DURATION, attempt.latency_ms / 1000, ended)
+    if attempt.first_content_ms is not None:
+        yield Measure(names.FIRST_CHUNK, attempt.first_content_ms / 1000, common)
+
+
+def _tokens(usage: Usage, common: Attributes) -> Iterable[Measure]:
+    for kind, count in (("input", usage.prompt_tokens), ("output", usage.output_tokens)):
+        if count is not None and not usage.estimated:
+            yield Measure(names.TOKEN_USAGE, count, {**common, names.TOKEN_TYPE: kind})

@@ -16,8 +16,8 @@ import anyio
 import httpx
 
 from llm_effects import CacheConfig, LLMConfig, LLMRequest, ModelConfig, generate, open_env, settle
-from llm_effects.codecs import Entry, dump_entry
-from llm_effects.testing import answer
+from llm_effects.testing.scripted import answer
+from llm_effects.values.serialization import Entry, dump_entry
 from tests.benchmarks.stub import stub
 from tests.benchmarks.transport import PLAIN, QUESTION, alternating
 

@@ -14,7 +14,7 @@ import anyio
 from attrs import define
 
 from llm_effects import CachePolicy, LLMEnv, LLMRequest, Preferences, StreamEvent, generate, open_env, settle, stream
-from llm_effects.transports import Transport
+from llm_effects.clients.transport.transport import Transport
 from tests.fixtures.chaos import Chaos, chaos_server, good
 from tests.fixtures.faults import config_of, model
 from tests.fixtures.servers import Peer

@@ -24,11 +24,11 @@ from attrs import evolve
 from returns.result import Result, Success
 from sqlalchemy import Connection, text
 
-from llm_effects.errors import LLMError
-from llm_effects.services import Conversations
-from llm_effects.stores.conversations_sql import SqlConversations
-from llm_effects.testing.conformance import Talk, asked, made, said
-from llm_effects.turns import Turn, TurnState
+from llm_effects.effects.env import Conversations
+from llm_effects.stores.conversations.sql import SqlConversations
+from llm_effects.testing.conversation_checks import Talk, asked, made, said
+from llm_effects.values.conversations import Turn, TurnState
+from llm_effects.values.errors import LLMError
 from tests.fixtures.conversation_worker import opened
 from tests.fixtures.postgres_server import start
 

@@ -24,7 +24,7 @@ from llm_effects import (
     settle,
     start_conversation,
 )
-from llm_effects.stores.conversations_memory import MemoryConversations
+from llm_effects.stores.conversations.memory import MemoryConversations
 from tests.benchmarks.transport import alternating
 from tests.fixtures.storages import open_conversations
 

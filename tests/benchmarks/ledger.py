@@ -22,22 +22,21 @@ from attrs import evolve
 from returns.future import FutureResult
 
 from llm_effects import BudgetConfig, LLMConfig, LLMRequest, ModelConfig, Price, scripted, scripted_env, settle
-from llm_effects.budgets import Hold
-from llm_effects.calls import Call
-from llm_effects.effects import result_of
-from llm_effects.env import LLMEnv
-from llm_effects.errors import LLMError
-from llm_effects.ledgers import Ledger
-from llm_effects.live import wall_clock
+from llm_effects.effects.call import Call
+from llm_effects.effects.effect import result_of
+from llm_effects.effects.env import Ledger, LLMEnv
+from llm_effects.limits.budgets import Hold
+from llm_effects.manager import wall_clock
 from llm_effects.policies import layered
-from llm_effects.policies.budgeted import budgeted
+from llm_effects.policies.budget import budgeted
 from llm_effects.policies.complete import complete
-from llm_effects.policies.observed import observed
-from llm_effects.records import LedgerRow
-from llm_effects.reports import usage_report
-from llm_effects.stores.database_urls import file_database
-from llm_effects.stores.ledger_memory import MemoryLedger
-from llm_effects.stores.ledger_sql import SqlLedger
+from llm_effects.policies.recording import observed
+from llm_effects.reports.usage import usage_report
+from llm_effects.stores.ledger.memory import MemoryLedger
+from llm_effects.stores.ledger.sql import SqlLedger
+from llm_effects.stores.sql.database import file_database
+from llm_effects.values.errors import LLMError
+from llm_effects.values.records import LedgerRow
 
 ONION = layered(complete, observed, budgeted)
 ASK = LLMRequest(prompt="why?", owner="alice")

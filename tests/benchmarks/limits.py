@@ -10,15 +10,15 @@ from time import perf_counter
 import anyio
 
 from llm_effects import LLMConfig, LLMRequest, ModelConfig, scripted, scripted_env, settle
-from llm_effects.calls import Call
-from llm_effects.config import BreakerConfig, RoutingConfig
-from llm_effects.effects import Generate
-from llm_effects.env import LLMEnv
+from llm_effects.config.routing import BreakerConfig, RoutingConfig
+from llm_effects.effects.call import Call
+from llm_effects.effects.effect import Generate
+from llm_effects.effects.env import LLMEnv
 from llm_effects.policies import layered
-from llm_effects.policies.broken import broken
+from llm_effects.policies.circuit_breaker import broken
 from llm_effects.policies.complete import complete
-from llm_effects.policies.limited import limited
-from llm_effects.policies.observed import observed
+from llm_effects.policies.limits import limited
+from llm_effects.policies.recording import observed
 
 ASK = LLMRequest(prompt="why?")
 

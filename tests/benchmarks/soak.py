@@ -46,7 +46,7 @@ from llm_effects import (
     settle,
     stream,
 )
-from llm_effects.stores.ledger_memory import MemoryLedger
+from llm_effects.stores.ledger.memory import MemoryLedger
 
 SHARE: Final = 0.2
 LATEST_S: Final = 0.25

@@ -18,11 +18,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from llm_effects import Call, LLMEnv, LLMRequest, generate, scripted_env, settle
-from llm_effects.effects import succeed
-from llm_effects.policies.followed import begin_attempt, end_attempt
-from llm_effects.policies.traced import traced
-from llm_effects.services import Telemetry
-from llm_effects.stores.absent import NoTelemetry
+from llm_effects.effects.effect import succeed
+from llm_effects.effects.env import Telemetry
+from llm_effects.policies.tracing import begin_attempt, end_attempt, traced
+from llm_effects.stores.disabled import NoTelemetry
 from llm_effects.telemetry.logs import LOGGER
 from llm_effects.telemetry.otel import open_telemetry
 from tests.benchmarks.transport import alternating, timed

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 import anyio
 import httpx
 
-from llm_effects.secrets import Secret
-from llm_effects.transports import Timeouts, Transport
-from llm_effects.wire import WireRequest
+from llm_effects.clients.transport.transport import Transport
+from llm_effects.providers.wire import Timeouts, WireRequest
+from llm_effects.values.secrets import Secret
 from tests.benchmarks.stub import stub
 
 QUESTION = {"model": "stub", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}

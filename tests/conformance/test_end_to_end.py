@@ -27,8 +27,8 @@ from llm_effects import (
     settle,
     stream,
 )
-from llm_effects.messages import Reasoning
-from llm_effects.transports import Transport
+from llm_effects.clients.transport.transport import Transport
+from llm_effects.values.messages import Reasoning
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
 FILES = {

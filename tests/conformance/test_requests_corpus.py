@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from llm_effects.config import ModelConfig
-from llm_effects.messages import Image, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.config.models import ModelConfig
+from llm_effects.providers.message_encoding import unpaired
 from llm_effects.providers.presets import PRESETS
 from llm_effects.providers.registry import provider_of, target_of
-from llm_effects.providers.targets import Target
-from llm_effects.providers.turns import unpaired
-from llm_effects.requests import LLMRequest, Preferences, Tool
-from llm_effects.values import InvalidValue
+from llm_effects.providers.target import Target
+from llm_effects.values.messages import Image, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.values.requests import LLMRequest, Preferences, Tool
+from llm_effects.values.validation import InvalidValue
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
 Json = dict[str, Any]

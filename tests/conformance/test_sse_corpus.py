@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm_effects.sse import EventParser, ServerEvent
+from llm_effects.providers.sse import EventParser, ServerEvent
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
 

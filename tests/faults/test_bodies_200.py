@@ -9,7 +9,7 @@ import pytest
 from attrs import evolve
 
 from llm_effects import Allow, FinishReason, LLMRequest, Tool
-from llm_effects.transports import Transport
+from llm_effects.clients.transport.transport import Transport
 from tests.fixtures.chaos import CLAUDE, REQUEST_ID, WHOLE, Chaos, closes, good, says
 from tests.fixtures.faults import ASK, MODES, Case, Outcome, alone, assert_case, model, rows_by_turns, run, with_another
 from tests.fixtures.servers import reply, reply_json

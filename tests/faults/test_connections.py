@@ -16,7 +16,8 @@ from attrs import evolve
 from returns.pipeline import is_successful
 
 from llm_effects import Preferences, describe, generate, open_env, settle
-from llm_effects.transports import MakePool, Transport
+from llm_effects.clients.transport.pool import MakePool
+from llm_effects.clients.transport.transport import Transport
 from tests.fixtures.chaos import CANARY, HEAD, Chaos, closes, good, holds, resets, says
 from tests.fixtures.faults import ASK, MODES, Case, assert_case, config_of, heard, leaf, model, plan_of, rows, run
 from tests.fixtures.servers import Peer, Server, answering, reply, sending, serving

@@ -17,23 +17,13 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Result
 
-from llm_effects import (
-    LLMEnv,
-    LLMRequest,
-    Preferences,
-    StreamEvent,
-    TextDelta,
-    generate,
-    open_env,
-    settle,
-    stream,
-)
-from llm_effects.config import HedgingConfig
-from llm_effects.effects import result_of
-from llm_effects.managers import make_llm_manager
-from llm_effects.records import Statistics
-from llm_effects.responses import CANCELLED
-from llm_effects.transports import Transport
+from llm_effects import LLMEnv, LLMRequest, Preferences, StreamEvent, TextDelta, generate, open_env, settle, stream
+from llm_effects.clients.transport.transport import Transport
+from llm_effects.config.routing import HedgingConfig
+from llm_effects.effects.effect import result_of
+from llm_effects.manager import make_llm_manager
+from llm_effects.values.records import Statistics
+from llm_effects.values.responses import CANCELLED
 from tests.fixtures.chaos import HEAD, WHOLE, Chaos, Step, chunk, drips, good, holds, piece, says
 from tests.fixtures.faults import ASK, MODES, Told, config_of, heard, model, plan_of, run
 from tests.fixtures.servers import reply_json
@@ -198,7 +188,7 @@ async def test_108_closing_lets_a_call_under_way_end_and_refuses_the_next(chaos:
 
 FORKING: Final = """
     import os, sys, anyio
-    from llm_effects import LLMConfig, LLMRequest, ModelConfig, make_llm_manager, generate
+    from llm_effects import LLMConfig, LLMRequest, ModelConfig, generate, make_llm_manager
 
     model = ModelConfig(provider="openai-chat", model="m", endpoint=sys.argv[1])
     manager = make_llm_manager(LLMConfig(models={"m": model}))

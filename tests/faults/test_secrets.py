@@ -15,7 +15,7 @@ import pytest
 from returns.pipeline import is_successful
 
 from llm_effects import LLMRequest, generate, open_env, settle, stream
-from llm_effects.managers import make_llm_manager
+from llm_effects.manager import make_llm_manager
 from tests.fixtures.chaos import CANARY, Chaos, closes, good, problem, says
 from tests.fixtures.faults import ASK, Told, config_of, model, run
 

@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from llm_effects import Allow, Preferences, RequestFailed
-from llm_effects.config import Capabilities
+from llm_effects.config.models import Capabilities
 from tests.fixtures.chaos import CANARY, REQUEST_ID, WHOLE, Chaos, good, problem, says
 from tests.fixtures.faults import ASK, MODES, Case, assert_case, model, rows_by_turns, run
 from tests.fixtures.servers import reply, reply_json

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from returns.primitives.asserts import assert_equal
 from returns.result import Failure, Result, Success
 
-from llm_effects.combinators import fallback, retry, timeout, using
-from llm_effects.concurrency import gather, hedge, race
-from llm_effects.decisions import Fallback, fallback_for, is_retryable
-from llm_effects.effects import Effect, ask, fail, rescue, settle, succeed, then
-from llm_effects.errors import InvalidRequest, LLMError
-from llm_effects.schedules import up_to
-from llm_effects.testing import run_in_virtual_time, scripted_env
+from llm_effects.effects.combinators import fallback, gather, hedge, race, retry, timeout, using
+from llm_effects.effects.effect import Effect, ask, fail, rescue, settle, succeed, then
+from llm_effects.effects.schedules import up_to
+from llm_effects.testing.scripted import scripted_env
+from llm_effects.testing.virtual_time import run_in_virtual_time
+from llm_effects.values.errors import Fallback, InvalidRequest, LLMError, fallback_for, is_retryable
 from tests.fixtures.effects import ERRORS, NUMBERS, Step, effects, in_turn, late, steps
 
 EFFECTS = effects(NUMBERS) | st.just(fail(InvalidRequest(message="prompt: blank")))

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from hypothesis import given
 from returns.primitives.asserts import assert_equal
 
-from llm_effects.effects import Effect, fail, rescue, succeed, then
-from llm_effects.errors import LLMError
-from llm_effects.testing import scripted_env
+from llm_effects.effects.effect import Effect, fail, rescue, succeed, then
+from llm_effects.testing.scripted import scripted_env
+from llm_effects.values.errors import LLMError
 from tests.fixtures.effects import ERRORS, NUMBERS, Handler, Step, effects, functions, handlers, steps
 
 EFFECTS = effects(NUMBERS)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.schedules import Schedule, Step, up_to, within
+from llm_effects.effects.schedules import Schedule, Step, up_to, within
 from tests.fixtures.schedules import SCHEDULES, STEPS
 
 NEVER = up_to(0)

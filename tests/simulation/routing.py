@@ -28,10 +28,10 @@ from llm_effects import (
     generate,
     settle,
 )
-from llm_effects.config import Strategy
-from llm_effects.experience import PRIOR
-from llm_effects.testing import run_in_virtual_time, scripted_env
-from llm_effects.testing.environments import EPOCH
+from llm_effects.config.routing import Strategy
+from llm_effects.routing.statistics import PRIOR
+from llm_effects.testing.scripted import EPOCH, scripted_env
+from llm_effects.testing.virtual_time import run_in_virtual_time
 from tests.simulation.worlds import HOUR, KINDS, Hour, World, WorldClients, hour_of, make_world
 
 ATTEMPT_MS: Final = 20_000

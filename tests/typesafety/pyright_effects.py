@@ -12,19 +12,17 @@ from attrs import frozen
 from returns.context import RequiresContextFutureResult
 from returns.result import Failure, Result, Success
 
-from llm_effects.batches import generate_many
-from llm_effects.combinators import fallback, retry, timeout, using
-from llm_effects.concurrency import gather, hedge, race
+from llm_effects.batches.runs import generate_many
 from llm_effects.config import LLMConfig
-from llm_effects.decisions import is_retryable
-from llm_effects.effects import Effect, ask, effect, fail, from_result, rescue, settle, succeed, then
-from llm_effects.env import LLMEnv
-from llm_effects.errors import InvalidRequest, LLMError, NetworkError, RequestTimeout
-from llm_effects.events import StreamEvent
-from llm_effects.requests import LLMRequest
-from llm_effects.responses import LLMResponse
-from llm_effects.schedules import Schedule, exponential, jittered, up_to, within
-from llm_effects.streams import open_stream
+from llm_effects.effects.combinators import fallback, gather, hedge, race, retry, timeout, using
+from llm_effects.effects.effect import Effect, ask, effect, fail, from_result, rescue, settle, succeed, then
+from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.schedules import Schedule, exponential, jittered, up_to, within
+from llm_effects.pipeline import open_stream
+from llm_effects.values.errors import InvalidRequest, LLMError, NetworkError, RequestTimeout, is_retryable
+from llm_effects.values.events import StreamEvent
+from llm_effects.values.requests import LLMRequest
+from llm_effects.values.responses import LLMResponse
 
 
 @frozen

@@ -1,0 +1,1 @@
+"""Model clients: the HTTP exchange, the in-process engine, health checks."""

@@ -1,0 +1,157 @@
+"""Seeing how a model is: one request to its server, or one look at the engine."""
+
+from typing import Final
+
+import anyio
+import anyio.to_thread
+from attrs import evolve
+from returns.pipeline import is_successful
+from returns.result import Result, Success
+
+from llm_effects.clients.local_engine import Engine
+from llm_effects.clients.transport.faults import TransportFault
+from llm_effects.clients.transport.transport import Transport
+from llm_effects.config.models import ModelConfig
+from llm_effects.effects.effect import Effect, effect, result_of
+from llm_effects.effects.env import LLMEnv
+from llm_effects.providers.readiness import Reading, probes_of, read, root_of
+from llm_effects.providers.registry import provider_of
+from llm_effects.providers.target import Target, fixed_headers, key_headers
+from llm_effects.providers.wire import Timeouts, WireResponse
+from llm_effects.values.errors import ConfigurationError, LLMError, describe
+from llm_effects.values.records import ModelHealth
+
+PROBE_SECONDS: Final = 5.0
+"""How long a server may take to say how it is."""
+
+
+async def probe_server(transport: Transport, target: Target) -> Result[ModelHealth, LLMError]:
+    """Ask a server how it is; what is missing is said in ``message``."""
+    started = anyio.current_time()
+    health = _health(target, message=f"no answer within {PROBE_SECONDS:g} seconds")
+    with anyio.move_on_after(PROBE_SECONDS):
+        health = await _ask(transport, target)
+    return Success(evolve(health, latency_ms=(anyio.current_time() - started) * 1000))
+
+
+async def _ask(transport: Transport, target: Target) -> ModelHealth:
+    response = WireResponse(status=0)
+    for probe in probes_of(target):
+        try:
+            response = await _fetch(transport, target, probe.path)
+        except TransportFault as fault:
+            return _health(target, message=describe(evolve(fault.error, model=target.name)))
+        reading = read(probe, response, target.wire_model)
+        if reading is not None:
+            return _told(target, reading)
+    return _health(target, reachable=True, message=_why_not(target, response))
+
+
+async def _fetch(transport: Transport, target: Target, path: str) -> WireResponse:
+    limits = Timeouts(connect_s=min(PROBE_SECONDS, target.config.connect_ms / 1000), read_s=PROBE_SECONDS)
+    own = key_headers(target)
+    fixed = (pair for pair in fixed_headers(target) if pair[0] not in dict(own))
+    return await transport.fetch(root_of(target.endpoint) + path, (*fixed, *own), limits)
+
+
+def _why_not(target: Target, response: WireResponse) -> str:
+    if 200 <= response.status < 300:
+        return f"what answers at {target.endpoint} is not a model server: check the endpoint"
+    return describe(provider_of(target).classify(target, response))
+
+
+def _told(target: Target, reading: Reading) -> ModelHealth:
+    return evolve(
+        _health(target, reachable=True, message=reading.message),
+        ready=reading.ready,
+        loaded=reading.loaded,
+        context_length=reading.context_length or target.capabilities.context_length,
+    )
+
+
+def _health(target: Target, *, reachable: bool = False, message: str = "") -> ModelHealth:
+    return ModelHealth(
+        model=target.name,
+        provider=target.preset.name,
+        endpoint=target.endpoint,
+        reachable=reachable,
+        message=message,
+    )
+
+
+async def probe_engine(engine: Engine, target: Target) -> Result[ModelHealth, LLMError]:
+    """Look whether the in-process model would answer; it is not loaded for that."""
+    started = anyio.current_time()
+    checked = await anyio.to_thread.run_sync(engine.check)
+    ready = engine.loaded or is_successful(checked)
+    health = ModelHealth(
+        model=target.name,
+        provider=target.preset.name,
+        endpoint=target.endpoint,
+        reachable=ready,
+        ready=ready,
+        loaded=(target.endpoint,) if engine.loaded else (),
+        context_length=engine.context_length,
+        latency_ms=(anyio.current_time() - started) * 1000,
+        message="" if ready else describe(checked.failure()),
+    )
+    return Success(health)
+
+
+# How the models are: reachable and ready are different answers.
+
+
+def check_health() -> Effect[tuple[ModelHealth, ...]]:
+    """Probe every configured model at once, in the order of the configuration. A model that is down is an answer.
+
+    >>> import anyio
+    >>> from llm_effects import scripted_env, settle
+    >>> [health.ready for health in anyio.run(settle, check_health(), scripted_env()).unwrap()]
+    [True]
+    """
+
+    async def run(env: LLMEnv) -> Result[tuple[ModelHealth, ...], LLMError]:
+        found: dict[str, ModelHealth] = {}
+
+        async def look(name: str, model: ModelConfig) -> None:
+            found[name] = await _probe(env, name, model)
+
+        async with anyio.create_task_group() as group:
+            for name, model in env.config.models.items():
+                group.start_soon(look, name, model)
+        return Success(tuple(found[name] for name in env.config.models))
+
+    return effect(run)
+
+
+def check_local_model_health(endpoint: str) -> Effect[ModelHealth]:
+    """Probe the local server at ``endpoint``, such as ``http://localhost:1234/v1``, configured or not.
+
+    It is taken for an LM Studio, then for any server that lists its models, which does not say what is ready.
+
+    >>> import anyio
+    >>> from llm_effects import scripted_env, settle
+    >>> anyio.run(settle, check_local_model_health("http://localhost:1234/v1"), scripted_env()).unwrap().reachable
+    True
+    """
+
+    async def run(env: LLMEnv) -> Result[ModelHealth, LLMError]:
+        probed = await result_of(env.clients.probe("local", ModelConfig(provider="lm-studio", endpoint=endpoint)))
+        return probed.alt(_of_the_endpoint)
+
+    return effect(run)
+
+
+def _of_the_endpoint(error: LLMError) -> LLMError:
+    """Speak of what the caller gave: the endpoint is in no configuration."""
+    if not isinstance(error, ConfigurationError):
+        return error
+    return evolve(error, model=None, message=error.message.removeprefix("models.local."))
+
+
+async def _probe(env: LLMEnv, name: str, model: ModelConfig) -> ModelHealth:
+    result = await result_of(env.clients.probe(name, model))
+    if is_successful(result):
+        return result.unwrap()
+    # without the endpoint, which may be what is wrong, and hold a password
+    return ModelHealth(model=name, provider=model.provider, message=describe(result.failure()))

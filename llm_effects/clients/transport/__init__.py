@@ -1,0 +1,1 @@
+"""The HTTP transport beneath the model clients."""

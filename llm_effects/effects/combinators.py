@@ -1,0 +1,341 @@
+"""What can be said of any effect: try again, give up in time, use another one, let go of what was taken.
+
+They know nothing of models but the errors. ``generate`` retries by itself: ``retry`` around it is a second owner,
+which multiplies the attempts.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Generic, TypeAlias, TypeVar, final
+
+import anyio
+from attrs import define, evolve, field
+from returns.pipeline import is_successful
+from returns.result import Failure, Result, Success
+
+from llm_effects.effects.effect import Effect, effect, settle
+from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.schedules import Schedule, Step, duration
+from llm_effects.effects.tasks import in_parallel, together
+from llm_effects.values.errors import Fallback, LLMError, RequestFailed, RequestTimeout, fallback_for, is_retryable
+from llm_effects.values.validation import invalid, is_a, shown
+
+_Value = TypeVar("_Value")
+_Resource = TypeVar("_Resource")
+
+
+def retry(
+    schedule: Schedule, operation: Effect[_Value], *, when: Callable[[LLMError], bool] = is_retryable
+) -> Effect[_Value]:
+    """Run an effect again after an error for which ``when`` holds, as long as the schedule goes on.
+
+    The error's ``retry_after`` (seconds) is the least pause. A pause at whose end the schedule would have stopped is
+    not begun: ``within(10)`` begins nothing after 10 seconds. The last error is given.
+
+    >>> from returns.result import Success
+    >>> from llm_effects import NetworkError, RateLimitExceeded, ask, exponential, from_result, jittered, then, up_to
+    >>> from llm_effects import run_in_virtual_time, scripted_env
+    >>> replies = iter([Failure(NetworkError()), Failure(NetworkError()), Success("because")])
+    >>> flaky = then(ask(lambda env: next(replies)), from_result)
+    >>> run_in_virtual_time(settle, retry(jittered(exponential(base=1.0)) & up_to(3), flaky), scripted_env())
+    <Success: because>
+    >>> no_money = from_result(Failure(RateLimitExceeded(quota=True)))
+    >>> run_in_virtual_time(settle, retry(up_to(3), no_money), scripted_env()).failure().tag
+    'RateLimitExceeded'
+    """
+
+    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
+        started, again = anyio.current_time(), 0
+        while True:
+            result = await settle(operation, env)
+            if is_successful(result) or not when(result.failure()):
+                return result
+            again += 1
+            step = Step(again, anyio.current_time() - started, env.draw())
+            pause = _pause(schedule, step, result.failure().retry_after or 0.0)
+            if pause is None:
+                return result
+            await anyio.sleep(pause)
+
+    return effect(run)
+
+
+def _pause(schedule: Schedule, step: Step, asked: float) -> float | None:
+    wanted = schedule.pause(step)
+    if wanted is None:
+        return None
+    pause = max(wanted, asked)
+    return pause if schedule.pause(evolve(step, elapsed=step.elapsed + pause)) is not None else None
+
+
+def timeout(seconds: float, operation: Effect[_Value]) -> Effect[_Value]:
+    """Fail with a ``RequestTimeout`` of the phase ``total`` when an effect takes longer; it is cancelled, and awaited.
+
+    With 0 seconds only what need not wait is given. Of nested limits the tighter one wins.
+
+    >>> from llm_effects import LLMRequest, Late, generate, run_in_virtual_time, scripted_env
+    >>> question = generate(LLMRequest(prompt="why?")).map(lambda answer: answer.content)
+    >>> run_in_virtual_time(settle, timeout(5, question), scripted_env(Late(3, "because")))
+    <Success: because>
+    >>> run_in_virtual_time(settle, timeout(2, question), scripted_env(Late(3, "because"))).failure().timeout_ms
+    2000
+    """
+    limit = duration("seconds", seconds)
+
+    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
+        with anyio.CancelScope(deadline=anyio.current_time() + limit):
+            return await settle(operation, env)
+        return Failure(RequestTimeout(timeout_ms=limit * 1000, phase="total"))
+
+    return effect(run)
+
+
+def fallback(first: Effect[_Value], *others: Effect[_Value]) -> Effect[_Value]:
+    """Run effects in order until one succeeds or fails in a way that another would not mend.
+
+    It moves on where ``fallback_for`` says ``ANY``, and past a ``RequestFailed`` with such an error in it. The last
+    error is given, with those before it in ``earlier``.
+
+    >>> import anyio
+    >>> from llm_effects import AuthenticationFailed, InvalidRequest, fail, scripted_env, succeed
+    >>> anyio.run(settle, fallback(fail(AuthenticationFailed()), succeed("as always")), scripted_env())
+    <Success: as always>
+    >>> hopeless = fallback(fail(InvalidRequest(message="prompt: blank")), succeed("as always"))
+    >>> anyio.run(settle, hopeless, scripted_env()).failure().tag
+    'InvalidRequest'
+    """
+
+    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
+        result = await settle(first, env)
+        for operation in others:
+            if is_successful(result) or not _moves_on(result.failure()):
+                return result
+            after_it = partial(_after, result.failure())
+            result = (await settle(operation, env)).alt(after_it)
+        return result
+
+    return effect(run)
+
+
+def _moves_on(error: LLMError) -> bool:
+    if isinstance(error, RequestFailed):
+        return any(_moves_on(each) for each in error.errors)
+    return fallback_for(error) is Fallback.ANY
+
+
+def _after(before: LLMError, error: LLMError) -> LLMError:
+    return evolve(error, earlier=(*before.earlier, before, *error.earlier))
+
+
+def using(
+    acquire: Effect[AbstractAsyncContextManager[_Resource]], use: Callable[[_Resource], Effect[_Value]]
+) -> Effect[_Value]:
+    """Run an effect with something that is let go of whatever happens: success, error, defect or cancellation.
+
+    ``acquire`` gives an async context manager that nobody has entered: ``ask(lambda env: ...)`` for one made from the
+    environment. As with any ``async with``, a release that awaits needs a shield against a cancellation.
+
+    >>> import anyio
+    >>> from contextlib import asynccontextmanager
+    >>> from llm_effects import ask, scripted_env, succeed
+    >>> @asynccontextmanager
+    ... async def desk():
+    ...     yield 7
+    ...     print("tidied up")
+    >>> anyio.run(settle, using(ask(lambda env: desk()), lambda number: succeed(number + 1)), scripted_env())
+    tidied up
+    <Success: 8>
+    """
+
+    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
+        acquired = await settle(acquire, env)
+        if not is_successful(acquired):
+            return Failure(acquired.failure())
+        async with acquired.unwrap() as resource:
+            return await settle(use(resource), env)
+
+    return effect(run)
+
+
+# Two attempts at one thing: the second begins when the first is slow, and only one of them goes on.
+
+
+Claim: TypeAlias = Callable[[], Awaitable[None]]
+"""Called by an attempt that has something to show. It returns to one of the two only; the other is cancelled in it."""
+
+Attempt: TypeAlias = Callable[[Claim], Awaitable[Result[_Value, LLMError]]]
+"""One of the two; a success claims by itself."""
+
+
+async def duel(
+    attempt: Attempt[_Value], after: float, may_begin: Callable[[], bool] = lambda: True
+) -> Result[_Value, LLMError]:
+    """Make an attempt, and after so many seconds a second one, if it ``may_begin`` then.
+
+    The first to claim is waited for, whatever becomes of it; the other is cancelled and awaited. Without a claim both
+    failed, and the first one's error is given. One that fails before the second begins is alone.
+    """
+    duellists = _Duellists(attempt)
+    async with together() as group:
+        group.start_soon(duellists.second, after, may_begin)
+        await duellists.first()  # in the caller's own task, as if there were no second
+    return duellists.results[duellists.winner or 0]
+
+
+@final
+@define(eq=False)
+class _Duellists(Generic[_Value]):
+    """Number 0 begins at once, number 1 waits first."""
+
+    attempt: Attempt[_Value]
+    scopes: tuple[anyio.CancelScope, anyio.CancelScope] = field(
+        factory=lambda: (anyio.CancelScope(), anyio.CancelScope())
+    )
+    results: dict[int, Result[_Value, LLMError]] = field(factory=dict[int, Result[_Value, LLMError]])
+    waiting: bool = True
+    winner: int | None = None
+
+    async def first(self) -> None:
+        with self.scopes[0]:
+            await self._fight(0)
+        if self.waiting:
+            self.scopes[1].cancel()
+
+    async def second(self, after: float, may_begin: Callable[[], bool]) -> None:
+        with self.scopes[1]:
+            await anyio.sleep(after)
+            self.waiting = False
+            if may_begin():
+                await self._fight(1)
+
+    async def _fight(self, mine: int) -> None:
+        self.results[mine] = await self.attempt(partial(self._claim, mine))
+        if is_successful(self.results[mine]):
+            await self._claim(mine)
+
+    async def _claim(self, mine: int) -> None:
+        if self.winner is None:
+            self.winner = mine
+            self.scopes[1 - mine].cancel()
+        if self.winner != mine:
+            await anyio.sleep_forever()  # its scope is cancelled: this ends here
+
+
+# Effects side by side: all of them, the first of them, or a second one when the first is slow.
+#
+# What is not needed any more is cancelled and awaited; an expected error never comes in an ``ExceptionGroup``, and a
+# defect comes out as itself.
+
+
+def gather(operations: Iterable[Effect[_Value]], limit: int | None = None) -> Effect[tuple[_Value, ...]]:
+    """Run effects at once, at most ``limit`` of them, and give their values in order; the first error ends all.
+
+    Of errors that are there by then the first in order is given. Where one error must not cost the others, see
+    ``generate_many``.
+
+    >>> import anyio
+    >>> from llm_effects import RequestTimeout, fail, scripted_env, succeed
+    >>> anyio.run(settle, gather([succeed(1), succeed(2)]), scripted_env())
+    <Success: (1, 2)>
+    >>> anyio.run(settle, gather([succeed(1), fail(RequestTimeout())], limit=1), scripted_env()).failure().tag
+    'TimeoutError'
+    """
+    given = tuple(operations)
+    workers = len(given) if limit is None else min(places("limit", limit), len(given))
+
+    async def run(env: LLMEnv) -> Result[tuple[_Value, ...], LLMError]:
+        results: dict[int, Result[_Value, LLMError]] = {}
+
+        async def one(number: int, operation: Effect[_Value]) -> bool:
+            results[number] = result = await settle(operation, env)
+            return not is_successful(result)
+
+        await in_parallel(given, workers, one)
+        return _all(results)
+
+    return effect(run)
+
+
+def places(name: str, number: int) -> int:
+    """Take a number of places for work under way at once.
+
+    >>> places("limit", 0)
+    Traceback (most recent call last):
+        ...
+    llm_effects.values.validation.InvalidValue: limit: must be at least 1, not 0
+    """
+    if not is_a(number, int) or is_a(number, bool):
+        invalid(name, f"must be a whole number, not {shown(number)}")
+    if number < 1:
+        invalid(name, f"must be at least 1, not {number!r}")
+    return number
+
+
+def _all(results: dict[int, Result[_Value, LLMError]]) -> Result[tuple[_Value, ...], LLMError]:
+    ordered = [result for _, result in sorted(results.items())]
+    failed = next((result for result in ordered if not is_successful(result)), None)
+    if failed is not None:
+        return Failure(failed.failure())
+    return Success(tuple(result.unwrap() for result in ordered))
+
+
+def race(*operations: Effect[_Value]) -> Effect[_Value]:
+    """Run effects at once and give the first success; the others are cancelled. When all fail: ``RequestFailed``.
+
+    Of successes that are there by then the first in order is given. Every effect that was begun may cost money.
+
+    >>> import anyio
+    >>> from llm_effects import RequestTimeout, fail, scripted_env, succeed
+    >>> anyio.run(settle, race(fail(RequestTimeout()), succeed("there")), scripted_env())
+    <Success: there>
+    >>> lost = anyio.run(settle, race(fail(RequestTimeout()), fail(RequestTimeout())), scripted_env()).failure()
+    >>> lost.tag, [error.tag for error in lost.errors]
+    ('RequestFailed', ['TimeoutError', 'TimeoutError'])
+    """
+    if not operations:
+        invalid("operations", "a race needs at least one effect")
+
+    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
+        results: dict[int, Result[_Value, LLMError]] = {}
+
+        async def one(number: int, operation: Effect[_Value]) -> bool:
+            results[number] = result = await settle(operation, env)
+            return is_successful(result)
+
+        await in_parallel(operations, len(operations), one)
+        ordered = [result for _, result in sorted(results.items())]
+        first = next((result for result in ordered if is_successful(result)), None)
+        return Failure(_lost(tuple(result.failure() for result in ordered))) if first is None else first
+
+    return effect(run)
+
+
+def _lost(errors: tuple[LLMError, ...]) -> LLMError:
+    if len(errors) == 1:
+        return errors[0]
+    hints = [error.retry_after for error in errors if error.retry_after is not None]
+    return RequestFailed(errors=errors, retry_after=min(hints, default=None))
+
+
+def hedge(operation: Effect[_Value], after: float) -> Effect[_Value]:
+    """Run an effect a second time when it is not done ``after`` so many seconds, and give the first success.
+
+    The other one is cancelled. An error before that is given at once; when both fail, the first one's. Only for what
+    may happen twice: a model is paid twice, too. ``generate`` shares what is asked twice at once, but for requests
+    that bypass the cache; its own hedging, with a budget, is ``HedgingConfig``.
+
+    >>> from llm_effects import LLMRequest, Late, generate, run_in_virtual_time, scripted_env
+    >>> question = generate(LLMRequest(prompt="why?", cache="bypass")).map(lambda answer: answer.content)
+    >>> run_in_virtual_time(settle, hedge(question, after=2), scripted_env(Late(60, "slow"), "quick"))
+    <Success: quick>
+    """
+    patience = duration("after", after)
+
+    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
+        async def attempt(_: Claim) -> Result[_Value, LLMError]:
+            return await settle(operation, env)
+
+        return await duel(attempt, patience)
+
+    return effect(run)

@@ -1,0 +1,340 @@
+"""Methods for people who want them: a thin object around an environment, and its factories."""
+
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Final, Self, TypeAlias, TypeVar, final
+from uuid import uuid4
+
+import anyio
+from anyio import to_thread
+from attrs import evolve
+from returns.future import FutureResult
+from returns.pipeline import is_successful
+from returns.result import Result
+
+from llm_effects.clients.client import LiveClients
+from llm_effects.clients.local_engine import Engine
+from llm_effects.clients.transport.transport import Transport
+from llm_effects.config import LLMConfig
+from llm_effects.config.loading import load_config
+from llm_effects.conversations.converse import converse
+from llm_effects.effects.call import Sink
+from llm_effects.effects.effect import Effect, fail, result_of, settle
+from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry
+from llm_effects.pipeline import generate, only, open_stream, refused, stream
+from llm_effects.providers.registry import target_of
+from llm_effects.routing.candidates import Facts, RoutingDecision
+from llm_effects.routing.model_registry import is_here, price_list, ready_targets
+from llm_effects.routing.prices import PriceList, not_listed
+from llm_effects.routing.router import route
+from llm_effects.stores.conversations.memory import MemoryConversations
+from llm_effects.stores.disabled import NoLimits, NoTelemetry, UnusableCache
+from llm_effects.stores.health import MemoryHealth
+from llm_effects.stores.ledger.memory import MemoryLedger
+from llm_effects.stores.limits.memory import MemoryLimits
+from llm_effects.stores.open import Storage, open_cache, open_limits, open_storage, usable
+from llm_effects.values.errors import LLMError
+from llm_effects.values.events import Failed, StreamEvent
+from llm_effects.values.messages import Message
+from llm_effects.values.requests import LLMRequest
+from llm_effects.values.responses import LLMResponse
+from llm_effects.values.tokens import EstimatedTokens, estimate_tokens
+
+# The live environment: made from a configuration, closed when it is left.
+
+
+WARMING_S: Final = 1.0
+"""How long opening an environment waits for what its ledger teaches, in seconds."""
+
+RECENT: Final = timedelta(hours=3)
+"""How old what it teaches may be: of older attempts hardly any weight is left."""
+
+TELLING: Final = 500
+"""How many rows of it are read."""
+
+
+def open_env(
+    config: LLMConfig, *, transport: Callable[[], Transport] = Transport
+) -> AbstractAsyncContextManager[LLMEnv]:
+    """Make the live environment of a configuration; leaving it closes every connection and frees every model.
+
+    ``transport`` makes the HTTP edge, for another pool or other bounds. A model that is wrongly configured is told by
+    the first operation, as a ``ConfigurationError`` that names all such problems.
+
+    >>> import anyio
+    >>> from llm_effects import LLMRequest, ModelConfig, generate, settle
+    >>> async def main() -> str:
+    ...     async with open_env(LLMConfig(models={"gpt": ModelConfig(provider="openai-chat", model="m")})) as env:
+    ...         return (await settle(generate(LLMRequest(prompt="why?")), env)).failure().message
+    >>> anyio.run(main).splitlines()[0]
+    'models.gpt.api_key: is missing: openai-chat answers only with a key'
+    """
+    return _open(config, transport())
+
+
+@asynccontextmanager
+async def _open(config: LLMConfig, transport: Transport) -> AsyncGenerator[LLMEnv]:
+    clients = live_clients(config, transport)
+    env = live_env(config, clients)
+    try:
+        await warm(env)
+        async with transport.scope():
+            yield env
+    finally:
+        with anyio.CancelScope(shield=True):
+            await clients.aclose()
+            await env.cache.aclose()
+            await env.ledger.aclose()
+            await env.conversations.aclose()
+            await env.limits.aclose()
+
+
+def live_clients(config: LLMConfig, transport: Transport) -> LiveClients:
+    """Make the edge to all configured models; nothing is connected or loaded before it is used."""
+    targets = ready_targets(config)
+    engines = {name: Engine(target) for name, target in targets.items() if target.preset.wire == "llama"}
+    return LiveClients(config=config, transport=transport, engines=engines)
+
+
+async def warm(env: LLMEnv) -> None:
+    """Let routing begin with what the newest rows of a ledger in a database teach, or without them if it is slow.
+
+    A list of prices is imported now, in a thread, and not by the first call.
+    """
+    if isinstance(env.prices, PriceList) and env.prices.listed is not not_listed:
+        await to_thread.run_sync(env.prices.load)
+    if env.health.statistics():
+        return
+    with anyio.move_on_after(WARMING_S):
+        rows = await result_of(env.ledger.rows(env.now() - RECENT, newest=TELLING))
+        for row in rows.value_or(()):
+            env.health.observe(row.attempt, row.at)
+
+
+def wall_clock() -> datetime:
+    """The time of day, in UTC."""
+    return datetime.now(UTC)
+
+
+def _cache(config: LLMConfig) -> Cache:
+    opened = open_cache(config.cache, wall_clock)
+    return opened.unwrap() if is_successful(opened) else UnusableCache(opened.failure())
+
+
+def new_memory() -> Storage:
+    """Make an empty storage in this process."""
+    return Storage(MemoryConversations(), MemoryLedger())
+
+
+def _limits(config: LLMConfig, memory: MemoryLimits) -> Limits:
+    opened = open_limits(config, memory)
+    return opened.unwrap() if is_successful(opened) else NoLimits(opened.failure())
+
+
+def _telemetry(config: LLMConfig) -> Telemetry:
+    if not config.telemetry.enabled:
+        return NoTelemetry()
+    try:
+        from llm_effects.telemetry.otel import open_telemetry
+    except ModuleNotFoundError:  # the extra [otel] is not installed
+        return NoTelemetry()
+    return open_telemetry()
+
+
+def live_env(
+    config: LLMConfig, clients: LiveClients, memory: Storage | None = None, counted: MemoryLimits | None = None
+) -> LLMEnv:
+    """Make an environment around live clients, with everything else as it is configured.
+
+    ``memory`` has the conversations and the ledger of before, where they are kept in memory; ``counted`` what was
+    counted before against limits and budgets.
+    """
+    storage = usable(open_storage(config.storage, memory or new_memory()))
+    return LLMEnv(
+        config=config,
+        clients=clients,
+        cache=_cache(config),
+        conversations=storage.conversations,
+        ledger=storage.ledger,
+        health=MemoryHealth(),
+        limits=_limits(config, counted or MemoryLimits()),
+        prices=price_list(config),
+        tokens=EstimatedTokens(),
+        telemetry=_telemetry(config),
+        now=wall_clock,
+        draw=random.random,
+        new_id=lambda: uuid4().hex,
+    )
+
+
+_Value = TypeVar("_Value")
+
+
+Adapt: TypeAlias = Callable[[LLMEnv], LLMEnv]
+"""Swaps services of the live environment, by ``attrs.evolve``."""
+
+
+def as_it_is(env: LLMEnv) -> LLMEnv:
+    """Swap nothing."""
+    return env
+
+
+@final
+class LLMManager:
+    """An environment with methods. Use it with ``async with``, or plainly and close it with ``aclose()``.
+
+    Inside ``async with`` connections are kept from call to call. Used plainly it works from any event loop, also
+    from several ``anyio.run`` one after another, and keeps no connection longer than its calls. It may be entered again
+    after it was left; what is known of the models stays, and so do conversations and the ledger in memory.
+
+    A configuration that could not be read is told by every operation, as its ``ConfigurationError``.
+    """
+
+    def __init__(self, config: Result[LLMConfig, LLMError], adapt: Adapt = as_it_is) -> None:
+        self._config = config
+        self._adapt = adapt
+        self._health = MemoryHealth()
+        self._counted = MemoryLimits()
+        self._memory = new_memory()
+        self._scope = AsyncExitStack()
+        self._open()
+
+    def _open(self) -> None:
+        self._closed = False
+        config = self._config.value_or(LLMConfig(models={}))
+        self._transport = Transport()
+        self._clients = live_clients(config, self._transport)
+        live = live_env(config, self._clients, self._memory, self._counted)
+        self._live = evolve(live, health=self._health)
+        self._env = self._adapt(self._live)
+
+    @property
+    def env(self) -> LLMEnv:
+        """The environment itself, for ``settle``."""
+        return self._env
+
+    @property
+    def config(self) -> Result[LLMConfig, LLMError]:
+        """The configuration, or what was wrong with it."""
+        return self._config
+
+    def generate(self, request: LLMRequest) -> FutureResult[LLMResponse, LLMError]:
+        """Answer a request: a future to compose further, or to await for its ``IOResult``."""
+        return self._checked(generate(request))(self._env)
+
+    def stream(self, request: LLMRequest, sink: Sink) -> FutureResult[LLMResponse, LLMError]:
+        """Answer a request with every event awaited into ``sink`` as it comes."""
+        if not is_successful(self._config):
+            return refused(self._config.failure(), sink)(self._env)
+        return stream(request, sink)(self._env)
+
+    def open_stream(self, request: LLMRequest) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
+        """Answer a request event by event, for ``async for``."""
+        if not is_successful(self._config):
+            return only(Failed(self._config.failure()))
+        return open_stream(request)(self._env)
+
+    def converse(
+        self,
+        conversation_id: str,
+        message: str | Message | LLMRequest,
+        *,
+        owner: str | None = None,
+        turn_id: str | None = None,
+        sink: Sink | None = None,
+        pinned: bool = False,
+    ) -> FutureResult[LLMResponse, LLMError]:
+        """Take one turn of a stored conversation."""
+        if not is_successful(self._config) and sink is not None:
+            return refused(self._config.failure(), sink)(self._env)
+        turn = converse(conversation_id, message, owner=owner, turn_id=turn_id, sink=sink, pinned=pinned)
+        return self._checked(turn)(self._env)
+
+    async def run(self, effect: Effect[_Value]) -> Result[_Value, LLMError]:
+        """Run any effect: its plain ``Result``."""
+        return await settle(self._checked(effect), self._env)
+
+    async def aclose(self) -> None:
+        """Close every connection and free the models in this process; closing twice is fine."""
+        self._closed = True
+        with anyio.CancelScope(shield=True):
+            await self._scope.aclose()
+            await self._clients.aclose()
+            await self._live.cache.aclose()
+            await self._live.limits.aclose()
+            await self._live.ledger.aclose()
+            await self._live.conversations.aclose()
+
+    async def __aenter__(self) -> Self:
+        if self._closed:
+            self._open()
+        await warm(self._env)
+        await self._scope.enter_async_context(self._transport.scope())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _checked(self, effect: Effect[_Value]) -> Effect[_Value]:
+        return effect if is_successful(self._config) else fail(self._config.failure())
+
+
+def make_llm_manager(config: LLMConfig, adapt: Adapt = as_it_is) -> LLMManager:
+    """Make a manager of a configuration; nothing is connected or loaded before the first call.
+
+    ``adapt`` swaps services of its environment: ``lambda env: evolve(env, clients=...)``.
+
+    >>> import anyio
+    >>> from llm_effects import LLMRequest
+    >>> manager = make_llm_manager(LLMConfig(models={}))
+    >>> anyio.run(manager.run, generate(LLMRequest(prompt="why?"))).failure().message
+    'models: none is configured: add one, or install the local model'
+    """
+    return LLMManager(Result.from_value(config), adapt)
+
+
+def create_default_llm_manager(environ: Mapping[str, str] | None = None) -> LLMManager:
+    """Make a manager of the environment variables: LM Studio, GPT and Claude where there is a key, the local model.
+
+    >>> create_default_llm_manager({"LLM_CACHE_MAX_SIZE": "many"}).config.failure().tag
+    'ConfigurationError'
+    """
+    return LLMManager(load_config(environ=environ))
+
+
+def create_default_local_client(environ: Mapping[str, str] | None = None) -> LLMManager:
+    """Make a manager that never leaves this machine: the local models of the environment variables only.
+
+    >>> sorted(create_default_local_client({"OPENAI_API_KEY": "sk-x"}).config.unwrap().models)[0]
+    'lm-studio'
+    """
+    return LLMManager(load_config(environ=environ).map(_only_local))
+
+
+def _only_local(config: LLMConfig) -> LLMConfig:
+    """Keep the models of this machine, and those that are wrongly configured, to be told."""
+    made = {name: target_of(name, model) for name, model in config.models.items()}
+    kept = {name for name, target in made.items() if not is_successful(target) or is_here(target.unwrap())}
+    return evolve(config, models={name: model for name, model in config.models.items() if name in kept})
+
+
+def make_model_router(config: LLMConfig) -> Callable[[LLMRequest], Result[RoutingDecision, LLMError]]:
+    """Make the pure router of a configuration: which models would be asked, when nothing is known of them yet.
+
+    >>> from llm_effects import ModelConfig
+    >>> router = make_model_router(LLMConfig(models={"studio": ModelConfig(provider="lm-studio")}))
+    >>> router(LLMRequest(prompt="why?")).unwrap().candidates[0].model
+    'studio'
+    """
+    prices = price_list(config)
+
+    def decide(request: LLMRequest) -> Result[RoutingDecision, LLMError]:
+        facts = Facts(statistics={}, prices=prices, tokens=estimate_tokens(request), at=wall_clock())
+        return route(request, config, facts)
+
+    return decide

@@ -1,0 +1,182 @@
+"""How to see whether a server is ready: paths to ask, and readers of what comes back, as rows of data."""
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias, final
+from urllib.parse import quote
+
+from attrs import evolve, frozen
+
+from llm_effects.providers.target import Target
+from llm_effects.providers.wire import WireResponse
+from llm_effects.values.json import items, parse, record, string, whole
+
+
+@final
+@frozen(kw_only=True)
+class Reading:
+    """What a server said of itself: ``loaded`` models, whether the wanted one is ``ready``, its window in tokens."""
+
+    ready: bool
+    loaded: tuple[str, ...] = ()
+    context_length: int | None = None
+    message: str = ""
+
+
+Reader: TypeAlias = Callable[[object, str | None], Reading | None]
+"""From decoded JSON and the wanted model to a reading; ``None`` where it is something else."""
+
+
+@final
+@frozen
+class Probe:
+    """A path below the server's root, and who reads the answer."""
+
+    path: str
+    read: Reader
+
+
+@final
+@frozen
+class _Model:
+    """A model that is there: its name, the other one it may be asked by, its window in tokens."""
+
+    name: str
+    alias: str = ""
+    window: int | None = None
+
+
+def read_lm_studio(body: object, wanted: str | None) -> Reading | None:
+    """Read ``GET /api/v1/models`` of LM Studio 0.4 and later: each model tells its loaded instances.
+
+    An instance is asked by its own id or by its model's key; one that only embeds answers nobody.
+
+    >>> body = {"models": [{"key": "q", "loaded_instances": [{"id": "q:2", "config": {"context_length": 8192}}]}]}
+    >>> read_lm_studio(body, "q")
+    Reading(ready=True, loaded=('q:2',), context_length=8192, message='')
+    """
+    models = _rows(body, "models")
+    return None if models is None else _reading([each for model in models for each in _instances(model)], wanted)
+
+
+def _instances(model: dict[str, object]) -> list[_Model]:
+    loaded = [] if _embeds(model) else [record(each) for each in items(model.get("loaded_instances"))]
+    key = string(model.get("key"))
+    return [
+        _Model(string(each.get("id")) or key, key, whole(record(each.get("config")).get("context_length")))
+        for each in loaded
+    ]
+
+
+def read_lm_studio_v0(body: object, wanted: str | None) -> Reading | None:
+    """Read ``GET /api/v0/models`` of older LM Studios: each model tells its state."""
+    models = _rows(body, "data")
+    if models is None or not all("state" in model for model in models):
+        return None
+    loaded = [model for model in models if model.get("state") == "loaded" and not _embeds(model)]
+    return _reading([_Model(string(model.get("id")), window=_window_v0(model)) for model in loaded], wanted)
+
+
+def _window_v0(model: dict[str, object]) -> int | None:
+    return whole(model.get("loaded_context_length")) or whole(model.get("max_context_length"))
+
+
+def _embeds(model: dict[str, object]) -> bool:
+    return string(model.get("type")).startswith("embedding")
+
+
+def read_ollama(body: object, wanted: str | None) -> Reading | None:
+    """Read ``GET /api/tags`` of Ollama: what is pulled is loaded on demand, so it is ready."""
+    models = _rows(body, "models")
+    pulled = None if models is None else [string(model.get("name")) for model in models]
+    return None if pulled is None else _reading([_Model(name, name.removesuffix(":latest")) for name in pulled], wanted)
+
+
+def read_llama_cpp(body: object, wanted: str | None) -> Reading | None:  # noqa: ARG001 - one model, whatever its name
+    """Read ``GET /props`` of llama.cpp's server: one model, answering whatever name is asked."""
+    props = record(body)
+    settings = record(props.get("default_generation_settings"))
+    name = string(props.get("model_alias")) or string(props.get("model_path"))
+    if "n_ctx" not in settings:
+        return None
+    return Reading(ready=True, loaded=(name,) if name else (), context_length=whole(settings["n_ctx"]))
+
+
+def read_models(body: object, wanted: str | None) -> Reading | None:
+    """Read ``GET /v1/models`` as OpenAI, Anthropic and their like speak it.
+
+    >>> read_models({"data": [{"id": "a"}]}, "b").message
+    "'b' is not there: the server has a"
+    """
+    models = _rows(body, "data")
+    return None if models is None else _reading([_Model(string(model.get("id"))) for model in models], wanted)
+
+
+def read_listed(body: object, wanted: str | None) -> Reading | None:
+    """Read ``GET /v1/models`` of a server that may list what it has on its disk: nobody knows what it has loaded.
+
+    >>> read_listed({"data": [{"id": "a"}]}, "a").ready
+    False
+    """
+    reading = read_models(body, wanted)
+    if reading is None or not reading.ready:
+        return reading if reading is None else evolve(reading, loaded=())
+    unknown = f"the server lists {_few(reading.loaded)}, but not what is loaded: look there, or send a small request"
+    return Reading(ready=False, message=unknown)
+
+
+def read_one(body: object, wanted: str | None) -> Reading | None:  # noqa: ARG001 - it was asked for by its path
+    """Read ``GET /v1/models/{id}`` of Anthropic, where an alias leads to the model that it stands for."""
+    name = string(record(body).get("id"))
+    return Reading(ready=True, loaded=(name,)) if name else None
+
+
+def _rows(body: object, name: str) -> list[dict[str, object]] | None:
+    """Give a list of objects, or ``None`` where there is no such list."""
+    fields = record(body)
+    return [record(row) for row in items(fields[name])] if isinstance(fields.get(name), list) else None
+
+
+def _reading(there: list[_Model], wanted: str | None) -> Reading:
+    names = tuple(model.name for model in there if model.name)
+    chosen = next((model for model in there if wanted in {None, model.name, model.alias}), None)
+    if not names:
+        return Reading(ready=False, message="no model that chats is loaded: load one in the server")
+    if chosen is None:
+        return Reading(ready=False, loaded=names, message=f"{wanted!r} is not there: the server has {_few(names)}")
+    return Reading(ready=True, loaded=names, context_length=chosen.window)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(name[:80] for name in names[:8])
+
+
+_MODELS: Final = Probe("/v1/models", read_models)
+_LISTED: Final = Probe("/v1/models", read_listed)
+
+PROBES: Final[Mapping[str, tuple[Probe, ...]]] = {
+    "lm-studio": (Probe("/api/v1/models", read_lm_studio), Probe("/api/v0/models", read_lm_studio_v0), _LISTED),
+    "llama-cpp": (Probe("/props", read_llama_cpp), _MODELS),
+    "ollama": (Probe("/api/tags", read_ollama), _MODELS),
+}
+"""Probes by preset, the most telling first."""
+
+
+def probes_of(target: Target) -> tuple[Probe, ...]:
+    """Give the probes of a server, the most telling first."""
+    if target.preset.wire == "anthropic" and target.wire_model is not None:  # its list comes in pages, without aliases
+        return (Probe(f"/v1/models/{quote(target.wire_model, safe='')}", read_one),)
+    return PROBES.get(target.preset.name, (_MODELS,))
+
+
+def root_of(endpoint: str) -> str:
+    """Give the server's root below which the probes lie.
+
+    >>> root_of("http://localhost:1234/v1"), root_of("https://api.anthropic.com")
+    ('http://localhost:1234', 'https://api.anthropic.com')
+    """
+    return endpoint.removesuffix("/v1")
+
+
+def read(probe: Probe, response: WireResponse, wanted: str | None) -> Reading | None:
+    """Read an answer, or ``None`` if it is not what this probe reads."""
+    return probe.read(parse(response.body), wanted) if response.status == 200 else None

@@ -1,0 +1,255 @@
+"""Reports of what was used: rows of the ledger, summed up by model, task, day, owner or tag."""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import product
+from math import ceil
+from typing import Final, Literal, TypeAlias, final, get_args
+
+from attrs import define, field, frozen
+from returns.pipeline import is_successful
+from returns.result import Failure, Result, Success
+
+from llm_effects.effects.effect import Effect, effect, result_of
+from llm_effects.effects.env import LLMEnv
+from llm_effects.values.errors import InvalidRequest, LLMError
+from llm_effects.values.records import LedgerRow
+from llm_effects.values.responses import SUCCESS, Usage
+from llm_effects.values.validation import shown, suggestion
+
+Dimension: TypeAlias = Literal["model", "provider", "task", "day", "owner", "tag"]
+"""What a report may be split by."""
+
+_Group: TypeAlias = tuple[str, ...]
+
+
+@final
+@frozen
+class Percentiles:
+    """The times, in milliseconds, within which 50, 95 and 99 of 100 answers came."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+@final
+@frozen(kw_only=True)
+class UsageRow:
+    """What one group used. ``group`` has its model, task and so on, in the order of the report; ``""`` is none.
+
+    ``requests`` are calls, ``attempts`` what was sent for them; ``failures`` counts those without success, by their
+    outcome. Tokens are sums of what was told. ``cost_usd`` is what those attempts cost whose cost is known, in US
+    dollars; ``unknown_costs`` counts the others. Times are those of the successes.
+    """
+
+    group: _Group = ()
+    requests: int = 0
+    attempts: int = 0
+    successes: int = 0
+    failures: Mapping[str, int] = field(factory=dict[str, int])
+    input_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
+    unknown_costs: int = 0
+    latency_ms: Percentiles | None = None
+    first_content_ms: Percentiles | None = None
+
+    @property
+    def error_rates(self) -> Mapping[str, float]:
+        """The share of attempts, from 0 to 1, that came to each other outcome than success."""
+        return {outcome: count / self.attempts for outcome, count in self.failures.items()}
+
+
+@final
+@frozen(kw_only=True)
+class UsageReport:
+    """What was used from a time up to another: a row for each group, the dearest first, and all together.
+
+    An attempt with several tags counts for each of them, and once in the ``total``.
+    """
+
+    by: tuple[Dimension, ...]
+    since: datetime | None = None
+    until: datetime | None = None
+    rows: tuple[UsageRow, ...] = ()
+    total: UsageRow = field(factory=UsageRow)
+
+
+GROUPS: Final[Mapping[Dimension, Callable[[LedgerRow], tuple[str, ...]]]] = {
+    "model": lambda row: (row.attempt.model,),
+    "provider": lambda row: (row.attempt.provider,),
+    "task": lambda row: (str(row.task_type),),
+    "day": lambda row: (row.at.astimezone(UTC).date().isoformat(),),
+    "owner": lambda row: (row.owner or "",),
+    "tag": lambda row: tuple(dict.fromkeys(row.tags)) or ("",),
+}
+"""The groups that a row is in, by each dimension."""
+
+
+@final
+@define
+class _Sums:
+    """What a group has come to so far."""
+
+    calls: set[str] = field(factory=set[str])
+    outcomes: "Counter[str]" = field(factory=Counter[str])
+    input_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
+    unknown_costs: int = 0
+    latency_ms: "array[float]" = field(factory=lambda: array("d"))
+    first_content_ms: "array[float]" = field(factory=lambda: array("d"))
+
+    def add(self, row: LedgerRow) -> None:
+        """Take in a row."""
+        attempt = row.attempt
+        self.calls.add(row.call_id)
+        self.outcomes[attempt.outcome] += 1
+        self._use(attempt.usage)
+        if attempt.cost.usd is None:
+            self.unknown_costs += 1
+        else:
+            self.cost_usd += attempt.cost.usd
+        if attempt.succeeded:
+            self.latency_ms.append(attempt.latency_ms)
+            if attempt.first_content_ms is not None:
+                self.first_content_ms.append(attempt.first_content_ms)
+
+    def _use(self, usage: Usage) -> None:
+        self.input_tokens += usage.input_tokens or 0
+        self.cache_read_tokens += usage.cache_read_tokens
+        self.cache_write_tokens += usage.cache_write_tokens
+        self.output_tokens += usage.output_tokens or 0
+        self.reasoning_tokens += usage.reasoning_tokens
+
+    def row(self, group: _Group) -> UsageRow:
+        """Give it as a row."""
+        return UsageRow(
+            group=group,
+            requests=len(self.calls),
+            attempts=self.outcomes.total(),
+            successes=self.outcomes[SUCCESS],
+            failures={outcome: count for outcome, count in sorted(self.outcomes.items()) if outcome != SUCCESS},
+            input_tokens=self.input_tokens,
+            cache_read_tokens=self.cache_read_tokens,
+            cache_write_tokens=self.cache_write_tokens,
+            output_tokens=self.output_tokens,
+            reasoning_tokens=self.reasoning_tokens,
+            cost_usd=self.cost_usd,
+            unknown_costs=self.unknown_costs,
+            latency_ms=percentiles(self.latency_ms),
+            first_content_ms=percentiles(self.first_content_ms),
+        )
+
+
+@final
+@define
+class UsageSums:
+    """A report in the making: pages of rows go in, in any order.
+
+    >>> UsageSums(("model",)).report().total.attempts
+    0
+    """
+
+    by: tuple[Dimension, ...]
+    _groups: dict[_Group, _Sums] = field(factory=dict[_Group, _Sums], init=False)
+    _total: _Sums = field(factory=_Sums, init=False)
+
+    def add(self, rows: Iterable[LedgerRow]) -> None:
+        """Take in some rows."""
+        for row in rows:
+            self._total.add(row)
+            for group in product(*(GROUPS[each](row) for each in self.by)):
+                if group not in self._groups:
+                    self._groups[group] = _Sums()
+                self._groups[group].add(row)
+
+    def report(self, since: datetime | None = None, until: datetime | None = None) -> UsageReport:
+        """Give the report of all rows so far."""
+        rows = sorted((sums.row(group) for group, sums in self._groups.items()), key=_dearest_first)
+        return UsageReport(by=self.by, since=since, until=until, rows=tuple(rows), total=self._total.row(()))
+
+
+def _dearest_first(row: UsageRow) -> tuple[Decimal, int, _Group]:
+    return -row.cost_usd, -row.attempts, row.group
+
+
+def percentiles(times: Iterable[float]) -> Percentiles | None:
+    """Give the percentiles by nearest rank, so that each is a time that was measured; ``None`` of none.
+
+    >>> percentiles(range(1, 101)), percentiles([])
+    (Percentiles(p50=50, p95=95, p99=99), None)
+    """
+    ordered = sorted(times)
+    ranks = (ordered[ceil(len(ordered) * share / 100) - 1] for share in (50, 95, 99) if ordered)
+    return Percentiles(*ranks) if ordered else None
+
+
+# What was spent and how it went, from the ledger.
+
+
+PAGE: Final = 1_000
+"""How many rows are read at once."""
+
+
+def usage_report(
+    since: datetime | None = None,
+    by: Dimension | Sequence[Dimension] = "model",
+    *,
+    until: datetime | None = None,
+) -> Effect[UsageReport]:
+    """Sum up the ledger from a time up to another: tokens, cost (USD), times (milliseconds), outcomes.
+
+    ``by`` is what it is split by: ``model``, ``provider``, ``task``, ``day`` (of UTC), ``owner``, ``tag``, or several.
+    Times without a zone, and an unknown ``by``, are an ``InvalidRequest``; a ledger that cannot be read is a
+    ``StorageFailed``.
+
+    >>> import anyio
+    >>> from llm_effects import LLMRequest, generate, scripted_env, settle, then
+    >>> asked = generate(LLMRequest(prompt="why?", owner="alice"))
+    >>> report = anyio.run(settle, then(asked, lambda _: usage_report(by=("owner", "model"))), scripted_env()).unwrap()
+    >>> [(row.group, row.requests, row.output_tokens, str(row.cost_usd)) for row in report.rows]
+    [(('alice', 'scripted'), 1, 1, '0')]
+    """
+    dimensions = (by,) if isinstance(by, str) else tuple(by)
+
+    async def run(env: LLMEnv) -> Result[UsageReport, LLMError]:
+        wrong = _wrong(dimensions, since, until)
+        return await _summed(env, dimensions, since, until) if wrong is None else Failure(wrong)
+
+    return effect(run)
+
+
+async def _summed(
+    env: LLMEnv, by: tuple[Dimension, ...], since: datetime | None, until: datetime | None
+) -> Result[UsageReport, LLMError]:
+    sums, first = UsageSums(by), None
+    while True:
+        page = await result_of(env.ledger.rows(since, until, before=first, newest=PAGE))
+        if not is_successful(page):
+            return Failure(page.failure())
+        rows: Sequence[LedgerRow] = page.unwrap()
+        sums.add(rows)
+        if len(rows) < PAGE:
+            return Success(sums.report(since, until))
+        first = rows[0]
+
+
+def _wrong(by: tuple[str, ...], since: datetime | None, until: datetime | None) -> InvalidRequest | None:
+    for name, time in (("since", since), ("until", until)):
+        if time is not None and time.tzinfo is None:
+            return InvalidRequest(message=f"{name}: must have a time zone, such as datetime.now(UTC)")
+    for each in by:
+        if each not in get_args(Dimension):
+            return InvalidRequest(message=f"by: {shown(each)}: {suggestion(each, get_args(Dimension), 'there are')}")
+    return None

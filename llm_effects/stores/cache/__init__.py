@@ -1,0 +1,1 @@
+"""Response caches: memory, SQLite and Redis."""

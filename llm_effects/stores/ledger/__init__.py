@@ -1,0 +1,1 @@
+"""Ledgers: memory, SQLite and Postgres."""

@@ -1,0 +1,1 @@
+"""Limiters and circuit breakers: memory and Redis."""

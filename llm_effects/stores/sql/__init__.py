@@ -1,0 +1,1 @@
+"""SQL databases: connections, tables, driver errors."""

@@ -1,0 +1,1 @@
+"""Structured output: ``generate_as``, schemas and decoders."""

@@ -1,0 +1,27 @@
+"""Virtual time: an hour of waiting takes milliseconds, and the same every time."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, TypeVarTuple
+
+import anyio
+
+_Value = TypeVar("_Value")
+_Given = TypeVarTuple("_Given")
+
+
+def run_in_virtual_time(main: Callable[[*_Given], Awaitable[_Value]], *args: *_Given) -> _Value:
+    """Run like ``anyio.run``, on trio's own clock for tests: it jumps ahead whenever every task waits.
+
+    Needs trio. Threads and real sockets know nothing of this clock: use scripted models.
+
+    >>> from llm_effects import LLMRequest, RateLimitExceeded, generate, settle
+    >>> from llm_effects.testing.scripted import scripted_env
+    >>> env = scripted_env(RateLimitExceeded(retry_after=60.0), "after a minute")
+    >>> answer = run_in_virtual_time(settle, generate(LLMRequest(prompt="why?")), env).unwrap()
+    >>> answer.content, answer.attempts[1].wait_ms
+    ('after a minute', 60000.0)
+    """
+    from trio.testing import MockClock
+
+    clock = MockClock(autojump_threshold=0)
+    return anyio.run(main, *args, backend="trio", backend_options={"clock": clock})

@@ -1,0 +1,1 @@
+"""Tools: ``tool``, ``Toolkit``, ``run_tools`` and its journal."""

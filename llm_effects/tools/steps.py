@@ -1,0 +1,167 @@
+"""The values of a run: what each call came to, each step, and the end of it all."""
+
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from enum import Enum, unique
+from typing import TypeAlias, final
+
+from attrs import field, frozen
+
+from llm_effects.effects.effect import Effect
+from llm_effects.values.messages import Message, Text, ToolCall, ToolResult
+from llm_effects.values.responses import LLMResponse
+from llm_effects.values.validation import instance, number, text
+
+
+@final
+@unique
+class ToolOutcome(Enum):
+    """What came of a call. Only what is ``DONE``, ``FAILED`` or ``TIMED_OUT`` has run, or begun to.
+
+    ``UNKNOWN``: it was begun in a run that broke off, and may or may not have happened; it is not run again.
+    """
+
+    DONE = "done"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    UNKNOWN_TOOL = "unknown_tool"
+    BAD_ARGUMENTS = "bad_arguments"
+    REFUSED = "refused"
+    NOT_RUN = "not_run"
+    UNKNOWN = "unknown"
+
+
+@final
+@frozen(kw_only=True)
+class ToolAnswer:
+    """A call and what the model is told of it. ``latency_ms`` is the time the tool took, in milliseconds.
+
+    ``replayed`` says that it was read from the journal of the run, and nothing was done now.
+    """
+
+    call: ToolCall
+    result: ToolResult
+    outcome: ToolOutcome
+    latency_ms: float = 0.0
+    replayed: bool = False
+
+
+@final
+@frozen(kw_only=True)
+class ToolStep:
+    """One answer of the model and what came of the calls in it, in their order. ``number`` counts from 1."""
+
+    number: int
+    response: LLMResponse
+    answers: tuple[ToolAnswer, ...] = ()
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The answer and the results, as they go back to the model."""
+        said = Message("assistant", self.response.parts or (Text(self.response.content),))
+        results = tuple(each.result for each in self.answers)
+        return (said, Message("tool", results)) if results else (said,)
+
+
+@final
+@unique
+class ToolEnd(Enum):
+    """Why a run ended. Other than with ``ANSWERED``, the calls of its last answer were not run.
+
+    ``CUT_OFF``: the last answer was not whole. ``OUT_OF_STEPS``: the model still wanted tools. ``UNKNOWN``: a call of
+    the last answer may or may not have happened, in a run that broke off; ``resolve_tool_call`` tells which.
+    """
+
+    ANSWERED = "answered"
+    CUT_OFF = "cut_off"
+    OUT_OF_STEPS = "out_of_steps"
+    UNKNOWN = "unknown"
+
+
+@final
+@frozen(kw_only=True)
+class ToolRun:
+    """All of a run: its last answer, with the attempts, usage, cost and time of every step, and the steps."""
+
+    response: LLMResponse
+    steps: tuple[ToolStep, ...]
+    end: ToolEnd = ToolEnd.ANSWERED
+    run_id: str | None = None
+
+    @property
+    def answers(self) -> tuple[ToolAnswer, ...]:
+        """What came of every call, in order."""
+        return tuple(each for step in self.steps for each in step.answers)
+
+    @property
+    def unknown(self) -> tuple[ToolCall, ...]:
+        """The calls of the last step that may or may not have happened."""
+        return tuple(each.call for each in self.steps[-1].answers if each.outcome is ToolOutcome.UNKNOWN)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All that was said after the question: answers, results, and the last answer. Every call has its result."""
+        return tuple(message for step in self.steps for message in step.messages)
+
+
+@final
+@frozen
+class Approved:
+    """A dangerous call may run."""
+
+
+@final
+@frozen
+class Refused:
+    """A dangerous call may not run; the model is told the ``reason``."""
+
+    reason: str = field(default="the user refused", validator=text())
+
+
+Verdict: TypeAlias = Approved | Refused
+"""What is decided about a dangerous call."""
+
+Approve: TypeAlias = Callable[[ToolCall], Awaitable[Verdict] | Effect[Verdict]]
+"""Asked before each dangerous call, one at a time."""
+
+
+@final
+@frozen
+class ToolStarted:
+    """A tool is about to run."""
+
+    step: int
+    call: ToolCall
+
+
+@final
+@frozen
+class ToolFinished:
+    """A call came to something, whether it ran or not."""
+
+    step: int
+    answer: ToolAnswer
+
+
+ToolEvent: TypeAlias = ToolStarted | ToolFinished | ToolStep
+"""What a run tells besides the events of its streams; a whole step comes after all that belongs to it."""
+
+ToolSink: TypeAlias = Callable[[ToolEvent], Awaitable[None]]
+"""Where the events of a run go; each is awaited."""
+
+
+@final
+@frozen(kw_only=True)
+class ToolLimits:
+    """Bounds of a run. ``parallel``: tools that run at once. ``timeout_s``: all of it, in seconds.
+
+    Once ``max_cost`` (US dollars) is spent nothing more is asked and no tool runs; attempts of unknown cost do not
+    count. A longer result than ``result_chars`` characters is cut, and the model is told. With ``answer_last`` the
+    last step may call no tool: the model has to answer with what it knows by then.
+    """
+
+    parallel: int = field(default=8, validator=number(at_least=1, whole=True))
+    timeout_s: float | None = field(default=None, validator=number(above=0))
+    max_cost: Decimal | None = field(default=None, validator=instance(Decimal))
+    result_chars: int = field(default=50_000, validator=number(at_least=1, whole=True))
+    answer_last: bool = field(default=False, validator=instance(bool))

@@ -1,0 +1,149 @@
+"""Tools that a model may call, each with the function behind it, and the sets that they make.
+
+``run_tools`` in ``llm_effects.toolkits.runs`` lets a model use them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, final, overload
+
+from attrs import field, frozen
+from returns.result import Result
+
+from llm_effects.structured.decoding import Problems
+from llm_effects.tools.signatures import Arguments, Handler, any_object, named, signature_of
+from llm_effects.values.requests import Tool
+from llm_effects.values.validation import instance, instances, invalid, number, to_tuple
+
+PATIENCE_S: Final = 60.0
+"""How long a tool may take unless it says otherwise, in seconds."""
+
+
+@final
+@frozen(kw_only=True, eq=False)
+class ToolFunction:
+    """A tool and the function that runs when a model calls it.
+
+    ``read`` makes the function's arguments of the model's (JSON text), or lists what is wrong with them. What is
+    ``dangerous`` runs only once the caller of the run has approved. ``timeout_s`` is in seconds, ``None`` for no end.
+    """
+
+    tool: Tool
+    function: Handler = field(repr=False)
+    read: Callable[[str], Result[Arguments, Problems]] = field(repr=False)
+    dangerous: bool = field(default=False, validator=instance(bool))
+    timeout_s: float | None = field(default=PATIENCE_S, validator=number(above=0))
+
+
+@overload
+def tool(
+    function: Handler,
+    /,
+    *,
+    name: str | None = ...,
+    description: str | None = ...,
+    dangerous: bool = ...,
+    timeout_s: float | None = ...,
+) -> ToolFunction: ...
+@overload
+def tool(
+    *, name: str | None = ..., description: str | None = ..., dangerous: bool = ..., timeout_s: float | None = ...
+) -> Callable[[Handler], ToolFunction]: ...
+def tool(
+    function: Handler | None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    dangerous: bool = False,
+    timeout_s: float | None = PATIENCE_S,
+) -> ToolFunction | Callable[[Handler], ToolFunction]:
+    """Make a tool of a typed function: plain, ``async``, or one that gives an ``Effect`` or a ``Result``.
+
+    Its schema comes from the types of its parameters, what the model is told from its docstring (Google's form or
+    Sphinx's). A function that no model can be told of is an ``InvalidValue`` with the remedy. It is a decorator too:
+    ``@tool`` or ``@tool(dangerous=True)``; the function itself is then ``its_name.function``.
+
+    >>> from typing import Literal
+    >>> @tool
+    ... def free_space(path: str, unit: Literal["GB", "%"] = "%") -> float:
+    ...     '''Tell how much of a disk is free.'''
+    ...     return 3.0
+    >>> free_space.tool.name, free_space.tool.parameters["required"]
+    ('free_space', ['path'])
+    >>> tool(lambda path: 3.0, name="free_space")
+    Traceback (most recent call last):
+        ...
+    llm_effects.values.validation.InvalidValue: <lambda>.path: needs a type, which the model is told
+    """
+
+    def make(function: Handler) -> ToolFunction:
+        signature = signature_of(function, name, description)
+        return ToolFunction(
+            tool=signature.tool, function=function, read=signature.read, dangerous=dangerous, timeout_s=timeout_s
+        )
+
+    return make if function is None else make(function)
+
+
+def tool_with_schema(
+    told: Tool,
+    function: Callable[[Mapping[str, object]], object],
+    *,
+    dangerous: bool = False,
+    timeout_s: float | None = PATIENCE_S,
+) -> ToolFunction:
+    """Make a tool whose schema comes from elsewhere, say from a server of tools.
+
+    The function takes the arguments as one JSON object, which only it checks against the schema.
+
+    >>> echo = tool_with_schema(Tool("echo"), lambda arguments: arguments["text"])
+    >>> echo.read('{"text": "hi"}').unwrap()
+    {'arguments': {'text': 'hi'}}
+    """
+    named(told.name)
+
+    def called(arguments: Mapping[str, object]) -> object:
+        return function(arguments)
+
+    return ToolFunction(tool=told, function=called, read=any_object, dangerous=dangerous, timeout_s=timeout_s)
+
+
+def _functions(given: Iterable[ToolFunction]) -> tuple[ToolFunction, ...]:
+    return to_tuple("functions", given)
+
+
+@final
+@frozen
+class Toolkit:
+    """Tools by their names, no two of which are the same; ``|`` puts two sets together.
+
+    >>> Toolkit() | Toolkit()
+    Toolkit(functions=())
+    """
+
+    functions: tuple[ToolFunction, ...] = field(default=(), converter=_functions, validator=instances(ToolFunction))
+
+    def __attrs_post_init__(self) -> None:
+        names = [each.tool.name for each in self.functions]
+        if len(set(names)) < len(names):
+            invalid("functions", f"each tool needs a name of its own, and {sorted(names)} repeats one")
+
+    def __or__(self, other: "Toolkit") -> "Toolkit":
+        return Toolkit((*self.functions, *other.functions))
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """What a model is told of them."""
+        return tuple(each.tool for each in self.functions)
+
+
+def toolkit(*functions: ToolFunction | Handler) -> Toolkit:
+    """Put tools into a set; a plain function becomes a tool by ``tool``.
+
+    >>> def uptime() -> str:
+    ...     '''Tell how long the machine has been up.'''
+    ...     return "3 days"
+    >>> toolkit(uptime).tools[0].description
+    'Tell how long the machine has been up.'
+    """
+    return Toolkit(tuple(each if isinstance(each, ToolFunction) else tool(each) for each in functions))

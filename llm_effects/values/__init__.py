@@ -1,0 +1,1 @@
+"""Frozen values: requests, messages, responses, events and errors. They import nothing above."""

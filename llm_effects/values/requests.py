@@ -1,0 +1,221 @@
+"""What is asked of a model: ``LLMRequest`` and its settings."""
+
+from collections.abc import Iterable, Mapping
+from enum import Enum, unique
+from typing import ClassVar, Literal, TypeAlias, final, get_args
+
+from attrs import field, frozen
+
+from llm_effects.values.json import plain_object
+from llm_effects.values.messages import Message, Text
+from llm_effects.values.validation import (
+    instance,
+    instances,
+    invalid,
+    is_a,
+    number,
+    one_of,
+    shown,
+    text,
+    to_member,
+    to_table,
+    to_tuple,
+)
+
+ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""How long a reasoning model may think; each model takes some of these."""
+
+
+@final
+class TaskType(str):
+    """What the answer is for; it chooses the order of models. Any name of your own is one too.
+
+    >>> TaskType.ANALYSIS, TaskType("triage")
+    (TaskType('analysis'), TaskType('triage'))
+    """
+
+    __slots__ = ()
+
+    ANALYSIS: ClassVar["TaskType"]
+    UI_GENERATION: ClassVar["TaskType"]
+    CONFIG_MANAGEMENT: ClassVar["TaskType"]
+    GENERAL: ClassVar["TaskType"]
+
+    def __repr__(self) -> str:
+        return f"TaskType({str(self)!r})"
+
+
+TaskType.ANALYSIS = TaskType("analysis")
+TaskType.UI_GENERATION = TaskType("ui_generation")
+TaskType.CONFIG_MANAGEMENT = TaskType("config_management")
+TaskType.GENERAL = TaskType("general")
+
+
+@final
+@unique
+class CachePolicy(Enum):
+    """How a request meets the cache."""
+
+    USE = "use"
+    REFRESH = "refresh"
+    BYPASS = "bypass"
+    ONLY = "only"
+
+
+@final
+@unique
+class Recovery(Enum):
+    """What happens when a stream breaks after its first content."""
+
+    FAIL = "fail"
+    RESTART = "restart"
+    RESUME = "resume"
+
+
+@final
+@unique
+class Allow(Enum):
+    """What a caller permits beyond the defaults."""
+
+    FALLBACK_ON_REFUSAL = "fallback_on_refusal"
+    CHEAPER_MODEL = "cheaper_model"
+
+
+def _parameters(given: Mapping[str, object]) -> Mapping[str, object]:
+    return plain_object("parameters", given)
+
+
+@final
+@frozen
+class Tool:
+    """A function the model may ask for. ``parameters`` is the JSON Schema of its arguments."""
+
+    name: str = field(validator=text())
+    description: str = field(default="", validator=text(empty=True))
+    parameters: Mapping[str, object] = field(
+        factory=lambda: {"type": "object", "properties": {}}, converter=_parameters
+    )
+
+
+def _stops(given: Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else to_tuple("stop", given)
+
+
+@final
+@frozen(kw_only=True)
+class Preferences:
+    """Sampling and limits; whatever is ``None`` is left to the model's configuration.
+
+    ``max_tokens`` counts output tokens; ``timeout_ms`` is the whole call in milliseconds, with
+    queueing, retries and fallback. A setting that the chosen model refuses is dropped with a warning.
+    """
+
+    max_tokens: int | None = field(default=None, validator=number(at_least=1, whole=True))
+    temperature: float | None = field(default=None, validator=number(at_least=0, at_most=2))
+    top_p: float | None = field(default=None, validator=number(above=0, at_most=1))
+    stop: tuple[str, ...] = field(default=(), converter=_stops, validator=instances(str))
+    seed: int | None = field(default=None, validator=number(whole=True))
+    reasoning_effort: ReasoningEffort | None = field(default=None, validator=one_of(*get_args(ReasoningEffort)))
+    timeout_ms: float | None = field(default=None, validator=number(above=0))
+
+
+def _messages(given: Iterable[Message]) -> tuple[Message, ...]:
+    return to_tuple("messages", given)
+
+
+def _tools(given: Iterable[Tool]) -> tuple[Tool, ...]:
+    return to_tuple("tools", given)
+
+
+def _tags(given: Iterable[str]) -> tuple[str, ...]:
+    return to_tuple("tags", given)
+
+
+def _task(given: str) -> TaskType:
+    if not is_a(given, str):
+        invalid("task_type", f"must be a text, not {type(given).__name__}")
+    return given if isinstance(given, TaskType) else TaskType(given)
+
+
+def _schema(given: Mapping[str, object] | None) -> Mapping[str, object] | None:
+    return None if given is None else plain_object("response_schema", given)
+
+
+def _cache(given: CachePolicy | str) -> CachePolicy:
+    return to_member("cache", CachePolicy, given)
+
+
+def _recovery(given: Recovery | str) -> Recovery:
+    return to_member("recovery", Recovery, given)
+
+
+def _permissions(given: Iterable[Allow | str]) -> frozenset[Allow]:
+    return frozenset(to_member("allow", Allow, each) for each in to_tuple("allow", given))
+
+
+def _metadata(given: Mapping[str, str]) -> Mapping[str, str]:
+    return to_table("metadata", given)
+
+
+@final
+@frozen(kw_only=True)
+class LLMRequest:
+    """One question to whichever model suits it. Give either ``prompt`` or ``messages``.
+
+    ``model`` pins a configured name; ``tool_choice`` is ``auto``, ``none``, ``required`` or a tool's
+    name; ``response_schema`` is a JSON Schema of the answer; ``owner`` and ``tags`` are for the ledger and
+    budgets, ``metadata`` is for layers of your own, and none of them reaches a model. ``cache``, ``recovery`` and
+    ``allow`` take the texts of their choices too.
+
+    >>> LLMRequest(prompt="why is p99 up?", task_type="analysis").task_type
+    TaskType('analysis')
+    >>> LLMRequest()
+    Traceback (most recent call last):
+        ...
+    llm_effects.values.validation.InvalidValue: prompt: give either prompt or messages
+    """
+
+    prompt: str | None = field(default=None, validator=text())
+    messages: tuple[Message, ...] = field(default=(), converter=_messages, validator=instances(Message))
+    system: str | None = field(default=None, validator=text())
+    task_type: TaskType = field(default=TaskType.GENERAL, converter=_task, validator=text())
+    preferences: Preferences = field(factory=Preferences, validator=instance(Preferences))
+    tools: tuple[Tool, ...] = field(default=(), converter=_tools, validator=instances(Tool))
+    tool_choice: str | None = field(default=None, validator=text())
+    response_schema: Mapping[str, object] | None = field(default=None, converter=_schema)
+    model: str | None = field(default=None, validator=text())
+    cache: CachePolicy = field(default=CachePolicy.USE, converter=_cache)
+    recovery: Recovery = field(default=Recovery.FAIL, converter=_recovery)
+    allow: frozenset[Allow] = field(default=frozenset(), converter=_permissions)
+    owner: str | None = field(default=None, validator=text())
+    tags: tuple[str, ...] = field(default=(), converter=_tags, validator=instances(str))
+    metadata: Mapping[str, str] = field(
+        factory=dict[str, str], converter=_metadata, validator=instances(str), repr=False
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.prompt is None and not self.messages:
+            invalid("prompt", "give either prompt or messages")
+        if self.prompt is not None and self.messages:
+            invalid("prompt", "give either prompt or messages, not both: put the prompt last among the messages")
+        _check_tools(self)
+
+
+def _check_tools(request: LLMRequest) -> None:
+    names = [tool.name for tool in request.tools]
+    if len(set(names)) < len(names):
+        invalid("tools", f"each tool needs a name of its own, and {sorted(names)} repeats one")
+    if request.tool_choice not in {None, "none", "auto", *(["required", *names] if names else [])}:
+        invalid(
+            "tool_choice",
+            f"must be auto, none, required or the name of a tool in tools, not {shown(request.tool_choice)}",
+        )
+
+
+def conversation(request: LLMRequest) -> tuple[Message, ...]:
+    """Give the request's messages, whichever way it was asked; ``system`` stays apart.
+
+    >>> conversation(LLMRequest(prompt="hello"))
+    (Message(role='user', parts=(Text(text='hello'),)),)
+    """
+    return (Message("user", (Text(request.prompt),)),) if request.prompt is not None else request.messages

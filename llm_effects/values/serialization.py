@@ -1,0 +1,159 @@
+"""Answers as JSON and back: readable, versioned, and guarded by a checksum. Never pickle."""
+
+import hashlib
+from decimal import Decimal
+from functools import cache, lru_cache
+from typing import Any, Final, TypeVar, final
+
+import msgspec
+from attrs import field, frozen
+from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError, transform_error
+from cattrs.preconf.json import make_converter
+from cattrs.strategies import configure_tagged_union
+from returns.result import Failure, Result, Success
+
+from llm_effects.values.events import ContentEvent
+from llm_effects.values.json import dump
+from llm_effects.values.messages import Part
+from llm_effects.values.requests import TaskType
+from llm_effects.values.responses import LLMResponse
+from llm_effects.values.validation import InvalidValue
+
+_Value = TypeVar("_Value")
+
+VERSION: Final = 1
+"""Of the entries written here; one of another version is not read."""
+
+
+@final
+@frozen(kw_only=True)
+class Entry:
+    """A stored answer, and the events in which it came where it was streamed."""
+
+    response: LLMResponse
+    events: tuple[ContentEvent, ...] = field(default=())
+
+
+class _Envelope(msgspec.Struct):
+    version: int
+    sha256: str
+    body: msgspec.Raw
+
+
+def dump_entry(entry: Entry) -> bytes:
+    """Write an entry as JSON.
+
+    >>> from llm_effects.testing.scripted import answer
+    >>> load_entry(dump_entry(Entry(response=answer("because")))).response.content
+    'because'
+    """
+    body = dump(_converter().unstructure(entry))
+    return msgspec.json.encode(_Envelope(VERSION, hashlib.sha256(body).hexdigest(), msgspec.Raw(body)))
+
+
+_SMALL: Final = 16 * 2**10  # bytes: what is remembered apart from the store stays below 2 MB of them
+
+
+def load_entry(data: bytes) -> Entry | None:
+    """Read an entry; one that is corrupt, or of another version, is none. The newest ones are read only once.
+
+    >>> load_entry(b"{}") is None
+    True
+    """
+    return _load_small(data) if len(data) <= _SMALL else _load(data)
+
+
+def _load(data: bytes) -> Entry | None:
+    try:
+        envelope = msgspec.json.decode(data, type=_Envelope)
+        body = bytes(envelope.body)
+        if envelope.version != VERSION or hashlib.sha256(body).hexdigest() != envelope.sha256:
+            return None
+        return _converter().structure(msgspec.json.decode(body), Entry)
+    except (msgspec.DecodeError, BaseValidationError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+_load_small: Final = lru_cache(maxsize=128)(_load)
+
+
+def dump_value(value: object) -> str:
+    r"""Write a frozen value of ours as JSON text, with every letter mended that no database takes.
+
+    >>> dump_value(["a\x00b\ud800"]) == '["a\\u0000b\ufffd"]'
+    True
+    """
+    return dump(_converter().unstructure(value)).decode()
+
+
+def load_value(document: str, kind: type[_Value]) -> _Value | None:
+    """Read a value of a class from JSON text; ``None`` where it does not hold one. Data only, whatever it says.
+
+    >>> from llm_effects.values.messages import Text
+    >>> load_value('{"text":"why?"}', Text), load_value('{"py/object":"os.system"}', Text)
+    (Text(text='why?'), None)
+    """
+    try:
+        return _converter().structure(msgspec.json.decode(document), kind)
+    except (msgspec.DecodeError, BaseValidationError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def parsed(value: object, kind: type[_Value]) -> Result[_Value, tuple[str, ...]]:
+    """Read a value of a class from plain JSON values, or tell each problem with its place.
+
+    >>> from llm_effects.values.messages import Message
+    >>> parsed({"role": "user", "parts": [{"type": "ToolCall", "id": " "}]}, Message).failure()
+    ("parts[0].name: 'name' is missing or unknown",)
+    """
+    try:
+        return Success(_strict_converter().structure(value, kind))
+    except BaseValidationError as problem:
+        return Failure(tuple(map(_placed, transform_error(problem, "", _told))))
+    except (ValueError, TypeError, KeyError, RecursionError) as problem:
+        return Failure((_told(problem, None),))
+
+
+def _told(problem: BaseException, _: type[Any] | None) -> str:
+    match problem:
+        case InvalidValue() | ForbiddenExtraKeysError():
+            return str(problem)
+        case KeyError():
+            return f"{problem.args[0]!r} is missing or unknown"
+        case _:
+            return "has the wrong type" if isinstance(problem, TypeError) else "is no such value"
+
+
+def _placed(line: str) -> str:
+    """The place first, as everywhere here."""
+    said, _, place = line.rpartition(" @ ")
+    return f"{place.removeprefix('.')}: {said}" if place else said
+
+
+@cache
+def _strict_converter() -> Converter:
+    """For what others wrote: a number is no text, and a text no number."""
+    return _new_converter(str, int, bool)
+
+
+def _as_it_is(given: object, kind: type[_Value]) -> _Value:
+    if type(given) is not kind:
+        raise TypeError
+    return given
+
+
+@cache
+def _converter() -> Converter:
+    return _new_converter()
+
+
+def _new_converter(*exact: type) -> Converter:
+    converter = make_converter(forbid_extra_keys=True)
+    for kind in exact:
+        converter.register_structure_hook(kind, _as_it_is)
+    converter.register_structure_hook(Decimal, lambda text, _: Decimal(text))
+    converter.register_unstructure_hook(TaskType, str)
+    converter.register_structure_hook(TaskType, lambda text, _: TaskType(text))
+    configure_tagged_union(Part, converter, tag_name="type")
+    configure_tagged_union(ContentEvent, converter, tag_name="type")
+    return converter

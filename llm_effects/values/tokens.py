@@ -1,0 +1,144 @@
+"""How many tokens a prompt has, roughly: enough to keep it away from a window that is too small."""
+
+from math import ceil
+from typing import Final, final
+
+from attrs import define, field
+
+from llm_effects.values.json import dump
+from llm_effects.values.messages import (
+    Document,
+    Image,
+    Message,
+    Part,
+    Reasoning,
+    Text,
+    ToolCall,
+    ToolResult,
+    dimensions_of,
+    pages_of,
+)
+from llm_effects.values.requests import LLMRequest
+
+CHARACTERS_PER_TOKEN: Final = 4
+"""A rule of thumb for English text and code in current tokenizers."""
+
+MESSAGE_OVERHEAD: Final = 4
+"""Tokens that a chat template spends on each message."""
+
+IMAGE_TOKENS: Final = 1_000
+"""About what vendors count for one picture of ordinary size."""
+
+MOST_IMAGE_TOKENS: Final = 1_600
+"""About what they count for a larger one, which they make smaller first."""
+
+PIXELS_PER_TOKEN: Final = 750
+"""Of a picture, as Anthropic's guide to vision has it; others count about as many for the sizes in use."""
+
+PAGE_TOKENS: Final = 2_000
+"""About what vendors count for a page of a PDF, its text and its picture."""
+
+LEAST_RATIO: Final = 0.5
+"""Tokens counted for each one estimated: fewer are not believed."""
+
+MOST_RATIO: Final = 3.0
+"""Tokens counted for each one estimated: more are not believed."""
+
+NEWEST: Final = 0.3
+"""Weight of the newest prompt in the moving average."""
+
+TELLING: Final = 400
+"""Estimated tokens from which on a prompt has its full weight."""
+
+
+def estimate_tokens(request: LLMRequest) -> int:
+    """Estimate the tokens of the prompt: messages, system, tools and schema.
+
+    >>> estimate_tokens(LLMRequest(prompt="x" * 400))
+    104
+    """
+    letters = len(request.system or "")
+    for tool in request.tools:
+        letters += len(tool.name) + len(tool.description) + len(dump(tool.parameters))
+    if request.response_schema:
+        letters += len(dump(request.response_schema))
+    return ceil(letters / CHARACTERS_PER_TOKEN) + _asked_tokens(request)
+
+
+def _asked_tokens(request: LLMRequest) -> int:
+    if request.prompt is not None:
+        return MESSAGE_OVERHEAD + ceil(len(request.prompt) / CHARACTERS_PER_TOKEN)
+    return sum(map(message_tokens, request.messages))
+
+
+def message_tokens(message: Message) -> int:
+    """Estimate the tokens of one message.
+
+    >>> message_tokens(Message("user", "x" * 40))
+    14
+    """
+    return MESSAGE_OVERHEAD + sum(map(_part_tokens, message.parts))
+
+
+def _part_tokens(part: Part) -> int:
+    match part:
+        case Text():  # first, being the most of a long conversation
+            return ceil(len(part.text) / CHARACTERS_PER_TOKEN)
+        case Image():
+            return _image_tokens(part)
+        case Document(plain=False):
+            return PAGE_TOKENS * pages_of(part.data or b"")
+        case _:
+            return ceil(_letters(part) / CHARACTERS_PER_TOKEN)
+
+
+def _image_tokens(image: Image) -> int:
+    size = dimensions_of(image.data or b"")
+    return IMAGE_TOKENS if size is None else min(ceil(size[0] * size[1] / PIXELS_PER_TOKEN), MOST_IMAGE_TOKENS)
+
+
+def _letters(part: Document | Reasoning | ToolCall | ToolResult) -> int:
+    match part:
+        case Document():
+            return len(part.text)
+        case Reasoning():
+            return max(len(part.text), len(part.opaque or ""))
+        case ToolCall():
+            return len(part.name) + len(part.arguments)
+        case ToolResult():
+            return len(part.content)
+
+
+def corrected(ratio: float, estimated: int, told: int) -> float:
+    """Take a prompt that was counted into the tokens that a model counts for each one estimated.
+
+    A moving average. A short prompt, which is mostly the chat's template, says little; a count that is far off says
+    nothing: some servers leave out what they had in their cache, or cut the prompt.
+
+    >>> round(corrected(1.0, 1000, 1500), 2), round(corrected(1.0, 40, 60), 3), corrected(1.0, 1000, 10)
+    (1.15, 1.015, 1.0)
+    """
+    newest = told / max(estimated, 1)
+    if not LEAST_RATIO <= newest <= MOST_RATIO:
+        return ratio
+    return ratio + NEWEST * min(1.0, estimated / TELLING) * (newest - ratio)
+
+
+@final
+@define
+class EstimatedTokens:
+    """The estimate as a service, and what each provider's own counts say of it."""
+
+    _ratios: dict[str, float] = field(factory=dict[str, float])
+
+    def estimate(self, request: LLMRequest) -> int:
+        """Estimate the tokens of the prompt: messages, system, tools and schema."""
+        return estimate_tokens(request)
+
+    def ratio(self, model: str) -> float:
+        """Give the tokens that a configured model counts for each one estimated."""
+        return self._ratios.get(model, 1.0)
+
+    def learn(self, model: str, estimated: int, told: int) -> None:
+        """Learn from a prompt that was estimated and then counted by its provider."""
+        self._ratios[model] = corrected(self.ratio(model), estimated, told)
