@@ -26,7 +26,7 @@ from llm_effects import (
     effect,
     gather,
     generate_as,
-    settle,
+    run,
 )
 
 SERIES: Final = Path(__file__).parent / "data" / "latency.csv"
@@ -114,7 +114,7 @@ async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Find the anomalies and have each judged, two at a time."""
     series = read_series(SERIES)
     judged = gather([judge(anomaly) for anomaly in anomalies(series)], limit=2)
-    return await settle(judged.map(lambda lines: "\n".join((chart(series), *lines))), env)
+    return await run(judged.map(lambda lines: "\n".join((chart(series), *lines))), env)
 
 
 async def live() -> Result[str, LLMError]:

@@ -18,14 +18,13 @@ from llm_effects import (
     LLMError,
     LLMRequest,
     Preferences,
-    Progress,
     create_default_llm_manager,
     describe,
     effect,
-    file_journal,
     generate_many,
-    settle,
+    run,
 )
+from llm_effects.batches import Progress, file_journal
 
 THINGS = ("a disk", "a log file", "a cache", "a queue", "a lock", "a timeout")
 QUESTIONS = tuple(
@@ -57,10 +56,10 @@ async def answers(
 ) -> Result[list[str], LLMError]:
     """Run, or go on; where nothing at all was answered, the first error tells why."""
     many = generate_many(QUESTIONS, concurrency=2, journal=file_journal(journal), progress=progress)
-    run = await settle(many, env)
-    if not is_successful(run):
-        return Failure(run.failure())
-    results = run.unwrap()
+    finished = await run(many, env)
+    if not is_successful(finished):
+        return Failure(finished.failure())
+    results = finished.unwrap()
     if not any(map(is_successful, results)):
         return Failure(results[0].failure())
     said = [each.unwrap().content.strip() if is_successful(each) else describe(each.failure()) for each in results]

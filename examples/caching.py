@@ -13,22 +13,22 @@ from returns.pipeline import is_successful
 from returns.result import Result
 
 from llm_effects import (
-    CacheConfig,
     LLMConfig,
     LLMEnv,
     LLMError,
     LLMRequest,
     LLMResponse,
     Preferences,
-    cache_stats,
     describe,
     effect,
     generate,
     load_config,
     make_llm_manager,
-    settle,
+    run,
     then,
 )
+from llm_effects.config import CacheConfig
+from llm_effects.policies.cache import cache_stats
 
 QUESTION = LLMRequest(
     prompt="Why do disks fill up? One sentence.",
@@ -47,7 +47,7 @@ async def main(env: LLMEnv) -> Result[str, LLMError]:
     question = generate(QUESTION).map(line)
     both = then(question, lambda first: question.map(lambda second: f"{first}\n{second}"))
     found = then(both, lambda lines: cache_stats().map(lambda stats: f"{lines}\n{stats.entries} entries are stored"))
-    return await settle(found, env)
+    return await run(found, env)
 
 
 def with_file(config: LLMConfig) -> LLMConfig:

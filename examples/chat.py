@@ -28,7 +28,7 @@ from llm_effects import (
     describe,
     effect,
     load_conversation,
-    settle,
+    run,
     start_conversation,
 )
 
@@ -97,7 +97,7 @@ async def answer(question: str, env: LLMEnv, scopes: list[anyio.CancelScope], *,
     said: Result[str, LLMError] = Success("\n(stopped: what you saw is kept)")
     with anyio.CancelScope() as scope:
         scopes.append(scope)
-        told = await settle(converse(NAME, request, sink=show_and_stop if stop else show), env)
+        told = await run(converse(NAME, request, sink=show_and_stop if stop else show), env)
         said = told.map(lambda response: "".join(f"\n({each})" for each in response.warnings))
     scopes.remove(scope)
     return said
@@ -105,14 +105,14 @@ async def answer(question: str, env: LLMEnv, scopes: list[anyio.CancelScope], *,
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Chat until there is nothing more to say."""
-    started = await settle(start_conversation(NAME, system="You are a friendly guide. Be brief."), env)
+    started = await run(start_conversation(NAME, system="You are a friendly guide. Be brief."), env)
     if not is_successful(started) and not isinstance(started.failure(), ConversationConflict):
         return Failure(started.failure())
     async with ctrl_c() as scopes:
         chatted = await chat(env, scopes)
     if not is_successful(chatted):
         return chatted
-    return (await settle(load_conversation(NAME), env)).map(
+    return (await run(load_conversation(NAME), env)).map(
         lambda history: "turns: " + ", ".join(turn.state.value for turn in history.turns)
     )
 

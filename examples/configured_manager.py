@@ -13,16 +13,16 @@ from llm_effects import (
     LLMRequest,
     ModelConfig,
     Preferences,
-    RoutingConfig,
     TaskType,
     describe,
     effect,
-    embedded_model,
     explain,
     generate,
     make_llm_manager,
-    settle,
+    run,
 )
+from llm_effects.config import RoutingConfig
+from llm_effects.config.loading import embedded_model
 
 CONFIG = LLMConfig(
     models={
@@ -42,8 +42,8 @@ REQUEST = LLMRequest(
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Show the plan, then the answer and how it came about."""
-    plan = await settle(explain(REQUEST), env)
-    answer = await settle(generate(REQUEST), env)
+    plan = await run(explain(REQUEST), env)
+    answer = await run(generate(REQUEST), env)
     order = plan.map(lambda decision: " then ".join(each.model for each in decision.candidates)).value_or("nobody")
     return answer.map(
         lambda response: "\n".join(

@@ -31,7 +31,7 @@ from llm_effects import (
     load_config,
     load_conversation,
     make_llm_manager,
-    settle,
+    run,
     start_conversation,
 )
 
@@ -53,7 +53,7 @@ async def ask(number: int, env: LLMEnv) -> Result[LLMResponse, LLMError]:
     request = LLMRequest(prompt=QUESTIONS[number], preferences=Preferences(max_tokens=20, temperature=0.2, seed=7))
     print(f"\n[{number + 1}] {QUESTIONS[number]}")
     while True:
-        result = await settle(converse(NAME, request, turn_id=f"question-{number}", sink=show), env)
+        result = await run(converse(NAME, request, turn_id=f"question-{number}", sink=show), env)
         if is_successful(result) or not isinstance(result.failure(), ConversationConflict):
             return result
         print("(its writer is gone: its lease ends soon)", flush=True)
@@ -62,7 +62,7 @@ async def ask(number: int, env: LLMEnv) -> Result[LLMResponse, LLMError]:
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Hold the conversation: begun or resumed, it is the same program."""
-    started = await settle(start_conversation(NAME, system="You help on call. Be brief."), env)
+    started = await run(start_conversation(NAME, system="You help on call. Be brief."), env)
     if not is_successful(started) and not isinstance(started.failure(), ConversationConflict):
         return Failure(started.failure())
     from_storage = 0
@@ -71,7 +71,7 @@ async def main(env: LLMEnv) -> Result[str, LLMError]:
         if not is_successful(answer):
             return Failure(answer.failure())
         from_storage += answer.unwrap().cached
-    stored = await settle(load_conversation(NAME), env)
+    stored = await run(load_conversation(NAME), env)
     return stored.map(lambda history: f"\n{len(history.turns)} turns stored, {from_storage} answered from storage")
 
 

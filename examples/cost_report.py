@@ -19,17 +19,16 @@ from llm_effects import (
     LLMRequest,
     LLMResponse,
     Preferences,
-    UsageReport,
-    UsageRow,
     create_default_llm_manager,
     describe,
     effect,
     gather,
     generate,
-    settle,
+    run,
     then,
     usage_report,
 )
+from llm_effects.reports import UsageReport, UsageRow
 
 QUESTIONS = (
     ("analysis", "Why do disks fill up?"),
@@ -111,12 +110,12 @@ def asked_and_reported() -> Effect[UsageReport]:
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Ask, and show what it took."""
-    return await settle(asked_and_reported().map(lambda report: f"{table(report)}\n\n{chart(report)}"), env)
+    return await run(asked_and_reported().map(lambda report: f"{table(report)}\n\n{chart(report)}"), env)
 
 
 async def draw(env: LLMEnv, path: str) -> Result[None, LLMError]:
     """Draw what the ledger has into a file."""
-    report = await settle(usage_report(by=("model", "task")), env)
+    report = await run(usage_report(by=("model", "task")), env)
     if is_successful(report):
         await anyio.Path(path).write_text(svg(report.unwrap()), encoding="utf-8")
     return report.map(lambda _: None)

@@ -17,7 +17,7 @@ from llm_effects import (
     describe,
     effect,
     generate,
-    settle,
+    run,
 )
 
 GREETING = LLMRequest(prompt="Say hello in five words.", preferences=Preferences(max_tokens=20, temperature=0.0))
@@ -35,7 +35,7 @@ def greet(env: LLMEnv) -> FutureResult[str, LLMError]:
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Run the same as an effect, for a plain result."""
-    return await settle(generate(GREETING).map(words), env)
+    return await run(generate(GREETING).map(words), env)
 
 
 async def live() -> Result[str, LLMError]:

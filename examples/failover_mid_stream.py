@@ -27,10 +27,10 @@ from llm_effects import (
     Started,
     TextDelta,
     describe,
-    embedded_model,
     open_env,
     open_stream,
 )
+from llm_effects.config.loading import embedded_model
 
 QUESTION = LLMRequest(
     prompt="Why do disks fill up? One sentence.",

@@ -25,7 +25,7 @@ from llm_effects import (
     describe,
     effect,
     generate_as,
-    settle,
+    run,
 )
 
 SCHEMA: Final = Path(__file__).parent / "data" / "service_status.json"
@@ -136,7 +136,7 @@ def component(title: str, fields: dict[str, str]) -> Effect[str]:
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Read the schema and make a component for it."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    return await settle(component(schema["title"], schema["fields"]), env)
+    return await run(component(schema["title"], schema["fields"]), env)
 
 
 async def live() -> Result[str, LLMError]:

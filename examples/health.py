@@ -9,14 +9,14 @@ from returns.result import Result
 from llm_effects import (
     LLMEnv,
     LLMError,
-    ModelHealth,
     check_health,
     check_local_model_health,
     create_default_llm_manager,
     describe,
     effect,
-    settle,
+    run,
 )
+from llm_effects.values import ModelHealth
 
 
 def line(health: ModelHealth) -> str:
@@ -28,8 +28,8 @@ def line(health: ModelHealth) -> str:
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Probe all configured models, and the usual place of LM Studio."""
-    studio = (await settle(check_local_model_health("http://localhost:1234/v1"), env)).map(line)
-    every = await settle(check_health(), env)
+    studio = (await run(check_local_model_health("http://localhost:1234/v1"), env)).map(line)
+    every = await run(check_health(), env)
     return every.map(lambda found: "\n".join([*map(line, found), "", studio.value_or("LM Studio cannot be probed")]))
 
 

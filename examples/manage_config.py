@@ -27,7 +27,7 @@ from llm_effects import (
     fail,
     generate_as,
     rescue,
-    settle,
+    run,
 )
 
 CONFIG: Final = Path(__file__).parent / "data" / "platform.toml"
@@ -148,7 +148,7 @@ def outcome(text: str, result: Result[Proposal, LLMError]) -> Result[str, LLMErr
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Propose a change of the example's configuration and show what would become of it."""
     text = CONFIG.read_text(encoding="utf-8")
-    return outcome(text, await settle(propose(WISH, text), env))
+    return outcome(text, await run(propose(WISH, text), env))
 
 
 async def live() -> Result[str, LLMError]:

@@ -21,7 +21,7 @@ from llm_effects import (
     fail,
     generate,
     rescue,
-    settle,
+    run,
     succeed,
     then,
 )
@@ -68,7 +68,7 @@ def advise(severity: int) -> Effect[str]:
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Rate an event and advise on it."""
-    return await settle(then(rate("Half of all requests fail with status 500."), advise), env)
+    return await run(then(rate("Half of all requests fail with status 500."), advise), env)
 
 
 async def live() -> Result[str, LLMError]:

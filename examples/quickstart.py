@@ -21,7 +21,7 @@ from llm_effects import (
     describe,
     effect,
     generate,
-    settle,
+    run,
 )
 
 QUESTION = LLMRequest(
@@ -50,7 +50,7 @@ def report(response: LLMResponse) -> str:
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Answer the question with whatever the environment offers."""
-    return (await settle(generate(QUESTION), env)).map(report)
+    return (await run(generate(QUESTION), env)).map(report)
 
 
 async def live() -> Result[str, LLMError]:

@@ -28,17 +28,17 @@ from llm_effects import (
     LLMRequest,
     LLMResponse,
     ModelConfig,
-    RoutingConfig,
     describe,
     exponential,
     gather,
     generate,
     open_env,
     retry,
-    settle,
+    run,
     timeout,
     up_to,
 )
+from llm_effects.config import RoutingConfig
 
 QUESTIONS = ("Why do disks fill up?", "Why do certificates expire?")
 
@@ -65,7 +65,7 @@ def ask_patiently(question: str) -> Effect[str]:
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Ask one question after the other; the first error would end it."""
-    return (await settle(gather(map(ask_patiently, QUESTIONS), limit=1), env)).map("\n".join)
+    return (await run(gather(map(ask_patiently, QUESTIONS), limit=1), env)).map("\n".join)
 
 
 def answer(status: str, text: str) -> bytes:

@@ -19,7 +19,7 @@ from llm_effects import (
     create_default_llm_manager,
     describe,
     effect,
-    settle,
+    run,
     stream,
 )
 
@@ -46,7 +46,7 @@ async def show(event: StreamEvent) -> None:
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Stream the story to the terminal; the effect gives the whole answer as well."""
-    return (await settle(stream(STORY, show), env)).map(lambda response: f"finished: {response.finish_reason.value}")
+    return (await run(stream(STORY, show), env)).map(lambda response: f"finished: {response.finish_reason.value}")
 
 
 async def live() -> Result[str, LLMError]:

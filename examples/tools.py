@@ -12,29 +12,22 @@ from returns.pipeline import is_successful
 from returns.result import Result
 
 from llm_effects import (
-    Approved,
     LLMEnv,
     LLMError,
     LLMRequest,
     Preferences,
-    Refused,
     ToolCall,
-    ToolEvent,
-    ToolFinished,
-    ToolLimits,
-    ToolRun,
-    Verdict,
     describe,
     load_config,
     make_llm_manager,
+    run,
     run_tools,
-    settle,
     tool,
     toolkit,
-    tools_by_schema,
 )
 from llm_effects.effects.effect import effect
-from llm_effects.pipeline import generate_call
+from llm_effects.pipeline import standard_pipeline
+from llm_effects.tools import Approved, Refused, ToolEvent, ToolFinished, ToolLimits, ToolRun, Verdict, tools_by_schema
 
 FREE = {"root": 41, "data": 3}
 
@@ -85,16 +78,16 @@ def told(run: ToolRun) -> str:
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
     """Let the model work in at most two steps, of which the last is its answer."""
-    run = run_tools(
+    session = run_tools(
         QUESTION,
         TOOLS,
         max_steps=2,
         limits=ToolLimits(timeout_s=300, answer_last=True),
         approve=approve,
         on_event=show,
-        onion=tools_by_schema(generate_call),
+        pipeline=tools_by_schema(standard_pipeline),
     )
-    return await settle(run.map(told), env)
+    return await run(session.map(told), env)
 
 
 async def live() -> Result[str, LLMError]:

@@ -15,17 +15,17 @@ from returns.result import Failure, Result, Success
 from llm_effects.config import LLMConfig
 from llm_effects.effects.call import Call
 from llm_effects.effects.combinators import places
-from llm_effects.effects.effect import Effect, Generate, effect, result_of, settle
+from llm_effects.effects.effect import Effect, Generate, effect, result_of, run
 from llm_effects.effects.env import Embedder, LLMEnv
 from llm_effects.effects.tasks import in_parallel
 from llm_effects.policies import layered
-from llm_effects.policies.budget import budgeted
-from llm_effects.policies.cache import PATIENCE_S, is_cached
-from llm_effects.policies.circuit_breaker import broken
-from llm_effects.policies.deadline import bounded
-from llm_effects.policies.limits import limited
-from llm_effects.policies.recording import observed
-from llm_effects.policies.retries import retried
+from llm_effects.policies.budget import with_budget
+from llm_effects.policies.cache import TIMEOUT_S, is_cached
+from llm_effects.policies.circuit_breaker import with_circuit_breaker
+from llm_effects.policies.deadline import with_deadline
+from llm_effects.policies.limits import with_limits
+from llm_effects.policies.recording import with_recording
+from llm_effects.policies.retries import with_retries
 from llm_effects.providers.target import Preset, Target
 from llm_effects.routing.model_registry import targets_of
 from llm_effects.values.errors import (
@@ -54,7 +54,7 @@ TASK: Final = TaskType("embeddings")
 
 @final
 @frozen
-class Wanted:
+class EmbeddingRequest:
     """What is to be embedded, and how: as which request the portions go out, and how many at once."""
 
     texts: tuple[str, ...]
@@ -66,7 +66,7 @@ class Wanted:
 
 @final
 @frozen
-class Asked:
+class EmbeddedBatch:
     """What a model gave for a portion, and what is doubtful about it."""
 
     came: Vectors
@@ -84,12 +84,22 @@ def request_of(owner: str | None, tags: Iterable[str]) -> LLMRequest:
     return LLMRequest(messages=said, task_type=TASK, owner=owner, tags=to_tuple("tags", tags), preferences=no_answer)
 
 
-async def ask(call: Call, texts: tuple[str, ...], dimensions: int | None, env: LLMEnv) -> Result[Asked, LLMError]:
+async def ask(
+    call: Call, texts: tuple[str, ...], dimensions: int | None, env: LLMEnv
+) -> Result[EmbeddedBatch, LLMError]:
     """Embed a portion: limited, budgeted, booked, and asked again by the same model where that may help."""
     told: list[Vectors] = []
-    onion = layered(_heart(texts, dimensions, told), observed, budgeted, limited, broken, retried, bounded)
-    result = await settle(onion(call), env)
-    return result.map(lambda answer: Asked(told[-1], answer.warnings))
+    pipeline = layered(
+        _heart(texts, dimensions, told),
+        with_recording,
+        with_budget,
+        with_limits,
+        with_circuit_breaker,
+        with_retries,
+        with_deadline,
+    )
+    result = await run(pipeline(call), env)
+    return result.map(lambda answer: EmbeddedBatch(told[-1], answer.warnings))
 
 
 _NOT_HERE: Final = "clients: these embed no texts: give the environment clients with an ``embed``"
@@ -97,7 +107,7 @@ _NOT_HERE: Final = "clients: these embed no texts: give the environment clients 
 
 def _heart(texts: tuple[str, ...], dimensions: int | None, told: list[Vectors]) -> Generate:
     def embed(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+        async def perform(env: LLMEnv) -> Result[LLMResponse, LLMError]:
             if not isinstance(env.clients, Embedder):
                 return Failure(ConfigurationError(model=call.model, message=_NOT_HERE))
             came = await result_of(env.clients.embed(call, texts, dimensions))
@@ -106,7 +116,7 @@ def _heart(texts: tuple[str, ...], dimensions: int | None, told: list[Vectors]) 
             told.append(came.unwrap())
             return Success(_answer(came.unwrap(), call, env))
 
-        return effect(run)
+        return effect(perform)
 
     return embed
 
@@ -168,16 +178,16 @@ BYTES_PER_TOKEN: Final = 3
 """Of UTF-8: fewer than English has, and about a letter of Chinese, so that a portion is rather too small."""
 
 
-def portions(texts: Iterable[str], preset: Preset) -> Iterator[tuple[str, ...]]:
+def batches_of(texts: Iterable[str], preset: Preset) -> Iterator[tuple[str, ...]]:
     """Cut texts into portions, in order, by how many texts and tokens a server takes at once.
 
     A text that is too long by itself is a portion of its own: only the server knows its exact length.
 
     >>> from attrs import evolve
     >>> from llm_effects.providers.presets import PRESETS
-    >>> list(portions(("a", "b", "c"), evolve(PRESETS["vllm"], embedded_texts=2)))
+    >>> list(batches_of(("a", "b", "c"), evolve(PRESETS["vllm"], embedded_texts=2)))
     [('a', 'b'), ('c',)]
-    >>> list(portions(("a" * 30, "b", "c"), evolve(PRESETS["vllm"], embedded_tokens=10)))
+    >>> list(batches_of(("a" * 30, "b", "c"), evolve(PRESETS["vllm"], embedded_tokens=10)))
     [('aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa',), ('b', 'c')]
     """
     portion, tokens = list[str](), 0
@@ -210,17 +220,17 @@ Keep: TypeAlias = Callable[[Mapping[str, Vector]], Awaitable[None]]
 
 @final
 @frozen
-class Round:
+class EmbeddingRun:
     """What came of the portions, and the calls behind them."""
 
-    asked: dict[int, Asked] = field(factory=dict[int, Asked])
+    asked: dict[int, EmbeddedBatch] = field(factory=dict[int, EmbeddedBatch])
     calls: list[Call] = field(factory=list[Call])
     vectors: dict[str, Vector] = field(factory=dict[str, Vector])
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
         """Everything that was sent."""
-        return tuple(attempt for call in self.calls for attempt in call.trail.attempts)
+        return tuple(attempt for call in self.calls for attempt in call.history.attempts)
 
     @property
     def usage(self) -> Usage:
@@ -243,10 +253,10 @@ class Round:
 
 
 async def ask_all(
-    texts: tuple[str, ...], wanted: Wanted, target: Target, env: LLMEnv, keep: Keep
-) -> Result[Round, LLMError]:
+    texts: tuple[str, ...], wanted: EmbeddingRequest, target: Target, env: LLMEnv, keep: Keep
+) -> Result[EmbeddingRun, LLMError]:
     """Ask for all texts, some portions at once; the first error ends it all, and what came before it was kept."""
-    came, problems = Round(), list[LLMError]()
+    came, problems = EmbeddingRun(), list[LLMError]()
 
     async def one(number: int, portion: tuple[str, ...]) -> bool:
         request = evolve(wanted.template, messages=messages_of(portion))
@@ -262,7 +272,7 @@ async def ask_all(
         await keep(vectors)
         return False
 
-    await in_parallel(portions(texts, target.preset), wanted.workers, one)
+    await in_parallel(batches_of(texts, target.preset), wanted.workers, one)
     return Failure(evolve(problems[0], attempts=came.attempts)) if problems else Success(came)
 
 
@@ -285,7 +295,7 @@ _SUM: Final = 4  # bytes
 
 @final
 @define
-class Shelf:
+class VectorCache:
     """The vectors of one model in the cache, ``keeping`` new ones or not; left alone after its first ``trouble``."""
 
     env: LLMEnv
@@ -327,7 +337,7 @@ class Shelf:
             await in_parallel(vectors, WORKERS, one)
 
     async def _done(self, verb: str, operation: FutureResult[_Value, LLMError]) -> _Value | None:
-        with anyio.move_on_after(PATIENCE_S):
+        with anyio.move_on_after(TIMEOUT_S):
             result = await result_of(operation)
             if is_successful(result):
                 return result.unwrap()
@@ -392,22 +402,22 @@ def embed(
     in another space. ``dimensions`` is how long the vectors shall be, where the model leaves a choice.
 
     >>> import anyio
-    >>> from llm_effects import LLMConfig, ModelConfig, scripted_env, settle
+    >>> from llm_effects import LLMConfig, ModelConfig, run, scripted_env
     >>> small = ModelConfig(provider="ollama", model="nomic-embed-text")
     >>> env = scripted_env(config=LLMConfig(models={"small": small}))
-    >>> told = anyio.run(settle, embed(("cat", "dog", "cat")), env).unwrap()
+    >>> told = anyio.run(run, embed(("cat", "dog", "cat")), env).unwrap()
     >>> told.model, len(told.vectors), told.vectors[0] == told.vectors[2] != told.vectors[1], len(told.attempts)
     ('small', 3, True, 1)
-    >>> anyio.run(settle, embed(("cat", " ")), env).failure().message
+    >>> anyio.run(run, embed(("cat", " ")), env).failure().message
     'texts[1]: must not be blank: leave it out'
     """
     size = None if dimensions is None else places("dimensions", dimensions)
     template = evolve(request_of(owner, tags), cache=cache)
-    wanted = Wanted(to_tuple("texts", texts), model, size, places("concurrency", concurrency), template)
+    wanted = EmbeddingRequest(to_tuple("texts", texts), model, size, places("concurrency", concurrency), template)
     return effect(lambda env: _embedded(wanted, env))
 
 
-async def _embedded(wanted: Wanted, env: LLMEnv) -> Result[Embeddings, LLMError]:
+async def _embedded(wanted: EmbeddingRequest, env: LLMEnv) -> Result[Embeddings, LLMError]:
     problem = _problem(wanted.texts)
     if problem is not None:
         return Failure(problem)
@@ -430,11 +440,11 @@ _LOOKING: Final = frozenset({CachePolicy.USE, CachePolicy.ONLY})
 _KEEPING: Final = frozenset({CachePolicy.USE, CachePolicy.REFRESH})
 
 
-async def _filled(wanted: Wanted, target: Target, env: LLMEnv) -> Result[Embeddings, LLMError]:
+async def _filled(wanted: EmbeddingRequest, target: Target, env: LLMEnv) -> Result[Embeddings, LLMError]:
     """Look up what is known, ask for the rest, and put all together."""
     policy = wanted.template.cache
     on = is_cached(wanted.template, env.config) and _is_fixed(target)
-    shelf = Shelf(env, target, wanted.dimensions, wanted.template.owner, keeping=on and policy in _KEEPING)
+    shelf = VectorCache(env, target, wanted.dimensions, wanted.template.owner, keeping=on and policy in _KEEPING)
     distinct = tuple(dict.fromkeys(wanted.texts))
     known = await shelf.find(distinct if on and policy in _LOOKING else ())
     missing = tuple(text for text in distinct if text not in known)
@@ -456,7 +466,7 @@ _MIXED: Final = "the vectors have different lengths, so the model is not what it
 
 
 def _told(
-    wanted: Wanted, target: Target, known: Mapping[str, Vector], came: Round, trouble: tuple[str, ...]
+    wanted: EmbeddingRequest, target: Target, known: Mapping[str, Vector], came: EmbeddingRun, trouble: tuple[str, ...]
 ) -> Result[Embeddings, LLMError]:
     vectors = {**known, **came.vectors}
     if len({len(vector) for vector in vectors.values()}) > 1:

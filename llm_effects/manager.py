@@ -22,11 +22,11 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.loading import load_config
 from llm_effects.conversations.converse import converse
 from llm_effects.effects.call import Sink
-from llm_effects.effects.effect import Effect, fail, result_of, settle
+from llm_effects.effects.effect import Effect, fail, result_of, run
 from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry
 from llm_effects.pipeline import generate, only, open_stream, refused, stream
 from llm_effects.providers.registry import target_of
-from llm_effects.routing.candidates import Facts, RoutingDecision
+from llm_effects.routing.candidates import RoutingContext, RoutingDecision
 from llm_effects.routing.model_registry import is_here, price_list, ready_targets
 from llm_effects.routing.prices import PriceList, not_listed
 from llm_effects.routing.router import route
@@ -65,10 +65,10 @@ def open_env(
     the first operation, as a ``ConfigurationError`` that names all such problems.
 
     >>> import anyio
-    >>> from llm_effects import LLMRequest, ModelConfig, generate, settle
+    >>> from llm_effects import LLMRequest, ModelConfig, generate, run
     >>> async def main() -> str:
     ...     async with open_env(LLMConfig(models={"gpt": ModelConfig(provider="openai-chat", model="m")})) as env:
-    ...         return (await settle(generate(LLMRequest(prompt="why?")), env)).failure().message
+    ...         return (await run(generate(LLMRequest(prompt="why?")), env)).failure().message
     >>> anyio.run(main).splitlines()[0]
     'models.gpt.api_key: is missing: openai-chat answers only with a key'
     """
@@ -213,7 +213,7 @@ class LLMManager:
 
     @property
     def env(self) -> LLMEnv:
-        """The environment itself, for ``settle``."""
+        """The environment itself, for ``run``."""
         return self._env
 
     @property
@@ -255,7 +255,7 @@ class LLMManager:
 
     async def run(self, effect: Effect[_Value]) -> Result[_Value, LLMError]:
         """Run any effect: its plain ``Result``."""
-        return await settle(self._checked(effect), self._env)
+        return await run(self._checked(effect), self._env)
 
     async def aclose(self) -> None:
         """Close every connection and free the models in this process; closing twice is fine."""
@@ -334,7 +334,7 @@ def make_model_router(config: LLMConfig) -> Callable[[LLMRequest], Result[Routin
     prices = price_list(config)
 
     def decide(request: LLMRequest) -> Result[RoutingDecision, LLMError]:
-        facts = Facts(statistics={}, prices=prices, tokens=estimate_tokens(request), at=wall_clock())
+        facts = RoutingContext(statistics={}, prices=prices, tokens=estimate_tokens(request), at=wall_clock())
         return route(request, config, facts)
 
     return decide

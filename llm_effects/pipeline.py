@@ -6,14 +6,14 @@ A layer takes a ``Generate`` and gives a ``Generate``. To leave one out or to ad
 
 >>> from llm_effects.policies.complete import complete
 
->>> from llm_effects.policies.deadline import bounded
+>>> from llm_effects.policies.deadline import with_deadline
 
->>> from llm_effects.policies.recording import observed
+>>> from llm_effects.policies.recording import with_recording
 
->>> from llm_effects.policies.retries import retried
+>>> from llm_effects.policies.retries import with_retries
 
->>> from llm_effects.policies.routing import routed
->>> without_retries = layered(complete, observed, routed, bounded)
+>>> from llm_effects.policies.routing import with_routing
+>>> without_retries = layered(complete, with_recording, with_routing, with_deadline)
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -27,23 +27,23 @@ from returns.context import RequiresContext
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.call import Call, Sink, Trail, committing
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, settle
+from llm_effects.effects.call import Call, CallHistory, Sink, committing
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies import layered
-from llm_effects.policies.budget import budgeted
-from llm_effects.policies.cache import cached
-from llm_effects.policies.circuit_breaker import broken
-from llm_effects.policies.coalescing import coalesced
+from llm_effects.policies.budget import with_budget
+from llm_effects.policies.cache import with_cache
+from llm_effects.policies.circuit_breaker import with_circuit_breaker
+from llm_effects.policies.coalescing import with_coalescing
 from llm_effects.policies.complete import complete
-from llm_effects.policies.deadline import bounded
-from llm_effects.policies.hedging import hedged
-from llm_effects.policies.limits import limited
-from llm_effects.policies.recording import observed
-from llm_effects.policies.repair import reasked
-from llm_effects.policies.retries import retried
-from llm_effects.policies.routing import facts_of, routed
-from llm_effects.policies.tracing import traced
+from llm_effects.policies.deadline import with_deadline
+from llm_effects.policies.hedging import with_hedging
+from llm_effects.policies.limits import with_limits
+from llm_effects.policies.recording import with_recording
+from llm_effects.policies.repair import with_repair
+from llm_effects.policies.retries import with_retries
+from llm_effects.policies.routing import routing_context, with_routing
+from llm_effects.policies.tracing import with_tracing
 from llm_effects.routing.candidates import RoutingDecision
 from llm_effects.routing.router import route
 from llm_effects.values.errors import LLMError
@@ -51,11 +51,23 @@ from llm_effects.values.events import Completed, Failed, Restarted, StreamEvent,
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse, total_cost
 
-# Inner to outer. The model is chosen by ``routed``: what stands before it acts on one attempt or one candidate,
-# what stands after it on the whole call. ``coalesced`` stands outside ``cached``, so that who comes after a flight
+# Inner to outer. The model is chosen by ``with_routing``: what stands before it acts on one attempt or one candidate,
+# what stands after it on the whole call. ``with_coalescing`` stands outside ``with_cache``, so that who comes after a flight
 # finds its answer stored.
-generate_call: Generate = layered(
-    complete, observed, budgeted, limited, broken, retried, hedged, reasked, routed, cached, coalesced, bounded, traced
+standard_pipeline: Generate = layered(
+    complete,
+    with_recording,
+    with_budget,
+    with_limits,
+    with_circuit_breaker,
+    with_retries,
+    with_hedging,
+    with_repair,
+    with_routing,
+    with_cache,
+    with_coalescing,
+    with_deadline,
+    with_tracing,
 )
 
 
@@ -69,14 +81,14 @@ def generate(request: LLMRequest) -> Effect[LLMResponse]:
     Gives the answer with its usage, cost (USD), latency (milliseconds) and attempts, or an ``LLMError``.
 
     >>> import anyio
-    >>> from llm_effects import RateLimitExceeded, scripted_env, settle
-    >>> anyio.run(settle, generate(LLMRequest(prompt="why?")), scripted_env("because")).unwrap().content
+    >>> from llm_effects import RateLimitExceeded, run, scripted_env
+    >>> anyio.run(run, generate(LLMRequest(prompt="why?")), scripted_env("because")).unwrap().content
     'because'
     >>> refused = scripted_env(RateLimitExceeded(quota=True))
-    >>> anyio.run(settle, generate(LLMRequest(prompt="why?")), refused).failure().tag
+    >>> anyio.run(run, generate(LLMRequest(prompt="why?")), refused).failure().tag
     'RateLimitExceeded'
     """
-    return run_call(generate_call, request)
+    return run_call(standard_pipeline, request)
 
 
 def stream(request: LLMRequest, sink: Sink) -> Effect[LLMResponse]:
@@ -86,22 +98,22 @@ def stream(request: LLMRequest, sink: Sink) -> Effect[LLMResponse]:
     models may be tried unseen; after it ``request.recovery`` decides.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
+    >>> from llm_effects import run, scripted_env
     >>> async def show(event: object) -> None:
     ...     print(type(event).__name__)
-    >>> done = anyio.run(settle, stream(LLMRequest(prompt="why?"), show), scripted_env("because"))
+    >>> done = anyio.run(run, stream(LLMRequest(prompt="why?"), show), scripted_env("because"))
     Started
     TextDelta
     Completed
     """
 
-    async def run(env: LLMEnv) -> Answer:
-        result = await settle(run_call(generate_call, request, sink), env)
+    async def perform(env: LLMEnv) -> Answer:
+        result = await run(run_call(standard_pipeline, request, sink), env)
         with anyio.move_on_after(LAST_WORD_S):  # for a consumer that never returns
             await sink(ending(result))
         return result
 
-    return effect(run)
+    return effect(perform)
 
 
 def ending(result: Answer) -> StreamEvent:
@@ -115,16 +127,16 @@ def explain(request: LLMRequest, *, streamed: bool = False) -> Effect[RoutingDec
     Every number that decided is in it. ``streamed`` asks for ``stream`` instead, where the first content counts.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
-    >>> decision = anyio.run(settle, explain(LLMRequest(prompt="why?")), scripted_env()).unwrap()
+    >>> from llm_effects import run, scripted_env
+    >>> decision = anyio.run(run, explain(LLMRequest(prompt="why?")), scripted_env()).unwrap()
     >>> [candidate.model for candidate in decision.candidates]
     ['scripted']
     """
 
-    async def run(env: LLMEnv) -> Result[RoutingDecision, LLMError]:
-        return route(request, env.config, facts_of(request, env, streamed=streamed))
+    async def perform(env: LLMEnv) -> Result[RoutingDecision, LLMError]:
+        return route(request, env.config, routing_context(request, env, streamed=streamed))
 
-    return effect(run)
+    return effect(perform)
 
 
 def as_it_is(call: Call) -> Call:
@@ -133,28 +145,28 @@ def as_it_is(call: Call) -> Call:
 
 
 def run_call(
-    onion: Generate, request: LLMRequest, sink: Sink | None = None, adapt: Callable[[Call], Call] = as_it_is
+    pipeline: Generate, request: LLMRequest, sink: Sink | None = None, adapt: Callable[[Call], Call] = as_it_is
 ) -> Effect[LLMResponse]:
     """Send a request through an onion and put what its trail tells into the answer, or into the error.
 
     ``adapt`` puts into the call what its maker knows besides: its conversation, a deadline.
     """
 
-    async def run(env: LLMEnv) -> Answer:
-        trail = Trail()
-        told = None if sink is None else committing(sink, trail)
-        call = adapt(Call(id=env.new_id(), request=request, sink=told, trail=trail))
+    async def perform(env: LLMEnv) -> Answer:
+        history = CallHistory()
+        told = None if sink is None else committing(sink, history)
+        call = adapt(Call(id=env.new_id(), request=request, sink=told, history=history))
         started = anyio.current_time()
-        result = await settle(onion(call), env)
+        result = await run(pipeline(call), env)
         if is_successful(result):
             return Success(_told(result.unwrap(), call, (anyio.current_time() - started) * 1000))
         return Failure(_error_told(result.failure(), call))
 
-    return effect(run)
+    return effect(perform)
 
 
 def _told(response: LLMResponse, call: Call, latency_ms: float) -> LLMResponse:
-    attempts = tuple(call.trail.attempts)
+    attempts = tuple(call.history.attempts)
     return evolve(
         response,
         task_type=call.request.task_type,
@@ -165,10 +177,10 @@ def _told(response: LLMResponse, call: Call, latency_ms: float) -> LLMResponse:
 
 
 def _error_told(error: LLMError, call: Call) -> LLMError:
-    trail = call.trail
-    partial = error.partial if call.sink is None else trail.partial
-    earlier = tuple(each for each in trail.errors if each is not error)
-    return evolve(error, attempts=tuple(trail.attempts), partial=partial, earlier=earlier)
+    history = call.history
+    partial = error.partial if call.sink is None else history.partial
+    earlier = tuple(each for each in history.errors if each is not error)
+    return evolve(error, attempts=tuple(history.attempts), partial=partial, earlier=earlier)
 
 
 # The pull form of a stream: an async iterator of its events, for ``async for``.
@@ -237,7 +249,7 @@ async def _produce(
     request: LLMRequest, env: LLMEnv, send: MemoryObjectSendStream[StreamEvent], pulled: _Pulled
 ) -> None:
     async with send:
-        result = await settle(run_call(generate_call, request, send.send), env)
+        result = await run(run_call(standard_pipeline, request, send.send), env)
         # for as long as it takes: nobody waits for a consumer that has not left
         await send.send(ending(result.alt(pulled.so_far)))
 

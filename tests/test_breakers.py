@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from llm_effects import (
     AuthenticationFailed,
     InvalidRequest,
-    Late,
     LLMConfig,
     LLMError,
     LLMRequest,
@@ -19,18 +18,16 @@ from llm_effects import (
     RateLimitExceeded,
     RequestFailed,
     RequestTimeout,
-    RoutingConfig,
     explain,
-    failing,
     generate,
-    run_in_virtual_time,
-    scripted,
+    run,
     scripted_env,
-    settle,
 )
+from llm_effects.config import RoutingConfig
 from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
 from llm_effects.effects.env import LLMEnv
-from llm_effects.limits.circuit_breaker import Breaker, Passage, Refusal, admitted, blames, recorded
+from llm_effects.limits.circuit_breaker import Breaker, BreakerPermit, Refusal, admitted, blames, recorded
+from llm_effects.testing import Delayed, failing, run_in_virtual_time, scripted
 
 ASK = LLMRequest(prompt="why?")
 RULES = BreakerConfig(window_seconds=10, min_attempts=4, failure_rate=0.5, open_seconds=5)
@@ -48,12 +45,12 @@ STEPS = st.lists(
 @given(STEPS)
 def test_the_machine_keeps_its_word(steps: list[tuple[float, str, bool]]) -> None:
     breaker, now = Breaker(), 0.0
-    held: list[Passage] = []
+    held: list[BreakerPermit] = []
     for wait, what, last in steps:
         now += wait
         before = breaker
         if what == "ask":
-            breaker, answer = admitted(breaker, now, lease=1000, anyway=last)
+            breaker, answer = admitted(breaker, now, lease=1000, force=last)
             if isinstance(answer, Refusal):
                 assert before.open_until is not None
                 assert answer.seconds > 0
@@ -73,7 +70,7 @@ def test_the_machine_keeps_its_word(steps: list[tuple[float, str, bool]]) -> Non
                 assert (breaker.open_until is None) == (failed is False)
                 assert failed is None or breaker.epoch > before.epoch
                 if failed is None:
-                    assert admitted(breaker, now, lease=1)[1] == Passage("probe", breaker.epoch)  # given back
+                    assert admitted(breaker, now, lease=1)[1] == BreakerPermit("probe", breaker.epoch)  # given back
         if before.open_until is None and breaker.open_until is not None:
             assert breaker.open_until == now + RULES.open_seconds
 
@@ -82,7 +79,7 @@ def test_the_machine_keeps_its_word(steps: list[tuple[float, str, bool]]) -> Non
 def test_it_opens_at_the_rate_and_not_before(outcomes: list[bool]) -> None:
     breaker = Breaker()
     for count, failed in enumerate(outcomes, start=1):
-        breaker = recorded(breaker, RULES, Passage(), 1.0, failed=failed)
+        breaker = recorded(breaker, RULES, BreakerPermit(), 1.0, failed=failed)
         opens = count >= 4 and sum(outcomes[:count]) / count >= 0.5 and failed
         assert (breaker.open_until is not None) == opens
         if opens:
@@ -92,7 +89,7 @@ def test_it_opens_at_the_rate_and_not_before(outcomes: list[bool]) -> None:
 def test_what_is_long_ago_does_not_count() -> None:
     breaker = Breaker()
     for now in (0.0, 1.0, 2.0, 14.0):
-        breaker = recorded(breaker, RULES, Passage(), now, failed=True)
+        breaker = recorded(breaker, RULES, BreakerPermit(), now, failed=True)
     assert breaker.open_until is None
 
 
@@ -135,11 +132,11 @@ def test_a_dead_model_is_left_alone_found_again_and_told_by_explain() -> None:
     async def main() -> tuple[list[str], list[str], list[bool]]:
         env = scripted_env(clients=model, config=config("a", "b"))
         for _ in range(5):
-            await settle(generate(ASK), env)
+            await run(generate(ASK), env)
         asked = [call.model for call in model.calls]
-        shown = (await settle(explain(ASK), env)).unwrap().candidates
+        shown = (await run(explain(ASK), env)).unwrap().candidates
         await anyio.sleep(5)
-        response = (await settle(generate(ASK), env)).unwrap()
+        response = (await run(generate(ASK), env)).unwrap()
         return asked, [each.model for each in shown] + [response.model], [each.open for each in shown]
 
     asked, order, opened = run_in_virtual_time(main)
@@ -149,7 +146,7 @@ def test_a_dead_model_is_left_alone_found_again_and_told_by_explain() -> None:
 
 async def trip(env: LLMEnv, model: str, times: int = 4) -> None:
     for _ in range(times):
-        await settle(generate(LLMRequest(prompt="why?", model=model)), env)
+        await run(generate(LLMRequest(prompt="why?", model=model)), env)
 
 
 def test_an_open_breaker_is_told_with_the_time_of_its_end_and_the_next_model_is_asked() -> None:
@@ -157,7 +154,7 @@ def test_an_open_breaker_is_told_with_the_time_of_its_end_and_the_next_model_is_
         env = scripted_env(clients=failing(DEAD), config=config("a", "b"))
         await trip(env, "b")
         await anyio.sleep(2)
-        return (await settle(generate(ASK), env)).failure()
+        return (await run(generate(ASK), env)).failure()
 
     error = run_in_virtual_time(main)
     assert isinstance(error, RequestFailed)
@@ -178,8 +175,8 @@ def test_when_every_breaker_is_open_the_last_candidate_is_asked_anyway() -> None
         env = scripted_env(clients=model, config=config("a", "b"))
         await trip(env, "a")
         await trip(env, "b")
-        first = (await settle(generate(ASK), env)).unwrap()
-        return first.model, [(await settle(generate(ASK), env)).unwrap().model for _ in range(2)]
+        first = (await run(generate(ASK), env)).unwrap()
+        return first.model, [(await run(generate(ASK), env)).unwrap().model for _ in range(2)]
 
     first, then = run_in_virtual_time(main)
     assert first in {"a", "b"}
@@ -191,9 +188,9 @@ def test_an_only_model_is_never_removed_but_not_asked_again_in_the_same_call() -
 
     async def main() -> tuple[LLMError, str]:
         env = evolve(scripted_env(clients=model, config=config("a", max_retries=3)), draw=lambda: 0.0)
-        await settle(generate(ASK), env)  # opens it
-        error = (await settle(generate(ASK), env)).failure()
-        return error, (await settle(generate(ASK), env)).unwrap().content
+        await run(generate(ASK), env)  # opens it
+        error = (await run(generate(ASK), env)).failure()
+        return error, (await run(generate(ASK), env)).unwrap().content
 
     error, content = run_in_virtual_time(main)
     assert (len(error.attempts), error.retry_after, content) == (1, 5.0, "alive")
@@ -210,26 +207,26 @@ def test_a_model_that_is_of_no_use_does_not_cost_the_last_usable_one(first: LLME
     async def main() -> list[str]:
         env = scripted_env(clients=model, config=config("a", "b"))
         await trip(env, "b")
-        await settle(generate(ASK), env)
+        await run(generate(ASK), env)
         return [call.model for call in model.calls[4:]]
 
     assert run_in_virtual_time(main) == asked
 
 
 def test_one_probe_at_a_time_and_a_cancelled_one_is_given_back() -> None:
-    model = scripted(*[DEAD] * 4, Late(3, "slow probe"), *["from b"] * 3, Late(3, "probe"))
+    model = scripted(*[DEAD] * 4, Delayed(3, "slow probe"), *["from b"] * 3, Delayed(3, "probe"))
 
     async def main() -> list[str]:
         env = scripted_env(clients=model, config=config("a", "b"))
         await trip(env, "a")
         await anyio.sleep(5)
         async with anyio.create_task_group() as group:
-            group.start_soon(settle, generate(ASK), env)
+            group.start_soon(run, generate(ASK), env)
             await anyio.sleep(0.1)
             for number in range(3):
-                await settle(generate(LLMRequest(prompt=f"why? ({number})")), env)
+                await run(generate(LLMRequest(prompt=f"why? ({number})")), env)
             group.cancel_scope.cancel()
-        await settle(generate(ASK), env)
+        await run(generate(ASK), env)
         return [call.model for call in model.calls[4:]]
 
     assert run_in_virtual_time(main) == ["a", "b", "b", "b", "a"]
@@ -242,7 +239,7 @@ def test_a_breaker_can_be_switched_off() -> None:
     async def main() -> None:
         env = scripted_env(clients=model, config=off)
         for _ in range(20):
-            await settle(generate(ASK), env)
+            await run(generate(ASK), env)
 
     run_in_virtual_time(main)
     assert len(model.calls) == 40
@@ -261,7 +258,7 @@ def test_retries_of_all_calls_have_one_budget_and_successes_fill_it() -> None:
         asked = []
         for _ in range(4 + 12 + 1):
             before = len(model.calls)
-            await settle(generate(ASK), env)
+            await run(generate(ASK), env)
             asked.append(len(model.calls) - before)
         return asked
 
@@ -273,6 +270,6 @@ def test_a_spent_budget_does_not_keep_the_next_model_from_being_asked() -> None:
     routing = {"retry_budget": RetryBudgetConfig(tokens=1), "max_retries": 3}
     model = scripted(DEAD, "from b")
     response = run_in_virtual_time(
-        settle, generate(ASK), scripted_env(clients=model, config=config("a", "b", **routing))
+        run, generate(ASK), scripted_env(clients=model, config=config("a", "b", **routing))
     ).unwrap()
     assert [(each.model, each.outcome) for each in response.attempts] == [("a", "NetworkError"), ("b", "success")]

@@ -13,34 +13,29 @@ from returns.pipeline import is_successful
 from llm_effects import (
     Allow,
     Attempt,
-    BudgetConfig,
     BudgetExceeded,
-    InvalidValue,
-    Late,
     LLMConfig,
     LLMEnv,
     LLMRequest,
     ModelConfig,
     NetworkError,
-    Pieces,
     Preferences,
-    Price,
     RateLimitExceeded,
-    Reply,
     RequestTimeout,
-    RoutingConfig,
     describe,
     generate,
     load_config,
-    run_in_virtual_time,
+    run,
     scripted_env,
-    settle,
     stream,
 )
+from llm_effects.config import BudgetConfig, Price, RoutingConfig
 from llm_effects.config.routing import HedgingConfig
 from llm_effects.effects.effect import result_of
 from llm_effects.limits.budgets import Account, Hold, accounts_of, period_of
 from llm_effects.stores.ledger.memory import MemoryLedger
+from llm_effects.testing import Chunks, Delayed, Reply, run_in_virtual_time
+from llm_effects.values import InvalidValue
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -138,10 +133,10 @@ def test_a_very_long_name_is_still_a_short_key() -> None:
 @pytest.mark.anyio
 async def test_a_call_costs_a_budget_what_it_cost() -> None:
     env = env_of(limit=12)
-    assert (await settle(generate(QUESTION), env)).unwrap().cost.usd == 2
+    assert (await run(generate(QUESTION), env)).unwrap().cost.usd == 2
     assert await left(env) == 10
-    assert is_successful(await settle(generate(QUESTION), env))
-    refused = (await settle(generate(QUESTION), env)).failure()
+    assert is_successful(await run(generate(QUESTION), env))
+    refused = (await run(generate(QUESTION), env)).failure()
     assert isinstance(refused, BudgetExceeded)
     assert (refused.budget, refused.model, str(refused.spent), str(refused.limit)) == ("all", "dear", "$4", "$12")
     assert describe(refused) == "BudgetExceeded (dear): all: $4 of $12 spent, and this takes about $10"
@@ -152,19 +147,19 @@ async def test_a_call_costs_a_budget_what_it_cost() -> None:
 @pytest.mark.anyio
 async def test_the_next_period_begins_anew() -> None:
     env = env_of(limit=10)
-    assert is_successful(await settle(generate(QUESTION), env))
-    assert not is_successful(await settle(generate(QUESTION), env))
+    assert is_successful(await run(generate(QUESTION), env))
+    assert not is_successful(await run(generate(QUESTION), env))
     tomorrow = evolve(env, now=lambda: env.now() + timedelta(days=1))
-    assert is_successful(await settle(generate(QUESTION), tomorrow))
+    assert is_successful(await run(generate(QUESTION), tomorrow))
 
 
 def test_a_call_over_midnight_costs_the_day_on_which_it_began() -> None:
-    env, begun = env_of(Late(10.0, "two words"), limit=10), datetime(2026, 11, 23, 23, 59, 55, tzinfo=UTC)
+    env, begun = env_of(Delayed(10.0, "two words"), limit=10), datetime(2026, 11, 23, 23, 59, 55, tzinfo=UTC)
 
     async def main() -> tuple[Decimal, Decimal]:
         started = anyio.current_time()
         passing = evolve(env, now=lambda: begun + timedelta(seconds=anyio.current_time() - started))
-        assert is_successful(await settle(generate(QUESTION), passing))
+        assert is_successful(await run(generate(QUESTION), passing))
         return await left(evolve(env, now=lambda: begun)), await left(passing)
 
     assert run_in_virtual_time(main) == (8, 10)
@@ -174,47 +169,47 @@ def test_a_call_over_midnight_costs_the_day_on_which_it_began() -> None:
 async def test_owners_have_a_budget_each() -> None:
     env = env_of(limit=10, scope="owner:*")
     alice, bob = (evolve(QUESTION, owner=name) for name in ("alice", "bob"))
-    assert is_successful(await settle(generate(alice), env))
-    assert not is_successful(await settle(generate(alice), env))
-    assert is_successful(await settle(generate(bob), env))
-    assert is_successful(await settle(generate(QUESTION), env))  # nobody's is nobody's budget
+    assert is_successful(await run(generate(alice), env))
+    assert not is_successful(await run(generate(alice), env))
+    assert is_successful(await run(generate(bob), env))
+    assert is_successful(await run(generate(QUESTION), env))  # nobody's is nobody's budget
 
 
 @pytest.mark.anyio
 async def test_a_free_model_needs_no_budget() -> None:
     env = env_of(limit=0, free=FREE)
-    assert is_successful(await settle(generate(QUESTION), env))
+    assert is_successful(await run(generate(QUESTION), env))
 
 
 @pytest.mark.anyio
 async def test_thinking_that_costs_more_than_saying_is_what_is_reserved() -> None:
     env = env_of(limit=15, dear=evolve(DEAR, price=Price(input=0, output=1_000_000, reasoning=2_000_000)))
-    refused = (await settle(generate(QUESTION), env)).failure()
+    refused = (await run(generate(QUESTION), env)).failure()
     assert isinstance(refused, BudgetExceeded)
     assert str(refused.estimate) == "$20"
 
 
 @pytest.mark.anyio
 async def test_a_model_of_unknown_price_is_refused_by_any_budget() -> None:
-    refused = (await settle(generate(QUESTION), env_of(unpriced=UNPRICED))).failure()
+    refused = (await run(generate(QUESTION), env_of(unpriced=UNPRICED))).failure()
     assert describe(refused) == "BudgetExceeded (unpriced): all: unknown of $100 spent, and this takes about unknown"
 
 
 @pytest.mark.anyio
 async def test_a_cheaper_model_answers_only_where_the_caller_allows_it() -> None:
     env = env_of(limit=5, dear=DEAR, cheap=CHEAP, routing=RoutingConfig(fallback_order=("dear", "cheap")))
-    assert (await settle(generate(QUESTION), env)).failure().tag == "BudgetExceeded"
+    assert (await run(generate(QUESTION), env)).failure().tag == "BudgetExceeded"
     allowed = evolve(QUESTION, allow={Allow.CHEAPER_MODEL})
-    assert (await settle(generate(allowed), env)).unwrap().model == "cheap"
+    assert (await run(generate(allowed), env)).unwrap().model == "cheap"
     dearer = env_of(limit=0.05, cheap=CHEAP, dear=DEAR)
-    assert (await settle(generate(allowed), dearer)).failure().tag == "BudgetExceeded"
+    assert (await run(generate(allowed), dearer)).failure().tag == "BudgetExceeded"
 
 
 # Whatever becomes of an attempt, its hold is settled.
 
 OUTCOMES: dict[str, tuple[Reply, int]] = {
     "an answer": ("two words", 2),
-    "a cut stream, of which nothing is told": (Pieces(("two",), then=NetworkError(phase="reset")), 10),
+    "a cut stream, of which nothing is told": (Chunks(("two",), then=NetworkError(phase="reset")), 10),
     "a time-out that the model may have worked through": (RequestTimeout(phase="first_content"), 10),
     "refused by the server": (RateLimitExceeded(status=429), 0),
     "never reached": (NetworkError(phase="refused"), 0),
@@ -226,18 +221,18 @@ OUTCOMES: dict[str, tuple[Reply, int]] = {
 async def test_what_is_booked_is_what_was_told_or_else_the_estimate(name: str) -> None:
     reply, spent = OUTCOMES[name]
     env = env_of(reply)
-    await settle(generate(QUESTION), env)
+    await run(generate(QUESTION), env)
     assert await left(env) == 100 - spent
 
 
 def test_fault_106_a_call_that_is_cut_off_keeps_its_estimate() -> None:
-    env = env_of(Late(5.0, "too late"))
+    env = env_of(Delayed(5.0, "too late"))
 
     async def main() -> Decimal:
         with anyio.move_on_after(1.0):
-            await settle(generate(QUESTION), env)
+            await run(generate(QUESTION), env)
         impatient = evolve(QUESTION, preferences=evolve(QUESTION.preferences, timeout_ms=1000))
-        assert (await settle(generate(impatient), env)).failure().tag == "TimeoutError"
+        assert (await run(generate(impatient), env)).failure().tag == "TimeoutError"
         return await left(env)
 
     assert run_in_virtual_time(main) == 80
@@ -245,39 +240,39 @@ def test_fault_106_a_call_that_is_cut_off_keeps_its_estimate() -> None:
 
 def test_fault_109_the_loser_of_a_hedge_is_paid_for_too() -> None:
     hedging = HedgingConfig(enabled=True, budget=1.0, min_attempts=20)
-    env = env_of(Late(60.0, "too late"), "two words", routing=RoutingConfig(hedging=hedging))
+    env = env_of(Delayed(60.0, "too late"), "two words", routing=RoutingConfig(hedging=hedging))
     usual = Attempt(model="dear", provider="openai-chat", outcome="success", latency_ms=100.0)
     for slower in range(30):
         env.health.observe(evolve(usual, latency_ms=100.0 + slower), env.now())
-    answer = run_in_virtual_time(settle, generate(QUESTION), env).unwrap()
+    answer = run_in_virtual_time(run, generate(QUESTION), env).unwrap()
     assert sorted(each.outcome for each in answer.attempts) == ["cancelled", "success"]
     assert run_in_virtual_time(left, env) == 88
 
 
 def test_a_hedge_that_no_budget_has_room_for_leaves_the_first_attempt_alone() -> None:
     hedging = HedgingConfig(enabled=True, budget=1.0, min_attempts=20)
-    env = env_of(Late(60.0, "two words"), limit=15, routing=RoutingConfig(hedging=hedging))
+    env = env_of(Delayed(60.0, "two words"), limit=15, routing=RoutingConfig(hedging=hedging))
     for slower in range(30):
         usual = Attempt(model="dear", provider="openai-chat", outcome="success", latency_ms=100.0 + slower)
         env.health.observe(usual, env.now())
-    answer = run_in_virtual_time(settle, generate(QUESTION), env).unwrap()
+    answer = run_in_virtual_time(run, generate(QUESTION), env).unwrap()
     assert [each.outcome for each in answer.attempts] == ["success"]
     assert run_in_virtual_time(left, env) == 13
 
 
 def test_each_retry_is_paid_for_by_itself() -> None:
     env = env_of(RequestTimeout(phase="attempt"), "two words", routing=RoutingConfig(max_retries=1))
-    assert run_in_virtual_time(settle, generate(QUESTION), env).unwrap().content == "two words"
+    assert run_in_virtual_time(run, generate(QUESTION), env).unwrap().content == "two words"
     assert run_in_virtual_time(left, env) == 88
 
 
 def test_money_is_not_held_in_a_queue() -> None:
-    env = env_of(Late(5.0, "two words"), dear=evolve(DEAR, concurrency=1))
+    env = env_of(Delayed(5.0, "two words"), dear=evolve(DEAR, concurrency=1))
 
     async def main() -> Decimal:
         async with anyio.create_task_group() as group:
             for _ in range(5):
-                group.start_soon(settle, generate(QUESTION), env)
+                group.start_soon(run, generate(QUESTION), env)
             await anyio.sleep(1.0)
             return await left(env)
 
@@ -287,11 +282,11 @@ def test_money_is_not_held_in_a_queue() -> None:
 
 @pytest.mark.anyio
 async def test_calls_at_once_never_reserve_more_than_there_is() -> None:
-    env = env_of(Late(0.01, "two words"), limit=35)
+    env = env_of(Delayed(0.01, "two words"), limit=35)
     tags: list[str] = []
 
     async def call() -> None:
-        result = await settle(generate(QUESTION), env)
+        result = await run(generate(QUESTION), env)
         tags.append("answered" if is_successful(result) else result.failure().tag)
 
     async with anyio.create_task_group() as group:
@@ -302,12 +297,12 @@ async def test_calls_at_once_never_reserve_more_than_there_is() -> None:
 
 @pytest.mark.anyio
 async def test_a_stream_is_paid_for_like_a_call() -> None:
-    env = env_of(Pieces(("two ", "words")))
+    env = env_of(Chunks(("two ", "words")))
 
     async def nowhere(_: object) -> None:
         pass
 
-    assert is_successful(await settle(stream(QUESTION, nowhere), env))
+    assert is_successful(await run(stream(QUESTION, nowhere), env))
     assert await left(env) == 98
 
 
@@ -315,7 +310,7 @@ async def test_a_stream_is_paid_for_like_a_call() -> None:
 async def test_what_the_conversation_is_known_to_take_is_what_is_reserved() -> None:
     env = env_of(dear=evolve(DEAR, price=Price(input=1_000_000, output=0)), limit=50)
     long = evolve(QUESTION, prompt="word " * 100)
-    refused = (await settle(generate(long), env)).failure()
+    refused = (await run(generate(long), env)).failure()
     assert isinstance(refused, BudgetExceeded)
     assert refused.estimate is not None
     assert refused.estimate.usd == env.tokens.estimate(long)
@@ -338,5 +333,5 @@ async def test_accounts_of_ended_periods_are_dropped() -> None:
         each = hold(f"h{number}", "0.5", at=NOON + timedelta(hours=number))
         each = evolve(each, accounts=(evolve(each.accounts[0], key=str(number)),))
         await ledger.reserve(each)
-        await ledger.settle(each, Decimal("0.5"))
+        await ledger.commit(each, Decimal("0.5"))
     assert len(ledger._taken) <= 2_000

@@ -15,60 +15,48 @@ from returns.result import Result, Success
 from llm_effects import (
     Allow,
     AuthenticationFailed,
-    CacheConfig,
     CachePolicy,
-    CacheStats,
     Completed,
     ContentRefused,
     FinishReason,
     Image,
-    Late,
     LLMConfig,
     LLMEnv,
     LLMRequest,
     MalformedResponse,
     Message,
     ModelConfig,
-    Pieces,
     Preferences,
     RateLimitExceeded,
     Reasoning,
     Recovery,
-    Reply,
     Restarted,
-    RoutingConfig,
-    Scripted,
     Started,
     StreamEvent,
     TextDelta,
-    Tool,
     ToolCall,
-    answer,
-    cache_key,
-    cache_stats,
-    clear,
     generate,
-    invalidate,
-    layered,
     make_llm_manager,
     open_env,
-    run_in_virtual_time,
-    scripted,
+    run,
     scripted_env,
-    settle,
     stream,
 )
+from llm_effects.config import CacheConfig, RoutingConfig
 from llm_effects.effects.effect import Generate
 from llm_effects.pipeline import run_call
 from llm_effects.policies import coalescing as flights
-from llm_effects.policies.cache import cached
-from llm_effects.policies.coalescing import coalesced
+from llm_effects.policies import layered
+from llm_effects.policies.cache import cache_key, cache_stats, clear, invalidate, with_cache
+from llm_effects.policies.coalescing import with_coalescing
 from llm_effects.policies.complete import complete
-from llm_effects.policies.deadline import bounded
-from llm_effects.policies.recording import observed
-from llm_effects.policies.routing import routed
+from llm_effects.policies.deadline import with_deadline
+from llm_effects.policies.recording import with_recording
+from llm_effects.policies.routing import with_routing
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.disabled import NoCache
+from llm_effects.testing import Chunks, Delayed, Reply, Scripted, answer, run_in_virtual_time, scripted
+from llm_effects.values import CacheStats, Tool
 from llm_effects.values.errors import LLMError
 from llm_effects.values.serialization import Entry, dump_entry, load_entry
 
@@ -88,7 +76,7 @@ async def told(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]:
     async def sink(event: StreamEvent) -> None:
         events.append(event)
 
-    await settle(stream(request, sink), env)
+    await run(stream(request, sink), env)
     return events
 
 
@@ -229,8 +217,8 @@ def test_what_is_no_entry_of_ours_is_a_miss(data: bytes) -> None:
 @pytest.mark.anyio
 async def test_the_second_answer_is_the_first_at_no_cost() -> None:
     env, model = remembering("because")
-    first = (await settle(generate(ASK), env)).unwrap()
-    second = (await settle(generate(ASK), env)).unwrap()
+    first = (await run(generate(ASK), env)).unwrap()
+    second = (await run(generate(ASK), env)).unwrap()
     assert (first.cached, second.cached, len(model.calls)) == (False, True, 1)
     assert (second.content, second.usage, second.cost.usd, second.attempts) == ("because", first.usage, 0, ())
 
@@ -239,9 +227,9 @@ async def test_the_second_answer_is_the_first_at_no_cost() -> None:
 async def test_refresh_asks_and_stores_bypass_does_neither_and_only_never_asks() -> None:
     env, model = remembering("one", "two", "three", "four")
     policies = (CachePolicy.BYPASS, CachePolicy.USE, CachePolicy.REFRESH, CachePolicy.USE, CachePolicy.ONLY)
-    contents = [(await settle(generate(evolve(ASK, cache=policy)), env)).unwrap().content for policy in policies]
+    contents = [(await run(generate(evolve(ASK, cache=policy)), env)).unwrap().content for policy in policies]
     assert contents == ["one", "two", "three", "three", "three"]
-    missed = (await settle(generate(evolve(ASK, prompt="new?", cache=CachePolicy.ONLY)), env)).failure()
+    missed = (await run(generate(evolve(ASK, prompt="new?", cache=CachePolicy.ONLY)), env)).failure()
     assert (missed.tag, len(model.calls)) == ("StorageFailed", 3)
 
 
@@ -260,7 +248,7 @@ async def test_only_whole_answers_are_kept(reply: Reply) -> None:
     env, model = remembering(reply)
     request = evolve(ASK, model="one")
     for _ in range(2):
-        await settle(generate(request), env)
+        await run(generate(request), env)
     assert len(model.calls) == 2
 
 
@@ -269,16 +257,16 @@ async def test_a_cut_off_answer_is_kept_if_asked() -> None:
     config = evolve(TWO, cache=CacheConfig(keep=("stop", "length")))
     env, model = remembering(evolve(answer("cut off"), finish_reason=FinishReason.LENGTH), config=config)
     for _ in range(2):
-        await settle(generate(ASK), env)
+        await run(generate(ASK), env)
     assert len(model.calls) == 1
 
 
 @pytest.mark.anyio
 async def test_one_entry_serves_plain_and_streamed_calls() -> None:
-    env, model = remembering(Pieces(("be", "cause")))
+    env, model = remembering(Chunks(("be", "cause")))
     streamed = await told(env)
     again = await told(env)
-    plain = (await settle(generate(ASK), env)).unwrap()
+    plain = (await run(generate(ASK), env)).unwrap()
     assert again[:-1] == streamed[:-1] == [Started("one"), TextDelta("be"), TextDelta("cause")]
     assert isinstance(again[-1], Completed)
     assert (again[-1].response.cached, plain.cached, plain.content, len(model.calls)) == (True, True, "because", 1)
@@ -287,13 +275,13 @@ async def test_one_entry_serves_plain_and_streamed_calls() -> None:
 @pytest.mark.anyio
 async def test_a_plain_answer_is_told_to_a_later_stream() -> None:
     env, _ = remembering("because")
-    await settle(generate(ASK), env)
+    await run(generate(ASK), env)
     assert (await told(env))[:-1] == [Started("one"), TextDelta("because")]
 
 
 @pytest.mark.anyio
 async def test_a_restarted_answer_is_not_kept() -> None:
-    env, model = remembering(Pieces(("half",), then=MalformedResponse()), "whole", "whole again")
+    env, model = remembering(Chunks(("half",), then=MalformedResponse()), "whole", "whole again")
     request = evolve(ASK, recovery=Recovery.RESTART)
     assert Restarted("two") in await told(env, request)
     await told(env, request)
@@ -304,8 +292,8 @@ async def test_a_restarted_answer_is_not_kept() -> None:
 async def test_a_corrupt_entry_is_a_miss_and_is_replaced() -> None:
     env, model = remembering("because")
     await env.cache.put(cache_key(ASK, env.config), b'{"version": 99}', None)
-    assert not (await settle(generate(ASK), env)).unwrap().cached
-    assert (await settle(generate(ASK), env)).unwrap().cached
+    assert not (await run(generate(ASK), env)).unwrap().cached
+    assert (await run(generate(ASK), env)).unwrap().cached
     assert len(model.calls) == 1
 
 
@@ -335,30 +323,30 @@ async def test_failures_of_the_store_are_counted() -> None:
 @pytest.mark.anyio
 async def test_a_wrong_url_is_a_configuration_error() -> None:
     async with open_env(evolve(TWO, cache=CacheConfig(url="ftp://nowhere"))) as env:
-        error = (await settle(generate(ASK), env)).failure()
+        error = (await run(generate(ASK), env)).failure()
     assert (error.tag, "cache.url" in str(error)) == ("ConfigurationError", True)
 
 
 @pytest.mark.anyio
 async def test_owners_do_not_share() -> None:
     env, model = remembering("for alice", "for bob")
-    alice = (await settle(generate(evolve(ASK, owner="alice")), env)).unwrap()
-    bob = (await settle(generate(evolve(ASK, owner="bob")), env)).unwrap()
+    alice = (await run(generate(evolve(ASK, owner="alice")), env)).unwrap()
+    bob = (await run(generate(evolve(ASK, owner="bob")), env)).unwrap()
     assert (alice.content, bob.content, len(model.calls)) == ("for alice", "for bob", 2)
 
 
 @pytest.mark.anyio
 async def test_looking_after_the_cache() -> None:
     env, model = remembering("because")
-    await settle(generate(ASK), env)
-    await settle(generate(ASK), env)
-    stats = (await settle(cache_stats(), env)).unwrap()
+    await run(generate(ASK), env)
+    await run(generate(ASK), env)
+    stats = (await run(cache_stats(), env)).unwrap()
     assert (stats.entries, stats.hits) == (1, 1)
-    assert (await settle(invalidate(ASK), env)).unwrap()
-    assert not (await settle(invalidate(ASK), env)).unwrap()
-    await settle(generate(ASK), env)
-    assert (await settle(clear(), env)).unwrap() == 1
-    await settle(generate(ASK), env)
+    assert (await run(invalidate(ASK), env)).unwrap()
+    assert not (await run(invalidate(ASK), env)).unwrap()
+    await run(generate(ASK), env)
+    assert (await run(clear(), env)).unwrap() == 1
+    await run(generate(ASK), env)
     assert len(model.calls) == 3
 
 
@@ -381,7 +369,7 @@ async def at_once(env: LLMEnv, request: LLMRequest, callers: int) -> list[str]:
     contents: list[str] = []
 
     async def one() -> None:
-        contents.append((await settle(generate(request), env)).map(lambda r: r.content).value_or("failed"))
+        contents.append((await run(generate(request), env)).map(lambda r: r.content).value_or("failed"))
 
     async with anyio.create_task_group() as group:
         for _ in range(callers):
@@ -391,32 +379,32 @@ async def at_once(env: LLMEnv, request: LLMRequest, callers: int) -> list[str]:
 
 @pytest.mark.anyio
 async def test_a_thousand_identical_calls_are_one() -> None:
-    env, model = remembering(Late(0.01, "because"))
+    env, model = remembering(Delayed(0.01, "because"))
     assert await at_once(env, ASK, 1000) == ["because"] * 1000
     assert len(model.calls) == 1
 
 
 @pytest.mark.anyio
 async def test_bypassing_calls_share_nothing() -> None:
-    env, model = remembering(Late(0.01, "because"))
+    env, model = remembering(Delayed(0.01, "because"))
     await at_once(env, evolve(ASK, cache=CachePolicy.BYPASS), 3)
     assert len(model.calls) == 3
 
 
 @pytest.mark.anyio
 async def test_with_the_cache_off_calls_share_nothing() -> None:
-    env, model = remembering(Late(0.01, "because"), config=evolve(TWO, cache=CacheConfig(enabled=False)))
+    env, model = remembering(Delayed(0.01, "because"), config=evolve(TWO, cache=CacheConfig(enabled=False)))
     await at_once(env, ASK, 3)
     assert len(model.calls) == 3
 
 
 @pytest.mark.anyio
 async def test_a_follower_pays_nothing_and_has_no_attempts_of_its_own() -> None:
-    env, _ = remembering(Late(0.01, "because"))
+    env, _ = remembering(Delayed(0.01, "because"))
     responses = []
 
     async def one() -> None:
-        responses.append((await settle(generate(ASK), env)).unwrap())
+        responses.append((await run(generate(ASK), env)).unwrap())
 
     async with anyio.create_task_group() as group:
         group.start_soon(one)
@@ -427,7 +415,7 @@ async def test_a_follower_pays_nothing_and_has_no_attempts_of_its_own() -> None:
 
 @pytest.mark.anyio
 async def test_followers_get_all_events_from_the_start() -> None:
-    env, model = remembering(Pieces(tuple("abcdef"), pause=0.002))
+    env, model = remembering(Chunks(tuple("abcdef"), pause=0.002))
     both: list[list[StreamEvent]] = [[], []]
 
     async def follow(index: int, delay: float) -> None:
@@ -443,14 +431,14 @@ async def test_followers_get_all_events_from_the_start() -> None:
 
 @pytest.mark.anyio
 async def test_a_leader_without_a_consumer_serves_followers_that_have_one() -> None:
-    env, model = remembering(Late(0.01, "because"))
+    env, model = remembering(Delayed(0.01, "because"))
     events: list[StreamEvent] = []
 
     async def follow() -> None:
         events.extend(await told(env))
 
     async with anyio.create_task_group() as group:
-        group.start_soon(settle, generate(ASK), env)
+        group.start_soon(run, generate(ASK), env)
         await anyio.wait_all_tasks_blocked()
         group.start_soon(follow)
     assert events[:-1] == [Started("one"), TextDelta("because")]
@@ -459,7 +447,7 @@ async def test_a_leader_without_a_consumer_serves_followers_that_have_one() -> N
 
 @pytest.mark.anyio
 async def test_a_cancelled_leader_hands_over() -> None:
-    env, model = remembering(Late(0.03, "because"))
+    env, model = remembering(Delayed(0.03, "because"))
     contents: list[str] = []
 
     async def follow() -> None:
@@ -468,19 +456,19 @@ async def test_a_cancelled_leader_hands_over() -> None:
     async with anyio.create_task_group() as group:
         with anyio.move_on_after(0.01):
             group.start_soon(follow)
-            await settle(generate(ASK), env)
+            await run(generate(ASK), env)
     assert contents == ["because"] * 5
     assert len(model.calls) == 2
 
 
 @pytest.mark.anyio
 async def test_the_leader_s_deadline_is_not_the_followers() -> None:
-    env, model = remembering(Late(0.05, "because"))
+    env, model = remembering(Delayed(0.05, "because"))
     hasty = evolve(ASK, preferences=Preferences(timeout_ms=20))
     outcomes: list[str] = []
 
     async def one(request: LLMRequest) -> None:
-        result = await settle(generate(request), env)
+        result = await run(generate(request), env)
         outcomes.append(result.map(lambda response: response.content).value_or("failed"))
 
     async with anyio.create_task_group() as group:
@@ -493,15 +481,15 @@ async def test_the_leader_s_deadline_is_not_the_followers() -> None:
 
 @pytest.mark.anyio
 async def test_a_follower_has_its_own_deadline() -> None:
-    env, model = remembering(Late(0.05, "because"))
+    env, model = remembering(Delayed(0.05, "because"))
     hasty = evolve(ASK, preferences=Preferences(timeout_ms=10))
     tags: list[str] = []
 
     async def follow() -> None:
-        tags.append((await settle(generate(hasty), env)).failure().tag)
+        tags.append((await run(generate(hasty), env)).failure().tag)
 
     async with anyio.create_task_group() as group:
-        group.start_soon(settle, generate(ASK), env)
+        group.start_soon(run, generate(ASK), env)
         await anyio.wait_all_tasks_blocked()
         group.start_soon(follow)
     assert tags == ["TimeoutError"]
@@ -510,7 +498,7 @@ async def test_a_follower_has_its_own_deadline() -> None:
 
 @pytest.mark.anyio
 async def test_a_leader_whose_consumer_raises_fails_nobody_else() -> None:
-    env, _ = remembering(Pieces(("be", "cause"), pause=0.01))
+    env, _ = remembering(Chunks(("be", "cause"), pause=0.01))
     events: list[StreamEvent] = []
 
     async def broken(event: StreamEvent) -> None:
@@ -519,7 +507,7 @@ async def test_a_leader_whose_consumer_raises_fails_nobody_else() -> None:
 
     async def lead() -> None:
         with pytest.raises(KeyError):
-            await settle(stream(ASK, broken), env)
+            await run(stream(ASK, broken), env)
 
     async def follow() -> None:
         events.extend(await told(env))
@@ -537,7 +525,7 @@ async def test_a_leader_whose_consumer_raises_fails_nobody_else() -> None:
 
 @pytest.mark.anyio
 async def test_a_slow_follower_holds_nobody_up() -> None:
-    env, _ = remembering(Pieces(tuple("abc"), pause=0.001))
+    env, _ = remembering(Chunks(tuple("abc"), pause=0.001))
     finished = anyio.Event()
     slow: list[StreamEvent] = []
 
@@ -552,14 +540,14 @@ async def test_a_slow_follower_holds_nobody_up() -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(lead)
         await anyio.wait_all_tasks_blocked()
-        group.start_soon(settle, stream(ASK, crawl), env)
+        group.start_soon(run, stream(ASK, crawl), env)
     assert slow[:-1] == [Started("one"), *map(TextDelta, "abc")]
 
 
 @pytest.mark.anyio
 async def test_a_follower_behind_the_buffer_gets_the_rest_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flights, "BUFFERED", 3)
-    env, _ = remembering(Pieces(tuple("abcdef"), pause=0.001))
+    env, _ = remembering(Chunks(tuple("abcdef"), pause=0.001))
     texts: list[str] = []
 
     async def follow() -> None:
@@ -573,14 +561,14 @@ async def test_a_follower_behind_the_buffer_gets_the_rest_at_the_end(monkeypatch
 
 @pytest.mark.anyio
 async def test_an_error_is_shared_in_the_flight_and_forgotten_after_it() -> None:
-    env, model = remembering(Late(0.01, AuthenticationFailed()), Late(0.0, AuthenticationFailed()), "because")
+    env, model = remembering(Delayed(0.01, AuthenticationFailed()), Delayed(0.0, AuthenticationFailed()), "because")
     assert await at_once(env, ASK, 10) == ["failed"] * 10
     assert len(model.calls) == 2
-    assert (await settle(generate(ASK), env)).unwrap().content == "because"
+    assert (await run(generate(ASK), env)).unwrap().content == "because"
 
 
 def test_flights_of_two_event_loops_do_not_meet() -> None:
-    env, model = remembering(Late(0.001, "because"), config=TWO)
+    env, model = remembering(Delayed(0.001, "because"), config=TWO)
     bypassed = evolve(env, cache=scripted_env().cache)
     for backend in ("asyncio", "trio", "asyncio"):
         assert anyio.run(at_once, bypassed, ASK, 5, backend=backend) == ["because"] * 5
@@ -597,11 +585,11 @@ def shown(events: list[StreamEvent]) -> str:
 
 @pytest.mark.anyio
 async def test_a_plain_follower_is_not_failed_by_what_the_leader_s_reader_had_seen() -> None:
-    env, model = remembering(Pieces(("half", ""), then=MalformedResponse(), pause=0.005), "whole")
+    env, model = remembering(Chunks(("half", ""), then=MalformedResponse(), pause=0.005), "whole")
     contents: list[str] = []
 
     async def follow() -> None:
-        contents.append((await settle(generate(ASK), env)).unwrap().content)
+        contents.append((await run(generate(ASK), env)).unwrap().content)
 
     async with anyio.create_task_group() as group:
         group.start_soon(told, env)
@@ -612,7 +600,7 @@ async def test_a_plain_follower_is_not_failed_by_what_the_leader_s_reader_had_se
 
 @pytest.mark.anyio
 async def test_an_heir_still_has_its_fallback() -> None:
-    env, _ = remembering(Pieces(("half",) * 9, pause=0.005), AuthenticationFailed(), "whole")
+    env, _ = remembering(Chunks(("half",) * 9, pause=0.005), AuthenticationFailed(), "whole")
     events: list[StreamEvent] = []
 
     async def follow() -> None:
@@ -627,7 +615,7 @@ async def test_an_heir_still_has_its_fallback() -> None:
 
 @pytest.mark.anyio
 async def test_a_reader_with_content_is_told_to_begin_again_whoever_leads_next() -> None:
-    env, _ = remembering(Pieces(tuple("abcdef"), pause=0.005), Pieces(tuple("uvwxyz"), pause=0.005))
+    env, _ = remembering(Chunks(tuple("abcdef"), pause=0.005), Chunks(tuple("uvwxyz"), pause=0.005))
     every: list[list[StreamEvent]] = [[], [], []]
 
     async def follow(index: int) -> None:
@@ -653,21 +641,21 @@ async def test_a_reader_that_stands_in_the_way_is_passed_by() -> None:
             await stop.wait()
 
     async with anyio.create_task_group() as group:
-        group.start_soon(settle, stream(ASK, hold), env)
+        group.start_soon(run, stream(ASK, hold), env)
         await anyio.wait_all_tasks_blocked()
         with anyio.fail_after(3):
-            assert (await settle(generate(ASK), env)).unwrap().content == "because"
+            assert (await run(generate(ASK), env)).unwrap().content == "because"
         stop.set()
     assert len(model.calls) == 2
 
 
 @pytest.mark.anyio
 async def test_a_pause_that_only_the_leader_has_no_time_for_is_not_shared() -> None:
-    env, model = remembering(Late(0.01, RateLimitExceeded(retry_after=0.1)), "because", config=ONE_RETRY)
+    env, model = remembering(Delayed(0.01, RateLimitExceeded(retry_after=0.1)), "because", config=ONE_RETRY)
     outcomes: list[str] = []
 
     async def one(request: LLMRequest) -> None:
-        outcomes.append((await settle(generate(request), env)).map(lambda r: r.content).value_or("failed"))
+        outcomes.append((await run(generate(request), env)).map(lambda r: r.content).value_or("failed"))
 
     async with anyio.create_task_group() as group:
         group.start_soon(one, evolve(ASK, preferences=Preferences(timeout_ms=60)))
@@ -678,13 +666,13 @@ async def test_a_pause_that_only_the_leader_has_no_time_for_is_not_shared() -> N
 
 
 def test_of_many_with_little_time_left_the_one_with_the_most_leads() -> None:
-    env, model = remembering(Late(3.0, "because"))
+    env, model = remembering(Delayed(3.0, "because"))
 
     async def crowd() -> None:
         async with anyio.create_task_group() as group:
             for number in range(100):
                 hasty = evolve(ASK, preferences=Preferences(timeout_ms=2000))
-                group.start_soon(settle, generate(hasty), env)
+                group.start_soon(run, generate(hasty), env)
                 await anyio.sleep(0.01)
                 del number
 
@@ -695,7 +683,7 @@ def test_of_many_with_little_time_left_the_one_with_the_most_leads() -> None:
 @pytest.mark.anyio
 async def test_a_defect_befalls_all_at_once_and_not_one_after_the_other() -> None:
     def broken(_: LLMRequest) -> Reply:
-        return Late(0.05, raising)
+        return Delayed(0.05, raising)
 
     def raising(_: LLMRequest) -> Reply:
         raise LookupError("bug")
@@ -705,7 +693,7 @@ async def test_a_defect_befalls_all_at_once_and_not_one_after_the_other() -> Non
 
     async def one() -> None:
         with pytest.raises(LookupError):
-            await settle(generate(ASK), env)
+            await run(generate(ASK), env)
         defects.append("bug")
 
     with anyio.fail_after(1):
@@ -719,8 +707,8 @@ async def test_a_defect_befalls_all_at_once_and_not_one_after_the_other() -> Non
 async def test_what_was_permitted_to_one_is_not_given_to_another() -> None:
     env, model = remembering(ContentRefused(), "from the second", ContentRefused())
     lax = evolve(ASK, allow=(Allow.FALLBACK_ON_REFUSAL,))
-    assert (await settle(generate(lax), env)).unwrap().content == "from the second"
-    assert (await settle(generate(ASK), env)).failure().tag == "ContentRefused"
+    assert (await run(generate(lax), env)).unwrap().content == "from the second"
+    assert (await run(generate(ASK), env)).failure().tag == "ContentRefused"
     assert len(model.calls) == 3
 
 
@@ -728,13 +716,13 @@ async def test_what_was_permitted_to_one_is_not_given_to_another() -> None:
 async def test_an_empty_answer_is_not_kept() -> None:
     env, model = remembering("")
     for _ in range(2):
-        await settle(generate(ASK), env)
+        await run(generate(ASK), env)
     assert len(model.calls) == 2
 
 
 @pytest.mark.anyio
 async def test_with_no_time_to_live_nothing_is_shared() -> None:
-    env, model = remembering(Late(0.01, "because"), config=evolve(TWO, cache=CacheConfig(ttl_seconds=0)))
+    env, model = remembering(Delayed(0.01, "because"), config=evolve(TWO, cache=CacheConfig(ttl_seconds=0)))
     await at_once(env, ASK, 3)
     assert len(model.calls) == 3
 
@@ -744,10 +732,10 @@ async def test_a_layer_of_the_user_s_own_may_change_the_question() -> None:
     def for_user(inner: Generate) -> Generate:
         return lambda call: inner(evolve(call, request=evolve(call.request, system=call.request.metadata["user"])))
 
-    onion = layered(complete, observed, routed, cached, for_user, coalesced, bounded)
+    onion = layered(complete, with_recording, with_routing, with_cache, for_user, with_coalescing, with_deadline)
     env, _ = remembering(lambda request: f"for {request.system}")
     answers = [
-        (await settle(run_call(onion, evolve(ASK, metadata={"user": user})), env)).unwrap().content
+        (await run(run_call(onion, evolve(ASK, metadata={"user": user})), env)).unwrap().content
         for user in ("alice", "bob", "alice")
     ]
     assert answers == ["for alice", "for bob", "for alice"]
@@ -784,9 +772,9 @@ class Slow:
 
 @pytest.mark.parametrize("timeout_ms", [400, 60_000])
 def test_a_slow_store_costs_neither_the_answer_nor_much_time(timeout_ms: float) -> None:
-    env = evolve(scripted_env(Late(0.1, "because"), config=TWO), cache=Slow(3600))
+    env = evolve(scripted_env(Delayed(0.1, "because"), config=TWO), cache=Slow(3600))
     request = evolve(ASK, preferences=Preferences(timeout_ms=timeout_ms))
-    response = run_in_virtual_time(settle, generate(request), env).unwrap()
+    response = run_in_virtual_time(run, generate(request), env).unwrap()
     assert response.content == "because"
     assert response.latency_ms <= min(timeout_ms, 2100)
     assert "took too long" in response.warnings[0]

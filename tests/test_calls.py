@@ -16,7 +16,7 @@ def test_a_changed_call_is_what_evolve_makes_and_the_old_one_stays() -> None:
     new = changed(CALL, model="two", deadline=5.0)
     assert new == evolve(CALL, model="two", deadline=5.0)
     assert (CALL.model, CALL.wait_ms, new.wait_ms) == ("one", 3.0, 3.0)
-    assert new.trail is CALL.trail
+    assert new.history is CALL.history
 
 
 def test_a_changed_call_is_as_frozen_as_any() -> None:

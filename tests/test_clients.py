@@ -8,7 +8,6 @@ from pytest_httpx import HTTPXMock
 from returns.result import Result
 
 from llm_effects import (
-    Capabilities,
     ConfigurationError,
     Image,
     LLMConfig,
@@ -18,13 +17,13 @@ from llm_effects import (
     Preferences,
     RateLimitExceeded,
     RequestFailed,
-    RoutingConfig,
     Text,
     describe,
     generate,
     open_env,
-    settle,
+    run,
 )
+from llm_effects.config import Capabilities, RoutingConfig
 from llm_effects.values.errors import LLMError
 from llm_effects.values.responses import LLMResponse
 
@@ -52,15 +51,15 @@ MESSAGE = {
 }
 
 
-async def run(request: LLMRequest, **models: ModelConfig) -> Result[LLMResponse, LLMError]:
+async def ask(request: LLMRequest, **models: ModelConfig) -> Result[LLMResponse, LLMError]:
     config = LLMConfig(models=models, routing=RoutingConfig(max_retries=0))
     async with open_env(config) as env:
-        return await settle(generate(request), env)
+        return await run(generate(request), env)
 
 
 async def test_openai_is_spoken_and_read(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(json=CHAT, headers={"x-request-id": "req_1"})
-    response = (await run(ASK, gpt=GPT)).unwrap()
+    response = (await ask(ASK, gpt=GPT)).unwrap()
     assert (response.content, response.model, response.served_model) == ("because", "gpt", "gpt-4.1-mini")
     assert (response.usage.input_tokens, response.usage.cache_read_tokens, response.request_id) == (10, 2, "req_1")
     sent = httpx_mock.get_request()
@@ -77,7 +76,7 @@ async def test_openai_is_spoken_and_read(httpx_mock: HTTPXMock) -> None:
 
 async def test_anthropic_is_spoken_and_what_it_refuses_is_dropped_visibly(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(json=MESSAGE, headers={"request-id": "req_2"})
-    response = (await run(ASK, claude=CLAUDE)).unwrap()
+    response = (await ask(ASK, claude=CLAUDE)).unwrap()
     assert (response.content, response.usage.input_tokens) == ("because", 10)
     assert any("temperature" in warning for warning in response.warnings)
     sent = httpx_mock.get_request()
@@ -90,7 +89,7 @@ async def test_anthropic_is_spoken_and_what_it_refuses_is_dropped_visibly(httpx_
 async def test_a_refused_connection_falls_over_at_once(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_exception(httpx.ConnectError("refused"), url="http://localhost:1234/v1/chat/completions")
     httpx_mock.add_response(json=CHAT, url="https://api.openai.com/v1/chat/completions")
-    response = (await run(ASK, studio=STUDIO, gpt=GPT)).unwrap()
+    response = (await ask(ASK, studio=STUDIO, gpt=GPT)).unwrap()
     assert [(each.model, each.outcome) for each in response.attempts] == [
         ("studio", "NetworkError"),
         ("gpt", "success"),
@@ -99,13 +98,13 @@ async def test_a_refused_connection_falls_over_at_once(httpx_mock: HTTPXMock) ->
 
 async def test_a_login_page_is_a_malformed_answer(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(html="<html><body>Please log in</body></html>")
-    error = (await run(ASK, studio=STUDIO)).failure()
+    error = (await ask(ASK, studio=STUDIO)).failure()
     assert error.tag == "MalformedResponse"
 
 
 async def test_a_redirect_is_not_followed(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(status_code=307, headers={"location": "https://elsewhere.test/"})
-    error = (await run(ASK, gpt=GPT)).failure()
+    error = (await ask(ASK, gpt=GPT)).failure()
     assert isinstance(error, ConfigurationError)
     assert len(httpx_mock.get_requests()) == 1
 
@@ -116,7 +115,7 @@ async def test_the_key_is_in_no_error_even_if_the_server_repeats_it(httpx_mock: 
             status_code=401,
             json={"error": {"message": "Incorrect API key provided: sk-canary-123456", "code": "invalid_api_key"}},
         )
-    error = (await run(ASK, gpt=GPT, other=GPT)).failure()
+    error = (await ask(ASK, gpt=GPT, other=GPT)).failure()
     assert isinstance(error, RequestFailed)
     assert {each.tag for each in error.errors} == {"AuthenticationFailed"}
     assert "canary" not in f"{error!r} {describe(error)} {error.errors!r} {error.cause}"
@@ -126,7 +125,7 @@ async def test_a_full_quota_is_told_with_provider_and_status(httpx_mock: HTTPXMo
     httpx_mock.add_response(
         status_code=429, json={"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
     )
-    error = (await run(ASK, gpt=GPT)).failure()
+    error = (await ask(ASK, gpt=GPT)).failure()
     assert isinstance(error, RateLimitExceeded)
     assert (error.quota, error.model, error.status, error.code) == (True, "gpt", 429, "insufficient_quota")
 
@@ -135,7 +134,7 @@ async def test_images_go_only_where_they_are_taken(httpx_mock: HTTPXMock) -> Non
     httpx_mock.add_response(json=MESSAGE)
     blind = ModelConfig(provider="lm-studio", capabilities=Capabilities(images=False))
     picture = Message("user", (Text("what is this?"), Image(data=b"\x89PNG", media_type="image/png")))
-    response = (await run(LLMRequest(messages=(picture,)), studio=blind, claude=CLAUDE)).unwrap()
+    response = (await ask(LLMRequest(messages=(picture,)), studio=blind, claude=CLAUDE)).unwrap()
     assert response.model == "claude"
 
 
@@ -143,7 +142,7 @@ async def test_keys_never_leave_over_plain_http() -> None:
     exposed = ModelConfig(
         provider="openai-compatible", model="m", endpoint="http://example.com/v1", api_key="sk-canary-1"
     )
-    error = (await run(ASK, exposed=exposed)).failure()
+    error = (await ask(ASK, exposed=exposed)).failure()
     assert isinstance(error, ConfigurationError)
     assert error.message.startswith("models.exposed.endpoint: keys are never sent over plain HTTP")
     assert "canary" not in repr(error)

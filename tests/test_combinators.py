@@ -14,7 +14,6 @@ from llm_effects import (
     AuthenticationFailed,
     Effect,
     InvalidRequest,
-    InvalidValue,
     LLMEnv,
     LLMError,
     MalformedResponse,
@@ -22,22 +21,23 @@ from llm_effects import (
     RateLimitExceeded,
     RequestFailed,
     RequestTimeout,
-    ask,
     effect,
     exponential,
     fail,
     fallback,
+    from_env,
     jittered,
     retry,
-    run_in_virtual_time,
+    run,
     scripted_env,
-    settle,
     succeed,
     timeout,
     up_to,
     using,
     within,
 )
+from llm_effects.testing import run_in_virtual_time
+from llm_effects.values import InvalidValue
 from tests.fixtures.effects import in_turn, late
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +48,7 @@ BROKEN = NetworkError(phase="reset")
 
 async def timed(operation: Effect[int], env: LLMEnv = ENV) -> tuple[Result[int, LLMError], float]:
     started = anyio.current_time()
-    result = await settle(operation, env)
+    result = await run(operation, env)
     return result, anyio.current_time() - started
 
 
@@ -86,7 +86,7 @@ def test_the_window_begins_anew_with_each_run() -> None:
     twice = retry(within(10) & up_to(1), in_turn(late(9, Failure(BROKEN)), succeed(1), fail(BROKEN), succeed(2)))
 
     async def main() -> list[Result[int, LLMError]]:
-        return [await settle(twice, ENV) for _ in range(2)]
+        return [await run(twice, ENV) for _ in range(2)]
 
     assert run_in_virtual_time(main) == [Success(1), Success(2)]
 
@@ -95,12 +95,12 @@ async def test_when_may_choose_other_errors() -> None:
     unreadable = fail(MalformedResponse())
     operation = in_turn(fail(AuthenticationFailed()), unreadable, succeed(1))
     only_keys = retry(up_to(5), operation, when=lambda error: isinstance(error, AuthenticationFailed))
-    assert (await settle(only_keys, ENV)).failure() == MalformedResponse()
+    assert (await run(only_keys, ENV)).failure() == MalformedResponse()
 
 
 async def test_a_pause_can_be_cancelled() -> None:
     with anyio.move_on_after(0.01) as scope:
-        await settle(retry(exponential(base=1000, cap=1000), fail(BROKEN)), ENV)
+        await run(retry(exponential(base=1000, cap=1000), fail(BROKEN)), ENV)
     assert scope.cancelled_caught
 
 
@@ -108,19 +108,19 @@ async def test_a_pause_can_be_cancelled() -> None:
 
 
 async def test_a_timeout_says_how_long_and_for_what() -> None:
-    error = (await settle(timeout(0.01, late(60, Success(1))), ENV)).failure()
+    error = (await run(timeout(0.01, late(60, Success(1))), ENV)).failure()
     assert error == RequestTimeout(timeout_ms=10, phase="total")
     assert error.model is None
 
 
 async def test_zero_seconds_end_at_the_first_wait() -> None:
-    assert (await settle(timeout(0, late(0.001, Success(1))), ENV)).failure().tag == "TimeoutError"
+    assert (await run(timeout(0, late(0.001, Success(1))), ENV)).failure().tag == "TimeoutError"
 
 
 async def test_a_cancellation_from_outside_is_not_a_timeout() -> None:
     ended: list[object] = []
     with anyio.move_on_after(0.01) as scope:
-        ended.append(await settle(timeout(60, late(60, Success(1))), ENV))
+        ended.append(await run(timeout(60, late(60, Success(1))), ENV))
     assert (scope.cancelled_caught, ended) == (True, [])
 
 
@@ -128,7 +128,7 @@ async def test_a_cancellation_from_outside_wins_over_a_timeout_that_is_due_as_we
     ended: list[object] = []
     with anyio.CancelScope() as scope:
         scope.cancel()
-        ended.append(await settle(timeout(0, late(60, Success(1))), ENV))
+        ended.append(await run(timeout(0, late(60, Success(1))), ENV))
     assert (scope.cancelled_caught, ended) == (True, [])
 
 
@@ -139,7 +139,7 @@ async def test_an_answer_that_came_in_time_is_given_though_the_release_is_slow()
         with anyio.CancelScope(shield=True):
             await anyio.sleep(0.02)
 
-    assert await settle(timeout(0.01, using(ask(lambda _: slow_to_leave()), succeed)), ENV) == Success(1)
+    assert await run(timeout(0.01, using(from_env(lambda _: slow_to_leave()), succeed)), ENV) == Success(1)
 
 
 @pytest.mark.parametrize("seconds", [-1, math.nan, -math.inf])
@@ -153,19 +153,19 @@ def test_a_time_that_is_none_is_refused_at_once(seconds: float) -> None:
 
 async def test_fallback_stops_where_another_model_would_not_help() -> None:
     wrong = InvalidRequest(message="prompt: blank")
-    assert await settle(fallback(fail(BROKEN), fail(wrong), succeed(1)), ENV) == Failure(wrong)
+    assert await run(fallback(fail(BROKEN), fail(wrong), succeed(1)), ENV) == Failure(wrong)
 
 
 async def test_fallback_goes_on_when_all_candidates_of_a_call_are_spent() -> None:
     spent = RequestFailed(errors=(BROKEN, RequestTimeout(phase="attempt")))
-    assert await settle(fallback(fail(spent), succeed(1)), ENV) == Success(1)
+    assert await run(fallback(fail(spent), succeed(1)), ENV) == Success(1)
     hopeless = RequestFailed(errors=(InvalidRequest(message="prompt: blank"),))
-    assert await settle(fallback(fail(hopeless), succeed(1)), ENV) == Failure(hopeless)
+    assert await run(fallback(fail(hopeless), succeed(1)), ENV) == Failure(hopeless)
 
 
 async def test_the_others_are_not_begun_before_they_are_needed() -> None:
     begun: list[int] = []
-    assert await settle(fallback(succeed(1), ask(lambda _: begun.append(2) or 2)), ENV) == Success(1)
+    assert await run(fallback(succeed(1), from_env(lambda _: begun.append(2) or 2)), ENV) == Success(1)
     assert begun == []
 
 
@@ -199,33 +199,33 @@ def crashing(_: int) -> Effect[int]:
 
 async def test_what_was_taken_is_let_go_of_after_success_and_after_an_error() -> None:
     desk = Desk()
-    held = ask(lambda _: desk.open())
-    assert await settle(using(held, lambda number: succeed(number + 1)), ENV) == Success(8)
-    assert await settle(using(held, lambda _: fail(BROKEN)), ENV) == Failure(BROKEN)
+    held = from_env(lambda _: desk.open())
+    assert await run(using(held, lambda number: succeed(number + 1)), ENV) == Success(8)
+    assert await run(using(held, lambda _: fail(BROKEN)), ENV) == Failure(BROKEN)
     assert desk.log == ["opened", "closed"] * 2
 
 
 async def test_what_was_taken_is_let_go_of_after_a_defect() -> None:
     desk = Desk()
     with pytest.raises(KeyError, match="a bug"):
-        await settle(using(ask(lambda _: desk.open()), crashing), ENV)
+        await run(using(from_env(lambda _: desk.open()), crashing), ENV)
     assert desk.log == ["opened", "closed"]
 
 
 async def test_what_was_taken_is_let_go_of_after_a_cancellation() -> None:
     desk = Desk()
     with anyio.move_on_after(0.01) as scope:
-        await settle(using(ask(lambda _: desk.open()), lambda _: late(60, Success(1))), ENV)
+        await run(using(from_env(lambda _: desk.open()), lambda _: late(60, Success(1))), ENV)
     assert scope.cancelled_caught
     assert desk.log == ["opened", "closed"]
 
 
 async def test_what_was_taken_is_let_go_of_after_a_timeout() -> None:
     desk = Desk()
-    held = using(ask(lambda _: desk.open()), lambda _: late(60, Success(1)))
-    assert (await settle(timeout(0.01, held), ENV)).failure().tag == "TimeoutError"
+    held = using(from_env(lambda _: desk.open()), lambda _: late(60, Success(1)))
+    assert (await run(timeout(0.01, held), ENV)).failure().tag == "TimeoutError"
     assert desk.log == ["opened", "closed"]
 
 
 async def test_what_cannot_be_taken_is_an_error_like_any_other() -> None:
-    assert await settle(using(fail(BROKEN), lambda number: succeed(number)), ENV) == Failure(BROKEN)
+    assert await run(using(fail(BROKEN), lambda number: succeed(number)), ENV) == Failure(BROKEN)

@@ -11,7 +11,6 @@ from returns.result import Failure, Result, Success
 
 from llm_effects import (
     Effect,
-    InvalidValue,
     LLMEnv,
     LLMError,
     NetworkError,
@@ -22,13 +21,14 @@ from llm_effects import (
     gather,
     hedge,
     race,
-    run_in_virtual_time,
+    run,
     scripted_env,
-    settle,
     succeed,
     timeout,
 )
 from llm_effects.effects.combinators import Claim, duel
+from llm_effects.testing import run_in_virtual_time
+from llm_effects.values import InvalidValue
 from tests.fixtures.effects import in_turn, late
 
 pytestmark = pytest.mark.anyio
@@ -86,7 +86,7 @@ MANY: dict[str, Callable[..., Effect[object]]] = {
 async def test_a_defect_comes_out_as_itself_and_the_others_are_awaited(name: str) -> None:
     watch = Watch()
     with pytest.raises(KeyError, match="a bug") as raised:
-        await settle(MANY[name](effect(crash), watch.over(60)), ENV)
+        await run(MANY[name](effect(crash), watch.over(60)), ENV)
     assert (watch.now, watch.log) == (0, ["cancelled"])
     assert raised.value.__cause__ is raised.value.__context__ is None
 
@@ -94,7 +94,7 @@ async def test_a_defect_comes_out_as_itself_and_the_others_are_awaited(name: str
 @pytest.mark.parametrize("name", MANY)
 async def test_a_group_that_is_the_defect_stays_whole(name: str) -> None:
     with pytest.raises(ExceptionGroup, match="the user's own") as raised:
-        await settle(MANY[name](effect(crash_with_a_group)), ENV)
+        await run(MANY[name](effect(crash_with_a_group)), ENV)
     assert len(raised.value.exceptions) == 2
 
 
@@ -102,7 +102,7 @@ async def test_a_group_that_is_the_defect_stays_whole(name: str) -> None:
 async def test_a_cancellation_passes_and_nothing_is_left(name: str) -> None:
     watch = Watch()
     with anyio.move_on_after(0.02) as scope:
-        await settle(MANY[name](watch.over(60), watch.over(60)), ENV)
+        await run(MANY[name](watch.over(60), watch.over(60)), ENV)
     assert scope.cancelled_caught
     assert (watch.now, watch.log) == (0, ["cancelled"] * 2)
 
@@ -113,7 +113,7 @@ async def test_a_cancellation_of_asyncio_s_own_passes_too(anyio_backend_name: st
     watch = Watch()
     for operation in (gather([watch.over(60)] * 2), race(watch.over(60)), timeout(60, watch.over(60))):
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(settle(operation, ENV), 0.01)
+            await asyncio.wait_for(run(operation, ENV), 0.01)
     assert (watch.now, watch.log) == (0, ["cancelled"] * 4)
 
 
@@ -122,31 +122,31 @@ async def test_a_cancellation_of_asyncio_s_own_passes_too(anyio_backend_name: st
 
 async def test_values_come_in_order_whichever_is_done_first() -> None:
     operations = [late(0.02, Success("slow")), late(0, Success("quick"))]
-    assert await settle(gather(operations), ENV) == Success(("slow", "quick"))
+    assert await run(gather(operations), ENV) == Success(("slow", "quick"))
 
 
 async def test_no_more_than_the_limit_are_under_way() -> None:
     watch = Watch()
-    assert await settle(gather([watch.over(0.002)] * 9, limit=3), ENV) == Success((1,) * 9)
+    assert await run(gather([watch.over(0.002)] * 9, limit=3), ENV) == Success((1,) * 9)
     assert (watch.most, watch.now) == (3, 0)
 
 
 async def test_the_first_error_ends_all() -> None:
     watch, never_begun = Watch(), Watch()
     operations = [watch.over(60), watch.over(0.005, Failure(BROKEN)), never_begun.over(0)]
-    assert await settle(gather(operations, limit=2), ENV) == Failure(BROKEN)
+    assert await run(gather(operations, limit=2), ENV) == Failure(BROKEN)
     assert (watch.log, never_begun.most) == (["done", "cancelled"], 0)
 
 
 async def test_a_gathering_can_be_run_again_though_it_was_given_a_generator() -> None:
     both = gather(succeed(number) for number in (1, 2))
-    assert [await settle(both, ENV) for _ in range(2)] == [Success((1, 2))] * 2
+    assert [await run(both, ENV) for _ in range(2)] == [Success((1, 2))] * 2
 
 
 def test_a_thousand_waits_take_as_long_as_one() -> None:
     async def main() -> float:
         started = anyio.current_time()
-        await settle(gather([late(60, Success(1))] * 1_000), ENV)
+        await run(gather([late(60, Success(1))] * 1_000), ENV)
         return anyio.current_time() - started
 
     assert run_in_virtual_time(main) == 60
@@ -163,17 +163,17 @@ def test_a_limit_that_lets_nobody_through_is_refused(limit: int) -> None:
 
 async def test_the_losers_are_cancelled_and_awaited() -> None:
     watch = Watch()
-    assert await settle(race(watch.over(60), late(0.001, Success(2)), watch.over(60)), ENV) == Success(2)
+    assert await run(race(watch.over(60), late(0.001, Success(2)), watch.over(60)), ENV) == Success(2)
     assert (watch.now, watch.log) == (0, ["cancelled", "cancelled"])
 
 
 async def test_an_error_does_not_end_the_race() -> None:
-    assert await settle(race(fail(BROKEN), late(0.001, Success(2))), ENV) == Success(2)
+    assert await run(race(fail(BROKEN), late(0.001, Success(2))), ENV) == Success(2)
 
 
 async def test_a_lost_race_tells_every_error_in_order() -> None:
     limited = RateLimitExceeded(retry_after=3)
-    lost = (await settle(race(late(0.002, Failure(limited)), fail(BROKEN)), ENV)).failure()
+    lost = (await run(race(late(0.002, Failure(limited)), fail(BROKEN)), ENV)).failure()
     assert lost.tag == "RequestFailed"
     assert (lost.errors, lost.retry_after) == ((limited, BROKEN), 3)
 
@@ -188,26 +188,26 @@ def test_a_race_of_nobody_is_refused() -> None:
 
 async def test_a_quick_effect_is_run_once() -> None:
     watch = Watch()
-    assert await settle(hedge(watch.over(0), after=60), ENV) == Success(1)
+    assert await run(hedge(watch.over(0), after=60), ENV) == Success(1)
     assert watch.log == ["done"]
 
 
 async def test_an_early_error_is_not_hedged() -> None:
-    assert await settle(hedge(in_turn(fail(BROKEN), succeed(2)), after=60), ENV) == Failure(BROKEN)
+    assert await run(hedge(in_turn(fail(BROKEN), succeed(2)), after=60), ENV) == Failure(BROKEN)
 
 
 async def test_the_slow_one_is_cancelled_and_awaited() -> None:
     watch = Watch()
-    assert await settle(hedge(in_turn(watch.over(60), succeed(2)), after=0.002), ENV) == Success(2)
+    assert await run(hedge(in_turn(watch.over(60), succeed(2)), after=0.002), ENV) == Success(2)
     assert (watch.now, watch.log) == (0, ["cancelled"])
 
 
 def test_an_error_of_one_leaves_the_other_its_time() -> None:
     late_error, timed_out = late(5, Failure(BROKEN)), Failure(RequestTimeout(phase="attempt"))
     for operation in (in_turn(late_error, late(9, Success(2))), in_turn(late(9, Success(2)), late_error)):
-        assert run_in_virtual_time(settle, hedge(operation, after=2), ENV) == Success(2)
+        assert run_in_virtual_time(run, hedge(operation, after=2), ENV) == Success(2)
     both = in_turn(late(9, Failure(BROKEN)), late(1, timed_out))
-    assert run_in_virtual_time(settle, hedge(both, after=2), ENV) == Failure(BROKEN)
+    assert run_in_virtual_time(run, hedge(both, after=2), ENV) == Failure(BROKEN)
 
 
 async def test_of_two_claims_at_once_one_returns() -> None:
@@ -230,7 +230,7 @@ async def test_of_two_claims_at_once_one_returns() -> None:
 
 async def test_a_second_attempt_may_be_forbidden() -> None:
     watch = Watch()
-    result = await duel(lambda _: settle(watch.over(0.01), ENV), after=0, may_begin=lambda: False)
+    result = await duel(lambda _: run(watch.over(0.01), ENV), after=0, may_begin=lambda: False)
     assert (result, watch.log) == (ONE, ["done"])
 
 

@@ -16,23 +16,23 @@ from llm_effects import (
     Message,
     ModelConfig,
     Preferences,
-    Reply,
-    StorageConfig,
     StreamEvent,
     Usage,
-    append_messages,
     converse,
     generate,
     load_conversation,
+    run,
     scripted_env,
-    settle,
     start_conversation,
 )
+from llm_effects.config import StorageConfig
 from llm_effects.config.services import Window
+from llm_effects.conversations import append_messages
 from llm_effects.conversations.context import TAG, TASK
 from llm_effects.conversations.turn_lifecycle import NEWEST
 from llm_effects.conversations.window import SUMMED_UP
 from llm_effects.policies.limits import expected_usage
+from llm_effects.testing import Reply
 from llm_effects.testing.scripted import answer
 from llm_effects.values.responses import Cost
 from llm_effects.values.tokens import estimate_tokens
@@ -48,14 +48,14 @@ def config(window: Window, context_length: int | None = 1000, **storage: str) ->
 
 
 async def talked(env: LLMEnv, number: int, pinned: tuple[int, ...] = ()) -> None:
-    await settle(start_conversation("c", system="Be brief."), env)
+    await run(start_conversation("c", system="Be brief."), env)
     for at in range(number):
         said = (Message("user", f"q{at} {WORDS}"), Message("assistant", f"a{at} {WORDS}"))
-        (await settle(append_messages("c", said, pinned=at in pinned), env)).unwrap()
+        (await run(append_messages("c", said, pinned=at in pinned), env)).unwrap()
 
 
 async def done(effect: Effect[LLMResponse], env: LLMEnv) -> LLMResponse:
-    return (await settle(effect, env)).unwrap()
+    return (await run(effect, env)).unwrap()
 
 
 def shown(env: LLMEnv, call: int = -1) -> list[str]:
@@ -69,16 +69,16 @@ async def test_the_oldest_exchanges_are_dropped_whole_and_the_answer_says_so() -
     assert shown(env) == ["q1", "a1", "q5", "a5", "q6", "a6", "q7", "a7", "now"]
     assert "left out" in response.warnings[0]
     assert estimate_tokens(env.clients.calls[-1].request) <= 750
-    assert len((await settle(load_conversation("c"), env)).unwrap().turns) == 9
+    assert len((await run(load_conversation("c"), env)).unwrap().turns) == 9
 
 
 async def test_a_pinned_question_that_failed_is_in_no_later_prompt_and_once_when_it_is_asked_again() -> None:
     env = scripted_env(AuthenticationFailed(), "ok", config=config("drop"))
-    (await settle(start_conversation("c"), env)).unwrap()
-    await settle(converse("c", "pinned", pinned=True, turn_id="p"), env)
+    (await run(start_conversation("c"), env)).unwrap()
+    await run(converse("c", "pinned", pinned=True, turn_id="p"), env)
     for at in range(NEWEST + 1):
         said = (Message("user", f"q{at} {WORDS}"), Message("assistant", f"a{at} {WORDS}"))
-        (await settle(append_messages("c", said), env)).unwrap()
+        (await run(append_messages("c", said), env)).unwrap()
     await done(converse("c", "now"), env)
     assert not [text for text in shown(env) if "pinned" in text]
     await done(converse("c", "pinned", pinned=True, turn_id="p"), env)
@@ -102,7 +102,7 @@ async def test_room_is_left_for_the_answer_that_is_wanted() -> None:
 async def test_a_window_may_fail_instead() -> None:
     env = scripted_env("never", config=config("fail"))
     await talked(env, 8)
-    refused = (await settle(converse("c", "now"), env)).failure()
+    refused = (await run(converse("c", "now"), env)).failure()
     assert isinstance(refused, ContextTooLarge)
     assert (refused.limit, refused.model, env.clients.calls) == (1000, "small", [])
     assert refused.token_count is not None
@@ -114,7 +114,7 @@ async def test_a_window_may_fail_instead() -> None:
 async def test_a_question_that_alone_is_too_large_fails_whatever_the_policy(window: Window) -> None:
     env = scripted_env("never", config=config(window))
     await talked(env, 1)
-    assert (await settle(converse("c", "word " * 4000), env)).failure().tag == "ContextTooLarge"
+    assert (await run(converse("c", "word " * 4000), env)).failure().tag == "ContextTooLarge"
     assert env.clients.calls == []
 
 
@@ -173,7 +173,7 @@ async def test_a_summary_is_made_once_stored_and_used_again() -> None:
     assert [each.role for each in turn_call.request.messages] == ["user", "assistant"] * (len(texts) // 2) + ["user"]
     await done(converse("c", "more"), env)
     assert len(env.clients.calls) == len(summary_calls) + 2
-    history = (await settle(load_conversation("c"), env)).unwrap()
+    history = (await run(load_conversation("c"), env)).unwrap()
     assert history.summary is not None
     assert history.summary.provenance is not None
     assert len(history.turns) == 10
@@ -183,12 +183,12 @@ async def test_a_summary_is_extended_when_the_rest_outgrows_the_window_again() -
     env = scripted_env(brain, config=config("summarise"))
     await talked(env, 8)
     await done(converse("c", "now"), env)
-    before = (await settle(load_conversation("c"), env)).unwrap().summary
+    before = (await run(load_conversation("c"), env)).unwrap().summary
     for at in range(6):
-        await settle(append_messages("c", (Message("user", f"x{at} {WORDS}"), Message("assistant", WORDS))), env)
+        await run(append_messages("c", (Message("user", f"x{at} {WORDS}"), Message("assistant", WORDS))), env)
     await done(converse("c", "then"), env)
     summary_call = env.clients.calls[-2].request
-    after = (await settle(load_conversation("c"), env)).unwrap().summary
+    after = (await run(load_conversation("c"), env)).unwrap().summary
     assert summary_call.prompt.startswith("Summary so far:\nThey spoke of words.")
     assert "q0" not in summary_call.prompt
     assert before is not None

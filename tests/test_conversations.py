@@ -12,33 +12,31 @@ from hypothesis import given
 from llm_effects import (
     Document,
     Effect,
-    History,
     Image,
     LLMEnv,
     Message,
-    Origin,
     Reasoning,
-    Summary,
     Text,
     ToolCall,
-    Turn,
-    TurnState,
-    append_messages,
     converse,
+    list_conversations,
+    load_conversation,
+    run,
+    scripted_env,
+    start_conversation,
+    then,
+)
+from llm_effects.conversations import (
+    append_messages,
     delete_conversation,
     export_conversation,
     fork_conversation,
     import_conversation,
-    list_conversations,
-    load_conversation,
-    run_in_virtual_time,
-    scripted_env,
-    settle,
-    start_conversation,
-    then,
 )
 from llm_effects.conversations.operations import Archive
 from llm_effects.effects.effect import result_of
+from llm_effects.testing import run_in_virtual_time
+from llm_effects.values import History, Origin, Summary, Turn, TurnState
 from llm_effects.values.serialization import dump_value, parsed
 from tests.fixtures.histories import history, turns
 from tests.fixtures.slow_stores import Slow
@@ -49,11 +47,11 @@ SAID = (Message("user", "I am Ada."), Message("assistant", "Hello Ada."))
 
 
 async def value(effect: Effect[Any], env: LLMEnv) -> Any:
-    return (await settle(effect, env)).unwrap()
+    return (await run(effect, env)).unwrap()
 
 
 async def problem(effect: Effect[Any], env: LLMEnv) -> Any:
-    return (await settle(effect, env)).failure()
+    return (await run(effect, env)).failure()
 
 
 async def talked(*replies: str, **start: object) -> LLMEnv:
@@ -172,7 +170,7 @@ def test_a_copy_that_is_cancelled_half_way_leaves_nothing() -> None:
         env = evolve(scripted_env(), conversations=store)
         await value(then(start_conversation("c"), lambda _: append_messages("c", SAID)), env)
         with anyio.move_on_after(5):  # in the middle of the third operation
-            await settle(fork_conversation("c", new_id="d"), env)
+            await run(fork_conversation("c", new_id="d"), env)
         return store.done[-3:], (await problem(load_conversation("d"), env)).tag
 
     assert run_in_virtual_time(main) == (["start", "append", "delete"], "InvalidRequest")

@@ -25,33 +25,28 @@ from llm_effects import (
     MalformedResponse,
     Message,
     ModelConfig,
-    Pieces,
     Preferences,
     Recovery,
-    Reply,
     RequestTimeout,
-    RoutingConfig,
-    StorageConfig,
     StreamEvent,
     TextDelta,
     ToolCall,
     ToolResult,
-    Turn,
-    TurnState,
-    append_messages,
     converse,
     load_conversation,
     make_llm_manager,
-    run_in_virtual_time,
-    scripted,
+    run,
     scripted_env,
-    settle,
     start_conversation,
 )
+from llm_effects.config import RoutingConfig, StorageConfig
+from llm_effects.conversations import append_messages
 from llm_effects.conversations.window import CUT_OFF
 from llm_effects.effects.effect import result_of
 from llm_effects.stores.cache.memory import MemoryCache
-from llm_effects.testing.scripted import EPOCH, Late, answer
+from llm_effects.testing import Chunks, Reply, run_in_virtual_time, scripted
+from llm_effects.testing.scripted import EPOCH, Delayed, answer
+from llm_effects.values import Turn, TurnState
 from tests.fixtures.histories import stored
 from tests.fixtures.slow_stores import FULL, Slow
 
@@ -63,18 +58,18 @@ ONCE = LLMConfig(
 
 
 async def done(effect: Effect[LLMResponse], env: LLMEnv) -> LLMResponse:
-    return (await settle(effect, env)).unwrap()
+    return (await run(effect, env)).unwrap()
 
 
 async def begun(*replies: Reply, config: LLMConfig = ONCE, store: Slow | None = None, **start: object) -> LLMEnv:
     env = scripted_env(*replies, config=config)
     env = env if store is None else evolve(env, conversations=store)
-    (await settle(start_conversation("c", **start), env)).unwrap()
+    (await run(start_conversation("c", **start), env)).unwrap()
     return env
 
 
 async def turns(env: LLMEnv, owner: str | None = None) -> tuple[Turn, ...]:
-    return (await settle(load_conversation("c", owner=owner), env)).unwrap().turns
+    return (await run(load_conversation("c", owner=owner), env)).unwrap().turns
 
 
 def said(turn: Turn) -> list[tuple[str, str]]:
@@ -114,23 +109,23 @@ async def test_a_request_shapes_the_turn_that_it_asks() -> None:
 
 async def test_another_owners_conversation_is_not_there() -> None:
     env = await begun("ok", owner="ada")
-    strange = (await settle(converse("c", "hi", owner="bob"), env)).failure()
-    nobody = (await settle(converse("c", "hi"), env)).failure()
-    unknown = (await settle(converse("d", "hi", owner="ada"), env)).failure()
+    strange = (await run(converse("c", "hi", owner="bob"), env)).failure()
+    nobody = (await run(converse("c", "hi"), env)).failure()
+    unknown = (await run(converse("d", "hi", owner="ada"), env)).failure()
     assert strange == nobody == evolve(unknown, message=unknown.message.replace("'d'", "'c'"))
     assert env.clients.calls == []
 
 
 async def test_two_owners_at_once_are_refused() -> None:
     env = await begun("ok", owner="ada")
-    refused = (await settle(converse("c", LLMRequest(prompt="hi", owner="ada"), owner="bob"), env)).failure()
+    refused = (await run(converse("c", LLMRequest(prompt="hi", owner="ada"), owner="bob"), env)).failure()
     assert refused.tag == "InvalidRequest"
 
 
 @pytest.mark.parametrize("message", ["", " ", 7])
 async def test_a_message_that_is_none_is_refused_before_anything_is_stored(message: str) -> None:
     env = await begun("ok")
-    assert (await settle(converse("c", message), env)).failure().tag == "InvalidRequest"
+    assert (await run(converse("c", message), env)).failure().tag == "InvalidRequest"
     assert await turns(env) == ()
 
 
@@ -153,15 +148,15 @@ async def test_the_same_turn_again_gives_its_answer_at_no_cost() -> None:
 async def test_a_turn_id_is_for_one_message_only() -> None:
     env = await begun("first", AuthenticationFailed(), "third")
     await done(converse("c", "hi", turn_id="t"), env)
-    await settle(converse("c", "hi", turn_id="u"), env)
+    await run(converse("c", "hi", turn_id="u"), env)
     for name in ("t", "u"):
-        assert (await settle(converse("c", "other", turn_id=name), env)).failure().tag == "InvalidRequest"
+        assert (await run(converse("c", "other", turn_id=name), env)).failure().tag == "InvalidRequest"
     assert (await done(converse("c", "hi", turn_id="u"), env)).content == "third"
 
 
 async def test_a_failed_turn_keeps_its_question_and_is_taken_up_again() -> None:
     env = await begun(AuthenticationFailed(), "better", "ok")
-    assert (await settle(converse("c", "hi", turn_id="t"), env)).failure().tag == "AuthenticationFailed"
+    assert (await run(converse("c", "hi", turn_id="t"), env)).failure().tag == "AuthenticationFailed"
     (failed,) = await turns(env)
     assert (failed.state, failed.error, said(failed)) == (TurnState.FAILED, "AuthenticationFailed", [("user", "hi")])
     assert (await done(converse("c", "hi", turn_id="t"), env)).content == "better"
@@ -172,23 +167,23 @@ async def test_a_failed_turn_keeps_its_question_and_is_taken_up_again() -> None:
 
 async def test_the_question_of_a_failed_turn_is_left_out_of_later_prompts() -> None:
     env = await begun(AuthenticationFailed(), "ok")
-    await settle(converse("c", "lost"), env)
+    await run(converse("c", "lost"), env)
     await done(converse("c", "hi"), env)
     assert asked(env) == [("user", "hi")]
 
 
 async def test_a_question_taken_up_again_stands_last_in_its_prompt() -> None:
     env = await begun(AuthenticationFailed(), "between", "late")
-    await settle(converse("c", "first", turn_id="t"), env)
+    await run(converse("c", "first", turn_id="t"), env)
     await done(converse("c", "second"), env)
     await done(converse("c", "first", turn_id="t"), env)
     assert asked(env) == [("user", "second"), ("assistant", "between"), ("user", "first")]
 
 
 async def test_a_stream_that_breaks_keeps_what_was_seen_and_the_next_turn_works() -> None:
-    env = await begun(Pieces(("The disk ", "is"), then=MalformedResponse()), "full")
+    env = await begun(Chunks(("The disk ", "is"), then=MalformedResponse()), "full")
     seen: list[StreamEvent] = []
-    broken = (await settle(converse("c", "why?", sink=partial(collect, seen)), env)).failure()
+    broken = (await run(converse("c", "why?", sink=partial(collect, seen)), env)).failure()
     assert (broken.tag, broken.partial, type(seen[-1])) == ("MalformedResponse", "The disk is", Failed)
     (turn,) = await turns(env)
     assert (turn.state, turn.error) == (TurnState.INTERRUPTED, "MalformedResponse")
@@ -202,9 +197,9 @@ async def collect(seen: list[StreamEvent], event: StreamEvent) -> None:
 
 
 async def test_an_interrupted_turn_asked_again_gives_what_was_seen_and_says_so() -> None:
-    env = await begun(Pieces(("half",), then=MalformedResponse()), "never")
+    env = await begun(Chunks(("half",), then=MalformedResponse()), "never")
     seen: list[StreamEvent] = []
-    await settle(converse("c", "why?", turn_id="t", sink=partial(collect, seen)), env)
+    await run(converse("c", "why?", turn_id="t", sink=partial(collect, seen)), env)
     again = await done(converse("c", "why?", turn_id="t"), env)
     assert (again.content, again.finish_reason, again.cost) == ("half", FinishReason.LENGTH, Cost.ZERO)
     assert "interrupted" in again.warnings[0]
@@ -216,11 +211,11 @@ async def test_a_restarted_stream_keeps_only_what_the_consumer_has_at_the_end() 
         models={name: ModelConfig(provider="lm-studio") for name in ("one", "two")},
         routing=RoutingConfig(max_retries=0),
     )
-    broken = (Pieces(("wrong",), then=MalformedResponse()), Pieces(("ri",), then=MalformedResponse()))
+    broken = (Chunks(("wrong",), then=MalformedResponse()), Chunks(("ri",), then=MalformedResponse()))
     env = await begun(*broken, config=config)
     seen: list[StreamEvent] = []
     wanted = LLMRequest(prompt="why?", recovery=Recovery.RESTART)
-    await settle(converse("c", wanted, sink=partial(collect, seen)), env)
+    await run(converse("c", wanted, sink=partial(collect, seen)), env)
     (turn,) = await turns(env)
     assert said(turn) == [("user", "why?"), ("assistant", "ri")]
     assert turn.messages[1].provenance is not None
@@ -228,7 +223,7 @@ async def test_a_restarted_stream_keeps_only_what_the_consumer_has_at_the_end() 
 
 
 async def test_a_stream_ends_with_the_stored_answer_also_when_told_again() -> None:
-    env = await begun(Pieces(("a", "b")))
+    env = await begun(Chunks(("a", "b")))
     for _ in range(2):
         seen: list[StreamEvent] = []
         response = await done(converse("c", "why?", turn_id="t", sink=partial(collect, seen)), env)
@@ -237,21 +232,21 @@ async def test_a_stream_ends_with_the_stored_answer_also_when_told_again() -> No
 
 
 async def test_a_consumer_that_raises_gets_its_exception_and_the_turn_is_interrupted() -> None:
-    env = await begun(Pieces(("a", "b")), "ok")
+    env = await begun(Chunks(("a", "b")), "ok")
 
     async def broken(event: StreamEvent) -> None:
         if isinstance(event, TextDelta):
             raise KeyError(event.text)
 
     with pytest.raises(KeyError):
-        await settle(converse("c", "why?", sink=broken), env)
+        await run(converse("c", "why?", sink=broken), env)
     (turn,) = await turns(env)
     assert (turn.state, said(turn)) == (TurnState.INTERRUPTED, [("user", "why?"), ("assistant", "a")])
     assert (await done(converse("c", "and?"), env)).content == "ok"
 
 
 async def test_turns_at_once_all_succeed_and_each_is_stored_once() -> None:
-    env = await begun(Late(0.005, "ok"))
+    env = await begun(Delayed(0.005, "ok"))
     async with anyio.create_task_group() as group:
         for number in range(8):
             group.start_soon(done, converse("c", f"question {number}"), env)
@@ -266,7 +261,7 @@ async def test_another_writer_who_is_faster_makes_a_turn_begin_again_so_many_tim
 ) -> None:
     store = Slow(failing={"begin_turn": conflicts}, error=ConversationConflict(conversation_id="c"))
     env = evolve(await begun("ok", store=store), draw=lambda: 0.0)
-    result = await settle(converse("c", "hi"), env)
+    result = await run(converse("c", "hi"), env)
     assert result.failure().tag == tag if tag else result.unwrap().content == "ok"
     assert (store.done.count("begin_turn"), len(env.clients.calls)) == (8, 0 if tag else 1)
 
@@ -276,7 +271,7 @@ async def test_a_turn_under_way_elsewhere_is_a_conflict_until_its_lease_is_over(
     lease = EPOCH + timedelta(seconds=60)
     dead = Turn(id="t", begun_at=EPOCH, lease_until=lease, writer="dead", messages=(stored("user", "hi"),))
     (await result_of(env.conversations.begin_turn("c", None, 0, dead))).unwrap()
-    refused = (await settle(converse("c", "hi", turn_id="t"), env)).failure()
+    refused = (await run(converse("c", "hi", turn_id="t"), env)).failure()
     assert (refused.tag, refused.retry_after, env.clients.calls) == ("ConversationConflict", 60.0, [])
     later = evolve(env, now=lambda: lease)
     assert (await done(converse("c", "hi", turn_id="t"), later)).content == "at last"
@@ -322,9 +317,9 @@ async def test_a_turn_whose_beginning_was_lost_for_a_moment_is_stored_once() -> 
 async def test_a_store_that_fails_before_the_call_costs_nothing(operation: str) -> None:
     store = Slow(failing={operation: 9})
     env = evolve(scripted_env("never"), conversations=store)
-    await settle(start_conversation("c"), env)
+    await run(start_conversation("c"), env)
     seen: list[StreamEvent] = []
-    refused = (await settle(converse("c", "hi", sink=partial(collect, seen)), env)).failure()
+    refused = (await run(converse("c", "hi", sink=partial(collect, seen)), env)).failure()
     assert (refused.tag, env.clients.calls, seen) == ("StorageFailed", [], [Failed(refused)])
 
 
@@ -340,7 +335,7 @@ async def test_results_of_tools_go_on_with_their_turn() -> None:
 
 async def test_a_result_for_a_call_that_nobody_made_is_refused_before_it_is_stored() -> None:
     env = await begun("never")
-    refused = (await settle(converse("c", Message("tool", ToolResult("9", "noon"))), env)).failure()
+    refused = (await run(converse("c", Message("tool", ToolResult("9", "noon"))), env)).failure()
     assert refused.tag == "InvalidRequest"
     assert "'9'" in refused.message
     assert await turns(env) == ()
@@ -360,16 +355,16 @@ async def test_a_deadline_covers_the_store_too() -> None:
     store = Slow(seconds=0.02)
     env = await begun("never", store=store)
     wanted = LLMRequest(prompt="hi", preferences=Preferences(timeout_ms=10))
-    refused = (await settle(converse("c", wanted), env)).failure()
+    refused = (await run(converse("c", wanted), env)).failure()
     assert (refused.tag, env.clients.calls) == ("TimeoutError", [])
 
 
 def test_an_hour_of_thinking_is_interrupted_at_its_deadline_and_kept() -> None:
     async def main() -> tuple[object, ...]:
-        env = await begun(Pieces(("a ", "b ", "c "), pause=20.0))
+        env = await begun(Chunks(("a ", "b ", "c "), pause=20.0))
         seen: list[StreamEvent] = []
         wanted = LLMRequest(prompt="hi", preferences=Preferences(timeout_ms=50_000))
-        error = (await settle(converse("c", wanted, sink=partial(collect, seen)), env)).failure()
+        error = (await run(converse("c", wanted, sink=partial(collect, seen)), env)).failure()
         return error, (await turns(env))[0]
 
     error, turn = run_in_virtual_time(main)
@@ -380,10 +375,10 @@ def test_an_hour_of_thinking_is_interrupted_at_its_deadline_and_kept() -> None:
 
 async def cancelled_after(seconds: float, tick: float) -> tuple[list[str], list[StreamEvent], LLMEnv]:
     """Cancel a turn somewhere on its way through a slow store and a slow model."""
-    env = await begun(Pieces(("one ", "two "), pause=tick), "next", store=Slow(seconds=tick))
+    env = await begun(Chunks(("one ", "two "), pause=tick), "next", store=Slow(seconds=tick))
     seen: list[StreamEvent] = []
     with anyio.move_on_after(seconds):
-        await settle(converse("c", "hi", turn_id="t", sink=partial(collect, seen)), env)
+        await run(converse("c", "hi", turn_id="t", sink=partial(collect, seen)), env)
     return [event.text for event in seen if isinstance(event, TextDelta)], seen, env
 
 
@@ -419,11 +414,11 @@ async def test_a_turn_cancelled_at_any_await_loses_nothing_on_both_backends() ->
 @pytest.mark.parametrize("moment", range(18))
 async def test_a_task_cancelled_by_asyncio_at_any_await_loses_nothing(moment: int) -> None:
     """``asyncio.timeout`` and ``Task.cancel`` know of no shields."""
-    env = await begun(Pieces(("one ", "two "), pause=0.004), "next", store=Slow(seconds=0.004))
+    env = await begun(Chunks(("one ", "two "), pause=0.004), "next", store=Slow(seconds=0.004))
     seen: list[StreamEvent] = []
     with pytest.raises(TimeoutError):
         async with asyncio.timeout((moment + 0.5) * 0.004):
-            await settle(converse("c", "hi", turn_id="t", sink=partial(collect, seen)), env)
+            await run(converse("c", "hi", turn_id="t", sink=partial(collect, seen)), env)
             await asyncio.sleep(1)
     pieces = "".join(event.text for event in seen if isinstance(event, TextDelta))
     for turn in await turns(env):
@@ -433,14 +428,14 @@ async def test_a_task_cancelled_by_asyncio_at_any_await_loses_nothing(moment: in
 
 async def test_appended_messages_are_part_of_the_next_prompt_and_alternate() -> None:
     env = await begun("ok")
-    (await settle(append_messages("c", (Message("user", "I am Ada."),)), env)).unwrap()
+    (await run(append_messages("c", (Message("user", "I am Ada."),)), env)).unwrap()
     await done(converse("c", "Who am I?"), env)
     assert asked(env) == [("user", "I am Ada.\n\nWho am I?")]
 
 
 async def test_the_cache_answers_a_turn_too_and_its_answer_is_stored() -> None:
     env = evolve(await begun("first", "second"), cache=MemoryCache(10))
-    (await settle(start_conversation("d"), env)).unwrap()
+    (await run(start_conversation("d"), env)).unwrap()
     await done(converse("c", "hi"), env)
     assert (await done(converse("d", "hi"), env)).cached
     assert (await done(converse("d", LLMRequest(prompt="again", cache=CachePolicy.BYPASS)), env)).content == "second"
@@ -463,7 +458,7 @@ def test_a_conversation_goes_on_where_another_environment_left_it(tmp_path: Path
     storage = evolve(ONCE, storage=StorageConfig(url=f"sqlite:///{tmp_path / 'talk.db'}"))
 
     async def talk(question: str) -> list[tuple[str, str]]:
-        model = scripted(Pieces(("an", "swer")))
+        model = scripted(Chunks(("an", "swer")))
         manager = make_llm_manager(storage, lambda env: evolve(env, clients=model))
         await manager.run(start_conversation("c"))
         (await manager.run(converse("c", question))).unwrap()

@@ -7,7 +7,7 @@ from hypothesis import given
 from returns.io import IOSuccess
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.effect import Effect, ask, effect, fail, from_result, rescue, settle, succeed, then
+from llm_effects.effects.effect import Effect, effect, fail, from_env, from_result, rescue, run, succeed, then
 from llm_effects.effects.env import LLMEnv
 from llm_effects.testing.scripted import scripted_env
 from llm_effects.values.errors import InvalidRequest, LLMError, NetworkError, RequestTimeout
@@ -35,14 +35,14 @@ async def test_an_effect_does_nothing_until_it_is_awaited_with_an_env() -> None:
     count, runs = counted()
     chain = rescue(then(count.map(lambda run: run + 1), succeed), fail)
     assert runs == []
-    await settle(chain, ENV)
+    await run(chain, ENV)
     assert runs == [1]
 
 
 async def test_every_run_of_an_effect_does_its_work_again() -> None:
     count, runs = counted()
     chain = then(count, lambda run: succeed(run * 10))
-    assert [await settle(chain, ENV) for _ in range(3)] == [Success(10), Success(20), Success(30)]
+    assert [await run(chain, ENV) for _ in range(3)] == [Success(10), Success(20), Success(30)]
     assert runs == [1, 2, 3]
 
 
@@ -51,7 +51,7 @@ async def test_one_effect_can_run_many_times_at_once() -> None:
     ended: list[Result[int, LLMError]] = []
 
     async def once() -> None:
-        ended.append(await settle(count, ENV))
+        ended.append(await run(count, ENV))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(5):
@@ -67,14 +67,14 @@ async def test_a_dropped_effect_leaves_nothing_behind() -> None:
 
 @given(value=NUMBERS, error=ERRORS)
 async def test_what_goes_in_comes_out(value: int, error: LLMError) -> None:
-    assert await settle(succeed(value), ENV) == await settle(from_result(Success(value)), ENV) == Success(value)
-    assert await settle(fail(error), ENV) == await settle(from_result(Failure(error)), ENV) == Failure(error)
+    assert await run(succeed(value), ENV) == await run(from_result(Success(value)), ENV) == Success(value)
+    assert await run(fail(error), ENV) == await run(from_result(Failure(error)), ENV) == Failure(error)
 
 
 async def test_ask_reads_the_env_it_is_given() -> None:
-    drawn = ask(lambda env: env.draw())
-    assert await settle(drawn, attrs.evolve(ENV, draw=lambda: 0.25)) == Success(0.25)
-    assert await settle(drawn, attrs.evolve(ENV, draw=lambda: 0.75)) == Success(0.75)
+    drawn = from_env(lambda env: env.draw())
+    assert await run(drawn, attrs.evolve(ENV, draw=lambda: 0.25)) == Success(0.25)
+    assert await run(drawn, attrs.evolve(ENV, draw=lambda: 0.75)) == Success(0.75)
 
 
 async def test_all_steps_get_the_same_env() -> None:
@@ -85,19 +85,19 @@ async def test_all_steps_get_the_same_env() -> None:
         return Failure(LATE) if len(seen) == 2 else Success(len(seen))
 
     looked = effect(look)
-    assert await settle(rescue(then(looked, lambda _: looked), lambda _: looked), ENV) == Success(3)
+    assert await run(rescue(then(looked, lambda _: looked), lambda _: looked), ENV) == Success(3)
     assert all(env is ENV for env in seen)
 
 
 async def test_an_error_stops_the_steps_after_it() -> None:
     count, runs = counted()
-    assert await settle(then(then(fail(LATE), lambda _: count), lambda _: count), ENV) == Failure(LATE)
+    assert await run(then(then(fail(LATE), lambda _: count), lambda _: count), ENV) == Failure(LATE)
     assert runs == []
 
 
 async def test_a_handler_may_fail_in_its_own_way() -> None:
     refused = NetworkError(phase="refused")
-    assert await settle(rescue(fail(LATE), lambda _: fail(refused)), ENV) == Failure(refused)
+    assert await run(rescue(fail(LATE), lambda _: fail(refused)), ENV) == Failure(refused)
 
 
 async def test_a_result_joins_the_chain() -> None:
@@ -106,8 +106,8 @@ async def test_a_result_joins_the_chain() -> None:
     def positive(value: int) -> Result[int, LLMError]:
         return Success(value) if value > 0 else Failure(blank)
 
-    assert await settle(succeed(1).bind_result(positive), ENV) == Success(1)
-    assert await settle(succeed(0).bind_result(positive), ENV) == Failure(blank)
+    assert await run(succeed(1).bind_result(positive), ENV) == Success(1)
+    assert await run(succeed(0).bind_result(positive), ENV) == Failure(blank)
 
 
 async def test_a_bug_stays_an_exception() -> None:
@@ -115,7 +115,7 @@ async def test_a_bug_stays_an_exception() -> None:
         return succeed(1 / value)
 
     with pytest.raises(ZeroDivisionError):
-        await settle(rescue(then(succeed(0), divide), lambda _: succeed(0.0)), ENV)
+        await run(rescue(then(succeed(0), divide), lambda _: succeed(0.0)), ENV)
 
 
 async def test_cancellation_passes_through() -> None:
@@ -124,7 +124,7 @@ async def test_cancellation_passes_through() -> None:
         return Success(1)
 
     with anyio.move_on_after(0.001) as scope:
-        await settle(rescue(effect(forever), lambda _: succeed(0)), ENV)
+        await run(rescue(effect(forever), lambda _: succeed(0)), ENV)
     assert scope.cancelled_caught
 
 
@@ -137,7 +137,7 @@ async def test_an_effect_runs_in_a_larger_env_of_the_user() -> None:
     def llm_of(app: App) -> LLMEnv:
         return app.llm
 
-    drawn = ask(lambda env: env.draw()).modify_env(llm_of)
+    drawn = from_env(lambda env: env.draw()).modify_env(llm_of)
     assert await drawn(App(ENV, "shop")) == IOSuccess(ENV.draw())
 
 
@@ -145,7 +145,7 @@ async def test_many_steps_are_a_loop_inside_one_effect() -> None:
     async def climb(env: LLMEnv) -> Result[int, LLMError]:
         total = 0
         for step in range(1_000):
-            total += (await settle(succeed(step), env)).unwrap()
+            total += (await run(succeed(step), env)).unwrap()
         return Success(total)
 
-    assert await settle(effect(climb), ENV) == Success(499_500)
+    assert await run(effect(climb), ENV) == Success(499_500)

@@ -17,14 +17,8 @@ from returns.result import Result
 
 from llm_effects import (
     AuthenticationFailed,
-    BudgetConfig,
     BudgetExceeded,
-    CacheConfig,
-    Capabilities,
     Cost,
-    Embeddings,
-    InvalidValue,
-    Late,
     LLMConfig,
     LLMEnv,
     LLMError,
@@ -32,28 +26,25 @@ from llm_effects import (
     ModelConfig,
     ModelUnavailable,
     NetworkError,
-    Price,
     RateLimitExceeded,
-    Reply,
-    RoutingConfig,
     StorageFailed,
-    Vector,
     embed,
     generate,
     open_env,
-    run_in_virtual_time,
-    scripted,
+    run,
     scripted_env,
-    settle,
     timeout,
 )
+from llm_effects.config import BudgetConfig, CacheConfig, Capabilities, Price, RoutingConfig
 from llm_effects.config.services import LimitsConfig
-from llm_effects.embeddings import Shelf, packed, portions, tokens_of, unpacked
+from llm_effects.embeddings import Embeddings, VectorCache, batches_of, packed, tokens_of, unpacked
 from llm_effects.providers.openai_embeddings import encode, read
 from llm_effects.providers.presets import PRESETS
 from llm_effects.providers.registry import target_of
 from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.testing import Delayed, Reply, run_in_virtual_time, scripted
 from llm_effects.testing.scripted import Scripted, vector_of
+from llm_effects.values import InvalidValue, Vector
 from tests.fixtures.futures import given_by
 from tests.fixtures.llama_server import model_or_skip
 from tests.fixtures.slow_stores import Slow
@@ -76,7 +67,7 @@ def texts_in(model: Scripted) -> list[list[str]]:
 
 
 async def told(env: LLMEnv, *texts: str, **more: Any) -> Embeddings:
-    return (await settle(embed(texts, **more), env)).unwrap()
+    return (await run(embed(texts, **more), env)).unwrap()
 
 
 async def test_vectors_come_in_the_order_of_the_texts_and_each_text_is_asked_once() -> None:
@@ -88,7 +79,7 @@ async def test_vectors_come_in_the_order_of_the_texts_and_each_text_is_asked_onc
 
 
 async def test_many_texts_go_in_portions_at_once_and_keep_their_order() -> None:
-    env, model = env_of(lambda request: Late(0.001 * (64 - len(request.messages[0].parts)), "ok"))
+    env, model = env_of(lambda request: Delayed(0.001 * (64 - len(request.messages[0].parts)), "ok"))
     texts = [f"text {number}" for number in range(200)]
     came = await told(env, *texts, concurrency=2)
     assert came.vectors == tuple(map(vector_of, texts))
@@ -98,7 +89,7 @@ async def test_many_texts_go_in_portions_at_once_and_keep_their_order() -> None:
 
 def test_no_more_than_so_many_portions_are_under_way() -> None:
     async def main() -> float:
-        env, _ = env_of(Late(10, "ok"))
+        env, _ = env_of(Delayed(10, "ok"))
         began = anyio.current_time()
         await told(env, *(f"{number}" for number in range(64 * 6)), concurrency=2)
         return anyio.current_time() - began
@@ -137,7 +128,7 @@ async def test_a_cache_policy_is_obeyed(policy: str, asked: int) -> None:
 
 async def test_only_what_is_stored_and_nothing_else() -> None:
     env, model = env_of()
-    assert (await settle(embed(["cat"], cache="only"), env)).failure().tag == "StorageFailed"
+    assert (await run(embed(["cat"], cache="only"), env)).failure().tag == "StorageFailed"
     assert not model.calls
 
 
@@ -161,13 +152,13 @@ async def test_a_damaged_entry_is_asked_again() -> None:
 
 def key_of(env: LLMEnv, text: str) -> str:
     target = target_of("small", SMALL).unwrap()
-    return Shelf(env, target, None, None, keeping=True).key(text)
+    return VectorCache(env, target, None, None, keeping=True).key(text)
 
 
 async def test_vectors_of_another_length_are_told_and_not_mixed() -> None:
     env, _ = env_of()
     await given_by(env.cache.put(key_of(env, "cat"), packed(vector_of("cat", 3)), None))
-    error = (await settle(embed(["cat", "dog"]), env)).failure()
+    error = (await run(embed(["cat", "dog"]), env)).failure()
     assert (error.tag, error.model, len(error.attempts)) == ("MalformedResponse", "small", 1)
     assert "cache='refresh'" in str(error)
     assert len((await told(env, "cat", "dog", cache="refresh")).vectors[0]) == 8
@@ -186,8 +177,8 @@ async def test_clients_that_embed_nothing_are_clients_all_the_same() -> None:
         complete, probe = Scripted(("ok",)).complete, Scripted(()).probe
 
     env = scripted_env(clients=Plain(), config=ONE)
-    assert (await settle(generate(LLMRequest(prompt="why?")), env)).unwrap().content == "ok"
-    assert (await settle(embed(["cat"]), env)).failure().tag == "ConfigurationError"
+    assert (await run(generate(LLMRequest(prompt="why?")), env)).unwrap().content == "ok"
+    assert (await run(embed(["cat"]), env)).failure().tag == "ConfigurationError"
 
 
 async def test_a_cache_that_fails_is_told_and_costs_no_answer() -> None:
@@ -218,7 +209,7 @@ async def test_the_same_model_is_asked_again_and_never_another() -> None:
     await told(env, "cat")
     assert [call.model for call in model.calls] == ["small", "small"]
     env, model = env_of(AuthenticationFailed(), config=config)
-    error = (await settle(embed(["cat"]), env)).failure()
+    error = (await run(embed(["cat"]), env)).failure()
     assert (error.tag, error.model, len(error.attempts)) == ("AuthenticationFailed", "small", 1)
     assert [call.model for call in model.calls] == ["small"]
 
@@ -226,7 +217,7 @@ async def test_the_same_model_is_asked_again_and_never_another() -> None:
 async def test_what_came_before_an_error_is_not_paid_twice() -> None:
     env, model = env_of("ok", AuthenticationFailed(), "ok")
     texts = [f"{number}" for number in range(128)]
-    failed = (await settle(embed(texts, concurrency=1), env)).failure()
+    failed = (await run(embed(texts, concurrency=1), env)).failure()
     assert len(failed.attempts) == 2
     assert (await told(env, *texts)).cached == 64
     assert len(model.calls) == 3
@@ -248,19 +239,19 @@ def test_the_limits_of_the_model_hold() -> None:
 async def test_a_budget_holds() -> None:
     budgets = (BudgetConfig(name="embeddings", limit_usd="0.0000001", scope="task:embeddings"),)
     env, model = env_of(config=evolve(ONE, budgets=budgets))
-    assert isinstance((await settle(embed(["a long text" * 10]), env)).failure(), BudgetExceeded)
+    assert isinstance((await run(embed(["a long text" * 10]), env)).failure(), BudgetExceeded)
     assert not model.calls
 
 
 async def test_a_timeout_around_it_ends_it() -> None:
-    env, _ = env_of(Late(60, "ok"))
-    assert (await settle(timeout(0.01, embed(["cat"])), env)).failure().tag == "TimeoutError"
+    env, _ = env_of(Delayed(60, "ok"))
+    assert (await run(timeout(0.01, embed(["cat"])), env)).failure().tag == "TimeoutError"
     assert [row.attempt.outcome for row in await given_by(env.ledger.rows())] == ["cancelled"]
 
 
 async def test_only_a_model_that_embeds_is_asked() -> None:
     async def refused(config: LLMConfig, model: str | None) -> LLMError:
-        return (await settle(embed(["cat"], model=model), env_of(config=config)[0])).failure()
+        return (await run(embed(["cat"], model=model), env_of(config=config)[0])).failure()
 
     assert "'chat' is not known to embed" in str(await refused(ONE, "chat"))
     assert "'smal' is not configured" in str(await refused(ONE, "smal"))
@@ -272,8 +263,8 @@ async def test_only_a_model_that_embeds_is_asked() -> None:
 
 async def test_a_model_that_embeds_is_not_asked_for_answers() -> None:
     env, model = env_of("because")
-    assert (await settle(generate(LLMRequest(prompt="why?")), env)).unwrap().model == "chat"
-    refused = (await settle(generate(LLMRequest(prompt="why?", model="small")), env)).failure()
+    assert (await run(generate(LLMRequest(prompt="why?")), env)).unwrap().model == "chat"
+    refused = (await run(generate(LLMRequest(prompt="why?", model="small")), env)).failure()
     assert "it gives embeddings, not answers" in str(refused)
     assert len(model.calls) == 1
 
@@ -289,7 +280,7 @@ async def test_no_texts_give_no_vectors_and_cost_nothing() -> None:
     ("texts", "says"), [([" "], "texts[0]: must not be blank"), (["a", 3], "texts[1]: must be a text, not int")]
 )
 async def test_a_text_that_is_none_is_an_error_value(texts: list[Any], says: str) -> None:
-    assert says in str((await settle(embed(texts), env_of()[0])).failure())
+    assert says in str((await run(embed(texts), env_of()[0])).failure())
 
 
 @pytest.mark.parametrize("wrong", [{"dimensions": 0}, {"concurrency": 0}, {"cache": "maybe"}, {"tags": "ab"}])
@@ -306,7 +297,7 @@ def test_a_text_alone_is_refused() -> None:
 @given(st.lists(st.text("ab你", min_size=1), max_size=40), st.integers(1, 9), st.integers(1, 40))
 def test_portions_hold_every_text_in_order_and_no_more_than_they_may(texts: list[str], count: int, tokens: int) -> None:
     preset = evolve(PRESETS["vllm"], embedded_texts=count, embedded_tokens=tokens)
-    cut = list(portions(texts, preset))
+    cut = list(batches_of(texts, preset))
     assert [text for portion in cut for text in portion] == texts
     assert all(len(portion) <= count for portion in cut)
     assert all(sum(map(tokens_of, portion)) <= tokens or len(portion) == 1 for portion in cut)
@@ -411,7 +402,7 @@ def test_a_length_that_was_not_asked_for_is_told() -> None:
 async def live(*texts: str, model: ModelConfig = GPT, **more: Any) -> Result[Embeddings, LLMError]:
     config = LLMConfig(models={"gpt": model}, routing=RoutingConfig(max_retries=1))
     async with open_env(config) as env:
-        return await settle(embed(texts, **more), env)
+        return await run(embed(texts, **more), env)
 
 
 async def test_openai_is_spoken_and_read(httpx_mock: HTTPXMock) -> None:
@@ -489,11 +480,11 @@ async def test_the_model_in_this_process_embeds(tiny: ModelConfig) -> None:
     texts = ("A cat sat on the mat.", "A kitten sat on a rug.", "Interest rates rose by two percent.", "你好")
     config = LLMConfig(models={"tiny": tiny})
     async with open_env(config) as env:
-        came = (await settle(embed(texts, concurrency=2), env)).unwrap()
-        again = (await settle(embed(reversed(texts)), env)).unwrap()
+        came = (await run(embed(texts, concurrency=2), env)).unwrap()
+        again = (await run(embed(reversed(texts)), env)).unwrap()
         rows = await given_by(env.ledger.rows())
-        long = await settle(embed(["word " * 400]), env)
-        sized = await settle(embed(["cat"], dimensions=3), env)
+        long = await run(embed(["word " * 400]), env)
+        sized = await run(embed(["cat"], dimensions=3), env)
     cat, kitten, rates, _ = came.vectors
     assert (again.cached, again.vectors[::-1]) == (4, came.vectors)
     assert {len(vector) for vector in came.vectors} == {576}

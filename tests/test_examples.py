@@ -19,12 +19,11 @@ from llm_effects import (
     MalformedResponse,
     ModelConfig,
     ModelUnavailable,
-    Pieces,
-    Reply,
-    RoutingConfig,
-    embedded_model,
     scripted_env,
 )
+from llm_effects.config import RoutingConfig
+from llm_effects.config.loading import embedded_model
+from llm_effects.testing import Chunks, Reply
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -65,14 +64,14 @@ SCRIPTS: dict[str, tuple[tuple[Reply, ...], str]] = {
         ),
         "answered after 2 steps: There is room again.",
     ),
-    "streaming": ((Pieces(("Once ", "upon")),), "finished: stop"),
+    "streaming": ((Chunks(("Once ", "upon")),), "finished: stop"),
     "conversation": (("Logs.", "Old logs.", "Logs, old logs."), "3 turns stored, 0 answered from storage"),
-    "chat": (("Mars.", Pieces(("Mars ", "is"), pause=0.2), "Mars."), "turns: finished, interrupted, finished"),
+    "chat": (("Mars.", Chunks(("Mars ", "is"), pause=0.2), "Mars."), "turns: finished, interrupted, finished"),
     "analyze_anomaly": ((JUDGEMENT,), "high, deployment: All slow."),
     "generate_ui_component": ((DESIGN,), "<h2>All services</h2>"),
     "manage_config": ((PROPOSAL,), "+p99_ms = 200.0"),
     "failover_mid_stream": (
-        (Pieces(("Disks fill",), then=MalformedResponse()), "They are full of logs."),
+        (Chunks(("Disks fill",), then=MalformedResponse()), "They are full of logs."),
         "shown at the end: They are full of logs.",
     ),
 }

@@ -15,7 +15,6 @@ from attrs import define, evolve, field
 from returns.result import Result
 
 from llm_effects import (
-    CacheConfig,
     Completed,
     Failed,
     LLMConfig,
@@ -25,16 +24,16 @@ from llm_effects import (
     ModelConfig,
     Preferences,
     RequestTimeout,
-    RoutingConfig,
     Started,
     StreamEvent,
     TextDelta,
     generate,
     open_env,
-    settle,
+    run,
     stream,
 )
 from llm_effects.clients.transport.transport import Transport
+from llm_effects.config import CacheConfig, RoutingConfig
 from llm_effects.values.errors import LLMError, NetworkError
 from tests.fixtures.servers import Behave, Peer, Server, answering, chunked, reply, reply_json, sending, serving
 
@@ -104,7 +103,7 @@ async def streamed(behave: Behave, **settings: Any) -> tuple[Result[LLMResponse,
     with serving(behave) as server:
         async with tidy(server, **settings) as env:
             with anyio.fail_after(5):
-                result = await settle(stream(ASK, told), env)
+                result = await run(stream(ASK, told), env)
         assert len(server.requests) == 1
     last = told.events[-1]
     assert last == (Completed(result.unwrap()) if isinstance(last, Completed) else Failed(result.failure()))
@@ -170,7 +169,7 @@ async def test_streams_that_ended_well_share_a_connection() -> None:
     with serving(answering(chunked(GOOD))) as server:
         async with tidy(server) as env:
             for _ in range(3):
-                assert (await settle(stream(ASK, Told()), env)).unwrap().content == "because"
+                assert (await run(stream(ASK, Told()), env)).unwrap().content == "because"
         assert (server.accepted, len(server.requests)) == (1, 3)
 
 
@@ -297,9 +296,9 @@ async def test_a_whole_answer_has_the_time_of_its_attempt_and_no_other_clock() -
     limits = {"first_content_ms": 10, "between_content_ms": 10}
     with serving(answering(reply_json(WHOLE), delay=0.1)) as server:
         async with tidy(server, **limits) as env:
-            assert (await settle(generate(ASK), env)).unwrap().content == "because"
+            assert (await run(generate(ASK), env)).unwrap().content == "because"
         async with tidy(server, **limits, timeout_ms=30) as env:
-            error = (await settle(generate(ASK), env)).failure()
+            error = (await run(generate(ASK), env)).failure()
     assert isinstance(error, RequestTimeout)
     assert (error.phase, error.timeout_ms, error.model) == ("attempt", 30, "m")
 
@@ -313,7 +312,7 @@ async def test_the_time_of_the_consumer_is_not_the_model_s() -> None:
 
     with serving(answering(chunked(piece("be"), piece("cause"), STOP, DONE))) as server:
         async with tidy(server, timeout_ms=300, first_content_ms=300, between_content_ms=300) as env:
-            assert (await settle(stream(ASK, slowly), env)).unwrap().content == "because"
+            assert (await run(stream(ASK, slowly), env)).unwrap().content == "because"
 
 
 @pytest.mark.parametrize("start", [piece("be"), piece("because") + STOP + DONE], ids=["amid", "at the end"])
@@ -325,7 +324,7 @@ async def test_a_consumer_that_never_comes_back_ends_the_call(start: bytes) -> N
     with serving(sending(chunked(start, end=False), hold=True)) as server:
         async with tidy(server, sink_ms=50) as env:
             with anyio.fail_after(2):
-                error = (await settle(stream(ASK, never), env)).failure()
+                error = (await run(stream(ASK, never), env)).failure()
             assert server.settled() == 0
     assert isinstance(error, RequestTimeout)
     assert (error.phase, error.timeout_ms, error.model) == ("sink", 50, "m")
@@ -359,7 +358,7 @@ async def test_a_consumer_that_waits_makes_the_server_wait() -> None:
             await anyio.sleep_forever()
 
         async with open_env(of(server)) as env:
-            await settle(stream(ASK, slowly), env)
+            await run(stream(ASK, slowly), env)
     assert scope.cancelled_caught
     assert 0 < seen[0] < 16 * 2**20  # what the system's buffers hold
     assert seen[0] == seen[1]
@@ -378,7 +377,7 @@ async def test_leaving_early_closes_the_connection_at_once(how: str) -> None:
         async with tidy(server) as env:
             with anyio.CancelScope() as scope:
                 with pytest.raises(KeyError) if how == "raising" else nullcontext():
-                    await settle(stream(ASK, leaving), env)
+                    await run(stream(ASK, leaving), env)
             assert server.settled() == 0
 
 
@@ -387,7 +386,7 @@ async def test_leaving_early_closes_the_connection_at_once(how: str) -> None:
 
 async def asking(env: LLMEnv, sink: Callable[[StreamEvent], Any] | None, **preferences: Any) -> Result[Any, LLMError]:
     request = evolve(ASK, preferences=Preferences(**preferences))
-    return await settle(generate(request) if sink is None else stream(request, sink), env)
+    return await run(generate(request) if sink is None else stream(request, sink), env)
 
 
 @pytest.mark.parametrize("sink", [None, Told()], ids=["whole", "streamed"])
@@ -416,7 +415,7 @@ async def test_fault_9_only_the_deadline_of_the_call_ends_its_wait_in_the_queue(
         limits = {"timeout_ms": 10_000, "first_content_ms": 10_000}
         opened = open_env(of(server, **limits), transport=lambda: Transport(max_connections=1))
         async with opened as env, anyio.create_task_group() as tasks:
-            tasks.start_soon(settle, generate(ASK), env)
+            tasks.start_soon(run, generate(ASK), env)
             assert await anyio.to_thread.run_sync(server.asked) == 1
             error = (await asking(env, sink, timeout_ms=60)).failure()
             assert isinstance(error, RequestTimeout)
@@ -445,7 +444,7 @@ async def test_a_slow_consumer_of_a_burst_is_waited_for_event_by_event() -> None
             async def slow(event: StreamEvent) -> None:
                 await anyio.sleep(0.01)
 
-            response = (await settle(stream(ASK, slow), env)).unwrap()
+            response = (await run(stream(ASK, slow), env)).unwrap()
     assert response.content == "x" * 30
 
 

@@ -15,33 +15,31 @@ from returns.unsafe import unsafe_perform_io
 from llm_effects import (
     Attempt,
     AuthenticationFailed,
-    Call,
     LLMConfig,
     LLMEnv,
     LLMError,
     LLMRequest,
     LLMResponse,
     ModelConfig,
-    ModelHealth,
     ModelUnavailable,
-    Pieces,
     Preferences,
-    RoutingConfig,
-    Statistics,
-    answer,
     explain,
     generate,
+    run,
     scripted_env,
-    settle,
     stream,
 )
+from llm_effects.config import RoutingConfig
+from llm_effects.effects import Call
 from llm_effects.effects.env import Health
 from llm_effects.manager import warm
 from llm_effects.routing.router import EXPLORING
 from llm_effects.routing.statistics import HALF_LIFE_S, faded, kept, learn
 from llm_effects.stores.health import KEPT, MemoryHealth
-from llm_effects.testing.scripted import Late, scripted
+from llm_effects.testing import Chunks, answer
+from llm_effects.testing.scripted import Delayed, scripted
 from llm_effects.testing.virtual_time import run_in_virtual_time
+from llm_effects.values import ModelHealth, Statistics
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 ASK = LLMRequest(prompt="why?")
@@ -134,10 +132,10 @@ def two(strategy: str = "performance") -> LLMConfig:
 
 def test_health_that_is_warmed_by_the_ledger_is_as_if_it_had_seen_all() -> None:
     async def main() -> tuple[Health, Health]:
-        clients = scripted(Late(0.2, "ok"), Late(0.1, "ok"), Late(0.1, ModelUnavailable()), Late(0.3, "ok"))
+        clients = scripted(Delayed(0.2, "ok"), Delayed(0.1, "ok"), Delayed(0.1, ModelUnavailable()), Delayed(0.3, "ok"))
         env = scripted_env(config=two(), clients=clients)
         for _ in range(20):
-            await settle(generate(ASK), env)
+            await run(generate(ASK), env)
         again = evolve(env, health=MemoryHealth())
         await warm(again)
         return env.health, again.health
@@ -157,10 +155,10 @@ def test_the_first_content_of_a_stream_is_in_its_attempt_and_in_the_quantiles() 
     async def nothing(_: object) -> None: ...
 
     async def main() -> tuple[Attempt, float | None]:
-        env = scripted_env(Pieces(("be", "cause"), pause=0.25))
+        env = scripted_env(Chunks(("be", "cause"), pause=0.25))
         for _ in range(2):
-            response = (await settle(stream(ASK, nothing), env)).unwrap()
-        plain = (await settle(generate(ASK), env)).unwrap()
+            response = (await run(stream(ASK, nothing), env)).unwrap()
+        plain = (await run(generate(ASK), env)).unwrap()
         assert plain.attempts[0].first_content_ms is None
         return response.attempts[0], env.health.latency("scripted", 0.5, first_content=True)
 
@@ -201,7 +199,7 @@ def test_a_repaired_model_is_asked_again_within_a_bounded_number_of_calls(pause:
     async def main() -> list[str]:
         env, answered = changing_env(range(50, 100)), list[str]()
         for _ in range(200):
-            answered.append((await settle(generate(ASK), env)).unwrap().model)
+            answered.append((await run(generate(ASK), env)).unwrap().model)
             await anyio.sleep(pause)
         return answered
 
@@ -218,10 +216,10 @@ def test_a_caller_in_a_hurry_is_not_held_against_the_model(timeout_ms: int, blam
 
     async def main() -> float:
         env = changing_env(range(0))
-        await settle(generate(evolve(ASK, model="a")), env)
-        slow = evolve(env, clients=scripted(*[Late(60, "late")] * 20))
+        await run(generate(evolve(ASK, model="a")), env)
+        slow = evolve(env, clients=scripted(*[Delayed(60, "late")] * 20))
         for _ in range(20):
-            await settle(generate(evolve(ASK, model="a", preferences=Preferences(timeout_ms=timeout_ms))), slow)
+            await run(generate(evolve(ASK, model="a", preferences=Preferences(timeout_ms=timeout_ms))), slow)
         return env.health.statistics()["a"].error_rate
 
     assert run_in_virtual_time(main) == pytest.approx(blamed, abs=0.02)
@@ -231,7 +229,7 @@ def test_exploring_never_takes_more_than_its_share_of_the_calls() -> None:
     async def main() -> int:
         env = changing_env(range(10**6))
         for _ in range(1000):
-            await settle(generate(ASK), env)
+            await run(generate(ASK), env)
         rows = unsafe_perform_io((await env.ledger.rows()).unwrap())
         return sum(row.attempt.model == "a" for row in rows[100:])
 
@@ -242,9 +240,9 @@ def test_explain_draws_what_generate_draws() -> None:
     async def main() -> list[tuple[str, str]]:
         env, pairs = changing_env(range(0)), list[tuple[str, str]]()
         for _ in range(100):
-            told = [(await settle(explain(ASK), env)).unwrap() for _ in range(3)]
+            told = [(await run(explain(ASK), env)).unwrap() for _ in range(3)]
             assert told[0] == told[1] == told[2]
-            pairs.append((told[0].candidates[0].model, (await settle(generate(ASK), env)).unwrap().model))
+            pairs.append((told[0].candidates[0].model, (await run(generate(ASK), env)).unwrap().model))
         return pairs
 
     pairs = run_in_virtual_time(main)

@@ -4,17 +4,9 @@ import httpx
 import pytest
 from pytest_httpx import HTTPXMock
 
-from llm_effects import (
-    LLMConfig,
-    ModelConfig,
-    ModelHealth,
-    check_health,
-    check_local_model_health,
-    describe,
-    open_env,
-    settle,
-)
+from llm_effects import LLMConfig, ModelConfig, check_health, check_local_model_health, describe, open_env, run
 from llm_effects.effects.effect import result_of
+from llm_effects.values import ModelHealth
 from tests.fixtures.llama_server import llama_server  # noqa: F401
 
 pytestmark = pytest.mark.anyio
@@ -24,12 +16,12 @@ STUDIO = "http://localhost:1234"
 
 async def probe(endpoint: str = f"{STUDIO}/v1") -> ModelHealth:
     async with open_env(LLMConfig(models={})) as env:
-        return (await settle(check_local_model_health(endpoint), env)).unwrap()
+        return (await run(check_local_model_health(endpoint), env)).unwrap()
 
 
 async def probed(**models: ModelConfig) -> tuple[ModelHealth, ...]:
     async with open_env(LLMConfig(models=models)) as env:
-        return (await settle(check_health(), env)).unwrap()
+        return (await run(check_health(), env)).unwrap()
 
 
 async def test_lm_studio_tells_what_is_loaded_and_its_window(httpx_mock: HTTPXMock) -> None:
@@ -156,7 +148,7 @@ async def test_a_password_never_shows() -> None:
     assert health.endpoint is None
     assert "hunter2secret" not in repr(health) + repr(ModelHealth(model="m", provider="p", endpoint=endpoint))
     async with open_env(LLMConfig(models={})) as env:
-        error = (await settle(check_local_model_health(endpoint), env)).failure()
+        error = (await run(check_local_model_health(endpoint), env)).failure()
     assert "hunter2secret" not in repr(error)
     assert describe(error).startswith("ConfigurationError: endpoint: must not hold a user name or password")
 
@@ -165,7 +157,7 @@ async def test_a_configured_model_of_that_name_is_not_the_one_at_the_endpoint(ht
     httpx_mock.add_response(url=f"{STUDIO}/api/v1/models", json={"models": []})
     config = LLMConfig(models={"local": ModelConfig(provider="llama", model_path="/nowhere/model.gguf")})
     async with open_env(config) as env:
-        health = (await settle(check_local_model_health(f"{STUDIO}/v1"), env)).unwrap()
+        health = (await run(check_local_model_health(f"{STUDIO}/v1"), env)).unwrap()
     assert (health.provider, health.endpoint, health.reachable) == ("lm-studio", f"{STUDIO}/v1", True)
 
 
@@ -210,8 +202,8 @@ async def test_a_refused_key_is_told(httpx_mock: HTTPXMock) -> None:
 
 async def test_a_wrong_endpoint_is_a_failure_for_one_and_a_line_for_all() -> None:
     async with open_env(LLMConfig(models={"a": ModelConfig(provider="lm-studio", endpoint="nowhere")})) as env:
-        assert (await settle(check_local_model_health("nowhere"), env)).failure().tag == "ConfigurationError"
-        [health] = (await settle(check_health(), env)).unwrap()
+        assert (await run(check_local_model_health("nowhere"), env)).failure().tag == "ConfigurationError"
+        [health] = (await run(check_health(), env)).unwrap()
     assert "endpoint" in health.message
 
 

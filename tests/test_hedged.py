@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from returns.result import Result
 
 from llm_effects import (
-    CacheConfig,
     Completed,
     Cost,
-    Late,
     LLMConfig,
     LLMEnv,
     LLMError,
@@ -25,26 +23,23 @@ from llm_effects import (
     ModelConfig,
     ModelUnavailable,
     NetworkError,
-    Pieces,
-    Price,
     Recovery,
-    Reply,
     Restarted,
-    RoutingConfig,
     Started,
     StreamEvent,
     TextDelta,
-    Tool,
     generate,
     open_env,
-    run_in_virtual_time,
+    run,
     scripted_env,
-    settle,
     stream,
 )
+from llm_effects.config import CacheConfig, Price, RoutingConfig
 from llm_effects.config.routing import HedgingConfig
 from llm_effects.stores.health import MemoryHealth
 from llm_effects.stores.limits.memory import MemoryHedges
+from llm_effects.testing import Chunks, Delayed, Reply, run_in_virtual_time
+from llm_effects.values import Tool
 from llm_effects.values.responses import Attempt, Usage
 from tests.fixtures.futures import given_by
 from tests.fixtures.servers import Peer, reply_json, serving
@@ -84,7 +79,7 @@ def asked(env: LLMEnv) -> int:
 
 
 def ask(env: LLMEnv, request: LLMRequest = ASK) -> Result[LLMResponse, LLMError]:
-    return run_in_virtual_time(settle, generate(request), env)
+    return run_in_virtual_time(run, generate(request), env)
 
 
 @define
@@ -101,7 +96,7 @@ class Told:
 
 def told_by(env: LLMEnv, request: LLMRequest = ASK, pause: float = 0.0) -> list[StreamEvent]:
     told = Told(pause)
-    run_in_virtual_time(settle, stream(request, told), env)
+    run_in_virtual_time(run, stream(request, told), env)
     return told.events
 
 
@@ -109,7 +104,7 @@ def told_by(env: LLMEnv, request: LLMRequest = ASK, pause: float = 0.0) -> list[
 
 
 def test_a_slow_answer_is_raced_and_the_loser_booked() -> None:
-    env = env_of(Late(60, "slow"), "quick", price=Price(input=1, output=1))
+    env = env_of(Delayed(60, "slow"), "quick", price=Price(input=1, output=1))
     answer = ask(env).unwrap()
     assert (answer.content, answer.latency_ms) == ("quick", USUAL_S * 1000)
     assert [(each.outcome, each.latency_ms) for each in answer.attempts] == [("success", 0), ("cancelled", 1000)]
@@ -125,31 +120,31 @@ async def booked(env: LLMEnv) -> set[int]:
 
 
 def test_the_slow_one_may_still_win() -> None:
-    env = env_of(Late(2, "first"), Late(60, "second"))
+    env = env_of(Delayed(2, "first"), Delayed(60, "second"))
     answer = ask(env).unwrap()
     assert (answer.content, answer.latency_ms) == ("first", 2000)
     assert [each.outcome for each in answer.attempts] == ["success", "cancelled"]
 
 
 def test_an_answer_in_the_usual_time_is_asked_for_once() -> None:
-    env = env_of(Late(0.9, "in time"))
+    env = env_of(Delayed(0.9, "in time"))
     assert (ask(env).unwrap().content, asked(env)) == ("in time", 1)
 
 
 def test_an_error_before_is_for_the_retries() -> None:
-    env = env_of(NetworkError(), Late(60, "slow"), "never", routes=routing(max_retries=1))
+    env = env_of(NetworkError(), Delayed(60, "slow"), "never", routes=routing(max_retries=1))
     assert (ask(env).unwrap().content, asked(env)) == ("slow", 2)
 
 
 def test_an_error_of_one_leaves_the_other_its_time() -> None:
-    first_fails = env_of(Late(2, NetworkError()), Late(5, "second"))
-    second_fails = env_of(Late(2, "first"), NetworkError())
+    first_fails = env_of(Delayed(2, NetworkError()), Delayed(5, "second"))
+    second_fails = env_of(Delayed(2, "first"), NetworkError())
     assert ask(first_fails).unwrap().content == "second"
     assert ask(second_fails).unwrap().content == "first"
 
 
 def test_when_both_fail_it_is_the_first_one_s_error() -> None:
-    env = env_of(Late(3, MalformedResponse()), ModelUnavailable())
+    env = env_of(Delayed(3, MalformedResponse()), ModelUnavailable())
     error = ask(env).failure()
     assert {each.outcome for each in error.attempts} == {"ModelUnavailable", "MalformedResponse"}
     assert error.tag == "RequestFailed"
@@ -160,7 +155,7 @@ def test_when_both_fail_it_is_the_first_one_s_error() -> None:
 
 
 def test_the_consumer_sees_one_answer_only() -> None:
-    env = env_of(Late(60, "slow"), Pieces(("be", "cause"), pause=0.1))
+    env = env_of(Delayed(60, "slow"), Chunks(("be", "cause"), pause=0.1))
     *told, last = told_by(env)
     assert told == [Started("one"), TextDelta("be"), TextDelta("cause")]
     assert isinstance(last, Completed)
@@ -168,42 +163,42 @@ def test_the_consumer_sees_one_answer_only() -> None:
 
 
 def test_the_first_content_wins_and_not_the_first_end() -> None:
-    env = env_of(Pieces(("long", " story"), pause=5), Late(5, "short"))
+    env = env_of(Chunks(("long", " story"), pause=5), Delayed(5, "short"))
     told = told_by(env)
     assert told[:2] == [Started("one"), TextDelta("short")]
-    slow_but_first = env_of(Pieces(("a", "b", "c"), pause=0.6), "late")
+    slow_but_first = env_of(Chunks(("a", "b", "c"), pause=0.6), "late")
     assert [type(event) for event in told_by(slow_but_first)].count(Started) == 1
 
 
 def test_a_stream_that_has_begun_is_not_hedged() -> None:
-    env = env_of(Pieces(("be", "cause"), pause=0.4))
+    env = env_of(Chunks(("be", "cause"), pause=0.4))
     told_by(env)
     assert asked(env) == 1
 
 
 def test_a_break_after_the_first_content_is_that_attempt_s_own() -> None:
-    env = env_of(Late(60, "slow"), Pieces(("half",), then=MalformedResponse()))
+    env = env_of(Delayed(60, "slow"), Chunks(("half",), then=MalformedResponse()))
     told = told_by(env)
     assert told[:2] == [Started("one"), TextDelta("half")]
     assert told[-1].error.partial == "half"  # type: ignore[union-attr]
 
 
 def test_after_some_content_nothing_is_hedged() -> None:
-    broken = Pieces(("half",), then=MalformedResponse())
-    env = env_of(broken, Late(60, "whole"), "never", names=("one", "two"))
+    broken = Chunks(("half",), then=MalformedResponse())
+    env = env_of(broken, Delayed(60, "whole"), "never", names=("one", "two"))
     told = told_by(env, evolve(ASK, recovery=Recovery.RESTART))
     assert told[1:4] == [TextDelta("half"), Restarted("two"), TextDelta("whole")]
     assert asked(env) == 2
 
 
 def test_a_slow_consumer_holds_nobody_up_for_ever() -> None:
-    env = env_of(Late(60, "slow"), Pieces(("be", "cause")))
+    env = env_of(Delayed(60, "slow"), Chunks(("be", "cause")))
     assert [type(event) for event in told_by(env, pause=10)] == [Started, TextDelta, TextDelta, Completed]
 
 
 def test_an_answer_without_content_is_begun_all_the_same() -> None:
     empty = LLMResponse(content="", model="m", provider="p", usage=Usage())
-    assert [type(event) for event in told_by(env_of(Late(60, "slow"), empty))] == [Started, Completed]
+    assert [type(event) for event in told_by(env_of(Delayed(60, "slow"), empty))] == [Started, Completed]
 
 
 @pytest.mark.anyio
@@ -212,7 +207,7 @@ async def test_a_sink_that_raises_ends_the_call_with_its_own_exception() -> None
         raise KeyError("a bug")
 
     with pytest.raises(KeyError, match="a bug"):
-        await settle(stream(ASK, sink), env_of("at once"))
+        await run(stream(ASK, sink), env_of("at once"))
 
 
 # --- what is never hedged
@@ -231,17 +226,17 @@ NEVER = {
 @pytest.mark.parametrize("why", NEVER)
 def test_what_is_never_hedged(why: str) -> None:
     request, routes, settings = NEVER[why]
-    env = env_of(Late(60, "slow"), "never", routes=routes, **settings)
+    env = env_of(Delayed(60, "slow"), "never", routes=routes, **settings)
     assert (ask(env, request).unwrap().content, asked(env)) == ("slow", 1)
 
 
 def test_a_wait_in_our_own_line_is_not_hedged() -> None:
-    env = env_of(Late(60, "first"), Late(60, "second"), Late(5, "third"), concurrency=2)
+    env = env_of(Delayed(60, "first"), Delayed(60, "second"), Delayed(5, "third"), concurrency=2)
 
     async def main() -> list[str]:
         async with anyio.create_task_group() as group:
             for number in range(3):
-                group.start_soon(settle, generate(LLMRequest(prompt=f"why? ({number})")), env)
+                group.start_soon(run, generate(LLMRequest(prompt=f"why? ({number})")), env)
                 await anyio.sleep(0.1)
         return [row.attempt.outcome for row in await given_by(env.ledger.rows())]
 
@@ -259,11 +254,11 @@ def test_no_more_than_the_budget_s_share_is_hedged(budget: float, calls: int) ->
 
 
 def test_the_share_holds_for_a_model_that_is_always_slow() -> None:
-    env = env_of(Late(3, "slow"), routes=routing(evolve(ON, budget=0.25)))
+    env = env_of(Delayed(3, "slow"), routes=routing(evolve(ON, budget=0.25)))
 
     async def main() -> None:
         for _ in range(20):
-            await settle(generate(ASK), env)
+            await run(generate(ASK), env)
 
     run_in_virtual_time(main)
     assert asked(env) == 20 + 5
@@ -298,7 +293,7 @@ async def test_the_loser_s_connection_is_closed(streamed: bool) -> None:
         models = {"m": ModelConfig(provider="lm-studio", model="m", endpoint=server.url, price=price)}
         config = LLMConfig(models=models, routing=routing(), cache=CacheConfig(enabled=False))
         async with open_env(config) as live:
-            answer = (await settle(operation, evolve(live, health=warm(("m",), usual_ms=20)))).unwrap()
+            answer = (await run(operation, evolve(live, health=warm(("m",), usual_ms=20)))).unwrap()
             assert server.settled(open_connections=1) <= 1
         assert (server.settled(), server.accepted) == (0, 2)
     assert answer.content == "because"

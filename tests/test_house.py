@@ -162,11 +162,11 @@ def test_all_but_the_extras_works_without_them() -> None:
         f"        if name.partition('.')[0] in {EXTRAS}: raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "import anyio\n"
-        "from llm_effects import *\n"
+        "from llm_effects import *\nfrom llm_effects.config import RoutingConfig\n"
         "async def main():\n"
         "    unreachable = ModelConfig(provider='lm-studio', endpoint='http://127.0.0.1:9/v1')\n"
         "    async with open_env(LLMConfig(models={'a': unreachable}, routing=RoutingConfig(max_retries=0))) as env:\n"
-        "        print((await settle(generate(LLMRequest(prompt='?')), env)).failure().tag)\n"
+        "        print((await run(generate(LLMRequest(prompt='?')), env)).failure().tag)\n"
         "anyio.run(main)"
     )
     assert answered.strip() == "NetworkError"

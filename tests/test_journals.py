@@ -18,25 +18,19 @@ from returns.result import Failure, Result, Success
 from llm_effects import (
     ContentRefused,
     Cost,
-    Late,
     LLMEnv,
     LLMError,
     LLMRequest,
     LLMResponse,
-    Progress,
-    Reply,
     StorageFailed,
     ToolCall,
-    answer,
-    file_journal,
-    generate_each,
     generate_many,
-    scripted,
+    run,
     scripted_env,
-    settle,
-    store_journal,
 )
+from llm_effects.batches import Progress, file_journal, generate_each, store_journal
 from llm_effects.batches.journals import HEADER, Found, Journal, OpenJournal
+from llm_effects.testing import Delayed, Reply, answer, scripted
 from llm_effects.testing.scripted import Scripted
 from tests.fixtures.batch_worker import CONCURRENCY, killed_and_resumed
 
@@ -64,7 +58,7 @@ def env_of(*replies: Reply, after: LLMEnv | None = None) -> tuple[LLMEnv, Script
 
 
 async def answers(env: LLMEnv, requests: list[LLMRequest], journal: Journal, **more: Any) -> list[str]:
-    results = (await settle(generate_many(requests, journal=journal, **more), env)).unwrap()
+    results = (await run(generate_many(requests, journal=journal, **more), env)).unwrap()
     return [each.unwrap().content if is_successful(each) else each.failure().tag for each in results]
 
 
@@ -91,9 +85,9 @@ async def test_an_answer_comes_back_whole(journal: Journal) -> None:
         request_id="r",
     )
     env, _ = env_of(told)
-    first = (await settle(generate_many(ask("a"), journal=journal), env)).unwrap()[0].unwrap()
+    first = (await run(generate_many(ask("a"), journal=journal), env)).unwrap()[0].unwrap()
     again, model = env_of("never", after=env)
-    assert (await settle(generate_many(ask("a"), journal=journal), again)).unwrap()[0].unwrap() == first
+    assert (await run(generate_many(ask("a"), journal=journal), again)).unwrap()[0].unwrap() == first
     assert first.cost == Cost.ZERO
     assert first.attempts
     assert not model.calls
@@ -105,7 +99,7 @@ async def test_a_changed_request_is_asked_again_and_told(journal: Journal) -> No
     for round_ in range(2):
         told: list[Progress] = []
         again, model = env_of("new", after=env)
-        results = (await settle(generate_many(ask("a", "B"), journal=journal, progress=told.append), again)).unwrap()
+        results = (await run(generate_many(ask("a", "B"), journal=journal, progress=told.append), again)).unwrap()
         assert [each.unwrap().content for each in results] == ["one", "new"]
         assert "another request in this place" in results[1].unwrap().warnings[0]
         assert len(model.calls) == told[-1].changed == (round_ == 0)
@@ -135,7 +129,7 @@ def _lines(path: Path) -> int:
 
 
 async def test_an_answer_that_came_is_noted_though_the_run_is_cancelled(journal: Journal) -> None:
-    env, _ = env_of("paid", Late(60, "never"))
+    env, _ = env_of("paid", Delayed(60, "never"))
     with anyio.move_on_after(0.2) as scope:
         await answers(env, ask("a", "b"), journal, concurrency=1)
     assert scope.cancelled_caught
@@ -169,7 +163,7 @@ async def test_two_runs_do_not_share_a_file(tmp_path: Path) -> None:
     env, model = env_of("ok")
     async with journal(env) as first:
         assert is_successful(first)
-        refused = (await settle(generate_many(ask("a"), journal=journal), env)).failure()
+        refused = (await run(generate_many(ask("a"), journal=journal), env)).failure()
     assert refused.tag == "StorageFailed"
     assert "is in use by another run" in str(refused)
     assert not model.calls
@@ -180,7 +174,7 @@ async def test_two_runs_do_not_share_a_file(tmp_path: Path) -> None:
 async def test_a_file_that_is_no_journal_is_left_alone(held: bytes, tmp_path: Path) -> None:
     path = tmp_path / "thesis.txt"
     path.write_bytes(held)
-    refused = (await settle(generate_many(ask("a"), journal=file_journal(path)), scripted_env("ok"))).failure()
+    refused = (await run(generate_many(ask("a"), journal=file_journal(path)), scripted_env("ok"))).failure()
     assert "is no journal of this version" in str(refused)
     assert path.read_bytes() == held
 
@@ -188,7 +182,7 @@ async def test_a_file_that_is_no_journal_is_left_alone(held: bytes, tmp_path: Pa
 @pytest.mark.parametrize("path", ["/no/such/folder/run.jsonl", "/", "nul\0"])
 async def test_a_file_that_cannot_be_opened_is_told_before_anything_is_asked(path: str) -> None:
     env, model = env_of("ok")
-    refused = (await settle(generate_many(ask("a"), journal=file_journal(path)), env)).failure()
+    refused = (await run(generate_many(ask("a"), journal=file_journal(path)), env)).failure()
     assert refused.tag == "StorageFailed"
     assert not model.calls
 
@@ -203,7 +197,7 @@ async def test_a_generator_is_not_begun_where_the_journal_does_not_open() -> Non
 
     many = generate_many(asked(), journal=file_journal("/no/such/folder/run.jsonl"))
     for _ in range(2):
-        assert (await settle(many, scripted_env("ok"))).failure().tag == "StorageFailed"
+        assert (await run(many, scripted_env("ok"))).failure().tag == "StorageFailed"
     assert not taken
 
 
@@ -215,7 +209,7 @@ async def test_a_full_disk_ends_the_run_and_costs_no_answer_that_was_told(tmp_pa
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, soft_hard[1]))
     try:
         each = generate_each(ask(*"abcdefgh"), lambda number, _: told.append(number), 1, journal=file_journal(path))
-        refused = (await settle(each, env)).failure()
+        refused = (await run(each, env)).failure()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, soft_hard)
     assert refused.tag == "StorageFailed"
@@ -226,8 +220,8 @@ async def test_a_full_disk_ends_the_run_and_costs_no_answer_that_was_told(tmp_pa
 
 
 async def test_a_journal_that_fails_ends_the_run_after_what_is_under_way() -> None:
-    env, model = env_of(lambda request: Late(0.01 * (request.prompt == "b"), "ok"))
-    failed = (await settle(generate_many(ask(*"abcdefgh"), 2, journal=broken), env)).failure()
+    env, model = env_of(lambda request: Delayed(0.01 * (request.prompt == "b"), "ok"))
+    failed = (await run(generate_many(ask(*"abcdefgh"), 2, journal=broken), env)).failure()
     assert failed == StorageFailed(operation="journal")
     assert len(model.calls) == 2
 
@@ -247,7 +241,7 @@ async def test_no_cancellation_stops_an_answer_on_its_way_to_the_journal() -> No
         yield Success(Slow())
 
     with anyio.CancelScope() as scope:
-        await settle(generate_many(ask("a", "b"), 1, journal=slow), env_of("ok")[0])
+        await run(generate_many(ask("a", "b"), 1, journal=slow), env_of("ok")[0])
     assert scope.cancelled_caught
     assert noted == [0]
 
@@ -317,7 +311,7 @@ def test_a_long_run_holds_no_answers(tmp_path: Path) -> None:
         under_way -= 1
 
     each = generate_each(asked(), take, 4, journal=file_journal(tmp_path / "run.jsonl"))
-    assert anyio.run(settle, each, scripted_env("ok")).unwrap().done == 300
+    assert anyio.run(run, each, scripted_env("ok")).unwrap().done == 300
     assert most <= 5
 
 

@@ -15,7 +15,7 @@ import anyio
 import pytest
 from returns.pipeline import is_successful
 
-from llm_effects import settle, usage_report
+from llm_effects import run, usage_report
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.budgets import Hold, accounts_of
@@ -60,7 +60,7 @@ async def fits(env: LLMEnv, dollars: int, name: str = "probe") -> bool:
     accounts = accounts_of(CONFIG.budgets, QUESTION, now)
     hold = Hold(id=name, accounts=accounts, amount=Decimal(dollars), at=now, expires_at=now + timedelta(seconds=60))
     held = is_successful(await result_of(env.ledger.reserve(hold)))
-    await env.ledger.settle(hold, Decimal(0))
+    await env.ledger.commit(hold, Decimal(0))
     return held
 
 
@@ -72,7 +72,7 @@ def test_four_processes_never_overspend_one_budget(url: str) -> None:
     tags = Counter(lines)
     assert set(tags) == {"answered", "BudgetExceeded"}
     assert sum(tags.values()) == 4 * CALLS
-    report = seen(url, lambda env: settle(usage_report(by="model"), env)).unwrap()
+    report = seen(url, lambda env: run(usage_report(by="model"), env)).unwrap()
     spent = report.total.cost_usd
     assert spent == 2 * tags["answered"] == 2 * report.total.requests
     assert spent <= LIMIT

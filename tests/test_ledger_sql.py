@@ -16,8 +16,8 @@ import pytest
 from attrs import evolve
 from returns.pipeline import is_successful
 
-from llm_effects import LLMRequest, StorageConfig, generate, open_env, scripted_env, settle, usage_report
-from llm_effects.config import LLMConfig
+from llm_effects import LLMRequest, generate, open_env, run, scripted_env, usage_report
+from llm_effects.config import LLMConfig, StorageConfig
 from llm_effects.effects.effect import result_of
 from llm_effects.manager import new_memory
 from llm_effects.stores.ledger.sql import MOST_UNSETTLED, RowBuffer, SqlLedger
@@ -106,14 +106,14 @@ async def test_a_ledger_that_cannot_be_written_costs_no_call_and_no_row(
     questions = [LLMRequest(prompt=str(number)) for number in range(6)]
     with locked(path), caplog.at_level(logging.WARNING, "llm_effects"):
         for question in questions[:4]:
-            assert is_successful(await settle(generate(question), env))
+            assert is_successful(await run(generate(question), env))
         with anyio.fail_after(10):
             while not caplog.messages:
                 await anyio.sleep(0.005)
-        assert (await settle(usage_report(), env)).unwrap().total.attempts == 4  # reading goes on
+        assert (await run(usage_report(), env)).unwrap().total.attempts == 4  # reading goes on
     assert caplog.messages[0].startswith("the ledger could not be written: StorageFailed; ")
     for question in questions[4:]:
-        assert is_successful(await settle(generate(question), env))
+        assert is_successful(await run(generate(question), env))
     await until_stored(path, 6)
     await ledger.aclose()
 
@@ -156,9 +156,9 @@ async def test_a_settlement_that_fails_is_made_up_for_by_the_next(path: Path) ->
     first, second = hold("first", "1"), hold("second", "0.5")
     await given_by(ledger.reserve(first))
     with locked(path):
-        await ledger.settle(first, Decimal("0.4"))
+        await ledger.commit(first, Decimal("0.4"))
     assert not is_successful(await result_of(ledger.reserve(second)))
-    await ledger.settle(second, Decimal(0))
+    await ledger.commit(second, Decimal(0))
     assert is_successful(await result_of(ledger.reserve(second)))
     await ledger.aclose()
 
@@ -168,9 +168,9 @@ async def test_of_too_many_settlements_those_that_cost_nothing_make_room(path: P
     first, second = hold("first", "1"), hold("second", "0.6")
     await given_by(ledger.reserve(first))
     with locked(path):
-        await ledger.settle(first, Decimal("0.5"))
+        await ledger.commit(first, Decimal("0.5"))
     ledger._keep((hold(f"unsure-{number}", "1"), Decimal(0)) for number in range(MOST_UNSETTLED))
-    await ledger.settle(second, Decimal(0))
+    await ledger.commit(second, Decimal(0))
     assert not is_successful(await result_of(ledger.reserve(second)))
     assert is_successful(await result_of(ledger.reserve(evolve(second, amount=Decimal("0.5")))))
     await ledger.aclose()
@@ -182,7 +182,7 @@ async def test_no_cancellation_leaves_a_hold_behind(path: Path) -> None:
     await given_by(ledger.reserve(each))
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await ledger.settle(each, Decimal(0))
+        await ledger.commit(each, Decimal(0))
     assert is_successful(await result_of(ledger.reserve(hold("another", "1"))))
     await ledger.aclose()
 
@@ -194,7 +194,7 @@ async def test_a_deadline_does_not_wait_for_a_budget_that_cannot_be_asked(path: 
         with anyio.move_on_after(0.05) as deadline:
             await result_of(ledger.reserve(hold("h", "1")))
         assert deadline.cancelled_caught
-    await ledger.settle(hold("next", "1"), Decimal(0))
+    await ledger.commit(hold("next", "1"), Decimal(0))
     assert is_successful(await result_of(ledger.reserve(hold("another", "1"))))
     await ledger.aclose()
 
@@ -205,16 +205,16 @@ async def test_a_cancellation_that_minds_no_shield_loses_neither_the_cost_nor_th
     spent, unsure = hold("spent", "0.5"), hold("unsure", "0.5")
     await given_by(ledger.reserve(spent))
     with locked(path):
-        busy = asyncio.ensure_future(ledger.settle(hold("busy", "1"), Decimal(0)))
+        busy = asyncio.ensure_future(ledger.commit(hold("busy", "1"), Decimal(0)))
         await asyncio.sleep(0.02)
-        settling = asyncio.ensure_future(ledger.settle(spent, Decimal("0.2")))
+        settling = asyncio.ensure_future(ledger.commit(spent, Decimal("0.2")))
         reserving = asyncio.ensure_future(result_of(ledger.reserve(unsure)))
         await asyncio.sleep(0.02)
         settling.cancel()
         reserving.cancel()
         await asyncio.gather(settling, reserving, return_exceptions=True)
     await busy
-    await ledger.settle(hold("next", "1"), Decimal(0))
+    await ledger.commit(hold("next", "1"), Decimal(0))
     assert not is_successful(await result_of(ledger.reserve(hold("more", "0.81"))))
     assert is_successful(await result_of(ledger.reserve(hold("all that is left", "0.8"))))
     await ledger.aclose()
@@ -226,8 +226,8 @@ async def test_a_hold_that_expired_is_free_and_booked_all_the_same_when_it_is_se
     await given_by(ledger.reserve(slow))
     later = evolve(hold("later", "0.5"), at=NOON + timedelta(seconds=61), expires_at=NOON + timedelta(seconds=121))
     await given_by(ledger.reserve(later))
-    await ledger.settle(slow, Decimal("0.25"))
-    await ledger.settle(slow, Decimal("0.25"))
+    await ledger.commit(slow, Decimal("0.25"))
+    await ledger.commit(slow, Decimal("0.25"))
     rest = evolve(later, id="rest", amount=Decimal("0.25"))
     assert is_successful(await result_of(ledger.reserve(rest)))
     assert not is_successful(await result_of(ledger.reserve(evolve(later, id="more", amount=Decimal("0.01")))))
@@ -257,7 +257,7 @@ async def test_a_storage_that_is_wrongly_configured_is_told_and_nothing_is_spent
     ledger.record(EMPTY)
     for refused in (await result_of(ledger.rows()), await result_of(ledger.reserve(hold("h", "1")))):
         assert refused.failure().tag == "ConfigurationError"
-    await ledger.settle(hold("h", "1"), Decimal(1))
+    await ledger.commit(hold("h", "1"), Decimal(1))
     await ledger.aclose()
 
 

@@ -11,7 +11,8 @@ import pytest
 from attrs import evolve
 from returns.pipeline import is_successful
 
-from llm_effects import Attempt, BudgetExceeded, Cost, StorageConfig, TaskType, Usage
+from llm_effects import Attempt, BudgetExceeded, Cost, TaskType, Usage
+from llm_effects.config import StorageConfig
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Ledger
 from llm_effects.limits.budgets import Hold
@@ -153,7 +154,7 @@ async def test_what_is_reserved_is_taken_until_it_is_settled(ledger: Ledger) -> 
     first = hold("first", "0.7")
     assert await reserved(ledger, first)
     assert not await reserved(ledger, hold("second", "0.4"))
-    await ledger.settle(first, Decimal("0.6"))
+    await ledger.commit(first, Decimal("0.6"))
     assert await reserved(ledger, hold("third", "0.4"))
     assert not await reserved(ledger, hold("fourth", "0.000000001"))
 
@@ -168,10 +169,10 @@ async def test_all_accounts_are_reserved_or_none(ledger: Ledger) -> None:
 
 async def test_settling_twice_or_what_was_never_reserved_spends_nothing(ledger: Ledger) -> None:
     first = hold("first", "0.5")
-    await ledger.settle(first, Decimal("0.5"))
+    await ledger.commit(first, Decimal("0.5"))
     assert await reserved(ledger, first)
-    await ledger.settle(first, Decimal("0.5"))
-    await ledger.settle(first, Decimal("0.5"))
+    await ledger.commit(first, Decimal("0.5"))
+    await ledger.commit(first, Decimal("0.5"))
     assert await reserved(ledger, hold("second", "0.5"))
 
 
@@ -184,7 +185,7 @@ async def test_sums_are_exact(ledger: Ledger) -> None:
     for number in range(10):
         each = hold(f"h{number}", "0.1")
         assert await reserved(ledger, each)
-        await ledger.settle(each, Decimal("0.1"))
+        await ledger.commit(each, Decimal("0.1"))
     assert not await reserved(ledger, hold("more", "0.0000000000000000001"))
 
 

@@ -13,7 +13,6 @@ from returns.result import Result
 
 from llm_effects import (
     ContextTooLarge,
-    Late,
     LLMConfig,
     LLMError,
     LLMRequest,
@@ -23,39 +22,37 @@ from llm_effects import (
     Preferences,
     RateLimitExceeded,
     RequestTimeout,
-    RoutingConfig,
     Usage,
-    answer,
     generate,
     make_llm_manager,
-    run_in_virtual_time,
-    scripted,
+    run,
     scripted_env,
-    settle,
 )
+from llm_effects.config import RoutingConfig
 from llm_effects.config.services import LimitsConfig
 from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Effect, Generate, effect
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.quotas import (
+    ActualUsage,
     Allowance,
-    Bill,
+    Demand,
+    LimiterState,
     Meter,
-    Need,
+    Permit,
     Quota,
-    Standing,
-    Ticket,
     has_place,
-    heard,
     pause,
     reserved,
-    settled,
+    with_actual_usage,
+    with_reported_limits,
 )
 from llm_effects.policies import layered
 from llm_effects.policies.complete import complete
-from llm_effects.policies.limits import expected_usage, limited
-from llm_effects.policies.recording import observed
+from llm_effects.policies.limits import expected_usage, with_limits
+from llm_effects.policies.recording import with_recording
 from llm_effects.stores.limits.memory import MemoryLimits
+from llm_effects.testing import Delayed, answer, run_in_virtual_time, scripted
 from tests.fixtures.futures import given_by
 
 ASK = LLMRequest(prompt="why?")
@@ -71,11 +68,11 @@ STEPS = st.lists(
 @given(STEPS, st.integers(1, 4), st.integers(6, 12))
 def test_no_minute_ever_takes_more_than_it_may(steps: list[tuple[float, int, float, bool]], rpm: int, tpm: int) -> None:
     """Whatever comes when, and whatever is put right: who goes when told to fits into every minute that ends then."""
-    quota, now, standing = Quota(requests=rpm, tokens=tpm), 0.0, Standing()
+    quota, now, standing = Quota(requests=rpm, tokens=tpm), 0.0, LimiterState()
     taken: list[list[float]] = []  # when, requests, tokens
     for wait, tokens, share, at_once in steps:
         now += wait
-        need = Need(tokens=tokens)
+        need = Demand(tokens=tokens)
         now += pause(standing, quota, need, now)
         while pause(standing, quota, need, now):  # the last bit of a float
             now = math.nextafter(now, math.inf)
@@ -86,42 +83,44 @@ def test_no_minute_ever_takes_more_than_it_may(steps: list[tuple[float, int, flo
         assert sum(each[2] for each in minute) <= tpm
         if at_once:
             used = round(tokens * share)
-            ticket = Ticket(model="m", quota=quota, need=need, cell=int(now // 1))
-            standing = settled(standing, ticket, Bill(requests=1 if share else 0, tokens=used))
+            ticket = Permit(model="m", quota=quota, need=need, cell=int(now // 1))
+            standing = with_actual_usage(standing, ticket, ActualUsage(requests=1 if share else 0, tokens=used))
             taken[-1][1:] = [1 if share else 0, used]
 
 
 @given(st.integers(1, 50), st.integers(1, 50), st.floats(0, 1000, width=32))
 def test_what_is_refunded_was_never_there(limit: int, tokens: int, now: float) -> None:
-    quota, need = Quota(concurrency=1, requests=limit, tokens=50), Need(tokens=tokens)
-    before = Standing()
+    quota, need = Quota(concurrency=1, requests=limit, tokens=50), Demand(tokens=tokens)
+    before = LimiterState()
     inside = reserved(before, quota, need, now)
     assert not has_place(inside, quota)
-    after = settled(inside, Ticket(model="m", quota=quota, need=need, cell=int(now // 1)), Bill(requests=0))
+    after = with_actual_usage(
+        inside, Permit(model="m", quota=quota, need=need, cell=int(now // 1)), ActualUsage(requests=0)
+    )
     assert has_place(after, quota)
-    assert pause(after, quota, Need(tokens=50), now) == 0
+    assert pause(after, quota, Demand(tokens=50), now) == 0
 
 
 @given(st.integers(0, 80))
 def test_a_bill_above_the_estimate_counts_as_it_is(used: int) -> None:
-    quota, need = Quota(tokens=100), Need(tokens=40)
-    inside = reserved(Standing(), quota, need, 0.0)
-    after = settled(inside, Ticket(model="m", quota=quota, need=need), Bill(tokens=used))
-    assert pause(after, quota, Need(tokens=100 - used), 0.0) == 0
-    assert pause(after, quota, Need(tokens=101 - used), 0.0) > 0
+    quota, need = Quota(tokens=100), Demand(tokens=40)
+    inside = reserved(LimiterState(), quota, need, 0.0)
+    after = with_actual_usage(inside, Permit(model="m", quota=quota, need=need), ActualUsage(tokens=used))
+    assert pause(after, quota, Demand(tokens=100 - used), 0.0) == 0
+    assert pause(after, quota, Demand(tokens=101 - used), 0.0) > 0
 
 
 def test_what_a_server_says_counts_besides() -> None:
-    said = heard(Meter(), Allowance(limit=3, remaining=1, reset=10.0), at=5.0)
-    standing, free = Standing(requests=said), Quota()
-    assert pause(standing, free, Need(), 6.0) == 0
-    assert pause(reserved(standing, free, Need(), 6.0), free, Need(), 6.0) == 9.0
-    assert pause(reserved(standing, free, Need(), 6.0), free, Need(), 15.0) == 0
-    assert heard(said, Allowance(remaining=50, reset=1.0), at=4.0) == said  # older than what is known
+    said = with_reported_limits(Meter(), Allowance(limit=3, remaining=1, reset=10.0), at=5.0)
+    standing, free = LimiterState(requests=said), Quota()
+    assert pause(standing, free, Demand(), 6.0) == 0
+    assert pause(reserved(standing, free, Demand(), 6.0), free, Demand(), 6.0) == 9.0
+    assert pause(reserved(standing, free, Demand(), 6.0), free, Demand(), 15.0) == 0
+    assert with_reported_limits(said, Allowance(remaining=50, reset=1.0), at=4.0) == said  # older than what is known
     wide = Quota(requests=100)
     for _ in range(3):
-        standing = reserved(standing, wide, Need(), 20.0)
-    assert pause(standing, wide, Need(), 20.5) == 60.5  # its limit is lower than ours
+        standing = reserved(standing, wide, Demand(), 20.0)
+    assert pause(standing, wide, Demand(), 20.5) == 60.5  # its limit is lower than ours
 
 
 # --- one model, one process
@@ -147,7 +146,7 @@ async def at_once(env: LLMEnv, count: int) -> list[Result[LLMResponse, LLMError]
     results: dict[int, Result[LLMResponse, LLMError]] = {}
 
     async def one(number: int) -> None:
-        results[number] = await settle(generate(LLMRequest(prompt=f"why? ({number})")), env)
+        results[number] = await run(generate(LLMRequest(prompt=f"why? ({number})")), env)
 
     async with anyio.create_task_group() as group:
         for number in range(count):
@@ -161,25 +160,25 @@ def test_fault_105_calls_under_way_are_bounded_and_all_others_wait_in_order() ->
 
     def busy(inner: Generate) -> Generate:
         def count(call: Call) -> Effect[LLMResponse]:
-            async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+            async def perform(env: LLMEnv) -> Result[LLMResponse, LLMError]:
                 nonlocal running, most
                 running, most = running + 1, max(most, running + 1)
                 order.append(call.id)
                 await anyio.sleep(1)
                 running -= 1
-                return await settle(inner(call), env)
+                return await run(inner(call), env)
 
-            return effect(run)
+            return effect(perform)
 
         return count
 
-    onion = layered(complete, observed, busy, limited)
+    onion = layered(complete, with_recording, busy, with_limits)
 
     async def main() -> None:
         env = scripted_env(clients=model_, config=model(concurrency=7))
         async with anyio.create_task_group() as group:
             for number in range(100):
-                group.start_soon(settle, onion(Call(id=f"{number:03}", request=ASK, model="m")), env)
+                group.start_soon(run, onion(Call(id=f"{number:03}", request=ASK, model="m")), env)
                 await anyio.sleep(0.001)
 
     run_in_virtual_time(main)
@@ -211,11 +210,11 @@ def test_a_turn_that_cannot_come_in_time_is_told_at_once_and_another_model_is_as
 
 def test_who_asks_for_too_much_does_not_send_others_away() -> None:
     async def main() -> list[str]:
-        env = scripted_env(Late(30, "slow"), "ok", config=two(tokens_per_minute=1000, queue_seconds=5))
+        env = scripted_env(Delayed(30, "slow"), "ok", config=two(tokens_per_minute=1000, queue_seconds=5))
 
         async def ask(tokens: int) -> str:
             request = LLMRequest(prompt=f"why? ({tokens})", preferences=Preferences(max_tokens=tokens))
-            return (await settle(generate(request), env)).unwrap().model
+            return (await run(generate(request), env)).unwrap().model
 
         async with anyio.create_task_group() as group:
             group.start_soon(ask, 600)
@@ -228,11 +227,11 @@ def test_who_asks_for_too_much_does_not_send_others_away() -> None:
 def test_without_another_model_the_error_says_when() -> None:
     async def main() -> tuple[float, LLMError]:
         env = scripted_env("ok", config=model(requests_per_minute=1))
-        await settle(generate(ASK), env)
+        await run(generate(ASK), env)
         await anyio.sleep(20)
         hurried = LLMRequest(prompt="why?", preferences=Preferences(timeout_ms=5000))
         began = anyio.current_time()
-        error = (await settle(generate(hurried), env)).failure()
+        error = (await run(generate(hurried), env)).failure()
         return anyio.current_time() - began, error
 
     waited, error = run_in_virtual_time(main)
@@ -245,7 +244,9 @@ def test_without_another_model_the_error_says_when() -> None:
 
 def test_a_place_that_does_not_come_free_is_waited_for_up_to_the_bound() -> None:
     async def main() -> tuple[float, list[Result[LLMResponse, LLMError]]]:
-        env = scripted_env(Late(100, "late"), config=evolve(model(concurrency=1), limits=LimitsConfig(queue_seconds=5)))
+        env = scripted_env(
+            Delayed(100, "late"), config=evolve(model(concurrency=1), limits=LimitsConfig(queue_seconds=5))
+        )
         began = anyio.current_time()
         results = await at_once(env, 2)
         return anyio.current_time() - began, results
@@ -263,7 +264,7 @@ def test_tokens_are_reserved_by_the_longest_answer_and_settled_by_the_real_one()
     async def main() -> list[float]:
         config = evolve(model(tokens_per_minute=220), limits=LimitsConfig(queue_seconds=70))
         env = scripted_env(short, config=config)
-        return [(await settle(generate(ASK), env)).unwrap().attempts[0].wait_ms for _ in range(13)]
+        return [(await run(generate(ASK), env)).unwrap().attempts[0].wait_ms for _ in range(13)]
 
     # Each reserves 100 and its prompt of 5, and takes 10: after twelve of these there is too little for a reservation.
     assert [wait > 0 for wait in run_in_virtual_time(main)] == [False] * 12 + [True]
@@ -284,7 +285,7 @@ def test_tokens_are_reserved_by_the_longest_answer_and_settled_by_the_real_one()
 def test_a_failure_gives_back_what_the_server_cannot_have_counted(error: LLMError, kept: int) -> None:
     async def main() -> int:
         env = scripted_env(error, config=model(requests_per_minute=10, tokens_per_minute=1000))
-        await settle(generate(ASK), env)
+        await run(generate(ASK), env)
         standing = env.limits._rooms.of("m").standing  # type: ignore[attr-defined]
         return sum(sum(amount for _, amount in meter.cells) for meter in (standing.requests, standing.tokens))
 
@@ -306,9 +307,9 @@ def test_the_estimate_is_put_right_by_what_the_provider_counted_before() -> None
             return note
 
         env = scripted_env(dear, config=model(tokens_per_minute=100_000))
-        onion = layered(complete, observed, limited, noting)
+        onion = layered(complete, with_recording, with_limits, noting)
         for number in range(30):
-            await settle(onion(Call(id=str(number), request=long, model="m")), env)
+            await run(onion(Call(id=str(number), request=long, model="m")), env)
         return asked
 
     first, *_, last = run_in_virtual_time(main)
@@ -317,7 +318,7 @@ def test_the_estimate_is_put_right_by_what_the_provider_counted_before() -> None
 
 def test_what_can_never_fit_is_told_as_the_provider_would() -> None:
     env = scripted_env("ok", config=model(tokens_per_minute=100))
-    error = run_in_virtual_time(settle, generate(ASK), env).failure()
+    error = run_in_virtual_time(run, generate(ASK), env).failure()
     assert isinstance(error, ContextTooLarge)
     assert error.token_count is not None
     assert error.token_count > (error.limit or 0) == 100
@@ -328,7 +329,7 @@ def test_one_who_is_told_to_wait_is_told_so_for_all() -> None:
 
     async def main() -> list[float]:
         env = scripted_env(clients=asked, config=model())
-        await settle(generate(ASK), env)
+        await run(generate(ASK), env)
         began = anyio.current_time()
         await at_once(env, 3)
         return [anyio.current_time() - began]
@@ -347,12 +348,12 @@ async def rushed(limits: MemoryLimits, count: int, quota: Quota) -> int:
     async def one(number: int) -> None:
         nonlocal inside
         with anyio.move_on_after(0.02 * (number % 7)):
-            ticket = await given_by(limits.enter("m", quota, Need(), 60.0, math.inf))
+            ticket = await given_by(limits.acquire("m", quota, Demand(), 60.0, math.inf))
             inside += 1
             try:
                 await anyio.sleep(0.002 * (number % 3))
             finally:
-                await limits.leave(ticket, Bill(requests=0))
+                await limits.release(ticket, ActualUsage(requests=0))
 
     async with anyio.create_task_group() as group:
         for number in range(count):
@@ -374,7 +375,7 @@ async def test_fault_104_cancels_under_contention_leave_no_place_taken(count: in
         0,
     )
     for _ in range(3):
-        await given_by(limits.enter("m", quota, Need(), 0.0, math.inf))
+        await given_by(limits.acquire("m", quota, Demand(), 0.0, math.inf))
 
 
 @pytest.mark.anyio
@@ -388,5 +389,5 @@ async def test_a_manager_that_is_entered_again_goes_on_counting() -> None:
 
 
 def test_a_user_without_limits_waits_for_nothing() -> None:
-    results = run_in_virtual_time(at_once, scripted_env(Late(1, "ok")), 50)
+    results = run_in_virtual_time(at_once, scripted_env(Delayed(1, "ok")), 50)
     assert {each.unwrap().attempts[0].wait_ms for each in results} == {0}

@@ -13,24 +13,25 @@ from redis import Redis
 from returns.future import FutureResult
 from returns.pipeline import is_successful
 
-from llm_effects import ConfigurationError, LLMConfig, LLMRequest, ModelConfig, generate, make_llm_manager, scripted
+from llm_effects import ConfigurationError, LLMConfig, LLMRequest, ModelConfig, generate, make_llm_manager
 from llm_effects.config.routing import BreakerConfig
 from llm_effects.config.services import LimitsConfig
-from llm_effects.limits.circuit_breaker import CELLS, Breaker, Passage, Refusal, admitted, recorded
+from llm_effects.limits.circuit_breaker import CELLS, Breaker, BreakerPermit, Refusal, admitted, recorded
 from llm_effects.limits.quotas import (
+    ActualUsage,
     Allowance,
-    Bill,
-    Need,
+    Demand,
+    LimiterState,
+    Permit,
     Quota,
     RateLimits,
-    Standing,
-    Ticket,
     has_place,
     pause,
     reserved,
-    settled,
+    with_actual_usage,
 )
 from llm_effects.stores.limits.redis import ALONE, PREFIX, SCRIPTS
+from llm_effects.testing import scripted
 from tests.fixtures.futures import given_by
 from tests.fixtures.limits_worker import QUOTA, by_four, opened, python
 from tests.fixtures.redis_server import free_port, redis_server, start
@@ -64,10 +65,10 @@ def test_the_server_counts_as_the_pure_functions_do(
     keys = [f"law:{next(_NAMES)}:{kind}" for kind in ("slots", "requests", "tokens", "said")]
     with Redis.from_url(redis_server) as client:
         scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
-        standing, now_ms, inside = Standing(), 1_000_000, list[Ticket]()
+        standing, now_ms, inside = LimiterState(), 1_000_000, list[Permit]()
         for wait, what, tokens, used in steps:
             now_ms += wait
-            now, need = now_ms / 1000, Need(tokens=tokens)
+            now, need = now_ms / 1000, Demand(tokens=tokens)
             if what == "enter":
                 delay = pause(standing, quota, need, now)
                 told = scripts["enter"](keys, [now_ms, f"id-{now_ms}-{tokens}", places, rpm, tpm, 10**9, 1, tokens])
@@ -76,7 +77,7 @@ def test_the_server_counts_as_the_pure_functions_do(
                     continue
                 assert told == [1, int(now)]
                 standing = reserved(standing, quota, need, now)
-                inside.append(Ticket(model="m", quota=quota, need=need, cell=int(now), id=f"id-{now_ms}-{tokens}"))
+                inside.append(Permit(model="m", quota=quota, need=need, cell=int(now), id=f"id-{now_ms}-{tokens}"))
                 now_ms += 1  # so that no two have one name
             elif inside:
                 ticket, by = inside.pop(0), min(used, 1) - 1
@@ -85,7 +86,7 @@ def test_the_server_counts_as_the_pure_functions_do(
                     if what == "said"
                     else None
                 )
-                standing = settled(standing, ticket, Bill(requests=1 + by, tokens=used, said=said))
+                standing = with_actual_usage(standing, ticket, ActualUsage(requests=1 + by, tokens=used, said=said))
                 words = (0, 2, used, 3000, -1, -1, -1) if said else (-1,) * 7
                 scripts["leave"](keys, [now_ms, ticket.id, ticket.cell, by, used - ticket.need.tokens, *words])
         client.delete(*keys)
@@ -103,11 +104,11 @@ def test_the_server_is_the_same_machine(redis_server: str, moves: list[tuple[int
     keys = [f"machine:{next(_NAMES)}:{kind}" for kind in ("breaker", "tries", "faults")]
     with Redis.from_url(redis_server) as client:
         scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
-        breaker, now_ms, held = Breaker(), 1_000_000, list[Passage]()
+        breaker, now_ms, held = Breaker(), 1_000_000, list[BreakerPermit]()
         for wait, what, last in moves:
             now_ms += wait
             if what == "ask":
-                breaker, answer = admitted(breaker, now_ms / 1000, lease=7, anyway=last)
+                breaker, answer = admitted(breaker, now_ms / 1000, lease=7, force=last)
                 told = scripts["admit"](keys[:1], [now_ms, 7000, int(last), 1000])
                 if isinstance(answer, Refusal):
                     assert told[0] == b"refused"
@@ -175,7 +176,7 @@ def test_who_is_killed_gives_its_place_back_when_its_lease_is_over(redis_server:
 
     async def main() -> float:
         limits = opened(redis_server)
-        await given_by(limits.enter("m", PLACES, Need(), 10.0, math.inf))
+        await given_by(limits.acquire("m", PLACES, Demand(), 10.0, math.inf))
         await limits.aclose()
         return time.monotonic() - taken
 
@@ -191,11 +192,11 @@ async def test_every_key_has_an_end_and_tells_nothing(redis_server: str) -> None
     quota = Quota(concurrency=3, requests=10, tokens=100)
     said = RateLimits(requests=Allowance(limit=9, remaining=5, reset=1.0), at=anyio.current_time())
     for _ in range(2):
-        ticket = await given_by(limits.enter("m", quota, Need(tokens=5), 1.0, math.inf))
-        await limits.leave(ticket, Bill(tokens=3, said=said))
-    await given_by(limits.enter("m", quota, Need(tokens=5), 1.0, math.inf))
+        ticket = await given_by(limits.acquire("m", quota, Demand(tokens=5), 1.0, math.inf))
+        await limits.release(ticket, ActualUsage(tokens=3, said=said))
+    await given_by(limits.acquire("m", quota, Demand(tokens=5), 1.0, math.inf))
     for _ in range(9):
-        await limits.record("m", RULES, await given_by(limits.admit("m", math.inf, anyway=True)), failed=True)
+        await limits.record("m", RULES, await given_by(limits.admit("m", math.inf, force=True)), failed=True)
     with Redis.from_url(redis_server) as client:
         keys = list(client.scan_iter(f"{PREFIX}*"))
         assert len(keys) >= 4
@@ -212,19 +213,19 @@ async def test_fault_104_cancels_leave_no_place_taken_on_the_server(redis_server
 
     async def one(number: int) -> None:
         with anyio.move_on_after(0.001 * (number % 20)):
-            ticket = await given_by(limits.enter("m", quota, Need(), 30.0, math.inf))
+            ticket = await given_by(limits.acquire("m", quota, Demand(), 30.0, math.inf))
             try:
                 await anyio.sleep(0.001)
             finally:
-                await limits.leave(ticket, Bill())
+                await limits.release(ticket, ActualUsage())
 
     async with anyio.create_task_group() as group:
         for number in range(300):
             group.start_soon(one, number)
-    tickets = [await given_by(limits.enter("m", quota, Need(), 0.0, math.inf)) for _ in range(2)]
+    tickets = [await given_by(limits.acquire("m", quota, Demand(), 0.0, math.inf)) for _ in range(2)]
     assert all(ticket.cell_there is not None for ticket in tickets)
     for ticket in tickets:
-        await limits.leave(ticket, Bill())
+        await limits.release(ticket, ActualUsage())
     await limits.aclose()
 
 
@@ -245,17 +246,17 @@ async def test_without_the_server_each_process_counts_alone_and_says_so() -> Non
 async def test_a_server_that_goes_away_keeps_nobody_inside() -> None:
     with start() as server:
         limits = opened(server.url(), patience_seconds=0.5)
-        ticket = await given_by(limits.enter("m", PLACES, Need(), 1.0, math.inf))
+        ticket = await given_by(limits.acquire("m", PLACES, Demand(), 1.0, math.inf))
         assert ticket.cell_there is not None
         server.process.kill()
         server.process.wait()
-        await limits.leave(ticket, Bill())
-        again = await given_by(limits.enter("m", PLACES, Need(), 1.0, math.inf))
+        await limits.release(ticket, ActualUsage())
+        again = await given_by(limits.acquire("m", PLACES, Demand(), 1.0, math.inf))
         assert again.note == ALONE
-        full = limits.enter("m", PLACES, Need(), 0.0, math.inf)
+        full = limits.acquire("m", PLACES, Demand(), 0.0, math.inf)
         assert isinstance(full, FutureResult)
         assert not is_successful(await full)  # it counts here
-        await limits.leave(again, Bill())
+        await limits.release(again, ActualUsage())
         await limits.aclose()
 
 
@@ -272,7 +273,7 @@ async def test_a_wrong_url_is_told_by_every_call(url: str) -> None:
 @pytest.mark.anyio
 async def test_a_model_without_limits_asks_no_server() -> None:
     limits = opened(f"redis://127.0.0.1:{free_port()}")
-    ticket = await given_by(limits.enter("m", Quota(), Need(), 0.0, math.inf))
-    await limits.leave(ticket, Bill())
+    ticket = await given_by(limits.acquire("m", Quota(), Demand(), 0.0, math.inf))
+    await limits.release(ticket, ActualUsage())
     assert (ticket.id, ticket.note) == ("", "")
     await limits.aclose()

@@ -15,13 +15,13 @@ from llm_effects import (
     LLMRequest,
     ModelConfig,
     Preferences,
-    RoutingConfig,
     create_default_llm_manager,
     create_default_local_client,
     generate,
     make_llm_manager,
-    scripted,
 )
+from llm_effects.config import RoutingConfig
+from llm_effects.testing import scripted
 from tests.fixtures.llama_server import llama_server, model_or_skip  # noqa: F401
 from tests.fixtures.servers import Server, answering, reply_json, serving
 

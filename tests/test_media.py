@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects import Document, Image, InvalidValue
+from llm_effects import Document, Image
+from llm_effects.values import InvalidValue
 from llm_effects.values.messages import dimensions_of, media_type_of, pages_of
 
 sides = st.integers(1, 16_000)

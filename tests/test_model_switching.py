@@ -17,26 +17,23 @@ from llm_effects import (
     LLMResponse,
     Message,
     ModelConfig,
-    Origin,
     Preferences,
-    Provenance,
     Reasoning,
-    Reply,
-    StorageConfig,
-    StoredMessage,
     Text,
-    Tool,
     ToolCall,
     ToolResult,
-    append_messages,
     converse,
+    run,
     scripted_env,
-    settle,
     start_conversation,
 )
+from llm_effects.config import StorageConfig
+from llm_effects.conversations import append_messages
 from llm_effects.conversations.window import digested, opening_digest, replayable
 from llm_effects.providers.registry import provider_of, target_of
+from llm_effects.testing import Reply
 from llm_effects.testing.scripted import answer
+from llm_effects.values import Origin, Provenance, StoredMessage, Tool
 from tests.fixtures.histories import AT
 
 pytestmark = pytest.mark.anyio
@@ -70,12 +67,12 @@ def sealed(text: str) -> LLMResponse:
 
 
 async def said(env: LLMEnv, model: str, text: str = "and?", **options: object) -> None:
-    (await settle(converse("c", LLMRequest(prompt=text, model=model, **options)), env)).unwrap()
+    (await run(converse("c", LLMRequest(prompt=text, model=model, **options)), env)).unwrap()
 
 
 async def started(*replies: Reply, config: LLMConfig = CONFIG) -> LLMEnv:
     env = scripted_env(*replies, config=config)
-    (await settle(start_conversation("c", system="Be brief."), env)).unwrap()
+    (await run(start_conversation("c", system="Be brief."), env)).unwrap()
     return env
 
 
@@ -112,7 +109,7 @@ async def test_thinking_is_stripped_when_what_was_before_it_has_changed(change: 
 async def test_thinking_is_stripped_when_older_turns_were_left_out() -> None:
     small = evolve(MODELS["claude"], context_length=1200, max_tokens=200)
     env = await started(thinking("one"), "two", "three", config=evolve(CONFIG, models={**MODELS, "claude": small}))
-    await settle(append_messages("c", (Message("user", "x" * 1200), Message("assistant", "y" * 1200))), env)
+    await run(append_messages("c", (Message("user", "x" * 1200), Message("assistant", "y" * 1200))), env)
     await said(env, "claude", "z" * 800)
     await said(env, "claude")
     assert THOUGHT in body(env)
@@ -129,7 +126,7 @@ async def test_thinking_before_a_call_goes_back_with_the_result() -> None:
     tools = (Tool("time"),)
     await said(env, "claude", "time?", tools=tools)
     result = LLMRequest(messages=(Message("tool", ToolResult("toolu_1", "noon")),), model="claude", tools=tools)
-    (await settle(converse("c", result), env)).unwrap()
+    (await run(converse("c", result), env)).unwrap()
     turns = json.loads(body(env))["messages"]
     assert [block["type"] for block in turns[1]["content"]] == ["thinking", "tool_use"]
     assert turns[2]["content"][0]["tool_use_id"] == "toolu_1"
@@ -155,7 +152,7 @@ async def test_system_texts_pictures_and_calls_are_carried_over_to_any_model(mod
         Message("tool", ToolResult("call_1", "a cat")),
         Message("assistant", "A cat."),
     )
-    (await settle(append_messages("c", before), env)).unwrap()
+    (await run(append_messages("c", before), env)).unwrap()
     await said(env, model)
     assert [each for each in CARRIED[model] if each not in body(env)] == []
 
@@ -166,7 +163,7 @@ async def test_roles_alternate_for_every_provider_after_a_broken_turn() -> None:
     once = evolve(CONFIG, routing=evolve(CONFIG.routing, max_retries=0))
     env = await started("one", MalformedResponse(), "two", config=once)
     await said(env, "claude", "first")
-    await settle(converse("c", LLMRequest(prompt="broken", model="claude")), env)
+    await run(converse("c", LLMRequest(prompt="broken", model="claude")), env)
     await said(env, "claude", "third", preferences=Preferences(max_tokens=9))
     assert [turn["role"] for turn in json.loads(body(env))["messages"]] == ["user", "assistant", "user"]
 

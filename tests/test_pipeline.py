@@ -18,7 +18,6 @@ from llm_effects import (
     ContextTooLarge,
     Cost,
     InvalidRequest,
-    Late,
     LLMConfig,
     LLMError,
     LLMRequest,
@@ -27,28 +26,24 @@ from llm_effects import (
     ModelUnavailable,
     NetworkError,
     Preferences,
-    Price,
     RateLimitExceeded,
     RequestFailed,
     RequestTimeout,
-    RoutingConfig,
     Usage,
-    answer,
     explain,
-    failing,
     generate,
-    layered,
-    run_in_virtual_time,
-    scripted,
+    run,
     scripted_env,
-    settle,
 )
+from llm_effects.config import Price, RoutingConfig
 from llm_effects.pipeline import run_call
+from llm_effects.policies import layered
 from llm_effects.policies.complete import complete
-from llm_effects.policies.deadline import bounded
-from llm_effects.policies.recording import observed
-from llm_effects.policies.routing import routed
+from llm_effects.policies.deadline import with_deadline
+from llm_effects.policies.recording import with_recording
+from llm_effects.policies.routing import with_routing
 from llm_effects.routing.prices import PriceList
+from llm_effects.testing import Delayed, answer, failing, run_in_virtual_time, scripted
 
 pytestmark = pytest.mark.anyio
 
@@ -67,7 +62,7 @@ NO_RETRY = models("one", "two", max_retries=0)
 
 async def test_an_answer_tells_how_it_came_about() -> None:
     env = scripted_env("because")
-    response = (await settle(generate(ASK), env)).unwrap()
+    response = (await run(generate(ASK), env)).unwrap()
     assert (response.content, response.model, response.task_type) == ("because", "scripted", ASK.task_type)
     [attempt] = response.attempts
     assert (attempt.model, attempt.outcome, attempt.wait_ms) == ("scripted", "success", 0)
@@ -77,14 +72,14 @@ async def test_an_answer_tells_how_it_came_about() -> None:
 
 async def test_an_effect_can_be_run_again_and_again() -> None:
     env, question = scripted_env("first", "second"), generate(ASK)
-    assert [(await settle(question, env)).unwrap().content for _ in range(2)] == ["first", "second"]
+    assert [(await run(question, env)).unwrap().content for _ in range(2)] == ["first", "second"]
 
 
 async def test_nothing_is_asked_before_the_effect_is_run() -> None:
     model = scripted("ok")
     question = generate(ASK)
     assert model.calls == []
-    await settle(question, scripted_env(clients=model))
+    await run(question, scripted_env(clients=model))
     assert len(model.calls) == 1
 
 
@@ -114,7 +109,7 @@ async def test_nothing_is_asked_before_the_effect_is_run() -> None:
 async def test_the_same_model_is_asked_again_only_where_that_may_help(error: LLMError, asked: int) -> None:
     model = failing(error)
     env = evolve(scripted_env(clients=model, config=ONE), draw=lambda: 0.0)
-    result = await settle(generate(ASK), env)
+    result = await run(generate(ASK), env)
     assert len(model.calls) == asked
     assert [attempt.outcome for attempt in result.failure().attempts] == [error.tag] * asked
 
@@ -123,7 +118,7 @@ async def test_what_the_server_asks_for_is_the_least_pause() -> None:
     model = scripted(RateLimitExceeded(retry_after=0.05), "ok")
     env = evolve(scripted_env(clients=model, config=ONE), draw=lambda: 0.0)
     started = anyio.current_time()
-    response = (await settle(generate(ASK), env)).unwrap()
+    response = (await run(generate(ASK), env)).unwrap()
     assert anyio.current_time() - started >= 0.05
     assert response.attempts[1].wait_ms == 50
 
@@ -131,15 +126,18 @@ async def test_what_the_server_asks_for_is_the_least_pause() -> None:
 async def test_a_pause_beyond_the_deadline_fails_over_at_once_and_parks_the_model() -> None:
     model = scripted(RateLimitExceeded(retry_after=3600), "from two", "from two again")
     env = scripted_env(clients=model, config=TWO)
-    assert (await settle(generate(ASK), env)).unwrap().model == "two"
-    assert [candidate.model for candidate in (await settle(explain(ASK), env)).unwrap().candidates] == ["two", "one"]
-    assert (await settle(generate(ASK), env)).unwrap().attempts[0].model == "two"
+    assert (await run(generate(ASK), env)).unwrap().model == "two"
+    assert [candidate.model for candidate in (await run(explain(ASK), env)).unwrap().candidates] == [
+        "two",
+        "one",
+    ]
+    assert (await run(generate(ASK), env)).unwrap().attempts[0].model == "two"
 
 
 async def test_the_number_of_attempts_is_bounded_over_all_candidates() -> None:
     model = failing(NetworkError())
     env = evolve(scripted_env(clients=model, config=models("a", "b", "c", max_attempts=4)), draw=lambda: 0.0)
-    error = (await settle(generate(ASK), env)).failure()
+    error = (await run(generate(ASK), env)).failure()
     assert [attempt.model for attempt in error.attempts] == ["a", "a", "a", "b"]
 
 
@@ -148,13 +146,13 @@ async def test_the_number_of_attempts_is_bounded_over_all_candidates() -> None:
 
 async def test_a_refused_connection_is_not_retried_while_another_model_is_left() -> None:
     model = scripted(NetworkError(phase="refused"), "ok")
-    response = (await settle(generate(ASK), scripted_env(clients=model, config=TWO))).unwrap()
+    response = (await run(generate(ASK), scripted_env(clients=model, config=TWO))).unwrap()
     assert [(each.model, each.outcome) for each in response.attempts] == [("one", "NetworkError"), ("two", "success")]
 
 
 async def test_when_all_fail_every_error_is_kept_in_order() -> None:
     model = scripted(AuthenticationFailed(message="no"), ModelUnavailable(reason="unknown_model"))
-    error = (await settle(generate(ASK), scripted_env(clients=model, config=NO_RETRY))).failure()
+    error = (await run(generate(ASK), scripted_env(clients=model, config=NO_RETRY))).failure()
     assert error == RequestFailed(
         errors=(
             AuthenticationFailed(model="one", message="no"),
@@ -164,13 +162,13 @@ async def test_when_all_fail_every_error_is_kept_in_order() -> None:
 
 
 async def test_a_single_error_comes_as_itself() -> None:
-    error = (await settle(generate(ASK), scripted_env(RateLimitExceeded(quota=True), config=ONE))).failure()
+    error = (await run(generate(ASK), scripted_env(RateLimitExceeded(quota=True), config=ONE))).failure()
     assert error == RateLimitExceeded(model="one", quota=True)
 
 
 async def test_an_invalid_request_is_not_taken_to_other_models() -> None:
     model = failing(InvalidRequest(message="prompt: no"))
-    error = (await settle(generate(ASK), scripted_env(clients=model, config=TWO))).failure()
+    error = (await run(generate(ASK), scripted_env(clients=model, config=TWO))).failure()
     assert (error.tag, len(model.calls)) == ("InvalidRequest", 1)
 
 
@@ -178,15 +176,15 @@ async def test_an_invalid_request_is_not_taken_to_other_models() -> None:
 def test_a_pause_counts_on_the_clock_of_its_own_event_loop_only(backends: tuple[str, str]) -> None:
     env = scripted_env(RateLimitExceeded(retry_after=3600), "from two", "ok", config=TWO)
     first, second = backends
-    assert anyio.run(settle, generate(ASK), env, backend=first).unwrap().model == "two"
-    assert anyio.run(settle, generate(ASK), env, backend=second).unwrap().model == "one"
+    assert anyio.run(run, generate(ASK), env, backend=first).unwrap().model == "two"
+    assert anyio.run(run, generate(ASK), env, backend=second).unwrap().model == "one"
 
 
 @pytest.mark.parametrize(("allow", "asked"), [((), 1), ((Allow.FALLBACK_ON_REFUSAL,), 2)])
 async def test_a_refusal_falls_over_only_where_the_caller_permits(allow: tuple[Allow, ...], asked: int) -> None:
     model = scripted(ContentRefused(category="bio"), "ok")
     request = LLMRequest(prompt="why?", allow=allow)
-    await settle(generate(request), scripted_env(clients=model, config=NO_RETRY))
+    await run(generate(request), scripted_env(clients=model, config=NO_RETRY))
     assert len(model.calls) == asked
 
 
@@ -198,28 +196,28 @@ async def test_an_outgrown_window_falls_over_to_larger_ones_only() -> None:
         }
     )
     model = scripted(ContextTooLarge(), "ok")
-    response = (await settle(generate(ASK), scripted_env(clients=model, config=config))).unwrap()
+    response = (await run(generate(ASK), scripted_env(clients=model, config=config))).unwrap()
     assert [each.model for each in response.attempts] == ["middle", "large"]
 
 
 async def test_a_pinned_model_is_the_only_one_asked() -> None:
     model = failing(AuthenticationFailed())
     request = LLMRequest(prompt="why?", model="two")
-    error = (await settle(generate(request), scripted_env(clients=model, config=TWO))).failure()
+    error = (await run(generate(request), scripted_env(clients=model, config=TWO))).failure()
     assert [attempt.model for attempt in error.attempts] == ["two"]
 
 
 async def test_an_unknown_model_is_refused_before_any_call() -> None:
     model = scripted("ok")
     request = LLMRequest(prompt="why?", model="three")
-    error = (await settle(generate(request), scripted_env(clients=model, config=TWO))).failure()
+    error = (await run(generate(request), scripted_env(clients=model, config=TWO))).failure()
     assert (error.tag, model.calls) == ("InvalidRequest", [])
     assert "'three' is not configured; configured are one, two" in str(error)
 
 
 async def test_all_wrong_models_are_told_at_once() -> None:
     broken = LLMConfig(models={"a": ModelConfig(provider="nobody"), "b": ModelConfig(provider="openai-chat")})
-    error = (await settle(generate(ASK), scripted_env(config=broken))).failure()
+    error = (await run(generate(ASK), scripted_env(config=broken))).failure()
     assert isinstance(error, ConfigurationError)
     assert {line.split(".")[1] for line in error.message.splitlines()} == {"a", "b"}
 
@@ -227,9 +225,9 @@ async def test_all_wrong_models_are_told_at_once() -> None:
 async def test_explain_gives_the_order_that_generate_follows() -> None:
     model = failing(AuthenticationFailed())
     env = scripted_env(clients=model, config=models("a", "b", "c"))
-    decision = (await settle(explain(ASK), env)).unwrap()
+    decision = (await run(explain(ASK), env)).unwrap()
     assert model.calls == []
-    error = (await settle(generate(ASK), env)).failure()
+    error = (await run(generate(ASK), env)).failure()
     assert [attempt.model for attempt in error.attempts] == [each.model for each in decision.candidates]
 
 
@@ -237,9 +235,9 @@ async def test_explain_gives_the_order_that_generate_follows() -> None:
 
 
 async def test_the_deadline_ends_the_call_and_keeps_the_attempt() -> None:
-    env = scripted_env(NetworkError(), Late(60, "too late"), config=ONE)
+    env = scripted_env(NetworkError(), Delayed(60, "too late"), config=ONE)
     request = LLMRequest(prompt="why?", preferences=Preferences(timeout_ms=400))
-    error = (await settle(generate(request), evolve(env, draw=lambda: 0.0))).failure()
+    error = (await run(generate(request), evolve(env, draw=lambda: 0.0))).failure()
     assert error == RequestTimeout(timeout_ms=400, phase="total")
     assert [attempt.outcome for attempt in error.attempts] == ["NetworkError", "TimeoutError"]
 
@@ -247,8 +245,8 @@ async def test_the_deadline_ends_the_call_and_keeps_the_attempt() -> None:
 async def test_one_attempt_has_its_own_time() -> None:
     slow = ModelConfig(provider="lm-studio", model="slow", timeout_ms=20)
     config = LLMConfig(models={"slow": slow, "fast": ModelConfig(provider="lm-studio", model="fast")})
-    env = scripted_env(Late(60, "late"), Late(60, "late"), "in time", config=config)
-    response = (await settle(generate(ASK), env)).unwrap()
+    env = scripted_env(Delayed(60, "late"), Delayed(60, "late"), "in time", config=config)
+    response = (await run(generate(ASK), env)).unwrap()
     assert [(each.model, each.outcome) for each in response.attempts] == [
         ("slow", "TimeoutError"),
         ("slow", "TimeoutError"),
@@ -257,9 +255,9 @@ async def test_one_attempt_has_its_own_time() -> None:
 
 
 async def test_a_cancelled_caller_is_cancelled_and_the_attempt_booked() -> None:
-    env = scripted_env(Late(60, "late"))
+    env = scripted_env(Delayed(60, "late"))
     with anyio.move_on_after(0.02) as scope:
-        await settle(generate(ASK), env)
+        await run(generate(ASK), env)
     assert scope.cancelled_caught
     [row] = (await env.ledger.rows()).unwrap()._inner_value
     assert row.attempt.outcome == "cancelled"
@@ -270,7 +268,7 @@ async def test_a_defect_passes_through_untouched() -> None:
         raise KeyError("bug")
 
     with pytest.raises(KeyError, match="bug"):
-        await settle(generate(ASK), scripted_env(broken))
+        await run(generate(ASK), scripted_env(broken))
 
 
 # --- observed
@@ -282,7 +280,7 @@ async def test_the_cost_is_the_sum_of_all_attempts() -> None:
     billed = MalformedResponse(usage=Usage(input_tokens=1000, output_tokens=0))
     said = evolve(answer("ok"), usage=Usage(input_tokens=1000, output_tokens=500))
     env = evolve(scripted_env(billed, said, config=NO_RETRY), prices=prices)
-    response = (await settle(generate(ASK), env)).unwrap()
+    response = (await run(generate(ASK), env)).unwrap()
     assert [each.cost.usd for each in response.attempts] == [Decimal(1), Decimal(2)]
     assert response.cost == Cost(Decimal(3))
 
@@ -290,7 +288,7 @@ async def test_the_cost_is_the_sum_of_all_attempts() -> None:
 async def test_an_attempt_that_may_have_been_billed_makes_the_cost_unknown() -> None:
     prices = PriceList({"one": Price(input=1, output=1), "two": Price(input=1, output=1)})
     env = evolve(scripted_env(RequestTimeout(), "ok", config=NO_RETRY), prices=prices)
-    response = (await settle(generate(ASK), env)).unwrap()
+    response = (await run(generate(ASK), env)).unwrap()
     assert (response.cost.known, response.attempts[1].cost.known) == (False, True)
 
 
@@ -306,7 +304,7 @@ async def test_an_attempt_that_may_have_been_billed_makes_the_cost_unknown() -> 
 async def test_an_attempt_costs_nothing_only_if_nobody_can_have_worked_on_it(error: LLMError, known: bool) -> None:
     prices = PriceList({"one": Price(input=1, output=1), "two": Price(input=1, output=1)})
     env = evolve(scripted_env(error, "ok", config=NO_RETRY), prices=prices)
-    assert (await settle(generate(ASK), env)).unwrap().attempts[0].cost.known is known
+    assert (await run(generate(ASK), env)).unwrap().attempts[0].cost.known is known
 
 
 async def test_a_defect_is_booked_under_its_own_name() -> None:
@@ -315,32 +313,32 @@ async def test_a_defect_is_booked_under_its_own_name() -> None:
 
     env = scripted_env(broken)
     with pytest.raises(KeyError):
-        await settle(generate(ASK), env)
+        await run(generate(ASK), env)
     [row] = (await env.ledger.rows()).unwrap()._inner_value
     assert row.attempt.outcome == "KeyError"
 
 
 async def test_errors_of_earlier_attempts_are_kept_beside_the_one_that_ended_the_call() -> None:
     env = scripted_env(AuthenticationFailed(message="no"), InvalidRequest(message="prompt: no"), config=NO_RETRY)
-    error = (await settle(generate(ASK), env)).failure()
+    error = (await run(generate(ASK), env)).failure()
     assert (error.tag, error.earlier) == ("InvalidRequest", (AuthenticationFailed(model="one", message="no"),))
 
 
 def test_a_model_that_is_loading_is_waited_for_when_nobody_else_is_left() -> None:
     loading = ModelUnavailable(reason="loading")
     env = scripted_env(*[loading] * 30, "ready", config=models("one", max_retries=0))
-    response = run_in_virtual_time(settle, generate(ASK), env).unwrap()
+    response = run_in_virtual_time(run, generate(ASK), env).unwrap()
     assert (response.content, len(response.attempts)) == ("ready", 31)
     assert 100_000 < response.latency_ms < 150_000
     two = scripted_env(loading, "from two", config=NO_RETRY)
-    assert run_in_virtual_time(settle, generate(ASK), two).unwrap().model == "two"
+    assert run_in_virtual_time(run, generate(ASK), two).unwrap().model == "two"
 
 
 def test_a_repaired_model_is_found_again() -> None:
     async def main() -> set[str]:
-        replies = Late(0.1, AuthenticationFailed()), Late(0.1, "ok")
+        replies = Delayed(0.1, AuthenticationFailed()), Delayed(0.1, "ok")
         env = scripted_env(*replies, config=models("a", "b", strategy="performance", max_retries=0))
-        return {(await settle(generate(ASK), env)).unwrap().model for _ in range(60)}
+        return {(await run(generate(ASK), env)).unwrap().model for _ in range(60)}
 
     assert run_in_virtual_time(main) == {"a", "b"}
 
@@ -348,7 +346,7 @@ def test_a_repaired_model_is_found_again() -> None:
 async def test_every_attempt_is_in_the_ledger_with_its_call() -> None:
     env = scripted_env(NetworkError(phase="refused"), "ok", config=TWO)
     request = LLMRequest(prompt="why?", owner="alice", tags=("nightly",), task_type="triage")
-    await settle(generate(request), env)
+    await run(generate(request), env)
     rows = (await env.ledger.rows()).unwrap()._inner_value
     assert [(row.call_id, row.owner, row.tags, row.task_type, row.attempt.outcome) for row in rows] == [
         ("id-1", "alice", ("nightly",), "triage", "NetworkError"),
@@ -361,17 +359,17 @@ async def test_every_attempt_is_in_the_ledger_with_its_call() -> None:
 
 async def test_a_user_can_leave_a_layer_out() -> None:
     model = failing(NetworkError())
-    onion = layered(complete, observed, routed, bounded)
-    await settle(run_call(onion, ASK), scripted_env(clients=model, config=ONE))
+    onion = layered(complete, with_recording, with_routing, with_deadline)
+    await run(run_call(onion, ASK), scripted_env(clients=model, config=ONE))
     assert len(model.calls) == 1
 
 
 async def test_many_calls_at_once_keep_their_trails_apart() -> None:
-    env = scripted_env(lambda request: Late(0.001, str(request.prompt)))
+    env = scripted_env(lambda request: Delayed(0.001, str(request.prompt)))
     contents: dict[int, tuple[str, int]] = {}
 
     async def one(number: int) -> None:
-        response = (await settle(generate(LLMRequest(prompt=f"q{number}")), env)).unwrap()
+        response = (await run(generate(LLMRequest(prompt=f"q{number}")), env)).unwrap()
         contents[number] = (response.content, len(response.attempts))
 
     async with anyio.create_task_group() as group:
@@ -392,7 +390,7 @@ def test_every_script_ends_in_one_value_and_a_full_trail(script: list[str], cand
     model = scripted(*(replies[name] for name in script))
     config = models(*(f"m{number}" for number in range(candidates)))
     env = evolve(scripted_env(clients=model, config=config), draw=lambda: 0.0)
-    result = anyio.run(settle, generate(ASK), env)
+    result = anyio.run(run, generate(ASK), env)
     attempts = result.unwrap().attempts if is_successful(result) else result.failure().attempts
     assert len(attempts) == len(model.calls) <= 3 * candidates
     assert [each.model for each in attempts] == [call.model for call in model.calls]

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from returns.pipeline import is_successful
 
-from llm_effects import Cost, LLMConfig, ModelConfig, Price, PriceChange, PriceTier, Usage, load_config
+from llm_effects import Cost, LLMConfig, ModelConfig, Usage, load_config
+from llm_effects.config import Price, PriceChange, PriceTier
 from llm_effects.providers.presets import PRESETS
 from llm_effects.routing.model_registry import price_list
 from llm_effects.routing.prices import FREE, PriceList, cost_of, listed_prices, price_of

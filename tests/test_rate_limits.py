@@ -9,17 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_httpx import HTTPXMock
 
-from llm_effects import (
-    LLMConfig,
-    LLMRequest,
-    ModelConfig,
-    Preferences,
-    RateLimitExceeded,
-    RoutingConfig,
-    generate,
-    open_env,
-    settle,
-)
+from llm_effects import LLMConfig, LLMRequest, ModelConfig, Preferences, RateLimitExceeded, generate, open_env, run
+from llm_effects.config import RoutingConfig
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.quotas import Allowance, RateLimits
 from llm_effects.providers.rate_limits import rate_limits
@@ -101,7 +92,7 @@ SPENT = {
 
 async def ask(env: LLMEnv, prompt: str) -> object:
     wanted = LLMRequest(prompt=prompt, preferences=Preferences(timeout_ms=2000))
-    result = await settle(generate(wanted), env)
+    result = await run(generate(wanted), env)
     return result.value_or(None) or result.failure()
 
 
@@ -132,5 +123,5 @@ async def test_a_stream_is_heard_too(httpx_mock: HTTPXMock) -> None:
         await anyio.lowlevel.checkpoint()
 
     async with open_env(CONFIG) as env:
-        assert (await settle(stream(LLMRequest(prompt="first"), sink), env)).unwrap().content == "ok"
+        assert (await run(stream(LLMRequest(prompt="first"), sink), env)).unwrap().content == "ok"
         assert isinstance(await ask(env, "second"), RateLimitExceeded)

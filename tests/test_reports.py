@@ -19,18 +19,15 @@ from llm_effects import (
     LLMEnv,
     LLMRequest,
     NetworkError,
-    Percentiles,
     Preferences,
     TaskType,
     Usage,
-    UsageReport,
     generate,
+    run,
     scripted_env,
-    settle,
-    to_csv,
-    to_json_lines,
     usage_report,
 )
+from llm_effects.reports import Percentiles, UsageReport, to_csv, to_json_lines
 from llm_effects.reports import usage as reports
 from llm_effects.reports.usage import GROUPS, UsageSums, percentiles
 from llm_effects.stores.disabled import UnusableLedger
@@ -150,7 +147,7 @@ async def test_a_report_covers_its_time_only() -> None:
     rows = [row(str(day), at=NOON + timedelta(days=day), id=f"{day}.1") for day in range(5)]
     env = await env_with(*rows)
     since, until = NOON + timedelta(days=1), NOON + timedelta(days=3)
-    report = (await settle(usage_report(since, "day", until=until), env)).unwrap()
+    report = (await run(usage_report(since, "day", until=until), env)).unwrap()
     assert sorted(each.group for each in report.rows) == [("2026-11-24",), ("2026-11-25",)]
     assert (report.since, report.until, report.by) == (since, until, ("day",))
 
@@ -159,7 +156,7 @@ async def test_a_report_covers_its_time_only() -> None:
 async def test_a_report_of_many_pages_has_every_row_once() -> None:
     count = 2 * reports.PAGE + 1
     env = await env_with(*(row(str(place), id=f"{place}.1", at=NOON) for place in range(count)))
-    report = (await settle(usage_report(), env)).unwrap()
+    report = (await run(usage_report(), env)).unwrap()
     assert (report.total.attempts, report.total.requests) == (count, count)
 
 
@@ -167,8 +164,8 @@ async def test_a_report_of_many_pages_has_every_row_once() -> None:
 async def test_calls_are_in_the_report_with_owner_task_and_tags_and_so_are_their_failures() -> None:
     env = scripted_env(NetworkError(phase="dns"), "ok")
     request = LLMRequest(prompt="?", owner="alice", task_type="triage", tags=("nightly",), preferences=Preferences())
-    await settle(generate(request), env)
-    report = (await settle(usage_report(by=("owner", "task", "tag")), env)).unwrap()
+    await run(generate(request), env)
+    report = (await run(usage_report(by=("owner", "task", "tag")), env)).unwrap()
     [alice] = report.rows
     assert alice.group == ("alice", "triage", "nightly")
     assert (alice.requests, alice.attempts, alice.failures) == (1, 2, {"NetworkError": 1})
@@ -178,12 +175,12 @@ async def test_calls_are_in_the_report_with_owner_task_and_tags_and_so_are_their
 async def test_what_makes_no_sense_is_an_invalid_request() -> None:
     naive = datetime(2026, 11, 23)  # noqa: DTZ001
     env = scripted_env()
-    wrong = (await settle(usage_report(naive), env)).failure()
+    wrong = (await run(usage_report(naive), env)).failure()
     assert (wrong.tag, wrong.message) == (  # type: ignore[union-attr]
         "InvalidRequest",
         "since: must have a time zone, such as datetime.now(UTC)",
     )
-    unknown = (await settle(usage_report(by="modle"), env)).failure()  # type: ignore[arg-type]
+    unknown = (await run(usage_report(by="modle"), env)).failure()  # type: ignore[arg-type]
     assert unknown.message == "by: 'modle': did you mean model?"  # type: ignore[union-attr]
 
 
@@ -191,7 +188,7 @@ async def test_what_makes_no_sense_is_an_invalid_request() -> None:
 async def test_a_ledger_that_cannot_be_read_is_an_error() -> None:
     problem = ConfigurationError(message="storage.url: unknown scheme")
     env = evolve(scripted_env(), ledger=UnusableLedger(problem))
-    assert (await settle(usage_report(), env)).failure() == problem
+    assert (await run(usage_report(), env)).failure() == problem
 
 
 # As text.
@@ -245,7 +242,7 @@ async def test_the_example_draws_a_table_and_charts() -> None:
         row("b", "claude", cost="0.1", latency=400),
         row("c", "claude", cost=None),
     )
-    report = (await settle(usage_report(by=("model", "task")), await env_with(*rows))).unwrap()
+    report = (await run(usage_report(by=("model", "task")), await env_with(*rows))).unwrap()
     table, chart = example.table(report).splitlines(), example.chart(report).splitlines()
     assert table[1].split() == ["gpt", "/", "analysis", "1", "1", "1", "13", "$0.3", "800", "800"]
     assert "$0.1+" in table[2]

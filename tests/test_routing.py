@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from llm_effects import (
     Allow,
     BudgetExceeded,
-    Capabilities,
     ConfigurationError,
     ContentRefused,
     ContextTooLarge,
@@ -24,22 +23,20 @@ from llm_effects import (
     ModelConfig,
     NetworkError,
     Preferences,
-    Price,
-    RoutingConfig,
-    RoutingDecision,
-    Statistics,
     TaskType,
     Text,
-    Tool,
     Usage,
     make_model_router,
 )
-from llm_effects.routing.candidates import Candidate, Facts
+from llm_effects.config import Capabilities, Price, RoutingConfig
+from llm_effects.routing import RoutingDecision
+from llm_effects.routing.candidates import Candidate, RoutingContext
 from llm_effects.routing.model_registry import targets_of
 from llm_effects.routing.prices import PriceList
 from llm_effects.routing.router import expected_waits, left_after, route, trust
 from llm_effects.routing.router import order as placed
 from llm_effects.routing.statistics import HALF_LIFE_S
+from llm_effects.values import Statistics, Tool
 
 GPT = ModelConfig(provider="openai-chat", model="gpt-6.1-terra", api_key="sk-test")
 CLAUDE = ModelConfig(provider="anthropic", model="claude-sonnet-5-5", api_key="sk-test")
@@ -66,7 +63,7 @@ def decision(
     routing: RoutingConfig = USUAL,
     **facts: object,
 ) -> RoutingDecision:
-    known = Facts(**{"statistics": {}, "prices": PriceList(), **facts})  # type: ignore[arg-type]
+    known = RoutingContext(**{"statistics": {}, "prices": PriceList(), **facts})  # type: ignore[arg-type]
     return route(request, LLMConfig(models=fleet, routing=routing), known).unwrap()
 
 
@@ -192,7 +189,7 @@ def test_the_decision_shows_every_number_that_it_was_made_of() -> None:
             failure_ms=20,
             at=at - timedelta(seconds=HALF_LIFE_S),
             calls=3,
-            parked_until=60.0,
+            cooldown_until=60.0,
         )
     }
     prices = PriceList({"gpt": Price(input=1, output=10)})
@@ -216,7 +213,7 @@ def test_the_decision_shows_every_number_that_it_was_made_of() -> None:
     assert (gpt.attempts, gpt.calls_since, gpt.confidence) == (7, 2, 0.5)
     assert gpt.error_rate == pytest.approx(0.5 * 0.5 / 0.6)
     assert (gpt.estimated_tokens, gpt.estimated_cost.usd, gpt.price_source) == (50, Decimal("0.00105"), "configuration")
-    assert (gpt.parked, gpt.parked_s, gpt.open, gpt.open_s) == (True, 20.0, True, 5.0)
+    assert (gpt.cooled_down, gpt.parked_s, gpt.open, gpt.open_s) == (True, 20.0, True, 5.0)
     assert by_name["claude"].open is False
     wait = expected_waits([gpt], streamed=False)[0]
     assert gpt.score == pytest.approx(wait * trust(gpt))
@@ -237,12 +234,12 @@ def test_nothing_is_priced_that_does_not_decide(strategy: str) -> None:
             raise AssertionError(model)
 
     config = LLMConfig(models=FLEET, routing=RoutingConfig(strategy=strategy))  # type: ignore[arg-type]
-    facts = Facts(statistics={}, prices=Unasked())
+    facts = RoutingContext(statistics={}, prices=Unasked())
     assert {each.model for each in placed(ask(), config, facts).unwrap()} == set(FLEET)
 
 
 def test_a_parked_model_is_asked_after_the_others_until_its_time_has_come() -> None:
-    statistics = {"studio": Statistics(parked_until=50.0)}
+    statistics = {"studio": Statistics(cooldown_until=50.0)}
     assert order(ask(), statistics=statistics, now=49.0) == ["gpt", "claude", "studio", "small"]
     assert order(ask(), statistics=statistics, now=50.0) == ["studio", "gpt", "claude", "small"]
 
@@ -270,13 +267,13 @@ def test_what_a_model_cannot_do_leaves_it_out_and_the_unknown_passes(
     fleet = {"poor": ModelConfig(provider="lm-studio", capabilities=lacking), "studio": STUDIO}
     found = decision(ask(**fields), fleet=fleet, tokens=10)
     assert [each.model for each in found.candidates] == ["studio"]
-    assert [each.model for each in found.left_out] == ["poor"]
-    assert reason in found.left_out[0].reason
+    assert [each.model for each in found.excluded] == ["poor"]
+    assert reason in found.excluded[0].reason
 
 
 def test_a_prompt_that_fits_nobody_says_so_with_both_numbers() -> None:
     fleet = {name: ModelConfig(provider="lm-studio", context_length=size) for name, size in (("a", 100), ("b", 200))}
-    result = route(ask(), LLMConfig(models=fleet), Facts(statistics={}, prices=PriceList(), tokens=500))
+    result = route(ask(), LLMConfig(models=fleet), RoutingContext(statistics={}, prices=PriceList(), tokens=500))
     error = result.failure()
     assert isinstance(error, ContextTooLarge)
     assert (error.token_count, error.limit) == (500, 200)
@@ -312,7 +309,7 @@ statistics = st.builds(
     attempts=st.integers(1, 20),
     error_rate=st.floats(0, 1),
     latency_ms=st.none() | st.floats(1, 1e5),
-    parked_until=st.floats(0, 100),
+    cooldown_until=st.floats(0, 100),
 )
 
 
@@ -331,7 +328,7 @@ def test_every_decision_ranks_each_suited_model_once_with_the_last_resort_last(
     ranked = order(ask(task), fleet=fleet, routing=routing, statistics=known, now=50.0)
     assert sorted(ranked) == sorted(FLEET)
     assert ranked[-1] == "small"
-    facts = Facts(statistics=known, prices=PriceList(), now=50.0)
+    facts = RoutingContext(statistics=known, prices=PriceList(), now=50.0)
     asked = placed(ask(task), LLMConfig(models=fleet, routing=routing), facts).unwrap()
     assert ranked == [each.model for each in asked]  # what is told is what is done
 

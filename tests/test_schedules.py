@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects import InvalidValue, Schedule, Step, exponential, jittered, within
+from llm_effects import exponential, jittered, within
+from llm_effects.effects import Schedule, Step
+from llm_effects.values import InvalidValue
 from tests.fixtures.schedules import SCHEDULES, STEPS
 
 

@@ -45,7 +45,7 @@ from llm_effects.providers.json_schema import (
 )
 from llm_effects.providers.registry import target_of
 from llm_effects.structured.decoding import decode_text, json_in
-from llm_effects.structured.json_schema import wanted_of
+from llm_effects.structured.json_schema import target_type
 from llm_effects.values.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -181,15 +181,15 @@ Name = NewType("Name", str)
 
 
 def schema_of(kind: object) -> Json:
-    return dict(wanted_of(kind).unwrap().schema)
+    return dict(target_type(kind).unwrap().schema)
 
 
 def read(kind: object, text: str) -> Any:
-    return decode_text(wanted_of(kind).unwrap(), text)
+    return decode_text(target_type(kind).unwrap(), text)
 
 
 def refusal(kind: object) -> str:
-    error = wanted_of(kind).failure()
+    error = target_type(kind).failure()
     assert isinstance(error, InvalidRequest)
     return error.message
 
@@ -666,7 +666,7 @@ def plain(kind: Any, value: Any) -> Any:
 @given(typed_values())
 def test_a_value_fits_every_rewritten_schema_and_comes_back_from_its_json(typed: tuple[Any, Any]) -> None:
     kind, value = typed
-    wanted = wanted_of(kind).unwrap()
+    wanted = target_type(kind).unwrap()
     text = plain(kind, value)
     whole = {"value": text} if wanted.wrapped else text
     assert decode_text(wanted, json.dumps(whole)).unwrap() == value

@@ -8,27 +8,26 @@ import pytest
 from attrs import evolve
 
 from llm_effects import (
-    Capabilities,
-    Citation,
     Document,
     Image,
     LLMConfig,
     LLMRequest,
     Message,
     ModelConfig,
-    Part,
     Text,
-    answer,
     explain,
     generate,
+    run,
     scripted_env,
-    settle,
 )
+from llm_effects.config import Capabilities
 from llm_effects.effects.files import read_document, read_image
 from llm_effects.providers.draft import Draft
 from llm_effects.providers.registry import provider_of, target_of
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.wire import WireResponse
+from llm_effects.testing import answer
+from llm_effects.values import Citation, Part
 from llm_effects.values.serialization import Entry, dump_entry, load_entry
 
 PDF = b"%PDF-1.7 << /Type /Page >>"
@@ -101,15 +100,15 @@ async def test_what_a_model_cannot_be_shown_goes_to_another(model: ModelConfig, 
     fetching = isinstance(part, Document) and part.url
     other = GPT if fetching else ModelConfig(provider="openai-compatible", model="x", endpoint="https://a.example/v1")
     env = scripted_env("seen", config=LLMConfig(models={"blind": model, "other": other}))
-    decision = (await settle(explain(asked(part)), env)).unwrap()
-    assert [(each.model, each.reason) for each in decision.left_out] == [("blind", reason)]
-    assert (await settle(generate(asked(part)), env)).unwrap().model == "other"
+    decision = (await run(explain(asked(part)), env)).unwrap()
+    assert [(each.model, each.reason) for each in decision.excluded] == [("blind", reason)]
+    assert (await run(generate(asked(part)), env)).unwrap().model == "other"
 
 
 @pytest.mark.anyio
 async def test_a_picture_that_nobody_takes_says_why() -> None:
     env = scripted_env(config=LLMConfig(models={"here": HERE}))
-    error = (await settle(generate(asked(Image(GIF))), env)).failure()
+    error = (await run(generate(asked(Image(GIF))), env)).failure()
     assert error.tag == "InvalidRequest"
     assert "here: it does not take images" in error.message  # type: ignore[union-attr]
 
@@ -119,8 +118,8 @@ async def test_a_model_with_a_projector_can_be_said_to_see() -> None:
     seeing = ModelConfig(provider="llama", model_path="m.gguf", capabilities=Capabilities(images=True))
     fetching = Image(url="https://a.example/x.png")
     env = scripted_env("seen", config=LLMConfig(models={"here": seeing}))
-    assert (await settle(generate(asked(Image(GIF))), env)).unwrap().content == "seen"
-    error = (await settle(generate(asked(fetching)), env)).failure()
+    assert (await run(generate(asked(Image(GIF))), env)).unwrap().content == "seen"
+    error = (await run(generate(asked(fetching)), env)).failure()
     assert "it does not fetch what is at a URL" in error.message  # type: ignore[union-attr]
 
 
@@ -218,9 +217,9 @@ async def test_files_are_read(tmp_path: Any) -> None:
     (tmp_path / "a.bin").write_bytes(GIF)
     (tmp_path / "notes.md").write_text("# Disks")
     (tmp_path / "odd.pdf").write_bytes(b"BM")
-    image = (await settle(read_image(tmp_path / "a.bin"), env)).unwrap()
+    image = (await run(read_image(tmp_path / "a.bin"), env)).unwrap()
     assert image.media_type == "image/gif"
-    notes = (await settle(read_document(tmp_path / "notes.md"), env)).unwrap()
+    notes = (await run(read_document(tmp_path / "notes.md"), env)).unwrap()
     assert (notes.title, notes.media_type, notes.text) == ("notes.md", "text/markdown", "# Disks")
     for broken in (read_image(tmp_path), read_image(tmp_path / "notes"), read_image("\0")):
-        assert (await settle(broken, env)).failure().tag == "InvalidRequest"
+        assert (await run(broken, env)).failure().tag == "InvalidRequest"

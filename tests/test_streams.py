@@ -8,12 +8,9 @@ from returns.future import FutureResult
 from returns.result import Result, Success
 
 from llm_effects import (
-    Call,
-    Capabilities,
     Completed,
     ConfigurationError,
     Failed,
-    Late,
     LLMConfig,
     LLMEnv,
     LLMError,
@@ -22,31 +19,28 @@ from llm_effects import (
     MalformedResponse,
     ModelConfig,
     NetworkError,
-    Pieces,
     Preferences,
     Recovery,
-    Reply,
     RequestTimeout,
     Restarted,
-    RoutingConfig,
     Started,
-    Statistics,
     StreamEvent,
     Text,
     TextDelta,
     ToolCall,
     ToolCallDelta,
-    answer,
     create_default_llm_manager,
     generate,
     make_llm_manager,
     open_stream,
-    run_in_virtual_time,
-    scripted,
+    run,
     scripted_env,
-    settle,
     stream,
 )
+from llm_effects.config import Capabilities, RoutingConfig
+from llm_effects.effects import Call
+from llm_effects.testing import Chunks, Delayed, Reply, answer, run_in_virtual_time, scripted
+from llm_effects.values import Statistics
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +64,7 @@ async def events_of(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]
     async def sink(event: StreamEvent) -> None:
         events.append(event)
 
-    result = await settle(stream(request, sink), env)
+    result = await run(stream(request, sink), env)
     last = events[-1]
     assert isinstance(last, Completed | Failed)
     assert last == (Completed(result.unwrap()) if isinstance(last, Completed) else Failed(result.failure()))
@@ -78,7 +72,7 @@ async def events_of(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]
 
 
 async def test_events_come_in_order_and_end_with_the_whole_answer() -> None:
-    events = await events_of(env_of(Pieces(("be", "cause"))))
+    events = await events_of(env_of(Chunks(("be", "cause"))))
     assert events[:-1] == [Started("one"), TextDelta("be"), TextDelta("cause")]
     [*_, completed] = events
     assert isinstance(completed, Completed)
@@ -92,7 +86,7 @@ async def test_before_the_first_content_retry_and_fallback_are_not_seen() -> Non
 
 
 async def test_after_it_a_break_ends_the_stream_with_the_text_so_far() -> None:
-    model = scripted(Pieces(("half an ",), then=CUT), "never asked")
+    model = scripted(Chunks(("half an ",), then=CUT), "never asked")
     events = await events_of(evolve(env_of(), clients=model))
     [started, text, failed] = events
     assert (started, text) == (Started("one"), TextDelta("half an "))
@@ -101,7 +95,7 @@ async def test_after_it_a_break_ends_the_stream_with_the_text_so_far() -> None:
 
 
 async def test_restart_tells_the_consumer_to_drop_what_it_has() -> None:
-    env = env_of(Pieces(("half an ",), then=CUT), Pieces(("a whole", " answer")))
+    env = env_of(Chunks(("half an ",), then=CUT), Chunks(("a whole", " answer")))
     events = await events_of(env, evolve(ASK, recovery=Recovery.RESTART))
     assert events[:-1] == [
         Started("one"),
@@ -115,15 +109,15 @@ async def test_restart_tells_the_consumer_to_drop_what_it_has() -> None:
 
 
 async def test_a_restart_is_told_with_the_first_content_of_whoever_gives_some() -> None:
-    env = env_of(Pieces(("half",), then=CUT), NetworkError(), NetworkError(), "whole", config=models("a", "b", "c"))
+    env = env_of(Chunks(("half",), then=CUT), NetworkError(), NetworkError(), "whole", config=models("a", "b", "c"))
     events = await events_of(env, evolve(ASK, recovery=Recovery.RESTART))
     assert events[:-1] == [Started("a"), TextDelta("half"), Restarted("c"), TextDelta("whole")]
 
 
 async def test_resume_goes_on_where_the_other_stopped() -> None:
     model = scripted(
-        Pieces(("one, two, ",), then=CUT),
-        Pieces(
+        Chunks(("one, two, ",), then=CUT),
+        Chunks(
             (
                 " ",
                 " three",
@@ -141,27 +135,27 @@ async def test_resume_goes_on_where_the_other_stopped() -> None:
 
 
 async def test_resume_becomes_restart_where_the_next_model_cannot_go_on() -> None:
-    env = env_of(Pieces(("half",), then=CUT), "whole", config=models("a", "b", prefill=False))
+    env = env_of(Chunks(("half",), then=CUT), "whole", config=models("a", "b", prefill=False))
     events = await events_of(env, evolve(ASK, recovery=Recovery.RESUME))
     assert events[:-1] == [Started("a"), TextDelta("half"), Restarted("b"), TextDelta("whole")]
 
 
 async def test_when_every_recovery_fails_the_error_has_what_the_consumer_has() -> None:
-    broken = Pieces(("half",), then=CUT)
+    broken = Chunks(("half",), then=CUT)
     events = await events_of(env_of(broken, broken), evolve(ASK, recovery=Recovery.RESTART))
     assert isinstance(events[-1], Failed)
     assert (events[-1].error.tag, events[-1].error.partial) == ("RequestFailed", "half")
 
 
 async def test_an_error_that_forbids_going_on_is_not_recovered_from() -> None:
-    env = env_of(Pieces(("half",), then=ConfigurationError(message="broken")), "never")
+    env = env_of(Chunks(("half",), then=ConfigurationError(message="broken")), "never")
     events = await events_of(env, evolve(ASK, recovery=Recovery.RESTART))
     assert [type(event) for event in events] == [Started, TextDelta, Failed]
 
 
 async def test_the_deadline_ends_a_stream_and_keeps_its_text() -> None:
-    env = env_of(Pieces(("a", "b"), pause=0.01), config=models("one"))
-    slow = evolve(env, clients=scripted(Late(0, Pieces(("a",) * 500, pause=0.02))))
+    env = env_of(Chunks(("a", "b"), pause=0.01), config=models("one"))
+    slow = evolve(env, clients=scripted(Delayed(0, Chunks(("a",) * 500, pause=0.02))))
     events = await events_of(slow, evolve(ASK, preferences=Preferences(timeout_ms=100)))
     assert isinstance(events[-1], Failed)
     assert events[-1].error == RequestTimeout(timeout_ms=100, phase="total", partial="a" * (len(events) - 2))
@@ -172,13 +166,13 @@ async def test_a_sink_that_raises_ends_the_call_with_its_own_exception() -> None
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        await settle(stream(ASK, sink), env_of("because"))
+        await run(stream(ASK, sink), env_of("because"))
 
 
 async def test_an_answer_without_content_is_begun_all_the_same() -> None:
     silent = evolve(answer(""), parts=())
     assert [type(event) for event in await events_of(env_of(silent))] == [Started, Completed]
-    env = env_of(Pieces(("half",), then=CUT), silent)
+    env = env_of(Chunks(("half",), then=CUT), silent)
     events = await events_of(env, evolve(ASK, recovery=Recovery.RESTART))
     assert [type(event) for event in events] == [Started, TextDelta, Restarted, Completed]
 
@@ -194,7 +188,7 @@ def test_a_consumer_that_never_takes_the_last_event_is_left() -> None:
         if isinstance(event, Completed):
             await anyio.sleep_forever()
 
-    assert run_in_virtual_time(settle, stream(ASK, sink), env_of("because")).unwrap().content == "because"
+    assert run_in_virtual_time(run, stream(ASK, sink), env_of("because")).unwrap().content == "because"
 
 
 class Peculiar(BaseException):
@@ -211,7 +205,7 @@ async def test_no_exception_of_the_consumer_comes_in_a_group(problem: type[BaseE
 
 async def test_a_consumer_that_does_not_come_back_is_not_the_model_s_fault() -> None:
     env = env_of(RequestTimeout(phase="sink"), config=models("one"))
-    await settle(generate(ASK), env)
+    await run(generate(ASK), env)
     assert env.health.statistics().get("one", Statistics()).attempts == 0
 
 
@@ -234,9 +228,9 @@ async def test_a_cancelled_stream_tells_no_end() -> None:
     async def sink(event: StreamEvent) -> None:
         events.append(event)
 
-    env = env_of(Pieces(("a",) * 1000, pause=0.01))
+    env = env_of(Chunks(("a",) * 1000, pause=0.01))
     with anyio.move_on_after(0.05):
-        await settle(stream(ASK, sink), env)
+        await run(stream(ASK, sink), env)
     assert {type(event) for event in events} <= {Started, TextDelta}
 
 
@@ -244,7 +238,7 @@ async def test_a_cancelled_stream_tells_no_end() -> None:
 
 
 async def test_pulling_gives_the_same_events() -> None:
-    env = env_of(Pieces(("be", "cause")))
+    env = env_of(Chunks(("be", "cause")))
     async with open_stream(ASK)(env) as events:
         pulled = [event async for event in events]
     assert pulled[:-1] == [Started("one"), TextDelta("be"), TextDelta("cause")]
@@ -278,7 +272,7 @@ async def test_nothing_runs_ahead_of_a_consumer_that_does_not_pull() -> None:
 
 
 async def test_leaving_early_ends_the_call() -> None:
-    env = env_of(Pieces(("a",) * 1000, pause=0.001))
+    env = env_of(Chunks(("a",) * 1000, pause=0.001))
     async with open_stream(ASK)(env) as events:
         async for event in events:
             if isinstance(event, TextDelta):
@@ -304,7 +298,7 @@ async def test_a_defect_beneath_comes_out_as_itself() -> None:
 
 
 async def test_a_cancelled_consumer_is_just_cancelled() -> None:
-    env = env_of(Pieces(("a",) * 1000, pause=0.01))
+    env = env_of(Chunks(("a",) * 1000, pause=0.01))
     with anyio.move_on_after(0.05) as scope:
         async with open_stream(ASK)(env) as events:
             [event async for event in events]

@@ -12,7 +12,6 @@ from returns.result import Result
 
 from llm_effects import (
     CachePolicy,
-    Capabilities,
     Completed,
     ContentRefused,
     Effect,
@@ -26,29 +25,26 @@ from llm_effects import (
     LLMResponse,
     ModelConfig,
     NetworkError,
-    Pieces,
     Preferences,
-    Price,
     Recovery,
     RequestFailed,
     Restarted,
     SchemaMismatch,
-    Scripted,
     Started,
     StreamEvent,
-    Structured,
     TextDelta,
-    Tool,
-    answer,
     explain,
     generate,
     generate_as,
     open_env,
-    scripted,
+    run,
     scripted_env,
-    settle,
 )
+from llm_effects.config import Capabilities, Price
 from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.structured import Structured
+from llm_effects.testing import Chunks, Scripted, answer, scripted
+from llm_effects.values import Tool
 from tests.fixtures.llama_server import llama_server as llama_server  # noqa: PLC0414 - a fixture
 from tests.fixtures.llama_server import model_or_skip
 
@@ -79,7 +75,7 @@ async def asked(
     *replies: Any, kind: Any = Report, request: LLMRequest = ASK, config: LLMConfig = ONE, **more: Any
 ) -> tuple[Result[Structured[Any], LLMError], Scripted]:
     model = scripted(*replies)
-    return await settle(generate_as(request, kind, **more), scripted_env(config=config, clients=model)), model
+    return await run(generate_as(request, kind, **more), scripted_env(config=config, clients=model)), model
 
 
 def caching(model: Scripted, config: LLMConfig = ONE) -> LLMEnv:
@@ -134,14 +130,14 @@ class TestAnswers:
         assert error.cost.usd
         assert error.cost.usd == sum(each.cost.usd or 0 for each in error.attempts)
 
-    @pytest.mark.parametrize("reasks", [0, 1])
-    async def test_re_asks_are_as_many_as_wanted(self, reasks: int) -> None:
-        _, model = await asked(BAD, reasks=reasks)
-        assert len(model.calls) == reasks + 1
+    @pytest.mark.parametrize("max_repairs", [0, 1])
+    async def test_re_asks_are_as_many_as_wanted(self, max_repairs: int) -> None:
+        _, model = await asked(BAD, max_repairs=max_repairs)
+        assert len(model.calls) == max_repairs + 1
 
     async def test_re_asks_end_with_the_attempts_of_a_call(self) -> None:
         few = evolve(ONE, routing=evolve(ONE.routing, max_attempts=2))
-        _, model = await asked(BAD, reasks=50, config=few)
+        _, model = await asked(BAD, max_repairs=50, config=few)
         assert len(model.calls) == 2
 
     async def test_the_rules_of_the_class_are_told_too(self) -> None:
@@ -185,13 +181,13 @@ class TestAnswers:
 
     async def test_generate_is_untouched(self) -> None:
         model = scripted(BAD)
-        assert (await settle(generate(ASK), scripted_env(clients=model))).unwrap().content == BAD
+        assert (await run(generate(ASK), scripted_env(clients=model))).unwrap().content == BAD
         assert len(model.calls) == 1
 
 
 class TestRouting:
     async def test_the_next_model_is_asked_when_one_never_fits(self) -> None:
-        result, model = await asked(BAD, BAD, GOOD, config=TWO, reasks=1)
+        result, model = await asked(BAD, BAD, GOOD, config=TWO, max_repairs=1)
         structured = result.unwrap()
         assert structured.response.model == "second"
         assert [call.model for call in model.calls] == ["first", "first", "second"]
@@ -199,7 +195,7 @@ class TestRouting:
         assert model.requests[2].messages == ()  # it begins afresh
 
     async def test_all_of_them_are_told_of_when_none_fits(self) -> None:
-        result, model = await asked(BAD, config=TWO, reasks=0)
+        result, model = await asked(BAD, config=TWO, max_repairs=0)
         error = result.failure()
         assert isinstance(error, RequestFailed)
         assert [(each.tag, each.model) for each in error.errors] == [
@@ -235,63 +231,63 @@ class TestRouting:
         claude = ModelConfig(provider="anthropic", model="claude-sonnet-5", api_key="k")
         both = LLMConfig(models={"claude": claude, "first": TWO.models["first"]})
         free = evolve(ASK, response_schema={"type": "object"})
-        decision = (await settle(explain(free), scripted_env(config=both))).unwrap()
-        assert [each.model for each in decision.left_out] == ["claude"]
+        decision = (await run(explain(free), scripted_env(config=both))).unwrap()
+        assert [each.model for each in decision.excluded] == ["claude"]
 
 
 class TestCaching:
     async def test_an_answer_that_fits_is_paid_for_once(self) -> None:
         model = scripted(BAD, GOOD, "never")
         env = caching(model)
-        first = (await settle(generate_as(ASK, Report), env)).unwrap()
-        second = (await settle(generate_as(ASK, Report), env)).unwrap()
+        first = (await run(generate_as(ASK, Report), env)).unwrap()
+        second = (await run(generate_as(ASK, Report), env)).unwrap()
         assert first.value == second.value
         assert (second.response.cached, len(model.calls)) == (True, 2)
 
     async def test_one_that_never_fits_is_not_kept(self) -> None:
         model = scripted(BAD, BAD, GOOD)
         env = caching(model)
-        assert isinstance((await settle(generate_as(ASK, Report, reasks=1), env)).failure(), SchemaMismatch)
-        assert (await settle(generate_as(ASK, Report), env)).unwrap().value == Report("p99", 3)
+        assert isinstance((await run(generate_as(ASK, Report, max_repairs=1), env)).failure(), SchemaMismatch)
+        assert (await run(generate_as(ASK, Report), env)).unwrap().value == Report("p99", 3)
 
     async def test_a_kept_one_that_does_not_fit_is_replaced(self) -> None:
         model = scripted(BAD, GOOD, "never")
         env = caching(model)
         wanted = generate_as(ASK, Report)
-        schema = (await settle(wanted, scripted_env(GOOD))).unwrap()
+        schema = (await run(wanted, scripted_env(GOOD))).unwrap()
         assert schema.value
         probe = scripted(GOOD)
-        await settle(wanted, scripted_env(clients=probe))
-        await settle(generate(probe.requests[0]), env)  # by plain ``generate``, which judges nothing
-        first = (await settle(wanted, env)).unwrap()
+        await run(wanted, scripted_env(clients=probe))
+        await run(generate(probe.requests[0]), env)  # by plain ``generate``, which judges nothing
+        first = (await run(wanted, env)).unwrap()
         assert first.value == Report("p99", 3)
         assert "was not asked for here" in first.response.warnings[0]
-        assert (await settle(wanted, env)).unwrap().response.cached
+        assert (await run(wanted, env)).unwrap().response.cached
         assert len(model.calls) == 2
 
     async def test_only_the_cache_means_only_the_cache(self) -> None:
         model = scripted(BAD)
         env = caching(model)
         probe = scripted(GOOD)
-        await settle(generate_as(ASK, Report), scripted_env(clients=probe))
-        await settle(generate(probe.requests[0]), env)
-        error = (await settle(generate_as(evolve(ASK, cache=CachePolicy.ONLY), Report), env)).failure()
+        await run(generate_as(ASK, Report), scripted_env(clients=probe))
+        await run(generate(probe.requests[0]), env)
+        error = (await run(generate_as(evolve(ASK, cache=CachePolicy.ONLY), Report), env)).failure()
         assert isinstance(error, SchemaMismatch)
         assert (len(model.calls), error.attempts) == (1, ())
 
     async def test_who_shares_a_call_with_one_that_judges_nothing_judges_for_itself(self) -> None:
         probe = scripted(GOOD)
-        await settle(generate_as(ASK, Report), scripted_env(clients=probe))
-        model = scripted(Pieces((BAD,), pause=0.02), GOOD)
+        await run(generate_as(ASK, Report), scripted_env(clients=probe))
+        model = scripted(Chunks((BAD,), pause=0.02), GOOD)
         env = caching(model)
         got: list[Any] = []
 
-        async def run(effect: Effect[Any]) -> None:
-            got.append((await settle(effect, env)).unwrap())
+        async def collect(effect: Effect[Any]) -> None:
+            got.append((await run(effect, env)).unwrap())
 
         async with anyio.create_task_group() as group:
-            group.start_soon(run, generate(probe.requests[0]))
-            group.start_soon(run, generate_as(ASK, Report))
+            group.start_soon(collect, generate(probe.requests[0]))
+            group.start_soon(collect, generate_as(ASK, Report))
         assert {type(each) for each in got} == {LLMResponse, Structured}
         assert len(model.calls) == 2
 
@@ -305,24 +301,24 @@ class TestStreams:
 
     async def test_a_re_ask_restarts_the_stream(self) -> None:
         events: list[StreamEvent] = []
-        result, _ = await asked(Pieces((BAD[:5], BAD[5:])), GOOD, sink=listening(events))
+        result, _ = await asked(Chunks((BAD[:5], BAD[5:])), GOOD, sink=listening(events))
         assert result.unwrap().value == Report("p99", 3)
         assert told(events) == ["Started", BAD[:5], BAD[5:], "Restarted", GOOD, "Completed"]
         assert Restarted("first") in events
 
     async def test_the_next_model_follows_a_commit_only_where_recovery_lets_it(self) -> None:
-        failed, model = await asked(BAD, BAD, GOOD, config=TWO, reasks=1, sink=listening([]))
+        failed, model = await asked(BAD, BAD, GOOD, config=TWO, max_repairs=1, sink=listening([]))
         assert isinstance(failed.failure(), SchemaMismatch)
         assert len(model.calls) == 2
         events: list[StreamEvent] = []
         again = evolve(ASK, recovery=Recovery.RESTART)
-        result, _ = await asked(BAD, BAD, GOOD, config=TWO, reasks=1, sink=listening(events), request=again)
+        result, _ = await asked(BAD, BAD, GOOD, config=TWO, max_repairs=1, sink=listening(events), request=again)
         assert result.unwrap().response.model == "second"
         assert told(events)[-3:] == ["Restarted", GOOD, "Completed"]
 
     async def test_a_stream_ends_with_what_went_wrong(self) -> None:
         events: list[StreamEvent] = []
-        result, _ = await asked(BAD, reasks=0, sink=listening(events))
+        result, _ = await asked(BAD, max_repairs=0, sink=listening(events))
         assert events[-1] == Failed(result.failure())
         refused: list[StreamEvent] = []
         result, _ = await asked(BAD, kind=complex, sink=listening(refused))
@@ -332,10 +328,10 @@ class TestStreams:
         model = scripted(BAD, GOOD)
         env = caching(model)
         probe = scripted(GOOD)
-        await settle(generate_as(ASK, Report), scripted_env(clients=probe))
-        await settle(generate(probe.requests[0]), env)
+        await run(generate_as(ASK, Report), scripted_env(clients=probe))
+        await run(generate(probe.requests[0]), env)
         events: list[StreamEvent] = []
-        await settle(generate_as(ASK, Report, sink=listening(events)), env)
+        await run(generate_as(ASK, Report, sink=listening(events)), env)
         assert told(events) == ["Started", BAD, "Restarted", GOOD, "Completed"]
         assert isinstance(events[0], Started)
 
@@ -365,8 +361,8 @@ class TestTheSmallModel:
         tiny = ModelConfig(provider="llama", model_path=str(model_or_skip()), context_length=1024, threads=1)
         async with open_env(LLMConfig(models={"tiny": tiny})) as env:
             for kind in (Fruit, Literal["red", "green"], Brief):
-                asked = generate_as(LLMRequest(prompt=PROMPT, preferences=BRIEFLY), kind, reasks=0)
-                structured = (await settle(asked, env)).unwrap()
+                asked = generate_as(LLMRequest(prompt=PROMPT, preferences=BRIEFLY), kind, max_repairs=0)
+                structured = (await run(asked, env)).unwrap()
                 assert structured.response.model == "tiny"
                 assert len(structured.response.attempts) == 1
                 assert structured.response.finish_reason is FinishReason.STOP
@@ -374,7 +370,7 @@ class TestTheSmallModel:
     async def test_over_http(self, llama_server: str) -> None:
         served = ModelConfig(provider="llama-cpp", endpoint=llama_server)
         async with open_env(LLMConfig(models={"served": served})) as env:
-            result = await settle(
-                generate_as(LLMRequest(prompt=PROMPT, preferences=BRIEFLY), bool | None, reasks=0), env
+            result = await run(
+                generate_as(LLMRequest(prompt=PROMPT, preferences=BRIEFLY), bool | None, max_repairs=0), env
             )
         assert result.unwrap().value in {True, False, None}

@@ -24,12 +24,9 @@ from returns.result import Result
 
 from llm_effects import (
     AuthenticationFailed,
-    Call,
     Effect,
-    Generate,
     Image,
     InvalidRequest,
-    Late,
     LLMConfig,
     LLMEnv,
     LLMError,
@@ -39,43 +36,43 @@ from llm_effects import (
     ModelConfig,
     ModelUnavailable,
     NetworkError,
-    Pieces,
     Preferences,
-    Price,
     RateLimitExceeded,
     Reasoning,
     RequestTimeout,
     StorageFailed,
     Text,
-    Tool,
     ToolCall,
     ToolResult,
     Usage,
-    answer,
     effect,
     embed,
     generate,
     open_stream,
+    run,
     scripted_env,
-    settle,
     stream,
 )
 from llm_effects.clients.transport.transport import Transport
+from llm_effects.config import Price
 from llm_effects.config.services import TelemetryConfig
+from llm_effects.effects import Call, Generate
 from llm_effects.effects.env import Span
 from llm_effects.manager import live_clients, live_env
-from llm_effects.pipeline import generate_call, run_call
+from llm_effects.pipeline import run_call, standard_pipeline
 from llm_effects.policies import layered
 from llm_effects.policies.complete import complete
-from llm_effects.policies.recording import observed
-from llm_effects.policies.routing import routed
-from llm_effects.policies.tracing import traced
+from llm_effects.policies.recording import with_recording
+from llm_effects.policies.routing import with_routing
+from llm_effects.policies.tracing import with_tracing
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.disabled import NoTelemetry
 from llm_effects.telemetry import conventions
 from llm_effects.telemetry.logs import LOGGER
 from llm_effects.telemetry.otel import SECONDS, TOKENS, open_telemetry
 from llm_effects.telemetry.spans import answered, asked
+from llm_effects.testing import Chunks, Delayed, answer
+from llm_effects.values import Tool
 from llm_effects.values.messages import Document
 from llm_effects.values.records import Attributes, Measure
 from llm_effects.values.responses import FinishReason
@@ -137,7 +134,7 @@ def watched() -> Watched:
 
 
 async def ask(env: LLMEnv, request: LLMRequest = QUESTION) -> LLMResponse:
-    return (await settle(generate(request), env)).unwrap()
+    return (await run(generate(request), env)).unwrap()
 
 
 async def test_a_call_is_a_span_with_its_attempt_below(watched: Watched) -> None:
@@ -190,7 +187,7 @@ async def test_a_call_is_a_span_with_its_attempt_below(watched: Watched) -> None
 
 async def test_vectors_have_no_end_and_say_nothing(watched: Watched) -> None:
     small = evolve(STUDIO, provider="ollama", model="nomic-embed-text")
-    await settle(embed([CANARY]), watched.env(config=evolve(WITH_BODIES, models={"small": small})))
+    await run(embed([CANARY]), watched.env(config=evolve(WITH_BODIES, models={"small": small})))
     (attempt,) = watched.spans.get_finished_spans()
     assert attempt.name == "embeddings nomic-embed-text"
     assert attempt.attributes["gen_ai.usage.input_tokens"]
@@ -218,7 +215,7 @@ async def test_a_retry_and_a_fallback_are_attempts_of_the_same_call(watched: Wat
 
 
 async def test_a_call_that_fails_names_its_error_and_says_nothing_of_the_message(watched: Watched) -> None:
-    await settle(generate(QUESTION), watched.env(InvalidRequest(message=f"cannot read {CANARY}")))
+    await run(generate(QUESTION), watched.env(InvalidRequest(message=f"cannot read {CANARY}")))
 
     parent, (attempt,) = watched.tree()
     for span in (parent, attempt):
@@ -229,7 +226,7 @@ async def test_a_call_that_fails_names_its_error_and_says_nothing_of_the_message
 
 
 async def test_a_call_that_finds_no_model_has_no_attempt(watched: Watched) -> None:
-    await settle(generate(evolve(QUESTION, model="nobody")), watched.env(SAID))
+    await run(generate(evolve(QUESTION, model="nobody")), watched.env(SAID))
     parent, attempts = watched.tree()
     assert parent.status.status_code is StatusCode.ERROR
     assert not attempts
@@ -249,7 +246,7 @@ async def test_a_cached_answer_has_no_attempt(watched: Watched) -> None:
 
 
 async def test_of_two_that_share_a_flight_one_has_the_attempt(watched: Watched) -> None:
-    env = evolve(watched.env(Late(0.02, SAID)), cache=MemoryCache(10))
+    env = evolve(watched.env(Delayed(0.02, SAID)), cache=MemoryCache(10))
     async with anyio.create_task_group() as both:
         both.start_soon(ask, env)
         both.start_soon(ask, env)
@@ -264,7 +261,7 @@ async def test_a_stream_tells_the_time_to_its_first_content(watched: Watched) ->
     async def sink(event: object) -> None:
         seen.append(trace.get_current_span().is_recording())
 
-    await settle(stream(QUESTION, sink), watched.env(Pieces(("a", "b"), pause=0.002)))
+    await run(stream(QUESTION, sink), watched.env(Chunks(("a", "b"), pause=0.002)))
 
     _, (attempt,) = watched.tree()
     took = attempt.attributes["gen_ai.response.time_to_first_chunk"]
@@ -279,15 +276,15 @@ async def test_a_stream_that_breaks_is_an_error(watched: Watched) -> None:
     async def sink(event: object) -> None:
         pass
 
-    broken = Pieces((SAID,), then=NetworkError(phase="reset"))
-    await settle(stream(QUESTION, sink), watched.env(broken))
+    broken = Chunks((SAID,), then=NetworkError(phase="reset"))
+    await run(stream(QUESTION, sink), watched.env(broken))
     parent, (attempt,) = watched.tree()
     assert {span.attributes["error.type"] for span in (parent, attempt)} == {"NetworkError"}
     assert SAID not in watched.everything()
 
 
 async def test_a_stream_that_is_left_early_ends_its_spans(watched: Watched) -> None:
-    env = watched.env(Pieces(("a", "b"), pause=0.002))
+    env = watched.env(Chunks(("a", "b"), pause=0.002))
     async with open_stream(QUESTION)(env) as events:
         async for _ in events:
             break
@@ -298,27 +295,27 @@ async def test_a_stream_that_is_left_early_ends_its_spans(watched: Watched) -> N
 async def test_attempts_in_tasks_of_their_own_are_below_their_call(watched: Watched) -> None:
     def twice(inner: Generate) -> Generate:
         def race(call: Call) -> Effect[LLMResponse]:
-            async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+            async def perform(env: LLMEnv) -> Result[LLMResponse, LLMError]:
                 async with anyio.create_task_group() as both:
-                    both.start_soon(settle, inner(call), env)
+                    both.start_soon(run, inner(call), env)
                     await anyio.sleep(0.01)
                     both.cancel_scope.cancel()
-                return await settle(inner(call), env)
+                return await run(inner(call), env)
 
-            return effect(run)
+            return effect(perform)
 
         return race
 
-    onion = layered(complete, observed, twice, routed, traced)
-    await settle(run_call(onion, QUESTION), watched.env(Late(60, SAID), SAID))
+    onion = layered(complete, with_recording, twice, with_routing, with_tracing)
+    await run(run_call(onion, QUESTION), watched.env(Delayed(60, SAID), SAID))
     _, attempts = watched.tree()
     assert [each.attributes["llm_effects.outcome"] for each in attempts] == ["cancelled", "success"]
 
 
 async def test_a_cancelled_call_ends_its_spans_and_is_no_error(watched: Watched) -> None:
-    env = watched.env(Late(60, SAID))
+    env = watched.env(Delayed(60, SAID))
     with anyio.move_on_after(0.01):
-        await settle(generate(QUESTION), env)
+        await run(generate(QUESTION), env)
 
     parent, (attempt,) = watched.tree()
     for span in (parent, attempt):
@@ -331,10 +328,10 @@ async def test_a_cancelled_call_ends_its_spans_and_is_no_error(watched: Watched)
 async def test_an_attempt_that_never_left_its_queue_says_so(watched: Watched) -> None:
     class Queue:
         def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
-            call.queueing.since = anyio.current_time()
+            call.timing.since = anyio.current_time()
             return FutureResult.from_failure(RequestTimeout(phase="queue"))
 
-    await settle(generate(QUESTION), evolve(watched.env(), clients=Queue()))
+    await run(generate(QUESTION), evolve(watched.env(), clients=Queue()))
     parent, (attempt,) = watched.tree()
     assert attempt.attributes["llm_effects.sent"] is False
     assert attempt.attributes["error.type"] == RequestTimeout.tag
@@ -344,7 +341,7 @@ async def test_an_attempt_that_never_left_its_queue_says_so(watched: Watched) ->
 
 async def test_a_deadline_is_an_error_of_the_attempt_and_of_the_call(watched: Watched) -> None:
     request = evolve(QUESTION, preferences=Preferences(timeout_ms=10))
-    await settle(generate(request), watched.env(Late(60, SAID)))
+    await run(generate(request), watched.env(Delayed(60, SAID)))
     parent, (attempt,) = watched.tree()
     assert {span.attributes["error.type"] for span in (parent, attempt)} == {RequestTimeout.tag}
 
@@ -354,7 +351,7 @@ async def test_a_defect_names_its_class_and_not_its_text(watched: Watched) -> No
         raise KeyError(request.prompt)
 
     with pytest.raises(KeyError):
-        await settle(generate(QUESTION), watched.env(broken))
+        await run(generate(QUESTION), watched.env(broken))
     parent, (attempt,) = watched.tree()
     assert {span.attributes["error.type"] for span in (parent, attempt)} == {"KeyError"}
     assert CANARY not in watched.everything()
@@ -369,7 +366,7 @@ async def test_the_callers_span_is_the_parent(watched: Watched) -> None:
 
 
 async def test_calls_side_by_side_keep_their_attempts_apart(watched: Watched) -> None:
-    env = watched.env(Late(0.005, SAID))
+    env = watched.env(Delayed(0.005, SAID))
     async with anyio.create_task_group() as many:
         for number in range(10):
             many.start_soon(ask, env, LLMRequest(prompt=f"{number}"))
@@ -380,8 +377,8 @@ async def test_calls_side_by_side_keep_their_attempts_apart(watched: Watched) ->
 
 
 async def test_the_conversation_is_named(watched: Watched) -> None:
-    talk = run_call(generate_call, QUESTION, adapt=lambda call: evolve(call, conversation_id="talk-1"))
-    await settle(talk, watched.env(SAID))
+    talk = run_call(standard_pipeline, QUESTION, adapt=lambda call: evolve(call, conversation_id="talk-1"))
+    await run(talk, watched.env(SAID))
     parent, (attempt,) = watched.tree()
     assert {span.attributes["gen_ai.conversation.id"] for span in (parent, attempt)} == {"talk-1"}
 
@@ -600,9 +597,9 @@ def run_apart(program: str) -> subprocess.CompletedProcess[str]:
 
 FAILING = (
     "import anyio\n"
-    "from llm_effects import LLMRequest, ModelUnavailable, generate, scripted_env, settle\n"
+    "from llm_effects import LLMRequest, ModelUnavailable, generate, run, scripted_env\n"
     "env = scripted_env(ModelUnavailable(reason='unknown_model'))\n"
-    "anyio.run(settle, generate(LLMRequest(prompt='the prompt canary')), env).failure()\n"
+    "anyio.run(run, generate(LLMRequest(prompt='the prompt canary')), env).failure()\n"
 )
 
 
@@ -669,7 +666,7 @@ async def test_a_fallback_is_warned_of(records: list[logging.LogRecord]) -> None
 
 
 async def test_a_failed_call_is_warned_of_without_what_was_said(records: list[logging.LogRecord]) -> None:
-    await settle(generate(QUESTION), scripted_env(InvalidRequest(message=f"{CANARY} {KEY}"), config=ONE))
+    await run(generate(QUESTION), scripted_env(InvalidRequest(message=f"{CANARY} {KEY}"), config=ONE))
     assert [record.getMessage() for record in records] == ["attempt: InvalidRequest", "call failed: InvalidRequest"]
     assert fields_of(records[-1])["attempts"] == 1
     told = "".join(str(vars(record)) for record in records)

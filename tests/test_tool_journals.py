@@ -17,28 +17,18 @@ from returns.result import Result
 
 from llm_effects import (
     AuthenticationFailed,
-    Conversation,
     Cost,
     Effect,
-    Late,
     LLMEnv,
     LLMRequest,
     StorageFailed,
     ToolCall,
-    ToolEnd,
-    ToolEvent,
-    ToolFinished,
-    ToolOutcome,
     ToolResult,
-    ToolRun,
     describe,
     load_conversation,
-    resolve_tool_call,
-    run_in_virtual_time,
+    run,
     run_tools,
-    scripted,
     scripted_env,
-    settle,
     start_conversation,
     then,
     toolkit,
@@ -46,8 +36,11 @@ from llm_effects import (
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Conversations
 from llm_effects.stores.conversations.memory import MemoryConversations
+from llm_effects.testing import Delayed, run_in_virtual_time, scripted
 from llm_effects.testing.scripted import Scripted, calling
+from llm_effects.tools import ToolEnd, ToolEvent, ToolFinished, ToolOutcome, ToolRun, resolve_tool_call
 from llm_effects.tools.journal import call_key
+from llm_effects.values import Conversation
 from llm_effects.values.conversations import History, JournalEntry, Turn
 from llm_effects.values.errors import LLMError
 from tests.fixtures import tool_worker
@@ -74,7 +67,7 @@ async def taken_up(url: str, *script: str) -> AsyncGenerator[tuple[LLMEnv, Scrip
 
 
 async def again(env: LLMEnv, ledger: Path) -> ToolRun:
-    return (await settle(tool_worker.run(ledger), env)).unwrap()
+    return (await run(tool_worker.tool_run(ledger), env)).unwrap()
 
 
 ONCE = pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -87,15 +80,15 @@ async def test_a_call_that_was_under_way_when_the_process_died_goes_to_the_calle
     url, ledger = killed_at(point, tmp_path)
     async with taken_up(url, "All done.") as (env, model):
         happened = ledger.read_text().split()
-        run = await again(env, ledger)
-        assert (run.end, run.unknown, model.calls) == (ToolEnd.UNKNOWN, (ToolCall("b", "erase"),), [])
+        finished = await again(env, ledger)
+        assert (finished.end, finished.unknown, model.calls) == (ToolEnd.UNKNOWN, (ToolCall("b", "erase"),), [])
         assert ledger.read_text().split() == happened  # neither was run again
-        assert [each.outcome for each in run.answers] == [ToolOutcome.DONE, ToolOutcome.UNKNOWN]
+        assert [each.outcome for each in finished.answers] == [ToolOutcome.DONE, ToolOutcome.UNKNOWN]
 
         said = "did erase" if "erase" in happened else "it did not happen"
-        step = run.steps[-1].number
-        found = resolve_tool_call("nightly", step, run.unknown[0], said, is_error=point == "before", owner="alice")
-        assert (await settle(then(found, lambda _: tool_worker.run(ledger)), env)).unwrap().end is ToolEnd.ANSWERED
+        step = finished.steps[-1].number
+        found = resolve_tool_call("nightly", step, finished.unknown[0], said, is_error=point == "before", owner="alice")
+        assert (await run(then(found, lambda _: tool_worker.tool_run(ledger)), env)).unwrap().end is ToolEnd.ANSWERED
         assert model.requests[0].messages[-1].parts == (ToolResult("b", said, is_error=point == "before"),)
 
 
@@ -103,15 +96,15 @@ async def test_a_call_that_was_under_way_when_the_process_died_goes_to_the_calle
 async def test_a_run_that_died_while_the_model_was_asked_goes_on_from_there(tmp_path: Path) -> None:
     url, ledger = killed_at("answer", tmp_path)
     async with taken_up(url, "All done.") as (env, model):
-        run = await again(env, ledger)
-        assert (run.response.content, len(model.calls)) == ("All done.", 1)
+        finished = await again(env, ledger)
+        assert (finished.response.content, len(model.calls)) == ("All done.", 1)
         assert ledger.read_text().split() == ["rotate", "erase"]
-        assert all(each.replayed for each in run.answers)
-        assert len(run.response.attempts) == 3  # those of the steps that were read as well
+        assert all(each.replayed for each in finished.answers)
+        assert len(finished.response.attempts) == 3  # those of the steps that were read as well
 
 
 async def finished(env: LLMEnv, ledger: Path, request: LLMRequest = QUESTION) -> ToolRun:
-    return (await settle(run_tools(request, tools(ledger), run_id="nightly"), env)).unwrap()
+    return (await run(run_tools(request, tools(ledger), run_id="nightly"), env)).unwrap()
 
 
 async def test_a_run_that_has_ended_is_told_again_at_no_cost(tmp_path: Path) -> None:
@@ -127,7 +120,7 @@ async def test_a_run_belongs_to_its_question_and_its_owner(tmp_path: Path) -> No
     ledger, env = tmp_path / "ledger", scripted_env(*SCRIPT, *SCRIPT)
     await finished(env, ledger)
     other = run_tools(evolve(QUESTION, prompt="Erase all."), tools(ledger), run_id="nightly")
-    error = (await settle(other, env)).failure()
+    error = (await run(other, env)).failure()
     assert "another question" in describe(error)
     await finished(env, ledger, evolve(QUESTION, owner="bob"))
     assert ledger.read_text().split() == ["rotate", "erase"] * 2
@@ -135,18 +128,18 @@ async def test_a_run_belongs_to_its_question_and_its_owner(tmp_path: Path) -> No
 
 async def test_two_runs_of_one_name_at_once_run_each_call_once(tmp_path: Path) -> None:
     ledger, numbers = tmp_path / "ledger", count()
-    env = scripted_env(lambda _: Late(0.01, calling(ToolCall(f"c{next(numbers)}", "rotate"))))
+    env = scripted_env(lambda _: Delayed(0.01, calling(ToolCall(f"c{next(numbers)}", "rotate"))))
     runs: list[ToolRun] = []
 
     async def one() -> None:
-        runs.append((await settle(run_tools(QUESTION, tools(ledger), 2, run_id="nightly"), env)).unwrap())
+        runs.append((await run(run_tools(QUESTION, tools(ledger), 2, run_id="nightly"), env)).unwrap())
 
     async with anyio.create_task_group() as group:
         group.start_soon(one)
         group.start_soon(one)
     assert ledger.read_text().split() == ["rotate"]
-    assert {run.answers[0].call.id for run in runs} == {"c0"}  # the first answer counts for both
-    assert {run.end for run in runs} <= {ToolEnd.OUT_OF_STEPS, ToolEnd.UNKNOWN}
+    assert {finished.answers[0].call.id for finished in runs} == {"c0"}  # the first answer counts for both
+    assert {finished.end for finished in runs} <= {ToolEnd.OUT_OF_STEPS, ToolEnd.UNKNOWN}
 
 
 async def test_a_run_that_was_cancelled_in_a_tool_does_not_know_what_came_of_it() -> None:
@@ -156,9 +149,9 @@ async def test_a_run_that_was_cancelled_in_a_tool_does_not_know_what_came_of_it(
 
     env = scripted_env(calling(ToolCall("a", "slow")))
     with anyio.move_on_after(0.02):
-        await settle(run_tools(QUESTION, toolkit(slow), run_id="nightly"), env)
-    run = (await settle(run_tools(QUESTION, toolkit(slow), run_id="nightly"), env)).unwrap()
-    assert run.end is ToolEnd.UNKNOWN
+        await run(run_tools(QUESTION, toolkit(slow), run_id="nightly"), env)
+    finished = (await run(run_tools(QUESTION, toolkit(slow), run_id="nightly"), env)).unwrap()
+    assert finished.end is ToolEnd.UNKNOWN
 
 
 async def test_what_was_refused_stays_refused(tmp_path: Path) -> None:
@@ -169,11 +162,11 @@ async def test_what_was_refused_stays_refused(tmp_path: Path) -> None:
 
     env = scripted_env(calling(ToolCall("a", "nothing")), AuthenticationFailed(), "Sorry.")
     first = run_tools(QUESTION, tools(tmp_path / "ledger"), run_id="nightly")
-    assert (await settle(first, env)).failure().tag == "AuthenticationFailed"
+    assert (await run(first, env)).failure().tag == "AuthenticationFailed"
     again = run_tools(QUESTION, tools(tmp_path / "ledger"), run_id="nightly", on_event=listen)
-    run = (await settle(again, env)).unwrap()
-    assert run.answers[0].outcome is ToolOutcome.UNKNOWN_TOOL
-    assert told[0] == ToolFinished(1, run.answers[0])
+    finished = (await run(again, env)).unwrap()
+    assert finished.answers[0].outcome is ToolOutcome.UNKNOWN_TOOL
+    assert told[0] == ToolFinished(1, finished.answers[0])
 
 
 def never() -> FutureResult[Never, LLMError]:
@@ -218,16 +211,14 @@ class Failing:
 async def test_nothing_runs_that_could_not_be_noted_before(at: str, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     env = evolve(scripted_env(*SCRIPT), conversations=cast("Conversations", Failing(at)))
-    error = (await settle(run_tools(QUESTION, tools(ledger), run_id="nightly"), env)).failure()
+    error = (await run(run_tools(QUESTION, tools(ledger), run_id="nightly"), env)).failure()
     assert (error.tag, ledger.exists()) == ("StorageFailed", False)
     assert len(error.attempts) == (0 if at == "begin 1" else 1)
 
 
 def test_a_store_that_hangs_does_not_hold_up_a_run(tmp_path: Path) -> None:
     env = evolve(scripted_env(*SCRIPT), conversations=cast("Conversations", Failing("hangs")))
-    error = run_in_virtual_time(
-        settle, run_tools(QUESTION, tools(tmp_path / "ledger"), run_id="nightly"), env
-    ).failure()
+    error = run_in_virtual_time(run, run_tools(QUESTION, tools(tmp_path / "ledger"), run_id="nightly"), env).failure()
     assert (error.tag, "within 5 s" in describe(error)) == ("StorageFailed", True)
 
 
@@ -259,9 +250,9 @@ async def test_an_answer_that_was_paid_for_is_noted_when_asyncio_itself_cancels(
 @pytest.mark.parametrize(("at", "what"), [("end 1/a", "the result of rotate"), ("end 3", "this answer")])
 async def test_what_could_not_be_noted_after_is_a_warning(at: str, what: str, tmp_path: Path) -> None:
     env = evolve(scripted_env(*SCRIPT), conversations=cast("Conversations", Failing(at)))
-    run = await finished(env, tmp_path / "ledger")
-    assert run.response.content == "All done."
-    assert any(what in warning for warning in run.response.warnings)
+    done = await finished(env, tmp_path / "ledger")
+    assert done.response.content == "All done."
+    assert any(what in warning for warning in done.response.warnings)
 
 
 def test_the_key_of_a_call_is_one_that_every_store_keeps() -> None:
@@ -278,17 +269,17 @@ def talk(ledger: Path, run_id: str | None = None) -> Effect[ToolRun]:
 
 
 async def begun(env: LLMEnv) -> Conversation:
-    return (await settle(start_conversation("c", system="Be brief."), env)).unwrap()
+    return (await run(start_conversation("c", system="Be brief."), env)).unwrap()
 
 
 async def test_a_conversation_keeps_every_call_with_its_result(tmp_path: Path) -> None:
     model = scripted(*SCRIPT, "I rotated and erased.")
     env = scripted_env(clients=model)
     await begun(env)
-    run = (await settle(talk(tmp_path / "ledger"), env)).unwrap()
-    history = (await settle(load_conversation("c"), env)).unwrap()
+    finished = (await run(talk(tmp_path / "ledger"), env)).unwrap()
+    history = (await run(load_conversation("c"), env)).unwrap()
     said = [stored.message for turn in history.turns for stored in turn.messages]
-    assert said[1:] == list(run.messages)
+    assert said[1:] == list(finished.messages)
     assert model.requests[2].messages == tuple(said[:-1])
     assert model.requests[2].system == "Be brief."
 
@@ -297,7 +288,7 @@ async def test_calls_that_could_not_be_stored_in_the_conversation_do_not_run(tmp
     ledger, env = tmp_path / "ledger", scripted_env(*SCRIPT)
     await begun(env)
     inner = cast("MemoryConversations", env.conversations)
-    error = (await settle(talk(ledger), evolve(env, conversations=cast("Conversations", Failing("", inner))))).failure()
+    error = (await run(talk(ledger), evolve(env, conversations=cast("Conversations", Failing("", inner))))).failure()
     assert (error.tag, len(error.attempts), ledger.exists()) == ("StorageFailed", 1, False)
 
 
@@ -305,7 +296,11 @@ async def test_a_run_in_a_conversation_is_told_again_at_no_cost(tmp_path: Path) 
     ledger, model = tmp_path / "ledger", scripted(*SCRIPT)
     env = scripted_env(clients=model)
     await begun(env)
-    await settle(talk(ledger, "nightly"), env)
-    run = (await settle(talk(ledger, "nightly"), env)).unwrap()
-    assert (run.response.content, run.response.cost, run.response.cached) == ("All done.", Cost.ZERO, True)
+    await run(talk(ledger, "nightly"), env)
+    finished = (await run(talk(ledger, "nightly"), env)).unwrap()
+    assert (finished.response.content, finished.response.cost, finished.response.cached) == (
+        "All done.",
+        Cost.ZERO,
+        True,
+    )
     assert (len(model.calls), ledger.read_text().split()) == (3, ["rotate", "erase"])

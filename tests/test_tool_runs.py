@@ -20,12 +20,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from returns.result import Failure, Result, Success
 
 from llm_effects import (
-    Approved,
     Completed,
     Cost,
     Effect,
     FinishReason,
-    Late,
     LLMConfig,
     LLMEnv,
     LLMRequest,
@@ -36,47 +34,47 @@ from llm_effects import (
     ModelUnavailable,
     NetworkError,
     Preferences,
-    Price,
-    Refused,
-    Reply,
     RequestTimeout,
-    RoutingConfig,
     Started,
     StreamEvent,
     Text,
     TextDelta,
-    ToolAnswer,
     ToolCall,
     ToolCallDelta,
+    ToolResult,
+    describe,
+    fail,
+    from_env,
+    run,
+    run_tools,
+    scripted_env,
+    succeed,
+    tool,
+    toolkit,
+)
+from llm_effects.config import Price, RoutingConfig
+from llm_effects.pipeline import standard_pipeline
+from llm_effects.telemetry.logs import LOGGER
+from llm_effects.telemetry.otel import open_telemetry
+from llm_effects.testing import Delayed, Reply, run_in_virtual_time, scripted
+from llm_effects.testing.scripted import answer, calling
+from llm_effects.tools import (
+    Approved,
+    Refused,
+    ToolAnswer,
     ToolEnd,
     ToolEvent,
     ToolFinished,
     ToolFunction,
     ToolLimits,
     ToolOutcome,
-    ToolResult,
     ToolRun,
     ToolStarted,
     ToolStep,
     Verdict,
-    ask,
-    describe,
-    fail,
-    run_in_virtual_time,
-    run_tools,
-    scripted,
-    scripted_env,
-    settle,
-    succeed,
-    tool,
     tool_with_schema,
-    toolkit,
     tools_by_schema,
 )
-from llm_effects.pipeline import generate_call
-from llm_effects.telemetry.logs import LOGGER
-from llm_effects.telemetry.otel import open_telemetry
-from llm_effects.testing.scripted import answer, calling
 from llm_effects.values.requests import Tool
 
 pytestmark = pytest.mark.anyio
@@ -102,7 +100,7 @@ class Counted:
 
 
 async def ran(env: LLMEnv, *functions: Any, **options: Any) -> ToolRun:
-    return (await settle(run_tools(QUESTION, toolkit(*functions), **options), env)).unwrap()
+    return (await run(run_tools(QUESTION, toolkit(*functions), **options), env)).unwrap()
 
 
 async def told(function: Any, arguments: str = "{}", **options: Any) -> ToolAnswer:
@@ -114,22 +112,22 @@ async def told(function: Any, arguments: str = "{}", **options: Any) -> ToolAnsw
 
 async def test_a_model_calls_is_told_and_answers() -> None:
     disk, model = Counted(), scripted(calling(call("free", '{"path": "/var"}')), "Nearly full.")
-    run = await ran(scripted_env(clients=model), disk.free)
-    assert (run.response.content, run.end, disk.ran) == ("Nearly full.", ToolEnd.ANSWERED, 1)
+    finished = await ran(scripted_env(clients=model), disk.free)
+    assert (finished.response.content, finished.end, disk.ran) == ("Nearly full.", ToolEnd.ANSWERED, 1)
     said = (Message("assistant", call("free", '{"path": "/var"}')), Message("tool", ToolResult("c1", "3 % of /var")))
     assert model.requests[1].messages == (Message("user", "How is the disk?"), *said)
-    assert run.messages == (*said, Message("assistant", "Nearly full."))
+    assert finished.messages == (*said, Message("assistant", "Nearly full."))
     assert [each.name for each in model.requests[1].tools] == ["free"]
 
 
 async def test_the_response_has_the_attempts_usage_and_cost_of_all_steps() -> None:
     config = LLMConfig(models={"paid": ModelConfig(provider="lm-studio", price=Price(input=1, output=1))})
-    run = await ran(scripted_env(calling(call("free")), "Full.", config=config), Counted().free)
-    first, second = run.steps
-    assert run.response.attempts == (*first.response.attempts, *second.response.attempts)
-    assert run.response.cost == first.response.cost + second.response.cost
-    assert run.response.usage.output_tokens == 2
-    assert run.response.latency_ms >= first.response.latency_ms
+    finished = await ran(scripted_env(calling(call("free")), "Full.", config=config), Counted().free)
+    first, second = finished.steps
+    assert finished.response.attempts == (*first.response.attempts, *second.response.attempts)
+    assert finished.response.cost == first.response.cost + second.response.cost
+    assert finished.response.usage.output_tokens == 2
+    assert finished.response.latency_ms >= first.response.latency_ms
 
 
 async def test_calls_of_one_answer_run_at_once_up_to_a_limit() -> None:
@@ -144,9 +142,9 @@ async def test_calls_of_one_answer_run_at_once_up_to_a_limit() -> None:
         return at
 
     calls = calling(*(call("look", f'{{"at": {at}}}', f"c{at}") for at in range(9)))
-    run = await ran(scripted_env(calls, "done"), look, limits=ToolLimits(parallel=3))
+    finished = await ran(scripted_env(calls, "done"), look, limits=ToolLimits(parallel=3))
     assert most == 3
-    assert [each.result.content for each in run.answers] == [str(at) for at in range(9)]
+    assert [each.result.content for each in finished.answers] == [str(at) for at in range(9)]
 
 
 # What a function may be and give
@@ -161,7 +159,7 @@ async def asynchronous() -> list[int]:
 
 
 def gives_an_effect() -> Effect[int]:
-    return ask(lambda env: len(env.config.models))
+    return from_env(lambda env: len(env.config.models))
 
 
 async def gives_an_effect_later() -> Effect[str]:
@@ -313,29 +311,32 @@ async def test_the_traceback_of_a_tool_that_raised_is_in_the_log(caplog: pytest.
 )
 async def test_fault_77_what_cannot_run_is_told(asked_for: ToolCall, text: str, outcome: ToolOutcome) -> None:
     disk = Counted()
-    run = await ran(scripted_env(calling(asked_for), "Sorry."), disk.free)
-    assert run.answers[0].result.content.startswith(text)
-    assert (run.answers[0].outcome, run.answers[0].result.is_error, disk.ran) == (outcome, True, 0)
+    finished = await ran(scripted_env(calling(asked_for), "Sorry."), disk.free)
+    assert finished.answers[0].result.content.startswith(text)
+    assert (finished.answers[0].outcome, finished.answers[0].result.is_error, disk.ran) == (outcome, True, 0)
 
 
 @pytest.mark.parametrize("asked_for", [call("x" * 3_000_000), call("free", f'{{"{"x" * 3_000_000}": 1}}')])
 async def test_what_is_told_of_a_garbled_call_is_cut_as_well(asked_for: ToolCall) -> None:
-    run = await ran(scripted_env(calling(asked_for), "Sorry."), Counted().free)
-    assert len(run.answers[0].result.content) < ToolLimits().result_chars + 100
+    finished = await ran(scripted_env(calling(asked_for), "Sorry."), Counted().free)
+    assert len(finished.answers[0].result.content) < ToolLimits().result_chars + 100
 
 
 async def test_ids_that_a_server_uses_again_are_told_apart_over_all_steps() -> None:
     model = scripted(calling(call("free", id="call_0")), calling(call("free", id="call_0")), "Full.")
-    run = await ran(scripted_env(clients=model), Counted().free)
-    assert [each.call.id for each in run.answers] == ["call_0", "call_0_1"]
+    finished = await ran(scripted_env(clients=model), Counted().free)
+    assert [each.call.id for each in finished.answers] == ["call_0", "call_0_1"]
     results = [part for each in model.requests[2].messages for part in each.parts if isinstance(part, ToolResult)]
     assert [each.call_id for each in results] == ["call_0", "call_0_1"]
 
 
 async def test_calls_with_the_same_id_each_have_a_result() -> None:
     model = scripted(calling(call("free", '{"path": "/a"}'), call("free", '{"path": "/b"}')), "done")
-    run = await ran(scripted_env(clients=model), Counted().free)
-    assert [(each.call.id, each.result.content) for each in run.answers] == [("c1", "3 % of /a"), ("c1_1", "3 % of /b")]
+    finished = await ran(scripted_env(clients=model), Counted().free)
+    assert [(each.call.id, each.result.content) for each in finished.answers] == [
+        ("c1", "3 % of /a"),
+        ("c1_1", "3 % of /b"),
+    ]
     assert [part.id for part in model.requests[1].messages[1].parts if isinstance(part, ToolCall)] == ["c1", "c1_1"]
 
 
@@ -392,9 +393,9 @@ def approving(*verdicts: Verdict) -> tuple[list[ToolCall], Callable[[ToolCall], 
 async def test_a_dangerous_call_runs_only_when_it_is_approved() -> None:
     disk, (asked_for, approve) = Counted(), approving(Approved(), Refused("not at night"))
     calls = calling(call("free", id="a"), call("free", id="b"), call("fre", id="c"), call("free", "[]", "d"))
-    run = await ran(scripted_env(calls, "done"), tool(disk.free, dangerous=True), approve=approve)
-    assert [each.outcome.value for each in run.answers] == ["done", "refused", "unknown_tool", "bad_arguments"]
-    assert run.answers[1].result == ToolResult("b", "refused: not at night", is_error=True)
+    finished = await ran(scripted_env(calls, "done"), tool(disk.free, dangerous=True), approve=approve)
+    assert [each.outcome.value for each in finished.answers] == ["done", "refused", "unknown_tool", "bad_arguments"]
+    assert finished.answers[1].result == ToolResult("b", "refused: not at night", is_error=True)
     assert ([each.id for each in asked_for], disk.ran) == (["a", "b"], 1)
 
 
@@ -417,7 +418,7 @@ async def test_the_decision_may_be_an_effect_and_a_failed_one_refuses(verdict: E
 async def test_dangerous_tools_without_anybody_to_ask_are_refused_before_any_model_is_asked() -> None:
     model = scripted("never")
     kit = toolkit(tool(Counted().free, dangerous=True))
-    error = (await settle(run_tools(QUESTION, kit), scripted_env(clients=model))).failure()
+    error = (await run(run_tools(QUESTION, kit), scripted_env(clients=model))).failure()
     assert (error.tag, model.calls) == ("InvalidRequest", [])
 
 
@@ -426,34 +427,34 @@ async def test_dangerous_tools_without_anybody_to_ask_are_refused_before_any_mod
 
 async def test_a_run_ends_after_its_steps_without_running_the_last_calls() -> None:
     disk = Counted()
-    run = await ran(scripted_env(calling(call("free"))), disk.free, max_steps=3)
-    assert (run.end, len(run.steps), disk.ran) == (ToolEnd.OUT_OF_STEPS, 3, 2)
-    assert run.response.finish_reason is FinishReason.TOOL_CALLS
-    assert run.answers[-1].outcome is ToolOutcome.NOT_RUN
-    assert "max_steps" in run.response.warnings[-1]
+    finished = await ran(scripted_env(calling(call("free"))), disk.free, max_steps=3)
+    assert (finished.end, len(finished.steps), disk.ran) == (ToolEnd.OUT_OF_STEPS, 3, 2)
+    assert finished.response.finish_reason is FinishReason.TOOL_CALLS
+    assert finished.answers[-1].outcome is ToolOutcome.NOT_RUN
+    assert "max_steps" in finished.response.warnings[-1]
 
 
 async def test_the_last_step_can_be_kept_for_an_answer() -> None:
     kit, model = toolkit(Counted().free), scripted(calling(call("free")), calling(call("free")), "Full.")
     request = evolve(QUESTION, tools=kit.tools, tool_choice="free")
     limits = ToolLimits(answer_last=True)
-    run = (await settle(run_tools(request, kit, 3, limits=limits), scripted_env(clients=model))).unwrap()
-    assert (run.end, run.response.content) == (ToolEnd.ANSWERED, "Full.")
+    finished = (await run(run_tools(request, kit, 3, limits=limits), scripted_env(clients=model))).unwrap()
+    assert (finished.end, finished.response.content) == (ToolEnd.ANSWERED, "Full.")
     assert [each.tool_choice for each in model.requests] == ["free", None, "none"]
 
 
 async def test_an_answer_that_was_cut_off_is_no_answer() -> None:
-    run = await ran(scripted_env(evolve(answer("It is"), finish_reason=FinishReason.LENGTH)), Counted().free)
-    assert (run.end, run.response.content) == (ToolEnd.CUT_OFF, "It is")
-    assert "not whole" in run.response.warnings[-1]
+    finished = await ran(scripted_env(evolve(answer("It is"), finish_reason=FinishReason.LENGTH)), Counted().free)
+    assert (finished.end, finished.response.content) == (ToolEnd.CUT_OFF, "It is")
+    assert "not whole" in finished.response.warnings[-1]
 
 
 @pytest.mark.parametrize("reason", [FinishReason.LENGTH, FinishReason.CONTENT_FILTER])
 async def test_nothing_runs_from_an_answer_that_was_cut_off(reason: FinishReason) -> None:
     disk = Counted()
-    run = await ran(scripted_env(evolve(calling(call("free")), finish_reason=reason)), disk.free)
-    assert (run.end, disk.ran, run.response.finish_reason) == (ToolEnd.CUT_OFF, 0, reason)
-    assert "not whole" in run.response.warnings[-1]
+    finished = await ran(scripted_env(evolve(calling(call("free")), finish_reason=reason)), disk.free)
+    assert (finished.end, disk.ran, finished.response.finish_reason) == (ToolEnd.CUT_OFF, 0, reason)
+    assert "not whole" in finished.response.warnings[-1]
 
 
 def test_one_deadline_bounds_the_whole_run() -> None:
@@ -463,8 +464,8 @@ def test_one_deadline_bounds_the_whole_run() -> None:
 
     async def main() -> tuple[RequestTimeout, float, int]:
         started = anyio.current_time()
-        env = scripted_env(Late(5, calling(call("slow"))))
-        result = await settle(run_tools(QUESTION, toolkit(slow), limits=ToolLimits(timeout_s=40)), env)
+        env = scripted_env(Delayed(5, calling(call("slow"))))
+        result = await run(run_tools(QUESTION, toolkit(slow), limits=ToolLimits(timeout_s=40)), env)
         error = result.failure()
         assert isinstance(error, RequestTimeout)
         return error, anyio.current_time() - started, len(error.attempts)
@@ -474,9 +475,9 @@ def test_one_deadline_bounds_the_whole_run() -> None:
 
 
 def test_the_deadline_reaches_into_a_step() -> None:
-    env = scripted_env(Late(1000, "late"))
+    env = scripted_env(Delayed(1000, "late"))
     limits = ToolLimits(timeout_s=3)
-    error = run_in_virtual_time(settle, run_tools(QUESTION, toolkit(), limits=limits), env).failure()
+    error = run_in_virtual_time(run, run_tools(QUESTION, toolkit(), limits=limits), env).failure()
     assert (error.tag, [each.outcome for each in error.attempts]) == ("TimeoutError", ["TimeoutError"])
 
 
@@ -485,7 +486,7 @@ async def test_no_tool_runs_once_the_money_is_spent() -> None:
     config = LLMConfig(models={"paid": ModelConfig(provider="lm-studio", price=Price(input=1000, output=1000))})
     env = scripted_env(calling(call("free")), config=config)
     limits = ToolLimits(max_cost=Decimal("0.02"))
-    error = (await settle(run_tools(QUESTION, toolkit(disk.free), limits=limits), env)).failure()
+    error = (await run(run_tools(QUESTION, toolkit(disk.free), limits=limits), env)).failure()
     assert (error.tag, disk.ran) == ("BudgetExceeded", len(error.attempts) - 1)
     assert error.cost != Cost.ZERO
 
@@ -493,7 +494,7 @@ async def test_no_tool_runs_once_the_money_is_spent() -> None:
 async def test_an_error_of_a_model_ends_the_run_with_the_attempts_of_all_steps() -> None:
     disk = Counted()
     env = scripted_env(calling(call("free")), NetworkError(phase="refused"))
-    error = (await settle(run_tools(QUESTION, toolkit(disk.free)), env)).failure()
+    error = (await run(run_tools(QUESTION, toolkit(disk.free)), env)).failure()
     assert error.attempts[0].outcome == "success"
     assert len(error.attempts) >= 2
     assert disk.ran == 1
@@ -510,7 +511,7 @@ async def test_an_error_of_a_model_ends_the_run_with_the_attempts_of_all_steps()
 async def test_what_cannot_be_run_is_an_invalid_request(
     request_: LLMRequest, options: dict[str, Any], problem: str
 ) -> None:
-    error = (await settle(run_tools(request_, toolkit(Counted().free), **options), scripted_env())).failure()
+    error = (await run(run_tools(request_, toolkit(Counted().free), **options), scripted_env())).failure()
     assert error.tag == "InvalidRequest"
     assert problem in describe(error)
 
@@ -518,15 +519,15 @@ async def test_what_cannot_be_run_is_an_invalid_request(
 async def test_a_choice_of_tool_holds_for_the_first_step_alone() -> None:
     kit, model = toolkit(Counted().free), scripted(calling(call("free")), "done")
     request = evolve(QUESTION, tools=kit.tools, tool_choice="required")
-    await settle(run_tools(request, kit), scripted_env(clients=model))
+    await run(run_tools(request, kit), scripted_env(clients=model))
     assert [each.tool_choice for each in model.requests] == ["required", None]
 
 
 async def test_a_tool_that_was_not_offered_does_not_run() -> None:
     disk = Counted()
     request = evolve(QUESTION, tools=toolkit(disk.free).tools, tool_choice="none")
-    run = await settle(run_tools(request, toolkit(disk.free)), scripted_env(calling(call("free")), "done"))
-    assert (run.unwrap().answers[0].outcome, disk.ran) == (ToolOutcome.UNKNOWN_TOOL, 0)
+    finished = await run(run_tools(request, toolkit(disk.free)), scripted_env(calling(call("free")), "done"))
+    assert (finished.unwrap().answers[0].outcome, disk.ran) == (ToolOutcome.UNKNOWN_TOOL, 0)
 
 
 # At most once
@@ -546,10 +547,10 @@ async def test_every_call_runs_once_when_answers_are_retried_and_fall_over() -> 
     disk = Counted()
     unavailable = ModelUnavailable(retry_after=0.001)
     env = scripted_env(unavailable, unavailable, calling(call("free")), broken_off, broken_off, "Full.", config=TWO)
-    run = await ran(env, disk.free)
-    assert (run.response.content, disk.ran) == ("Full.", 1)
-    assert [each.outcome for each in run.response.attempts].count("success") == 2
-    assert {each.model for each in run.response.attempts} == {"one", "two"}
+    finished = await ran(env, disk.free)
+    assert (finished.response.content, disk.ran) == ("Full.", 1)
+    assert [each.outcome for each in finished.response.attempts].count("success") == 2
+    assert {each.model for each in finished.response.attempts} == {"one", "two"}
 
 
 # Events
@@ -561,11 +562,11 @@ async def test_a_stream_of_all_steps_ends_once() -> None:
     async def sink(event: StreamEvent) -> None:
         seen.append(event)
 
-    run = await ran(scripted_env(calling(call("free")), "Full."), Counted().free, sink=sink)
+    finished = await ran(scripted_env(calling(call("free")), "Full."), Counted().free, sink=sink)
     kinds = [type(event) for event in seen]
     assert kinds.count(Completed) == 1
     assert (kinds[0], kinds.count(Started), kinds.count(ToolCallDelta)) == (Started, 2, 1)
-    assert seen[-1] == Completed(run.response)
+    assert seen[-1] == Completed(finished.response)
 
 
 async def test_every_step_is_told_as_it_happens() -> None:
@@ -574,9 +575,9 @@ async def test_every_step_is_told_as_it_happens() -> None:
     async def on_event(event: ToolEvent) -> None:
         seen.append(event)
 
-    run = await ran(scripted_env(calling(call("free")), "Full."), Counted().free, on_event=on_event)
+    finished = await ran(scripted_env(calling(call("free")), "Full."), Counted().free, on_event=on_event)
     assert [type(event) for event in seen] == [ToolStarted, ToolFinished, ToolStep, ToolStep]
-    assert (seen[1], seen[2:]) == (ToolFinished(1, run.answers[0]), list(run.steps))
+    assert (seen[1], seen[2:]) == (ToolFinished(1, finished.answers[0]), list(finished.steps))
 
 
 async def test_what_a_listener_raises_comes_out_as_itself() -> None:
@@ -590,16 +591,16 @@ async def test_what_a_listener_raises_comes_out_as_itself() -> None:
 async def test_each_step_has_its_own_time() -> None:
     request = evolve(QUESTION, preferences=Preferences(timeout_ms=50_000))
     model = scripted(calling(call("free")), "done")
-    await settle(run_tools(request, toolkit(Counted().free)), scripted_env(clients=model))
+    await run(run_tools(request, toolkit(Counted().free)), scripted_env(clients=model))
     assert [each.preferences.timeout_ms for each in model.requests] == [50_000, 50_000]
 
 
 async def test_text_beside_the_calls_and_thinking_go_back_as_they_came() -> None:
     parts = (Text("Let me look."), call("free"))
     model = scripted(evolve(answer("Let me look."), parts=parts, finish_reason=FinishReason.STOP), "Full.")
-    run = await ran(scripted_env(clients=model), Counted().free)
+    finished = await ran(scripted_env(clients=model), Counted().free)
     assert model.requests[1].messages[1] == Message("assistant", parts)
-    assert isinstance(run.response, LLMResponse)
+    assert isinstance(finished.response, LLMResponse)
 
 
 # Models that know no tools
@@ -627,9 +628,9 @@ async def test_a_model_without_tools_is_held_to_a_schema_and_told_in_words() -> 
         seen.append(event)
 
     model = scripted(LOOKS, '{"next": {"answer": "Full."}}')
-    options: dict[str, Any] = {"sink": sink, "onion": tools_by_schema(generate_call)}
-    run = await ran(scripted_env(clients=model), look, **options)
-    assert (run.answers[0].result.content, run.response.content) == ("/var", "Full.")
+    options: dict[str, Any] = {"sink": sink, "pipeline": tools_by_schema(standard_pipeline)}
+    finished = await ran(scripted_env(clients=model), look, **options)
+    assert (finished.answers[0].result.content, finished.response.content) == ("/var", "Full.")
     first, second = model.requests
     assert (first.tools, second.messages[-1]) == ((), Message("user", "The tool says: /var"))
     assert "Look at places." in (first.system or "")
@@ -640,7 +641,7 @@ async def test_a_model_without_tools_is_held_to_a_schema_and_told_in_words() -> 
 async def test_the_schema_keeps_to_the_choice_of_tool(choice: str, answers: bool) -> None:
     model, kit = scripted(LOOKS, '{"next": {"answer": "Full."}}'), toolkit(look, Counted().free)
     request = evolve(QUESTION, tools=kit.tools, tool_choice=choice)
-    await settle(run_tools(request, kit, onion=tools_by_schema(generate_call)), scripted_env(clients=model))
+    await run(run_tools(request, kit, pipeline=tools_by_schema(standard_pipeline)), scripted_env(clients=model))
     schema: Any = model.requests[0].response_schema
     options = schema["properties"]["next"]["anyOf"]
     named = [each["properties"]["tool"]["enum"][0] for each in options if "tool" in each["properties"]]
@@ -650,18 +651,18 @@ async def test_the_schema_keeps_to_the_choice_of_tool(choice: str, answers: bool
 
 async def test_what_is_not_of_the_schema_stays_as_it_is() -> None:
     cut = evolve(answer('{"next": {"tool": "lo'), finish_reason=FinishReason.LENGTH)
-    run = await ran(scripted_env(cut), look, onion=tools_by_schema(generate_call))
-    assert (run.response.content, run.end) == (cut.content, ToolEnd.CUT_OFF)
+    finished = await ran(scripted_env(cut), look, pipeline=tools_by_schema(standard_pipeline))
+    assert (finished.response.content, finished.end) == (cut.content, ToolEnd.CUT_OFF)
 
 
 async def test_who_may_call_no_tool_is_held_to_an_answer() -> None:
     model, kit = scripted('{"next": {"answer": "Full."}}'), toolkit(look)
     request = evolve(QUESTION, tools=kit.tools, tool_choice="none")
-    onion = tools_by_schema(generate_call)
-    run = (await settle(run_tools(request, kit, onion=onion), scripted_env(clients=model))).unwrap()
+    onion = tools_by_schema(standard_pipeline)
+    finished = (await run(run_tools(request, kit, pipeline=onion), scripted_env(clients=model))).unwrap()
     schema: Any = model.requests[0].response_schema
     assert [list(each["properties"]) for each in schema["properties"]["next"]["anyOf"]] == [["answer"]]
-    assert (run.response.content, model.requests[0].tool_choice) == ("Full.", None)
+    assert (finished.response.content, model.requests[0].tool_choice) == ("Full.", None)
 
 
 async def test_every_tool_that_runs_is_a_span_without_what_was_said() -> None:

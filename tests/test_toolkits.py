@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from returns.pipeline import is_successful
 
-from llm_effects import InvalidValue, Tool, Toolkit, tool, tool_with_schema, toolkit
+from llm_effects import Toolkit, tool, toolkit
+from llm_effects.tools import tool_with_schema
+from llm_effects.values import InvalidValue, Tool
 
 
 class Unit(Enum):

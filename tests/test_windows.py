@@ -5,8 +5,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects import Message, StoredMessage, Summary, ToolCall, ToolResult, Turn, TurnState
+from llm_effects import Message, ToolCall, ToolResult
 from llm_effects.conversations.window import CUT_OFF, SUMMED_UP, Exchange, after, exchanges_of, fit, merged, paired
+from llm_effects.values import StoredMessage, Summary, Turn, TurnState
 from llm_effects.values.messages import text_of
 from tests.fixtures.histories import history, stored, turn, turns
 

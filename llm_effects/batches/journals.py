@@ -220,12 +220,12 @@ def file_journal(path: str | PathLike[str]) -> Journal:
     A file that is no journal, or that another run has open, is a ``StorageFailed`` before anything is asked.
 
     >>> import anyio, tempfile
-    >>> from llm_effects import LLMRequest, generate_many, scripted_env, settle
-    >>> def run(reply: str) -> str:
+    >>> from llm_effects import LLMRequest, generate_many, run, scripted_env
+    >>> def paid(reply: str) -> str:
     ...     many = generate_many([LLMRequest(prompt="why?")], journal=file_journal(file.name))
-    ...     return anyio.run(settle, many, scripted_env(reply)).unwrap()[0].unwrap().content
+    ...     return anyio.run(run, many, scripted_env(reply)).unwrap()[0].unwrap().content
     >>> with tempfile.NamedTemporaryFile() as file:
-    ...     run("paid for"), run("never asked")
+    ...     paid("paid for"), paid("never asked")
     ('paid for', 'paid for')
     """
     return partial(_opened_file, Path(path))
@@ -290,10 +290,10 @@ def store_journal(run_id: str, *, owner: str | None = None) -> Journal:
     Nothing locks a run there: two at once under one name both ask, and the first answers stay.
 
     >>> import anyio
-    >>> from llm_effects import LLMRequest, generate_many, scripted_env, settle
+    >>> from llm_effects import LLMRequest, generate_many, run, scripted_env
     >>> env = scripted_env("paid for", "never asked")
     >>> many = generate_many([LLMRequest(prompt="why?")], journal=store_journal("nightly"))
-    >>> [anyio.run(settle, many, env).unwrap()[0].unwrap().content for _ in range(2)]
+    >>> [anyio.run(run, many, env).unwrap()[0].unwrap().content for _ in range(2)]
     ['paid for', 'paid for']
     """
     return lambda env: _opened_run(_RunJournal(env.conversations, run_id, owner))

@@ -12,7 +12,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.batches.journals import Journal, OpenJournal, no_journal
 from llm_effects.effects.combinators import places
-from llm_effects.effects.effect import Effect, effect, settle
+from llm_effects.effects.effect import Effect, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import in_parallel
 from llm_effects.pipeline import generate
@@ -54,7 +54,7 @@ KEEPING_S: Final = 30.0
 
 @final
 @frozen
-class Came:
+class ItemOutcome:
     """What came of a request, and how: from the journal, or in place of another one's answer."""
 
     answer: Answer
@@ -62,18 +62,20 @@ class Came:
     changed: bool = False
 
 
-async def came_of(journal: OpenJournal, number: int, request: LLMRequest, env: LLMEnv) -> Result[Came, LLMError]:
+async def outcome_of(
+    journal: OpenJournal, number: int, request: LLMRequest, env: LLMEnv
+) -> Result[ItemOutcome, LLMError]:
     """Answer a request, or find its answer in the journal; gives what is wrong with the journal, if anything is."""
     found = await journal.recall(number, request)
     if not is_successful(found):
         return Failure(found.failure())
     noted = found.unwrap()
     if noted.answer is not None:
-        return Success(Came(Success(noted.answer), resumed=True))
-    asked = await settle(generate(request), env)
+        return Success(ItemOutcome(Success(noted.answer), resumed=True))
+    asked = await run(generate(request), env)
     answer = asked.map(_marked) if noted.changed else asked
     kept = await _kept(journal, number, request, answer)
-    return kept.map(lambda _: Came(answer, changed=noted.changed))
+    return kept.map(lambda _: ItemOutcome(answer, changed=noted.changed))
 
 
 def _marked(answer: LLMResponse) -> LLMResponse:
@@ -92,7 +94,7 @@ async def _kept(journal: OpenJournal, number: int, request: LLMRequest, answer: 
     return Failure(StorageFailed(operation="journal", message="it took too long to note an answer", transient=True))
 
 
-def after(before: Progress, came: Came) -> Progress:
+def after(before: Progress, came: ItemOutcome) -> Progress:
     """Count a request that is done."""
     ended = came.answer
     spent = ended.unwrap().cost if is_successful(ended) else ended.failure().cost
@@ -126,22 +128,22 @@ def generate_many(
     ``StorageFailed``.
 
     >>> import anyio
-    >>> from llm_effects import ContentRefused, scripted_env, settle
+    >>> from llm_effects import ContentRefused, run, scripted_env
     >>> many = generate_many(LLMRequest(prompt=f"{number}?") for number in range(3))
     >>> env = scripted_env("one", ContentRefused(), "three")
-    >>> [result.map(lambda answer: answer.content).value_or("?") for result in anyio.run(settle, many, env).unwrap()]
+    >>> [result.map(lambda answer: answer.content).value_or("?") for result in anyio.run(run, many, env).unwrap()]
     ['one', '?', 'three']
-    >>> anyio.run(settle, many, env).failure().tag
+    >>> anyio.run(run, many, env).failure().tag
     'InvalidRequest'
     """
     batch = _batch(requests, concurrency, cache, journal, progress)
 
-    async def run(env: LLMEnv) -> Result[tuple[Answer, ...], LLMError]:
+    async def perform(env: LLMEnv) -> Result[tuple[Answer, ...], LLMError]:
         results: dict[int, Answer] = {}
         done = await _run(batch, results.__setitem__, env)
         return done.map(lambda _: tuple(results[number] for number in range(len(results))))
 
-    return effect(run)
+    return effect(perform)
 
 
 def generate_each(
@@ -158,9 +160,9 @@ def generate_each(
     So a run may be longer than memory. Gives how it ended.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
+    >>> from llm_effects import run, scripted_env
     >>> each = generate_each([LLMRequest(prompt="why?")], lambda number, answer: print(number, answer.unwrap().content))
-    >>> anyio.run(settle, each, scripted_env("because")).unwrap().done
+    >>> anyio.run(run, each, scripted_env("because")).unwrap().done
     0 because
     1
     """
@@ -210,7 +212,7 @@ async def _answered(
     async def one(number: int, request: LLMRequest) -> bool:
         nonlocal so_far
         asked = request if batch.policy is None else evolve(request, cache=batch.policy)
-        came = await came_of(journal, number, asked, env)
+        came = await outcome_of(journal, number, asked, env)
         if not is_successful(came):
             problems.append(came.failure())
             return True

@@ -16,7 +16,7 @@ from llm_effects.clients.local_engine import Engine
 from llm_effects.clients.transport.faults import TransportFault
 from llm_effects.clients.transport.transport import Streamed, Transport
 from llm_effects.config.models import ModelConfig
-from llm_effects.effects.call import Call, Queueing, Sink
+from llm_effects.effects.call import AttemptTiming, Call, Sink
 from llm_effects.providers.base import Provider
 from llm_effects.providers.draft import Draft, events_of, interrupted, rest_of
 from llm_effects.providers.error_mapping import classify_error_object, request_id
@@ -67,7 +67,7 @@ class Timers:
     """
 
     config: ModelConfig
-    queueing: Queueing = field(factory=Queueing)
+    timing: AttemptTiming = field(factory=AttemptTiming)
     streamed: bool = True
     phase: TimeoutPhase = "queue"
     attempt_by: float = math.inf
@@ -76,19 +76,19 @@ class Timers:
     _left_at: float = 0.0
 
     def __attrs_post_init__(self) -> None:
-        self.queueing.since = self._clock()
+        self.timing.since = self._clock()
 
     def start(self) -> None:
         """Start all clocks: from now on the model has the call."""
         now = self._clock()
-        self.queueing.waited, self.queueing.since = now - self._queued_at(now), None
+        self.timing.waited, self.timing.since = now - self._queued_at(now), None
         self.attempt_by = now + self.config.timeout_ms / 1000
         self.phase = "first_content" if self.streamed else "attempt"
         first = now + self.config.first_content_ms / 1000 if self.streamed else math.inf
         self.scope.deadline = min(first, self.attempt_by)
 
     def _queued_at(self, now: float) -> float:
-        return now if self.queueing.since is None else self.queueing.since
+        return now if self.timing.since is None else self.timing.since
 
     def consumer(self) -> None:
         """The consumer has content now: the clocks stand still, and only its own limit holds."""
@@ -139,7 +139,7 @@ _PREAMBLE: Final = 4096
 
 @final
 @define
-class Reception:
+class ResponseReader:
     """An answer being taken in: events into the draft, and what they tell on to the sink."""
 
     call: Call
@@ -150,9 +150,9 @@ class Reception:
     opened: bool = False
 
     @classmethod
-    def of(cls, call: Call, target: Target, *, streamed: bool) -> "Reception":
+    def of(cls, call: Call, target: Target, *, streamed: bool) -> "ResponseReader":
         """Begin to listen; the clocks start when the call has left the queue."""
-        timers = Timers(target.config, call.queueing, streamed)
+        timers = Timers(target.config, call.timing, streamed)
         return cls(call, target, provider_of(target, call.request), Draft(target=target), timers)
 
     async def take(self, events: Iterable[ServerEvent]) -> LLMError | None:
@@ -182,7 +182,7 @@ class Reception:
             await sink(event)
 
     def _open(self) -> StreamEvent | None:
-        self.opened, self.call.queueing.content_at = True, anyio.current_time()
+        self.opened, self.call.timing.content_at = True, anyio.current_time()
         return opening_of(self.call)
 
     def hear(self, headers: Mapping[str, str], received: datetime | None) -> None:
@@ -206,7 +206,7 @@ def opening_of(call: Call) -> StreamEvent | None:
     """What comes before the first content: a start, a restart after another model's content, or nothing."""
     if call.continues:
         return None
-    return Restarted(call.model) if call.trail.contents else Started(call.model)
+    return Restarted(call.model) if call.history.contents else Started(call.model)
 
 
 def warned(answer: LLMResponse, wire: WireRequest) -> LLMResponse:
@@ -216,7 +216,7 @@ def warned(answer: LLMResponse, wire: WireRequest) -> LLMResponse:
 
 async def ask_server(transport: Transport, target: Target, call: Call) -> Answer:
     """Send a call to a server: read its answer whole, or event by event where there is a sink."""
-    reception = Reception.of(call, target, streamed=call.sink is not None)
+    reception = ResponseReader.of(call, target, streamed=call.sink is not None)
     encoded = reception.provider.encode(target, call.request, call.sink is not None)
     if not is_successful(encoded):
         return Failure(encoded.failure())
@@ -224,14 +224,14 @@ async def ask_server(transport: Transport, target: Target, call: Call) -> Answer
     return await _timed(reception, exchange(transport, reception, encoded.unwrap()), encoded.unwrap())
 
 
-async def _timed(reception: Reception, exchange: Awaitable[Answer], wire: WireRequest) -> Answer:
+async def _timed(reception: ResponseReader, exchange: Awaitable[Answer], wire: WireRequest) -> Answer:
     with reception.timers.scope:
         return await exchange
     overdue = reception.timers.overdue()
     return Failure(reception.named(overdue)) if overdue.phase == "sink" else await _cut(reception, overdue, wire)
 
 
-async def _whole(transport: Transport, reception: Reception, wire: WireRequest) -> Answer:
+async def _whole(transport: Transport, reception: ResponseReader, wire: WireRequest) -> Answer:
     target = reception.target
     try:
         response = await transport.exchange(wire, timeouts_of(target), reception.timers.start)
@@ -251,13 +251,13 @@ def signed(target: Target, error: LLMError) -> LLMError:
     return evolve(error, model=target.name, provider=target.preset.name)
 
 
-def _read(reception: Reception, response: WireResponse) -> Answer:
+def _read(reception: ResponseReader, response: WireResponse) -> Answer:
     if 200 <= response.status < 300:
         return reception.provider.decode(reception.target, response)
     return Failure(reception.provider.classify(reception.target, response))
 
 
-async def _streamed(transport: Transport, reception: Reception, wire: WireRequest) -> Answer:
+async def _streamed(transport: Transport, reception: ResponseReader, wire: WireRequest) -> Answer:
     try:
         async with transport.stream(wire, timeouts_of(reception.target), reception.timers.start) as answer:
             return await _received(reception, answer, wire)
@@ -265,7 +265,7 @@ async def _streamed(transport: Transport, reception: Reception, wire: WireReques
         return await _cut(reception, fault.error, wire)
 
 
-async def _received(reception: Reception, answer: Streamed, wire: WireRequest) -> Answer:
+async def _received(reception: ResponseReader, answer: Streamed, wire: WireRequest) -> Answer:
     reception.draft.request_id = request_id(answer.headers)
     reception.hear(answer.headers, answer.received)
     first = await _first(answer)
@@ -286,7 +286,7 @@ async def _first(answer: Streamed) -> bytes:
     return read
 
 
-async def _unstreamed(reception: Reception, answer: Streamed, first: bytes, wire: WireRequest) -> Answer:
+async def _unstreamed(reception: ResponseReader, answer: Streamed, first: bytes, wire: WireRequest) -> Answer:
     """An error, or a server that answers whole though it was asked for a stream."""
     body = first + await answer.read()
     whole = WireResponse(status=answer.status, headers=answer.headers, body=body, received=answer.received)
@@ -296,7 +296,7 @@ async def _unstreamed(reception: Reception, answer: Streamed, first: bytes, wire
     return read.map(lambda told: warned(told, wire))
 
 
-async def _events(reception: Reception, answer: Streamed, first: bytes) -> LLMError | None:
+async def _events(reception: ResponseReader, answer: Streamed, first: bytes) -> LLMError | None:
     """Take the stream in to its end; gives what broke it off, if anything did."""
     parser = EventParser()
     broken = await reception.take(parser.feed(first)) or parser.fault
@@ -311,7 +311,7 @@ async def _events(reception: Reception, answer: Streamed, first: bytes) -> LLMEr
     return broken
 
 
-async def _chunk(reception: Reception, answer: Streamed) -> bytes | None:
+async def _chunk(reception: ResponseReader, answer: Streamed) -> bytes | None:
     if reception.draft.finish_reason is None:
         return await anext(answer.chunks(), None)
     with anyio.move_on_after(spare(reception.call.deadline)):
@@ -319,7 +319,7 @@ async def _chunk(reception: Reception, answer: Streamed) -> bytes | None:
     return None
 
 
-async def _cut(reception: Reception, error: LLMError, wire: WireRequest) -> Answer:
+async def _cut(reception: ResponseReader, error: LLMError, wire: WireRequest) -> Answer:
     """A break after the protocol's own end took nothing away."""
     if reception.draft.finish_reason is not None and not isinstance(error, ContentRefused):
         ended = await reception.finish(wire)
@@ -330,14 +330,14 @@ async def _cut(reception: Reception, error: LLMError, wire: WireRequest) -> Answ
 
 async def ask_engine(engine: Engine, target: Target, call: Call) -> Answer:
     """Run a call in this process, token by token."""
-    reception = Reception.of(call, target, streamed=True)
+    reception = ResponseReader.of(call, target, streamed=True)
     encoded = reception.provider.encode(target, call.request, True)
     if not is_successful(encoded):
         return Failure(encoded.failure())
     return await _timed(reception, _run(engine, reception, encoded.unwrap()), encoded.unwrap())
 
 
-async def _run(engine: Engine, reception: Reception, wire: WireRequest) -> Answer:
+async def _run(engine: Engine, reception: ResponseReader, wire: WireRequest) -> Answer:
     async def deliver(chunk: str) -> LLMError | None:
         return await reception.take((ServerEvent("message", chunk),))
 
@@ -361,7 +361,7 @@ async def embed_at_server(
     if target.preset.wire == "anthropic":
         message = f"models.{target.name}.capabilities.embeddings: {target.preset.name} gives none; configure another"
         return Failure(ConfigurationError(model=target.name, message=message))
-    timers = Timers(target.config, call.queueing, streamed=False)
+    timers = Timers(target.config, call.timing, streamed=False)
     wire = encode(target, texts, dimensions)
     answer = await _timed_embedding(target, timers, _asked(transport, target, call, timers, wire))
     if not is_successful(answer):
@@ -392,7 +392,7 @@ async def embed_in_engine(
     engine: Engine, target: Target, call: Call, texts: tuple[str, ...], dimensions: int | None
 ) -> _Embedded:
     """Ask the model in this process; it reads a batch to its end, also where nobody waits for it any more."""
-    timers = Timers(target.config, call.queueing, streamed=False)
+    timers = Timers(target.config, call.timing, streamed=False)
     return await _timed_embedding(target, timers, _run_embedding(engine, target, timers, texts, dimensions))
 
 

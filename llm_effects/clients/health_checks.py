@@ -105,12 +105,12 @@ def check_health() -> Effect[tuple[ModelHealth, ...]]:
     """Probe every configured model at once, in the order of the configuration. A model that is down is an answer.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
-    >>> [health.ready for health in anyio.run(settle, check_health(), scripted_env()).unwrap()]
+    >>> from llm_effects import run, scripted_env
+    >>> [health.ready for health in anyio.run(run, check_health(), scripted_env()).unwrap()]
     [True]
     """
 
-    async def run(env: LLMEnv) -> Result[tuple[ModelHealth, ...], LLMError]:
+    async def perform(env: LLMEnv) -> Result[tuple[ModelHealth, ...], LLMError]:
         found: dict[str, ModelHealth] = {}
 
         async def look(name: str, model: ModelConfig) -> None:
@@ -121,7 +121,7 @@ def check_health() -> Effect[tuple[ModelHealth, ...]]:
                 group.start_soon(look, name, model)
         return Success(tuple(found[name] for name in env.config.models))
 
-    return effect(run)
+    return effect(perform)
 
 
 def check_local_model_health(endpoint: str) -> Effect[ModelHealth]:
@@ -130,16 +130,16 @@ def check_local_model_health(endpoint: str) -> Effect[ModelHealth]:
     It is taken for an LM Studio, then for any server that lists its models, which does not say what is ready.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
-    >>> anyio.run(settle, check_local_model_health("http://localhost:1234/v1"), scripted_env()).unwrap().reachable
+    >>> from llm_effects import run, scripted_env
+    >>> anyio.run(run, check_local_model_health("http://localhost:1234/v1"), scripted_env()).unwrap().reachable
     True
     """
 
-    async def run(env: LLMEnv) -> Result[ModelHealth, LLMError]:
+    async def perform(env: LLMEnv) -> Result[ModelHealth, LLMError]:
         probed = await result_of(env.clients.probe("local", ModelConfig(provider="lm-studio", endpoint=endpoint)))
         return probed.alt(_of_the_endpoint)
 
-    return effect(run)
+    return effect(perform)
 
 
 def _of_the_endpoint(error: LLMError) -> LLMError:

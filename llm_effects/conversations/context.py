@@ -9,7 +9,7 @@ from attrs import evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.conversations.turn_lifecycle import STORING_S, Begun, load
+from llm_effects.conversations.turn_lifecycle import STORING_S, StartedTurn, load
 from llm_effects.conversations.window import (
     Exchange,
     Fitted,
@@ -21,10 +21,10 @@ from llm_effects.conversations.window import (
     pinned_before,
     prefix_digest,
 )
-from llm_effects.effects.effect import Effect, Generate, effect, result_of, settle
+from llm_effects.effects.effect import Effect, Generate, effect, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.pipeline import run_call
-from llm_effects.policies.routing import facts_of
+from llm_effects.policies.routing import routing_context
 from llm_effects.routing.router import Ranked, order
 from llm_effects.values.conversations import History, Provenance, StoredMessage, Summary, TurnState
 from llm_effects.values.errors import ContextTooLarge, LLMError, MalformedResponse, describe
@@ -45,7 +45,7 @@ SPARE: Final = 1.25
 
 @final
 @frozen(kw_only=True)
-class Room:
+class TokenBudget:
     """What the messages of a prompt may take: ``budget`` tokens of ``model``, which counts ``ratio`` for one estimated.
 
     ``fixed`` is what the system text, the tools and the schema take besides, ``limit`` the whole window.
@@ -71,7 +71,7 @@ def _counted(stored: StoredMessage, model: str) -> int | None:
     return source.usage.output_tokens - source.usage.reasoning_tokens
 
 
-def room_for(asked: LLMRequest, first: Ranked, most: float, env: LLMEnv) -> Room:
+def token_budget(asked: LLMRequest, first: Ranked, most: float, env: LLMEnv) -> TokenBudget:
     """Tell the room for a question and its history in the window of the model that is asked first.
 
     It is at most ``most`` tokens for the whole prompt; a window that is not known bounds nothing.
@@ -81,10 +81,10 @@ def room_for(asked: LLMRequest, first: Ranked, most: float, env: LLMEnv) -> Room
     fixed = round((env.tokens.estimate(asked) - question) * ratio)
     default = env.config.models[first.model].max_tokens or min(ANSWER_ROOM, (window or 0) // 4)
     budget = most if window is None else min(most, window - (asked.preferences.max_tokens or default))
-    return Room(model=first.model, ratio=ratio, budget=budget - fixed, fixed=fixed, limit=window)
+    return TokenBudget(model=first.model, ratio=ratio, budget=budget - fixed, fixed=fixed, limit=window)
 
 
-async def read_enough(begun: Begun, room: Room, env: LLMEnv) -> Result[History, LLMError]:
+async def read_enough(begun: StartedTurn, room: TokenBudget, env: LLMEnv) -> Result[History, LLMError]:
     """Read on until the room is full, so that a turn costs the same after a million messages."""
     history = begun.history
     while not history.complete and (size := _size(history, room)) <= room.budget:
@@ -95,17 +95,17 @@ async def read_enough(begun: Begun, room: Room, env: LLMEnv) -> Result[History, 
     return Success(history)
 
 
-def _more(read: int, size: int, room: Room) -> int:
+def _more(read: int, size: int, room: TokenBudget) -> int:
     """How many turns fill the room if older ones are like these, with some to spare; at most four times as many."""
     return min(4 * read, math.ceil(SPARE * read * room.budget / size) + 1) if size and room.limit else 4 * read
 
 
-def read_newest(begun: Begun, newest: int | None, env: LLMEnv) -> Awaitable[Result[History, LLMError]]:
+def read_newest(begun: StartedTurn, newest: int | None, env: LLMEnv) -> Awaitable[Result[History, LLMError]]:
     """Read so many turns of the conversation of a turn, or all."""
     return load(env, begun.asking.conversation_id, begun.asking.request.owner, newest)
 
 
-def _size(history: History, room: Room) -> int:
+def _size(history: History, room: TokenBudget) -> int:
     return sum(room.measure(each) for turn in history.turns if turn.settled for each in turn.messages)
 
 
@@ -124,15 +124,15 @@ TAG: Final = "summary"
 
 
 def summarise(
-    begun: Begun, known: Summary | None, old: Sequence[Exchange], room: int, onion: Generate
+    begun: StartedTurn, known: Summary | None, old: Sequence[Exchange], room: int, pipeline: Generate
 ) -> Effect[Summary]:
     """Sum up old exchanges, going on from the summary that is there, in pieces of at most ``room`` tokens."""
     length = max(64, min(1024, room // 4))
 
-    async def run(env: LLMEnv) -> Result[Summary, LLMError]:
+    async def perform(env: LLMEnv) -> Result[Summary, LLMError]:
         text, answer = known.text if known is not None else "", None
         for piece in pieces(old, max(256, room - 2 * length) * CHARACTERS_PER_TOKEN):
-            result = await settle(run_call(onion, _request(begun, text, piece, length, env)), env)
+            result = await run(run_call(pipeline, _request(begun, text, piece, length, env)), env)
             if not is_successful(result):
                 return Failure(result.failure())
             answer = result.unwrap()
@@ -141,10 +141,10 @@ def summarise(
             return Failure(MalformedResponse(message="the summary is empty"))
         return Success(Summary(upto=old[-1].upto, text=text, provenance=provenance_of(answer)))
 
-    return effect(run)
+    return effect(perform)
 
 
-def _request(begun: Begun, known: str, piece: str, length: int, env: LLMEnv) -> LLMRequest:
+def _request(begun: StartedTurn, known: str, piece: str, length: int, env: LLMEnv) -> LLMRequest:
     before = f"Summary so far:\n{known}\n\n" if known else ""
     return LLMRequest(
         system=TASK,
@@ -200,7 +200,7 @@ def _said(part: Part) -> str:
             return ""
 
 
-async def keep_summary(begun: Begun, summary: Summary, env: LLMEnv) -> tuple[str, ...]:
+async def keep_summary(begun: StartedTurn, summary: Summary, env: LLMEnv) -> tuple[str, ...]:
     """Store a summary for the turns to come; gives what went wrong, which is no reason to fail."""
     with anyio.move_on_after(STORING_S, shield=True):
         asking = begun.asking
@@ -229,24 +229,24 @@ class Context:
         return prefix_digest(self.fitted.messages, opening_digest(self.request), whole=self.whole)
 
 
-async def context_of(begun: Begun, env: LLMEnv, most: float = math.inf) -> Result[Context, LLMError]:
+async def context_of(begun: StartedTurn, env: LLMEnv, most: float = math.inf) -> Result[Context, LLMError]:
     """Make the prompt of a turn, of at most ``most`` tokens; what does not fit is handled as ``storage.window`` says.
 
     The window is that of the model that routing would ask this question first: one that comes after it and has a
     smaller window is left out by routing itself.
     """
     asked = _question(begun)
-    found = order(asked, env.config, facts_of(asked, env, begun.history.conversation.last_model))
+    found = order(asked, env.config, routing_context(asked, env, begun.history.conversation.last_model))
     if not is_successful(found):
         return Failure(found.failure())
-    room = room_for(asked, found.unwrap()[0], most, env)
+    room = token_budget(asked, found.unwrap()[0], most, env)
     history = await read_enough(begun, room, env)
     if not is_successful(history):
         return Failure(history.failure())
     return await _windowed(begun, asked, history.unwrap(), room, env)
 
 
-def _question(begun: Begun) -> LLMRequest:
+def _question(begun: StartedTurn) -> LLMRequest:
     """The request of this turn alone; a system text of its own goes before the conversation's."""
     request, system = begun.asking.request, begun.history.conversation.system
     messages = tuple(each.message for each in begun.turn.messages)
@@ -254,7 +254,7 @@ def _question(begun: Begun) -> LLMRequest:
 
 
 async def _windowed(
-    begun: Begun, asked: LLMRequest, history: History, room: Room, env: LLMEnv
+    begun: StartedTurn, asked: LLMRequest, history: History, room: TokenBudget, env: LLMEnv
 ) -> Result[Context, LLMError]:
     policy, exchanges = env.config.storage.window, _exchanges(begun, history)
     fitted, warnings = fit(exchanges, room.measure, room.budget, _pinned(begun, history)), tuple[str, ...]()
@@ -270,21 +270,21 @@ async def _windowed(
     return Success(Context(request=request, fitted=fitted, whole=whole, tokens=tokens, warnings=warnings))
 
 
-def _too_much(room: Room) -> str:
+def _too_much(room: TokenBudget) -> str:
     return f"{room.model} has room for about {room.budget:.0f} tokens of it"
 
 
-def _exchanges(begun: Begun, history: History) -> tuple[Exchange, ...]:
+def _exchanges(begun: StartedTurn, history: History) -> tuple[Exchange, ...]:
     """All that has come to an end, and the question of this turn, which stands last wherever it was first asked."""
     own = evolve(begun.turn, state=TurnState.FINISHED)
     return exchanges_of((*(turn for turn in history.turns if turn.id != own.id), own))
 
 
-def _pinned(begun: Begun, history: History) -> tuple[StoredMessage, ...]:
+def _pinned(begun: StartedTurn, history: History) -> tuple[StoredMessage, ...]:
     return pinned_before(turn for turn in history.pinned if turn.id != begun.turn.id)
 
 
-def _too_large(fitted: Fitted, exchanges: tuple[Exchange, ...], room: Room) -> LLMError:
+def _too_large(fitted: Fitted, exchanges: tuple[Exchange, ...], room: TokenBudget) -> LLMError:
     whole = sum(room.measure(each) for one in exchanges for each in one.messages)
     remedy = "shorten the message, unpin older ones, or let storage.window drop or summarise them"
     return ContextTooLarge(
@@ -295,7 +295,9 @@ def _too_large(fitted: Fitted, exchanges: tuple[Exchange, ...], room: Room) -> L
     )
 
 
-async def _summarised(begun: Begun, history: History, room: Room, env: LLMEnv) -> tuple[Fitted, tuple[str, ...]]:
+async def _summarised(
+    begun: StartedTurn, history: History, room: TokenBudget, env: LLMEnv
+) -> tuple[Fitted, tuple[str, ...]]:
     """Put a summary in the place of the oldest exchanges: the stored one while the rest fits, else one that goes on.
 
     A new one leaves half of the room free, so that the next turns need none. Where none can be made the oldest
@@ -308,14 +310,14 @@ async def _summarised(begun: Begun, history: History, room: Room, env: LLMEnv) -
     if known is not None and not fitted.dropped:
         return fitted, ()
     old = _old(_with(known, begun, history, room, 0.5), known, begun, history)
-    made = await settle(summarise(begun, known, old, int(room.budget), begun.asking.onion), env)
+    made = await run(summarise(begun, known, old, int(room.budget), begun.asking.pipeline), env)
     if not is_successful(made):
         return fitted, (f"conversation: its oldest turns were left out, not summarised: {describe(made.failure())}",)
     warnings = await keep_summary(begun, made.unwrap(), env)
     return _with(made.unwrap(), begun, history, room, 1.0), warnings
 
 
-def _with(summary: Summary | None, begun: Begun, history: History, room: Room, share: float) -> Fitted:
+def _with(summary: Summary | None, begun: StartedTurn, history: History, room: TokenBudget, share: float) -> Fitted:
     exchanges = _exchanges(begun, history)
     told = exchanges if summary is None else after(summary, exchanges, history)
     return fit(told, room.measure, room.budget * share, _pinned(begun, history))
@@ -329,7 +331,7 @@ def _since(known: Summary | None, history: History) -> int | None:
 _JUST_BEGUN: Final = 16
 
 
-def _old(fitted: Fitted, known: Summary | None, begun: Begun, history: History) -> tuple[Exchange, ...]:
+def _old(fitted: Fitted, known: Summary | None, begun: StartedTurn, history: History) -> tuple[Exchange, ...]:
     """The exchanges to be summed up: none that is summed up already, none after a turn that may still end."""
     first = known.upto if known is not None else 0
     under_way = (

@@ -13,12 +13,12 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.conversations.context import Context, context_of, provenance_of
-from llm_effects.conversations.turn_lifecycle import Asking, Begun, begin, finish
+from llm_effects.conversations.turn_lifecycle import StartedTurn, TurnRequest, begin, finish
 from llm_effects.effects.call import Call, Sink
-from llm_effects.effects.effect import Effect, Generate, effect, settle
+from llm_effects.effects.effect import Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import apart
-from llm_effects.pipeline import LAST_WORD_S, ending, generate_call, run_call
+from llm_effects.pipeline import LAST_WORD_S, ending, run_call, standard_pipeline
 from llm_effects.providers.draft import events_of
 from llm_effects.values.conversations import Provenance, StoredMessage, Turn, TurnState
 from llm_effects.values.errors import ContextTooLarge, InvalidRequest, LLMError, RequestTimeout, checked
@@ -46,7 +46,7 @@ class Answer:
 
 @final
 @define
-class Heard:
+class RecordingSink:
     """A sink that remembers what its consumer was given: who answered, and the text.
 
     It is noted before it is delivered: a consumer that fails half-way may have shown it.
@@ -72,7 +72,9 @@ class Heard:
         return "".join(self.pieces)
 
 
-def what_came(asking: Asking, answer: Result[Answer, LLMError] | None, heard: Heard, env: LLMEnv) -> Ending:
+def turn_result(
+    asking: TurnRequest, answer: Result[Answer, LLMError] | None, heard: RecordingSink, env: LLMEnv
+) -> Ending:
     """Tell how a turn ends: with its answer, with what was seen of one, or with nothing.
 
     No ``answer`` means that the turn was cancelled, or that the consumer raised.
@@ -86,14 +88,14 @@ def what_came(asking: Asking, answer: Result[Answer, LLMError] | None, heard: He
     return (TurnState.INTERRUPTED if error is None else TurnState.FAILED), (), tag
 
 
-def _whole(asking: Asking, answer: Answer, env: LLMEnv) -> StoredMessage:
+def _whole(asking: TurnRequest, answer: Answer, env: LLMEnv) -> StoredMessage:
     response = answer.response
     parts = response.parts or (Text(response.content),)
     sealed = any(isinstance(part, Reasoning) and part.opaque for part in parts)
     return _stored(asking, parts, provenance_of(response, answer.context.prefix if sealed else None), env)
 
 
-def _partial(asking: Asking, error: LLMError | None, heard: Heard, env: LLMEnv) -> StoredMessage:
+def _partial(asking: TurnRequest, error: LLMError | None, heard: RecordingSink, env: LLMEnv) -> StoredMessage:
     known = env.config.models.get(heard.model)
     source = Provenance(
         model=heard.model,
@@ -104,7 +106,7 @@ def _partial(asking: Asking, error: LLMError | None, heard: Heard, env: LLMEnv) 
     return _stored(asking, (Text(heard.text),), source, env)
 
 
-def _stored(asking: Asking, parts: tuple[Part, ...], source: Provenance, env: LLMEnv) -> StoredMessage:
+def _stored(asking: TurnRequest, parts: tuple[Part, ...], source: Provenance, env: LLMEnv) -> StoredMessage:
     message = Message("assistant", parts)
     return StoredMessage(
         id=env.new_id(),
@@ -162,7 +164,7 @@ def converse(
     turn_id: str | None = None,
     sink: Sink | None = None,
     pinned: bool = False,
-    onion: Generate = generate_call,
+    pipeline: Generate = standard_pipeline,
 ) -> Effect[LLMResponse]:
     """Take one turn of a stored conversation.
 
@@ -174,18 +176,20 @@ def converse(
     ``warnings``.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle, start_conversation, then
+    >>> from llm_effects import run, scripted_env, start_conversation, then
     >>> env = scripted_env(lambda request: f"I know {len(request.messages)} messages.")
     >>> first = then(start_conversation("c"), lambda _: converse("c", "I am Ada."))
-    >>> anyio.run(settle, then(first, lambda _: converse("c", "Who am I?")), env).unwrap().content
+    >>> anyio.run(run, then(first, lambda _: converse("c", "Who am I?")), env).unwrap().content
     'I know 3 messages.'
-    >>> anyio.run(settle, converse("d", "Who?"), env).failure().message
+    >>> anyio.run(run, converse("d", "Who?"), env).failure().message
     "conversation_id: there is no conversation 'd': begin it with start_conversation"
     """
 
-    async def run(env: LLMEnv) -> _Answer:
+    async def perform(env: LLMEnv) -> _Answer:
         request = _request(message, owner)
-        asking = request.map(partial(Asking, conversation_id, turn_id or env.new_id(), onion=onion, pinned=pinned))
+        asking = request.map(
+            partial(TurnRequest, conversation_id, turn_id or env.new_id(), pipeline=pipeline, pinned=pinned)
+        )
         if is_successful(asking):
             result = await apart(partial(_turn, asking.unwrap(), env, sink))
         else:
@@ -195,7 +199,7 @@ def converse(
                 await sink(ending(result))
         return result
 
-    return effect(run)
+    return effect(perform)
 
 
 def _request(message: str | Message | LLMRequest, owner: str | None) -> Result[LLMRequest, LLMError]:
@@ -210,10 +214,10 @@ def _request(message: str | Message | LLMRequest, owner: str | None) -> Result[L
     return checked(LLMRequest, prompt=message, owner=owner)
 
 
-async def _turn(asking: Asking, env: LLMEnv, sink: Sink | None) -> _Answer:
+async def _turn(asking: TurnRequest, env: LLMEnv, sink: Sink | None) -> _Answer:
     limit_ms = asking.request.preferences.timeout_ms or env.config.routing.timeout_ms
     deadline = anyio.current_time() + limit_ms / 1000
-    heard = Heard(sink)
+    heard = RecordingSink(sink)
     with anyio.CancelScope(deadline=deadline) as scope:
         begun = await begin(asking, env)
         if not is_successful(begun):
@@ -224,13 +228,13 @@ async def _turn(asking: Asking, env: LLMEnv, sink: Sink | None) -> _Answer:
     return Failure(RequestTimeout(timeout_ms=limit_ms, phase="total", partial=heard.text))
 
 
-async def _answered(begun: Begun, heard: Heard, scope: anyio.CancelScope, env: LLMEnv) -> _Answer:
+async def _answered(begun: StartedTurn, heard: RecordingSink, scope: anyio.CancelScope, env: LLMEnv) -> _Answer:
     """Answer a turn and end it in any case: also when cancelled, also when the consumer's sink raises."""
     came: Result[Answer, LLMError] | None = None
     try:
         answer = came = await _asked(begun, heard, scope, env)
     finally:
-        problem = await finish(begun, *what_came(begun.asking, came, heard, env), env)
+        problem = await finish(begun, *turn_result(begun.asking, came, heard, env), env)
     if problem is None:
         return answer.map(_response)
     note = f"{NOT_SAVED}: {problem}"
@@ -241,7 +245,9 @@ def _response(answer: Answer) -> LLMResponse:
     return answer.response
 
 
-async def _asked(begun: Begun, heard: Heard, scope: anyio.CancelScope, env: LLMEnv) -> Result[Answer, LLMError]:
+async def _asked(
+    begun: StartedTurn, heard: RecordingSink, scope: anyio.CancelScope, env: LLMEnv
+) -> Result[Answer, LLMError]:
     """Ask with as much of the conversation as there is room for; less of it where a server knows better."""
     deadline, most, left = scope.deadline, math.inf, SQUEEZES
     while True:
@@ -257,7 +263,7 @@ async def _asked(begun: Begun, heard: Heard, scope: anyio.CancelScope, env: LLME
 
 
 async def _called(
-    begun: Begun, context: Context, heard: Heard, deadline: float, env: LLMEnv
+    begun: StartedTurn, context: Context, heard: RecordingSink, deadline: float, env: LLMEnv
 ) -> Result[Answer, LLMError]:
     conversation = begun.history.conversation
 
@@ -271,7 +277,7 @@ async def _called(
         )
 
     sink = None if heard.sink is None else heard
-    result = await settle(run_call(begun.asking.onion, context.request, sink, known), env)
+    result = await run(run_call(begun.asking.pipeline, context.request, sink, known), env)
     return result.map(lambda told: Answer(evolve(told, warnings=told.warnings + context.warnings), context))
 
 

@@ -15,7 +15,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.conversations.turn_lifecycle import STORING_S, load, until_written
-from llm_effects.effects.effect import Effect, effect, result_of, settle
+from llm_effects.effects.effect import Effect, effect, result_of, run
 from llm_effects.effects.env import LLMEnv, NewId
 from llm_effects.values.conversations import Conversation, History, StoredMessage, Summary, Turn, TurnState
 from llm_effects.values.errors import InvalidRequest, LLMError, checked
@@ -103,15 +103,15 @@ def start_conversation(
     ``system`` goes before every prompt of it; ``metadata`` never reaches a model.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
+    >>> from llm_effects import run, scripted_env
     >>> env = scripted_env()
-    >>> anyio.run(settle, start_conversation("support-17", system="Be brief."), env).unwrap().system
+    >>> anyio.run(run, start_conversation("support-17", system="Be brief."), env).unwrap().system
     'Be brief.'
-    >>> anyio.run(settle, start_conversation("support-17"), env).failure().tag
+    >>> anyio.run(run, start_conversation("support-17"), env).failure().tag
     'ConversationConflict'
     """
 
-    async def run(env: LLMEnv) -> Result[Conversation, LLMError]:
+    async def perform(env: LLMEnv) -> Result[Conversation, LLMError]:
         made = checked(
             Conversation,
             id=env.new_id() if conversation_id is None else conversation_id,
@@ -123,16 +123,16 @@ def start_conversation(
         )
         return await result_of(env.conversations.start(made.unwrap())) if is_successful(made) else made
 
-    return effect(run)
+    return effect(perform)
 
 
 def load_conversation(conversation_id: str, *, owner: str | None = None, newest: int | None = None) -> Effect[History]:
     """Read a conversation: its ``newest`` turns, or all, the oldest first."""
 
-    async def run(env: LLMEnv) -> Result[History, LLMError]:
+    async def perform(env: LLMEnv) -> Result[History, LLMError]:
         return await load(env, conversation_id, owner, newest)
 
-    return effect(run)
+    return effect(perform)
 
 
 def list_conversations(
@@ -140,19 +140,19 @@ def list_conversations(
 ) -> Effect[tuple[Conversation, ...]]:
     """Give an owner's conversations by their ids: at most ``limit``, those that come ``after`` an id."""
 
-    async def run(env: LLMEnv) -> Result[tuple[Conversation, ...], LLMError]:
+    async def perform(env: LLMEnv) -> Result[tuple[Conversation, ...], LLMError]:
         return await result_of(env.conversations.page(owner, limit, after))
 
-    return effect(run)
+    return effect(perform)
 
 
 def delete_conversation(conversation_id: str, *, owner: str | None = None) -> Effect[bool]:
     """Drop a conversation with all that it holds; says whether there was one."""
 
-    async def run(env: LLMEnv) -> Result[bool, LLMError]:
+    async def perform(env: LLMEnv) -> Result[bool, LLMError]:
         return await result_of(env.conversations.delete(conversation_id, owner))
 
-    return effect(run)
+    return effect(perform)
 
 
 def append_messages(
@@ -166,20 +166,20 @@ def append_messages(
     """Add messages that are already there as one turn, all or none; the same ``turn_id`` again adds nothing.
 
     >>> import anyio
-    >>> from llm_effects import Message, scripted_env, settle, then
+    >>> from llm_effects import Message, run, scripted_env, then
     >>> said = (Message("user", "I am Ada."), Message("assistant", "Hello Ada."))
     >>> both = then(start_conversation("c"), lambda _: append_messages("c", said))
-    >>> anyio.run(settle, both, scripted_env()).unwrap().turns
+    >>> anyio.run(run, both, scripted_env()).unwrap().turns
     1
     """
 
-    async def run(env: LLMEnv) -> Result[Conversation, LLMError]:
+    async def perform(env: LLMEnv) -> Result[Conversation, LLMError]:
         turn = checked(_turn, messages, turn_id or env.new_id(), pinned, env)
         if not is_successful(turn):
             return Failure(turn.failure())
         return await until_written(lambda: _appended(conversation_id, owner, turn.unwrap(), env), env)
 
-    return effect(run)
+    return effect(perform)
 
 
 def _turn(messages: Iterable[Message], turn_id: str, pinned: bool, env: LLMEnv) -> Turn:
@@ -210,15 +210,15 @@ def fork_conversation(
     The other one stays as it is. Turns and messages keep their ids; one that is under way is not taken along.
 
     >>> import anyio
-    >>> from llm_effects import Message, scripted_env, settle, then
+    >>> from llm_effects import Message, run, scripted_env, then
     >>> said = (Message("user", "I am Ada."), Message("assistant", "Hello Ada."))
     >>> first = then(start_conversation("c"), lambda _: append_messages("c", said))
     >>> forked = then(first, lambda _: fork_conversation("c", new_id="d"))
-    >>> anyio.run(settle, forked, scripted_env()).unwrap().turns
+    >>> anyio.run(run, forked, scripted_env()).unwrap().turns
     1
     """
 
-    async def run(env: LLMEnv) -> Result[Conversation, LLMError]:
+    async def perform(env: LLMEnv) -> Result[Conversation, LLMError]:
         found = await load(env, conversation_id, owner, None)
         if not is_successful(found):
             return Failure(found.failure())
@@ -227,7 +227,7 @@ def fork_conversation(
             return Failure(cut.failure())
         return await keep_copy(renamed(cut.unwrap(), new_id or env.new_id(), env.now()), env)
 
-    return effect(run)
+    return effect(perform)
 
 
 # Conversations as JSON: out of one store and into another, or the same, with nothing lost.
@@ -256,17 +256,17 @@ def export_conversation(conversation_id: str, *, owner: str | None = None) -> Ef
     """Write a whole conversation as JSON: every turn with its answers' origin, and sealed thinking byte for byte.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle, start_conversation, then
+    >>> from llm_effects import run, scripted_env, start_conversation, then
     >>> exported = then(start_conversation("c"), lambda _: export_conversation("c"))
-    >>> anyio.run(settle, exported, scripted_env()).unwrap()[:53]
+    >>> anyio.run(run, exported, scripted_env()).unwrap()[:53]
     '{"format":"llm_effects.conversation","version":1,"con'
     """
 
-    async def run(env: LLMEnv) -> Result[str, LLMError]:
-        history = await settle(load_conversation(conversation_id, owner=owner), env)
+    async def perform(env: LLMEnv) -> Result[str, LLMError]:
+        history = await run(load_conversation(conversation_id, owner=owner), env)
         return history.map(_written)
 
-    return effect(run)
+    return effect(perform)
 
 
 def _written(history: History) -> str:
@@ -282,12 +282,12 @@ def import_conversation(
     ``InvalidRequest`` that names each place; nothing of it is stored. A turn that was under way has failed.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
-    >>> anyio.run(settle, import_conversation("{}"), scripted_env()).failure().message
+    >>> from llm_effects import run, scripted_env
+    >>> anyio.run(run, import_conversation("{}"), scripted_env()).failure().message
     "document: must say 'format': 'llm_effects.conversation', as export_conversation writes it"
     """
 
-    async def run(env: LLMEnv) -> Result[Conversation, LLMError]:
+    async def perform(env: LLMEnv) -> Result[Conversation, LLMError]:
         read = _read(document)
         if not is_successful(read):
             return Failure(InvalidRequest(message="\n".join(read.failure())))
@@ -301,7 +301,7 @@ def import_conversation(
         history = History(conversation=conversation.unwrap(), turns=archive.turns, summary=archive.summary)
         return await keep_copy(history, env)
 
-    return effect(run)
+    return effect(perform)
 
 
 def _read(document: str | bytes) -> Result[Archive, tuple[str, ...]]:

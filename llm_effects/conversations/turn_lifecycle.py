@@ -43,22 +43,22 @@ _Made = TypeVar("_Made")
 
 @final
 @frozen
-class Asking:
-    """What a turn is asked with: ``request`` has the question as its messages, and the owner; ``onion`` answers it."""
+class TurnRequest:
+    """What a turn is asked with: ``request`` has the question as its messages, and the owner; ``pipeline`` answers it."""
 
     conversation_id: str
     turn_id: str
     request: LLMRequest
-    onion: Generate
+    pipeline: Generate
     pinned: bool = False
 
 
 @final
 @frozen(kw_only=True)
-class Begun:
+class StartedTurn:
     """A turn in its conversation, as that was just before; ``mine`` says that it is to be answered here."""
 
-    asking: Asking
+    asking: TurnRequest
     history: History
     turn: Turn
     mine: bool
@@ -74,7 +74,7 @@ async def load(env: LLMEnv, conversation_id: str, owner: str | None, newest: int
     return Failure(InvalidRequest(message=remedy)) if history is None else Success(history)
 
 
-async def begin(asking: Asking, env: LLMEnv) -> Result[Begun, LLMError]:
+async def begin(asking: TurnRequest, env: LLMEnv) -> Result[StartedTurn, LLMError]:
     """Store what is asked; where another writer was faster, read again and begin again."""
     fresh = _turn(asking, env)
     return await until_written(lambda: _begin_once(asking, fresh, env), env)
@@ -103,7 +103,7 @@ def _worth_another(error: LLMError, attempt: int) -> bool:
     return attempt <= retries_worth(error)
 
 
-def _turn(asking: Asking, env: LLMEnv) -> Turn:
+def _turn(asking: TurnRequest, env: LLMEnv) -> Turn:
     now = env.now()
     asked = (
         StoredMessage(id=env.new_id(), message=each, at=now, pinned=asking.pinned, tokens=message_tokens(each))
@@ -113,7 +113,7 @@ def _turn(asking: Asking, env: LLMEnv) -> Turn:
     return Turn(id=asking.turn_id, begun_at=now, lease_until=now + lease, writer=env.new_id(), messages=tuple(asked))
 
 
-async def _begin_once(asking: Asking, fresh: Turn, env: LLMEnv) -> Result[Begun, LLMError]:
+async def _begin_once(asking: TurnRequest, fresh: Turn, env: LLMEnv) -> Result[StartedTurn, LLMError]:
     owner = asking.request.owner
     found = await load(env, asking.conversation_id, owner, NEWEST)
     problem = found.failure() if not is_successful(found) else _stray_result(found.unwrap(), fresh)
@@ -135,9 +135,11 @@ async def _begin_once(asking: Asking, fresh: Turn, env: LLMEnv) -> Result[Begun,
 _TOO_LONG: Final = f"no answer within {STORING_S:g} s"
 
 
-async def _taken(asking: Asking, history: History, fresh: Turn, turn: Turn, env: LLMEnv) -> Result[Begun, LLMError]:
+async def _taken(
+    asking: TurnRequest, history: History, fresh: Turn, turn: Turn, env: LLMEnv
+) -> Result[StartedTurn, LLMError]:
     """Whose the turn is: ours, one that has ended, or one that somebody else is at work on."""
-    begun = Begun(asking=asking, history=history, turn=turn, mine=turn.writer == fresh.writer)
+    begun = StartedTurn(asking=asking, history=history, turn=turn, mine=turn.writer == fresh.writer)
     asked = tuple(each.message for each in fresh.messages)
     if tuple(each.message for each in turn.messages[: len(asked)]) != asked:
         if begun.mine:
@@ -163,7 +165,7 @@ def _stray_result(history: History, fresh: Turn) -> LLMError | None:
 
 
 async def finish(
-    begun: Begun, state: TurnState, came: tuple[StoredMessage, ...], error: str | None, env: LLMEnv
+    begun: StartedTurn, state: TurnState, came: tuple[StoredMessage, ...], error: str | None, env: LLMEnv
 ) -> str | None:
     """Store what came of a turn, also when cancelled; gives what went wrong, which loses nobody the answer."""
     asking, problem = begun.asking, ""

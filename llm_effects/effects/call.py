@@ -18,7 +18,7 @@ Sink: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
 
 @final
 @define
-class Trail:
+class CallHistory:
     """What has happened so far: the one mutable thing of a call, made by its outermost layer.
 
     It outlives every deadline and cancellation, so that no attempt is lost. ``errors`` are those of the
@@ -42,7 +42,7 @@ class Trail:
 
 @final
 @define
-class Queueing:
+class AttemptTiming:
     """How far an attempt got: in a queue ``since`` when, how long it ``waited`` there (seconds), when content came.
 
     One that never got through was not sent. ``content_at`` is when the first content of a stream reached the library.
@@ -77,11 +77,11 @@ class Booked:
 
 @final
 @frozen
-class Check:
-    """What an answer must be: ``problems`` tells what is wrong with one, ``reasks`` how often a model is told so."""
+class ResponseValidator:
+    """What an answer must be: ``problems`` tells what is wrong with one, ``max_repairs`` how often a model is told so."""
 
     problems: Callable[[LLMResponse], tuple[str, ...]]
-    reasks: int
+    max_repairs: int
 
 
 @final
@@ -93,7 +93,7 @@ class Call:
     configuration; ``deadline`` is on the clock of ``anyio.current_time()``; ``wait_ms`` is the pause that came
     before this attempt and ``alternatives`` the number of candidates left after this one. ``before`` counts the
     content events that earlier candidates delivered; ``continues`` says that this one goes on where they stopped;
-    ``key`` is the question's in the cache, once it has been made, of the request ``keyed``; ``queueing`` is
+    ``key`` is the question's in the cache, once it has been made, of the request ``keyed``; ``timing`` is
     fresh for each attempt; ``heard`` is what its server says beside the answer, ``booked`` what it cost. Of a turn of a
     conversation ``conversation_id`` names it and ``last_model`` is who answered last in it. ``tokens`` is what the
     prompt takes, where that is known better than by an estimate; ``check`` is what the answer must pass.
@@ -104,25 +104,25 @@ class Call:
     model: str = ""
     sink: Sink | None = field(default=None, repr=False)
     deadline: float = math.inf
-    trail: Trail = field(factory=Trail)
+    history: CallHistory = field(factory=CallHistory)
     wait_ms: float = 0.0
     alternatives: int = 0
     before: int = 0
     continues: bool = False
     key: str = ""
     keyed: LLMRequest | None = field(default=None, repr=False)
-    queueing: Queueing = field(factory=Queueing, repr=False)
+    timing: AttemptTiming = field(factory=AttemptTiming, repr=False)
     heard: Heard = field(factory=Heard, repr=False)
     booked: Booked = field(factory=Booked, repr=False)
     conversation_id: str | None = None
     last_model: str | None = None
     tokens: int | None = None
-    check: Check | None = field(default=None, repr=False)
+    check: ResponseValidator | None = field(default=None, repr=False)
 
     @property
     def committed(self) -> bool:
         """Whether this candidate's content has reached the sink: from then on nothing is tried unseen."""
-        return self.trail.contents > self.before
+        return self.history.contents > self.before
 
 
 class _Changes(TypedDict, total=False):
@@ -136,7 +136,7 @@ class _Changes(TypedDict, total=False):
     continues: bool
     key: str
     keyed: LLMRequest | None
-    queueing: Queueing
+    timing: AttemptTiming
     booked: Booked
 
 
@@ -152,22 +152,22 @@ def changed(call: Call, **changes: Unpack[_Changes]) -> Call:
     return fresh
 
 
-def committing(sink: Sink, trail: Trail) -> Sink:
-    """Let ``trail`` know what ``sink`` was given: the first content commits the call.
+def committing(sink: Sink, history: CallHistory) -> Sink:
+    """Let ``history`` know what ``sink`` was given: the first content commits the call.
 
     It is noted before it is delivered: a sink that fails half-way may have shown it.
     """
 
     async def deliver(event: StreamEvent) -> None:
         if isinstance(event, TextDelta):
-            trail.pieces.append(event.text)
-            trail.contents += 1
+            history.pieces.append(event.text)
+            history.contents += 1
         elif isinstance(event, ReasoningDelta | ToolCallDelta):
-            trail.contents += 1
-            trail.acted = trail.acted or isinstance(event, ToolCallDelta)
+            history.contents += 1
+            history.acted = history.acted or isinstance(event, ToolCallDelta)
         elif isinstance(event, Restarted):
-            trail.pieces.clear()
-            trail.acted = False
+            history.pieces.clear()
+            history.acted = False
         await sink(event)
 
     return deliver

@@ -14,7 +14,7 @@ from attrs import define, evolve, field
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.effect import Effect, effect, settle
+from llm_effects.effects.effect import Effect, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.schedules import Schedule, Step, duration
 from llm_effects.effects.tasks import in_parallel, together
@@ -34,21 +34,22 @@ def retry(
     not begun: ``within(10)`` begins nothing after 10 seconds. The last error is given.
 
     >>> from returns.result import Success
-    >>> from llm_effects import NetworkError, RateLimitExceeded, ask, exponential, from_result, jittered, then, up_to
-    >>> from llm_effects import run_in_virtual_time, scripted_env
+    >>> from llm_effects import NetworkError, RateLimitExceeded, exponential, from_env, from_result, jittered, then, up_to
+    >>> from llm_effects import scripted_env
+    >>> from llm_effects.testing import run_in_virtual_time
     >>> replies = iter([Failure(NetworkError()), Failure(NetworkError()), Success("because")])
-    >>> flaky = then(ask(lambda env: next(replies)), from_result)
-    >>> run_in_virtual_time(settle, retry(jittered(exponential(base=1.0)) & up_to(3), flaky), scripted_env())
+    >>> flaky = then(from_env(lambda env: next(replies)), from_result)
+    >>> run_in_virtual_time(run, retry(jittered(exponential(base=1.0)) & up_to(3), flaky), scripted_env())
     <Success: because>
     >>> no_money = from_result(Failure(RateLimitExceeded(quota=True)))
-    >>> run_in_virtual_time(settle, retry(up_to(3), no_money), scripted_env()).failure().tag
+    >>> run_in_virtual_time(run, retry(up_to(3), no_money), scripted_env()).failure().tag
     'RateLimitExceeded'
     """
 
-    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
+    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
         started, again = anyio.current_time(), 0
         while True:
-            result = await settle(operation, env)
+            result = await run(operation, env)
             if is_successful(result) or not when(result.failure()):
                 return result
             again += 1
@@ -58,7 +59,7 @@ def retry(
                 return result
             await anyio.sleep(pause)
 
-    return effect(run)
+    return effect(perform)
 
 
 def _pause(schedule: Schedule, step: Step, asked: float) -> float | None:
@@ -74,21 +75,22 @@ def timeout(seconds: float, operation: Effect[_Value]) -> Effect[_Value]:
 
     With 0 seconds only what need not wait is given. Of nested limits the tighter one wins.
 
-    >>> from llm_effects import LLMRequest, Late, generate, run_in_virtual_time, scripted_env
+    >>> from llm_effects import LLMRequest, generate, scripted_env
+    >>> from llm_effects.testing import Delayed, run_in_virtual_time
     >>> question = generate(LLMRequest(prompt="why?")).map(lambda answer: answer.content)
-    >>> run_in_virtual_time(settle, timeout(5, question), scripted_env(Late(3, "because")))
+    >>> run_in_virtual_time(run, timeout(5, question), scripted_env(Delayed(3, "because")))
     <Success: because>
-    >>> run_in_virtual_time(settle, timeout(2, question), scripted_env(Late(3, "because"))).failure().timeout_ms
+    >>> run_in_virtual_time(run, timeout(2, question), scripted_env(Delayed(3, "because"))).failure().timeout_ms
     2000
     """
     limit = duration("seconds", seconds)
 
-    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
+    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
         with anyio.CancelScope(deadline=anyio.current_time() + limit):
-            return await settle(operation, env)
+            return await run(operation, env)
         return Failure(RequestTimeout(timeout_ms=limit * 1000, phase="total"))
 
-    return effect(run)
+    return effect(perform)
 
 
 def fallback(first: Effect[_Value], *others: Effect[_Value]) -> Effect[_Value]:
@@ -99,23 +101,23 @@ def fallback(first: Effect[_Value], *others: Effect[_Value]) -> Effect[_Value]:
 
     >>> import anyio
     >>> from llm_effects import AuthenticationFailed, InvalidRequest, fail, scripted_env, succeed
-    >>> anyio.run(settle, fallback(fail(AuthenticationFailed()), succeed("as always")), scripted_env())
+    >>> anyio.run(run, fallback(fail(AuthenticationFailed()), succeed("as always")), scripted_env())
     <Success: as always>
     >>> hopeless = fallback(fail(InvalidRequest(message="prompt: blank")), succeed("as always"))
-    >>> anyio.run(settle, hopeless, scripted_env()).failure().tag
+    >>> anyio.run(run, hopeless, scripted_env()).failure().tag
     'InvalidRequest'
     """
 
-    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
-        result = await settle(first, env)
+    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
+        result = await run(first, env)
         for operation in others:
             if is_successful(result) or not _moves_on(result.failure()):
                 return result
             after_it = partial(_after, result.failure())
-            result = (await settle(operation, env)).alt(after_it)
+            result = (await run(operation, env)).alt(after_it)
         return result
 
-    return effect(run)
+    return effect(perform)
 
 
 def _moves_on(error: LLMError) -> bool:
@@ -138,24 +140,24 @@ def using(
 
     >>> import anyio
     >>> from contextlib import asynccontextmanager
-    >>> from llm_effects import ask, scripted_env, succeed
+    >>> from llm_effects import from_env, scripted_env, succeed
     >>> @asynccontextmanager
     ... async def desk():
     ...     yield 7
     ...     print("tidied up")
-    >>> anyio.run(settle, using(ask(lambda env: desk()), lambda number: succeed(number + 1)), scripted_env())
+    >>> anyio.run(run, using(from_env(lambda env: desk()), lambda number: succeed(number + 1)), scripted_env())
     tidied up
     <Success: 8>
     """
 
-    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
-        acquired = await settle(acquire, env)
+    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
+        acquired = await run(acquire, env)
         if not is_successful(acquired):
             return Failure(acquired.failure())
         async with acquired.unwrap() as resource:
-            return await settle(use(resource), env)
+            return await run(use(resource), env)
 
-    return effect(run)
+    return effect(perform)
 
 
 # Two attempts at one thing: the second begins when the first is slow, and only one of them goes on.
@@ -236,25 +238,25 @@ def gather(operations: Iterable[Effect[_Value]], limit: int | None = None) -> Ef
 
     >>> import anyio
     >>> from llm_effects import RequestTimeout, fail, scripted_env, succeed
-    >>> anyio.run(settle, gather([succeed(1), succeed(2)]), scripted_env())
+    >>> anyio.run(run, gather([succeed(1), succeed(2)]), scripted_env())
     <Success: (1, 2)>
-    >>> anyio.run(settle, gather([succeed(1), fail(RequestTimeout())], limit=1), scripted_env()).failure().tag
+    >>> anyio.run(run, gather([succeed(1), fail(RequestTimeout())], limit=1), scripted_env()).failure().tag
     'TimeoutError'
     """
     given = tuple(operations)
     workers = len(given) if limit is None else min(places("limit", limit), len(given))
 
-    async def run(env: LLMEnv) -> Result[tuple[_Value, ...], LLMError]:
+    async def perform(env: LLMEnv) -> Result[tuple[_Value, ...], LLMError]:
         results: dict[int, Result[_Value, LLMError]] = {}
 
         async def one(number: int, operation: Effect[_Value]) -> bool:
-            results[number] = result = await settle(operation, env)
+            results[number] = result = await run(operation, env)
             return not is_successful(result)
 
         await in_parallel(given, workers, one)
         return _all(results)
 
-    return effect(run)
+    return effect(perform)
 
 
 def places(name: str, number: int) -> int:
@@ -287,20 +289,20 @@ def race(*operations: Effect[_Value]) -> Effect[_Value]:
 
     >>> import anyio
     >>> from llm_effects import RequestTimeout, fail, scripted_env, succeed
-    >>> anyio.run(settle, race(fail(RequestTimeout()), succeed("there")), scripted_env())
+    >>> anyio.run(run, race(fail(RequestTimeout()), succeed("there")), scripted_env())
     <Success: there>
-    >>> lost = anyio.run(settle, race(fail(RequestTimeout()), fail(RequestTimeout())), scripted_env()).failure()
+    >>> lost = anyio.run(run, race(fail(RequestTimeout()), fail(RequestTimeout())), scripted_env()).failure()
     >>> lost.tag, [error.tag for error in lost.errors]
     ('RequestFailed', ['TimeoutError', 'TimeoutError'])
     """
     if not operations:
         invalid("operations", "a race needs at least one effect")
 
-    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
+    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
         results: dict[int, Result[_Value, LLMError]] = {}
 
         async def one(number: int, operation: Effect[_Value]) -> bool:
-            results[number] = result = await settle(operation, env)
+            results[number] = result = await run(operation, env)
             return is_successful(result)
 
         await in_parallel(operations, len(operations), one)
@@ -308,7 +310,7 @@ def race(*operations: Effect[_Value]) -> Effect[_Value]:
         first = next((result for result in ordered if is_successful(result)), None)
         return Failure(_lost(tuple(result.failure() for result in ordered))) if first is None else first
 
-    return effect(run)
+    return effect(perform)
 
 
 def _lost(errors: tuple[LLMError, ...]) -> LLMError:
@@ -325,17 +327,18 @@ def hedge(operation: Effect[_Value], after: float) -> Effect[_Value]:
     may happen twice: a model is paid twice, too. ``generate`` shares what is asked twice at once, but for requests
     that bypass the cache; its own hedging, with a budget, is ``HedgingConfig``.
 
-    >>> from llm_effects import LLMRequest, Late, generate, run_in_virtual_time, scripted_env
+    >>> from llm_effects import LLMRequest, generate, scripted_env
+    >>> from llm_effects.testing import Delayed, run_in_virtual_time
     >>> question = generate(LLMRequest(prompt="why?", cache="bypass")).map(lambda answer: answer.content)
-    >>> run_in_virtual_time(settle, hedge(question, after=2), scripted_env(Late(60, "slow"), "quick"))
+    >>> run_in_virtual_time(run, hedge(question, after=2), scripted_env(Delayed(60, "slow"), "quick"))
     <Success: quick>
     """
     patience = duration("after", after)
 
-    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
+    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
         async def attempt(_: Claim) -> Result[_Value, LLMError]:
-            return await settle(operation, env)
+            return await run(operation, env)
 
         return await duel(attempt, patience)
 
-    return effect(run)
+    return effect(perform)

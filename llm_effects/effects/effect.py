@@ -8,6 +8,7 @@ plain Python inside ``effect``.
 from collections.abc import Awaitable, Callable
 from typing import Generic, Never, TypeAlias, TypeVar, cast, final
 
+import anyio
 from attrs import define
 from returns.context import RequiresContextFutureResult
 from returns.future import FutureResult
@@ -47,7 +48,7 @@ def effect(run: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]) -> Effe
 
     >>> import anyio
     >>> from llm_effects.testing.scripted import scripted_env
-    >>> anyio.run(settle, count, scripted_env())
+    >>> anyio.run(run, count, scripted_env())
     <Success: 1>
     """
     return RequiresContextFutureResult(_Runner(run))
@@ -56,7 +57,7 @@ def effect(run: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]) -> Effe
 @final
 @define(eq=False)
 class _Runner(Generic[_Value]):
-    """What an effect holds: its async function, which ``settle`` may run without the wrapping of a future.
+    """What an effect holds: its async function, which ``run`` may run without the wrapping of a future.
 
     One is made for each layer of each call, and to freeze it would cost as much again.
     """
@@ -72,7 +73,7 @@ def succeed(value: _Value) -> Effect[_Value]:
 
     >>> import anyio
     >>> from llm_effects.testing.scripted import scripted_env
-    >>> anyio.run(settle, succeed(1), scripted_env())
+    >>> anyio.run(run, succeed(1), scripted_env())
     <Success: 1>
     """
     return RequiresContextFutureResult(lambda _: FutureResult.from_value(value))
@@ -84,7 +85,7 @@ def fail(error: LLMError) -> Effect[Never]:
     >>> import anyio
     >>> from llm_effects.values.errors import RequestTimeout
     >>> from llm_effects.testing.scripted import scripted_env
-    >>> anyio.run(settle, fail(RequestTimeout()), scripted_env()).failure().tag
+    >>> anyio.run(run, fail(RequestTimeout()), scripted_env()).failure().tag
     'TimeoutError'
     """
     return RequiresContextFutureResult(lambda _: FutureResult.from_failure(error))
@@ -96,18 +97,18 @@ def from_result(result: Result[_Value, LLMError]) -> Effect[_Value]:
     >>> import anyio
     >>> from returns.result import Success
     >>> from llm_effects.testing.scripted import scripted_env
-    >>> anyio.run(settle, from_result(Success(2)), scripted_env())
+    >>> anyio.run(run, from_result(Success(2)), scripted_env())
     <Success: 2>
     """
     return RequiresContextFutureResult(lambda _: FutureResult.from_result(result))
 
 
-def ask(read: Callable[[LLMEnv], _Value]) -> Effect[_Value]:
+def from_env(read: Callable[[LLMEnv], _Value]) -> Effect[_Value]:
     """Make an effect that reads something from the environment.
 
     >>> import anyio
     >>> from llm_effects.testing.scripted import scripted_env
-    >>> anyio.run(settle, ask(lambda env: env.config.routing.strategy), scripted_env())
+    >>> anyio.run(run, from_env(lambda env: env.config.routing.strategy), scripted_env())
     <Success: balanced>
     """
     return RequiresContextFutureResult(lambda env: FutureResult.from_value(read(env)))
@@ -118,17 +119,15 @@ def then(first: Effect[_Value], next_step: Callable[[_Value], Effect[_Other]]) -
 
     >>> import anyio
     >>> from llm_effects.testing.scripted import scripted_env
-    >>> anyio.run(settle, then(succeed(1), lambda one: succeed(one + 1)), scripted_env())
+    >>> anyio.run(run, then(succeed(1), lambda one: succeed(one + 1)), scripted_env())
     <Success: 2>
     """
 
-    async def run(env: LLMEnv) -> Result[_Other, LLMError]:
-        result = await settle(first, env)
-        return (
-            await settle(next_step(result.unwrap()), env) if isinstance(result, Success) else Failure(result.failure())
-        )
+    async def perform(env: LLMEnv) -> Result[_Other, LLMError]:
+        result = await run(first, env)
+        return await run(next_step(result.unwrap()), env) if isinstance(result, Success) else Failure(result.failure())
 
-    return effect(run)
+    return effect(perform)
 
 
 def rescue(first: Effect[_Value], handle: Callable[[LLMError], Effect[_Value]]) -> Effect[_Value]:
@@ -137,23 +136,23 @@ def rescue(first: Effect[_Value], handle: Callable[[LLMError], Effect[_Value]]) 
     >>> import anyio
     >>> from llm_effects.values.errors import RequestTimeout
     >>> from llm_effects.testing.scripted import scripted_env
-    >>> anyio.run(settle, rescue(fail(RequestTimeout()), lambda error: succeed(error.tag)), scripted_env())
+    >>> anyio.run(run, rescue(fail(RequestTimeout()), lambda error: succeed(error.tag)), scripted_env())
     <Success: TimeoutError>
     """
 
-    async def run(env: LLMEnv) -> Result[_Value, LLMError]:
-        result = await settle(first, env)
-        return result if is_successful(result) else await settle(handle(result.failure()), env)
+    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
+        result = await run(first, env)
+        return result if is_successful(result) else await run(handle(result.failure()), env)
 
-    return effect(run)
+    return effect(perform)
 
 
-async def settle(operation: Effect[_Value], env: LLMEnv) -> Result[_Value, LLMError]:
+async def run(operation: Effect[_Value], env: LLMEnv) -> Result[_Value, LLMError]:
     """Run an effect in an environment: its plain ``Result``, for tests, scripts and branching code.
 
     >>> import anyio
     >>> from llm_effects.testing.scripted import scripted_env
-    >>> anyio.run(settle, succeed("done"), scripted_env())
+    >>> anyio.run(run, succeed("done"), scripted_env())
     <Success: done>
     """
     # Of a deep onion most of the cost is the future around each layer; what ``effect`` made is run without one.
@@ -171,3 +170,15 @@ async def result_of(future: FutureResult[_Value, LLMError]) -> Result[_Value, LL
     <Success: 3>
     """
     return unsafe_perform_io(IO.from_ioresult(await future))
+
+
+def run_sync(operation: Effect[_Value], env: LLMEnv) -> Result[_Value, LLMError]:
+    """Run an effect to its end in an event loop of its own, and return its plain ``Result``.
+
+    For scripts and the command line; inside a running event loop ``await run(...)`` instead.
+
+    >>> from llm_effects.testing import scripted_env
+    >>> run_sync(succeed("done"), scripted_env())
+    <Success: done>
+    """
+    return anyio.run(run, operation, env)

@@ -16,8 +16,8 @@ from llm_effects.config.models import ModelConfig
 from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
 from llm_effects.effects.call import Call
 from llm_effects.limits.budgets import Hold
-from llm_effects.limits.circuit_breaker import Passage
-from llm_effects.limits.quotas import Bill, Need, Quota, Ticket
+from llm_effects.limits.circuit_breaker import BreakerPermit
+from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
 from llm_effects.values.conversations import (
     Conversation,
     History,
@@ -60,7 +60,7 @@ class Retries(Protocol):
 
 
 class Limits(Protocol):
-    """How much may be asked of each model, and whether at all. No cancellation cuts ``leave`` or ``record`` short.
+    """How much may be asked of each model, and whether at all. No cancellation cuts ``release`` or ``record`` short.
 
     Most calls wait for nobody: what is known at once is given as it is, and only the rest as a future.
     """
@@ -75,9 +75,9 @@ class Limits(Protocol):
         """The budget of second attempts, of this process."""
         ...
 
-    def enter(
-        self, model: str, quota: Quota, need: Need, patience: float, deadline: float
-    ) -> Ticket | FutureResult[Ticket, LLMError]:
+    def acquire(
+        self, model: str, quota: Quota, need: Demand, patience: float, deadline: float
+    ) -> Permit | FutureResult[Permit, LLMError]:
         """Take a turn, or wait for one, first come first served, for ``patience`` seconds at the most.
 
         A turn that cannot come in time is a ``RateLimitExceeded`` at once. Nobody waits past the call's ``deadline``,
@@ -85,18 +85,22 @@ class Limits(Protocol):
         """
         ...
 
-    def leave(self, ticket: Ticket, bill: Bill) -> Awaitable[None]:
+    def release(self, ticket: Permit, bill: ActualUsage) -> Awaitable[None]:
         """Give a place back, put right what was reserved, and learn what the server said."""
         ...
 
-    def admit(self, model: str, deadline: float, *, anyway: bool) -> Passage | FutureResult[Passage, LLMError]:
-        """Ask the model's breaker to be let through; one that is open is a ``ModelUnavailable``, unless ``anyway``.
+    def admit(
+        self, model: str, deadline: float, *, force: bool
+    ) -> BreakerPermit | FutureResult[BreakerPermit, LLMError]:
+        """Ask the model's breaker to be let through; one that is open is a ``ModelUnavailable``, unless ``force``.
 
         A probe that nobody records is given up soon after its call's ``deadline``.
         """
         ...
 
-    def record(self, model: str, config: BreakerConfig, passage: Passage, *, failed: bool | None) -> Awaitable[None]:
+    def record(
+        self, model: str, config: BreakerConfig, passage: BreakerPermit, *, failed: bool | None
+    ) -> Awaitable[None]:
         """Tell the model's breaker what became of one: ``None`` says nothing of the model."""
         ...
 
@@ -143,7 +147,7 @@ class Ledger(Protocol):
         """
         ...
 
-    def settle(self, hold: Hold, cost: Decimal) -> Awaitable[None]:
+    def commit(self, hold: Hold, cost: Decimal) -> Awaitable[None]:
         """Spend what it came to (US dollars) and give the hold back, once. No cancellation cuts it short."""
         ...
 
@@ -298,7 +302,7 @@ class Health(Protocol):
         """Learn from an attempt that ended ``at`` a time of ``env.now``."""
         ...
 
-    def park(self, model: str, until: float) -> None:
+    def cool_down(self, model: str, until: float) -> None:
         """Leave a model alone until a time on the clock of ``anyio.current_time()``."""
         ...
 

@@ -29,8 +29,8 @@ def read_image(path: StrPath) -> Effect[Image]:
     """Read a picture; its kind is told by its bytes, else by its name. What is wrong is an ``InvalidRequest``.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
-    >>> anyio.run(settle, read_image("/no/such.png"), scripted_env()).failure().message
+    >>> from llm_effects import run, scripted_env
+    >>> anyio.run(run, read_image("/no/such.png"), scripted_env()).failure().message
     '/no/such.png: cannot be read (No such file or directory): give the path of a file'
     """
     return _read(path, lambda data: checked(Image, data, media_type_of(data) or _kind(path)))
@@ -42,8 +42,8 @@ def read_document(path: StrPath, *, cite: bool = False) -> Effect[Document]:
     What is wrong with the file is an ``InvalidRequest``.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
-    >>> anyio.run(settle, read_document("/no/such.pdf"), scripted_env()).failure().tag
+    >>> from llm_effects import run, scripted_env
+    >>> anyio.run(run, read_document("/no/such.pdf"), scripted_env()).failure().tag
     'InvalidRequest'
     """
     title = Path(path).name

@@ -38,7 +38,7 @@ class Breaker:
 
 @final
 @frozen
-class Passage:
+class BreakerPermit:
     """What one was let through with, to be recorded once; ``shared`` by a breaker that others share."""
 
     kind: Kind = "counted"
@@ -54,7 +54,9 @@ class Refusal:
     seconds: float
 
 
-def admitted(breaker: Breaker, now: float, lease: float, *, anyway: bool = False) -> tuple[Breaker, Passage | Refusal]:
+def admitted(
+    breaker: Breaker, now: float, lease: float, *, force: bool = False
+) -> tuple[Breaker, BreakerPermit | Refusal]:
     """Ask to be let through; a probe that does not come back within its ``lease`` (seconds) is given up.
 
     >>> broken = Breaker(open_until=30.0)
@@ -62,18 +64,20 @@ def admitted(breaker: Breaker, now: float, lease: float, *, anyway: bool = False
     (Refusal(seconds=20.0), 'probe')
     """
     if breaker.open_until is None:
-        return breaker, Passage("counted", breaker.epoch)
+        return breaker, BreakerPermit("counted", breaker.epoch)
     if breaker.open_until <= now and breaker.probing_until <= now:
-        return evolve(breaker, probing_until=now + lease), Passage("probe", breaker.epoch)
+        return evolve(breaker, probing_until=now + lease), BreakerPermit("probe", breaker.epoch)
     wait = breaker.open_until - now if breaker.open_until > now else PROBING_S
-    return breaker, Passage("anyway", breaker.epoch) if anyway else Refusal(wait)
+    return breaker, BreakerPermit("anyway", breaker.epoch) if force else Refusal(wait)
 
 
-def recorded(breaker: Breaker, config: BreakerConfig, passage: Passage, now: float, *, failed: bool | None) -> Breaker:
+def recorded(
+    breaker: Breaker, config: BreakerConfig, passage: BreakerPermit, now: float, *, failed: bool | None
+) -> Breaker:
     """Tell what became of one: that the model failed or did not, or ``None`` where it says nothing of the model.
 
     >>> config = BreakerConfig(min_attempts=1, open_seconds=30)
-    >>> recorded(Breaker(), config, Passage(), 10.0, failed=True).open_until
+    >>> recorded(Breaker(), config, BreakerPermit(), 10.0, failed=True).open_until
     40.0
     """
     if passage.epoch != breaker.epoch:

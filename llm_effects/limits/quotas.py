@@ -120,14 +120,14 @@ class RateLimits:
 
 @final
 @frozen(kw_only=True)
-class Need:
+class Demand:
     """What is asked for, or what all those ask for who came before."""
 
     requests: int = 1
     tokens: int = 0
 
 
-NOTHING: Final = Need(requests=0)
+NOTHING: Final = Demand(requests=0)
 
 
 @final
@@ -139,12 +139,12 @@ class Meter:
     limit: int | None = None
     left: int = 0
     until: float = -inf
-    heard: float = -inf
+    reported: float = -inf
 
 
 @final
 @frozen(kw_only=True)
-class Standing:
+class LimiterState:
     """How things stand with one model; ``running`` are those calls whose number is limited."""
 
     running: int = 0
@@ -154,7 +154,7 @@ class Standing:
 
 @final
 @frozen(kw_only=True)
-class Ticket:
+class Permit:
     """What one got in with, to be given back once: what it reserved, in which second, after ``waited`` seconds.
 
     Where others share the count, ``id`` is who is in and ``cell_there`` the second by their clock. ``note`` tells that
@@ -163,7 +163,7 @@ class Ticket:
 
     model: str
     quota: Quota
-    need: Need
+    need: Demand
     cell: int = 0
     id: str = ""
     cell_there: int | None = None
@@ -173,7 +173,7 @@ class Ticket:
 
 @final
 @frozen(kw_only=True)
-class Bill:
+class ActualUsage:
     """What came of it: whether the request counts, how many tokens it took, and what the server said of its limits."""
 
     requests: int = 1
@@ -206,16 +206,16 @@ def quota_of(model: ModelConfig) -> Quota:
     return Quota(concurrency=model.concurrency, requests=model.requests_per_minute, tokens=model.tokens_per_minute)
 
 
-def has_place(standing: Standing, quota: Quota) -> bool:
+def has_place(standing: LimiterState, quota: Quota) -> bool:
     """Whether one more may be under way."""
     return quota.concurrency is None or standing.running < quota.concurrency
 
 
-def pause(standing: Standing, quota: Quota, need: Need, now: float, ahead: Need = NOTHING) -> float:
+def pause(standing: LimiterState, quota: Quota, need: Demand, now: float, ahead: Demand = NOTHING) -> float:
     """Tell how many seconds the rates make one wait behind those who are ``ahead``; infinite is never.
 
-    >>> full = reserved(Standing(), Quota(requests=1), Need(), now=0.5)
-    >>> pause(full, Quota(requests=1), Need(), now=10.5), pause(full, Quota(requests=2), Need(), now=10.5)
+    >>> full = reserved(LimiterState(), Quota(requests=1), Demand(), now=0.5)
+    >>> pause(full, Quota(requests=1), Demand(), now=10.5), pause(full, Quota(requests=2), Demand(), now=10.5)
     (50.5, 0.0)
     """
     return max(
@@ -234,9 +234,9 @@ def _pause(meter: Meter, limit: int | None, amount: int, ahead: int, now: float)
     return inf if amount > limit else max(told, until_all_fit(meter.cells, limit, amount + ahead, now))
 
 
-def reserved(standing: Standing, quota: Quota, need: Need, now: float) -> Standing:
+def reserved(standing: LimiterState, quota: Quota, need: Demand, now: float) -> LimiterState:
     """Take a place and what is needed: only where ``has_place``, and after no ``pause``."""
-    return Standing(
+    return LimiterState(
         running=standing.running + (quota.concurrency is not None),
         requests=_taken(standing.requests, quota.requests, need.requests, now),
         tokens=_taken(standing.tokens, quota.tokens, need.tokens, now),
@@ -251,38 +251,38 @@ def _taken(meter: Meter, limit: int | None, amount: int, now: float) -> Meter:
     return evolve(meter, cells=cells, left=meter.left - amount if told else meter.left)
 
 
-def settled(standing: Standing, ticket: Ticket, bill: Bill) -> Standing:
+def with_actual_usage(standing: LimiterState, ticket: Permit, bill: ActualUsage) -> LimiterState:
     """Give a place back, put the estimate right in the second in which it was made, and heed the server's word.
 
-    >>> ticket = Ticket(model="m", quota=Quota(tokens=100), need=Need(tokens=80), cell=5)
-    >>> before = reserved(Standing(), ticket.quota, ticket.need, now=5.5)
-    >>> settled(before, ticket, Bill(tokens=30)).tokens.cells
+    >>> ticket = Permit(model="m", quota=Quota(tokens=100), need=Demand(tokens=80), cell=5)
+    >>> before = reserved(LimiterState(), ticket.quota, ticket.need, now=5.5)
+    >>> with_actual_usage(before, ticket, ActualUsage(tokens=30)).tokens.cells
     ((5, 30),)
     """
     requests = _put_right(standing.requests, ticket.cell, bill.requests - ticket.need.requests)
     tokens = _put_right(standing.tokens, ticket.cell, bill.tokens - ticket.need.tokens)
     if bill.said is not None:
-        requests = heard(requests, bill.said.requests, bill.said.at)
-        tokens = heard(tokens, bill.said.tokens, bill.said.at)
+        requests = with_reported_limits(requests, bill.said.requests, bill.said.at)
+        tokens = with_reported_limits(tokens, bill.said.tokens, bill.said.at)
     running = standing.running - (ticket.quota.concurrency is not None)
-    return Standing(running=running, requests=requests, tokens=tokens)
+    return LimiterState(running=running, requests=requests, tokens=tokens)
 
 
 def _put_right(meter: Meter, cell: int, by: int) -> Meter:
     return evolve(meter, cells=added(meter.cells, cell, by)) if by and meter.cells else meter
 
 
-def heard(meter: Meter, said: Allowance, at: float) -> Meter:
+def with_reported_limits(meter: Meter, said: Allowance, at: float) -> Meter:
     """Take in what a server said at a time; older words than the last say nothing.
 
-    >>> heard(Meter(), Allowance(limit=50, remaining=0, reset=2.0), at=10.0).until
+    >>> with_reported_limits(Meter(), Allowance(limit=50, remaining=0, reset=2.0), at=10.0).until
     12.0
     """
-    if at < meter.heard or said == _SILENCE:
+    if at < meter.reported or said == _SILENCE:
         return meter
     if said.remaining is None or said.reset is None:
-        return evolve(meter, limit=said.limit or meter.limit, heard=at)
-    return evolve(meter, limit=said.limit or meter.limit, left=said.remaining, until=at + said.reset, heard=at)
+        return evolve(meter, limit=said.limit or meter.limit, reported=at)
+    return evolve(meter, limit=said.limit or meter.limit, left=said.remaining, until=at + said.reset, reported=at)
 
 
 _SILENCE: Final = Allowance()

@@ -12,7 +12,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
 from llm_effects.effects.call import Booked, Call, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, result_of, settle
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.budgets import Account, Hold, accounts_of
 from llm_effects.limits.quotas import lease
@@ -21,7 +21,7 @@ from llm_effects.values.errors import BudgetExceeded, LLMError
 from llm_effects.values.responses import Cost, LLMResponse
 
 
-def budgeted(inner: Generate) -> Generate:
+def with_budget(inner: Generate) -> Generate:
     """Refuse an attempt that a budget has not enough left for: by ``LLMConfig.budgets``.
 
     A model whose price is unknown is refused too, by any budget; one that is free never is. An attempt whose cost
@@ -29,19 +29,19 @@ def budgeted(inner: Generate) -> Generate:
     """
 
     def spend(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Answer:
+        async def perform(env: LLMEnv) -> Answer:
             now = env.now()
             accounts = accounts_of(env.config.budgets, call.request, now) if env.config.budgets else ()
             estimate = expected_cost(call, env, now) if accounts else Cost.ZERO
             if estimate == Cost.ZERO:
-                return await settle(inner(call), env)
+                return await run(inner(call), env)
             held = await _held(call, env, accounts, estimate, now)
             if is_successful(held):
                 return await _inside(inner, call, env, held.unwrap())
-            call.trail.errors.append(held.failure())
+            call.history.errors.append(held.failure())
             return Failure(held.failure())
 
-        return effect(run)
+        return effect(perform)
 
     return spend
 
@@ -73,9 +73,9 @@ async def _held(
 async def _inside(inner: Generate, asked: Call, env: LLMEnv, hold: Hold) -> Answer:
     call = changed(asked, booked=Booked())
     try:
-        return await settle(inner(call), env)
+        return await run(inner(call), env)
     finally:
-        await env.ledger.settle(hold, _spent(hold, call.booked.cost))
+        await env.ledger.commit(hold, _spent(hold, call.booked.cost))
 
 
 def _spent(hold: Hold, cost: Cost) -> Decimal:

@@ -13,7 +13,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
 from llm_effects.effects.call import Call, Sink, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, result_of, settle
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, result_of, run
 from llm_effects.effects.env import Cache, LLMEnv
 from llm_effects.providers.draft import events_of
 from llm_effects.providers.target import Target
@@ -42,7 +42,7 @@ KEY_VERSION: Final = 1
 """Of what goes into a key; with another version nothing that was stored is found."""
 
 
-PATIENCE_S: Final = 1.0
+TIMEOUT_S: Final = 1.0
 """How long a call waits for its cache at the most, in seconds."""
 
 
@@ -170,67 +170,67 @@ def _waits(cache: Cache) -> bool:
 
 def _patience(deadline: float) -> float:
     """At most half of the time that is left: an answer that was paid for must not be lost to its cache."""
-    return min(PATIENCE_S, max(0.0, deadline - anyio.current_time()) / 2)
+    return min(TIMEOUT_S, max(0.0, deadline - anyio.current_time()) / 2)
 
 
 def cache_stats() -> Effect[CacheStats]:
     """Tell what the cache holds and how often it helped.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
-    >>> anyio.run(settle, cache_stats(), scripted_env()).unwrap().hits
+    >>> from llm_effects import run, scripted_env
+    >>> anyio.run(run, cache_stats(), scripted_env()).unwrap().hits
     0
     """
 
-    async def run(env: LLMEnv) -> Result[CacheStats, LLMError]:
+    async def perform(env: LLMEnv) -> Result[CacheStats, LLMError]:
         return await result_of(env.cache.stats())
 
-    return effect(run)
+    return effect(perform)
 
 
 def invalidate(request: LLMRequest) -> Effect[bool]:
     """Drop the stored answer to a request; says whether there was one.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
-    >>> anyio.run(settle, invalidate(LLMRequest(prompt="why?")), scripted_env()).unwrap()
+    >>> from llm_effects import run, scripted_env
+    >>> anyio.run(run, invalidate(LLMRequest(prompt="why?")), scripted_env()).unwrap()
     False
     """
 
-    async def run(env: LLMEnv) -> Result[bool, LLMError]:
+    async def perform(env: LLMEnv) -> Result[bool, LLMError]:
         return await result_of(env.cache.delete(cache_key(request, env.config)))
 
-    return effect(run)
+    return effect(perform)
 
 
 def clear() -> Effect[int | None]:
     """Drop all stored answers; gives how many, where the store can tell.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
-    >>> anyio.run(settle, clear(), scripted_env()).unwrap()
+    >>> from llm_effects import run, scripted_env
+    >>> anyio.run(run, clear(), scripted_env()).unwrap()
     0
     """
 
-    async def run(env: LLMEnv) -> Result[int | None, LLMError]:
+    async def perform(env: LLMEnv) -> Result[int | None, LLMError]:
         return await result_of(env.cache.clear())
 
-    return effect(run)
+    return effect(perform)
 
 
-def cached(inner: Generate) -> Generate:
+def with_cache(inner: Generate) -> Generate:
     """Give a stored answer where there is one, else ask and keep what comes: by ``LLMRequest.cache``.
 
     A store that fails is a miss, told in the answer's ``warnings``.
     """
 
     def remember(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Answer:
+        async def perform(env: LLMEnv) -> Answer:
             if not is_cached(call.request, env.config):
-                return await settle(inner(call), env)
+                return await run(inner(call), env)
             return await _remembered(inner, call, env, _key(call, env))
 
-        return effect(run)
+        return effect(perform)
 
     return remember
 
@@ -274,7 +274,7 @@ async def _told_again(entry: Entry, call: Call) -> Answer:
     """Tell a stored answer: its deltas as they came, its usage as it was, at no cost."""
     if call.sink is not None:
         model = entry.response.model
-        await call.sink(Restarted(model) if call.trail.contents else Started(model))
+        await call.sink(Restarted(model) if call.history.contents else Started(model))
         for event in entry.events or events_of(entry.response):
             await call.sink(event)
     return Success(evolve(entry.response, cached=True, cost=Cost.ZERO, attempts=()))
@@ -282,7 +282,7 @@ async def _told_again(entry: Entry, call: Call) -> Answer:
 
 async def _asked_and_stored(inner: Generate, call: Call, env: LLMEnv, key: str, trouble: tuple[str, ...]) -> Answer:
     record = Record(call.sink)
-    result = await settle(inner(call if call.sink is None else changed(call, sink=record)), env)
+    result = await run(inner(call if call.sink is None else changed(call, sink=record)), env)
     if not is_successful(result):
         return result
     response = result.unwrap()

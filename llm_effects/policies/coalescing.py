@@ -17,7 +17,7 @@ from returns.pipeline import is_successful
 from returns.result import Result, Success
 
 from llm_effects.effects.call import Call, Sink, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, settle
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.cache import cache_key, is_cached
 from llm_effects.providers.draft import events_of
@@ -38,7 +38,7 @@ HELD_S: Final = 1.0
 
 @final
 @unique
-class Ask(Enum):
+class FollowOutcome(Enum):
     """What a follower does when it got no answer from its flight."""
 
     AGAIN = "again"
@@ -123,7 +123,7 @@ def concerns_only_its_leader(flight: Flight, call: Call) -> bool:
     if flight.result is None or is_successful(flight.result):
         return False
     error = flight.result.failure()
-    committed = bool(flight.events) and not call.trail.contents and call.request.recovery is Recovery.FAIL
+    committed = bool(flight.events) and not call.history.contents and call.request.recovery is Recovery.FAIL
     return committed or _its_own(error) or _out_of_its_time(error, flight, call)
 
 
@@ -144,22 +144,22 @@ def _out_of_its_time(error: LLMError, flight: Flight, call: Call) -> bool:
 def fitting(event: StreamEvent, call: Call) -> StreamEvent:
     """What opens an answer, for this consumer: a restart if it has content, else a start."""
     if isinstance(event, Started | Restarted):
-        return Restarted(event.model) if call.trail.contents else Started(event.model)
+        return Restarted(event.model) if call.history.contents else Started(event.model)
     return event
 
 
-def coalesced(inner: Generate) -> Generate:
+def with_coalescing(inner: Generate) -> Generate:
     """Let identical questions that are under way at once share one call; never where the cache is off or bypassed."""
 
     def share(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Answer:
+        async def perform(env: LLMEnv) -> Answer:
             if not is_cached(call.request, env.config):
-                return await settle(inner(call), env)
+                return await run(inner(call), env)
             request, question = call.request, cache_key(call.request, env.config)
             key = (id(env.clients), id(env.cache), question, request.cache, request.recovery)
             return await _shared(inner, changed(call, key=question, keyed=request), env, key)
 
-        return effect(run)
+        return effect(perform)
 
     return share
 
@@ -171,14 +171,14 @@ async def _shared(inner: Generate, call: Call, env: LLMEnv, key: Hashable) -> An
         if flight is None:
             return await _lead(inner, call, env, flights, key)
         result = await _follow(flight, call)
-        if not isinstance(result, Ask):
+        if not isinstance(result, FollowOutcome):
             return result
-        if result is Ask.ALONE:
-            return await settle(inner(call), env)
-        if result is Ask.INSTEAD and flights.get(key) is flight:
+        if result is FollowOutcome.ALONE:
+            return await run(inner(call), env)
+        if result is FollowOutcome.INSTEAD and flights.get(key) is flight:
             del flights[key]
         # Its consumer may have some content already: whoever answers now tells it to begin again.
-        call = changed(call, before=call.trail.contents)
+        call = changed(call, before=call.history.contents)
         if call.deadline < flight.latest:
             await checkpoint()  # let one with more time lead
 
@@ -187,7 +187,7 @@ async def _lead(inner: Generate, call: Call, env: LLMEnv, flights: dict[Hashable
     flight = flights[key] = Flight(deadline=call.deadline)
     told = call if call.sink is None else changed(call, sink=_recording(call.sink, flight))
     try:
-        flight.result = await settle(inner(told), env)
+        flight.result = await run(inner(told), env)
     except Exception:
         flight.defect = not flight.held  # a defect beneath would befall everybody, and not one after the other
         raise
@@ -209,7 +209,7 @@ def _recording(sink: Sink, flight: Flight) -> Sink:
     return deliver
 
 
-async def _follow(flight: Flight, call: Call) -> Answer | Ask:
+async def _follow(flight: Flight, call: Call) -> Answer | FollowOutcome:
     """Follow a flight to its end, or as long as its leader does not stand in the way."""
     flight.latest = max(flight.latest, call.deadline)
     told = 0
@@ -219,11 +219,11 @@ async def _follow(flight: Flight, call: Call) -> Answer | Ask:
         with anyio.move_on_after(HELD_S) as patience:
             await (flight.more() if call.sink is not None and flight.opens else flight.landed())
         if patience.cancelled_caught and flight.held and seen == flight.noted:
-            return Ask.INSTEAD
+            return FollowOutcome.INSTEAD
     told = await _told_so_far(flight, call, told)
     result = flight.result
     if result is None or concerns_only_its_leader(flight, call):
-        return Ask.ALONE if flight.defect else Ask.AGAIN
+        return FollowOutcome.ALONE if flight.defect else FollowOutcome.AGAIN
     if not is_successful(result):
         return result
     await _tell_rest(result.unwrap(), call, told)
@@ -241,7 +241,7 @@ async def _tell_rest(response: LLMResponse, call: Call, told: int) -> None:
     """Tell what the flight kept no events of: all, where its leader had no consumer, or the end of a very long one."""
     if call.sink is None:
         return
-    known = call.trail.partial
+    known = call.history.partial
     if told == 0 or (not known and response.content) or not response.content.startswith(known):
         for event in (fitting(Started(response.model), call), *events_of(response)):
             await call.sink(event)

@@ -79,7 +79,7 @@ def complete(call: Call) -> Effect[LLMResponse]:
     model's; others are timed here. A stream is timed where it is read: the time of its consumer does not count.
     """
 
-    async def run(env: LLMEnv) -> Answer:
+    async def perform(env: LLMEnv) -> Answer:
         if call.sink is not None or getattr(env.clients, "keeps_time", False):
             return await _asked(call, env)
         limit_ms = env.config.models[call.model].timeout_ms
@@ -87,7 +87,7 @@ def complete(call: Call) -> Effect[LLMResponse]:
             return await _asked(call, env)
         return Failure(RequestTimeout(model=call.model, timeout_ms=limit_ms, phase="attempt"))
 
-    return effect(run)
+    return effect(perform)
 
 
 async def _asked(call: Call, env: LLMEnv) -> Answer:

@@ -4,23 +4,23 @@ import anyio
 from returns.result import Failure
 
 from llm_effects.effects.call import Call, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, settle
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.errors import RequestTimeout
 from llm_effects.values.responses import LLMResponse
 
 
-def bounded(inner: Generate) -> Generate:
+def with_deadline(inner: Generate) -> Generate:
     """End the call after ``Preferences.timeout_ms``, or else ``RoutingConfig.timeout_ms``."""
 
     def bound(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Answer:
+        async def perform(env: LLMEnv) -> Answer:
             limit_ms = call.request.preferences.timeout_ms or env.config.routing.timeout_ms
             deadline = min(call.deadline, anyio.current_time() + limit_ms / 1000)
             with anyio.CancelScope(deadline=deadline):
-                return await settle(inner(changed(call, deadline=deadline)), env)
+                return await run(inner(changed(call, deadline=deadline)), env)
             return Failure(RequestTimeout(timeout_ms=limit_ms, phase="total"))
 
-        return effect(run)
+        return effect(perform)
 
     return bound

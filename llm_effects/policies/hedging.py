@@ -10,29 +10,29 @@ from typing import final
 from attrs import define
 from returns.pipeline import is_successful
 
-from llm_effects.effects.call import Call, Sink, Trail, changed
+from llm_effects.effects.call import Call, CallHistory, Sink, changed
 from llm_effects.effects.combinators import Claim, duel
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, settle
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import target_of
 from llm_effects.values.events import Restarted, Started, StreamEvent
 from llm_effects.values.responses import LLMResponse
 
 
-def hedged(inner: Generate) -> Generate:
+def with_hedging(inner: Generate) -> Generate:
     """Ask the model a second time when it is slower than usual: by ``RoutingConfig.hedging``, off unless enabled.
 
     Never once content was delivered, with tools, or for a model in this process, which has no second engine.
     """
 
     def hedge(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Answer:
-            patience = _patience(call, env)
-            if patience is None:
-                return await settle(inner(call), env)
-            return await _hedged(inner, call, env, patience)
+        async def perform(env: LLMEnv) -> Answer:
+            timeout = _patience(call, env)
+            if timeout is None:
+                return await run(inner(call), env)
+            return await _hedged(inner, call, env, timeout)
 
-        return effect(run)
+        return effect(perform)
 
     return hedge
 
@@ -51,29 +51,29 @@ def _patience(call: Call, env: LLMEnv) -> float | None:
 
 
 def _may_be_asked_twice(call: Call, env: LLMEnv) -> bool:
-    if call.trail.contents or call.request.tools:
+    if call.history.contents or call.request.tools:
         return False
     target = target_of(call.model, env.config.models[call.model])
     return is_successful(target) and target.unwrap().preset.wire != "llama"
 
 
-async def _hedged(inner: Generate, call: Call, env: LLMEnv, patience: float) -> Answer:
+async def _hedged(inner: Generate, call: Call, env: LLMEnv, timeout: float) -> Answer:
     async def attempt(claim: Claim) -> Answer:
         if call.sink is None:
-            return await settle(inner(call), env)
+            return await run(inner(call), env)
         opening = _Opening(call.sink, claim)
-        result = await settle(inner(changed(call, sink=opening)), env)
+        result = await run(inner(changed(call, sink=opening)), env)
         if is_successful(result):
             await opening.show()  # an answer without content has only that
         return result
 
-    return await duel(attempt, patience, partial(_may_begin, call.trail, len(call.trail.errors), env))
+    return await duel(attempt, timeout, partial(_may_begin, call.history, len(call.history.errors), env))
 
 
-def _may_begin(trail: Trail, failed: int, env: LLMEnv) -> bool:
+def _may_begin(history: CallHistory, failed: int, env: LLMEnv) -> bool:
     """Not while the first one waits in our own line; after an error of its own it is for the retries to go on."""
-    waiting = len(trail.errors) == failed and not trail.queued
-    another = len(trail.attempts) + 1 < env.config.routing.max_attempts  # the one under way is not in the trail yet
+    waiting = len(history.errors) == failed and not history.queued
+    another = len(history.attempts) + 1 < env.config.routing.max_attempts  # the one under way is not in the trail yet
     return waiting and another and env.limits.hedges.spend()
 
 

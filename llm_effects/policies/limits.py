@@ -14,9 +14,9 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
 from llm_effects.effects.call import Call, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, result_of, settle
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, result_of, run
 from llm_effects.effects.env import LLMEnv
-from llm_effects.limits.quotas import Allowance, Bill, Need, Quota, RateLimits, Ticket, quota_of
+from llm_effects.limits.quotas import ActualUsage, Allowance, Demand, Permit, Quota, RateLimits, quota_of
 from llm_effects.routing.candidates import EXPECTED_ANSWER
 from llm_effects.values.errors import (
     BudgetExceeded,
@@ -32,7 +32,7 @@ from llm_effects.values.errors import (
 from llm_effects.values.responses import LLMResponse, Usage
 
 
-def limited(inner: Generate) -> Generate:
+def with_limits(inner: Generate) -> Generate:
     """Wait for a turn at the model: by its ``concurrency``, ``requests_per_minute``, ``tokens_per_minute``.
 
     The wait ends with ``LimitsConfig.queue_seconds`` or the call's deadline. What the server says of its limits counts
@@ -40,22 +40,22 @@ def limited(inner: Generate) -> Generate:
     """
 
     def limit(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Answer:
+        async def perform(env: LLMEnv) -> Answer:
             entered = _entered(call, env, quota_of(env.config.models[call.model]))
-            if isinstance(entered, Ticket):
+            if isinstance(entered, Permit):
                 return await _inside(inner, call, env, entered)
             waited = await _waited(call, entered)
             if is_successful(waited):
                 return await _inside(inner, call, env, waited.unwrap())
-            call.trail.errors.append(waited.failure())
+            call.history.errors.append(waited.failure())
             return Failure(waited.failure())
 
-        return effect(run)
+        return effect(perform)
 
     return limit
 
 
-_ONE: Final = Need()
+_ONE: Final = Demand()
 
 
 def expected_usage(call: Call, env: LLMEnv) -> Usage:
@@ -67,34 +67,34 @@ def expected_usage(call: Call, env: LLMEnv) -> Usage:
     return Usage(input_tokens=prompt, output_tokens=longest)
 
 
-def _entered(call: Call, env: LLMEnv, quota: Quota) -> Ticket | FutureResult[Ticket, LLMError]:
-    need = _ONE if quota.tokens is None else Need(tokens=expected_usage(call, env).total_tokens or 0)
+def _entered(call: Call, env: LLMEnv, quota: Quota) -> Permit | FutureResult[Permit, LLMError]:
+    need = _ONE if quota.tokens is None else Demand(tokens=expected_usage(call, env).total_tokens or 0)
     if quota.tokens is not None and need.tokens > quota.tokens:
         message = f"takes about {need.tokens} tokens, more than all of a minute: lower max_tokens, or shorten it"
         error = ContextTooLarge(model=call.model, message=message, token_count=need.tokens, limit=quota.tokens)
         return FutureResult.from_failure(error)
-    return env.limits.enter(call.model, quota, need, env.config.limits.queue_seconds, call.deadline)
+    return env.limits.acquire(call.model, quota, need, env.config.limits.queue_seconds, call.deadline)
 
 
-async def _waited(call: Call, turn: FutureResult[Ticket, LLMError]) -> Result[Ticket, LLMError]:
-    call.trail.queued += 1
+async def _waited(call: Call, turn: FutureResult[Permit, LLMError]) -> Result[Permit, LLMError]:
+    call.history.queued += 1
     try:
         return await result_of(turn)
     finally:
-        call.trail.queued -= 1
+        call.history.queued -= 1
 
 
-async def _inside(inner: Generate, asked: Call, env: LLMEnv, ticket: Ticket) -> Answer:
+async def _inside(inner: Generate, asked: Call, env: LLMEnv, ticket: Permit) -> Answer:
     call = changed(asked, wait_ms=asked.wait_ms + ticket.waited * 1000) if ticket.waited else asked
-    bill: Bill | None = None
+    bill: ActualUsage | None = None
     try:
-        outcome = await settle(inner(call), env)
+        outcome = await run(inner(call), env)
         bill = _bill(ticket, outcome)
     finally:
         if bill is None:  # it was cut off: the model may have worked on it
-            bill = Bill(tokens=ticket.need.tokens)
+            bill = ActualUsage(tokens=ticket.need.tokens)
         said = call.heard.take()
-        await env.limits.leave(ticket, bill if said is None or bill.said is not None else evolve(bill, said=said))
+        await env.limits.release(ticket, bill if said is None or bill.said is not None else evolve(bill, said=said))
     return outcome.map(lambda answer: _noted(answer, ticket.note)) if ticket.note else outcome
 
 
@@ -102,16 +102,16 @@ def _noted(answer: LLMResponse, note: str) -> LLMResponse:
     return evolve(answer, warnings=(*answer.warnings, note))
 
 
-def _bill(ticket: Ticket, outcome: Answer) -> Bill:
+def _bill(ticket: Permit, outcome: Answer) -> ActualUsage:
     if is_successful(outcome):
         told = outcome.unwrap().usage.total_tokens
-        return Bill(tokens=ticket.need.tokens if told is None else told)
+        return ActualUsage(tokens=ticket.need.tokens if told is None else told)
     error = outcome.failure()
     if _never_sent(error):
-        return Bill(requests=0)
+        return ActualUsage(requests=0)
     told = error.usage.total_tokens if error.usage else None
     turned_away = 0 if (error.status or 0) >= 400 else ticket.need.tokens  # servers count such requests all the same
-    return Bill(tokens=told or turned_away, said=_told_to_wait(error))
+    return ActualUsage(tokens=told or turned_away, said=_told_to_wait(error))
 
 
 def _never_sent(error: LLMError) -> bool:

@@ -6,8 +6,8 @@ from typing import Final
 import anyio
 from returns.pipeline import is_successful
 
-from llm_effects.effects.call import Call, Queueing, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, settle
+from llm_effects.effects.call import AttemptTiming, Call, changed
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.tracing import begin_attempt, end_attempt
 from llm_effects.values.errors import ConfigurationError, InvalidRequest, LLMError, NetworkError, RequestTimeout
@@ -17,16 +17,16 @@ from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, LLMR
 _UNKNOWN: Final = Statistics()
 
 
-def observed(inner: Generate) -> Generate:
+def with_recording(inner: Generate) -> Generate:
     """Record each attempt, whatever becomes of it: time-outs, lost hedges and cancellations are kept too."""
 
     def observe(asked: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Answer:
-            call = changed(asked, queueing=Queueing())
+        async def perform(env: LLMEnv) -> Answer:
+            call = changed(asked, timing=AttemptTiming())
             span = begin_attempt(call, env)
             started = anyio.current_time()
             try:
-                outcome = await settle(inner(call), env)
+                outcome = await run(inner(call), env)
             except BaseException as problem:
                 attempt = _book(env, call, started, _interruption(problem, call), None)
                 end_attempt(call, env, span, attempt, None)
@@ -35,7 +35,7 @@ def observed(inner: Generate) -> Generate:
             end_attempt(call, env, span, _book(env, call, started, tag, outcome), outcome)
             return outcome
 
-        return effect(run)
+        return effect(perform)
 
     return observe
 
@@ -54,13 +54,13 @@ def _interruption(problem: BaseException, call: Call) -> str:
 
 def _book(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer | None) -> Attempt | None:
     if outcome is not None and not is_successful(outcome):
-        call.trail.errors.append(outcome.failure())
-    if call.queueing.since is not None:
+        call.history.errors.append(outcome.failure())
+    if call.timing.since is not None:
         call.booked.cost = Cost.ZERO
         return None  # it was never sent
     attempt = _attempt(env, call, started, tag, outcome)
     call.booked.cost = attempt.cost
-    call.trail.attempts.append(attempt)
+    call.history.attempts.append(attempt)
     at = env.now()
     if outcome is not None or not _too_soon(attempt, env):
         env.health.observe(attempt, at)
@@ -78,7 +78,7 @@ def _too_soon(attempt: Attempt, env: LLMEnv) -> bool:
 def _row(call: Call, attempt: Attempt, at: datetime, outcome: Answer | None) -> LedgerRow:
     served = None if outcome is None or not is_successful(outcome) else outcome.unwrap().served_model
     return LedgerRow(
-        id=f"{call.id}.{len(call.trail.attempts)}",
+        id=f"{call.id}.{len(call.history.attempts)}",
         at=at,
         call_id=call.id,
         task_type=call.request.task_type,
@@ -91,14 +91,14 @@ def _row(call: Call, attempt: Attempt, at: datetime, outcome: Answer | None) -> 
 
 
 def _attempt(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer | None) -> Attempt:
-    usage, sent_at, content_at = _usage(outcome), started + call.queueing.waited, call.queueing.content_at
+    usage, sent_at, content_at = _usage(outcome), started + call.timing.waited, call.timing.content_at
     return Attempt(
         model=call.model,
         provider=env.config.models[call.model].provider,
         outcome=tag,
         latency_ms=(anyio.current_time() - sent_at) * 1000,
         first_content_ms=None if content_at is None else (content_at - sent_at) * 1000,
-        wait_ms=call.wait_ms + call.queueing.waited * 1000,
+        wait_ms=call.wait_ms + call.timing.waited * 1000,
         usage=usage or Usage(),
         cost=_cost(env, call, outcome, usage),
     )

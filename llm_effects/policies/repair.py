@@ -6,8 +6,8 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
-from llm_effects.effects.call import Call, Check, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, settle
+from llm_effects.effects.call import Call, ResponseValidator, changed
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.errors import SchemaMismatch
 from llm_effects.values.json import dump
@@ -19,7 +19,7 @@ SHOWN: Final = 20
 """Problems that a model is told of at once; the error has them all."""
 
 
-def reasked(inner: Generate) -> Generate:
+def with_repair(inner: Generate) -> Generate:
     """Tell a model what is wrong with its answer, as often as the call's check allows; then ``SchemaMismatch``.
 
     It stands below ``routed``, which goes on to the next candidate, and below ``cached``, which so keeps only answers
@@ -31,19 +31,19 @@ def reasked(inner: Generate) -> Generate:
         if check is None or call.continues:  # the rest of an answer cannot be judged alone
             return inner(call)
 
-        async def run(env: LLMEnv) -> Answer:
+        async def perform(env: LLMEnv) -> Answer:
             return await _until_it_fits(inner, call, check, env)
 
-        return effect(run)
+        return effect(perform)
 
     return ask
 
 
-async def _until_it_fits(inner: Generate, call: Call, check: Check, env: LLMEnv) -> Answer:
+async def _until_it_fits(inner: Generate, call: Call, check: ResponseValidator, env: LLMEnv) -> Answer:
     told: tuple[str, ...] = ()
     attempt, asked = call, 0
     while True:
-        result = await settle(inner(attempt), env)
+        result = await run(inner(attempt), env)
         if not is_successful(result):
             return result
         response = result.unwrap()
@@ -51,11 +51,11 @@ async def _until_it_fits(inner: Generate, call: Call, check: Check, env: LLMEnv)
         if not problems:
             return Success(evolve(response, warnings=(*told, *response.warnings)) if told else response)
         told = (*told, f"{response.model} was asked again: {'; '.join(problems[:SHOWN])}")
-        spent = len(call.trail.attempts) >= env.config.routing.max_attempts
-        if asked >= check.reasks or spent or response.finish_reason is FinishReason.LENGTH:
+        spent = len(call.history.attempts) >= env.config.routing.max_attempts
+        if asked >= check.max_repairs or spent or response.finish_reason is FinishReason.LENGTH:
             return _given_up(call, response, problems)
         asked += 1
-        attempt = changed(call, request=corrected(call.request, response, problems), before=call.trail.contents)
+        attempt = changed(call, request=corrected(call.request, response, problems), before=call.history.contents)
 
 
 def _given_up(call: Call, response: LLMResponse, problems: tuple[str, ...]) -> Answer:
@@ -66,7 +66,7 @@ def _given_up(call: Call, response: LLMResponse, problems: tuple[str, ...]) -> A
         provider=response.provider,
         request_id=response.request_id,
     )
-    call.trail.errors.append(error)
+    call.history.errors.append(error)
     return Failure(error)
 
 

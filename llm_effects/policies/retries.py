@@ -7,7 +7,7 @@ import anyio
 from returns.pipeline import is_successful
 
 from llm_effects.effects.call import Call, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, settle
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.schedules import Schedule, Step, exponential, jittered
 from llm_effects.values.errors import LLMError, ModelUnavailable, NetworkError, RateLimitExceeded, retries_worth
@@ -23,7 +23,7 @@ THROTTLED: Final = jittered(exponential(base=1.0, cap=20.0))
 """Pauses after a server said that it has too much to do (seconds)."""
 
 
-def retried(inner: Generate) -> Generate:
+def with_retries(inner: Generate) -> Generate:
     """Ask the same model again where that may help, after a pause, as often as the configuration says.
 
     What the server asks for (``retry_after``) is the least pause. A pause that would pass the deadline is not
@@ -32,10 +32,10 @@ def retried(inner: Generate) -> Generate:
     """
 
     def retry(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Answer:
+        async def perform(env: LLMEnv) -> Answer:
             attempt, again, cost = call, 0, 0
             while True:
-                result = await settle(inner(attempt), env)
+                result = await run(inner(attempt), env)
                 if is_successful(result):
                     _repay(call, env, cost)
                     return result
@@ -47,7 +47,7 @@ def retried(inner: Generate) -> Generate:
                 await anyio.sleep(pause)
                 attempt = changed(call, wait_ms=pause * 1000)
 
-        return effect(run)
+        return effect(perform)
 
     return retry
 
@@ -80,7 +80,7 @@ def _pause(error: LLMError, call: Call, env: LLMEnv, again: int) -> float | None
     if pause is not None and now + pause < call.deadline:
         return pause
     if asked and not (_is_open(error) or _is_our_own(error)):
-        env.health.park(call.model, now + asked)
+        env.health.cool_down(call.model, now + asked)
     return None
 
 
@@ -92,7 +92,7 @@ def _worth_it(error: LLMError, call: Call, env: LLMEnv, again: int) -> bool:
     routing = env.config.routing
     refused = isinstance(error, NetworkError) and error.phase == "refused"
     tries_left = again <= min(routing.max_retries, retries_worth(error))
-    return tries_left and len(call.trail.attempts) < routing.max_attempts and not (refused and call.alternatives)
+    return tries_left and len(call.history.attempts) < routing.max_attempts and not (refused and call.alternatives)
 
 
 def _is_open(error: LLMError) -> bool:

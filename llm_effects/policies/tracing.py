@@ -4,7 +4,7 @@ import anyio
 from returns.pipeline import is_successful
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, settle
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv, Span
 from llm_effects.telemetry import conventions as names
 from llm_effects.telemetry.logs import log_attempt, log_failure, log_fallback, unharmed
@@ -36,7 +36,7 @@ def end_call(call: Call, span: Span | None, outcome: Outcome, kind: str) -> None
     elif kind != CANCELLED:
         log_failure(call, kind)
     if span is not None:
-        unharmed(span.end, call_ending(call.trail, outcome, kind), error_of(kind))
+        unharmed(span.end, call_ending(call.history, outcome, kind), error_of(kind))
 
 
 def begin_attempt(call: Call, env: LLMEnv) -> Span | None:
@@ -65,21 +65,21 @@ def _followed_kind(attempt: Attempt | None, outcome: Outcome) -> str:
     return CANCELLED if outcome is None or is_successful(outcome) else outcome.failure().tag
 
 
-def traced(inner: Generate) -> Generate:
+def with_tracing(inner: Generate) -> Generate:
     """Follow the call to its end, whatever it is: an answer, an error, a cancellation or a defect."""
 
     def trace(call: Call) -> Effect[LLMResponse]:
-        async def run(env: LLMEnv) -> Answer:
+        async def perform(env: LLMEnv) -> Answer:
             span = begin_call(call, env)
             try:
-                outcome = await settle(inner(call), env)
+                outcome = await run(inner(call), env)
             except BaseException as problem:
                 end_call(call, span, None, _kind(problem))
                 raise
             end_call(call, span, outcome, SUCCESS if is_successful(outcome) else outcome.failure().tag)
             return outcome
 
-        return effect(run)
+        return effect(perform)
 
     return trace
 

@@ -504,7 +504,7 @@ def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequ
     problem = unsendable(request, turns)
     if problem is not None:
         return Failure(invalid(target, request, problem))
-    settings, left_out = _settings(target, request)
+    settings, excluded = _settings(target, request)
     tools, changed = _tools(target, request)
     form, told = _answer_format(target, request)
     body: _Object = {
@@ -515,7 +515,7 @@ def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequ
         **form,
         **(_streaming(target) if stream else {}),
     }
-    return written(target, "/chat/completions", body, (*left_out, *changed, *told))
+    return written(target, "/chat/completions", body, (*excluded, *changed, *told))
 
 
 def _streaming(target: Target) -> _Object:
@@ -539,10 +539,10 @@ def _settings(target: Target, request: LLMRequest) -> tuple[_Object, tuple[str, 
         *(("reasoning_effort",) if able.reasoning is False else ()),
         *(("seed",) if target.preset.seed_field is None else ()),
     )
-    left_out = tuple(
+    excluded = tuple(
         f"{name} was left out: {target.name} does not take it" for name in refused if given[name] is not None
     )
-    return {name: value for name, value in given.items() if value is not None and name not in refused}, left_out
+    return {name: value for name, value in given.items() if value is not None and name not in refused}, excluded
 
 
 def _tools(target: Target, request: LLMRequest) -> tuple[_Object, tuple[str, ...]]:

@@ -150,7 +150,7 @@ def provider_of(target: Target, request: LLMRequest | None = None) -> Provider:
 
     Without a ``request`` it is the target's usual one. The one that encodes a request must read its answer too.
 
-    >>> from llm_effects import Tool
+    >>> from llm_effects.values import Tool
     >>> mini = target_of("mini", ModelConfig(provider="openai", model="gpt-6-luna", api_key="sk-x")).unwrap()
     >>> with_tools = LLMRequest(prompt="how warm is it?", tools=[Tool("thermometer")])
     >>> provider_of(mini) is provider_of(mini, with_tools), wire_of(mini, with_tools)

@@ -215,19 +215,19 @@ def usage_report(
     ``StorageFailed``.
 
     >>> import anyio
-    >>> from llm_effects import LLMRequest, generate, scripted_env, settle, then
+    >>> from llm_effects import LLMRequest, generate, run, scripted_env, then
     >>> asked = generate(LLMRequest(prompt="why?", owner="alice"))
-    >>> report = anyio.run(settle, then(asked, lambda _: usage_report(by=("owner", "model"))), scripted_env()).unwrap()
+    >>> report = anyio.run(run, then(asked, lambda _: usage_report(by=("owner", "model"))), scripted_env()).unwrap()
     >>> [(row.group, row.requests, row.output_tokens, str(row.cost_usd)) for row in report.rows]
     [(('alice', 'scripted'), 1, 1, '0')]
     """
     dimensions = (by,) if isinstance(by, str) else tuple(by)
 
-    async def run(env: LLMEnv) -> Result[UsageReport, LLMError]:
+    async def perform(env: LLMEnv) -> Result[UsageReport, LLMError]:
         wrong = _wrong(dimensions, since, until)
         return await _summed(env, dimensions, since, until) if wrong is None else Failure(wrong)
 
-    return effect(run)
+    return effect(perform)
 
 
 async def _summed(

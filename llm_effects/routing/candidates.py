@@ -23,7 +23,7 @@ from llm_effects.values.responses import Cost
 
 @final
 @frozen
-class LeftOut:
+class Excluded:
     """A configured model that may not answer, and why."""
 
     model: str
@@ -32,11 +32,11 @@ class LeftOut:
 
 @final
 @frozen
-class Sieved:
+class Filtered:
     """Who may answer a request, in the order of the configuration, and who may not."""
 
     suited: tuple[Target, ...]
-    left_out: tuple[LeftOut, ...]
+    excluded: tuple[Excluded, ...]
 
 
 @final
@@ -55,13 +55,13 @@ def needs_of(request: LLMRequest, tokens: int) -> Needs:
     return Needs(request, tokens, tuple(part for part in parts if isinstance(part, Image | Document)))
 
 
-def sieved(request: LLMRequest, targets: tuple[Target, ...], tokens: int) -> Result[Sieved, LLMError]:
+def filter_candidates(request: LLMRequest, targets: tuple[Target, ...], tokens: int) -> Result[Filtered, LLMError]:
     """Tell the models that can take a request of so many tokens from the others; an error where there is none."""
     needs = needs_of(request, tokens)
     reasons = [(target, unsuited(needs, target)) for target in targets]
     suited = tuple(target for target, reason in reasons if not reason)
-    left_out = tuple(LeftOut(target.name, reason) for target, reason in reasons if reason)
-    return Success(Sieved(suited, left_out)) if suited else Failure(nobody(needs, targets, left_out))
+    excluded = tuple(Excluded(target.name, reason) for target, reason in reasons if reason)
+    return Success(Filtered(suited, excluded)) if suited else Failure(nobody(needs, targets, excluded))
 
 
 def unsuited(needs: Needs, target: Target) -> str:
@@ -82,7 +82,7 @@ def unsuited(needs: Needs, target: Target) -> str:
     return "it does not take a response schema" if can.schema is False else misfit(target, request.response_schema)
 
 
-def nobody(needs: Needs, targets: tuple[Target, ...], left_out: tuple[LeftOut, ...]) -> LLMError:
+def nobody(needs: Needs, targets: tuple[Target, ...], excluded: tuple[Excluded, ...]) -> LLMError:
     """Say why nobody can take a request: no such model, a window too small for all, or else each reason."""
     request = needs.request
     names = [target.name for target in targets]
@@ -91,7 +91,7 @@ def nobody(needs: Needs, targets: tuple[Target, ...], left_out: tuple[LeftOut, .
         remedy = f"model: {request.model!r} is not configured; configured are {', '.join(names)}"
         return InvalidRequest(message=remedy, request=request)
     reasons = "; ".join(
-        f"{each.model}: {each.reason}" for each in left_out if each.model in {one.name for one in asked}
+        f"{each.model}: {each.reason}" for each in excluded if each.model in {one.name for one in asked}
     )
     roomier = [target for target in asked if not unsuited(needs, _with_any_window(target))]
     if roomier:
@@ -119,7 +119,7 @@ class Candidate:
     ``None`` where none is known. ``error_rate`` and ``confidence`` (from 0 to 1) are of what ``attempts`` attempts
     told, faded by the time since; ``calls_since`` counts the calls that were routed since, to whatever model. The cost
     is this request's estimate, by the price of ``price_source``. ``context_length`` is tokens. A model that is
-    ``parked`` asked for a pause of ``parked_s`` seconds more; one that is ``open`` is left alone by its breaker, for
+    ``cooled_down`` asked for a pause of ``parked_s`` seconds more; one that is ``open`` is left alone by its breaker, for
     ``open_s`` seconds more.
     """
 
@@ -143,7 +143,7 @@ class Candidate:
     last_resort: bool = field(default=False, repr=False)
 
     @property
-    def parked(self) -> bool:
+    def cooled_down(self) -> bool:
         """Whether the model asked for a pause that is not over."""
         return self.parked_s > 0
 
@@ -165,7 +165,7 @@ class RoutingDecision:
     task_type: TaskType
     strategy: Strategy
     candidates: tuple[Candidate, ...]
-    left_out: tuple[LeftOut, ...] = ()
+    excluded: tuple[Excluded, ...] = ()
     drawn: float = 0.0
     exploring: bool = False
     streamed: bool = False
@@ -173,12 +173,12 @@ class RoutingDecision:
 
 @final
 @frozen(kw_only=True)
-class Facts:
+class RoutingContext:
     """What a decision is made of besides the request and the configuration.
 
     ``tokens`` is the estimate of the prompt, ``last_model`` the one a conversation used last, ``calls`` how many were
     routed before, ``drawn`` a number from 0 up to 1 that decides about exploring. ``opened`` tells until when breakers
-    leave models alone: like ``Statistics.parked_until`` a time on the clock of ``now``. ``at`` is the date, for prices
+    leave models alone: like ``Statistics.cooldown_until`` a time on the clock of ``now``. ``at`` is the date, for prices
     and for fading.
     """
 

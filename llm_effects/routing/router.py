@@ -15,7 +15,14 @@ from returns.result import Failure, Result
 from llm_effects.config import LLMConfig
 from llm_effects.config.routing import RoutingConfig
 from llm_effects.providers.target import Target
-from llm_effects.routing.candidates import EXPECTED_ANSWER, Candidate, Facts, RoutingDecision, Sieved, sieved
+from llm_effects.routing.candidates import (
+    EXPECTED_ANSWER,
+    Candidate,
+    Filtered,
+    RoutingContext,
+    RoutingDecision,
+    filter_candidates,
+)
 from llm_effects.routing.model_registry import targets_of
 from llm_effects.routing.statistics import faded, kept
 from llm_effects.values.errors import Fallback, LLMError, fallback_for
@@ -37,7 +44,7 @@ class Ranked:
     target: Target
     score: float
     request: LLMRequest = field(repr=False)
-    facts: Facts = field(repr=False)
+    facts: RoutingContext = field(repr=False)
 
     @property
     def model(self) -> str:
@@ -61,20 +68,20 @@ class Ranked:
         return evolve(known, score=self.score, estimated_cost=self.estimated_cost, price_source=source)
 
 
-def estimated_cost(request: LLMRequest, target: Target, facts: Facts) -> Cost:
+def estimated_cost(request: LLMRequest, target: Target, facts: RoutingContext) -> Cost:
     """Estimate what a request costs at a model: its prompt, and the longest answer that it permits."""
     answer = request.preferences.max_tokens or target.config.max_tokens or EXPECTED_ANSWER
     return facts.prices.cost(target.name, Usage(input_tokens=facts.tokens, output_tokens=answer), facts.at)
 
 
-def is_away(model: str, facts: Facts) -> bool:
+def is_away(model: str, facts: RoutingContext) -> bool:
     """Whether a model asked for a pause that is not over, or is left alone by its breaker."""
     known = facts.statistics.get(model)
-    parked = known is not None and known.parked_until > facts.now
-    return parked or facts.opened.get(model, facts.now) > facts.now
+    cooled_down = known is not None and known.cooldown_until > facts.now
+    return cooled_down or facts.opened.get(model, facts.now) > facts.now
 
 
-def known_of(target: Target, facts: Facts) -> Candidate:
+def known_of(target: Target, facts: RoutingContext) -> Candidate:
     """Put together what is known of a model: all but its score and what a request costs there."""
     name = target.name
     known = facts.statistics.get(name, _NOTHING)
@@ -92,7 +99,7 @@ def known_of(target: Target, facts: Facts) -> Candidate:
         attempts=known.attempts,
         calls_since=facts.calls - known.calls if known.attempts else 0,
         context_length=target.capabilities.context_length,
-        parked_s=max(0.0, known.parked_until - facts.now),
+        parked_s=max(0.0, known.cooldown_until - facts.now),
         open_s=max(0.0, facts.opened.get(name, facts.now) - facts.now),
         last_resort=target.config.last_resort,
     )
@@ -124,7 +131,9 @@ def is_exploring(routing: RoutingConfig, drawn: float) -> bool:
     return routing.strategy == "performance" and drawn >= 1 - EXPLORING
 
 
-def ranked(request: LLMRequest, targets: Sequence[Target], routing: RoutingConfig, facts: Facts) -> tuple[Ranked, ...]:
+def ranked(
+    request: LLMRequest, targets: Sequence[Target], routing: RoutingConfig, facts: RoutingContext
+) -> tuple[Ranked, ...]:
     """Give the models in the order in which they are asked, each with its score."""
     scores = _scores(request, targets, routing, facts)
     known = [
@@ -141,11 +150,13 @@ def ranked(request: LLMRequest, targets: Sequence[Target], routing: RoutingConfi
     return (first, *(place for _, place in rest))
 
 
-def _standing(target: Target, facts: Facts) -> tuple[bool, bool]:
+def _standing(target: Target, facts: RoutingContext) -> tuple[bool, bool]:
     return target.config.last_resort, is_away(target.name, facts)
 
 
-def _scores(request: LLMRequest, targets: Sequence[Target], routing: RoutingConfig, facts: Facts) -> list[float]:
+def _scores(
+    request: LLMRequest, targets: Sequence[Target], routing: RoutingConfig, facts: RoutingContext
+) -> list[float]:
     match routing.strategy:
         case "balanced":
             task = request.task_type
@@ -214,29 +225,29 @@ def _wait(candidate: Candidate, time: float | None, slowest: float) -> float:
     return answer + failures * max(candidate.expected_failure_ms or 0.0, answer)
 
 
-def order(request: LLMRequest, config: LLMConfig, facts: Facts) -> Result[tuple[Ranked, ...], LLMError]:
+def order(request: LLMRequest, config: LLMConfig, facts: RoutingContext) -> Result[tuple[Ranked, ...], LLMError]:
     """Give the models that may answer a request in their order; nothing is worked out that does not decide it."""
     return _sieved(request, config, facts).map(lambda found: ranked(request, found.suited, config.routing, facts))
 
 
-def route(request: LLMRequest, config: LLMConfig, facts: Facts) -> Result[RoutingDecision, LLMError]:
+def route(request: LLMRequest, config: LLMConfig, facts: RoutingContext) -> Result[RoutingDecision, LLMError]:
     """Decide as ``order`` does, and show every number."""
     return _sieved(request, config, facts).map(lambda found: _decision(request, found, config.routing, facts))
 
 
-def _sieved(request: LLMRequest, config: LLMConfig, facts: Facts) -> Result[Sieved, LLMError]:
+def _sieved(request: LLMRequest, config: LLMConfig, facts: RoutingContext) -> Result[Filtered, LLMError]:
     targets = targets_of(config)
     if not is_successful(targets):
         return Failure(targets.failure())
-    return sieved(request, targets.unwrap(), facts.tokens)
+    return filter_candidates(request, targets.unwrap(), facts.tokens)
 
 
-def _decision(request: LLMRequest, found: Sieved, routing: RoutingConfig, facts: Facts) -> RoutingDecision:
+def _decision(request: LLMRequest, found: Filtered, routing: RoutingConfig, facts: RoutingContext) -> RoutingDecision:
     return RoutingDecision(
         task_type=request.task_type,
         strategy=routing.strategy,
         candidates=tuple(each.told() for each in ranked(request, found.suited, routing, facts)),
-        left_out=found.left_out,
+        excluded=found.excluded,
         drawn=facts.drawn,
         exploring=is_exploring(routing, facts.drawn),
         streamed=facts.streamed,

@@ -58,7 +58,7 @@ def learn(known: Statistics, attempt: Attempt, at: datetime, calls: int = 0) -> 
         confidence=confidence,
         at=at,
         calls=calls,
-        parked_until=known.parked_until,
+        cooldown_until=known.cooldown_until,
     )
 
 

@@ -11,8 +11,8 @@ from returns.future import FutureResult
 from llm_effects.config.routing import BreakerConfig
 from llm_effects.effects.env import Conversations, Hedges, Retries, Span
 from llm_effects.limits.budgets import Hold
-from llm_effects.limits.circuit_breaker import Passage
-from llm_effects.limits.quotas import Bill, Need, Quota, Ticket
+from llm_effects.limits.circuit_breaker import BreakerPermit
+from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
 from llm_effects.stores.limits.memory import MemoryHedges, MemoryRetries
 from llm_effects.values.errors import ConfigurationError, LLMError
 from llm_effects.values.records import Attributes, CacheStats, LedgerRow, Measure
@@ -123,7 +123,7 @@ class UnusableLedger:
         """Tell the problem: nothing is spent that nobody counts."""
         return FutureResult.from_failure(self.problem)
 
-    async def settle(self, hold: Hold, cost: Decimal) -> None:
+    async def commit(self, hold: Hold, cost: Decimal) -> None:
         """Take no notice."""
 
     async def aclose(self) -> None:
@@ -142,20 +142,20 @@ class NoLimits:
     retries: Retries = field(factory=MemoryRetries, init=False, repr=False, eq=False)
     hedges: Hedges = field(factory=MemoryHedges, init=False, repr=False, eq=False)
 
-    def enter(
+    def acquire(
         self,
         model: str,
         quota: Quota,
-        need: Need,
-        patience: float,  # noqa: ARG002
+        need: Demand,
+        timeout: float,  # noqa: ARG002
         deadline: float,  # noqa: ARG002
-    ) -> Ticket | FutureResult[Ticket, LLMError]:
+    ) -> Permit | FutureResult[Permit, LLMError]:
         """Let everybody in."""
         if self.problem is not None:
             return FutureResult.from_failure(self.problem)
-        return Ticket(model=model, quota=quota, need=need)
+        return Permit(model=model, quota=quota, need=need)
 
-    async def leave(self, ticket: Ticket, bill: Bill) -> None:
+    async def release(self, ticket: Permit, bill: ActualUsage) -> None:
         """Take no notice."""
 
     def admit(
@@ -163,12 +163,12 @@ class NoLimits:
         model: str,  # noqa: ARG002
         deadline: float,  # noqa: ARG002
         *,
-        anyway: bool,  # noqa: ARG002
-    ) -> Passage | FutureResult[Passage, LLMError]:
+        force: bool,  # noqa: ARG002
+    ) -> BreakerPermit | FutureResult[BreakerPermit, LLMError]:
         """Let everybody through."""
-        return Passage() if self.problem is None else FutureResult.from_failure(self.problem)
+        return BreakerPermit() if self.problem is None else FutureResult.from_failure(self.problem)
 
-    async def record(self, model: str, config: BreakerConfig, passage: Passage, *, failed: bool | None) -> None:
+    async def record(self, model: str, config: BreakerConfig, passage: BreakerPermit, *, failed: bool | None) -> None:
         """Take no notice."""
 
     def opened(self) -> Mapping[str, float]:

@@ -36,17 +36,20 @@ class MemoryHealth:
             newest = self._newest.setdefault((attempt.model, streamed), deque(maxlen=KEPT))
             newest.append(attempt.latency_ms if attempt.first_content_ms is None else attempt.first_content_ms)
 
-    def park(self, model: str, until: float) -> None:
+    def cool_down(self, model: str, until: float) -> None:
         """Leave a model alone until a time on the clock of ``anyio.current_time()``."""
         self._parked.set({**self._parked.get({}), model: until})
 
     def statistics(self) -> Mapping[str, Statistics]:
         """Give what is known, by model name."""
-        parked = self._pauses()
-        if not parked:
+        cooled_down = self._pauses()
+        if not cooled_down:
             return self._known
-        known = {name: self._known.get(name, Statistics()) for name in {*self._known, *parked}}
-        return {name: evolve(each, parked_until=parked.get(name, each.parked_until)) for name, each in known.items()}
+        known = {name: self._known.get(name, Statistics()) for name in {*self._known, *cooled_down}}
+        return {
+            name: evolve(each, cooldown_until=cooled_down.get(name, each.cooldown_until))
+            for name, each in known.items()
+        }
 
     def begin_call(self) -> None:
         """Count a call that is routed now."""

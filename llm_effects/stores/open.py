@@ -51,7 +51,9 @@ def open_storage(config: StorageConfig, memory: Storage) -> Result[Storage, Conf
         return Success(memory)
     if not separator:
         return _wrong_storage(_KNOWN_STORAGES)
-    return _sql(config.url) if scheme.lower() in _SQL else _wrong_storage(f"unknown scheme {scheme!r}: {_KNOWN_STORAGES}")
+    return (
+        _sql(config.url) if scheme.lower() in _SQL else _wrong_storage(f"unknown scheme {scheme!r}: {_KNOWN_STORAGES}")
+    )
 
 
 def _wrong_storage(message: str) -> Result[Storage, ConfigurationError]:

@@ -13,7 +13,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, RedisError, T
 from redis.retry import Retry
 from returns.result import Failure, Result, Success
 
-from llm_effects.stores.cache.stats import Tally
+from llm_effects.stores.cache.stats import CacheCounters
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed, cause_of
 
@@ -123,7 +123,7 @@ class RedisScripts:
         self._scripts = {name: cast("_Script", client.register_script(text)) for name, text in scripts.items()}
         self._patience = patience_seconds
         self._secrets = secrets
-        self._tally = Tally()
+        self._tally = CacheCounters()
         self._worker = Worker("llm-effects-limits", THREADS)
 
     async def run(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Result[Reply, LLMError]:

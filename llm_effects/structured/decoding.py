@@ -14,7 +14,7 @@ import msgspec
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.structured.json_schema import WRAPPED, Wanted
+from llm_effects.structured.json_schema import WRAPPED, Target
 from llm_effects.structured.types import (
     REFUSALS,
     Choice,
@@ -106,11 +106,11 @@ _SHOWN: Final = 50
 """Choices that are told of one place."""
 
 
-def decode_text(wanted: Wanted, text: str) -> Decoded:
+def decode_text(wanted: Target, text: str) -> Decoded:
     """Read an answer; the object around what is no object may be left out.
 
-    >>> from llm_effects.structured.json_schema import wanted_of
-    >>> decode_text(wanted_of(list[int]).unwrap(), '{"value": [1, "2"]}').failure()
+    >>> from llm_effects.structured.json_schema import target_type
+    >>> decode_text(target_type(list[int]).unwrap(), '{"value": [1, "2"]}').failure()
     ('$[1]: expected `int`, got `str`',)
     """
     read = json_in(text)
@@ -120,7 +120,7 @@ def decode_text(wanted: Wanted, text: str) -> Decoded:
     return next((each for each in tried if is_successful(each)), tried[0])
 
 
-def _unwrapped(wanted: Wanted, value: object) -> Decoded:
+def _unwrapped(wanted: Target, value: object) -> Decoded:
     within = _table_of(value)
     inner = within[WRAPPED] if wanted.wrapped and within is not None and set(within) == {WRAPPED} else value
     try:

@@ -171,7 +171,7 @@ WRAPPED: Final = "value"
 
 @final
 @frozen
-class Wanted:
+class Target:
     """What a type asks for: its shape, its schema, and whether the schema wraps it in an object."""
 
     shape: Shape
@@ -179,13 +179,13 @@ class Wanted:
     wrapped: bool
 
 
-def wanted_of(kind: Form) -> Result[Wanted, LLMError]:
+def target_type(kind: Form) -> Result[Target, LLMError]:
     """Write the schema of a type; one that has none is an ``InvalidRequest``.
 
     >>> from typing import Literal
-    >>> wanted_of(Literal["low", "high"]).unwrap().schema["properties"]
+    >>> target_type(Literal["low", "high"]).unwrap().schema["properties"]
     {'value': {'enum': ['high', 'low']}}
-    >>> wanted_of(complex).failure().message
+    >>> target_type(complex).failure().message
     "no JSON Schema can be made of <class 'complex'>: type <class 'complex'> is not supported"
     """
     try:
@@ -203,7 +203,7 @@ def _refused(kind: Form, why: str, problem: Exception) -> InvalidRequest:
 
 
 @lru_cache(maxsize=256)
-def _wanted(kind: Form) -> Wanted:
+def _wanted(kind: Form) -> Target:
     shape, book = shape_of(kind), Definitions()
     root = book.resolved(_schema(shape, book))
     wrapped = root.get("type") != "object"
@@ -213,7 +213,7 @@ def _wanted(kind: Form) -> Wanted:
     if endless(root, used):
         raise TypeError("it has no end: each value of it would have to hold another one")
     schema = root | ({"$defs": used} if used else {})
-    return Wanted(shape, plain_object("response_schema", schema), wrapped)
+    return Target(shape, plain_object("response_schema", schema), wrapped)
 
 
 def _closed(properties: Schema, required: list[str]) -> Schema:

@@ -7,12 +7,12 @@ from attrs import evolve, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.call import Call, Check, Sink
-from llm_effects.effects.effect import Effect, effect, settle
+from llm_effects.effects.call import Call, ResponseValidator, Sink
+from llm_effects.effects.effect import Effect, effect, run
 from llm_effects.effects.env import LLMEnv
-from llm_effects.pipeline import LAST_WORD_S, ending, generate_call, run_call
+from llm_effects.pipeline import LAST_WORD_S, ending, run_call, standard_pipeline
 from llm_effects.structured.decoding import Decoded, decode_text
-from llm_effects.structured.json_schema import Wanted, wanted_of
+from llm_effects.structured.json_schema import Target, target_type
 from llm_effects.values.errors import InvalidRequest, LLMError, SchemaMismatch
 from llm_effects.values.events import Restarted, Started, StreamEvent
 from llm_effects.values.requests import CachePolicy, LLMRequest
@@ -37,46 +37,46 @@ class Structured(Generic[_Value_co]):
 
 @overload
 def generate_as(  # pyright: ignore[reportOverlappingOverload]
-    request: LLMRequest, kind: type[Structured[_Value]], *, reasks: int = ..., sink: Sink | None = ...
+    request: LLMRequest, kind: type[Structured[_Value]], *, max_repairs: int = ..., sink: Sink | None = ...
 ) -> Effect[Structured[_Value]]: ...
 @overload
 def generate_as(
-    request: LLMRequest, kind: type[_Value], *, reasks: int = ..., sink: Sink | None = ...
+    request: LLMRequest, kind: type[_Value], *, max_repairs: int = ..., sink: Sink | None = ...
 ) -> Effect[Structured[_Value]]: ...
 @overload
 def generate_as(
-    request: LLMRequest, kind: object, *, reasks: int = ..., sink: Sink | None = ...
+    request: LLMRequest, kind: object, *, max_repairs: int = ..., sink: Sink | None = ...
 ) -> Effect[Structured[object]]: ...
 def generate_as(
-    request: LLMRequest, kind: object, *, reasks: int = 2, sink: Sink | None = None
+    request: LLMRequest, kind: object, *, max_repairs: int = 2, sink: Sink | None = None
 ) -> Effect[Structured[object]]:
     """Answer a request with a value of ``kind``: an attrs class, a dataclass, a ``Literal``, a union, a list of them...
 
-    An answer that does not fit goes back to its model with all problems, at most ``reasks`` times; then the next
+    An answer that does not fit goes back to its model with all problems, at most ``max_repairs`` times; then the next
     candidate is asked. When none is left the failure is ``SchemaMismatch`` with the problems, the raw text and the cost
     of all (US dollars), or ``RequestFailed`` with that of each. A type of which no schema can be made is an
     ``InvalidRequest``, before any model is asked. ``sink`` takes the events of the stream, where a new answer comes
     after ``Restarted``.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
-    >>> ask = generate_as(LLMRequest(prompt="Two primes?"), list[int], reasks=1)
-    >>> anyio.run(settle, ask, scripted_env("Two and three.", "[2, 3]")).unwrap().value
+    >>> from llm_effects import run, scripted_env
+    >>> ask = generate_as(LLMRequest(prompt="Two primes?"), list[int], max_repairs=1)
+    >>> anyio.run(run, ask, scripted_env("Two and three.", "[2, 3]")).unwrap().value
     [2, 3]
-    >>> anyio.run(settle, ask, scripted_env("Two and three.")).failure().problems
+    >>> anyio.run(run, ask, scripted_env("Two and three.")).failure().problems
     ('$: is no JSON: invalid character (byte 0)',)
     """
     asked_for = get_args(kind)[0] if get_origin(kind) is Structured else kind
 
-    async def run(env: LLMEnv) -> Result[Structured[object], LLMError]:
-        question = _question(request, asked_for, reasks, sink)
+    async def perform(env: LLMEnv) -> Result[Structured[object], LLMError]:
+        question = _question(request, asked_for, max_repairs, sink)
         result = await _answered(question.unwrap(), env) if is_successful(question) else Failure(question.failure())
         if sink is not None:
             with anyio.move_on_after(LAST_WORD_S):  # for a consumer that never returns
                 await sink(ending(result.map(lambda structured: structured.response)))
         return result
 
-    return effect(run)
+    return effect(perform)
 
 
 _CUT_OFF: Final = (
@@ -88,8 +88,8 @@ _CUT_OFF: Final = (
 @frozen
 class _Question:
     request: LLMRequest
-    wanted: Wanted
-    reasks: int
+    wanted: Target
+    max_repairs: int
     sink: Sink | None
 
     def read(self, response: LLMResponse) -> Decoded:
@@ -105,18 +105,18 @@ class _Question:
         return () if is_successful(read) else read.failure()
 
 
-def _question(request: LLMRequest, kind: object, reasks: int, sink: Sink | None) -> Result[_Question, LLMError]:
-    made = wanted_of(kind)
+def _question(request: LLMRequest, kind: object, max_repairs: int, sink: Sink | None) -> Result[_Question, LLMError]:
+    made = target_type(kind)
     if not is_successful(made):
         return Failure(made.failure())
     wanted = made.unwrap()
     problem = _unfit(request, wanted)
     if problem is not None:
         return Failure(InvalidRequest(message=problem, request=request))
-    return Success(_Question(evolve(request, response_schema=wanted.schema), wanted, reasks, sink))
+    return Success(_Question(evolve(request, response_schema=wanted.schema), wanted, max_repairs, sink))
 
 
-def _unfit(request: LLMRequest, wanted: Wanted) -> str | None:
+def _unfit(request: LLMRequest, wanted: Target) -> str | None:
     if request.response_schema is not None and request.response_schema != wanted.schema:
         return "response_schema: leave it out: the type gives it"
     if request.tools and request.tool_choice != "none":
@@ -135,12 +135,12 @@ async def _answered(question: _Question, env: LLMEnv) -> Result[Structured[objec
 
 
 async def _asked(question: _Question, env: LLMEnv) -> Result[LLMResponse, LLMError]:
-    check = Check(question.problems, question.reasks)
+    check = ResponseValidator(question.problems, question.max_repairs)
 
     def checking(call: Call) -> Call:
         return evolve(call, check=check)
 
-    return await settle(run_call(generate_call, question.request, question.sink, checking), env)
+    return await run(run_call(standard_pipeline, question.request, question.sink, checking), env)
 
 
 async def _asked_anew(question: _Question, env: LLMEnv, first: LLMResponse) -> Result[LLMResponse, LLMError]:

@@ -51,7 +51,7 @@ def log_attempt(call: Call, attempt: Attempt) -> None:
 
 def log_failure(call: Call, tag: str) -> None:
     """Warn of a call that failed."""
-    attempts = call.trail.attempts
+    attempts = call.history.attempts
     cost = total_cost(attempt.cost for attempt in attempts)
     fields = _of_call(call) | {"outcome": tag, "attempts": len(attempts)} | _of_cost(cost)
     unharmed(LOGGER.warning, "call failed: %s", tag, extra=fields)
@@ -59,7 +59,7 @@ def log_failure(call: Call, tag: str) -> None:
 
 def log_fallback(call: Call, model: str) -> None:
     """Warn of a call that another model answered than the first that was asked, if so it is."""
-    attempts = call.trail.attempts
+    attempts = call.history.attempts
     if attempts and attempts[0].model != model:
         first = attempts[0].model
         fields = {"outcome": "fallback", "model": model, "instead_of": first, "attempts": len(attempts)}

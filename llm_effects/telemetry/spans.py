@@ -12,7 +12,7 @@ from returns.pipeline import is_successful
 from returns.result import Result
 
 from llm_effects.config import LLMConfig
-from llm_effects.effects.call import Call, Trail
+from llm_effects.effects.call import Call, CallHistory
 from llm_effects.providers.target import Target, key_headers
 from llm_effects.routing.model_registry import of_newest, ready_targets
 from llm_effects.telemetry import conventions as names
@@ -166,12 +166,12 @@ def _conversation(call: Call) -> Attributes:
     return {} if call.conversation_id is None else {names.CONVERSATION_ID: call.conversation_id}
 
 
-def call_ending(trail: Trail, outcome: Outcome, kind: str) -> Attributes:
+def call_ending(history: CallHistory, outcome: Outcome, kind: str) -> Attributes:
     """Tell of a whole call what came of it; ``kind`` is its outcome's name. Tokens are told by its attempts alone."""
     told: Attributes = {
         names.OUTCOME: kind,
-        names.ATTEMPTS: len(trail.attempts),
-        **_cost(total_cost(attempt.cost for attempt in trail.attempts)),
+        names.ATTEMPTS: len(history.attempts),
+        **_cost(total_cost(attempt.cost for attempt in history.attempts)),
     }
     if outcome is None or not is_successful(outcome):
         return told

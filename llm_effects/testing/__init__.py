@@ -2,8 +2,8 @@
 
 from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS as CONVERSATION_CHECKS
 from llm_effects.testing.conversation_checks import Check as Check
-from llm_effects.testing.scripted import Late as Late
-from llm_effects.testing.scripted import Pieces as Pieces
+from llm_effects.testing.scripted import Chunks as Chunks
+from llm_effects.testing.scripted import Delayed as Delayed
 from llm_effects.testing.scripted import Reply as Reply
 from llm_effects.testing.scripted import Scripted as Scripted
 from llm_effects.testing.scripted import answer as answer

@@ -38,7 +38,7 @@ from llm_effects.values.tokens import EstimatedTokens, estimate_tokens
 
 @final
 @frozen
-class Late:
+class Delayed:
     """A reply that takes a while: ``seconds`` on the clock of the event loop."""
 
     seconds: float
@@ -47,7 +47,7 @@ class Late:
 
 @final
 @frozen
-class Pieces:
+class Chunks:
     """A reply told piece by piece, ``pause`` seconds apart; ``then`` is the error that breaks it off, if any."""
 
     pieces: tuple[str, ...]
@@ -55,7 +55,7 @@ class Pieces:
     pause: float = 0.0
 
 
-Reply: TypeAlias = Union[str, LLMResponse, LLMError, Late, Pieces, Callable[[LLMRequest], "Reply"]]  # noqa: UP007 - recursive
+Reply: TypeAlias = Union[str, LLMResponse, LLMError, Delayed, Chunks, Callable[[LLMRequest], "Reply"]]  # noqa: UP007 - recursive
 """What a script may say: a text, a whole response, an error, pieces, a late one, or a function of the request."""
 
 
@@ -114,21 +114,21 @@ class Scripted:
         """Say that all is well."""
         return FutureResult.from_value(ModelHealth(model=name, provider=model.provider, reachable=True, ready=True))
 
-    async def _next(self, call: Call) -> LLMResponse | LLMError | Pieces:
+    async def _next(self, call: Call) -> LLMResponse | LLMError | Chunks:
         reply = self.replies[min(len(self.calls), len(self.replies) - 1)]
         self.calls.append(call)
         return await _said(reply, call.request)
 
     async def _embed(self, call: Call, texts: tuple[str, ...], dimensions: int) -> Result[Vectors, LLMError]:
         said = await self._next(call)
-        if not isinstance(said, LLMResponse | Pieces):
+        if not isinstance(said, LLMResponse | Chunks):
             return Failure(said if said.model else evolve(said, model=call.model))
         usage = Usage(input_tokens=estimate_tokens(call.request), output_tokens=0)
         return Success(Vectors(vectors=tuple(vector_of(text, dimensions) for text in texts), usage=usage))
 
     async def _complete(self, call: Call) -> Result[LLMResponse, LLMError]:
         said = await self._next(call)
-        if isinstance(said, Pieces):
+        if isinstance(said, Chunks):
             events = tuple(TextDelta(piece) for piece in said.pieces)
             return await _told(call, events, said.then or answer("".join(said.pieces)), said.pause)
         return await _told(call, events_of(said) if isinstance(said, LLMResponse) else (), said)
@@ -151,12 +151,12 @@ async def _told(
 
 
 def _note(call: Call, event: StreamEvent) -> None:
-    if call.queueing.content_at is None and not isinstance(event, Started | Restarted):
-        call.queueing.content_at = anyio.current_time()
+    if call.timing.content_at is None and not isinstance(event, Started | Restarted):
+        call.timing.content_at = anyio.current_time()
 
 
-async def _said(reply: Reply, request: LLMRequest) -> LLMResponse | LLMError | Pieces:
-    if isinstance(reply, Late):
+async def _said(reply: Reply, request: LLMRequest) -> LLMResponse | LLMError | Chunks:
+    if isinstance(reply, Delayed):
         await anyio.sleep(reply.seconds)
         return await _said(reply.reply, request)
     if isinstance(reply, str):
@@ -168,10 +168,10 @@ def scripted(*replies: Reply) -> Scripted:
     """Make clients that answer in order; the last reply is given again and again.
 
     >>> import anyio
-    >>> from llm_effects import LLMRequest, generate, settle
+    >>> from llm_effects import LLMRequest, generate, run
     >>> from llm_effects.testing.scripted import scripted_env
     >>> model = scripted(lambda request: f"you asked: {request.prompt}")
-    >>> anyio.run(settle, generate(LLMRequest(prompt="why?")), scripted_env(clients=model)).unwrap().content
+    >>> anyio.run(run, generate(LLMRequest(prompt="why?")), scripted_env(clients=model)).unwrap().content
     'you asked: why?'
     >>> [request.prompt for request in model.requests]
     ['why?']
@@ -183,10 +183,10 @@ def failing(error: LLMError) -> Scripted:
     """Make clients that always fail.
 
     >>> import anyio
-    >>> from llm_effects import AuthenticationFailed, LLMRequest, generate, settle
+    >>> from llm_effects import AuthenticationFailed, LLMRequest, generate, run
     >>> from llm_effects.testing.scripted import scripted_env
     >>> broken = scripted_env(clients=failing(AuthenticationFailed()))
-    >>> anyio.run(settle, generate(LLMRequest(prompt="why?")), broken).failure().tag
+    >>> anyio.run(run, generate(LLMRequest(prompt="why?")), broken).failure().tag
     'AuthenticationFailed'
     """
     return Scripted((error,))
@@ -203,9 +203,9 @@ def scripted_env(*replies: Reply, config: LLMConfig = ONE_MODEL, clients: Client
     Swap any other service with ``attrs.evolve``.
 
     >>> import anyio
-    >>> from llm_effects import LLMRequest, generate, settle
+    >>> from llm_effects import LLMRequest, generate, run
     >>> env = scripted_env("first", "second")
-    >>> [anyio.run(settle, generate(LLMRequest(prompt="?")), env).unwrap().content for _ in range(2)]
+    >>> [anyio.run(run, generate(LLMRequest(prompt="?")), env).unwrap().content for _ in range(2)]
     ['first', 'second']
     """
     return LLMEnv(

@@ -14,10 +14,10 @@ def run_in_virtual_time(main: Callable[[*_Given], Awaitable[_Value]], *args: *_G
 
     Needs trio. Threads and real sockets know nothing of this clock: use scripted models.
 
-    >>> from llm_effects import LLMRequest, RateLimitExceeded, generate, settle
+    >>> from llm_effects import LLMRequest, RateLimitExceeded, generate, run
     >>> from llm_effects.testing.scripted import scripted_env
     >>> env = scripted_env(RateLimitExceeded(retry_after=60.0), "after a minute")
-    >>> answer = run_in_virtual_time(settle, generate(LLMRequest(prompt="why?")), env).unwrap()
+    >>> answer = run_in_virtual_time(run, generate(LLMRequest(prompt="why?")), env).unwrap()
     >>> answer.content, answer.attempts[1].wait_ms
     ('after a minute', 60000.0)
     """

@@ -1,6 +1,6 @@
 """Tools for models that were never taught any: what they say next is held to a schema of calls and answers.
 
-A layer around the onion, for ``run_tools(..., onion=tools_by_schema(generate_call))``. It suits models under a grammar,
+A layer around the onion, for ``run_tools(..., pipeline=tools_by_schema(standard_pipeline))``. It suits models under a grammar,
 like those of llama.cpp, whose own templates leave tools out without a word.
 """
 
@@ -12,7 +12,7 @@ from returns.pipeline import is_successful
 from returns.result import Result
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Effect, Generate, effect, settle
+from llm_effects.effects.effect import Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.draft import events_of
 from llm_effects.structured.json_schema import Definitions, Schema, taken_in
@@ -35,14 +35,14 @@ def tools_by_schema(inner: Generate) -> Generate:
     A stream is told at its end: what comes before is JSON that nobody wants to see.
 
     >>> import anyio
-    >>> from llm_effects import run_tools, scripted_env, settle, toolkit
-    >>> from llm_effects.pipeline import generate_call
+    >>> from llm_effects import run, run_tools, scripted_env, toolkit
+    >>> from llm_effects.pipeline import standard_pipeline
     >>> def uptime(host: str) -> str:
     ...     return f"{host}: 3 days"
     >>> call = '{"next": {"tool": "uptime", "arguments": {"host": "db"}}}'
     >>> env = scripted_env(call, '{"next": {"answer": "3 days"}}')
-    >>> ask = run_tools(LLMRequest(prompt="?"), toolkit(uptime), onion=tools_by_schema(generate_call))
-    >>> run = anyio.run(settle, ask, env).unwrap()
+    >>> ask = run_tools(LLMRequest(prompt="?"), toolkit(uptime), pipeline=tools_by_schema(standard_pipeline))
+    >>> run = anyio.run(run, ask, env).unwrap()
     >>> run.answers[0].result.content, run.response.content
     ('db: 3 days', '3 days')
     """
@@ -52,15 +52,15 @@ def tools_by_schema(inner: Generate) -> Generate:
         if not request.tools:
             return inner(evolve(call, request=_in_words(request)))
 
-        async def run(env: LLMEnv) -> Result[LLMResponse, LLMError]:
-            result = await settle(inner(evolve(call, request=_held(request), sink=None)), env)
+        async def perform(env: LLMEnv) -> Result[LLMResponse, LLMError]:
+            result = await run(inner(evolve(call, request=_held(request), sink=None)), env)
             read = result.map(_read)
             if call.sink is not None and is_successful(read):
                 for event in (Started(read.unwrap().model), *events_of(read.unwrap())):
                     await call.sink(event)
             return read
 
-        return effect(run)
+        return effect(perform)
 
     return ask
 

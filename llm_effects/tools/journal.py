@@ -176,13 +176,13 @@ def resolve_tool_call(
     that it has not begun is an ``InvalidRequest``.
 
     >>> import anyio
-    >>> from llm_effects import scripted_env, settle
+    >>> from llm_effects import run, scripted_env
     >>> unheard_of = resolve_tool_call("nightly", 1, ToolCall("c1", "restart"), "it was restarted")
-    >>> anyio.run(settle, unheard_of, scripted_env()).failure().tag
+    >>> anyio.run(run, unheard_of, scripted_env()).failure().tag
     'InvalidRequest'
     """
 
-    async def run(env: LLMEnv) -> Result[None, LLMError]:
+    async def perform(env: LLMEnv) -> Result[None, LLMError]:
         result = checked(ToolResult, call.id, content, is_error=is_error)
         if not is_successful(result):
             return Failure(result.failure())
@@ -191,4 +191,4 @@ def resolve_tool_call(
         key, noted = call_key(step, call.id), dump_value(answer).encode()
         return await result_of(env.conversations.conclude(run_id, owner, key, noted))
 
-    return effect(run)
+    return effect(perform)

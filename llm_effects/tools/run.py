@@ -12,15 +12,15 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.conversations.converse import NOT_SAVED, converse
 from llm_effects.effects.call import Call, Sink
-from llm_effects.effects.effect import Effect, Generate, effect, settle
+from llm_effects.effects.effect import Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import apart
-from llm_effects.pipeline import LAST_WORD_S, ending, generate_call, run_call
+from llm_effects.pipeline import LAST_WORD_S, ending, run_call, standard_pipeline
 from llm_effects.policies.cache import request_key
 from llm_effects.tools.journal import open_journal
 from llm_effects.tools.steps import Approve, ToolAnswer, ToolEnd, ToolLimits, ToolOutcome, ToolRun, ToolSink, ToolStep
 from llm_effects.tools.tool import ToolFunction, Toolkit
-from llm_effects.tools.tool_executor import Running, Workshop, carried_out, not_run
+from llm_effects.tools.tool_executor import RunState, ToolExecutor, carried_out, not_run
 from llm_effects.values.errors import BudgetExceeded, InvalidRequest, LLMError, RequestTimeout, StorageFailed, describe
 from llm_effects.values.events import Completed, Failed, StreamEvent
 from llm_effects.values.messages import Message, Part, ToolCall
@@ -37,7 +37,7 @@ _NOTES: Final = {
 }
 
 
-def run_of(running: Running, end: ToolEnd) -> ToolRun:
+def run_of(running: RunState, end: ToolEnd) -> ToolRun:
     """End a run: its last answer bears the sums, and what there was to warn of."""
     responses = running.responses
     warnings = (*(each for one in responses for each in one.warnings), *running.troubles)
@@ -92,23 +92,23 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 @final
 @frozen(kw_only=True)
-class Asking:
+class StepRequest:
     """How the model is asked: with all that was said, or, where there is a conversation, by a turn of it a step.
 
     From the step ``answers_at`` on it may call no tool.
     """
 
     request: LLMRequest
-    onion: Generate
+    pipeline: Generate
     answers_at: float = math.inf
     sink: Sink | None = None
     conversation_id: str | None = None
 
 
-async def ask(asking: Asking, running: Running, env: LLMEnv) -> Result[LLMResponse, LLMError]:
+async def ask(asking: StepRequest, running: RunState, env: LLMEnv) -> Result[LLMResponse, LLMError]:
     """Ask the model what comes next, by the deadline; an answer is noted before anybody acts on it."""
     if asking.conversation_id is not None:  # a turn that has ended gives its answer again: that is its journal
-        told = await settle(_turn(asking, asking.conversation_id, running, env), env)
+        told = await run(_turn(asking, asking.conversation_id, running, env), env)
         return _saved(told.unwrap()) if is_successful(told) else told
     question = request_key(evolve(asking.request, tools=(), tool_choice=None))
     begun = await running.journal.begin_answer(running.step, question)
@@ -119,11 +119,11 @@ async def ask(asking: Asking, running: Running, env: LLMEnv) -> Result[LLMRespon
         return Success(known)
     said = (*conversation(asking.request), *(message for each in running.steps for message in each.messages))
     request = _saying(said, asking, running, env)
-    answer = await settle(run_call(told_apart(asking.onion), request, _within(asking.sink)), env)
+    answer = await run(run_call(told_apart(asking.pipeline), request, _within(asking.sink)), env)
     return await _kept(running, question, answer.unwrap()) if is_successful(answer) else answer
 
 
-async def _kept(running: Running, question: str, answer: LLMResponse) -> Result[LLMResponse, LLMError]:
+async def _kept(running: RunState, question: str, answer: LLMResponse) -> Result[LLMResponse, LLMError]:
     """An answer without calls is worth more than its note; on one with calls nothing is done without it."""
     kept = await running.journal.keep_answer(running.step, question, answer)
     if is_successful(kept) or answer.tool_calls:
@@ -132,18 +132,18 @@ async def _kept(running: Running, question: str, answer: LLMResponse) -> Result[
     return Success(evolve(answer, warnings=(*answer.warnings, note)))
 
 
-def _turn(asking: Asking, conversation_id: str, running: Running, env: LLMEnv) -> Effect[LLMResponse]:
+def _turn(asking: StepRequest, conversation_id: str, running: RunState, env: LLMEnv) -> Effect[LLMResponse]:
     newest = running.steps[-1].messages[1:] if running.steps else conversation(asking.request)
     return converse(
         conversation_id,
         _saying(newest, asking, running, env),
         turn_id=f"{running.name}/{running.step}",
         sink=_within(asking.sink),
-        onion=told_apart(asking.onion),
+        pipeline=told_apart(asking.pipeline),
     )
 
 
-def _saying(messages: Sequence[Message], asking: Asking, running: Running, env: LLMEnv) -> LLMRequest:
+def _saying(messages: Sequence[Message], asking: StepRequest, running: RunState, env: LLMEnv) -> LLMRequest:
     """The request of a step, with no more time than the run has left."""
     request = asking.request
     own_ms = request.preferences.timeout_ms or env.config.routing.timeout_ms
@@ -165,7 +165,7 @@ def _saved(answer: LLMResponse) -> Result[LLMResponse, LLMError]:
     return Failure(with_earlier(StorageFailed(operation="finish_turn", message=lost), (answer,)))
 
 
-def _choice(asking: Asking, step: int) -> str | None:
+def _choice(asking: StepRequest, step: int) -> str | None:
     """A choice of tool holds for the first step alone: who must always call one never comes to an end."""
     chosen = asking.request.tool_choice
     if step >= asking.answers_at and asking.request.tools:
@@ -233,7 +233,7 @@ def run_tools(
     conversation_id: str | None = None,
     sink: Sink | None = None,
     on_event: ToolSink | None = None,
-    onion: Generate = generate_call,
+    pipeline: Generate = standard_pipeline,
 ) -> Effect[ToolRun]:
     """Answer a request with the help of tools, asking the model at most ``max_steps`` times.
 
@@ -244,22 +244,24 @@ def run_tools(
     for all. An error of a model ends the run; it bears the attempts of all steps.
 
     >>> import anyio
-    >>> from llm_effects import ToolCall, scripted_env, settle, toolkit
+    >>> from llm_effects import ToolCall, run, scripted_env, toolkit
     >>> from llm_effects.testing.scripted import calling
     >>> def free_space(path: str) -> str:
     ...     '''Tell how much of a disk is free.'''
     ...     return "3 %"
     >>> env = scripted_env(calling(ToolCall("c1", "free_space", '{"path": "/"}')), "It is nearly full.")
-    >>> run = anyio.run(settle, run_tools(LLMRequest(prompt="How is the disk?"), toolkit(free_space)), env).unwrap()
-    >>> run.response.content, run.answers[0].result.content
+    >>> done = anyio.run(run, run_tools(LLMRequest(prompt="How is the disk?"), toolkit(free_space)), env).unwrap()
+    >>> done.response.content, done.answers[0].result.content
     ('It is nearly full.', '3 %')
-    >>> anyio.run(settle, run_tools(LLMRequest(prompt="?"), toolkit(), 0), env).failure().message
+    >>> anyio.run(run, run_tools(LLMRequest(prompt="?"), toolkit(), 0), env).failure().message
     'max_steps: must be at least 1, not 0'
     """
     offered = request if request.tools else evolve(request, tools=toolkit.tools)
     answers_at = max_steps if limits.answer_last else math.inf
-    asking = Asking(request=offered, onion=onion, answers_at=answers_at, sink=sink, conversation_id=conversation_id)
-    shop = Workshop(functions=_functions(offered, toolkit), limits=limits, approve=approve, on_event=on_event)
+    asking = StepRequest(
+        request=offered, pipeline=pipeline, answers_at=answers_at, sink=sink, conversation_id=conversation_id
+    )
+    shop = ToolExecutor(functions=_functions(offered, toolkit), limits=limits, approve=approve, on_event=on_event)
 
     async def work(env: LLMEnv) -> Result[ToolRun, LLMError]:
         problem = _unfit(offered, toolkit, shop, max_steps)
@@ -270,14 +272,14 @@ def run_tools(
             return Failure(begun.failure())
         return await _loop(asking, shop, begun.unwrap(), max_steps, env)
 
-    async def run(env: LLMEnv) -> Result[ToolRun, LLMError]:
+    async def perform(env: LLMEnv) -> Result[ToolRun, LLMError]:
         result = await apart(partial(work, env))  # also asyncio's own cancellation lets it note what was done
         if sink is not None:
             with anyio.move_on_after(LAST_WORD_S):  # for a consumer that never returns
                 await sink(ending(result.map(_response)))
         return result
 
-    return effect(run)
+    return effect(perform)
 
 
 def _response(run: ToolRun) -> LLMResponse:
@@ -290,7 +292,7 @@ def _functions(request: LLMRequest, toolkit: Toolkit) -> Mapping[str, ToolFuncti
     return {each.tool.name: each for each in toolkit.functions if each.tool.name in names}
 
 
-def _unfit(request: LLMRequest, toolkit: Toolkit, shop: Workshop, max_steps: int) -> str | None:
+def _unfit(request: LLMRequest, toolkit: Toolkit, shop: ToolExecutor, max_steps: int) -> str | None:
     strange = [tool.name for tool in request.tools if tool not in toolkit.tools]
     if strange:
         return f"tools: {strange[0]} is not in the toolkit: leave tools out, or name some of its own"
@@ -300,18 +302,20 @@ def _unfit(request: LLMRequest, toolkit: Toolkit, shop: Workshop, max_steps: int
     return None if max_steps >= 1 else f"max_steps: must be at least 1, not {max_steps}"
 
 
-async def _begun(request: LLMRequest, limits: ToolLimits, run_id: str | None, env: LLMEnv) -> Result[Running, LLMError]:
+async def _begun(
+    request: LLMRequest, limits: ToolLimits, run_id: str | None, env: LLMEnv
+) -> Result[RunState, LLMError]:
     started = anyio.current_time()
     journal = await open_journal(run_id, request.owner, env)
     if not is_successful(journal):
         return Failure(journal.failure())
     deadline = started + (math.inf if limits.timeout_s is None else limits.timeout_s)
     name = run_id or env.new_id()
-    return Success(Running(journal=journal.unwrap(), run_id=run_id, name=name, started=started, deadline=deadline))
+    return Success(RunState(journal=journal.unwrap(), run_id=run_id, name=name, started=started, deadline=deadline))
 
 
 async def _loop(
-    asking: Asking, shop: Workshop, running: Running, max_steps: int, env: LLMEnv
+    asking: StepRequest, shop: ToolExecutor, running: RunState, max_steps: int, env: LLMEnv
 ) -> Result[ToolRun, LLMError]:
     """Ask and carry out, step by step; what an error ends keeps the attempts of all steps."""
     while True:
@@ -351,7 +355,7 @@ def _unknown(step: ToolStep) -> bool:
 
 
 async def _worked(
-    shop: Workshop, running: Running, response: LLMResponse, env: LLMEnv
+    shop: ToolExecutor, running: RunState, response: LLMResponse, env: LLMEnv
 ) -> Result[tuple[ToolAnswer, ...], LLMError]:
     """Carry out what an answer asks for, while there is money and time."""
     spent = _spent((*running.responses, response))

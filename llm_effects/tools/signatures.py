@@ -15,7 +15,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.structured.decoding import Problems, decode_text
-from llm_effects.structured.json_schema import Wanted, wanted_of
+from llm_effects.structured.json_schema import Target, target_type
 from llm_effects.values.errors import describe
 from llm_effects.values.json import mended
 from llm_effects.values.requests import Tool
@@ -26,7 +26,7 @@ from llm_effects.values.validation import invalid
 
 @final
 @frozen
-class Told:
+class Documentation:
     """What a function is for, and what is said of its parameters."""
 
     summary: str
@@ -42,18 +42,18 @@ _ENTRY: Final = re.compile(r"^\*{0,2}(\w+)(?:[ \t]*\(.*?\))?:[ \t]*", re.MULTILI
 _FIELD: Final = re.compile(r"^:(?:param|arg)[ \t]+(?:[^:\n]*[ \t])?\*{0,2}(\w+):[ \t]*", re.MULTILINE)
 
 
-def told_in(written: str | None) -> Told:
+def documentation_of(written: str | None) -> Documentation:
     r"""Read a docstring.
 
-    >>> told = told_in("Give the load.\n\nArgs:\n    host: a name\n        of a machine\n    minutes (int): how long\n")
+    >>> told = documentation_of("Give the load.\n\nArgs:\n    host: a name\n        of a machine\n    minutes (int): how long\n")
     >>> told.summary, dict(told.parameters)
     ('Give the load.', {'host': 'a name of a machine', 'minutes': 'how long'})
-    >>> dict(told_in("Give it.\n\n:param str host: a name\n:returns: it").parameters)
+    >>> dict(documentation_of("Give it.\n\n:param str host: a name\n:returns: it").parameters)
     {'host': 'a name'}
     """
     text = cleandoc(written or "")
     end = _END.search(text)
-    return Told(text[: end.start() if end else None].strip(), _of_fields(text) | _of_section(text))
+    return Documentation(text[: end.start() if end else None].strip(), _of_fields(text) | _of_section(text))
 
 
 def _of_fields(text: str) -> dict[str, str]:
@@ -96,7 +96,7 @@ class Signature:
     """What a function takes: the tool as a model is told of it, and how the model's arguments are read."""
 
     tool: Tool
-    wanted: Wanted
+    wanted: Target
 
     def read(self, arguments: str) -> Result[Arguments, Problems]:
         """Read the arguments of a call (JSON text), strictly, with all that is wrong with them."""
@@ -121,8 +121,8 @@ def signature_of(function: Handler, name: str | None = None, description: str | 
     >>> signature.read('{"host": "db-1"}').unwrap(), signature.read('{"hosts": 3}').failure()[0]
     ({'host': 'db-1', 'minutes': 5}, '$.host: is missing')
     """
-    told = told_in(_documented(function).__doc__)
-    made = wanted_of(_record(function, told))
+    told = documentation_of(_documented(function).__doc__)
+    made = target_type(_record(function, told))
     if not is_successful(made):
         invalid(_named(function), describe(made.failure()))
     chosen = named(name or _named(function))
@@ -149,7 +149,7 @@ def _named(function: Handler) -> str:
     return str(getattr(inner, "__name__", type(inner).__name__))
 
 
-def _record(function: Handler, told: Told) -> type:
+def _record(function: Handler, told: Documentation) -> type:
     """A class whose fields are the parameters: so arguments are described and read as all other answers are."""
     parameters = _parameters(function)
     fields = {name: _field(each, told.parameters.get(name, "")) for name, each in parameters.items()}
@@ -188,4 +188,4 @@ def any_object(arguments: str) -> Result[Arguments, Problems]:
     return Success({"arguments": read.unwrap()}) if is_successful(read) else Failure(read.failure())
 
 
-_ANY: Final = wanted_of(dict[str, object]).unwrap()
+_ANY: Final = target_type(dict[str, object]).unwrap()

@@ -14,7 +14,7 @@ from llm_effects.tools.signatures import Arguments, Handler, any_object, named, 
 from llm_effects.values.requests import Tool
 from llm_effects.values.validation import instance, instances, invalid, number, to_tuple
 
-PATIENCE_S: Final = 60.0
+TIMEOUT_S: Final = 60.0
 """How long a tool may take unless it says otherwise, in seconds."""
 
 
@@ -31,7 +31,7 @@ class ToolFunction:
     function: Handler = field(repr=False)
     read: Callable[[str], Result[Arguments, Problems]] = field(repr=False)
     dangerous: bool = field(default=False, validator=instance(bool))
-    timeout_s: float | None = field(default=PATIENCE_S, validator=number(above=0))
+    timeout_s: float | None = field(default=TIMEOUT_S, validator=number(above=0))
 
 
 @overload
@@ -55,7 +55,7 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     dangerous: bool = False,
-    timeout_s: float | None = PATIENCE_S,
+    timeout_s: float | None = TIMEOUT_S,
 ) -> ToolFunction | Callable[[Handler], ToolFunction]:
     """Make a tool of a typed function: plain, ``async``, or one that gives an ``Effect`` or a ``Result``.
 
@@ -90,7 +90,7 @@ def tool_with_schema(
     function: Callable[[Mapping[str, object]], object],
     *,
     dangerous: bool = False,
-    timeout_s: float | None = PATIENCE_S,
+    timeout_s: float | None = TIMEOUT_S,
 ) -> ToolFunction:
     """Make a tool whose schema comes from elsewhere, say from a server of tools.
 

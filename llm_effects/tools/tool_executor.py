@@ -15,7 +15,7 @@ from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.effect import Effect, result_of, settle
+from llm_effects.effects.effect import Effect, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import in_parallel
 from llm_effects.telemetry import conventions as names
@@ -50,14 +50,14 @@ _Made = TypeVar("_Made")
 
 @final
 @frozen
-class Said:
+class ToolOutput:
     """What a model is told of a call, and what that stands for."""
 
     text: str
     outcome: ToolOutcome
 
 
-async def said_by(function: ToolFunction, given: Arguments, env: LLMEnv) -> Said:
+async def output_of(function: ToolFunction, given: Arguments, env: LLMEnv) -> ToolOutput:
     """Run a tool and tell what came of it; only a cancellation gets out.
 
     A plain function runs in a thread. When its time is up the model is told so, but the thread goes on to its end:
@@ -67,19 +67,19 @@ async def said_by(function: ToolFunction, given: Arguments, env: LLMEnv) -> Said
         came = await _guarded(lambda: _value_of(function.function, given, env))
         return await _told(came)
     late = f"no result within {function.timeout_s:g} s: it may or may not have taken effect"
-    return Said(late, ToolOutcome.TIMED_OUT)
+    return ToolOutput(late, ToolOutcome.TIMED_OUT)
 
 
-async def _told(came: Result[Result[object, object], BaseException]) -> Said:
+async def _told(came: Result[Result[object, object], BaseException]) -> ToolOutput:
     if not is_successful(came):
-        return Said(_named(came.failure()), ToolOutcome.FAILED)
+        return ToolOutput(_named(came.failure()), ToolOutcome.FAILED)
     result = came.unwrap()
     outcome = ToolOutcome.DONE if is_successful(result) else ToolOutcome.FAILED
     value = result.unwrap() if is_successful(result) else _error(result.failure())
     text = await _guarded(partial(_written, value))
     if is_successful(text):
-        return Said(text.unwrap(), outcome)
-    return Said(f"the tool ran, but its result is no JSON: {_named(text.failure())}", ToolOutcome.FAILED)
+        return ToolOutput(text.unwrap(), outcome)
+    return ToolOutput(f"the tool ran, but its result is no JSON: {_named(text.failure())}", ToolOutcome.FAILED)
 
 
 async def _guarded(work: Callable[[], Awaitable[_Made]]) -> Result[_Made, BaseException]:
@@ -127,7 +127,7 @@ def _is_async(function: Handler) -> bool:
 async def settled(value: object, env: LLMEnv) -> Result[object, object]:
     """Bring what a function gave to its end: an effect, a future, a result, something to await, or a plain value."""
     if isinstance(value, RequiresContextFutureResult):
-        return await settle(cast("Effect[object]", value), env)
+        return await run(cast("Effect[object]", value), env)
     if isinstance(value, FutureResult):
         return await result_of(cast("FutureResult[object, LLMError]", value))
     if inspect.isawaitable(value):
@@ -173,7 +173,7 @@ _CUT: Final = "\n[The result was cut here: {} of its {} characters are shown.]"
 
 @final
 @define(kw_only=True)
-class Running:
+class RunState:
     """A run under way. ``name`` is its id, or one that was made up; times are on the clock of the event loop.
 
     ``troubles`` gathers what the caller is warned of; ``approving`` is held by the one call that is being decided on.
@@ -207,7 +207,7 @@ _Job: TypeAlias = tuple[ToolFunction, Arguments]
 
 @final
 @frozen(kw_only=True)
-class Workshop:
+class ToolExecutor:
     """What all calls of a run share: the functions by their names, and what the caller of the run says of them."""
 
     functions: Mapping[str, ToolFunction]
@@ -222,7 +222,7 @@ class Workshop:
 
 
 async def carried_out(
-    shop: Workshop, running: Running, calls: Sequence[ToolCall], env: LLMEnv
+    shop: ToolExecutor, running: RunState, calls: Sequence[ToolCall], env: LLMEnv
 ) -> Result[tuple[ToolAnswer, ...], LLMError]:
     """Carry out the calls of an answer; none of them, if one may or may not have happened already.
 
@@ -252,7 +252,7 @@ def not_run(call: ToolCall, why: str) -> ToolAnswer:
 _WAITS: Final = "the run stopped before it"
 
 
-async def _answered(shop: Workshop, running: Running, call: ToolCall, env: LLMEnv) -> Result[ToolAnswer, LLMError]:
+async def _answered(shop: ToolExecutor, running: RunState, call: ToolCall, env: LLMEnv) -> Result[ToolAnswer, LLMError]:
     answer = running.journal.recall(running.step, call)
     if answer is None:
         job = await _permitted(shop, running, call, env)
@@ -265,34 +265,36 @@ async def _answered(shop: Workshop, running: Running, call: ToolCall, env: LLMEn
     return Success(answer)
 
 
-async def _permitted(shop: Workshop, running: Running, call: ToolCall, env: LLMEnv) -> Result[_Job, Said]:
+async def _permitted(shop: ToolExecutor, running: RunState, call: ToolCall, env: LLMEnv) -> Result[_Job, ToolOutput]:
     """Find and read what is to run, and have it approved where it is dangerous."""
     function = shop.functions.get(call.name)
     if function is None:
         remedy = suggestion(call.name, shop.functions, "the tools")
-        return Failure(Said(f"there is no tool {call.name!r}: {remedy}", ToolOutcome.UNKNOWN_TOOL))
+        return Failure(ToolOutput(f"there is no tool {call.name!r}: {remedy}", ToolOutcome.UNKNOWN_TOOL))
     read = function.read(call.arguments)
     if not is_successful(read):
         problems = "".join(f"\n- {problem}" for problem in read.failure()[:SHOWN])
-        return Failure(Said(f"the arguments do not fit:{problems}", ToolOutcome.BAD_ARGUMENTS))
+        return Failure(ToolOutput(f"the arguments do not fit:{problems}", ToolOutcome.BAD_ARGUMENTS))
     refusal = await _refusal(shop, running, call, env) if function.dangerous else None
     return Success((function, read.unwrap())) if refusal is None else Failure(refusal)
 
 
-async def _refusal(shop: Workshop, running: Running, call: ToolCall, env: LLMEnv) -> Said | None:
+async def _refusal(shop: ToolExecutor, running: RunState, call: ToolCall, env: LLMEnv) -> ToolOutput | None:
     """Anything but an approval refuses: also an effect that fails."""
     if shop.approve is None:
-        return Said(Refused().reason, ToolOutcome.REFUSED)
+        return ToolOutput(Refused().reason, ToolOutcome.REFUSED)
     async with running.approving:  # whoever decides is asked one thing at a time
         verdict = await settled(shop.approve(call), env)
     decided = verdict.unwrap() if is_successful(verdict) else None
     if isinstance(decided, Approved):
         return None
     reason = decided.reason if isinstance(decided, Refused) else "nobody could be asked"
-    return Said(f"refused: {reason}", ToolOutcome.REFUSED)
+    return ToolOutput(f"refused: {reason}", ToolOutcome.REFUSED)
 
 
-async def _done(shop: Workshop, running: Running, call: ToolCall, job: Result[_Job, Said], env: LLMEnv) -> ToolAnswer:
+async def _done(
+    shop: ToolExecutor, running: RunState, call: ToolCall, job: Result[_Job, ToolOutput], env: LLMEnv
+) -> ToolAnswer:
     started = anyio.current_time()
     if is_successful(job):
         await shop.tell(ToolStarted(running.step, call))
@@ -313,15 +315,15 @@ async def _done(shop: Workshop, running: Running, call: ToolCall, job: Result[_J
     return answer
 
 
-async def _followed(call: ToolCall, function: ToolFunction, given: Arguments, env: LLMEnv) -> Said:
+async def _followed(call: ToolCall, function: ToolFunction, given: Arguments, env: LLMEnv) -> ToolOutput:
     """Run a tool, with a span of its own where anybody listens."""
     if not env.telemetry.active:
-        return await said_by(function, given, env)
+        return await output_of(function, given, env)
     opening = {names.OPERATION: names.EXECUTE_TOOL, names.TOOL_NAME: call.name, names.TOOL_CALL_ID: call.id}
     span = unharmed(env.telemetry.begin, f"{names.EXECUTE_TOOL} {call.name}", opening)
     kind = CANCELLED
     try:
-        said = await said_by(function, given, env)
+        said = await output_of(function, given, env)
         kind = said.outcome.value
     finally:
         if span is not None:

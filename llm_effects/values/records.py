@@ -40,7 +40,7 @@ class Statistics:
     Times are milliseconds: ``latency_ms`` of whole answers, ``first_content_ms`` of streams, ``failure_ms`` of attempts
     that failed; ``None`` where there was none. ``error_rate`` is from 0 to 1, and so is ``confidence``: how much weight
     all this had ``at`` the time of the last attempt, by ``env.now`` (``None``: it is as of now). ``calls`` is how many
-    calls of any model had been routed then. ``parked_until`` is on the clock of ``anyio.current_time()``: until then
+    calls of any model had been routed then. ``cooldown_until`` is on the clock of ``anyio.current_time()``: until then
     the model asked for a pause.
     """
 
@@ -52,7 +52,7 @@ class Statistics:
     confidence: float = 1.0
     at: datetime | None = None
     calls: int = 0
-    parked_until: float = -math.inf
+    cooldown_until: float = -math.inf
 
 
 @final

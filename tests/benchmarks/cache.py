@@ -15,7 +15,8 @@ from pathlib import Path
 import anyio
 import httpx
 
-from llm_effects import CacheConfig, LLMConfig, LLMRequest, ModelConfig, generate, open_env, settle
+from llm_effects import LLMConfig, LLMRequest, ModelConfig, generate, open_env, run
+from llm_effects.config import CacheConfig
 from llm_effects.testing.scripted import answer
 from llm_effects.values.serialization import Entry, dump_entry
 from tests.benchmarks.stub import stub
@@ -51,7 +52,7 @@ async def hits(url: str, held: int, rounds: int) -> None:
                 return (await client.post(f"{base}/chat/completions", json=QUESTION, headers=PLAIN)).json()
 
             async def ours() -> object:
-                return (await settle(generate(LLMRequest(prompt="Why is the sky blue?")), env)).unwrap()
+                return (await run(generate(LLMRequest(prompt="Why is the sky blue?")), env)).unwrap()
 
             bare_us, hit_us = await alternating(rounds, bare, ours)
             store = url.partition(":")[0]

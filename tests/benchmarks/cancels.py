@@ -13,7 +13,7 @@ from typing import Final, final
 import anyio
 from attrs import define
 
-from llm_effects import CachePolicy, LLMEnv, LLMRequest, Preferences, StreamEvent, generate, open_env, settle, stream
+from llm_effects import CachePolicy, LLMEnv, LLMRequest, Preferences, StreamEvent, generate, open_env, run, stream
 from llm_effects.clients.transport.transport import Transport
 from tests.fixtures.chaos import Chaos, chaos_server, good
 from tests.fixtures.faults import config_of, model
@@ -42,7 +42,7 @@ async def one(env: LLMEnv, draw: random.Random, tally: Tally, longest: float) ->
     """Make a call and cancel it, if it is not done by then; now and then the clean-up is cancelled as well."""
     effect = generate(ASK) if draw.random() < 0.5 else stream(ASK, ignored)
     with anyio.move_on_after(draw.random() * longest) as outer, anyio.move_on_after(draw.random() * longest) as inner:
-        await settle(effect, env)
+        await run(effect, env)
         tally.done += 1
     tally.cancelled += outer.cancelled_caught or inner.cancelled_caught
 
@@ -85,7 +85,7 @@ async def all_at_once(env: LLMEnv, served: Model) -> int:
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             for _ in range(PLACES):
-                tasks.start_soon(settle, generate(ASK), env)
+                tasks.start_soon(run, generate(ASK), env)
     return served.most
 
 

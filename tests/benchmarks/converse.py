@@ -16,14 +16,14 @@ from llm_effects import (
     LLMRequest,
     Message,
     ModelConfig,
-    StorageConfig,
-    append_messages,
     converse,
     generate,
+    run,
     scripted_env,
-    settle,
     start_conversation,
 )
+from llm_effects.config import StorageConfig
+from llm_effects.conversations import append_messages
 from llm_effects.stores.conversations.memory import MemoryConversations
 from tests.benchmarks.transport import alternating
 from tests.fixtures.storages import open_conversations
@@ -35,9 +35,9 @@ MODEL = ModelConfig(provider="lm-studio", model="m", context_length=4096)
 
 async def held(env: LLMEnv, turns: int) -> None:
     """Make a conversation with so many exchanges before."""
-    (await settle(start_conversation("c"), env)).unwrap()
+    (await run(start_conversation("c"), env)).unwrap()
     for _ in range(turns):
-        (await settle(append_messages("c", SAID[:2]), env)).unwrap()
+        (await run(append_messages("c", SAID[:2]), env)).unwrap()
 
 
 async def one_turn(url: str, turns: int, rounds: int) -> float:
@@ -49,10 +49,10 @@ async def one_turn(url: str, turns: int, rounds: int) -> float:
     questions = (f"question {number}" for number in count())
 
     async def plain() -> object:
-        return (await settle(generate(LLMRequest(prompt=next(questions))), env)).unwrap()
+        return (await run(generate(LLMRequest(prompt=next(questions))), env)).unwrap()
 
     async def stored() -> object:
-        return (await settle(converse("c", next(questions)), env)).unwrap()
+        return (await run(converse("c", next(questions)), env)).unwrap()
 
     plain_us, stored_us = await alternating(rounds, plain, stored)
     await store.aclose()

@@ -9,7 +9,7 @@ from itertools import count
 import anyio
 import httpx
 
-from llm_effects import LLMConfig, LLMRequest, ModelConfig, Preferences, generate, open_env, settle
+from llm_effects import LLMConfig, LLMRequest, ModelConfig, Preferences, generate, open_env, run
 from tests.benchmarks.stub import stub
 from tests.benchmarks.transport import PLAIN, QUESTION, alternating
 
@@ -31,7 +31,7 @@ async def one_call(rounds: int = 1000) -> None:
             asked = questions()
 
             async def ours() -> object:
-                return (await settle(generate(next(asked)), env)).unwrap()
+                return (await run(generate(next(asked)), env)).unwrap()
 
             httpx_us, ours_us = await alternating(rounds, bare, ours)
             ratio = ours_us / httpx_us

@@ -21,24 +21,26 @@ import anyio
 from attrs import evolve
 from returns.future import FutureResult
 
-from llm_effects import BudgetConfig, LLMConfig, LLMRequest, ModelConfig, Price, scripted, scripted_env, settle
+from llm_effects import LLMConfig, LLMRequest, ModelConfig, run, scripted_env
+from llm_effects.config import BudgetConfig, Price
 from llm_effects.effects.call import Call
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Ledger, LLMEnv
 from llm_effects.limits.budgets import Hold
 from llm_effects.manager import wall_clock
 from llm_effects.policies import layered
-from llm_effects.policies.budget import budgeted
+from llm_effects.policies.budget import with_budget
 from llm_effects.policies.complete import complete
-from llm_effects.policies.recording import observed
+from llm_effects.policies.recording import with_recording
 from llm_effects.reports.usage import usage_report
 from llm_effects.stores.ledger.memory import MemoryLedger
 from llm_effects.stores.ledger.sql import SqlLedger
 from llm_effects.stores.sql.database import file_database
+from llm_effects.testing import scripted
 from llm_effects.values.errors import LLMError
 from llm_effects.values.records import LedgerRow
 
-ONION = layered(complete, observed, budgeted)
+ONION = layered(complete, with_recording, with_budget)
 ASK = LLMRequest(prompt="why?", owner="alice")
 PRICED = ModelConfig(provider="openai-chat", model="m", api_key="sk-benchmark", price=Price(input=1, output=1))
 PLAIN = LLMConfig(models={"m": PRICED})
@@ -64,7 +66,7 @@ class NoLedger:
     def reserve(self, hold: Hold) -> FutureResult[Hold, LLMError]:
         return FutureResult.from_value(hold)
 
-    async def settle(self, hold: Hold, cost: Decimal) -> None:
+    async def commit(self, hold: Hold, cost: Decimal) -> None:
         pass
 
     async def aclose(self) -> None:
@@ -80,7 +82,7 @@ async def run_of(env: LLMEnv, numbers: Iterator[int], calls: int) -> list[float]
     for _ in range(calls):
         call = Call(id=f"benchmark-{next(numbers)}", request=ASK, model="m")
         began = perf_counter()
-        await settle(ONION(call), env)
+        await run(ONION(call), env)
         times.append((perf_counter() - began) * 1e6)
     return times
 
@@ -145,7 +147,7 @@ async def grow(folder: Path, rows: int, rounds: int) -> None:
             await env.ledger.aclose()
         env = env_of(SqlLedger(file_database(path)), PLAIN)
         began = perf_counter()
-        report = (await settle(usage_report(by=("model", "day")), env)).unwrap()
+        report = (await run(usage_report(by=("model", "day")), env)).unwrap()
         print(f"  a report of {report.total.attempts} attempts: {perf_counter() - began:.2f} s")
         await env.ledger.aclose()
 

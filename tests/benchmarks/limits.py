@@ -9,16 +9,17 @@ from time import perf_counter
 
 import anyio
 
-from llm_effects import LLMConfig, LLMRequest, ModelConfig, scripted, scripted_env, settle
+from llm_effects import LLMConfig, LLMRequest, ModelConfig, run, scripted_env
 from llm_effects.config.routing import BreakerConfig, RoutingConfig
 from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Generate
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies import layered
-from llm_effects.policies.circuit_breaker import broken
+from llm_effects.policies.circuit_breaker import with_circuit_breaker
 from llm_effects.policies.complete import complete
-from llm_effects.policies.limits import limited
-from llm_effects.policies.recording import observed
+from llm_effects.policies.limits import with_limits
+from llm_effects.policies.recording import with_recording
+from llm_effects.testing import scripted
 
 ASK = LLMRequest(prompt="why?")
 
@@ -30,7 +31,7 @@ def env_of(*, enabled: bool = True, **limits: object) -> LLMEnv:
 
 
 async def compare(rounds: int = 3000) -> None:
-    bare, both = layered(complete, observed), layered(complete, observed, limited, broken)
+    bare, both = layered(complete, with_recording), layered(complete, with_recording, with_limits, with_circuit_breaker)
     cases: dict[str, tuple[Generate, LLMEnv]] = {
         "without the layers": (bare, env_of()),
         "breaker off, no limits": (both, env_of(enabled=False)),
@@ -46,7 +47,7 @@ async def compare(rounds: int = 3000) -> None:
         for name, (onion, env) in cases.items():
             call = Call(id=str(next(numbers)), request=ASK, model="m")
             began = perf_counter()
-            await settle(onion(call), env)
+            await run(onion(call), env)
             took[name].append(perf_counter() - began)
     print(", ".join(f"{name} {median(times) * 1e6:.0f} us" for name, times in took.items()))
 

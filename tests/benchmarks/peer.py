@@ -41,7 +41,7 @@ async def bare(base: str, stack: AsyncExitStack) -> Runs:
 
 
 async def ours(base: str, stack: AsyncExitStack) -> Runs:
-    from llm_effects import LLMConfig, LLMRequest, ModelConfig, StreamEvent, generate, open_env, settle
+    from llm_effects import LLMConfig, LLMRequest, ModelConfig, StreamEvent, generate, open_env, run
     from llm_effects import stream as streamed
 
     model = ModelConfig(provider="openai-compatible", model="stub", endpoint=base, api_key=KEY)
@@ -52,13 +52,13 @@ async def ours(base: str, stack: AsyncExitStack) -> Runs:
         pass
 
     async def call() -> object:
-        return (await settle(generate(next(requests)), env)).unwrap()
+        return (await run(generate(next(requests)), env)).unwrap()
 
     async def stream() -> object:
-        return (await settle(streamed(next(requests), sink), env)).unwrap()
+        return (await run(streamed(next(requests), sink), env)).unwrap()
 
     async def hit() -> object:
-        return (await settle(generate(LLMRequest(prompt=QUESTION)), env)).unwrap()
+        return (await run(generate(LLMRequest(prompt=QUESTION)), env)).unwrap()
 
     return {"call": call, "stream": stream, "hit": hit}
 

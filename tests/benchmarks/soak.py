@@ -25,7 +25,6 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects import (
-    CacheConfig,
     Completed,
     Failed,
     LLMConfig,
@@ -36,16 +35,16 @@ from llm_effects import (
     ModelConfig,
     Preferences,
     Restarted,
-    RoutingConfig,
     StreamEvent,
     TaskType,
     TextDelta,
     generate,
     open_env,
     open_stream,
-    settle,
+    run,
     stream,
 )
+from llm_effects.config import CacheConfig, RoutingConfig
 from llm_effects.stores.ledger.memory import MemoryLedger
 
 SHARE: Final = 0.2
@@ -160,7 +159,7 @@ async def one(env: LLMEnv, number: int, draw: random.Random, report: Report, lon
 
 
 async def plain(request: LLMRequest, env: LLMEnv) -> str:
-    return end_of(await settle(generate(request), env), None)
+    return end_of(await run(generate(request), env), None)
 
 
 async def pushed(request: LLMRequest, env: LLMEnv) -> str:
@@ -169,7 +168,7 @@ async def pushed(request: LLMRequest, env: LLMEnv) -> str:
     async def sink(event: StreamEvent) -> None:
         events.append(event)
 
-    return end_of(await settle(stream(request, sink), env), events)
+    return end_of(await run(stream(request, sink), env), events)
 
 
 async def pulled(request: LLMRequest, env: LLMEnv) -> str:

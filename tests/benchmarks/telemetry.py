@@ -17,10 +17,11 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from llm_effects import Call, LLMEnv, LLMRequest, generate, scripted_env, settle
+from llm_effects import LLMEnv, LLMRequest, generate, run, scripted_env
+from llm_effects.effects import Call
 from llm_effects.effects.effect import succeed
 from llm_effects.effects.env import Telemetry
-from llm_effects.policies.tracing import begin_attempt, end_attempt, traced
+from llm_effects.policies.tracing import begin_attempt, end_attempt, with_tracing
 from llm_effects.stores.disabled import NoTelemetry
 from llm_effects.telemetry.logs import LOGGER
 from llm_effects.telemetry.otel import open_telemetry
@@ -36,7 +37,7 @@ class Dropping(SpanExporter):
 
 def calls_of(env: LLMEnv) -> Callable[[], Awaitable[object]]:
     async def call() -> object:
-        return (await settle(generate(QUESTION), env)).unwrap()
+        return (await run(generate(QUESTION), env)).unwrap()
 
     return call
 
@@ -57,15 +58,19 @@ def logged(call: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[obje
 async def unheard(telemetry: Telemetry, rounds: int) -> float:
     """Give the microseconds of one traced layer and of the hooks of one attempt, where nobody listens."""
     env = evolve(scripted_env("because"), telemetry=telemetry)
-    response = (await settle(generate(QUESTION), env)).unwrap()
-    (attempt,), outcome, call = response.attempts, await settle(succeed(response), env), Call(id="1", request=QUESTION)
+    response = (await run(generate(QUESTION), env)).unwrap()
+    (attempt,), outcome, call = (
+        response.attempts,
+        await run(succeed(response), env),
+        Call(id="1", request=QUESTION),
+    )
     hooks = min(
         timeit.repeat(lambda: end_attempt(call, env, begin_attempt(call, env), attempt, outcome), number=rounds)
     )
     inner = succeed(response)
-    layer = traced(lambda _: inner)
-    with_it = min([await timed(lambda: settle(layer(call), env)) for _ in range(rounds)])
-    without = min([await timed(lambda: settle(inner, env)) for _ in range(rounds)])
+    layer = with_tracing(lambda _: inner)
+    with_it = min([await timed(lambda: run(layer(call), env)) for _ in range(rounds)])
+    without = min([await timed(lambda: run(inner, env)) for _ in range(rounds)])
     return hooks / rounds * 1e6 + with_it - without
 
 

@@ -19,15 +19,15 @@ from llm_effects import (
     ModelConfig,
     ReasoningDelta,
     Restarted,
-    RoutingConfig,
     StreamEvent,
     TextDelta,
     ToolCallDelta,
     open_env,
-    settle,
+    run,
     stream,
 )
 from llm_effects.clients.transport.transport import Transport
+from llm_effects.config import RoutingConfig
 from llm_effects.values.messages import Reasoning
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
@@ -80,7 +80,7 @@ async def told(env: LLMEnv) -> list[StreamEvent]:
     async def sink(event: StreamEvent) -> None:
         events.append(event)
 
-    await settle(stream(LLMRequest(prompt="?"), sink), env)
+    await run(stream(LLMRequest(prompt="?"), sink), env)
     return events
 
 
@@ -108,7 +108,7 @@ def check(row: Row, events: list[StreamEvent]) -> None:
 def test_every_recorded_stream_arrives_whole(name: str) -> None:
     recorded = rows(name)
 
-    async def run() -> dict[str, int]:
+    async def replay_all() -> dict[str, int]:
         current: list[Row] = []
         model = ModelConfig(provider=FILES[name], model="m", endpoint="http://localhost:9/v1", api_key="sk-test-key-1")
         config = LLMConfig(models={"m": model}, routing=RoutingConfig(max_retries=0))
@@ -122,7 +122,7 @@ def test_every_recorded_stream_arrives_whole(name: str) -> None:
                 counts[type(events[-1]).__name__] = counts.get(type(events[-1]).__name__, 0) + 1
         return counts
 
-    counts = anyio.run(run)
+    counts = anyio.run(replay_all)
     print(name, len(recorded), counts)
     assert sum(counts.values()) == len(recorded) > 0
     assert counts["Completed"] >= 0.9 * len(recorded)

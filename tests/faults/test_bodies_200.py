@@ -8,10 +8,22 @@ from typing import Any, Final
 import pytest
 from attrs import evolve
 
-from llm_effects import Allow, FinishReason, LLMRequest, Tool
+from llm_effects import Allow, FinishReason, LLMRequest
 from llm_effects.clients.transport.transport import Transport
+from llm_effects.values import Tool
 from tests.fixtures.chaos import CLAUDE, REQUEST_ID, WHOLE, Chaos, closes, good, says
-from tests.fixtures.faults import ASK, MODES, Case, Outcome, alone, assert_case, model, rows_by_turns, run, with_another
+from tests.fixtures.faults import (
+    ASK,
+    MODES,
+    Case,
+    Outcome,
+    alone,
+    assert_case,
+    model,
+    rows_by_turns,
+    run_case,
+    with_another,
+)
 from tests.fixtures.servers import reply, reply_json
 
 pytestmark = pytest.mark.anyio
@@ -89,7 +101,7 @@ async def test_an_answer_beyond_the_cap_is_dropped_with_its_connection(chaos: Ch
     models = {"first": model(chaos, closes(answer)), "second": model(chaos, good)}
     tracemalloc.start()
     try:
-        outcome = await run(chaos, models, mode=mode, transport=small)
+        outcome = await run_case(chaos, models, mode=mode, transport=small)
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -116,20 +128,22 @@ ODD: dict[str, bytes] = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ODD)
 async def test_an_odd_success_is_one(chaos: Chaos, name: str, mode: str) -> None:
-    outcome = await run(chaos, {"first": model(chaos, says(ODD[name]))}, mode=mode)
+    outcome = await run_case(chaos, {"first": model(chaos, says(ODD[name]))}, mode=mode)
     assert (outcome.response.content, outcome.asked) == ("because", {"first": 1})
     assert outcome.response.usage.estimated == name.startswith("064")
     assert outcome.response.usage.input_tokens == 3 or outcome.response.usage.estimated
 
 
 async def answered(chaos: Chaos, told: object, mode: str, request: LLMRequest = ASK, **settings: Any) -> Outcome:
-    return await run(chaos, {"first": model(chaos, says(reply_json(told)), **settings)}, mode=mode, request=request)
+    return await run_case(
+        chaos, {"first": model(chaos, says(reply_json(told)), **settings)}, mode=mode, request=request
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_075_half_an_emoji_is_mended_and_kept(chaos: Chaos, mode: str) -> None:
     raw = json.dumps(text("half \ud83d here")).encode()
-    outcome = await run(chaos, {"first": model(chaos, says(body(raw)))}, mode=mode)
+    outcome = await run_case(chaos, {"first": model(chaos, says(body(raw)))}, mode=mode)
     assert outcome.response.content == "half \ufffd here"
 
 
@@ -179,5 +193,5 @@ async def test_079_a_refusal_is_an_error_and_not_kept(chaos: Chaos, name: str, m
     await alone(chaos, case, mode)
     await with_another(chaos, case, mode)
     models = {"first": model(chaos, case.step, **settings), "second": model(chaos, good)}
-    allowed = await run(chaos, models, mode=mode, request=evolve(ASK, allow={Allow.FALLBACK_ON_REFUSAL}))
+    allowed = await run_case(chaos, models, mode=mode, request=evolve(ASK, allow={Allow.FALLBACK_ON_REFUSAL}))
     assert allowed.response.model == "second"

@@ -15,11 +15,11 @@ import pytest
 from attrs import evolve
 from returns.pipeline import is_successful
 
-from llm_effects import Preferences, describe, generate, open_env, settle
+from llm_effects import Preferences, describe, generate, open_env, run
 from llm_effects.clients.transport.pool import MakePool
 from llm_effects.clients.transport.transport import Transport
 from tests.fixtures.chaos import CANARY, HEAD, Chaos, closes, good, holds, resets, says
-from tests.fixtures.faults import ASK, MODES, Case, assert_case, config_of, heard, leaf, model, plan_of, rows, run
+from tests.fixtures.faults import ASK, MODES, Case, assert_case, config_of, heard, leaf, model, plan_of, rows, run_case
 from tests.fixtures.servers import Peer, Server, answering, reply, sending, serving
 
 pytestmark = pytest.mark.anyio
@@ -59,10 +59,10 @@ def closed_port() -> str:
 @pytest.mark.parametrize("mode", MODES)
 async def test_001_refused_is_tried_again_only_where_nobody_else_is_left(chaos: Chaos, mode: str) -> None:
     shut = model(chaos, good, endpoint=closed_port())
-    alone = await run(chaos, {"first": shut}, mode=mode, unheard=3)
+    alone = await run_case(chaos, {"first": shut}, mode=mode, unheard=3)
     assert (alone.error.tag, getattr(alone.error, "phase", "")) == ("RequestFailed", "")
     assert {getattr(each, "phase", "") for each in getattr(alone.error, "errors", ())} == {"refused"}
-    behind = await run(chaos, {"first": shut, "second": model(chaos, good)}, mode=mode, unheard=1)
+    behind = await run_case(chaos, {"first": shut, "second": model(chaos, good)}, mode=mode, unheard=1)
     assert (behind.response.model, behind.took < 1) == ("second", True)
     assert behind.response.attempts[0].cost.usd == 0
 
@@ -85,8 +85,8 @@ def blackhole() -> Iterator[str]:
 async def test_002_a_connection_that_does_not_come_costs_its_own_time_only(chaos: Chaos) -> None:
     with blackhole() as nowhere:
         models = {"first": model(chaos, good, endpoint=nowhere, connect_ms=50), "second": model(chaos, good)}
-        outcome = await run(chaos, models, unheard=2)
-        alone = await run(chaos, {"first": models["first"]}, unheard=2)
+        outcome = await run_case(chaos, models, unheard=2)
+        alone = await run_case(chaos, {"first": models["first"]}, unheard=2)
     assert (getattr(leaf(alone.error), "phase", ""), getattr(leaf(alone.error), "timeout_ms", 0)) == ("connect", 50)
     assert [attempt.outcome for attempt in outcome.response.attempts] == ["TimeoutError", "TimeoutError", "success"]
     assert outcome.took < 1
@@ -98,7 +98,7 @@ async def test_004_a_kept_connection_that_died_is_replaced_free_of_charge(chaos:
     async with open_env(config_of({"first": first}, max_retries=0)) as env:
         for number in range(2):
             request = evolve(ASK, prompt=f"why? {number}")
-            response = (await settle(generate(request), env)).unwrap()
+            response = (await run(generate(request), env)).unwrap()
             assert len(response.attempts) == 1
     assert chaos.asked[plan_of(first)] == 3
 
@@ -110,7 +110,7 @@ async def test_008_a_server_that_takes_nothing_is_a_timeout(chaos: Chaos) -> Non
     large = evolve(ASK, prompt="x" * 16 * 2**20)
     with serving(deaf) as server:
         models = {"first": model(chaos, good, endpoint=f"{server.url}/v1", **SHORT)}
-        outcome = await run(chaos, models, request=large, unheard=2, max_retries=1)
+        outcome = await run_case(chaos, models, request=large, unheard=2, max_retries=1)
     assert {each.tag for each in getattr(outcome.error, "errors", ())} == {"TimeoutError"}
 
 
@@ -118,10 +118,10 @@ async def test_009_a_full_queue_is_waited_for_to_the_deadline_and_no_attempt_is_
     silent = model(chaos, holds(), timeout_ms=2000)
     narrow = open_env(config_of({"first": silent}), transport=lambda: Transport(max_connections=1))
     async with narrow as env, anyio.create_task_group() as tasks:
-        tasks.start_soon(settle, generate(ASK), env)
+        tasks.start_soon(run, generate(ASK), env)
         await heard(chaos, silent)
         hasty = evolve(ASK, prompt="me too", preferences=Preferences(timeout_ms=60))
-        error = (await settle(generate(hasty), env)).failure()
+        error = (await run(generate(hasty), env)).failure()
         assert (error.tag, error.attempts, chaos.asked[plan_of(silent)]) == ("TimeoutError", (), 1)
         tasks.cancel_scope.cancel()
     assert chaos.server.settled() == 0
@@ -129,8 +129,8 @@ async def test_009_a_full_queue_is_waited_for_to_the_deadline_and_no_attempt_is_
 
 async def test_010_a_name_without_an_address_is_asked_for_once_more_and_passed_by(chaos: Chaos) -> None:
     models = {"first": model(chaos, good, endpoint="https://no-such-host.invalid/v1"), "second": model(chaos, good)}
-    outcome = await run(chaos, models, unheard=2)
-    alone = await run(chaos, {"first": models["first"]}, unheard=2)
+    outcome = await run_case(chaos, models, unheard=2)
+    alone = await run_case(chaos, {"first": models["first"]}, unheard=2)
     assert getattr(leaf(alone.error), "phase", "") == "dns"
     assert [attempt.outcome for attempt in outcome.response.attempts] == ["NetworkError", "NetworkError", "success"]
 
@@ -146,7 +146,7 @@ async def test_011_of_two_addresses_one_may_be_dead(chaos: Chaos, monkeypatch: p
     first = model(chaos, good)
     named = evolve(first, endpoint=(first.endpoint or "").replace("127.0.0.1", "localhost"))
     monkeypatch.setattr(socket, "getaddrinfo", two)  # the system's resolver is the one thing that cannot be handed in
-    outcome = await run(chaos, {"first": named})
+    outcome = await run_case(chaos, {"first": named})
     assert (outcome.response.content, outcome.asked) == ("because", {"first": 1})
     assert asked
 
@@ -155,7 +155,7 @@ async def tls_refused(chaos: Chaos, server: Server, mode: str) -> str:
     """Nothing about it gets better with time or with another model; gives what is said of it."""
     first = model(chaos, good, endpoint=server.url.replace("http:", "https:"))
     for models in ({"first": first}, {"first": first, "second": model(chaos, good)}):
-        outcome = await run(chaos, models, mode=mode, unheard=1)
+        outcome = await run_case(chaos, models, mode=mode, unheard=1)
         assert (outcome.error.tag, sum(outcome.asked.values())) == ("ConfigurationError", 0)
     assert server.requests == []
     return describe(outcome.error)
@@ -177,8 +177,8 @@ async def test_013_tls_that_is_cut_off_in_its_handshake_is_tried_again_and_passe
 
     with serving(cut) as server:
         first = model(chaos, good, endpoint=server.url.replace("http:", "https:"))
-        alone = await run(chaos, {"first": first}, mode=mode, unheard=3)
-        behind = await run(chaos, {"first": first, "second": model(chaos, good)}, mode=mode, unheard=3)
+        alone = await run_case(chaos, {"first": first}, mode=mode, unheard=3)
+        behind = await run_case(chaos, {"first": first, "second": model(chaos, good)}, mode=mode, unheard=3)
         assert server.settled() == 0
     assert (leaf(alone.error).tag, behind.response.model) == ("NetworkError", "second")
 
@@ -200,7 +200,7 @@ async def test_015_a_proxy_of_the_environment_is_not_used_unasked(
     chaos: Chaos, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     monkeypatch.setenv(word, f"http://me:{CANARY}@127.0.0.1:1")
-    assert (await run(chaos, {"first": model(chaos, good)})).response.content == "because"
+    assert (await run_case(chaos, {"first": model(chaos, good)})).response.content == "because"
 
 
 def through(proxy: str) -> MakePool:
@@ -214,7 +214,7 @@ async def test_015_a_proxy_that_wants_a_password_is_told_as_such_and_without_our
         made = through(f"http://me:{CANARY}@127.0.0.1:{proxy.port}")
         first = model(chaos, good, endpoint=f"{scheme}://127.0.0.1:9/shut/v1")
         models = {"first": first, "second": evolve(first, endpoint=f"{scheme}://127.0.0.1:9/other/v1")}
-        outcome = await run(chaos, models, transport=lambda: Transport(make_pool=made), unheard=1)
+        outcome = await run_case(chaos, models, transport=lambda: Transport(make_pool=made), unheard=1)
     assert outcome.error.tag == "ConfigurationError"
     assert "a proxy on the way wants a name and a password" in describe(outcome.error)
 
@@ -235,7 +235,7 @@ async def test_018_the_next_version_of_http_is_not_offered(chaos: Chaos) -> None
     answer = b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x80"  # settings of HTTP/2
     with serving(sending(answer)) as server:
         first = model(chaos, good, endpoint=f"{server.url}/v1")
-        outcome = await run(chaos, {"first": first}, unheard=3)
+        outcome = await run_case(chaos, {"first": first}, unheard=3)
     assert {getattr(each, "phase", "") for each in getattr(outcome.error, "errors", ())} == {"protocol"}
     head = server.requests[0].split(b"\r\n\r\n")[0].lower()
     assert (b" http/1.1\r\n" in head, b"upgrade" in head) == (True, False)
@@ -257,7 +257,7 @@ def no_descriptor_left() -> Iterator[None]:
 async def test_019_no_descriptor_left_is_a_limit_of_this_machine(chaos: Chaos) -> None:
     async with open_env(config_of({"first": model(chaos, good)}, max_retries=0)) as env:
         with no_descriptor_left():
-            gone = await settle(generate(ASK), env)
+            gone = await run(generate(ASK), env)
         assert (gone.failure().tag, getattr(gone.failure(), "phase", "")) == ("NetworkError", "local")
-        assert is_successful(await settle(generate(ASK), env))
+        assert is_successful(await run(generate(ASK), env))
     assert chaos.server.settled() == 0

@@ -6,9 +6,9 @@ from typing import Final
 
 import pytest
 
-from llm_effects import CachePolicy, LLMRequest, RequestFailed, generate, open_env, settle
+from llm_effects import CachePolicy, LLMRequest, RequestFailed, generate, open_env, run
 from tests.fixtures.chaos import Chaos, good, problem, says
-from tests.fixtures.faults import ASK, MODES, config_of, model, run
+from tests.fixtures.faults import ASK, MODES, config_of, model, run_case
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +23,7 @@ HINTS: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("headers", HINTS.values(), ids=HINTS)
 async def test_a_hint_that_fits_the_deadline_is_the_least_pause(chaos: Chaos, headers: tuple[str, ...]) -> None:
-    outcome = await run(chaos, {"first": model(chaos, says(problem(429, "slow down", *headers)), good)})
+    outcome = await run_case(chaos, {"first": model(chaos, says(problem(429, "slow down", *headers)), good)})
     assert outcome.asked == {"first": 2}
     assert outcome.response.attempts[1].wait_ms >= SOON * 1000
     assert outcome.took >= SOON
@@ -36,7 +36,7 @@ async def test_036_041_a_date_counts_from_the_server_s_own_clock(chaos: Chaos) -
     spent = "anthropic-ratelimit-tokens-remaining: 0", f"anthropic-ratelimit-tokens-reset: {soon.isoformat()}"
     for told in (headers, (headers[0], *spent)):
         limited = model(chaos, says(problem(429, "slow down", *told)))
-        outcome = await run(chaos, {"first": limited}, max_retries=0)
+        outcome = await run_case(chaos, {"first": limited}, max_retries=0)
         assert outcome.error.retry_after == 1.0
 
 
@@ -45,10 +45,10 @@ async def test_035_a_hint_beyond_the_deadline_is_not_slept_and_the_model_is_left
     chaos: Chaos, mode: str
 ) -> None:
     limited, other = model(chaos, says(problem(429, "", "retry-after: 60"))), model(chaos, good)
-    outcome = await run(chaos, {"first": limited, "second": other}, mode=mode)
+    outcome = await run_case(chaos, {"first": limited, "second": other}, mode=mode)
     assert outcome.asked == {"first": 1, "second": 1}
     assert outcome.took < 1
-    alone = await run(chaos, {"first": limited}, mode=mode)
+    alone = await run_case(chaos, {"first": limited}, mode=mode)
     assert (alone.error.retry_after, alone.asked["first"]) == (60.0, 1)
     assert alone.took < 1
 
@@ -58,8 +58,8 @@ async def test_wire_12_13_a_model_that_asked_to_be_left_alone_is_the_last_to_be_
     models = {"first": limited, "second": model(chaos, good, says(problem(500)))}
     fresh = LLMRequest(prompt="why?", cache=CachePolicy.BYPASS, preferences=ASK.preferences)
     async with open_env(config_of(models, max_retries=0)) as env:
-        assert (await settle(generate(fresh), env)).unwrap().model == "second"
-        error = (await settle(generate(fresh), env)).failure()
+        assert (await run(generate(fresh), env)).unwrap().model == "second"
+        error = (await run(generate(fresh), env)).failure()
     assert isinstance(error, RequestFailed)
     assert [each.model for each in error.errors] == ["second", "first"]  # the last usable one is never left out
     assert error.retry_after == pytest.approx(60, abs=5)
@@ -67,5 +67,5 @@ async def test_wire_12_13_a_model_that_asked_to_be_left_alone_is_the_last_to_be_
 
 async def test_052_a_server_that_says_whether_to_ask_again_is_obeyed_within_our_bounds(chaos: Chaos) -> None:
     for status, word, tries in ((500, "false", 1), (429, "false", 1), (400, "true", 2), (500, "maybe", 3)):
-        outcome = await run(chaos, {"first": model(chaos, says(problem(status, "", f"x-should-retry: {word}")))})
+        outcome = await run_case(chaos, {"first": model(chaos, says(problem(status, "", f"x-should-retry: {word}")))})
         assert outcome.asked == {"first": tries}

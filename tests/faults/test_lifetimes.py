@@ -17,7 +17,7 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Result
 
-from llm_effects import LLMEnv, LLMRequest, Preferences, StreamEvent, TextDelta, generate, open_env, settle, stream
+from llm_effects import LLMEnv, LLMRequest, Preferences, StreamEvent, TextDelta, generate, open_env, run, stream
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config.routing import HedgingConfig
 from llm_effects.effects.effect import result_of
@@ -25,7 +25,7 @@ from llm_effects.manager import make_llm_manager
 from llm_effects.values.records import Statistics
 from llm_effects.values.responses import CANCELLED
 from tests.fixtures.chaos import HEAD, WHOLE, Chaos, Step, chunk, drips, good, holds, piece, says
-from tests.fixtures.faults import ASK, MODES, Told, config_of, heard, model, plan_of, run
+from tests.fixtures.faults import ASK, MODES, Told, config_of, heard, model, plan_of, run_case
 from tests.fixtures.servers import reply_json
 
 pytestmark = pytest.mark.anyio
@@ -49,7 +49,7 @@ async def test_104_a_cancelled_call_is_booked_and_gives_everything_back(chaos: C
     narrow = open_env(config_of({"first": first}), transport=lambda: Transport(max_connections=1))
     async with narrow as env:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(settle, effect, env)
+            tasks.start_soon(run, effect, env)
             await heard(chaos, first)
             await anyio.sleep(0.02)
             tasks.cancel_scope.cancel()
@@ -58,7 +58,7 @@ async def test_104_a_cancelled_call_is_booked_and_gives_everything_back(chaos: C
         known = env.health.statistics().get("first", Statistics())
         assert (known.attempts, known.error_rate) == (0, 0.0)  # nobody is blamed for it
         with anyio.fail_after(2):  # the only place is free
-            assert is_successful(await settle(generate(ASK), env))
+            assert is_successful(await run(generate(ASK), env))
     assert [event for event in told.events if not isinstance(event, TextDelta)][1:] == []  # no end is told
 
 
@@ -66,10 +66,10 @@ async def test_104_a_call_cancelled_in_the_queue_was_never_sent(chaos: Chaos) ->
     first = model(chaos, holds(), good)
     narrow = open_env(config_of({"first": first}), transport=lambda: Transport(max_connections=1))
     async with narrow as env, anyio.create_task_group() as tasks:
-        tasks.start_soon(settle, generate(ASK), env)
+        tasks.start_soon(run, generate(ASK), env)
         await heard(chaos, first)
         with anyio.move_on_after(0.02) as scope:
-            await settle(generate(evolve(ASK, prompt="me too")), env)
+            await run(generate(evolve(ASK, prompt="me too")), env)
         assert scope.cancelled_caught
         assert (await booked(env), chaos.asked[plan_of(first)]) == ([], 1)
         tasks.cancel_scope.cancel()
@@ -83,7 +83,7 @@ async def test_104_wire_15_cancelled_anywhere_and_twice_nothing_is_left(chaos: C
     async def one(env: LLMEnv, number: int) -> None:
         with anyio.move_on_after(draw.random() * 0.05), anyio.move_on_after(draw.random() * 0.05):
             request = evolve(ASK, prompt=f"why? {number}")
-            await settle(generate(request) if number % 2 else stream(request, Told()), env)
+            await run(generate(request) if number % 2 else stream(request, Told()), env)
 
     async with crowd as env:
         for start in range(0, 300, 60):
@@ -93,7 +93,7 @@ async def test_104_wire_15_cancelled_anywhere_and_twice_nothing_is_left(chaos: C
         with anyio.fail_after(5):  # every place can still be had, all at once
             async with anyio.create_task_group() as tasks:
                 for number in range(4):
-                    tasks.start_soon(settle, generate(evolve(ASK, prompt=f"last {number}")), env)
+                    tasks.start_soon(run, generate(evolve(ASK, prompt=f"last {number}")), env)
     assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
 
 
@@ -105,7 +105,7 @@ async def test_105_a_crowd_is_served_without_an_error(chaos: Chaos) -> None:
 
     async def one(env: LLMEnv, number: int) -> None:
         request = LLMRequest(prompt=f"why? {number}", preferences=patient)
-        assert (await settle(generate(request), env)).unwrap().content == "because"
+        assert (await run(generate(request), env)).unwrap().content == "because"
         served.add(number)
 
     async with small as env, anyio.create_task_group() as tasks:
@@ -117,10 +117,10 @@ async def test_105_a_crowd_is_served_without_an_error(chaos: Chaos) -> None:
 
 
 async def test_106_an_answer_at_the_very_moment_of_the_time_out_is_one_or_the_other(chaos: Chaos) -> None:
-    await run(chaos, {"first": model(chaos, good)})  # the first call of all takes longer
+    await run_case(chaos, {"first": model(chaos, good)})  # the first call of all takes longer
     for late in (0.145, 0.15, 0.155):
         first = model(chaos, says(reply_json(WHOLE), after=late), timeout_ms=150)
-        outcome = await run(chaos, {"first": first}, max_retries=0)  # which compares attempts, ledger and cache
+        outcome = await run_case(chaos, {"first": first}, max_retries=0)  # which compares attempts, ledger and cache
         told = "success" if is_successful(outcome.result) else outcome.error.tag
         assert told in {"success", "TimeoutError"}
 
@@ -150,7 +150,7 @@ async def test_106_a_connection_that_cannot_be_closed_keeps_no_call_beyond_its_d
     )
     async with open_env(config_of({"first": model(chaos, good)}), transport=clinging) as env:
         began = anyio.current_time()
-        error = (await settle(generate(hasty) if mode == "whole" else stream(hasty, Told()), env)).failure()
+        error = (await run(generate(hasty) if mode == "whole" else stream(hasty, Told()), env)).failure()
         assert (error.tag, anyio.current_time() - began < 1) == ("TimeoutError", True)
 
 
@@ -163,7 +163,7 @@ async def test_107_an_exception_of_the_consumer_is_its_own_and_asks_nobody_again
     first, second = model(chaos, drips(HEAD, chunk(piece("x")))), model(chaos, good)
     async with open_env(config_of({"first": first, "second": second})) as env:
         with pytest.raises(LookupError):
-            await settle(stream(ASK, broken), env)
+            await run(stream(ASK, broken), env)
         assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
     assert (chaos.asked[plan_of(first)], chaos.asked[plan_of(second)]) == (1, 0)
 
@@ -214,7 +214,7 @@ def test_108_a_fork_may_go_on_asking(chaos: Chaos) -> None:
 
 async def test_109_a_model_that_lost_is_cancelled_at_once_and_booked(chaos: Chaos) -> None:
     slow = model(chaos, drips(HEAD, chunk(b": ping\n\n")), first_content_ms=50)
-    outcome = await run(chaos, {"first": slow, "second": model(chaos, good)}, mode="streamed", max_retries=0)
+    outcome = await run_case(chaos, {"first": slow, "second": model(chaos, good)}, mode="streamed", max_retries=0)
     lost, won = outcome.response.attempts
     assert (lost.model, lost.outcome, won.model, won.succeeded) == ("first", "TimeoutError", "second", True)
     assert lost.cost.usd is None  # it may have been billed: unknown is not nothing
@@ -226,7 +226,7 @@ async def test_109_a_hedge_that_lost_is_cancelled_at_once_and_booked(chaos: Chao
     hedging = HedgingConfig(enabled=True, budget=1.0, min_attempts=3, percentile=0.5)
     async with open_env(config_of({"first": first}, hedging=hedging)) as env:
         for number in range(4):
-            response = (await settle(generate(evolve(ASK, prompt=f"why? {number}")), env)).unwrap()
+            response = (await run(generate(evolve(ASK, prompt=f"why? {number}")), env)).unwrap()
         lost = next(attempt for attempt in response.attempts if not attempt.succeeded)
         assert (lost.outcome, lost.cost.usd, len(response.attempts)) == (CANCELLED, None, 2)
         assert Counter(await booked(env)) == {"success": 4, CANCELLED: 1}

@@ -14,10 +14,10 @@ import attrs
 import pytest
 from returns.pipeline import is_successful
 
-from llm_effects import LLMRequest, generate, open_env, settle, stream
+from llm_effects import LLMRequest, generate, open_env, run, stream
 from llm_effects.manager import make_llm_manager
 from tests.fixtures.chaos import CANARY, Chaos, closes, good, problem, says
-from tests.fixtures.faults import ASK, Told, config_of, model, run
+from tests.fixtures.faults import ASK, Told, config_of, model, run_case
 
 # What is shown of a value does not depend on the event loop.
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
@@ -50,7 +50,7 @@ async def test_131_a_defect_with_all_its_locals_does_not_show_it(chaos: Chaos) -
 
     async with open_env(config_of({"first": model(chaos, good)})) as env:
         with pytest.raises(LookupError) as caught:
-            await settle(stream(ASK, broken), env)
+            await run(stream(ASK, broken), env)
     told = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
     assert CANARY not in told
 
@@ -62,14 +62,14 @@ async def test_132_a_key_that_comes_back_in_any_place_is_masked(chaos: Chaos, na
     for status in (307, 400, 401, 429, 500):
         answer = problem(status, f"{name}: {CANARY}", *headers, code=CANARY, type=CANARY, param=CANARY)
         settings: dict[str, Any] = {"headers": {name: CANARY}} if name == "api-key" else {"api_key": CANARY}
-        await run(chaos, {"first": model(chaos, says(answer), provider=provider, **settings)}, max_retries=0)
+        await run_case(chaos, {"first": model(chaos, says(answer), provider=provider, **settings)}, max_retries=0)
 
 
 async def test_134_what_is_asked_and_answered_is_not_logged(chaos: Chaos, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     request = LLMRequest(prompt=PROMPT, system=f"system of {PROMPT}")
     for step in (good, says(problem(500, "oops")), closes()):
-        await run(chaos, {"first": model(chaos, step)}, request=request, mode="streamed", max_retries=0)
+        await run_case(chaos, {"first": model(chaos, step)}, request=request, mode="streamed", max_retries=0)
     assert "send_request_headers" in caplog.text  # others do log here
     assert PROMPT not in caplog.text
     assert "because" not in caplog.text
@@ -77,6 +77,6 @@ async def test_134_what_is_asked_and_answered_is_not_logged(chaos: Chaos, caplog
 
 async def test_134_a_repr_of_the_environment_shows_no_question(chaos: Chaos) -> None:
     async with open_env(config_of({"first": model(chaos, good)})) as env:
-        assert is_successful(await settle(generate(LLMRequest(prompt=PROMPT)), env))
-        await settle(stream(LLMRequest(prompt=PROMPT), Told()), env)
+        assert is_successful(await run(generate(LLMRequest(prompt=PROMPT)), env))
+        await run(stream(LLMRequest(prompt=PROMPT), Told()), env)
         assert PROMPT not in repr(env)

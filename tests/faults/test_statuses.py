@@ -12,7 +12,7 @@ from attrs import evolve
 from llm_effects import Allow, Preferences, RequestFailed
 from llm_effects.config.models import Capabilities
 from tests.fixtures.chaos import CANARY, REQUEST_ID, WHOLE, Chaos, good, problem, says
-from tests.fixtures.faults import ASK, MODES, Case, assert_case, model, rows_by_turns, run
+from tests.fixtures.faults import ASK, MODES, Case, assert_case, model, rows_by_turns, run_case
 from tests.fixtures.servers import reply, reply_json
 
 pytestmark = pytest.mark.anyio
@@ -164,7 +164,7 @@ async def test_021_a_prompt_too_large_goes_to_a_larger_window_only(
         "first": model(chaos, told, context_length=8_000),
         "second": model(chaos, good, capabilities=Capabilities(context_length=window)),
     }
-    assert (await run(chaos, models)).asked == {"first": 1, "second": asked}
+    assert (await run_case(chaos, models)).asked == {"first": 1, "second": asked}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -172,30 +172,30 @@ async def test_022_079_what_one_model_refuses_another_is_asked_only_by_leave(cha
     told = says(problem(400, "filtered", code="content_filter"))
     for allow, asked in ((frozenset[Allow](), 0), (frozenset({Allow.FALLBACK_ON_REFUSAL}), 1)):
         models = {"first": model(chaos, told), "second": model(chaos, good)}
-        outcome = await run(chaos, models, mode=mode, request=evolve(ASK, allow=allow))
+        outcome = await run_case(chaos, models, mode=mode, request=evolve(ASK, allow=allow))
         assert outcome.asked == {"first": 1, "second": asked}
 
 
 async def test_046_a_model_that_is_being_loaded_is_waited_for(chaos: Chaos) -> None:
     loading = says(reply_json({"error": {"message": "Loading model", "type": "unavailable_error"}}, "503 Busy"))
-    alone = await run(chaos, {"first": model(chaos, loading, good, provider="llama-cpp")}, max_retries=0)
+    alone = await run_case(chaos, {"first": model(chaos, loading, good, provider="llama-cpp")}, max_retries=0)
     assert (alone.asked, alone.response.content) == ({"first": 2}, "because")
     short = evolve(ASK, preferences=Preferences(timeout_ms=200))
-    hopeless = await run(chaos, {"first": model(chaos, loading, provider="llama-cpp")}, request=short)
+    hopeless = await run_case(chaos, {"first": model(chaos, loading, provider="llama-cpp")}, request=short)
     assert getattr(hopeless.error, "reason", "") == "loading"
     assert hopeless.took < 0.45
 
 
 async def test_051_noise_before_the_answer_is_no_answer(chaos: Chaos) -> None:
     noise = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"
-    outcome = await run(chaos, {"first": model(chaos, says(noise + reply_json(WHOLE)))})
+    outcome = await run_case(chaos, {"first": model(chaos, says(noise + reply_json(WHOLE)))})
     assert (outcome.response.content, outcome.asked) == ("because", {"first": 1})
 
 
 async def test_wire_10_retries_never_multiply(chaos: Chaos) -> None:
     broken = [model(chaos, says(problem(500))) for _ in range(5)]
     models = {f"m{number}": each for number, each in enumerate(broken)}
-    outcome = await run(chaos, models, max_retries=1, max_attempts=7)
+    outcome = await run_case(chaos, models, max_retries=1, max_attempts=7)
     assert outcome.asked == {"m0": 2, "m1": 2, "m2": 2, "m3": 1, "m4": 0}
     assert isinstance(outcome.error, RequestFailed)
     assert [each.tag for each in outcome.error.errors] == ["ModelUnavailable"] * 7

@@ -19,12 +19,12 @@ from llm_effects import (
     Started,
     StreamEvent,
     TextDelta,
-    cache_stats,
     open_env,
     open_stream,
-    settle,
+    run,
     stream,
 )
+from llm_effects.policies.cache import cache_stats
 from tests.fixtures.chaos import (
     COUNTED,
     DONE,
@@ -47,7 +47,7 @@ from tests.fixtures.chaos import (
     resets,
     says,
 )
-from tests.fixtures.faults import ASK, Case, Told, assert_case, assert_error, config_of, model, plan_of, run
+from tests.fixtures.faults import ASK, Case, Told, assert_case, assert_error, config_of, model, plan_of, run_case
 from tests.fixtures.servers import chunked, reply, reply_json
 
 pytestmark = pytest.mark.anyio
@@ -84,14 +84,14 @@ RIGHT: dict[str, Step] = {
 
 @pytest.mark.parametrize("name", RIGHT)
 async def test_a_right_stream_is_told_whatever_way_it_comes(chaos: Chaos, name: str) -> None:
-    outcome = await run(chaos, {"first": model(chaos, RIGHT[name])}, mode="streamed")
+    outcome = await run_case(chaos, {"first": model(chaos, RIGHT[name])}, mode="streamed")
     assert (outcome.response.content, outcome.asked) == ("because", {"first": 1})
     assert outcome.events[0] == Started("first")
 
 
 async def test_085_letters_that_some_take_for_the_end_of_a_line_are_none(chaos: Chaos) -> None:
     told = bytewise(piece(ODD) + STOP + DONE)
-    assert (await run(chaos, {"first": model(chaos, told)}, mode="streamed")).text == ODD
+    assert (await run_case(chaos, {"first": model(chaos, told)}, mode="streamed")).text == ODD
 
 
 async def test_100_tool_calls_in_pieces_are_put_together(chaos: Chaos) -> None:
@@ -106,7 +106,7 @@ async def test_100_tool_calls_in_pieces_are_put_together(chaos: Chaos) -> None:
         event({}, "tool_calls"),
         DONE,
     )
-    response = (await run(chaos, {"first": model(chaos, says(told))}, mode="streamed")).response
+    response = (await run_case(chaos, {"first": model(chaos, says(told))}, mode="streamed")).response
     assert [(call.id, call.name, call.arguments) for call in response.tool_calls] == [
         ("a", "look", '{"at":1}'),
         ("b", "go", "{}"),
@@ -182,7 +182,7 @@ AFTER: dict[str, Case] = {
 async def test_a_stream_that_breaks_after_some_content_tells_it_and_is_not_begun_again(chaos: Chaos, name: str) -> None:
     case = AFTER[name]
     models = {"first": model(chaos, case.step, **case.model), "second": model(chaos, good)}
-    outcome = await run(chaos, models, mode="streamed")
+    outcome = await run_case(chaos, models, mode="streamed")
     assert outcome.asked == {"first": 1, "second": 0}
     assert_error(outcome.error, case)
     assert (outcome.error.partial, outcome.text) == ("be", "be")
@@ -190,7 +190,7 @@ async def test_a_stream_that_breaks_after_some_content_tells_it_and_is_not_begun
 
 async def test_092_a_broken_stream_begins_again_with_another_model_if_that_was_asked_for(chaos: Chaos) -> None:
     models = {"first": model(chaos, closing(BE)), "second": model(chaos, good)}
-    outcome = await run(chaos, models, mode="streamed", request=evolve(ASK, recovery=Recovery.RESTART))
+    outcome = await run_case(chaos, models, mode="streamed", request=evolve(ASK, recovery=Recovery.RESTART))
     at = outcome.events.index(Restarted("second"))
     assert outcome.events[:at] == (Started("first"), TextDelta("be"))
     assert outcome.response.content == "because"
@@ -200,7 +200,7 @@ async def test_092_a_broken_stream_begins_again_with_another_model_if_that_was_a
 @pytest.mark.parametrize("told", [STREAM, STREAM[: -len(DONE)]], ids=["done", "no_done"])
 async def test_087_a_whole_answer_is_not_lost_by_a_server_that_does_not_close(chaos: Chaos, told: bytes) -> None:
     hasty = evolve(ASK, preferences=Preferences(timeout_ms=200))
-    outcome = await run(chaos, {"first": model(chaos, holds(HEAD + chunk(told)))}, mode="streamed", request=hasty)
+    outcome = await run_case(chaos, {"first": model(chaos, holds(HEAD + chunk(told)))}, mode="streamed", request=hasty)
     assert outcome.response.content == "because"
 
 
@@ -219,7 +219,7 @@ async def test_096_what_a_consumer_never_took_is_not_told_as_delivered(chaos: Ch
 
 async def test_096_an_endless_answer_ends_with_its_attempt(chaos: Chaos) -> None:
     endless = model(chaos, drips(HEAD, chunk(piece("x"))), timeout_ms=200)
-    outcome = await run(chaos, {"first": endless}, mode="streamed")
+    outcome = await run_case(chaos, {"first": endless}, mode="streamed")
     assert (outcome.error.tag, getattr(outcome.error, "phase", "")) == ("TimeoutError", "attempt")
     assert outcome.took < 0.45
 
@@ -248,7 +248,7 @@ async def test_103_a_consumer_that_leaves_closes_the_connection_and_nothing_is_k
                         await leave(how, scope)
                         break
         assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
-        assert (await settle(cache_stats(), env)).unwrap().entries == 0
+        assert (await run(cache_stats(), env)).unwrap().entries == 0
 
 
 async def test_103_a_stream_that_is_dropped_unused_asks_nobody(chaos: Chaos) -> None:
@@ -267,6 +267,6 @@ async def test_103_a_consumer_that_stops_reading_ends_the_call_in_its_own_time(c
 
     async with open_env(config_of({"first": model(chaos, ENDLESS, sink_ms=50), "second": model(chaos, good)})) as env:
         with anyio.fail_after(2):
-            error = (await settle(stream(ASK, never), env)).failure()
+            error = (await run(stream(ASK, never), env)).failure()
         assert (error.tag, getattr(error, "phase", ""), error.model) == ("TimeoutError", "sink", "first")
         assert await anyio.to_thread.run_sync(chaos.server.settled) == 0

@@ -12,7 +12,7 @@ from returns.primitives.asserts import assert_equal
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.combinators import fallback, gather, hedge, race, retry, timeout, using
-from llm_effects.effects.effect import Effect, ask, fail, rescue, settle, succeed, then
+from llm_effects.effects.effect import Effect, fail, from_env, rescue, run, succeed, then
 from llm_effects.effects.schedules import up_to
 from llm_effects.testing.scripted import scripted_env
 from llm_effects.testing.virtual_time import run_in_virtual_time
@@ -64,7 +64,7 @@ def test_fallbacks_may_be_grouped_either_way(a: Effect[int], b: Effect[int], c: 
 def test_all_errors_are_kept_in_order_however_grouped(a: LLMError, b: LLMError, c: LLMError) -> None:
     grouped = (fallback(fallback(fail(a), fail(b)), fail(c)), fallback(fail(a), fallback(fail(b), fail(c))))
     for operation in grouped:
-        assert run_in_virtual_time(settle, operation, ENV).failure().earlier == (a, b)
+        assert run_in_virtual_time(run, operation, ENV).failure().earlier == (a, b)
 
 
 @law(EFFECTS, EFFECTS, BACKENDS)
@@ -96,15 +96,15 @@ def test_a_lasting_error_is_not_retried(error: LLMError, later: Effect[int], bac
 @law(st.lists(ERRORS.filter(is_retryable), min_size=1, max_size=4), st.integers(0, 5), NUMBERS)
 def test_a_success_is_found_just_when_there_are_retries_enough(errors: list[LLMError], times: int, value: int) -> None:
     flaky = in_turn(*map(fail, errors), succeed(value))
-    result = run_in_virtual_time(settle, retry(up_to(times), flaky), ENV)
+    result = run_in_virtual_time(run, retry(up_to(times), flaky), ENV)
     assert result == (Success(value) if times >= len(errors) else Failure(errors[times]))
 
 
 @law(st.integers(0, 3), st.integers(0, 3), MOVING.filter(is_retryable))
 def test_retries_of_retries_multiply(outer: int, inner: int, error: LLMError) -> None:
     runs: list[int] = []
-    failing = then(ask(lambda _: runs.append(1)), lambda _: fail(error))
-    run_in_virtual_time(settle, retry(up_to(outer), retry(up_to(inner), failing)), ENV)
+    failing = then(from_env(lambda _: runs.append(1)), lambda _: fail(error))
+    run_in_virtual_time(run, retry(up_to(outer), retry(up_to(inner), failing)), ENV)
     assert len(runs) == (outer + 1) * (inner + 1)
 
 
@@ -125,7 +125,7 @@ def test_what_need_not_wait_is_never_too_late(operation: Effect[int], backend: s
 def test_of_nested_timeouts_the_tighter_wins(outer: int, inner: int, takes: int, value: int) -> None:
     operation = late(takes + 0.5, Success(value))
     nested, tighter = timeout(outer, timeout(inner, operation)), timeout(min(outer, inner), operation)
-    assert run_in_virtual_time(settle, nested, ENV) == run_in_virtual_time(settle, tighter, ENV)
+    assert run_in_virtual_time(run, nested, ENV) == run_in_virtual_time(run, tighter, ENV)
 
 
 # --- gather
@@ -163,7 +163,7 @@ RUNS = st.tuples(st.integers(0, 9), st.builds(Success, NUMBERS) | st.builds(Fail
 
 @law(st.lists(RUNS, min_size=2, max_size=5, unique_by=lambda run: run[0]))
 def test_the_first_success_wins_the_race(runs: list[tuple[int, Result[int, LLMError]]]) -> None:
-    result = run_in_virtual_time(settle, race(*(late(*run) for run in runs)), ENV)
+    result = run_in_virtual_time(run, race(*(late(*run) for run in runs)), ENV)
     won = [result for _, result in sorted(runs, key=lambda run: run[0]) if isinstance(result, Success)]
     assert result == won[0] if won else result.failure().tag == "RequestFailed"
 
@@ -177,7 +177,7 @@ def test_a_hedge_that_never_begins_changes_nothing(operation: Effect[int], backe
 def test_a_hedge_gives_the_first_success_else_the_first_error(
     first: tuple[int, Result[int, LLMError]], second: tuple[int, Result[int, LLMError]], after: int
 ) -> None:
-    result = run_in_virtual_time(settle, hedge(in_turn(late(*first), late(*second)), after + 0.5), ENV)
+    result = run_in_virtual_time(run, hedge(in_turn(late(*first), late(*second)), after + 0.5), ENV)
     hedged_at = (second[0] + after + 0.5, second[1])
     begun = [first, hedged_at] if first[0] > after else [first]
     won = [result for _, result in sorted(begun, key=lambda run: run[0]) if isinstance(result, Success)]
@@ -189,7 +189,7 @@ def test_a_hedge_gives_the_first_success_else_the_first_error(
 
 @law(NUMBERS, steps(), BACKENDS)
 def test_using_what_needs_no_release_is_then(value: int, use: Step, backend: str) -> None:
-    same(using(ask(lambda _: nullcontext(value)), use), use(value), backend)
+    same(using(from_env(lambda _: nullcontext(value)), use), use(value), backend)
 
 
 @law(ERRORS, steps(), BACKENDS)

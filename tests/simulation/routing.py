@@ -15,23 +15,13 @@ import anyio
 from attrs import define, evolve, frozen
 from returns.pipeline import is_successful
 
-from llm_effects import (
-    Attempt,
-    LLMConfig,
-    LLMEnv,
-    LLMRequest,
-    ModelConfig,
-    Preferences,
-    Price,
-    RoutingConfig,
-    Statistics,
-    generate,
-    settle,
-)
+from llm_effects import Attempt, LLMConfig, LLMEnv, LLMRequest, ModelConfig, Preferences, generate, run
+from llm_effects.config import Price, RoutingConfig
 from llm_effects.config.routing import Strategy
 from llm_effects.routing.statistics import PRIOR
 from llm_effects.testing.scripted import EPOCH, scripted_env
 from llm_effects.testing.virtual_time import run_in_virtual_time
+from llm_effects.values import Statistics
 from tests.simulation.worlds import HOUR, KINDS, Hour, World, WorldClients, hour_of, make_world
 
 ATTEMPT_MS: Final = 20_000
@@ -77,7 +67,7 @@ class OracleHealth:
     def observe(self, attempt: Attempt, at: datetime) -> None:
         """There is nothing to learn."""
 
-    def park(self, model: str, until: float) -> None:
+    def cool_down(self, model: str, until: float) -> None:
         """A pause is part of the truth already."""
 
     def begin_call(self) -> None:
@@ -131,7 +121,7 @@ async def _calls(env: LLMEnv, world: World, per_hour: int) -> Outcome:
     for call in range(per_hour * len(next(iter(world.values())))):
         await anyio.sleep_until(call * HOUR / per_hour)
         began = anyio.current_time()
-        result = await settle(effect, env)
+        result = await run(effect, env)
         seconds.append(anyio.current_time() - began)
         if is_successful(result):
             answered, dollars = answered + 1, dollars + (result.unwrap().cost.usd or 0)

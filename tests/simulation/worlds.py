@@ -9,7 +9,10 @@ from attrs import frozen
 from returns.future import FutureResult
 from returns.result import Failure, Result, Success
 
-from llm_effects import Call, LLMError, LLMResponse, ModelConfig, ModelHealth, ModelUnavailable, answer
+from llm_effects import LLMError, LLMResponse, ModelConfig, ModelUnavailable
+from llm_effects.effects import Call
+from llm_effects.testing import answer
+from llm_effects.values import ModelHealth
 
 HOUR: Final = 3600.0
 
@@ -87,7 +90,7 @@ class WorldClients:
 
     async def _complete(self, call: Call) -> Result[LLMResponse, LLMError]:
         hour = hour_of(self.world, call.model, anyio.current_time())
-        luck = Random(f"{self.seed} {call.id} {call.model} {len(call.trail.attempts)}")
+        luck = Random(f"{self.seed} {call.id} {call.model} {len(call.history.attempts)}")
         if luck.random() < hour.error_rate:
             await anyio.sleep(hour.failure_s)
             return Failure(ModelUnavailable(model=call.model, reason="overloaded"))

@@ -15,7 +15,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.batches.runs import generate_many
 from llm_effects.config import LLMConfig
 from llm_effects.effects.combinators import fallback, gather, hedge, race, retry, timeout, using
-from llm_effects.effects.effect import Effect, ask, effect, fail, from_result, rescue, settle, succeed, then
+from llm_effects.effects.effect import Effect, effect, fail, from_env, from_result, rescue, run, succeed, then
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.schedules import Schedule, exponential, jittered, up_to, within
 from llm_effects.pipeline import open_stream
@@ -52,14 +52,14 @@ async def words_have_the_exact_type(env: LLMEnv, known: Result[str, LLMError], f
     assert_type(counted, Effect[int])
     assert_type(succeed(1), Effect[int])
     assert_type(from_result(known), Effect[str])
-    assert_type(ask(lambda env: env.config), Effect[LLMConfig])
+    assert_type(from_env(lambda env: env.config), Effect[LLMConfig])
     assert_type(then(counted, lambda number: succeed(str(number))), Effect[str])
     assert_type(
         then(counted, lambda number: then(failed, lambda text: succeed((number, text)))), Effect[tuple[int, str]]
     )
     assert_type(rescue(counted, lambda error: succeed(len(error.tag))), Effect[int])
     assert_type(rescue(counted, other), Effect[int | str])
-    assert_type(await settle(counted, env), Result[int, LLMError])
+    assert_type(await run(counted, env), Result[int, LLMError])
 
 
 @asynccontextmanager
@@ -78,8 +78,8 @@ async def combinators_have_the_exact_type(counted: Effect[int], told: Effect[str
     assert_type(gather(succeed(each) for each in "ab"), Effect[tuple[str, ...]])
     assert_type(race(told, told), Effect[str])
     assert_type(hedge(told, after=0.5), Effect[str])
-    assert_type(using(ask(opened), lambda content: succeed(len(content))), Effect[int])
-    assert_type(using(ask(open_stream(request)), first_event), Effect[str])
+    assert_type(using(from_env(opened), lambda content: succeed(len(content))), Effect[int])
+    assert_type(using(from_env(open_stream(request)), first_event), Effect[str])
     assert_type(generate_many([request], 4), Effect[tuple[Result[LLMResponse, LLMError], ...]])
 
 
@@ -96,7 +96,7 @@ def misused_combinators_are_rejected(counted: Effect[int], told: Effect[str]) ->
     timeout(counted, 3)  # rejected
     gather(counted, counted)  # rejected
     using(opened, succeed)  # rejected
-    using(ask(opened), len)  # rejected
+    using(from_env(opened), len)  # rejected
     number: Effect[int] = race(counted, told)  # rejected
     print(number)
 
@@ -165,8 +165,8 @@ async def mistakes_are_rejected(env: LLMEnv) -> None:
     effect(own_env)  # rejected
     fail("late")  # rejected
     text: Effect[str] = succeed(1)  # rejected
-    await settle(succeed(1))  # rejected
-    await settle(succeed(1), env.config)  # rejected
-    settle(succeed(1), env)  # rejected
-    wrong: str = (await settle(succeed(1), env)).unwrap()  # rejected
+    await run(succeed(1))  # rejected
+    await run(succeed(1), env.config)  # rejected
+    run(succeed(1), env)  # rejected
+    wrong: str = (await run(succeed(1), env)).unwrap()  # rejected
     print(text, wrong)

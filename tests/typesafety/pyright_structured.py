@@ -6,7 +6,8 @@ from typing import Literal, assert_type
 
 from attrs import frozen
 
-from llm_effects import Effect, LLMEnv, LLMRequest, Structured, generate_as, settle
+from llm_effects import Effect, LLMEnv, LLMRequest, generate_as, run
+from llm_effects.structured import Structured
 
 
 @frozen
@@ -26,7 +27,7 @@ async def what_comes_back_is_known(request: LLMRequest, env: LLMEnv) -> None:
     assert_type(generate_as(request, dict[str, int]), Effect[Structured[dict[str, int]]])
     assert_type(generate_as(request, Structured[Report | Point]), Effect[Structured[Report | Point]])
     assert_type(generate_as(request, Structured[Literal["low", "high"]]), Effect[Structured[Literal["low", "high"]]])
-    assert_type((await settle(generate_as(request, Report), env)).unwrap().value.title, str)
+    assert_type((await run(generate_as(request, Report), env)).unwrap().value.title, str)
 
 
 def bare_forms_are_objects(request: LLMRequest) -> None:
@@ -37,6 +38,6 @@ def bare_forms_are_objects(request: LLMRequest) -> None:
 async def mistakes_are_rejected(request: LLMRequest, env: LLMEnv) -> None:
     generate_as("why?", Report)  # rejected
     generate_as(request)  # rejected
-    generate_as(request, Report, reasks="two")  # rejected
-    wrong: int = (await settle(generate_as(request, Report), env)).unwrap().value.title  # rejected
+    generate_as(request, Report, max_repairs="two")  # rejected
+    wrong: int = (await run(generate_as(request, Report), env)).unwrap().value.title  # rejected
     print(wrong)

@@ -10,7 +10,7 @@ from attrs import frozen
 from cachetools import TLRUCache
 from returns.future import FutureResult
 
-from llm_effects.stores.cache.stats import Tally
+from llm_effects.stores.cache.stats import CacheCounters
 from llm_effects.values.errors import LLMError
 from llm_effects.values.records import CacheStats
 
@@ -60,7 +60,7 @@ class MemoryCache:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._kept: TLRUCache[str, _Kept, float] = TLRUCache(max_bytes, _expiry, clock, _size)
-        self._tally = Tally()
+        self._tally = CacheCounters()
         self._lock = Lock()
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:

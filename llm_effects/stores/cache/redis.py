@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeVar, cast, final
 from returns.future import FutureResult
 from returns.result import Result
 
-from llm_effects.stores.cache.stats import Tally
+from llm_effects.stores.cache.stats import CacheCounters
 from llm_effects.stores.redis import passwords_of, redis_client, tried
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import ConfigurationError, LLMError
@@ -22,7 +22,7 @@ from llm_effects.values.records import CacheStats
 PREFIX: Final = "llm_effects:cache:"
 """What our keys begin with."""
 
-PATIENCE_S: Final = 0.1
+TIMEOUT_S: Final = 0.1
 """How long the server may answer nothing, in seconds, before those who wait give up."""
 
 LONG_S: Final = 60.0
@@ -61,7 +61,7 @@ class Client(Protocol):
 
 
 def open_redis(
-    url: str, *, prefix: str = PREFIX, patience_seconds: float = PATIENCE_S
+    url: str, *, prefix: str = PREFIX, patience_seconds: float = TIMEOUT_S
 ) -> Result["RedisCache", ConfigurationError]:
     """Make the cache of a URL, without connecting.
 
@@ -89,14 +89,14 @@ class RedisCache:
         client: Client,
         *,
         prefix: str = PREFIX,
-        patience_seconds: float = PATIENCE_S,
+        patience_seconds: float = TIMEOUT_S,
         secrets: tuple[str, ...] = (),
     ) -> None:
         self._client = client
         self._prefix = prefix
         self._patience = patience_seconds
         self._secrets = secrets
-        self._tally = Tally()
+        self._tally = CacheCounters()
         self._worker = Worker("llm-effects-redis", THREADS)
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:

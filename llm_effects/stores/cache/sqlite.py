@@ -12,7 +12,7 @@ from returns.future import FutureResult
 from returns.result import Result
 
 from llm_effects.effects.env import Now
-from llm_effects.stores.cache.stats import Tally
+from llm_effects.stores.cache.stats import CacheCounters
 from llm_effects.stores.sqlite_files import OpenFile, check_version, opened, tried
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import LLMError
@@ -133,7 +133,7 @@ def totals(file: sqlite3.Connection) -> tuple[int, int]:
 LOCK_WAIT_S: Final = 0.05
 """How long another process may hold the file, in seconds, before an operation gives up."""
 
-PATIENCE_S: Final = 0.25
+TIMEOUT_S: Final = 0.25
 """How long nothing may come to a good end, in seconds, before those who wait give up."""
 
 LONG_S: Final = 60.0
@@ -161,14 +161,14 @@ class SqliteCache:
         bounds: Bounds = _BOUNDS,
         *,
         lock_wait_seconds: float = LOCK_WAIT_S,
-        patience_seconds: float = PATIENCE_S,
+        patience_seconds: float = TIMEOUT_S,
     ) -> None:
         self._path = path
         self._now = now
         self._bounds = bounds
         self._lock_wait = lock_wait_seconds
         self._patience = patience_seconds
-        self._tally = Tally()
+        self._tally = CacheCounters()
         self._worker = Worker("llm-effects-cache")
         # what follows is for the one thread only
         self._open: OpenFile | None = None

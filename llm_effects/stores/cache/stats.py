@@ -23,7 +23,7 @@ REST_S: Final = 1.0
 
 @final
 @define(eq=False)
-class Tally:
+class CacheCounters:
     """Counts since a store was opened, for any number of threads."""
 
     _hits: int = 0
@@ -37,7 +37,7 @@ class Tally:
     def asked(self, entry: bytes | None) -> bytes | None:
         """Count a look-up by what it gave, and give that on.
 
-        >>> tally = Tally()
+        >>> tally = CacheCounters()
         >>> tally.asked(b"{}"), tally.asked(None), tally.stats(entries=1, size=2)
         (b'{}', None, CacheStats(entries=1, bytes=2, hits=1, misses=1, evictions=0, failures=0))
         """

@@ -38,7 +38,7 @@ from llm_effects.values.errors import ConversationConflict, LLMError
 
 
 @define(eq=False)
-class Book:
+class ConversationRecord:
     """A conversation, its turns by number, and what finds them quickly."""
 
     conversation: Conversation
@@ -136,7 +136,7 @@ class MemoryConversations:
     <IOResult: <Success: None>>
     """
 
-    _books: dict[_Key, Book] = field(factory=dict[_Key, Book], init=False, repr=False)
+    _books: dict[_Key, ConversationRecord] = field(factory=dict[_Key, ConversationRecord], init=False, repr=False)
     _ids: dict[_Owner, list[str]] = field(factory=dict[_Owner, list[str]], init=False, repr=False)
     _journal: dict[_Key, dict[str, JournalEntry]] = field(
         factory=dict[_Key, dict[str, JournalEntry]], init=False, repr=False
@@ -252,7 +252,7 @@ class MemoryConversations:
         key = (conversation.owner, conversation.id)
         if key in self._books:
             return Failure(ConversationConflict(conversation_id=conversation.id))
-        self._books[key] = Book(conversation)
+        self._books[key] = ConversationRecord(conversation)
         insort(self._ids.setdefault(conversation.owner, []), conversation.id)
         return Success(conversation)
 
@@ -260,7 +260,7 @@ class MemoryConversations:
         self,
         conversation_id: str,
         owner: str | None,
-        work: Callable[[Book], Result[_Made, LLMError]],
+        work: Callable[[ConversationRecord], Result[_Made, LLMError]],
         **ids: str,
     ) -> FutureResult[_Made, LLMError]:
         def on_book() -> Result[_Made, LLMError]:

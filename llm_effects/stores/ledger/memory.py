@@ -65,7 +65,7 @@ class MemoryLedger:
 
         return FutureResult(run())
 
-    async def settle(self, hold: Hold, cost: Decimal) -> None:
+    async def commit(self, hold: Hold, cost: Decimal) -> None:
         """Spend what it came to and give the hold back, once."""
         with self._lock:
             if self._holds.pop(hold.id, None) is not None:

@@ -38,7 +38,7 @@ _BUCKETS: Final = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "o
 
 
 @frozen(kw_only=True)
-class Wanted:
+class RowFilter:
     """Which rows are wanted: from a time up to another, before one, and how many of the newest."""
 
     since: datetime | None
@@ -64,13 +64,13 @@ def insert_rows(connection: Connection, rows: Sequence[LedgerRow]) -> Result[Non
     return Success(None)
 
 
-def read_rows(connection: Connection, wanted: Wanted) -> Result[tuple[LedgerRow, ...], LLMError]:
+def read_rows(connection: Connection, wanted: RowFilter) -> Result[tuple[LedgerRow, ...], LLMError]:
     """Give the rows that are wanted, oldest first."""
     found = connection.execute(_query(wanted)).all()
     return Success(tuple(_row(each) for each in reversed(found)))  # by place: by name it takes twice as long
 
 
-def _query(wanted: Wanted) -> "Select[Any]":
+def _query(wanted: RowFilter) -> "Select[Any]":
     columns = LEDGER.c
     query = select(LEDGER).order_by(columns.at.desc(), columns.id.desc())
     if wanted.since is not None:
@@ -199,14 +199,14 @@ def _is_new(connection: Connection, key: str, hold: Hold) -> bool:
     return insert_new(connection, HOLDS, row)
 
 
-def settle_all(connection: Connection, settlements: Iterable[tuple[Hold, Decimal]]) -> Result[None, LLMError]:
+def commit_all(connection: Connection, settlements: Iterable[tuple[Hold, Decimal]]) -> Result[None, LLMError]:
     """Settle several holds."""
     for hold, cost in settlements:
-        settle(connection, hold, cost)
+        commit_hold(connection, hold, cost)
     return Success(None)
 
 
-def settle(connection: Connection, hold: Hold, cost: Decimal) -> None:
+def commit_hold(connection: Connection, hold: Hold, cost: Decimal) -> None:
     """Spend what it came to and give the hold back; what is not held changes nothing."""
     for account in _in_order(hold.accounts):
         sums = _locked(connection, account.key)
@@ -337,7 +337,7 @@ class RowBuffer:
 
 LOGGER: Final = logging.getLogger("llm_effects")
 
-PATIENCE_S: Final = 5.0
+TIMEOUT_S: Final = 5.0
 """How long an attempt waits for its budget, and for its settlement, in seconds."""
 
 MOST_UNSETTLED: Final = 1_000
@@ -376,7 +376,7 @@ class SqlLedger:
         newest: int | None = None,
     ) -> FutureResult[Sequence[LedgerRow], LLMError]:
         """Give the rows of all processes, oldest first, with those of this one that wait to be written."""
-        wanted = Wanted(since=since, until=until, before=before, newest=newest)
+        wanted = RowFilter(since=since, until=until, before=before, newest=newest)
 
         async def run() -> Result[Sequence[LedgerRow], LLMError]:
             waiting = self._buffer.held()  # before reading: what is stored meanwhile is found in either place
@@ -400,9 +400,9 @@ class SqlLedger:
 
         return FutureResult(run())
 
-    async def settle(self, hold: Hold, cost: Decimal) -> None:
+    async def commit(self, hold: Hold, cost: Decimal) -> None:
         """Spend what it came to and give the hold back; what fails is tried again with the next one."""
-        await self._settle((hold, cost))
+        await self._commit((hold, cost))
 
     async def aclose(self) -> None:
         """Write what waits, and close the database; what cannot be written is told in the log."""
@@ -410,19 +410,19 @@ class SqlLedger:
         if rows and not is_successful(await self._written("record", partial(insert_rows, rows=rows))):
             LOGGER.warning("the ledger was closed with %d rows that could not be written", len(rows))
         if self._unsettled:
-            await self._settle()
+            await self._commit()
         await self._database.aclose()
 
-    async def _read(self, wanted: Wanted) -> Result[_Rows, LLMError]:
+    async def _read(self, wanted: RowFilter) -> Result[_Rows, LLMError]:
         return await result_of(self._database.read("rows", partial(read_rows, wanted=wanted)))
 
-    async def _settle(self, *more: _Settlement) -> None:
+    async def _commit(self, *more: _Settlement) -> None:
         with self._lock:
             due = (*self._unsettled, *more)
             self._unsettled.clear()
         settled = False
         try:  # asyncio's own cancellation minds no shield
-            result = await self._written("settle", partial(settle_all, settlements=due))
+            result = await self._written("settle", partial(commit_all, settlements=due))
             settled = is_successful(result)
         finally:
             if not settled:
@@ -438,9 +438,9 @@ class SqlLedger:
     async def _written(
         self, operation: str, work: Callable[[Connection], Result[_Made, LLMError]], *, shield: bool = True
     ) -> Result[_Made, LLMError]:
-        with anyio.move_on_after(PATIENCE_S, shield=shield):
+        with anyio.move_on_after(TIMEOUT_S, shield=shield):
             return await result_of(self._database.write(operation, work))
-        message = f"no answer within {PATIENCE_S * 1000:g} ms"
+        message = f"no answer within {TIMEOUT_S * 1000:g} ms"
         return Failure(StorageFailed(operation=operation, message=message, transient=True))
 
     def _told(self, result: Result[None, LLMError]) -> None:
@@ -455,9 +455,9 @@ class SqlLedger:
         )
 
 
-def _merged(stored: Sequence[LedgerRow], waiting: Sequence[LedgerRow], wanted: Wanted) -> Sequence[LedgerRow]:
+def _merged(stored: Sequence[LedgerRow], waiting: Sequence[LedgerRow], wanted: RowFilter) -> Sequence[LedgerRow]:
     """Put the rows that wait to those that are stored; in the middle of being written, one may be both."""
-    ours = [row for row in waiting if _is_wanted(row, wanted)]
+    ours = [row for row in waiting if _matches(row, wanted)]
     if not ours:
         return stored
     by_key = {key_of(row): row for row in (*ours, *stored)}
@@ -465,6 +465,6 @@ def _merged(stored: Sequence[LedgerRow], waiting: Sequence[LedgerRow], wanted: W
     return rows if wanted.newest is None else rows[max(0, len(rows) - wanted.newest) :]
 
 
-def _is_wanted(row: LedgerRow, wanted: Wanted) -> bool:
+def _matches(row: LedgerRow, wanted: RowFilter) -> bool:
     earlier = wanted.before is None or key_of(row) < key_of(wanted.before)
     return earlier and within(row, wanted.since, wanted.until)

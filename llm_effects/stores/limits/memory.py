@@ -14,19 +14,19 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
 from llm_effects.effects.env import Hedges, Retries
-from llm_effects.limits.circuit_breaker import Breaker, Passage, Refusal, admitted, recorded
+from llm_effects.limits.circuit_breaker import Breaker, BreakerPermit, Refusal, admitted, recorded
 from llm_effects.limits.quotas import (
     NOTHING,
-    Bill,
-    Need,
+    ActualUsage,
+    Demand,
+    LimiterState,
+    Permit,
     Quota,
-    Standing,
-    Ticket,
     has_place,
     lease,
     pause,
     reserved,
-    settled,
+    with_actual_usage,
 )
 from llm_effects.values.errors import LLMError, ModelUnavailable, RateLimitExceeded
 
@@ -68,10 +68,10 @@ class MemoryHedges:
 # What those are told who are not let in. Nothing was sent, and asking the same model again is no use.
 
 
-def turned_away(model: str, quota: Quota, need: Need, wait: float) -> RateLimitExceeded:
+def turned_away(model: str, quota: Quota, need: Demand, wait: float) -> RateLimitExceeded:
     """Say that one's turn does not come in time; ``wait`` is in how many seconds it would, infinite if unknown.
 
-    >>> turned_away("gpt", Quota(requests=1), Need(), 40.0).message
+    >>> turned_away("gpt", Quota(requests=1), Demand(), 40.0).message
     'our own limits (1 request a minute) have room for 1 request in 40 s'
     """
     size = f" of about {_many(need.tokens, 'token')}" if need.tokens else ""
@@ -142,7 +142,7 @@ class MemoryRetries:
 # Who waits for a turn, first come first served: the first in line asks, all others wait to be first.
 
 
-Ask: TypeAlias = Callable[[Need], Awaitable[Ticket | float]]
+TryEnter: TypeAlias = Callable[[Demand], Awaitable[Permit | float]]
 """Asks to be let in behind others: a ticket, or after how many seconds to ask again, infinite if only a leaver helps.
 
 Behind anybody it gives no ticket, but the least time to wait.
@@ -155,13 +155,13 @@ LEAST_S: Final = 0.001
 @final
 @define(eq=False)
 class _Place:
-    need: Need
+    need: Demand
     bell: anyio.Event = field(factory=anyio.Event)
 
 
 @final
 @define(eq=False)
-class Line:
+class FairQueue:
     """One line. ``poll`` is how many seconds pass until the first asks again for what only a leaver can give.
 
     In a store of many processes not every leaver rings here.
@@ -169,7 +169,7 @@ class Line:
 
     poll: float = inf
     _places: OrderedDict[int, _Place] = field(factory=OrderedDict[int, _Place], init=False)
-    _ahead: Need = field(default=NOTHING, init=False)
+    _ahead: Demand = field(default=NOTHING, init=False)
 
     @property
     def waiting(self) -> int:
@@ -181,24 +181,24 @@ class Line:
         if self._places:
             next(iter(self._places.values())).bell.set()
 
-    async def turn(self, need: Need, ask: Ask, patience: float, deadline: float = inf) -> Ticket | float:
+    async def turn(self, need: Demand, ask: TryEnter, timeout: float, deadline: float = inf) -> Permit | float:
         """Wait for a ticket for so many seconds at the most, and no longer than up to a time.
 
         Where that is not enough it gives how many seconds it would take, at once if that is known; infinite if not.
         """
         began, place = anyio.current_time(), _Place(need)
-        until = min(began + patience, deadline)
+        until = min(began + timeout, deadline)
         ahead = self._join(place)
         try:
             got = await ask(ahead)
-            if isinstance(got, Ticket) or until - began < got < inf:
+            if isinstance(got, Permit) or until - began < got < inf:
                 return got
             got = await self._first(place, ask, until, got if ahead == NOTHING else inf)
         finally:
             self._leave(place)
-        return evolve(got, waited=anyio.current_time() - began) if isinstance(got, Ticket) else got
+        return evolve(got, waited=anyio.current_time() - began) if isinstance(got, Permit) else got
 
-    async def _first(self, place: _Place, ask: Ask, until: float, wait: float) -> Ticket | float:
+    async def _first(self, place: _Place, ask: TryEnter, until: float, wait: float) -> Permit | float:
         while True:
             left = until - anyio.current_time()
             if left <= 0 or left < wait < inf:
@@ -210,11 +210,11 @@ class Line:
             wait = inf
             if next(iter(self._places.values())) is place:
                 got = await ask(NOTHING)
-                if isinstance(got, Ticket):
+                if isinstance(got, Permit):
                     return got
                 wait = got
 
-    def _join(self, place: _Place) -> Need:
+    def _join(self, place: _Place) -> Demand:
         ahead = self._ahead
         self._places[id(place)] = place
         self._ahead = _plus(ahead, place.need, 1)
@@ -226,87 +226,87 @@ class Line:
         self.ring()
 
 
-def _plus(ahead: Need, need: Need, sign: int) -> Need:
+def _plus(ahead: Demand, need: Demand, sign: int) -> Demand:
     return evolve(ahead, requests=ahead.requests + sign * need.requests, tokens=ahead.tokens + sign * need.tokens)
 
 
 # How things stand with each model in one event loop, by its clock: who is in, who waits, and the model's breaker.
 
 
-_QUIET: Final = Standing()
+_QUIET: Final = LimiterState()
 """How things stand where nothing is limited and no server said a word."""
 
 
 @final
 @define(eq=False)
-class Room:
+class ModelState:
     """One model. ``shut_until`` is what is known here of a breaker that others share."""
 
     model: str
-    line: Line
-    standing: Standing = field(default=_QUIET, init=False)
+    line: FairQueue
+    standing: LimiterState = field(default=_QUIET, init=False)
     breaker: Breaker = field(factory=Breaker, init=False)
     shut_until: float | None = field(default=None, init=False)
 
-    def ask(self, quota: Quota, need: Need, ahead: Need = NOTHING) -> Ticket | float:
-        """Ask to be let in, as a ``Line`` does; what is taken here is not lost on the way to whoever waits."""
+    def ask(self, quota: Quota, need: Demand, ahead: Demand = NOTHING) -> Permit | float:
+        """Ask to be let in, as a ``FairQueue`` does; what is taken here is not lost on the way to whoever waits."""
         if quota.free and self.standing is _QUIET:
-            return Ticket(model=self.model, quota=quota, need=need)
+            return Permit(model=self.model, quota=quota, need=need)
         now = anyio.current_time()
         wait = pause(self.standing, quota, need, now, ahead)
         if wait or ahead.requests or not has_place(self.standing, quota):
             return wait or inf
         self.standing = reserved(self.standing, quota, need, now)
-        return Ticket(model=self.model, quota=quota, need=need, cell=int(now // 1))
+        return Permit(model=self.model, quota=quota, need=need, cell=int(now // 1))
 
     def shut(self, seconds: float) -> None:
         """Note for how long the breaker that others share is open, or that it is not."""
         self.shut_until = anyio.current_time() + seconds if seconds else None
 
-    def undo(self, ticket: Ticket) -> None:
+    def undo(self, ticket: Permit) -> None:
         """Take back what was taken just now."""
-        self.standing = settled(self.standing, ticket, Bill(requests=0))
+        self.standing = with_actual_usage(self.standing, ticket, ActualUsage(requests=0))
 
-    def leave(self, ticket: Ticket, bill: Bill) -> None:
+    def release(self, ticket: Permit, bill: ActualUsage) -> None:
         """Give a place back, and let the next one ask."""
         if bill.said is not None or not ticket.quota.free:
-            self.standing = settled(self.standing, ticket, bill)
+            self.standing = with_actual_usage(self.standing, ticket, bill)
             self.line.ring()
 
-    def admit(self, deadline: float, *, anyway: bool) -> Passage | Refusal:
+    def admit(self, deadline: float, *, force: bool) -> BreakerPermit | Refusal:
         """Ask the breaker to be let through."""
         now = anyio.current_time()
-        self.breaker, answer = admitted(self.breaker, now, lease(deadline, now), anyway=anyway)
+        self.breaker, answer = admitted(self.breaker, now, lease(deadline, now), force=force)
         return answer
 
-    def record(self, config: BreakerConfig, passage: Passage, *, failed: bool | None) -> None:
+    def record(self, config: BreakerConfig, passage: BreakerPermit, *, failed: bool | None) -> None:
         """Tell the breaker what became of one that it let through."""
         self.breaker = recorded(self.breaker, config, passage, anyio.current_time(), failed=failed)
 
 
 @final
 @define(eq=False)
-class Rooms:
+class ModelStates:
     """A room for each model, made when it is entered; each event loop has its own."""
 
     poll: float = inf
-    _rooms: RunVar[dict[str, Room]] = field(factory=lambda: RunVar("llm_effects_rooms"), init=False, repr=False)
+    _rooms: RunVar[dict[str, ModelState]] = field(factory=lambda: RunVar("llm_effects_rooms"), init=False, repr=False)
 
-    def of(self, model: str) -> Room:
+    def of(self, model: str) -> ModelState:
         """Give the room of a model."""
         try:
             rooms = self._rooms.get()
         except LookupError:
-            self._rooms.set(rooms := dict[str, Room]())
+            self._rooms.set(rooms := dict[str, ModelState]())
         room = rooms.get(model)
         if room is None:
-            room = rooms[model] = Room(model, Line(self.poll))
+            room = rooms[model] = ModelState(model, FairQueue(self.poll))
         return room
 
     def opened(self) -> Mapping[str, float]:
         """Give the models that are left alone, and until when."""
         try:
-            rooms = self._rooms.get(dict[str, Room]())
+            rooms = self._rooms.get(dict[str, ModelState]())
         except NoEventLoopError:  # asked from outside: no clock, no pauses
             return {}
         known = {name: room.shut_until or room.breaker.open_until for name, room in rooms.items()}
@@ -318,26 +318,28 @@ class Rooms:
 class MemoryLimits:
     """What is under way in this process. Nobody in it can die and keep a place: no place has to be taken back."""
 
-    _rooms: Rooms = field(factory=Rooms, init=False, repr=False)
+    _rooms: ModelStates = field(factory=ModelStates, init=False, repr=False)
     retries: Retries = field(factory=MemoryRetries, init=False, repr=False)
     hedges: Hedges = field(factory=MemoryHedges, init=False, repr=False)
 
-    def enter(
-        self, model: str, quota: Quota, need: Need, patience: float, deadline: float
-    ) -> Ticket | FutureResult[Ticket, LLMError]:
+    def acquire(
+        self, model: str, quota: Quota, need: Demand, timeout: float, deadline: float
+    ) -> Permit | FutureResult[Permit, LLMError]:
         """Take a turn, or wait for one."""
-        return entered(self._rooms.of(model), quota, need, patience, deadline)
+        return entered(self._rooms.of(model), quota, need, timeout, deadline)
 
-    async def leave(self, ticket: Ticket, bill: Bill) -> None:
+    async def release(self, ticket: Permit, bill: ActualUsage) -> None:
         """Give a place back, and put right what was reserved."""
-        self._rooms.of(ticket.model).leave(ticket, bill)
+        self._rooms.of(ticket.model).release(ticket, bill)
 
-    def admit(self, model: str, deadline: float, *, anyway: bool) -> Passage | FutureResult[Passage, LLMError]:
+    def admit(
+        self, model: str, deadline: float, *, force: bool
+    ) -> BreakerPermit | FutureResult[BreakerPermit, LLMError]:
         """Ask the model's breaker to be let through."""
-        answer = self._rooms.of(model).admit(deadline, anyway=anyway)
+        answer = self._rooms.of(model).admit(deadline, force=force)
         return FutureResult.from_failure(left_alone(model, answer)) if isinstance(answer, Refusal) else answer
 
-    async def record(self, model: str, config: BreakerConfig, passage: Passage, *, failed: bool | None) -> None:
+    async def record(self, model: str, config: BreakerConfig, passage: BreakerPermit, *, failed: bool | None) -> None:
         """Tell the model's breaker what became of one that it let through."""
         self._rooms.of(model).record(config, passage, failed=failed)
 
@@ -350,16 +352,18 @@ class MemoryLimits:
 
 
 def entered(
-    room: Room, quota: Quota, need: Need, patience: float, deadline: float
-) -> Ticket | FutureResult[Ticket, LLMError]:
+    room: ModelState, quota: Quota, need: Demand, timeout: float, deadline: float
+) -> Permit | FutureResult[Permit, LLMError]:
     """Take a turn in a room of this process, or wait for one."""
     at_once = 0.0 if room.line.waiting else room.ask(quota, need)
-    return at_once if isinstance(at_once, Ticket) else FutureResult(_waited(room, quota, need, patience, deadline))
+    return at_once if isinstance(at_once, Permit) else FutureResult(_waited(room, quota, need, timeout, deadline))
 
 
-async def _waited(room: Room, quota: Quota, need: Need, patience: float, deadline: float) -> Result[Ticket, LLMError]:
-    async def ask(ahead: Need) -> Ticket | float:
+async def _waited(
+    room: ModelState, quota: Quota, need: Demand, timeout: float, deadline: float
+) -> Result[Permit, LLMError]:
+    async def ask(ahead: Demand) -> Permit | float:
         return room.ask(quota, need, ahead)
 
-    got = await room.line.turn(need, ask, patience, deadline)
-    return Success(got) if isinstance(got, Ticket) else Failure(turned_away(room.model, quota, need, got))
+    got = await room.line.turn(need, ask, timeout, deadline)
+    return Success(got) if isinstance(got, Permit) else Failure(turned_away(room.model, quota, need, got))

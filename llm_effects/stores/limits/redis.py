@@ -21,9 +21,9 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
 from llm_effects.config.routing import BreakerConfig
 from llm_effects.effects.env import Hedges, Retries
-from llm_effects.limits.circuit_breaker import CELLS, PROBING_S, Kind, Passage, Refusal
-from llm_effects.limits.quotas import Allowance, Bill, Need, Quota, RateLimits, Ticket, lease
-from llm_effects.stores.limits.memory import MemoryLimits, Room, Rooms, entered, left_alone, turned_away
+from llm_effects.limits.circuit_breaker import CELLS, PROBING_S, BreakerPermit, Kind, Refusal
+from llm_effects.limits.quotas import ActualUsage, Allowance, Demand, Permit, Quota, RateLimits, lease
+from llm_effects.stores.limits.memory import MemoryLimits, ModelState, ModelStates, entered, left_alone, turned_away
 from llm_effects.stores.redis import Argument, RedisScripts, passwords_of, redis_client
 from llm_effects.values.errors import ConfigurationError, LLMError
 
@@ -209,7 +209,7 @@ SCRIPTS: Final[Mapping[str, str]] = {"enter": _ENTER, "leave": _LEAVE, "admit": 
 PREFIX: Final = "llm_effects:limits:"
 """What our keys begin with."""
 
-PATIENCE_S: Final = 0.5
+TIMEOUT_S: Final = 0.5
 """How long the server may answer nothing, in seconds, before this process counts alone."""
 
 POLL_S: Final = 0.025
@@ -224,7 +224,7 @@ _KINDS: Final[Mapping[bytes | int, Kind]] = {b"counted": "counted", b"probe": "p
 
 
 def open_redis_limits(
-    config: LLMConfig, memory: MemoryLimits, *, prefix: str = PREFIX, patience_seconds: float = PATIENCE_S
+    config: LLMConfig, memory: MemoryLimits, *, prefix: str = PREFIX, patience_seconds: float = TIMEOUT_S
 ) -> Result["RedisLimits", ConfigurationError]:
     """Make the limits of a configuration's URL, without connecting; budgets go on in ``memory``.
 
@@ -263,32 +263,32 @@ class RedisLimits:
         self._scripts = scripts
         self._identities = identities
         self._prefix = prefix
-        self._rooms = Rooms(POLL_S)
+        self._rooms = ModelStates(POLL_S)
         self.retries: Retries = memory.retries
         self.hedges: Hedges = memory.hedges
 
-    def enter(
-        self, model: str, quota: Quota, need: Need, patience: float, deadline: float
-    ) -> Ticket | FutureResult[Ticket, LLMError]:
+    def acquire(
+        self, model: str, quota: Quota, need: Demand, timeout: float, deadline: float
+    ) -> Permit | FutureResult[Permit, LLMError]:
         """Take a turn, or wait for one."""
         room = self._rooms.of(model)
         if quota.free:
-            return entered(room, quota, need, patience, deadline)
-        return FutureResult(self._entered(room, quota, need, patience, deadline))
+            return entered(room, quota, need, timeout, deadline)
+        return FutureResult(self._entered(room, quota, need, timeout, deadline))
 
-    async def leave(self, ticket: Ticket, bill: Bill) -> None:
+    async def release(self, ticket: Permit, bill: ActualUsage) -> None:
         """Give a place back, here and there."""
-        self._rooms.of(ticket.model).leave(ticket, bill)
+        self._rooms.of(ticket.model).release(ticket, bill)
         if ticket.id:
             await self._scripts.run(
                 "leave", self._keys(ticket.model, _COUNTS), (0, ticket.id, *_put_right(ticket, bill))
             )
 
-    def admit(self, model: str, deadline: float, *, anyway: bool) -> FutureResult[Passage, LLMError]:
+    def admit(self, model: str, deadline: float, *, force: bool) -> FutureResult[BreakerPermit, LLMError]:
         """Ask the model's breaker to be let through."""
-        return FutureResult(self._admitted(self._rooms.of(model), deadline, anyway=anyway))
+        return FutureResult(self._admitted(self._rooms.of(model), deadline, force=force))
 
-    async def record(self, model: str, config: BreakerConfig, passage: Passage, *, failed: bool | None) -> None:
+    async def record(self, model: str, config: BreakerConfig, passage: BreakerPermit, *, failed: bool | None) -> None:
         """Tell the model's breaker what became of one that it let through."""
         room = self._rooms.of(model)
         if not passage.shared:
@@ -308,16 +308,16 @@ class RedisLimits:
         await self._scripts.aclose()
 
     async def _entered(
-        self, room: Room, quota: Quota, need: Need, patience: float, deadline: float
-    ) -> Result[Ticket, LLMError]:
-        async def ask(ahead: Need) -> Ticket | float:
+        self, room: ModelState, quota: Quota, need: Demand, timeout: float, deadline: float
+    ) -> Result[Permit, LLMError]:
+        async def ask(ahead: Demand) -> Permit | float:
             here = room.ask(quota, need, ahead)
-            return await self._asked_there(room, here, deadline) if isinstance(here, Ticket) else here
+            return await self._asked_there(room, here, deadline) if isinstance(here, Permit) else here
 
-        got = await room.line.turn(need, ask, patience, deadline)
-        return Success(got) if isinstance(got, Ticket) else Failure(turned_away(room.model, quota, need, got))
+        got = await room.line.turn(need, ask, timeout, deadline)
+        return Success(got) if isinstance(got, Permit) else Failure(turned_away(room.model, quota, need, got))
 
-    async def _asked_there(self, room: Room, here: Ticket, deadline: float) -> Ticket | float:
+    async def _asked_there(self, room: ModelState, here: Permit, deadline: float) -> Permit | float:
         ticket, quota, need, answered = evolve(here, id=uuid4().hex), here.quota, here.need, False
         limits = (quota.concurrency or 0, quota.requests or 0, quota.tokens or 0)
         arguments = (0, ticket.id, *limits, _lease_ms(deadline), need.requests, need.tokens)
@@ -335,18 +335,18 @@ class RedisLimits:
         room.undo(here)
         return number / 1000 if number > 0 else inf
 
-    async def _admitted(self, room: Room, deadline: float, *, anyway: bool) -> Result[Passage, LLMError]:
-        arguments = (0, _lease_ms(deadline), int(anyway), ceil(PROBING_S * 1000))
+    async def _admitted(self, room: ModelState, deadline: float, *, force: bool) -> Result[BreakerPermit, LLMError]:
+        arguments = (0, _lease_ms(deadline), int(force), ceil(PROBING_S * 1000))
         told = await self._scripts.run("admit", self._keys(room.model, _BREAKER[:1]), arguments)
         if not is_successful(told):
-            answer = room.admit(deadline, anyway=anyway)
-            return Success(answer) if isinstance(answer, Passage) else Failure(left_alone(room.model, answer))
+            answer = room.admit(deadline, force=force)
+            return Success(answer) if isinstance(answer, BreakerPermit) else Failure(left_alone(room.model, answer))
         word, epoch, wait_ms = told.unwrap()
         room.shut(int(wait_ms) / 1000)
         kind = _KINDS.get(word)
         if kind is None:
             return Failure(left_alone(room.model, Refusal(int(wait_ms) / 1000)))
-        return Success(Passage(kind, int(epoch), shared=True))
+        return Success(BreakerPermit(kind, int(epoch), shared=True))
 
     def _keys(self, model: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
         """Name the keys of a model; the braces keep them on one server of a cluster."""
@@ -358,7 +358,7 @@ def _lease_ms(deadline: float) -> int:
     return ceil(lease(deadline, anyio.current_time()) * 1000)
 
 
-def _put_right(ticket: Ticket, bill: Bill) -> tuple[Argument, ...]:
+def _put_right(ticket: Permit, bill: ActualUsage) -> tuple[Argument, ...]:
     cell, need, said = ticket.cell_there, ticket.need, bill.said
     by = (0, 0, 0) if cell is None else (cell, bill.requests - need.requests, bill.tokens - need.tokens)
     return (*by, *((-1,) * 7 if said is None else _said(said)))
@@ -373,7 +373,7 @@ def _allowed(said: Allowance) -> tuple[int, int, int]:
     return said.limit or -1, -1 if said.remaining is None else said.remaining, reset
 
 
-def _became(config: BreakerConfig, passage: Passage, failed: bool | None) -> tuple[Argument, ...]:
+def _became(config: BreakerConfig, passage: BreakerPermit, failed: bool | None) -> tuple[Argument, ...]:
     became = -1 if failed is None else int(failed)
     width = config.window_seconds * 1000 / CELLS
     told = (0, passage.kind, passage.epoch, became, width, CELLS)

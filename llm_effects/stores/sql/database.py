@@ -1,9 +1,10 @@
 """A database, opened by its first use: units of work in transactions, on threads of their own, from any event loop."""
 
+import errno
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -22,9 +23,67 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from llm_effects.stores.sql.driver_errors import CommitLost, Refused, error_of, problem_of, uncertain
 from llm_effects.stores.sql.tables import MIGRATIONS, migrate
-from llm_effects.stores.sqlite_files import connect, prepare, sqlite_file
+from llm_effects.stores.sqlite_files import keep_a_log, sqlite_file
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import ConfigurationError, LLMError
+
+# The SQLite file of a database: made for its owner only, known by a mark of ours, never another program's.
+
+
+STORAGE_MARK: Final = 0x6C6C6D73
+"""The ``application_id`` of our files: ``llms`` in ASCII."""
+
+_STRANGE_STORAGE: Final = "holds the tables of another program: give the storage a file of its own"
+
+
+def prepare(path: Path, wait_seconds: float) -> Callable[[], None]:
+    """Make the file, or see that it is ours; gives a check that it is still the one at the path.
+
+    What is written to a file that was moved away is lost to everybody else.
+    """
+    if not path.exists():
+        path.touch(mode=0o600)
+    status = path.stat()
+    if status.st_mode & 0o077:
+        with suppress(PermissionError):  # it may be another's
+            path.chmod(status.st_mode & 0o700)
+    with closing(connect(path, wait_seconds)) as file:
+        if not _is_ours(file):
+            keep_a_log(file, time.monotonic() + wait_seconds)
+            _mark(file)
+
+    def check() -> None:
+        now = path.stat()
+        if (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino):
+            raise OSError(errno.ESTALE, "the file was replaced while it was open: open the storage again")
+
+    return check
+
+
+def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
+    """Connect to a file that is there; each commit reaches the disk before it returns."""
+    url = f"{path.absolute().as_uri()}?mode=rw"
+    file = sqlite3.connect(url, timeout=wait_seconds, isolation_level=None, uri=True, check_same_thread=False)
+    file.execute("PRAGMA synchronous = FULL")
+    file.execute("PRAGMA foreign_keys = ON")
+    return file
+
+
+def _mark(file: sqlite3.Connection) -> None:
+    with file:
+        file.execute("BEGIN IMMEDIATE")
+        if not _is_ours(file):  # nobody else was faster
+            file.execute(f"PRAGMA application_id = {STORAGE_MARK}")
+
+
+def _is_ours(file: sqlite3.Connection) -> bool:
+    """Whether the file has our mark; one that has not, and is not empty, is refused."""
+    query = "SELECT application_id, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id"
+    mark, tables = file.execute(query).fetchone()
+    if mark != STORAGE_MARK and (mark or tables):
+        raise Refused(ConfigurationError(message=f"storage.url: the file {_STRANGE_STORAGE}"))
+    return bool(mark == STORAGE_MARK)
+
 
 # Engines: how a database is connected to. Each has a way to read and a way to write.
 
@@ -111,7 +170,7 @@ def _nothing() -> None:
 
 _Made = TypeVar("_Made")
 
-PATIENCE_S: Final = 20.0
+TIMEOUT_S: Final = 20.0
 """How long nothing may come to a good end, in seconds, before those who wait give up."""
 
 PAUSES_S: Final = (0.01, 0.05, 0.2)
@@ -147,7 +206,7 @@ class Database:
         *,
         writers: int = 1,
         secrets: tuple[str, ...] = (),
-        patience_seconds: float = PATIENCE_S,
+        patience_seconds: float = TIMEOUT_S,
     ) -> None:
         self._connect = connect
         self._where = where
@@ -288,7 +347,7 @@ def _file(url: str) -> Result[Database, ConfigurationError]:
 
 
 def file_database(
-    path: Path, *, lock_wait_seconds: float = LOCK_WAIT_S, patience_seconds: float = PATIENCE_S
+    path: Path, *, lock_wait_seconds: float = LOCK_WAIT_S, patience_seconds: float = TIMEOUT_S
 ) -> Database:
     """Make the database of a file: how long a lock is waited for, and when those who wait give up, in seconds."""
     connect = partial(sqlite_engines, path, lock_wait_seconds)
