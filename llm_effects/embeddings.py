@@ -13,7 +13,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
-from llm_effects.effects.call import Call
+from llm_effects.effects.call import AttemptContext, Call
 from llm_effects.effects.combinators import places
 from llm_effects.effects.effect import Effect, Generate, effect, result_of, run
 from llm_effects.effects.env import Embedder, LLMEnv
@@ -90,13 +90,13 @@ async def ask(
     """Embed a portion: limited, budgeted, booked, and asked again by the same model where that may help."""
     told: list[Vectors] = []
     pipeline = layered(
-        _heart(texts, dimensions, told),
-        with_recording,
-        with_budget,
-        with_limits,
-        with_circuit_breaker,
-        with_retries,
         with_deadline,
+        with_retries,
+        with_circuit_breaker,
+        with_limits,
+        with_budget,
+        with_recording,
+        _heart(texts, dimensions, told),
     )
     result = await run(pipeline(call), env)
     return result.map(lambda answer: EmbeddedBatch(told[-1], answer.warnings))
@@ -260,7 +260,7 @@ async def ask_all(
 
     async def one(number: int, portion: tuple[str, ...]) -> bool:
         request = evolve(wanted.template, messages=messages_of(portion))
-        call = Call(id=env.new_id(), request=request, model=target.name)
+        call = Call(id=env.new_id(), request=request, attempt=AttemptContext(model=target.name))
         came.calls.append(call)
         result = await ask(call, portion, wanted.dimensions, env)
         if not is_successful(result):

@@ -13,7 +13,7 @@ from anyio import to_thread
 from attrs import evolve
 from returns.future import FutureResult
 from returns.pipeline import is_successful
-from returns.result import Result
+from returns.result import Failure, Result
 
 from llm_effects.clients.client import LiveClients
 from llm_effects.clients.local_engine import Engine
@@ -22,9 +22,9 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.loading import load_config
 from llm_effects.conversations.converse import converse
 from llm_effects.effects.call import Sink
-from llm_effects.effects.effect import Effect, fail, result_of, run
+from llm_effects.effects.effect import Effect, effect, fail, result_of, run
 from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry
-from llm_effects.pipeline import generate, only, open_stream, refused, stream
+from llm_effects.pipeline import generate, open_stream, stream
 from llm_effects.providers.registry import target_of
 from llm_effects.routing.candidates import RoutingContext, RoutingDecision
 from llm_effects.routing.model_registry import is_here, price_list, ready_targets
@@ -228,13 +228,13 @@ class LLMManager:
     def stream(self, request: LLMRequest, sink: Sink) -> FutureResult[LLMResponse, LLMError]:
         """Answer a request with every event awaited into ``sink`` as it comes."""
         if not is_successful(self._config):
-            return refused(self._config.failure(), sink)(self._env)
+            return _failed_stream(self._config.failure(), sink)(self._env)
         return stream(request, sink)(self._env)
 
     def open_stream(self, request: LLMRequest) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
         """Answer a request event by event, for ``async for``."""
         if not is_successful(self._config):
-            return only(Failed(self._config.failure()))
+            return _single_event(Failed(self._config.failure()))
         return open_stream(request)(self._env)
 
     def converse(
@@ -249,7 +249,7 @@ class LLMManager:
     ) -> FutureResult[LLMResponse, LLMError]:
         """Take one turn of a stored conversation."""
         if not is_successful(self._config) and sink is not None:
-            return refused(self._config.failure(), sink)(self._env)
+            return _failed_stream(self._config.failure(), sink)(self._env)
         turn = converse(conversation_id, message, owner=owner, turn_id=turn_id, sink=sink, pinned=pinned)
         return self._checked(turn)(self._env)
 
@@ -282,6 +282,26 @@ class LLMManager:
 
     def _checked(self, effect: Effect[_Value]) -> Effect[_Value]:
         return effect if is_successful(self._config) else fail(self._config.failure())
+
+
+def _failed_stream(error: LLMError, sink: Sink) -> Effect[LLMResponse]:
+    """Return a stream that cannot begin: its only event is ``Failed``."""
+
+    async def fail_at_once(_: LLMEnv) -> Result[LLMResponse, LLMError]:
+        await sink(Failed(error))
+        return Failure(error)
+
+    return effect(fail_at_once)
+
+
+@asynccontextmanager
+async def _single_event(event: StreamEvent) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
+    """Open the pull form of a stream of one event."""
+    send, receive = anyio.create_memory_object_stream[StreamEvent](1)
+    async with receive:
+        async with send:
+            await send.send(event)
+        yield receive
 
 
 def make_llm_manager(config: LLMConfig, adapt: Adapt = as_it_is) -> LLMManager:

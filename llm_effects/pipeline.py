@@ -1,22 +1,15 @@
-"""The onion: one file that shows every layer between a request and its answer.
+"""The pipeline: every layer between a request and its answer, and the operations that run it.
 
-A layer takes a ``Generate`` and gives a ``Generate``. To leave one out or to add your own, build another:
+To leave a layer out or to add your own, compose another pipeline:
 
->>> from llm_effects.policies import layered
-
->>> from llm_effects.policies.complete import complete
-
->>> from llm_effects.policies.deadline import with_deadline
-
->>> from llm_effects.policies.recording import with_recording
-
->>> from llm_effects.policies.retries import with_retries
-
->>> from llm_effects.policies.routing import with_routing
->>> without_retries = layered(complete, with_recording, with_routing, with_deadline)
+>>> from llm_effects.pipeline import complete, layered, with_deadline, with_recording, with_routing
+>>> without_retries = layered(with_deadline, with_routing, with_recording, complete)
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, final
 
@@ -27,10 +20,9 @@ from returns.context import RequiresContext
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.call import Call, CallHistory, Sink, committing
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
+from llm_effects.effects.call import Call, CallHistory, ResponseValidator, Sink, TurnContext, committing
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, layer, layered, run
 from llm_effects.effects.env import LLMEnv
-from llm_effects.policies import layered
 from llm_effects.policies.budget import with_budget
 from llm_effects.policies.cache import with_cache
 from llm_effects.policies.circuit_breaker import with_circuit_breaker
@@ -51,51 +43,75 @@ from llm_effects.values.events import Completed, Failed, Restarted, StreamEvent,
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse, total_cost
 
-# Inner to outer. The model is chosen by ``with_routing``: what stands before it acts on one attempt or one candidate,
-# what stands after it on the whole call. ``with_coalescing`` stands outside ``with_cache``, so that who comes after a flight
-# finds its answer stored.
+__all__ = [
+    "complete",
+    "explain",
+    "generate",
+    "layer",
+    "layered",
+    "open_stream",
+    "run_call",
+    "standard_pipeline",
+    "stream",
+    "with_budget",
+    "with_cache",
+    "with_circuit_breaker",
+    "with_coalescing",
+    "with_deadline",
+    "with_hedging",
+    "with_limits",
+    "with_recording",
+    "with_repair",
+    "with_retries",
+    "with_routing",
+    "with_tracing",
+]
+
+# Outermost first, as a request travels. Routing chooses the model: the layers before it see the whole call, those
+# after it one candidate, and the last five one attempt. Coalescing stands outside the cache, so that a caller who
+# comes after the flight finds the stored answer. The budget comes last, so that no money is held in a queue.
 standard_pipeline: Generate = layered(
-    complete,
-    with_recording,
-    with_budget,
-    with_limits,
-    with_circuit_breaker,
-    with_retries,
-    with_hedging,
-    with_repair,
-    with_routing,
-    with_cache,
-    with_coalescing,
-    with_deadline,
     with_tracing,
+    with_deadline,
+    with_coalescing,
+    with_cache,
+    with_routing,
+    with_repair,
+    with_hedging,
+    with_retries,
+    with_circuit_breaker,
+    with_limits,
+    with_budget,
+    with_recording,
+    complete,
 )
+"""The pipeline behind ``generate``, ``stream`` and everything built on them."""
 
-
-LAST_WORD_S: Final = 30.0
+LAST_EVENT_S: Final = 30.0
 """How long a consumer may take over the last event of a stream, in seconds."""
 
 
 def generate(request: LLMRequest) -> Effect[LLMResponse]:
     """Answer a request with the model that suits it, through every layer.
 
-    Gives the answer with its usage, cost (USD), latency (milliseconds) and attempts, or an ``LLMError``.
+    The response holds usage, cost (USD), latency (milliseconds) and attempts.
 
     >>> import anyio
     >>> from llm_effects import RateLimitExceeded, run, scripted_env
     >>> anyio.run(run, generate(LLMRequest(prompt="why?")), scripted_env("because")).unwrap().content
     'because'
-    >>> refused = scripted_env(RateLimitExceeded(quota=True))
-    >>> anyio.run(run, generate(LLMRequest(prompt="why?")), refused).failure().tag
+    >>> exhausted = scripted_env(RateLimitExceeded(quota=True))
+    >>> anyio.run(run, generate(LLMRequest(prompt="why?")), exhausted).failure().tag
     'RateLimitExceeded'
     """
     return run_call(standard_pipeline, request)
 
 
 def stream(request: LLMRequest, sink: Sink) -> Effect[LLMResponse]:
-    """Answer a request as ``generate`` does, with every event awaited into ``sink`` as it comes.
+    """Answer a request as ``generate`` does, and await every event in ``sink`` as it arrives.
 
-    The last event is ``Completed`` or ``Failed``; a cancelled stream tells neither. Until the first content other
-    models may be tried unseen; after it ``request.recovery`` decides.
+    The last event is ``Completed`` or ``Failed``; a cancelled stream has neither. Until the first content other models
+    may be tried unseen; after it ``request.recovery`` decides.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
@@ -107,24 +123,30 @@ def stream(request: LLMRequest, sink: Sink) -> Effect[LLMResponse]:
     Completed
     """
 
-    async def perform(env: LLMEnv) -> Answer:
+    async def streamed(env: LLMEnv) -> Answer:
         result = await run(run_call(standard_pipeline, request, sink), env)
-        with anyio.move_on_after(LAST_WORD_S):  # for a consumer that never returns
-            await sink(ending(result))
+        await deliver_ending(result, sink)
         return result
 
-    return effect(perform)
+    return effect(streamed)
+
+
+async def deliver_ending(result: Answer, sink: Sink | None) -> None:
+    """Await the last event of a stream in its sink; a consumer that never returns is left after a while."""
+    if sink is not None:
+        with anyio.move_on_after(LAST_EVENT_S):
+            await sink(ending(result))
 
 
 def ending(result: Answer) -> StreamEvent:
-    """Give the last event of a stream."""
+    """Return the last event of a stream."""
     return Completed(result.unwrap()) if is_successful(result) else Failed(result.failure())
 
 
 def explain(request: LLMRequest, *, streamed: bool = False) -> Effect[RoutingDecision]:
-    """Tell which models ``generate`` would ask, in order, and why others are left out, without asking any.
+    """Return which models ``generate`` would ask, in order, and why others are excluded, without asking any.
 
-    Every number that decided is in it. ``streamed`` asks for ``stream`` instead, where the first content counts.
+    The decision shows every number behind it. ``streamed`` explains ``stream``, where the first content counts.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
@@ -133,39 +155,48 @@ def explain(request: LLMRequest, *, streamed: bool = False) -> Effect[RoutingDec
     ['scripted']
     """
 
-    async def perform(env: LLMEnv) -> Result[RoutingDecision, LLMError]:
+    async def decide(env: LLMEnv) -> Result[RoutingDecision, LLMError]:
         return route(request, env.config, routing_context(request, env, streamed=streamed))
 
-    return effect(perform)
-
-
-def as_it_is(call: Call) -> Call:
-    """Change nothing."""
-    return call
+    return effect(decide)
 
 
 def run_call(
-    pipeline: Generate, request: LLMRequest, sink: Sink | None = None, adapt: Callable[[Call], Call] = as_it_is
+    pipeline: Generate,
+    request: LLMRequest,
+    sink: Sink | None = None,
+    *,
+    deadline: float = math.inf,
+    turn: TurnContext | None = None,
+    validator: ResponseValidator | None = None,
 ) -> Effect[LLMResponse]:
-    """Send a request through an onion and put what its trail tells into the answer, or into the error.
+    """Send a request through a pipeline, and add the history of the call to its response or its error.
 
-    ``adapt`` puts into the call what its maker knows besides: its conversation, a deadline.
+    ``deadline`` is on the clock of ``anyio.current_time()``. ``turn`` is set for a turn of a conversation, and
+    ``validator`` says what the answer must satisfy.
     """
 
-    async def perform(env: LLMEnv) -> Answer:
+    async def send(env: LLMEnv) -> Answer:
         history = CallHistory()
-        told = None if sink is None else committing(sink, history)
-        call = adapt(Call(id=env.new_id(), request=request, sink=told, history=history))
+        call = Call(
+            id=env.new_id(),
+            request=request,
+            sink=None if sink is None else committing(sink, history),
+            deadline=deadline,
+            history=history,
+            turn=turn,
+            validator=validator,
+        )
         started = anyio.current_time()
         result = await run(pipeline(call), env)
         if is_successful(result):
-            return Success(_told(result.unwrap(), call, (anyio.current_time() - started) * 1000))
-        return Failure(_error_told(result.failure(), call))
+            return Success(_with_history(result.unwrap(), call, (anyio.current_time() - started) * 1000))
+        return Failure(_error_with_history(result.failure(), call))
 
-    return effect(perform)
+    return effect(send)
 
 
-def _told(response: LLMResponse, call: Call, latency_ms: float) -> LLMResponse:
+def _with_history(response: LLMResponse, call: Call, latency_ms: float) -> LLMResponse:
     attempts = tuple(call.history.attempts)
     return evolve(
         response,
@@ -176,23 +207,23 @@ def _told(response: LLMResponse, call: Call, latency_ms: float) -> LLMResponse:
     )
 
 
-def _error_told(error: LLMError, call: Call) -> LLMError:
+def _error_with_history(error: LLMError, call: Call) -> LLMError:
     history = call.history
     partial = error.partial if call.sink is None else history.partial
     earlier = tuple(each for each in history.errors if each is not error)
     return evolve(error, attempts=tuple(history.attempts), partial=partial, earlier=earlier)
 
 
-# The pull form of a stream: an async iterator of its events, for ``async for``.
+# The pull form of a stream.
 
 
 def open_stream(
     request: LLMRequest,
 ) -> RequiresContext[AbstractAsyncContextManager[AsyncIterator[StreamEvent]], LLMEnv]:
-    """Answer a request as ``stream`` does, to be pulled: the model waits while nobody asks for the next event.
+    """Answer a request as ``stream`` does, as an async iterator: the model waits until the next event is asked for.
 
     The last event is ``Completed`` or ``Failed``. Leaving early ends the call and closes its connection; an exception
-    of the consumer comes out as itself.
+    of the consumer is raised as it is, not in a group.
 
     >>> from llm_effects import scripted_env
     >>> async def main() -> list[str]:
@@ -218,7 +249,7 @@ async def _opened(request: LLMRequest, env: LLMEnv) -> AsyncGenerator[AsyncItera
             except BaseException as problem:  # noqa: BLE001 - kept out of the group, and raised below as it is
                 raised.append(problem)
             group.cancel_scope.cancel()
-    except* Exception as problems:  # noqa: BLE001 - a defect beneath, which comes out without the group, too
+    except* Exception as problems:  # noqa: BLE001 - a defect of the call, raised without its group too
         raised.extend(problems.exceptions)
     if raised:
         raise raised[0]
@@ -227,22 +258,22 @@ async def _opened(request: LLMRequest, env: LLMEnv) -> AsyncGenerator[AsyncItera
 @final
 @define(eq=False, repr=False)
 class _Pulled(AsyncIterator[StreamEvent]):
-    """The consumer's end. It knows what was taken; of a piece that was only offered, the call cannot tell."""
+    """The consumer's end. It knows which text was received; the call only knows what it offered."""
 
     _events: MemoryObjectReceiveStream[StreamEvent]
-    _taken: list[str] = field(factory=list[str], init=False)
+    _received: list[str] = field(factory=list[str], init=False)
 
     async def __anext__(self) -> StreamEvent:
         event = await anext(self._events)
         if isinstance(event, TextDelta):
-            self._taken.append(event.text)
+            self._received.append(event.text)
         elif isinstance(event, Restarted):
-            self._taken.clear()
+            self._received.clear()
         return event
 
-    def so_far(self, error: LLMError) -> LLMError:
-        """The error that ended the stream, with the text that the consumer has."""
-        return evolve(error, partial="".join(self._taken))
+    def with_received_text(self, error: LLMError) -> LLMError:
+        """Return the error that ended the stream, with the text that the consumer has received."""
+        return evolve(error, partial="".join(self._received))
 
 
 async def _produce(
@@ -250,25 +281,5 @@ async def _produce(
 ) -> None:
     async with send:
         result = await run(run_call(standard_pipeline, request, send.send), env)
-        # for as long as it takes: nobody waits for a consumer that has not left
-        await send.send(ending(result.alt(pulled.so_far)))
-
-
-def refused(error: LLMError, sink: Sink) -> Effect[LLMResponse]:
-    """A stream that cannot begin: its only event is ``Failed``."""
-
-    async def run(_: LLMEnv) -> Result[LLMResponse, LLMError]:
-        await sink(Failed(error))
-        return Failure(error)
-
-    return effect(run)
-
-
-@asynccontextmanager
-async def only(event: StreamEvent) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
-    """The pull form of a stream of one event."""
-    send, receive = anyio.create_memory_object_stream[StreamEvent](1)
-    async with receive:
-        async with send:
-            await send.send(event)
-        yield receive
+        # without a limit: the consumer has not left yet
+        await send.send(ending(result.alt(pulled.with_received_text)))

@@ -43,10 +43,9 @@ from llm_effects import (
     stream,
 )
 from llm_effects.config import CacheConfig, RoutingConfig
-from llm_effects.effects.effect import Generate
+from llm_effects.effects.effect import Generate, layered
 from llm_effects.pipeline import run_call
 from llm_effects.policies import coalescing as flights
-from llm_effects.policies import layered
 from llm_effects.policies.cache import cache_key, cache_stats, clear, invalidate, with_cache
 from llm_effects.policies.coalescing import with_coalescing
 from llm_effects.policies.complete import complete
@@ -160,7 +159,7 @@ def test_a_prompt_and_its_message_are_the_same_question() -> None:
 
 def test_the_key_is_the_same_in_another_process() -> None:
     program = (
-        "from llm_effects import *;"
+        "from llm_effects import *;from llm_effects.policies.cache import cache_key;"
         "m=ModelConfig(provider='lm-studio', model='m');"
         "print(cache_key(LLMRequest(prompt='why?', response_schema={'b': 1, 'a': 2}), LLMConfig(models={'x': m})))"
     )
@@ -732,7 +731,7 @@ async def test_a_layer_of_the_user_s_own_may_change_the_question() -> None:
     def for_user(inner: Generate) -> Generate:
         return lambda call: inner(evolve(call, request=evolve(call.request, system=call.request.metadata["user"])))
 
-    onion = layered(complete, with_recording, with_routing, with_cache, for_user, with_coalescing, with_deadline)
+    onion = layered(with_deadline, with_coalescing, for_user, with_cache, with_routing, with_recording, complete)
     env, _ = remembering(lambda request: f"for {request.system}")
     answers = [
         (await run(run_call(onion, evolve(ASK, metadata={"user": user})), env)).unwrap().content

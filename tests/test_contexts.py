@@ -268,7 +268,9 @@ async def test_a_model_that_counts_more_is_shown_less() -> None:
         env.tokens.learn("small", 1000, 2500)
     await done(converse("c", "now"), env)
     assert len(shown(env)) == 3
-    assert env.clients.calls[-1].tokens == pytest.approx(estimate_tokens(env.clients.calls[-1].request) * 2.5, rel=0.05)
+    assert env.clients.calls[-1].turn.tokens == pytest.approx(
+        estimate_tokens(env.clients.calls[-1].request) * 2.5, rel=0.05
+    )
 
 
 async def test_what_a_turn_takes_is_corrected_once() -> None:
@@ -278,7 +280,7 @@ async def test_what_a_turn_takes_is_corrected_once() -> None:
         env.tokens.learn("small", 1000, 2500)
     await done(converse("c", "now"), env)
     call = env.clients.calls[-1]
-    assert expected_usage(call, env).input_tokens == call.tokens
+    assert expected_usage(call, env).input_tokens == call.turn.tokens
 
 
 async def test_a_server_that_cuts_a_prompt_off_silently_is_told_of_and_teaches_nothing() -> None:

@@ -86,7 +86,7 @@ async def test_a_turn_is_asked_with_all_that_was_said_before() -> None:
     assert (await done(converse("c", "Who am I?"), env)).content == "Ada."
     assert asked(env) == [("user", "I am Ada."), ("assistant", "Hello Ada."), ("user", "Who am I?")]
     assert env.clients.calls[-1].request.system == "Be brief."
-    assert env.clients.calls[-1].conversation_id == "c"
+    assert env.clients.calls[-1].turn.conversation_id == "c"
 
 
 async def test_an_answer_is_stored_with_its_origin() -> None:

@@ -24,7 +24,7 @@ from returns.result import Failure, Success
 from llm_effects.clients.exchange import ask_engine
 from llm_effects.clients.local_engine import Engine
 from llm_effects.config.models import Capabilities, ModelConfig
-from llm_effects.effects.call import Call
+from llm_effects.effects.call import AttemptContext, Call
 from llm_effects.providers.target import Preset, Target
 from llm_effects.values.errors import ConfigurationError, InvalidRequest
 from llm_effects.values.requests import LLMRequest
@@ -298,7 +298,9 @@ class TestLeaving:
         engine, results = Engine(target, slow_engine), list[str]()
 
         async def call() -> None:
-            answer = await ask_engine(engine, target, Call(id="c", request=LLMRequest(prompt="why?"), model="tiny"))
+            answer = await ask_engine(
+                engine, target, Call(id="c", request=LLMRequest(prompt="why?"), attempt=AttemptContext(model="tiny"))
+            )
             results.append(answer.unwrap().content)
 
         async with anyio.create_task_group() as group:

@@ -30,8 +30,8 @@ from llm_effects import (
 )
 from llm_effects.config import RoutingConfig
 from llm_effects.config.services import LimitsConfig
-from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Effect, Generate, effect
+from llm_effects.effects.call import AttemptContext, Call
+from llm_effects.effects.effect import Answer, Generate, layer, layered
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.quotas import (
     ActualUsage,
@@ -47,7 +47,6 @@ from llm_effects.limits.quotas import (
     with_actual_usage,
     with_reported_limits,
 )
-from llm_effects.policies import layered
 from llm_effects.policies.complete import complete
 from llm_effects.policies.limits import expected_usage, with_limits
 from llm_effects.policies.recording import with_recording
@@ -158,27 +157,24 @@ async def at_once(env: LLMEnv, count: int) -> list[Result[LLMResponse, LLMError]
 def test_fault_105_calls_under_way_are_bounded_and_all_others_wait_in_order() -> None:
     model_, running, most, order = scripted("unused"), 0, 0, []
 
-    def busy(inner: Generate) -> Generate:
-        def count(call: Call) -> Effect[LLMResponse]:
-            async def perform(env: LLMEnv) -> Result[LLMResponse, LLMError]:
-                nonlocal running, most
-                running, most = running + 1, max(most, running + 1)
-                order.append(call.id)
-                await anyio.sleep(1)
-                running -= 1
-                return await run(inner(call), env)
+    @layer
+    async def busy(next: Generate, call: Call, env: LLMEnv) -> Answer:
+        nonlocal running, most
+        running, most = running + 1, max(most, running + 1)
+        order.append(call.id)
+        await anyio.sleep(1)
+        running -= 1
+        return await run(next(call), env)
 
-            return effect(perform)
-
-        return count
-
-    onion = layered(complete, with_recording, busy, with_limits)
+    onion = layered(with_limits, busy, with_recording, complete)
 
     async def main() -> None:
         env = scripted_env(clients=model_, config=model(concurrency=7))
         async with anyio.create_task_group() as group:
             for number in range(100):
-                group.start_soon(run, onion(Call(id=f"{number:03}", request=ASK, model="m")), env)
+                group.start_soon(
+                    run, onion(Call(id=f"{number:03}", request=ASK, attempt=AttemptContext(model="m"))), env
+                )
                 await anyio.sleep(0.001)
 
     run_in_virtual_time(main)
@@ -299,17 +295,15 @@ def test_the_estimate_is_put_right_by_what_the_provider_counted_before() -> None
     async def main() -> list[int]:
         asked = list[int]()  # what an attempt was expected to take
 
-        def noting(inner: Generate) -> Generate:
-            def note(call: Call) -> Effect[LLMResponse]:
-                asked.append(expected_usage(call, env).input_tokens or 0)
-                return inner(call)
-
-            return note
+        @layer
+        async def noting(next: Generate, call: Call, env: LLMEnv) -> Answer:
+            asked.append(expected_usage(call, env).input_tokens or 0)
+            return await run(next(call), env)
 
         env = scripted_env(dear, config=model(tokens_per_minute=100_000))
-        onion = layered(complete, with_recording, with_limits, noting)
+        onion = layered(noting, with_limits, with_recording, complete)
         for number in range(30):
-            await run(onion(Call(id=str(number), request=long, model="m")), env)
+            await run(onion(Call(id=str(number), request=long, attempt=AttemptContext(model="m"))), env)
         return asked
 
     first, *_, last = run_in_virtual_time(main)

@@ -36,8 +36,8 @@ from llm_effects import (
     scripted_env,
 )
 from llm_effects.config import Price, RoutingConfig
+from llm_effects.effects.effect import layered
 from llm_effects.pipeline import run_call
-from llm_effects.policies import layered
 from llm_effects.policies.complete import complete
 from llm_effects.policies.deadline import with_deadline
 from llm_effects.policies.recording import with_recording
@@ -359,7 +359,7 @@ async def test_every_attempt_is_in_the_ledger_with_its_call() -> None:
 
 async def test_a_user_can_leave_a_layer_out() -> None:
     model = failing(NetworkError())
-    onion = layered(complete, with_recording, with_routing, with_deadline)
+    onion = layered(with_deadline, with_routing, with_recording, complete)
     await run(run_call(onion, ASK), scripted_env(clients=model, config=ONE))
     assert len(model.calls) == 1
 

@@ -130,7 +130,7 @@ async def test_resume_goes_on_where_the_other_stopped() -> None:
     assert isinstance(events[-1], Completed)
     response = events[-1].response
     assert (response.content, response.model) == ("one, two, three", "b")
-    assert "went on from there" in response.warnings[-1]
+    assert "continued it" in response.warnings[-1]
     assert model.requests[1].messages[-1].text == "one, two,"
 
 

@@ -20,11 +20,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from returns.future import FutureResult
-from returns.result import Result
 
 from llm_effects import (
     AuthenticationFailed,
-    Effect,
     Image,
     InvalidRequest,
     LLMConfig,
@@ -45,7 +43,6 @@ from llm_effects import (
     ToolCall,
     ToolResult,
     Usage,
-    effect,
     embed,
     generate,
     open_stream,
@@ -57,10 +54,11 @@ from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import Price
 from llm_effects.config.services import TelemetryConfig
 from llm_effects.effects import Call, Generate
+from llm_effects.effects.call import TurnContext
+from llm_effects.effects.effect import Answer, layer, layered
 from llm_effects.effects.env import Span
 from llm_effects.manager import live_clients, live_env
 from llm_effects.pipeline import run_call, standard_pipeline
-from llm_effects.policies import layered
 from llm_effects.policies.complete import complete
 from llm_effects.policies.recording import with_recording
 from llm_effects.policies.routing import with_routing
@@ -293,20 +291,15 @@ async def test_a_stream_that_is_left_early_ends_its_spans(watched: Watched) -> N
 
 
 async def test_attempts_in_tasks_of_their_own_are_below_their_call(watched: Watched) -> None:
-    def twice(inner: Generate) -> Generate:
-        def race(call: Call) -> Effect[LLMResponse]:
-            async def perform(env: LLMEnv) -> Result[LLMResponse, LLMError]:
-                async with anyio.create_task_group() as both:
-                    both.start_soon(run, inner(call), env)
-                    await anyio.sleep(0.01)
-                    both.cancel_scope.cancel()
-                return await run(inner(call), env)
+    @layer
+    async def twice(next: Generate, call: Call, env: LLMEnv) -> Answer:
+        async with anyio.create_task_group() as both:
+            both.start_soon(run, next(call), env)
+            await anyio.sleep(0.01)
+            both.cancel_scope.cancel()
+        return await run(next(call.again()), env)
 
-            return effect(perform)
-
-        return race
-
-    onion = layered(complete, with_recording, twice, with_routing, with_tracing)
+    onion = layered(with_tracing, with_routing, twice, with_recording, complete)
     await run(run_call(onion, QUESTION), watched.env(Delayed(60, SAID), SAID))
     _, attempts = watched.tree()
     assert [each.attributes["llm_effects.outcome"] for each in attempts] == ["cancelled", "success"]
@@ -328,7 +321,7 @@ async def test_a_cancelled_call_ends_its_spans_and_is_no_error(watched: Watched)
 async def test_an_attempt_that_never_left_its_queue_says_so(watched: Watched) -> None:
     class Queue:
         def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
-            call.timing.since = anyio.current_time()
+            call.attempt.record.queued_since = anyio.current_time()
             return FutureResult.from_failure(RequestTimeout(phase="queue"))
 
     await run(generate(QUESTION), evolve(watched.env(), clients=Queue()))
@@ -377,7 +370,7 @@ async def test_calls_side_by_side_keep_their_attempts_apart(watched: Watched) ->
 
 
 async def test_the_conversation_is_named(watched: Watched) -> None:
-    talk = run_call(standard_pipeline, QUESTION, adapt=lambda call: evolve(call, conversation_id="talk-1"))
+    talk = run_call(standard_pipeline, QUESTION, turn=TurnContext("talk-1"))
     await run(talk, watched.env(SAID))
     parent, (attempt,) = watched.tree()
     assert {span.attributes["gen_ai.conversation.id"] for span in (parent, attempt)} == {"talk-1"}

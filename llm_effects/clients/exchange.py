@@ -16,7 +16,7 @@ from llm_effects.clients.local_engine import Engine
 from llm_effects.clients.transport.faults import TransportFault
 from llm_effects.clients.transport.transport import Streamed, Transport
 from llm_effects.config.models import ModelConfig
-from llm_effects.effects.call import AttemptTiming, Call, Sink
+from llm_effects.effects.call import AttemptRecord, Call, Sink
 from llm_effects.providers.base import Provider
 from llm_effects.providers.draft import Draft, events_of, interrupted, rest_of
 from llm_effects.providers.error_mapping import classify_error_object, request_id
@@ -67,7 +67,7 @@ class Timers:
     """
 
     config: ModelConfig
-    timing: AttemptTiming = field(factory=AttemptTiming)
+    record: AttemptRecord = field(factory=AttemptRecord)
     streamed: bool = True
     phase: TimeoutPhase = "queue"
     attempt_by: float = math.inf
@@ -76,19 +76,19 @@ class Timers:
     _left_at: float = 0.0
 
     def __attrs_post_init__(self) -> None:
-        self.timing.since = self._clock()
+        self.record.queued_since = self._clock()
 
     def start(self) -> None:
         """Start all clocks: from now on the model has the call."""
         now = self._clock()
-        self.timing.waited, self.timing.since = now - self._queued_at(now), None
+        self.record.queued_s, self.record.queued_since = now - self._queued_at(now), None
         self.attempt_by = now + self.config.timeout_ms / 1000
         self.phase = "first_content" if self.streamed else "attempt"
         first = now + self.config.first_content_ms / 1000 if self.streamed else math.inf
         self.scope.deadline = min(first, self.attempt_by)
 
     def _queued_at(self, now: float) -> float:
-        return now if self.timing.since is None else self.timing.since
+        return now if self.record.queued_since is None else self.record.queued_since
 
     def consumer(self) -> None:
         """The consumer has content now: the clocks stand still, and only its own limit holds."""
@@ -152,7 +152,7 @@ class ResponseReader:
     @classmethod
     def of(cls, call: Call, target: Target, *, streamed: bool) -> "ResponseReader":
         """Begin to listen; the clocks start when the call has left the queue."""
-        timers = Timers(target.config, call.timing, streamed)
+        timers = Timers(target.config, call.attempt.record, streamed)
         return cls(call, target, provider_of(target, call.request), Draft(target=target), timers)
 
     async def take(self, events: Iterable[ServerEvent]) -> LLMError | None:
@@ -182,12 +182,12 @@ class ResponseReader:
             await sink(event)
 
     def _open(self) -> StreamEvent | None:
-        self.opened, self.call.timing.content_at = True, anyio.current_time()
+        self.opened, self.call.attempt.record.content_at = True, anyio.current_time()
         return opening_of(self.call)
 
     def hear(self, headers: Mapping[str, str], received: datetime | None) -> None:
         """Note what the server says of its limits, for whoever keeps them."""
-        self.call.heard.limits = rate_limits(headers, received, anyio.current_time())
+        self.call.attempt.record.rate_limits = rate_limits(headers, received, anyio.current_time())
 
     async def finish(self, wire: WireRequest) -> Answer:
         """Tell what was held back and read the whole answer, with what had to be dropped from the request."""
@@ -204,7 +204,7 @@ class ResponseReader:
 
 def opening_of(call: Call) -> StreamEvent | None:
     """What comes before the first content: a start, a restart after another model's content, or nothing."""
-    if call.continues:
+    if call.attempt.continues:
         return None
     return Restarted(call.model) if call.history.contents else Started(call.model)
 
@@ -361,7 +361,7 @@ async def embed_at_server(
     if target.preset.wire == "anthropic":
         message = f"models.{target.name}.capabilities.embeddings: {target.preset.name} gives none; configure another"
         return Failure(ConfigurationError(model=target.name, message=message))
-    timers = Timers(target.config, call.timing, streamed=False)
+    timers = Timers(target.config, call.attempt.record, streamed=False)
     wire = encode(target, texts, dimensions)
     answer = await _timed_embedding(target, timers, _asked(transport, target, call, timers, wire))
     if not is_successful(answer):
@@ -384,7 +384,7 @@ async def _asked(
         response = await transport.exchange(wire, timeouts_of(target), timers.start)
     except TransportFault as fault:
         return Failure(signed(target, fault.error))
-    call.heard.limits = rate_limits(response.headers, response.received, anyio.current_time())
+    call.attempt.record.rate_limits = rate_limits(response.headers, response.received, anyio.current_time())
     return Success(response)
 
 
@@ -392,7 +392,7 @@ async def embed_in_engine(
     engine: Engine, target: Target, call: Call, texts: tuple[str, ...], dimensions: int | None
 ) -> _Embedded:
     """Ask the model in this process; it reads a batch to its end, also where nobody waits for it any more."""
-    timers = Timers(target.config, call.timing, streamed=False)
+    timers = Timers(target.config, call.attempt.record, streamed=False)
     return await _timed_embedding(target, timers, _run_embedding(engine, target, timers, texts, dimensions))
 
 

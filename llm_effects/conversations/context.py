@@ -21,6 +21,7 @@ from llm_effects.conversations.window import (
     pinned_before,
     prefix_digest,
 )
+from llm_effects.effects.call import TurnContext
 from llm_effects.effects.effect import Effect, Generate, effect, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.pipeline import run_call
@@ -236,7 +237,11 @@ async def context_of(begun: StartedTurn, env: LLMEnv, most: float = math.inf) ->
     smaller window is left out by routing itself.
     """
     asked = _question(begun)
-    found = order(asked, env.config, routing_context(asked, env, begun.history.conversation.last_model))
+    found = order(
+        asked,
+        env.config,
+        routing_context(asked, env, TurnContext(begun.asking.conversation_id, begun.history.conversation.last_model)),
+    )
     if not is_successful(found):
         return Failure(found.failure())
     room = token_budget(asked, found.unwrap()[0], most, env)

@@ -14,11 +14,11 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.conversations.context import Context, context_of, provenance_of
 from llm_effects.conversations.turn_lifecycle import StartedTurn, TurnRequest, begin, finish
-from llm_effects.effects.call import Call, Sink
+from llm_effects.effects.call import Sink, TurnContext
 from llm_effects.effects.effect import Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import apart
-from llm_effects.pipeline import LAST_WORD_S, ending, run_call, standard_pipeline
+from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
 from llm_effects.providers.draft import events_of
 from llm_effects.values.conversations import Provenance, StoredMessage, Turn, TurnState
 from llm_effects.values.errors import ContextTooLarge, InvalidRequest, LLMError, RequestTimeout, checked
@@ -194,9 +194,7 @@ def converse(
             result = await apart(partial(_turn, asking.unwrap(), env, sink))
         else:
             result = Failure(asking.failure())
-        if sink is not None:
-            with anyio.move_on_after(LAST_WORD_S):  # for a consumer that never returns
-                await sink(ending(result))
+        await deliver_ending(result, sink)
         return result
 
     return effect(perform)
@@ -266,18 +264,9 @@ async def _called(
     begun: StartedTurn, context: Context, heard: RecordingSink, deadline: float, env: LLMEnv
 ) -> Result[Answer, LLMError]:
     conversation = begun.history.conversation
-
-    def known(call: Call) -> Call:
-        return evolve(
-            call,
-            conversation_id=conversation.id,
-            last_model=conversation.last_model,
-            tokens=context.tokens,
-            deadline=deadline,
-        )
-
+    turn = TurnContext(conversation.id, conversation.last_model, context.tokens)
     sink = None if heard.sink is None else heard
-    result = await run(run_call(begun.asking.pipeline, context.request, sink, known), env)
+    result = await run(run_call(begun.asking.pipeline, context.request, sink, deadline=deadline, turn=turn), env)
     return result.map(lambda told: Answer(evolve(told, warnings=told.warnings + context.warnings), context))
 
 

@@ -1,10 +1,12 @@
-"""One call on its way through the layers: ``Call``, its trail and its sink."""
+"""One call on its way through the layers: ``Call``, the attempt under way, and the history of the call."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias, TypedDict, Unpack, final
+from typing import TypeAlias, final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from llm_effects.limits.quotas import RateLimits
 from llm_effects.values.errors import LLMError
@@ -13,18 +15,17 @@ from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, LLMResponse
 
 Sink: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
-"""Where the events of a stream go; each is awaited, so a slow sink slows the model."""
+"""Receives the events of a stream. Each is awaited, so a slow sink slows the model."""
 
 
 @final
 @define
 class CallHistory:
-    """What has happened so far: the one mutable thing of a call, made by its outermost layer.
+    """What has happened to a call so far: the only mutable part of it, made by the outermost layer.
 
-    It outlives every deadline and cancellation, so that no attempt is lost. ``errors`` are those of the
-    attempts that failed, in order; ``contents`` counts the content events that the sink was given, ``pieces`` is the
-    text of them since the last restart, and ``acted`` says that a tool call was among them. ``queued`` counts the
-    attempts that wait for a turn at their model: a wait in our own line says nothing of it.
+    It outlives deadlines and cancellation, so that no attempt is lost. ``errors`` are the errors of failed attempts, in
+    order. ``contents`` counts the content events delivered to the sink, ``pieces`` is their text since the last
+    restart, and ``acted`` is true once a tool call was among them. ``queued`` counts attempts that wait for a permit.
     """
 
     attempts: list[Attempt] = field(factory=list[Attempt])
@@ -39,123 +40,116 @@ class CallHistory:
         """The text that the consumer has."""
         return "".join(self.pieces)
 
+    def note(self, error: LLMError) -> None:
+        """Record the error of a failed attempt, once."""
+        if not any(each is error for each in self.errors):
+            self.errors.append(error)
+
 
 @final
 @define
-class AttemptTiming:
-    """How far an attempt got: in a queue ``since`` when, how long it ``waited`` there (seconds), when content came.
+class AttemptRecord:
+    """The history of the attempt under way, as far as it is known; kept when the attempt is cancelled.
 
-    One that never got through was not sent. ``content_at`` is when the first content of a stream reached the library.
-    Times are on the clock of ``anyio.current_time()``. Clients without a queue, or without streams, leave theirs alone.
+    Clients write when the attempt joined their queue (``queued_since``, ``None`` once it was sent), how long it waited
+    there (``queued_s``, seconds), when its first content came, and the rate limits that the server reported.
+    ``with_recording`` writes the cost. Times are on the clock of ``anyio.current_time()``.
     """
 
-    since: float | None = None
-    waited: float = 0.0
+    queued_since: float | None = None
+    queued_s: float = 0.0
     content_at: float | None = None
-
-
-@final
-@define
-class Heard:
-    """What the model's server said last of its limits, until somebody takes it."""
-
-    limits: RateLimits | None = None
-
-    def take(self) -> RateLimits | None:
-        """Give what was said, once."""
-        said, self.limits = self.limits, None
-        return said
-
-
-@final
-@define
-class Booked:
-    """What one attempt cost, once it has been booked: nothing where it was never sent."""
-
+    rate_limits: RateLimits | None = None
     cost: Cost = Cost.UNKNOWN
+
+
+@final
+@frozen(kw_only=True)
+class AttemptContext:
+    """What belongs to one attempt: its ``model``, a name from the configuration, and how it came about.
+
+    ``alternatives`` counts the candidates left after this one, ``wait_ms`` is the pause before this attempt (and the
+    wait for its permit), ``delivered`` counts the content events that earlier candidates delivered, and ``continues``
+    is true where this one resumes their answer.
+    """
+
+    model: str = ""
+    alternatives: int = 0
+    wait_ms: float = 0.0
+    delivered: int = 0
+    continues: bool = False
+    record: AttemptRecord = field(factory=AttemptRecord, repr=False)
+
+
+@final
+@frozen
+class TurnContext:
+    """What a call knows of the conversation it belongs to.
+
+    ``last_model`` answered the previous turn; ``tokens`` is the measured length of the prompt.
+    """
+
+    conversation_id: str
+    last_model: str | None = None
+    tokens: int | None = None
 
 
 @final
 @frozen
 class ResponseValidator:
-    """What an answer must be: ``problems`` tells what is wrong with one, ``max_repairs`` how often a model is told so."""
+    """What an answer must satisfy: ``problems`` lists what is wrong with one; a model may repair it so many times."""
 
     problems: Callable[[LLMResponse], tuple[str, ...]]
     max_repairs: int
 
 
 @final
-@frozen(kw_only=True, slots=False)
+@frozen(kw_only=True)
 class Call:
     """A request under way.
 
-    ``id`` names the call in the ledger; ``model`` is the candidate chosen by ``routed``, a name from the
-    configuration; ``deadline`` is on the clock of ``anyio.current_time()``; ``wait_ms`` is the pause that came
-    before this attempt and ``alternatives`` the number of candidates left after this one. ``before`` counts the
-    content events that earlier candidates delivered; ``continues`` says that this one goes on where they stopped;
-    ``key`` is the question's in the cache, once it has been made, of the request ``keyed``; ``timing`` is
-    fresh for each attempt; ``heard`` is what its server says beside the answer, ``booked`` what it cost. Of a turn of a
-    conversation ``conversation_id`` names it and ``last_model`` is who answered last in it. ``tokens`` is what the
-    prompt takes, where that is known better than by an estimate; ``check`` is what the answer must pass.
+    ``id`` names the call in the ledger, and ``deadline`` is on the clock of ``anyio.current_time()``. ``turn`` is set
+    for a turn of a conversation, and ``validator`` where the answer must satisfy more than its protocol. All of these
+    belong to the whole call; ``attempt`` is what belongs to the current attempt.
     """
 
     id: str
     request: LLMRequest
-    model: str = ""
     sink: Sink | None = field(default=None, repr=False)
     deadline: float = math.inf
     history: CallHistory = field(factory=CallHistory)
-    wait_ms: float = 0.0
-    alternatives: int = 0
-    before: int = 0
-    continues: bool = False
-    key: str = ""
-    keyed: LLMRequest | None = field(default=None, repr=False)
-    timing: AttemptTiming = field(factory=AttemptTiming, repr=False)
-    heard: Heard = field(factory=Heard, repr=False)
-    booked: Booked = field(factory=Booked, repr=False)
-    conversation_id: str | None = None
-    last_model: str | None = None
-    tokens: int | None = None
-    check: ResponseValidator | None = field(default=None, repr=False)
+    turn: TurnContext | None = None
+    validator: ResponseValidator | None = field(default=None, repr=False)
+    attempt: AttemptContext = field(factory=AttemptContext)
+
+    @property
+    def model(self) -> str:
+        """The candidate that routing chose, a name from the configuration."""
+        return self.attempt.model
 
     @property
     def committed(self) -> bool:
-        """Whether this candidate's content has reached the sink: from then on nothing is tried unseen."""
-        return self.history.contents > self.before
+        """Whether content of this candidate has reached the sink: from then on nothing is tried unseen."""
+        return self.history.contents > self.attempt.delivered
 
+    def with_attempt(self, attempt: AttemptContext) -> Call:
+        """Return the same call with another attempt."""
+        return evolve(self, attempt=attempt)
 
-class _Changes(TypedDict, total=False):
-    request: LLMRequest
-    model: str
-    sink: Sink | None
-    deadline: float
-    wait_ms: float
-    alternatives: int
-    before: int
-    continues: bool
-    key: str
-    keyed: LLMRequest | None
-    timing: AttemptTiming
-    booked: Booked
+    def again(self, wait_ms: float = 0.0) -> Call:
+        """Return the same call for another attempt at the same model, after a pause of ``wait_ms`` milliseconds.
 
-
-def changed(call: Call, **changes: Unpack[_Changes]) -> Call:
-    """Give a call with some fields changed: as ``attrs.evolve`` does, at a fifth of its cost, which every layer pays.
-
-    >>> from llm_effects import LLMRequest
-    >>> changed(Call(id="1", request=LLMRequest(prompt="why?")), model="studio").model
-    'studio'
-    """
-    fresh = object.__new__(Call)
-    fresh.__dict__.update(call.__dict__, **changes)
-    return fresh
+        >>> first = Call(id="1", request=LLMRequest(prompt="why?"), attempt=AttemptContext(model="studio"))
+        >>> first.again(wait_ms=20.0).attempt
+        AttemptContext(model='studio', alternatives=0, wait_ms=20.0, delivered=0, continues=False)
+        """
+        return self.with_attempt(evolve(self.attempt, wait_ms=wait_ms, record=AttemptRecord()))
 
 
 def committing(sink: Sink, history: CallHistory) -> Sink:
-    """Let ``history`` know what ``sink`` was given: the first content commits the call.
+    """Return a sink that records what ``sink`` receives in ``history``: the first content commits the call.
 
-    It is noted before it is delivered: a sink that fails half-way may have shown it.
+    An event is recorded before it is delivered, since a sink that fails half-way may have shown it.
     """
 
     async def deliver(event: StreamEvent) -> None:

@@ -34,7 +34,8 @@ def retry(
     not begun: ``within(10)`` begins nothing after 10 seconds. The last error is given.
 
     >>> from returns.result import Success
-    >>> from llm_effects import NetworkError, RateLimitExceeded, exponential, from_env, from_result, jittered, then, up_to
+    >>> from llm_effects import NetworkError, RateLimitExceeded, exponential, from_env, from_result, jittered, then
+    >>> from llm_effects import up_to
     >>> from llm_effects import scripted_env
     >>> from llm_effects.testing import run_in_virtual_time
     >>> replies = iter([Failure(NetworkError()), Failure(NetworkError()), Success("because")])

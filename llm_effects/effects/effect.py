@@ -1,12 +1,15 @@
-"""The one type of every operation, ``Effect``, and the few words to build and run it.
+"""``Effect``, the type of every operation, with the functions that build and run it; and the layers of a pipeline.
 
 An ``Effect[T]`` is a value: nothing happens until it is given an environment, and it can be run as often as
-one likes. Linear steps are ``map``, ``then``, ``bind_result``, ``alt`` and ``rescue``; loops and branches are
+you like. Straight lines are ``map``, ``then``, ``bind_result``, ``alt`` and ``rescue``; loops and branches are
 plain Python inside ``effect``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable
-from typing import Generic, Never, TypeAlias, TypeVar, cast, final
+from functools import partial, reduce, update_wrapper
+from typing import Any, Generic, Never, TypeAlias, TypeVar, cast, final
 
 import anyio
 from attrs import define
@@ -29,17 +32,17 @@ Effect: TypeAlias = RequiresContextFutureResult[_Value, LLMError, LLMEnv]
 """A description of work that needs an ``LLMEnv`` and ends in a value or an ``LLMError``."""
 
 Answer: TypeAlias = Result[LLMResponse, LLMError]
-"""What came of a call. It has a name since Python works out the annotations of an inner function at every call."""
+"""How a call ends: a response or an error."""
 
 Generate: TypeAlias = Callable[[Call], Effect[LLMResponse]]
-"""From a call to its answer: what every layer wraps and is."""
+"""A function from a call to its answer: what every layer wraps, and what it returns."""
 
 Policy: TypeAlias = Callable[[Generate], Generate]
-"""One layer of the onion."""
+"""One layer of the pipeline."""
 
 
-def effect(run: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]) -> Effect[_Value]:
-    """Make an effect of an async function from the environment to a ``Result``.
+def effect(work: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]) -> Effect[_Value]:
+    """Build an effect from an async function of the environment that returns a ``Result``.
 
     >>> from returns.result import Success
     >>> async def models(env: LLMEnv) -> Result[int, LLMError]:
@@ -47,32 +50,76 @@ def effect(run: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]) -> Effe
     >>> count = effect(models)
 
     >>> import anyio
-    >>> from llm_effects.testing.scripted import scripted_env
+    >>> from llm_effects.testing import scripted_env
     >>> anyio.run(run, count, scripted_env())
     <Success: 1>
     """
-    return RequiresContextFutureResult(_Runner(run))
+    return RequiresContextFutureResult(_Work(work))
 
 
 @final
 @define(eq=False)
-class _Runner(Generic[_Value]):
-    """What an effect holds: its async function, which ``run`` may run without the wrapping of a future.
+class _Work(Generic[_Value]):
+    """The async function in an effect, which ``run`` awaits without a future around it.
 
-    One is made for each layer of each call, and to freeze it would cost as much again.
+    Each layer of each call makes one; freezing it would double its cost.
     """
 
-    run: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]
+    start: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]
 
     def __call__(self, env: LLMEnv) -> FutureResult[_Value, LLMError]:
-        return FutureResult(self.run(env))
+        return FutureResult(self.start(env))
+
+
+def layer(handle: Callable[[Generate, Call, LLMEnv], Awaitable[Answer]]) -> Policy:
+    """Make a layer of a pipeline from an async function of the rest of the pipeline, a call and the environment.
+
+    >>> from llm_effects import run
+    >>> @layer
+    ... async def with_politeness(next: Generate, call: Call, env: LLMEnv) -> Answer:
+    ...     request = attrs.evolve(call.request, system="Be polite.")
+    ...     return await run(next(attrs.evolve(call, request=request)), env)
+
+    >>> import anyio, attrs
+    >>> from llm_effects import LLMRequest, scripted_env
+    >>> from llm_effects.pipeline import run_call, standard_pipeline
+    >>> polite = with_politeness(standard_pipeline)
+    >>> env = scripted_env(lambda request: f"({request.system})")
+    >>> anyio.run(run, run_call(polite, LLMRequest(prompt="why?")), env).unwrap().content
+    '(Be polite.)'
+    """
+
+    def policy(rest: Generate) -> Generate:
+        # A partial in C is the cheapest closure: every layer of every call makes one.
+        def generate(call: Call) -> Effect[LLMResponse]:
+            return RequiresContextFutureResult(_Work(partial(handle, rest, call)))
+
+        return generate
+
+    return update_wrapper(policy, cast("Any", handle))
+
+
+def layered(*steps: *tuple[*tuple[Policy, ...], Generate]) -> Generate:
+    """Compose layers, outermost first, around the function that asks a model.
+
+    >>> from llm_effects.policies.complete import complete
+    >>> from llm_effects.policies.deadline import with_deadline
+    >>> from llm_effects.policies.routing import with_routing
+    >>> short = layered(with_deadline, with_routing, complete)
+    """
+    *policies, innermost = steps
+    return reduce(_wrap, reversed(policies), innermost)
+
+
+def _wrap(rest: Generate, policy: Policy) -> Generate:
+    return policy(rest)
 
 
 def succeed(value: _Value) -> Effect[_Value]:
-    """Make an effect that gives ``value`` at once.
+    """Build an effect that succeeds with ``value`` at once.
 
     >>> import anyio
-    >>> from llm_effects.testing.scripted import scripted_env
+    >>> from llm_effects.testing import scripted_env
     >>> anyio.run(run, succeed(1), scripted_env())
     <Success: 1>
     """
@@ -80,11 +127,11 @@ def succeed(value: _Value) -> Effect[_Value]:
 
 
 def fail(error: LLMError) -> Effect[Never]:
-    """Make an effect that fails with ``error`` at once.
+    """Build an effect that fails with ``error`` at once.
 
     >>> import anyio
     >>> from llm_effects.values.errors import RequestTimeout
-    >>> from llm_effects.testing.scripted import scripted_env
+    >>> from llm_effects.testing import scripted_env
     >>> anyio.run(run, fail(RequestTimeout()), scripted_env()).failure().tag
     'TimeoutError'
     """
@@ -92,11 +139,11 @@ def fail(error: LLMError) -> Effect[Never]:
 
 
 def from_result(result: Result[_Value, LLMError]) -> Effect[_Value]:
-    """Make an effect of a result that is already there.
+    """Build an effect from a result.
 
     >>> import anyio
     >>> from returns.result import Success
-    >>> from llm_effects.testing.scripted import scripted_env
+    >>> from llm_effects.testing import scripted_env
     >>> anyio.run(run, from_result(Success(2)), scripted_env())
     <Success: 2>
     """
@@ -104,66 +151,77 @@ def from_result(result: Result[_Value, LLMError]) -> Effect[_Value]:
 
 
 def from_env(read: Callable[[LLMEnv], _Value]) -> Effect[_Value]:
-    """Make an effect that reads something from the environment.
+    """Build an effect that reads from the environment.
 
     >>> import anyio
-    >>> from llm_effects.testing.scripted import scripted_env
+    >>> from llm_effects.testing import scripted_env
     >>> anyio.run(run, from_env(lambda env: env.config.routing.strategy), scripted_env())
     <Success: balanced>
     """
     return RequiresContextFutureResult(lambda env: FutureResult.from_value(read(env)))
 
 
-def then(first: Effect[_Value], next_step: Callable[[_Value], Effect[_Other]]) -> Effect[_Other]:
-    """Go on with the value of ``first``; an error passes by.
+def from_service(use: Callable[[LLMEnv], FutureResult[_Value, LLMError]]) -> Effect[_Value]:
+    """Build an effect from one call to a service of the environment.
 
     >>> import anyio
-    >>> from llm_effects.testing.scripted import scripted_env
+    >>> from llm_effects.testing import scripted_env
+    >>> anyio.run(run, from_service(lambda env: env.cache.clear()), scripted_env())
+    <Success: 0>
+    """
+    return RequiresContextFutureResult(use)
+
+
+def then(first: Effect[_Value], next_step: Callable[[_Value], Effect[_Other]]) -> Effect[_Other]:
+    """Continue with the value of ``first`` (bind); an error skips the step.
+
+    >>> import anyio
+    >>> from llm_effects.testing import scripted_env
     >>> anyio.run(run, then(succeed(1), lambda one: succeed(one + 1)), scripted_env())
     <Success: 2>
     """
 
-    async def perform(env: LLMEnv) -> Result[_Other, LLMError]:
+    async def both(env: LLMEnv) -> Result[_Other, LLMError]:
         result = await run(first, env)
         return await run(next_step(result.unwrap()), env) if isinstance(result, Success) else Failure(result.failure())
 
-    return effect(perform)
+    return effect(both)
 
 
 def rescue(first: Effect[_Value], handle: Callable[[LLMError], Effect[_Value]]) -> Effect[_Value]:
-    """Go on with the error of ``first``; a value passes by.
+    """Continue with the error of ``first`` (lash); a value skips the step.
 
     >>> import anyio
     >>> from llm_effects.values.errors import RequestTimeout
-    >>> from llm_effects.testing.scripted import scripted_env
+    >>> from llm_effects.testing import scripted_env
     >>> anyio.run(run, rescue(fail(RequestTimeout()), lambda error: succeed(error.tag)), scripted_env())
     <Success: TimeoutError>
     """
 
-    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
+    async def both(env: LLMEnv) -> Result[_Value, LLMError]:
         result = await run(first, env)
         return result if is_successful(result) else await run(handle(result.failure()), env)
 
-    return effect(perform)
+    return effect(both)
 
 
 async def run(operation: Effect[_Value], env: LLMEnv) -> Result[_Value, LLMError]:
-    """Run an effect in an environment: its plain ``Result``, for tests, scripts and branching code.
+    """Run an effect in an environment and return its plain ``Result``: for tests, scripts and branching code.
 
     >>> import anyio
-    >>> from llm_effects.testing.scripted import scripted_env
+    >>> from llm_effects.testing import scripted_env
     >>> anyio.run(run, succeed("done"), scripted_env())
     <Success: done>
     """
-    # Of a deep onion most of the cost is the future around each layer; what ``effect`` made is run without one.
+    # In a deep pipeline most of the cost is the future around each layer, so what ``effect`` made is run without one.
     inner: object = operation._inner_value  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    if isinstance(inner, _Runner):
-        return await cast("_Runner[_Value]", inner).run(env)
+    if isinstance(inner, _Work):
+        return await cast("_Work[_Value]", inner).start(env)
     return await result_of(operation(env))
 
 
 async def result_of(future: FutureResult[_Value, LLMError]) -> Result[_Value, LLMError]:
-    """Await a service's future: its plain ``Result``.
+    """Await the future of a service and return its plain ``Result``.
 
     >>> import anyio
     >>> anyio.run(result_of, FutureResult.from_value(3))

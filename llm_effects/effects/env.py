@@ -76,9 +76,9 @@ class Limits(Protocol):
         ...
 
     def acquire(
-        self, model: str, quota: Quota, need: Demand, patience: float, deadline: float
+        self, model: str, quota: Quota, need: Demand, timeout: float, deadline: float
     ) -> Permit | FutureResult[Permit, LLMError]:
-        """Take a turn, or wait for one, first come first served, for ``patience`` seconds at the most.
+        """Take a permit, or wait for one, first come first served, for at most ``timeout`` seconds.
 
         A turn that cannot come in time is a ``RateLimitExceeded`` at once. Nobody waits past the call's ``deadline``,
         on the clock of ``anyio.current_time()``; a place that was not given back by then is free again soon.

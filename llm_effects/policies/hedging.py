@@ -1,86 +1,80 @@
-"""A slow attempt is raced by a second one at the same model: the first content wins.
+"""Hedging: a slow attempt is raced by a second one at the same model, and the first content wins.
 
-Until then the opening of each attempt is held back, so its consumer sees one answer. The loser is cancelled, awaited
-and booked like every attempt. See "The Tail at Scale" by Dean and Barroso (2013).
+Until then the opening of each attempt is held back, so the consumer sees one answer. The loser is cancelled, awaited
+and recorded like every attempt. See "The Tail at Scale" by Dean and Barroso (2013).
 """
+
+from __future__ import annotations
 
 from functools import partial
 from typing import final
 
-from attrs import define
+from attrs import define, evolve
 from returns.pipeline import is_successful
 
-from llm_effects.effects.call import Call, CallHistory, Sink, changed
+from llm_effects.effects.call import Call, CallHistory, Sink
 from llm_effects.effects.combinators import Claim, duel
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
+from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import target_of
 from llm_effects.values.events import Restarted, Started, StreamEvent
-from llm_effects.values.responses import LLMResponse
 
 
-def with_hedging(inner: Generate) -> Generate:
-    """Ask the model a second time when it is slower than usual: by ``RoutingConfig.hedging``, off unless enabled.
+@layer
+async def with_hedging(next: Generate, call: Call, env: LLMEnv) -> Answer:
+    """Ask the model a second time when it is slower than usual: by ``RoutingConfig.hedging``, off by default.
 
-    Never once content was delivered, with tools, or for a model in this process, which has no second engine.
+    Never after content was delivered, with tools, or for an in-process model, which has no second engine.
     """
-
-    def hedge(call: Call) -> Effect[LLMResponse]:
-        async def perform(env: LLMEnv) -> Answer:
-            timeout = _patience(call, env)
-            if timeout is None:
-                return await run(inner(call), env)
-            return await _hedged(inner, call, env, timeout)
-
-        return effect(perform)
-
-    return hedge
+    delay = _delay(call, env)
+    return await (run(next(call), env) if delay is None else _hedged(next, call, env, delay))
 
 
-def _patience(call: Call, env: LLMEnv) -> float | None:
-    """After how many seconds a second attempt is worth it; ``None`` where none may be made."""
+def _delay(call: Call, env: LLMEnv) -> float | None:
+    """Return after how many seconds a second attempt begins, or ``None`` where none may."""
     hedging = env.config.routing.hedging
     if not hedging.enabled:
         return None
     env.limits.hedges.earn(hedging.budget)
     known = env.health.statistics().get(call.model)
-    if known is None or known.attempts < hedging.min_attempts or not _may_be_asked_twice(call, env):
+    if known is None or known.attempts < hedging.min_attempts or not _is_hedgeable(call, env):
         return None
     usual_ms = env.health.latency(call.model, hedging.percentile, first_content=call.sink is not None)
     return None if usual_ms is None else usual_ms / 1000
 
 
-def _may_be_asked_twice(call: Call, env: LLMEnv) -> bool:
+def _is_hedgeable(call: Call, env: LLMEnv) -> bool:
     if call.history.contents or call.request.tools:
         return False
     target = target_of(call.model, env.config.models[call.model])
     return is_successful(target) and target.unwrap().preset.wire != "llama"
 
 
-async def _hedged(inner: Generate, call: Call, env: LLMEnv, timeout: float) -> Answer:
+async def _hedged(next: Generate, call: Call, env: LLMEnv, delay: float) -> Answer:
     async def attempt(claim: Claim) -> Answer:
+        mine = call.again(call.attempt.wait_ms)  # each of the two has a record of its own
         if call.sink is None:
-            return await run(inner(call), env)
+            return await run(next(mine), env)
         opening = _Opening(call.sink, claim)
-        result = await run(inner(changed(call, sink=opening)), env)
+        result = await run(next(evolve(mine, sink=opening)), env)
         if is_successful(result):
-            await opening.show()  # an answer without content has only that
+            await opening.show()  # an answer without content has only its opening
         return result
 
-    return await duel(attempt, timeout, partial(_may_begin, call.history, len(call.history.errors), env))
+    return await duel(attempt, delay, partial(_may_begin, call.history, len(call.history.errors), env))
 
 
 def _may_begin(history: CallHistory, failed: int, env: LLMEnv) -> bool:
-    """Not while the first one waits in our own line; after an error of its own it is for the retries to go on."""
+    """Return whether the second attempt may begin: not while the first one queues, nor once it has failed."""
     waiting = len(history.errors) == failed and not history.queued
-    another = len(history.attempts) + 1 < env.config.routing.max_attempts  # the one under way is not in the trail yet
-    return waiting and another and env.limits.hedges.spend()
+    allowed = len(history.attempts) + 1 < env.config.routing.max_attempts  # the one under way is not counted yet
+    return waiting and allowed and env.limits.hedges.spend()
 
 
 @final
 @define
 class _Opening:
-    """A sink that holds the opening of an attempt back until its first content, and lets only one attempt through."""
+    """A sink that holds back the opening of an attempt until its first content, and passes on only the winner."""
 
     sink: Sink
     claim: Claim
@@ -95,7 +89,7 @@ class _Opening:
         await self.sink(event)
 
     async def show(self) -> None:
-        """Claim the call and tell what was held; in the attempt that lost this is where it ends."""
+        """Claim the call and deliver what was held back; an attempt that lost ends here."""
         if self.shown:
             return
         await self.claim()

@@ -1,8 +1,10 @@
-"""The limits of each model: calls under way at once, requests and tokens in any minute.
+"""Limits of each model: calls in flight, and requests and tokens in any minute.
 
-What a call needs is reserved before it is sent, by an estimate, and put right by what came of it. A turn that cannot
-come in time is an error at once, so that another model is asked and nobody sleeps through a deadline.
+A call reserves an estimate before it is sent; the reservation is replaced by the actual usage after it. A permit that
+cannot come in time is an error at once, so that another model is asked and no call sleeps past its deadline.
 """
+
+from __future__ import annotations
 
 from math import ceil
 from typing import Final
@@ -13,8 +15,8 @@ from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
-from llm_effects.effects.call import Call, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, result_of, run
+from llm_effects.effects.call import Call
+from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.quotas import ActualUsage, Allowance, Demand, Permit, Quota, RateLimits, quota_of
 from llm_effects.routing.candidates import EXPECTED_ANSWER
@@ -31,87 +33,79 @@ from llm_effects.values.errors import (
 )
 from llm_effects.values.responses import LLMResponse, Usage
 
+_ONE_REQUEST: Final = Demand()
 
-def with_limits(inner: Generate) -> Generate:
-    """Wait for a turn at the model: by its ``concurrency``, ``requests_per_minute``, ``tokens_per_minute``.
 
-    The wait ends with ``LimitsConfig.queue_seconds`` or the call's deadline. What the server says of its limits counts
-    too, with or without limits of our own.
+@layer
+async def with_limits(next: Generate, call: Call, env: LLMEnv) -> Answer:
+    """Wait for a permit: by the model's ``concurrency``, ``requests_per_minute`` and ``tokens_per_minute``.
+
+    The wait ends with ``LimitsConfig.queue_seconds`` or the call's deadline. Limits that the server reports count too,
+    with or without limits of our own.
     """
-
-    def limit(call: Call) -> Effect[LLMResponse]:
-        async def perform(env: LLMEnv) -> Answer:
-            entered = _entered(call, env, quota_of(env.config.models[call.model]))
-            if isinstance(entered, Permit):
-                return await _inside(inner, call, env, entered)
-            waited = await _waited(call, entered)
-            if is_successful(waited):
-                return await _inside(inner, call, env, waited.unwrap())
-            call.history.errors.append(waited.failure())
-            return Failure(waited.failure())
-
-        return effect(perform)
-
-    return limit
-
-
-_ONE: Final = Demand()
+    permit = _acquire(call, env, quota_of(env.config.models[call.model]))
+    if isinstance(permit, Permit):
+        return await _send(next, call, env, permit)
+    granted = await _queue(call, permit)
+    return await _send(next, call, env, granted.unwrap()) if is_successful(granted) else Failure(granted.failure())
 
 
 def expected_usage(call: Call, env: LLMEnv) -> Usage:
-    """Estimate what an attempt takes: its prompt as this model counts, and the longest answer that it permits."""
-    prompt = call.tokens
+    """Estimate the usage of an attempt: its prompt in the model's tokens, and the longest answer it allows."""
+    prompt = call.turn.tokens if call.turn is not None else None
     if prompt is None:
         prompt = ceil(env.tokens.estimate(call.request) * env.tokens.ratio(call.model))
     longest = call.request.preferences.max_tokens or env.config.models[call.model].max_tokens or EXPECTED_ANSWER
     return Usage(input_tokens=prompt, output_tokens=longest)
 
 
-def _entered(call: Call, env: LLMEnv, quota: Quota) -> Permit | FutureResult[Permit, LLMError]:
-    need = _ONE if quota.tokens is None else Demand(tokens=expected_usage(call, env).total_tokens or 0)
-    if quota.tokens is not None and need.tokens > quota.tokens:
-        message = f"takes about {need.tokens} tokens, more than all of a minute: lower max_tokens, or shorten it"
-        error = ContextTooLarge(model=call.model, message=message, token_count=need.tokens, limit=quota.tokens)
+def _acquire(call: Call, env: LLMEnv, quota: Quota) -> Permit | FutureResult[Permit, LLMError]:
+    demand = _ONE_REQUEST if quota.tokens is None else Demand(tokens=expected_usage(call, env).total_tokens or 0)
+    if quota.tokens is not None and demand.tokens > quota.tokens:
+        message = f"takes about {demand.tokens} tokens, more than all of a minute: lower max_tokens, or shorten it"
+        error = ContextTooLarge(model=call.model, message=message, token_count=demand.tokens, limit=quota.tokens)
         return FutureResult.from_failure(error)
-    return env.limits.acquire(call.model, quota, need, env.config.limits.queue_seconds, call.deadline)
+    return env.limits.acquire(call.model, quota, demand, env.config.limits.queue_seconds, call.deadline)
 
 
-async def _waited(call: Call, turn: FutureResult[Permit, LLMError]) -> Result[Permit, LLMError]:
+async def _queue(call: Call, permit: FutureResult[Permit, LLMError]) -> Result[Permit, LLMError]:
     call.history.queued += 1
     try:
-        return await result_of(turn)
+        return await result_of(permit)
     finally:
         call.history.queued -= 1
 
 
-async def _inside(inner: Generate, asked: Call, env: LLMEnv, ticket: Permit) -> Answer:
-    call = changed(asked, wait_ms=asked.wait_ms + ticket.waited * 1000) if ticket.waited else asked
-    bill: ActualUsage | None = None
+async def _send(next: Generate, call: Call, env: LLMEnv, permit: Permit) -> Answer:
+    if permit.waited:
+        waited_ms = call.attempt.wait_ms + permit.waited * 1000
+        call = call.with_attempt(evolve(call.attempt, wait_ms=waited_ms))
+    usage: ActualUsage | None = None
     try:
-        outcome = await run(inner(call), env)
-        bill = _bill(ticket, outcome)
+        outcome = await run(next(call), env)
+        usage = _actual_usage(permit, outcome)
     finally:
-        if bill is None:  # it was cut off: the model may have worked on it
-            bill = ActualUsage(tokens=ticket.need.tokens)
-        said = call.heard.take()
-        await env.limits.release(ticket, bill if said is None or bill.said is not None else evolve(bill, said=said))
-    return outcome.map(lambda answer: _noted(answer, ticket.note)) if ticket.note else outcome
+        if usage is None:  # the attempt was cut off: the model may have worked on it
+            usage = ActualUsage(tokens=permit.need.tokens)
+        reported = usage.said or call.attempt.record.rate_limits
+        await env.limits.release(permit, evolve(usage, said=reported) if reported is not None else usage)
+    return outcome.map(lambda response: _with_warning(response, permit.note)) if permit.note else outcome
 
 
-def _noted(answer: LLMResponse, note: str) -> LLMResponse:
-    return evolve(answer, warnings=(*answer.warnings, note))
+def _with_warning(response: LLMResponse, warning: str) -> LLMResponse:
+    return evolve(response, warnings=(*response.warnings, warning))
 
 
-def _bill(ticket: Permit, outcome: Answer) -> ActualUsage:
+def _actual_usage(permit: Permit, outcome: Answer) -> ActualUsage:
     if is_successful(outcome):
-        told = outcome.unwrap().usage.total_tokens
-        return ActualUsage(tokens=ticket.need.tokens if told is None else told)
+        counted = outcome.unwrap().usage.total_tokens
+        return ActualUsage(tokens=permit.need.tokens if counted is None else counted)
     error = outcome.failure()
     if _never_sent(error):
         return ActualUsage(requests=0)
-    told = error.usage.total_tokens if error.usage else None
-    turned_away = 0 if (error.status or 0) >= 400 else ticket.need.tokens  # servers count such requests all the same
-    return ActualUsage(tokens=told or turned_away, said=_told_to_wait(error))
+    counted = error.usage.total_tokens if error.usage else None
+    rejected = 0 if (error.status or 0) >= 400 else permit.need.tokens  # servers count rejected requests all the same
+    return ActualUsage(tokens=counted or rejected, said=_requested_pause(error))
 
 
 def _never_sent(error: LLMError) -> bool:
@@ -122,14 +116,14 @@ def _never_sent(error: LLMError) -> bool:
             return error.phase in {"queue", "connect"}
         case InvalidRequest() | ConfigurationError():
             return error.status is None
-        case BudgetExceeded() | StorageFailed():  # what stands inside the limits turned it away
+        case BudgetExceeded() | StorageFailed():  # a layer inside the limits refused it
             return True
         case _:
             return False
 
 
-def _told_to_wait(error: LLMError) -> RateLimits | None:
-    """Who was told to wait was told so for all: until then nobody need ask."""
+def _requested_pause(error: LLMError) -> RateLimits | None:
+    """Return a 429 as a limit: its pause holds for every caller of the model."""
     if not isinstance(error, RateLimitExceeded) or error.quota or not error.retry_after:
         return None
     return RateLimits(requests=Allowance(remaining=0, reset=error.retry_after), at=anyio.current_time())

@@ -1,4 +1,6 @@
-"""Every attempt leaves a trace: in its call's trail, in what is known of the model, in the ledger, in telemetry."""
+"""Recording: every attempt goes to the history of its call, the statistics of its model, the ledger and telemetry."""
+
+from __future__ import annotations
 
 from datetime import datetime
 from typing import Final
@@ -6,60 +8,51 @@ from typing import Final
 import anyio
 from returns.pipeline import is_successful
 
-from llm_effects.effects.call import AttemptTiming, Call, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
+from llm_effects.effects.call import Call
+from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.tracing import begin_attempt, end_attempt
 from llm_effects.values.errors import ConfigurationError, InvalidRequest, LLMError, NetworkError, RequestTimeout
 from llm_effects.values.records import LedgerRow, Statistics
-from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, LLMResponse, Usage
+from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, Usage
 
 _UNKNOWN: Final = Statistics()
 
 
-def with_recording(inner: Generate) -> Generate:
-    """Record each attempt, whatever becomes of it: time-outs, lost hedges and cancellations are kept too."""
-
-    def observe(asked: Call) -> Effect[LLMResponse]:
-        async def perform(env: LLMEnv) -> Answer:
-            call = changed(asked, timing=AttemptTiming())
-            span = begin_attempt(call, env)
-            started = anyio.current_time()
-            try:
-                outcome = await run(inner(call), env)
-            except BaseException as problem:
-                attempt = _book(env, call, started, _interruption(problem, call), None)
-                end_attempt(call, env, span, attempt, None)
-                raise
-            tag = SUCCESS if is_successful(outcome) else _tag(outcome.failure())
-            end_attempt(call, env, span, _book(env, call, started, tag, outcome), outcome)
-            return outcome
-
-        return effect(perform)
-
-    return observe
+@layer
+async def with_recording(next: Generate, call: Call, env: LLMEnv) -> Answer:
+    """Record each attempt, however it ends: time-outs, lost hedges and cancellations too."""
+    span = begin_attempt(call, env)
+    started = anyio.current_time()
+    try:
+        outcome = await run(next(call), env)
+    except BaseException as problem:
+        attempt = _record(env, call, started, _interruption(problem, call), None)
+        end_attempt(call, env, span, attempt, None)
+        raise
+    tag = SUCCESS if is_successful(outcome) else _tag(outcome.failure())
+    end_attempt(call, env, span, _record(env, call, started, tag, outcome), outcome)
+    return outcome
 
 
 def _tag(error: LLMError) -> str:
-    """A consumer that did not come back cut the attempt off: that was not the model."""
+    """Return the outcome of a failed attempt; a consumer that never returned is a cancellation."""
     return CANCELLED if isinstance(error, RequestTimeout) and error.phase == "sink" else error.tag
 
 
 def _interruption(problem: BaseException, call: Call) -> str:
-    """Name what cut an attempt short: the deadline, a cancellation, or else the defect's class."""
+    """Return what cut an attempt short: the deadline, a cancellation, or the class of a defect."""
     if not isinstance(problem, anyio.get_cancelled_exc_class()):
         return type(problem).__name__
     return RequestTimeout.tag if anyio.current_time() >= call.deadline else CANCELLED
 
 
-def _book(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer | None) -> Attempt | None:
-    if outcome is not None and not is_successful(outcome):
-        call.history.errors.append(outcome.failure())
-    if call.timing.since is not None:
-        call.booked.cost = Cost.ZERO
+def _record(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer | None) -> Attempt | None:
+    if call.attempt.record.queued_since is not None:
+        call.attempt.record.cost = Cost.ZERO
         return None  # it was never sent
     attempt = _attempt(env, call, started, tag, outcome)
-    call.booked.cost = attempt.cost
+    call.attempt.record.cost = attempt.cost
     call.history.attempts.append(attempt)
     at = env.now()
     if outcome is not None or not _too_soon(attempt, env):
@@ -69,7 +62,7 @@ def _book(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer | N
 
 
 def _too_soon(attempt: Attempt, env: LLMEnv) -> bool:
-    """Whether it was cut off before the model usually answers: a caller in a hurry says nothing of the model."""
+    """Return whether the attempt ended before the model usually answers: a hurried caller says nothing about it."""
     known = env.health.statistics().get(attempt.model, _UNKNOWN)
     usual = (ms for ms in (known.latency_ms, known.first_content_ms) if ms is not None)
     return attempt.latency_ms < min(usual, default=0.0)
@@ -83,7 +76,7 @@ def _row(call: Call, attempt: Attempt, at: datetime, outcome: Answer | None) -> 
         call_id=call.id,
         task_type=call.request.task_type,
         attempt=attempt,
-        conversation_id=call.conversation_id,
+        conversation_id=None if call.turn is None else call.turn.conversation_id,
         served_model=served,
         owner=call.request.owner,
         tags=call.request.tags,
@@ -91,14 +84,15 @@ def _row(call: Call, attempt: Attempt, at: datetime, outcome: Answer | None) -> 
 
 
 def _attempt(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer | None) -> Attempt:
-    usage, sent_at, content_at = _usage(outcome), started + call.timing.waited, call.timing.content_at
+    usage, record = _usage(outcome), call.attempt.record
+    sent_at, content_at = started + record.queued_s, record.content_at
     return Attempt(
         model=call.model,
         provider=env.config.models[call.model].provider,
         outcome=tag,
         latency_ms=(anyio.current_time() - sent_at) * 1000,
         first_content_ms=None if content_at is None else (content_at - sent_at) * 1000,
-        wait_ms=call.wait_ms + call.timing.waited * 1000,
+        wait_ms=call.attempt.wait_ms + record.queued_s * 1000,
         usage=usage or Usage(),
         cost=_cost(env, call, outcome, usage),
     )
@@ -111,14 +105,14 @@ def _usage(outcome: Answer | None) -> Usage | None:
 
 
 def _cost(env: LLMEnv, call: Call, outcome: Answer | None, usage: Usage | None) -> Cost:
-    """What the attempt cost: nothing if it was turned away, unknown if the provider may have worked on it."""
-    turned_away = outcome is not None and not is_successful(outcome) and _turned_away(outcome.failure())
-    if turned_away and (usage is None or usage == Usage()):
+    """Return the cost of an attempt: zero if it was rejected, unknown if the provider may have worked on it."""
+    rejected = outcome is not None and not is_successful(outcome) and _was_rejected(outcome.failure())
+    if rejected and (usage is None or usage == Usage()):
         return Cost.ZERO
     return env.prices.cost(call.model, usage or Usage(), env.now())
 
 
-def _turned_away(error: LLMError) -> bool:
+def _was_rejected(error: LLMError) -> bool:
     if isinstance(error, NetworkError):
         return error.phase in {"dns", "connect", "refused"}
     return isinstance(error, ConfigurationError | InvalidRequest) or (error.status or 0) >= 400

@@ -1,4 +1,6 @@
-"""An answer that does not fit what was wanted goes back to its model, with all that is wrong with it."""
+"""Repair: an answer that fails its validator goes back to its model with everything that is wrong with it."""
+
+from __future__ import annotations
 
 from typing import Final
 
@@ -6,8 +8,8 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
-from llm_effects.effects.call import Call, ResponseValidator, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
+from llm_effects.effects.call import Call, ResponseValidator
+from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.errors import SchemaMismatch
 from llm_effects.values.json import dump
@@ -16,70 +18,67 @@ from llm_effects.values.requests import LLMRequest, conversation
 from llm_effects.values.responses import FinishReason, LLMResponse
 
 SHOWN: Final = 20
-"""Problems that a model is told of at once; the error has them all."""
+"""Most problems shown to a model at once; the error lists all of them."""
 
 
-def with_repair(inner: Generate) -> Generate:
-    """Tell a model what is wrong with its answer, as often as the call's check allows; then ``SchemaMismatch``.
+@layer
+async def with_repair(next: Generate, call: Call, env: LLMEnv) -> Answer:
+    """Send an invalid answer back to its model, at most ``max_repairs`` times; then fail with ``SchemaMismatch``.
 
-    It stands below ``routed``, which goes on to the next candidate, and below ``cached``, which so keeps only answers
-    that fit. A stream restarts with the new answer. One that was cut off is not asked for again: it would be again.
+    It stands inside ``with_routing``, which moves on to the next candidate, and inside ``with_cache``, which therefore
+    stores valid answers only. A stream restarts with the new answer. An answer that was cut off is not repaired: it
+    would be cut off again.
     """
-
-    def ask(call: Call) -> Effect[LLMResponse]:
-        check = call.check
-        if check is None or call.continues:  # the rest of an answer cannot be judged alone
-            return inner(call)
-
-        async def perform(env: LLMEnv) -> Answer:
-            return await _until_it_fits(inner, call, check, env)
-
-        return effect(perform)
-
-    return ask
+    validator = call.validator
+    if validator is None or call.attempt.continues:  # the rest of an answer cannot be judged alone
+        return await run(next(call), env)
+    return await _until_valid(next, call, validator, env)
 
 
-async def _until_it_fits(inner: Generate, call: Call, check: ResponseValidator, env: LLMEnv) -> Answer:
-    told: tuple[str, ...] = ()
-    attempt, asked = call, 0
+async def _until_valid(next: Generate, call: Call, validator: ResponseValidator, env: LLMEnv) -> Answer:
+    warnings: tuple[str, ...] = ()
+    attempt, repairs = call, 0
     while True:
-        result = await run(inner(attempt), env)
+        result = await run(next(attempt), env)
         if not is_successful(result):
             return result
         response = result.unwrap()
-        problems = check.problems(response)
+        problems = validator.problems(response)
         if not problems:
-            return Success(evolve(response, warnings=(*told, *response.warnings)) if told else response)
-        told = (*told, f"{response.model} was asked again: {'; '.join(problems[:SHOWN])}")
+            return Success(evolve(response, warnings=(*warnings, *response.warnings)) if warnings else response)
+        warnings = (*warnings, f"{response.model} was asked again: {'; '.join(problems[:SHOWN])}")
         spent = len(call.history.attempts) >= env.config.routing.max_attempts
-        if asked >= check.max_repairs or spent or response.finish_reason is FinishReason.LENGTH:
-            return _given_up(call, response, problems)
-        asked += 1
-        attempt = changed(call, request=corrected(call.request, response, problems), before=call.history.contents)
+        if repairs >= validator.max_repairs or spent or response.finish_reason is FinishReason.LENGTH:
+            return Failure(_mismatch(response, problems))
+        repairs += 1
+        attempt = _repair_call(call, corrected(call.request, response, problems))
 
 
-def _given_up(call: Call, response: LLMResponse, problems: tuple[str, ...]) -> Answer:
-    error = SchemaMismatch(
+def _repair_call(call: Call, request: LLMRequest) -> Call:
+    again = call.again(call.attempt.wait_ms)
+    return evolve(again, request=request, attempt=evolve(again.attempt, delivered=call.history.contents))
+
+
+def _mismatch(response: LLMResponse, problems: tuple[str, ...]) -> SchemaMismatch:
+    return SchemaMismatch(
         problems=problems,
         raw=response.content,
         model=response.model,
         provider=response.provider,
         request_id=response.request_id,
     )
-    call.history.errors.append(error)
-    return Failure(error)
 
 
 def corrected(request: LLMRequest, response: LLMResponse, problems: tuple[str, ...]) -> LLMRequest:
-    """The request, with the answer to it and what is wrong with that; some servers never showed the model the schema.
+    """Return the request with the answer and its problems appended, and the schema, which not every server shows.
 
-    >>> from llm_effects.testing.scripted import answer
+    >>> from llm_effects.testing import answer
     >>> again = corrected(LLMRequest(prompt="How many?"), answer("many"), ("$: is no JSON",))
     >>> [message.role for message in again.messages]
     ['user', 'assistant', 'user']
     """
-    said = (Message("assistant", (Text(response.content),)),) if response.content.strip() else ()
-    turns = (*conversation(request), *said, Message("user", (Text(_correction(request, problems)),)))
+    answered = (Message("assistant", (Text(response.content),)),) if response.content.strip() else ()
+    turns = (*conversation(request), *answered, Message("user", (Text(_correction(request, problems)),)))
     return evolve(request, prompt=None, messages=turns)
 
 

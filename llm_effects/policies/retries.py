@@ -1,4 +1,6 @@
-"""The one owner of retries: clients never retry, other layers never retry."""
+"""Retries: this layer alone retries; clients and other layers never do."""
+
+from __future__ import annotations
 
 from collections.abc import Hashable
 from typing import Final
@@ -6,54 +8,48 @@ from typing import Final
 import anyio
 from returns.pipeline import is_successful
 
-from llm_effects.effects.call import Call, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
+from llm_effects.effects.call import Call
+from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.schedules import Schedule, Step, exponential, jittered
 from llm_effects.values.errors import LLMError, ModelUnavailable, NetworkError, RateLimitExceeded, retries_worth
-from llm_effects.values.responses import LLMResponse
 
 TRANSIENT: Final = jittered(exponential(base=0.1, cap=20.0))
-"""Pauses after a passing fault (seconds)."""
+"""Pauses after a transient fault (seconds)."""
 
 LOADING: Final = exponential(base=0.5, cap=5.0)
-"""Pauses while a server loads the model (seconds): a poll, which nobody has to spread."""
+"""Pauses while a server loads the model (seconds): polling, which needs no jitter."""
 
 THROTTLED: Final = jittered(exponential(base=1.0, cap=20.0))
-"""Pauses after a server said that it has too much to do (seconds)."""
+"""Pauses after a server reported that it is overloaded (seconds)."""
 
 
-def with_retries(inner: Generate) -> Generate:
-    """Ask the same model again where that may help, after a pause, as often as the configuration says.
+@layer
+async def with_retries(next: Generate, call: Call, env: LLMEnv) -> Answer:
+    """Ask the same model again where that may help, after a pause, as often as the configuration allows.
 
-    What the server asks for (``retry_after``) is the least pause. A pause that would pass the deadline is not
-    begun: the error goes on at once and the model is parked until then. When all calls together have asked a server
-    again too often, by ``RoutingConfig.retry_budget``, the error goes on too.
+    The server's ``retry_after`` is the shortest pause. A pause that would pass the deadline is not begun: the error is
+    returned at once and the model cools down until then. The error is also returned when all calls together have used
+    up a server's ``RoutingConfig.retry_budget``.
     """
-
-    def retry(call: Call) -> Effect[LLMResponse]:
-        async def perform(env: LLMEnv) -> Answer:
-            attempt, again, cost = call, 0, 0
-            while True:
-                result = await run(inner(attempt), env)
-                if is_successful(result):
-                    _repay(call, env, cost)
-                    return result
-                again += 1
-                error = result.failure()
-                pause, cost = _pause(error, call, env, again), _cost(error, env)
-                if pause is None or not _affords(call, env, cost):
-                    return result
-                await anyio.sleep(pause)
-                attempt = changed(call, wait_ms=pause * 1000)
-
-        return effect(perform)
-
-    return retry
+    attempt, retries, cost = call, 0, 0
+    while True:
+        result = await run(next(attempt), env)
+        if is_successful(result):
+            _repay(call, env, cost)
+            return result
+        retries += 1
+        error = result.failure()
+        call.history.note(error)
+        pause, cost = _pause(error, call, env, retries), _cost(error, env)
+        if pause is None or not _affords(call, env, cost):
+            return result
+        await anyio.sleep(pause)
+        attempt = call.again(wait_ms=pause * 1000)
 
 
 def _cost(error: LLMError, env: LLMEnv) -> int:
-    """What asking again costs; to look whether a model is loaded by now is no burden."""
+    """Return what another attempt costs the retry budget; polling a model that is loading is free."""
     budget = env.config.routing.retry_budget
     return 0 if _is_loading(error) else budget.throttled if _is_busy(error) else budget.transient
 
@@ -72,27 +68,29 @@ def _server(call: Call, env: LLMEnv) -> Hashable:
 
 
 def _pause(error: LLMError, call: Call, env: LLMEnv, again: int) -> float | None:
-    """How long to wait before the next try, in seconds, or ``None`` to give up on this model."""
-    asked = error.retry_after or 0.0
-    wanted = _schedule(error).pause(Step(again, drawn=env.draw())) if _worth_it(error, call, env, again) else None
-    pause = None if wanted is None else max(wanted, asked)
+    """Return the pause before the next attempt in seconds, or ``None`` to give up on this model."""
+    requested = error.retry_after or 0.0
+    scheduled = _schedule(error).pause(Step(again, drawn=env.draw())) if _worth_it(error, call, env, again) else None
+    pause = None if scheduled is None else max(scheduled, requested)
     now = anyio.current_time()
     if pause is not None and now + pause < call.deadline:
         return pause
-    if asked and not (_is_open(error) or _is_our_own(error)):
-        env.health.cool_down(call.model, now + asked)
+    if requested and not (_is_open(error) or _is_our_own(error)):
+        env.health.cool_down(call.model, now + requested)
     return None
 
 
 def _worth_it(error: LLMError, call: Call, env: LLMEnv, again: int) -> bool:
     if call.committed:
         return False
-    if call.alternatives == 0 and _is_loading(error):
-        return True  # nobody else is left to ask: wait for it, up to the deadline
+    if call.attempt.alternatives == 0 and _is_loading(error):
+        return True  # no other candidate is left: wait for it, up to the deadline
     routing = env.config.routing
     refused = isinstance(error, NetworkError) and error.phase == "refused"
     tries_left = again <= min(routing.max_retries, retries_worth(error))
-    return tries_left and len(call.history.attempts) < routing.max_attempts and not (refused and call.alternatives)
+    return (
+        tries_left and len(call.history.attempts) < routing.max_attempts and not (refused and call.attempt.alternatives)
+    )
 
 
 def _is_open(error: LLMError) -> bool:
@@ -100,7 +98,7 @@ def _is_open(error: LLMError) -> bool:
 
 
 def _is_our_own(error: LLMError) -> bool:
-    """Whether our own limits turned this call away: another, with fewer tokens, may fit in all the same."""
+    """Return whether our own limits rejected this call: a smaller one may still fit."""
     return isinstance(error, RateLimitExceeded) and error.status is None and error.should_retry is False
 
 

@@ -1,4 +1,6 @@
-"""The candidates, one after the other, until one answers."""
+"""Routing: the candidates are asked one after the other until one answers."""
+
+from __future__ import annotations
 
 from functools import partial
 
@@ -7,8 +9,8 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure
 
-from llm_effects.effects.call import Call, CallHistory, Sink, changed
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
+from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, TurnContext
+from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import target_of
 from llm_effects.routing.candidates import RoutingContext
@@ -19,68 +21,51 @@ from llm_effects.values.messages import Message, Text
 from llm_effects.values.requests import Allow, LLMRequest, Recovery, conversation
 from llm_effects.values.responses import LLMResponse
 
-# What the next candidate is asked when an answer broke off after its consumer had seen some of it.
 
+@layer
+async def with_routing(next: Generate, call: Call, env: LLMEnv) -> Answer:
+    """Ask the candidates in order; after an error, those that ``fallback_for`` leaves.
 
-def recovery_call(call: Call, model: str, env: LLMEnv) -> Call:
-    """Give the next candidate its call: the same one before any content, else to resume or to begin again.
-
-    Resuming needs a model that goes on from a given beginning, and a beginning that is only text.
+    When none is left, a single error is returned as it is, and several as ``RequestFailed`` with all of them.
     """
-    history = call.history
-    if not history.contents:
-        return call
-    resumable = history.partial.strip() and not history.acted and call.request.recovery is Recovery.RESUME
-    if resumable and _can_prefill(model, env):
-        sink = seamless(call.sink) if call.sink is not None and history.partial[-1].isspace() else call.sink
-        request = prefilled(call.request, history.partial)
-        return changed(call, request=request, sink=sink, before=history.contents, continues=True)
-    return changed(call, before=history.contents)
+    context = routing_context(call.request, env, call.turn, streamed=call.sink is not None)
+    env.health.begin_call()
+    candidates = order(call.request, env.config, context)
+    if not is_successful(candidates):
+        return Failure(candidates.failure())
+    return await _first_answer(next, call, env, candidates.unwrap())
 
 
-def prefilled(request: LLMRequest, beginning: str) -> LLMRequest:
-    """The request, with the beginning of its answer; providers refuse one that ends in white space.
-
-    >>> prefilled(LLMRequest(prompt="Count."), "one, two, ").messages[-1]
-    Message(role='assistant', parts=(Text(text='one, two,'),))
-    """
-    turns = (*conversation(request), Message("assistant", (Text(beginning.rstrip()),)))
-    return evolve(request, prompt=None, messages=turns)
-
-
-def seamless(sink: Sink) -> Sink:
-    """Drop the white space that a continuation begins with, where the beginning ended in some of its own."""
-    begun = False
-
-    async def deliver(event: StreamEvent) -> None:
-        nonlocal begun
-        if isinstance(event, TextDelta) and not begun:
-            event = TextDelta(event.text.lstrip())
-            begun = bool(event.text)
-        if event != TextDelta(""):
-            await sink(event)
-
-    return deliver
+async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tuple[Ranked, ...]) -> Answer:
+    chosen, *rest = candidates
+    while True:
+        attempt = _attempt_at(chosen.model, len(rest), call, env)
+        result = await run(next(attempt), env)
+        if is_successful(result):
+            return result.map(partial(joined, attempt, call.history))
+        call.history.note(result.failure())
+        if attempt.committed and call.request.recovery is Recovery.FAIL:
+            return result
+        left = left_after(result.failure(), chosen, rest, call.request.allow)
+        if not left or len(call.history.attempts) >= env.config.routing.max_attempts:
+            return Failure(_final(result.failure(), call))
+        chosen, *rest = left
 
 
-def joined(attempt: Call, history: CallHistory, response: LLMResponse) -> LLMResponse:
-    """The whole answer: what was delivered of it before this attempt, and this attempt's part."""
-    if not attempt.continues:
-        return response
-    note = f"the beginning is another model's; {attempt.model} went on from there"
-    parts = (Text(history.partial), *(part for part in response.parts if not isinstance(part, Text)))
-    return evolve(response, content=history.partial, parts=parts, warnings=(*response.warnings, note))
-
-
-def _can_prefill(model: str, env: LLMEnv) -> bool:
-    target = target_of(model, env.config.models[model])
-    return is_successful(target) and target.unwrap().capabilities.prefill is True
+def _final(error: LLMError, call: Call) -> LLMError:
+    """Return every error when all candidates failed; one that forbids a fallback, or the only one, as it is."""
+    fallback, errors = fallback_for(error), tuple(call.history.errors)
+    not_allowed = fallback is Fallback.IF_ALLOWED and Allow.FALLBACK_ON_REFUSAL not in call.request.allow
+    if fallback is Fallback.NEVER or not_allowed or len(errors) <= 1:
+        return error
+    hints = [each.retry_after for each in errors if each.retry_after is not None]
+    return RequestFailed(errors=errors, retry_after=min(hints, default=None))
 
 
 def golden(count: int) -> float:
-    """Spread numbers over 0 to 1 more evenly than chance: the fractions of multiples of the golden ratio.
+    """Return numbers spread over 0 to 1 more evenly than chance: fractions of multiples of the golden ratio.
 
-    The number changes with every call and with nothing else, so ``explain`` draws what ``generate`` will draw.
+    The number changes with every call and nothing else, so ``explain`` draws what ``generate`` will draw.
 
     >>> [round(golden(count), 2) for count in range(4)]
     [0.0, 0.62, 0.24, 0.85]
@@ -89,23 +74,16 @@ def golden(count: int) -> float:
 
 
 def routing_context(
-    request: LLMRequest,
-    env: LLMEnv,
-    last_model: str | None = None,
-    tokens: int | None = None,
-    *,
-    streamed: bool = False,
+    request: LLMRequest, env: LLMEnv, turn: TurnContext | None = None, *, streamed: bool = False
 ) -> RoutingContext:
-    """Gather what the environment knows now.
-
-    ``last_model`` is who answered last in its conversation; ``tokens`` is what it takes, where that is known.
-    """
+    """Collect what the environment knows now; ``turn`` adds what is known of the request's conversation."""
     calls = env.health.calls()
+    measured = None if turn is None else turn.tokens
     return RoutingContext(
         statistics=env.health.statistics(),
         prices=env.prices,
-        tokens=env.tokens.estimate(request) if tokens is None else tokens,
-        last_model=last_model,
+        tokens=env.tokens.estimate(request) if measured is None else measured,
+        last_model=None if turn is None else turn.last_model,
         calls=calls,
         drawn=golden(calls),
         now=anyio.current_time(),
@@ -115,48 +93,58 @@ def routing_context(
     )
 
 
-def with_routing(inner: Generate) -> Generate:
-    """Ask the candidates in order; after an error those that ``fallback_for`` leaves.
+# Recovery: what the next candidate is asked when an answer broke off after the consumer had received some of it.
 
-    When all are spent, a single error is given as it is and several as ``RequestFailed`` with every one of them.
+
+def _attempt_at(model: str, alternatives: int, call: Call, env: LLMEnv) -> Call:
+    """Return the call for a candidate: as it is before any content, else to resume the answer or to begin again.
+
+    Resuming needs a model that continues a given beginning, and a beginning that is only text.
     """
-
-    def try_candidates(call: Call) -> Effect[LLMResponse]:
-        async def perform(env: LLMEnv) -> Answer:
-            facts = routing_context(call.request, env, call.last_model, call.tokens, streamed=call.sink is not None)
-            env.health.begin_call()
-            found = order(call.request, env.config, facts)
-            if not is_successful(found):
-                return Failure(found.failure())
-            return await _first_answer(inner, call, env, found.unwrap())
-
-        return effect(perform)
-
-    return try_candidates
+    history = call.history
+    attempt = AttemptContext(model=model, alternatives=alternatives, delivered=history.contents)
+    resumable = call.request.recovery is Recovery.RESUME and not history.acted and history.partial.strip()
+    if not (history.contents and resumable and _can_prefill(model, env)):
+        return call.with_attempt(attempt)
+    sink = seamless(call.sink) if call.sink is not None and history.partial[-1].isspace() else call.sink
+    request = prefilled(call.request, history.partial)
+    return evolve(call, request=request, sink=sink, attempt=evolve(attempt, continues=True))
 
 
-async def _first_answer(inner: Generate, call: Call, env: LLMEnv, candidates: tuple[Ranked, ...]) -> Answer:
-    chosen, *rest = candidates
-    attempt = call
-    while True:
-        attempt = changed(attempt, model=chosen.model, alternatives=len(rest))
-        result = await run(inner(attempt), env)
-        if is_successful(result):
-            return result.map(partial(joined, attempt, call.history))
-        if call.committed and call.request.recovery is Recovery.FAIL:
-            return result
-        left = left_after(result.failure(), chosen, rest, call.request.allow)
-        if not left or len(call.history.attempts) >= env.config.routing.max_attempts:
-            return Failure(_final(result.failure(), call))
-        chosen, *rest = left
-        attempt = recovery_call(call, chosen.model, env)
+def prefilled(request: LLMRequest, beginning: str) -> LLMRequest:
+    """Return the request with the beginning of its answer, without trailing white space, which providers refuse.
+
+    >>> prefilled(LLMRequest(prompt="Count."), "one, two, ").messages[-1]
+    Message(role='assistant', parts=(Text(text='one, two,'),))
+    """
+    turns = (*conversation(request), Message("assistant", (Text(beginning.rstrip()),)))
+    return evolve(request, prompt=None, messages=turns)
 
 
-def _final(error: LLMError, call: Call) -> LLMError:
-    """All errors when all candidates failed; one that forbids going on, or the only one, speaks for itself."""
-    fallback, errors = fallback_for(error), tuple(call.history.errors)
-    not_allowed = fallback is Fallback.IF_ALLOWED and Allow.FALLBACK_ON_REFUSAL not in call.request.allow
-    if fallback is Fallback.NEVER or not_allowed or len(errors) <= 1:
-        return error
-    hints = [each.retry_after for each in errors if each.retry_after is not None]
-    return RequestFailed(errors=errors, retry_after=min(hints, default=None))
+def seamless(sink: Sink) -> Sink:
+    """Return a sink that drops leading white space of a continuation, where the beginning ended in white space."""
+    started = False
+
+    async def deliver(event: StreamEvent) -> None:
+        nonlocal started
+        if isinstance(event, TextDelta) and not started:
+            event = TextDelta(event.text.lstrip())
+            started = bool(event.text)
+        if event != TextDelta(""):
+            await sink(event)
+
+    return deliver
+
+
+def joined(attempt: Call, history: CallHistory, response: LLMResponse) -> LLMResponse:
+    """Return the whole answer: what was delivered before this attempt, and this attempt's part."""
+    if not attempt.attempt.continues:
+        return response
+    note = f"the beginning is another model's; {attempt.model} continued it"
+    parts = (Text(history.partial), *(part for part in response.parts if not isinstance(part, Text)))
+    return evolve(response, content=history.partial, parts=parts, warnings=(*response.warnings, note))
+
+
+def _can_prefill(model: str, env: LLMEnv) -> bool:
+    target = target_of(model, env.config.models[model])
+    return is_successful(target) and target.unwrap().capabilities.prefill is True

@@ -1,10 +1,15 @@
-"""One span for the whole call, with each attempt below; a call that failed, or fell back, is in the log."""
+"""Tracing: one span for the whole call with one below it for each attempt, and log records of what went wrong.
+
+Telemetry never breaks a call: ``unharmed`` catches what a telemetry service raises, at every use of it.
+"""
+
+from __future__ import annotations
 
 import anyio
 from returns.pipeline import is_successful
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, run
+from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv, Span
 from llm_effects.telemetry import conventions as names
 from llm_effects.telemetry.logs import log_attempt, log_failure, log_fallback, unharmed
@@ -17,20 +22,33 @@ from llm_effects.telemetry.spans import (
     error_of,
     measures_of,
 )
-from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, LLMResponse
+from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt
 
-# What is told to telemetry and to the log while a call and its attempts are under way.
-#
-# Nothing here breaks a call: what a service raises is caught by ``unharmed``, at every single use of it.
+
+@layer
+async def with_tracing(next: Generate, call: Call, env: LLMEnv) -> Answer:
+    """Trace the call to its end: a response, an error, a cancellation or a defect."""
+    span = begin_call(call, env)
+    try:
+        outcome = await run(next(call), env)
+    except BaseException as problem:
+        end_call(call, span, None, _exception_tag(problem))
+        raise
+    end_call(call, span, outcome, SUCCESS if is_successful(outcome) else outcome.failure().tag)
+    return outcome
+
+
+def _exception_tag(problem: BaseException) -> str:
+    return CANCELLED if isinstance(problem, anyio.get_cancelled_exc_class()) else type(problem).__name__
 
 
 def begin_call(call: Call, env: LLMEnv) -> Span | None:
-    """Follow a whole call, where anybody listens."""
+    """Open the span of a whole call, if telemetry is active."""
     return unharmed(env.telemetry.begin, names.GENERATE, call_opening(call)) if env.telemetry.active else None
 
 
 def end_call(call: Call, span: Span | None, outcome: Outcome, kind: str) -> None:
-    """Tell what came of a call: in its span, and in the log where something went wrong."""
+    """Close the span of a call, and log a failure or a fallback."""
     if kind == SUCCESS and outcome is not None:
         log_fallback(call, outcome.unwrap().model)
     elif kind != CANCELLED:
@@ -40,7 +58,7 @@ def end_call(call: Call, span: Span | None, outcome: Outcome, kind: str) -> None
 
 
 def begin_attempt(call: Call, env: LLMEnv) -> Span | None:
-    """Follow one attempt, below its call, where anybody listens."""
+    """Open the span of one attempt, below its call's, if telemetry is active."""
     if not env.telemetry.active:
         return None
     opening = attempt_opening(call, env.config)
@@ -49,40 +67,17 @@ def begin_attempt(call: Call, env: LLMEnv) -> Span | None:
 
 
 def end_attempt(call: Call, env: LLMEnv, span: Span | None, attempt: Attempt | None, outcome: Outcome) -> None:
-    """Tell what came of an attempt; there is none where the call got no further than a queue."""
+    """Close the span of an attempt and record its measures; a call that never left the queue has no attempt."""
     if attempt is not None:
         log_attempt(call, attempt)
     if span is None:
         return
     if attempt is not None:
         unharmed(env.telemetry.record, measures_of(attempt, outcome, env.config))
-    unharmed(span.end, attempt_ending(attempt, outcome, env.config), error_of(_followed_kind(attempt, outcome)))
+    unharmed(span.end, attempt_ending(attempt, outcome, env.config), error_of(_outcome_tag(attempt, outcome)))
 
 
-def _followed_kind(attempt: Attempt | None, outcome: Outcome) -> str:
+def _outcome_tag(attempt: Attempt | None, outcome: Outcome) -> str:
     if attempt is not None:
         return attempt.outcome
     return CANCELLED if outcome is None or is_successful(outcome) else outcome.failure().tag
-
-
-def with_tracing(inner: Generate) -> Generate:
-    """Follow the call to its end, whatever it is: an answer, an error, a cancellation or a defect."""
-
-    def trace(call: Call) -> Effect[LLMResponse]:
-        async def perform(env: LLMEnv) -> Answer:
-            span = begin_call(call, env)
-            try:
-                outcome = await run(inner(call), env)
-            except BaseException as problem:
-                end_call(call, span, None, _kind(problem))
-                raise
-            end_call(call, span, outcome, SUCCESS if is_successful(outcome) else outcome.failure().tag)
-            return outcome
-
-        return effect(perform)
-
-    return trace
-
-
-def _kind(problem: BaseException) -> str:
-    return CANCELLED if isinstance(problem, anyio.get_cancelled_exc_class()) else type(problem).__name__

@@ -2,15 +2,14 @@
 
 from typing import Final, Generic, TypeVar, final, get_args, get_origin, overload
 
-import anyio
 from attrs import evolve, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.call import Call, ResponseValidator, Sink
+from llm_effects.effects.call import ResponseValidator, Sink
 from llm_effects.effects.effect import Effect, effect, run
 from llm_effects.effects.env import LLMEnv
-from llm_effects.pipeline import LAST_WORD_S, ending, run_call, standard_pipeline
+from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
 from llm_effects.structured.decoding import Decoded, decode_text
 from llm_effects.structured.json_schema import Target, target_type
 from llm_effects.values.errors import InvalidRequest, LLMError, SchemaMismatch
@@ -71,9 +70,7 @@ def generate_as(
     async def perform(env: LLMEnv) -> Result[Structured[object], LLMError]:
         question = _question(request, asked_for, max_repairs, sink)
         result = await _answered(question.unwrap(), env) if is_successful(question) else Failure(question.failure())
-        if sink is not None:
-            with anyio.move_on_after(LAST_WORD_S):  # for a consumer that never returns
-                await sink(ending(result.map(lambda structured: structured.response)))
+        await deliver_ending(result.map(lambda structured: structured.response), sink)
         return result
 
     return effect(perform)
@@ -135,12 +132,8 @@ async def _answered(question: _Question, env: LLMEnv) -> Result[Structured[objec
 
 
 async def _asked(question: _Question, env: LLMEnv) -> Result[LLMResponse, LLMError]:
-    check = ResponseValidator(question.problems, question.max_repairs)
-
-    def checking(call: Call) -> Call:
-        return evolve(call, check=check)
-
-    return await run(run_call(standard_pipeline, question.request, question.sink, checking), env)
+    validator = ResponseValidator(question.problems, question.max_repairs)
+    return await run(run_call(standard_pipeline, question.request, question.sink, validator=validator), env)
 
 
 async def _asked_anew(question: _Question, env: LLMEnv, first: LLMResponse) -> Result[LLMResponse, LLMError]:

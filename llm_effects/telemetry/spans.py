@@ -163,7 +163,7 @@ def call_opening(call: Call) -> Attributes:
 
 
 def _conversation(call: Call) -> Attributes:
-    return {} if call.conversation_id is None else {names.CONVERSATION_ID: call.conversation_id}
+    return {} if call.turn is None else {names.CONVERSATION_ID: call.turn.conversation_id}
 
 
 def call_ending(history: CallHistory, outcome: Outcome, kind: str) -> Attributes:

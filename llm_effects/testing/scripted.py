@@ -151,8 +151,8 @@ async def _told(
 
 
 def _note(call: Call, event: StreamEvent) -> None:
-    if call.timing.content_at is None and not isinstance(event, Started | Restarted):
-        call.timing.content_at = anyio.current_time()
+    if call.attempt.record.content_at is None and not isinstance(event, Started | Restarted):
+        call.attempt.record.content_at = anyio.current_time()
 
 
 async def _said(reply: Reply, request: LLMRequest) -> LLMResponse | LLMError | Chunks:

@@ -15,7 +15,7 @@ from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import apart
-from llm_effects.pipeline import LAST_WORD_S, ending, run_call, standard_pipeline
+from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
 from llm_effects.policies.cache import request_key
 from llm_effects.tools.journal import open_journal
 from llm_effects.tools.steps import Approve, ToolAnswer, ToolEnd, ToolLimits, ToolOutcome, ToolRun, ToolSink, ToolStep
@@ -274,9 +274,7 @@ def run_tools(
 
     async def perform(env: LLMEnv) -> Result[ToolRun, LLMError]:
         result = await apart(partial(work, env))  # also asyncio's own cancellation lets it note what was done
-        if sink is not None:
-            with anyio.move_on_after(LAST_WORD_S):  # for a consumer that never returns
-                await sink(ending(result.map(_response)))
+        await deliver_ending(result.map(_response), sink)
         return result
 
     return effect(perform)

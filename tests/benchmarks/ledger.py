@@ -23,12 +23,11 @@ from returns.future import FutureResult
 
 from llm_effects import LLMConfig, LLMRequest, ModelConfig, run, scripted_env
 from llm_effects.config import BudgetConfig, Price
-from llm_effects.effects.call import Call
-from llm_effects.effects.effect import result_of
+from llm_effects.effects.call import AttemptContext, Call
+from llm_effects.effects.effect import layered, result_of
 from llm_effects.effects.env import Ledger, LLMEnv
 from llm_effects.limits.budgets import Hold
 from llm_effects.manager import wall_clock
-from llm_effects.policies import layered
 from llm_effects.policies.budget import with_budget
 from llm_effects.policies.complete import complete
 from llm_effects.policies.recording import with_recording
@@ -40,7 +39,7 @@ from llm_effects.testing import scripted
 from llm_effects.values.errors import LLMError
 from llm_effects.values.records import LedgerRow
 
-ONION = layered(complete, with_recording, with_budget)
+ONION = layered(with_budget, with_recording, complete)
 ASK = LLMRequest(prompt="why?", owner="alice")
 PRICED = ModelConfig(provider="openai-chat", model="m", api_key="sk-benchmark", price=Price(input=1, output=1))
 PLAIN = LLMConfig(models={"m": PRICED})
@@ -80,7 +79,7 @@ def env_of(ledger: Ledger, config: LLMConfig) -> LLMEnv:
 async def run_of(env: LLMEnv, numbers: Iterator[int], calls: int) -> list[float]:
     times: list[float] = []
     for _ in range(calls):
-        call = Call(id=f"benchmark-{next(numbers)}", request=ASK, model="m")
+        call = Call(id=f"benchmark-{next(numbers)}", request=ASK, attempt=AttemptContext(model="m"))
         began = perf_counter()
         await run(ONION(call), env)
         times.append((perf_counter() - began) * 1e6)

@@ -11,10 +11,9 @@ import anyio
 
 from llm_effects import LLMConfig, LLMRequest, ModelConfig, run, scripted_env
 from llm_effects.config.routing import BreakerConfig, RoutingConfig
-from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Generate
+from llm_effects.effects.call import AttemptContext, Call
+from llm_effects.effects.effect import Generate, layered
 from llm_effects.effects.env import LLMEnv
-from llm_effects.policies import layered
 from llm_effects.policies.circuit_breaker import with_circuit_breaker
 from llm_effects.policies.complete import complete
 from llm_effects.policies.limits import with_limits
@@ -31,7 +30,7 @@ def env_of(*, enabled: bool = True, **limits: object) -> LLMEnv:
 
 
 async def compare(rounds: int = 3000) -> None:
-    bare, both = layered(complete, with_recording), layered(complete, with_recording, with_limits, with_circuit_breaker)
+    bare, both = layered(with_recording, complete), layered(with_circuit_breaker, with_limits, with_recording, complete)
     cases: dict[str, tuple[Generate, LLMEnv]] = {
         "without the layers": (bare, env_of()),
         "breaker off, no limits": (both, env_of(enabled=False)),
@@ -45,7 +44,7 @@ async def compare(rounds: int = 3000) -> None:
     numbers = count()
     for _ in range(rounds):
         for name, (onion, env) in cases.items():
-            call = Call(id=str(next(numbers)), request=ASK, model="m")
+            call = Call(id=str(next(numbers)), request=ASK, attempt=AttemptContext(model="m"))
             began = perf_counter()
             await run(onion(call), env)
             took[name].append(perf_counter() - began)
