@@ -21,7 +21,7 @@ Sink: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
 @final
 @define
 class CallHistory:
-    """What has happened to a call so far: the only mutable part of it, made by the outermost layer.
+    """The history of a call: its only mutable part, created with it.
 
     It outlives deadlines and cancellation, so that no attempt is lost. ``errors`` are the errors of failed attempts, in
     order. ``contents`` counts the content events delivered to the sink, ``pieces`` is their text since the last
@@ -66,7 +66,7 @@ class AttemptRecord:
 @final
 @frozen(kw_only=True)
 class AttemptContext:
-    """What belongs to one attempt: its ``model``, a name from the configuration, and how it came about.
+    """One attempt of a call: its ``model`` (a name from the configuration) and why it is made.
 
     ``alternatives`` counts the candidates left after this one, ``wait_ms`` is the pause before this attempt (and the
     wait for its permit), ``delivered`` counts the content events that earlier candidates delivered, and ``continues``
@@ -84,7 +84,7 @@ class AttemptContext:
 @final
 @frozen
 class TurnContext:
-    """What a call knows of the conversation it belongs to.
+    """The conversation that a call belongs to.
 
     ``last_model`` answered the previous turn; ``tokens`` is the measured length of the prompt.
     """
@@ -97,7 +97,7 @@ class TurnContext:
 @final
 @frozen
 class ResponseValidator:
-    """What an answer must satisfy: ``problems`` lists what is wrong with one; a model may repair it so many times."""
+    """The conditions on an answer: ``problems`` lists what is wrong; a model may repair it ``max_repairs`` times."""
 
     problems: Callable[[LLMResponse], tuple[str, ...]]
     max_repairs: int

@@ -1,8 +1,9 @@
-"""What can be said of any effect: try again, give up in time, use another one, let go of what was taken.
+"""Combinators for any effect: ``retry``, ``timeout``, ``fallback``, ``using``, ``gather``, ``race`` and ``hedge``.
 
-They know nothing of models but the errors. ``generate`` retries by itself: ``retry`` around it is a second owner,
-which multiplies the attempts.
+They depend on nothing of LLMs but the errors. ``generate`` already retries: ``retry`` around it multiplies attempts.
 """
+
+from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
@@ -30,8 +31,8 @@ def retry(
 ) -> Effect[_Value]:
     """Run an effect again after an error for which ``when`` holds, as long as the schedule goes on.
 
-    The error's ``retry_after`` (seconds) is the least pause. A pause at whose end the schedule would have stopped is
-    not begun: ``within(10)`` begins nothing after 10 seconds. The last error is given.
+    The error's ``retry_after`` (seconds) is the shortest pause. A pause at whose end the schedule would have stopped is
+    not begun: ``within(10)`` starts nothing after 10 seconds. The last error is returned.
 
     >>> from returns.result import Success
     >>> from llm_effects import NetworkError, RateLimitExceeded, exponential, from_env, from_result, jittered, then
@@ -47,34 +48,34 @@ def retry(
     'RateLimitExceeded'
     """
 
-    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
-        started, again = anyio.current_time(), 0
+    async def retried(env: LLMEnv) -> Result[_Value, LLMError]:
+        started, retries = anyio.current_time(), 0
         while True:
             result = await run(operation, env)
             if is_successful(result) or not when(result.failure()):
                 return result
-            again += 1
-            step = Step(again, anyio.current_time() - started, env.draw())
+            retries += 1
+            step = Step(retries, anyio.current_time() - started, env.draw())
             pause = _pause(schedule, step, result.failure().retry_after or 0.0)
             if pause is None:
                 return result
             await anyio.sleep(pause)
 
-    return effect(perform)
+    return effect(retried)
 
 
-def _pause(schedule: Schedule, step: Step, asked: float) -> float | None:
-    wanted = schedule.pause(step)
-    if wanted is None:
+def _pause(schedule: Schedule, step: Step, requested: float) -> float | None:
+    scheduled = schedule.pause(step)
+    if scheduled is None:
         return None
-    pause = max(wanted, asked)
+    pause = max(scheduled, requested)
     return pause if schedule.pause(evolve(step, elapsed=step.elapsed + pause)) is not None else None
 
 
 def timeout(seconds: float, operation: Effect[_Value]) -> Effect[_Value]:
-    """Fail with a ``RequestTimeout`` of the phase ``total`` when an effect takes longer; it is cancelled, and awaited.
+    """Fail with a ``RequestTimeout`` of phase ``total`` when an effect takes longer; it is cancelled and awaited.
 
-    With 0 seconds only what need not wait is given. Of nested limits the tighter one wins.
+    With 0 seconds only an effect that need not wait succeeds. Of nested limits the tighter one wins.
 
     >>> from llm_effects import LLMRequest, generate, scripted_env
     >>> from llm_effects.testing import Delayed, run_in_virtual_time
@@ -86,19 +87,19 @@ def timeout(seconds: float, operation: Effect[_Value]) -> Effect[_Value]:
     """
     limit = duration("seconds", seconds)
 
-    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
+    async def limited(env: LLMEnv) -> Result[_Value, LLMError]:
         with anyio.CancelScope(deadline=anyio.current_time() + limit):
             return await run(operation, env)
         return Failure(RequestTimeout(timeout_ms=limit * 1000, phase="total"))
 
-    return effect(perform)
+    return effect(limited)
 
 
 def fallback(first: Effect[_Value], *others: Effect[_Value]) -> Effect[_Value]:
-    """Run effects in order until one succeeds or fails in a way that another would not mend.
+    """Run effects in order until one succeeds, or fails in a way that no other would fix.
 
-    It moves on where ``fallback_for`` says ``ANY``, and past a ``RequestFailed`` with such an error in it. The last
-    error is given, with those before it in ``earlier``.
+    It moves on where ``fallback_for`` returns ``ANY``, and past a ``RequestFailed`` that contains such an error. The
+    last error is returned, with those before it in ``earlier``.
 
     >>> import anyio
     >>> from llm_effects import AuthenticationFailed, InvalidRequest, fail, scripted_env, succeed
@@ -109,16 +110,15 @@ def fallback(first: Effect[_Value], *others: Effect[_Value]) -> Effect[_Value]:
     'InvalidRequest'
     """
 
-    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
+    async def first_success(env: LLMEnv) -> Result[_Value, LLMError]:
         result = await run(first, env)
         for operation in others:
             if is_successful(result) or not _moves_on(result.failure()):
                 return result
-            after_it = partial(_after, result.failure())
-            result = (await run(operation, env)).alt(after_it)
+            result = (await run(operation, env)).alt(partial(_with_earlier, result.failure()))
         return result
 
-    return effect(perform)
+    return effect(first_success)
 
 
 def _moves_on(error: LLMError) -> bool:
@@ -127,17 +127,17 @@ def _moves_on(error: LLMError) -> bool:
     return fallback_for(error) is Fallback.ANY
 
 
-def _after(before: LLMError, error: LLMError) -> LLMError:
+def _with_earlier(before: LLMError, error: LLMError) -> LLMError:
     return evolve(error, earlier=(*before.earlier, before, *error.earlier))
 
 
 def using(
     acquire: Effect[AbstractAsyncContextManager[_Resource]], use: Callable[[_Resource], Effect[_Value]]
 ) -> Effect[_Value]:
-    """Run an effect with something that is let go of whatever happens: success, error, defect or cancellation.
+    """Run an effect with a resource that is released on success, error, defect and cancellation.
 
-    ``acquire`` gives an async context manager that nobody has entered: ``ask(lambda env: ...)`` for one made from the
-    environment. As with any ``async with``, a release that awaits needs a shield against a cancellation.
+    ``acquire`` returns an async context manager that is not entered yet: ``from_env(lambda env: ...)`` for one made
+    from the environment. As with any ``async with``, a release that awaits needs a shield against cancellation.
 
     >>> import anyio
     >>> from contextlib import asynccontextmanager
@@ -151,45 +151,45 @@ def using(
     <Success: 8>
     """
 
-    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
+    async def use_and_release(env: LLMEnv) -> Result[_Value, LLMError]:
         acquired = await run(acquire, env)
         if not is_successful(acquired):
             return Failure(acquired.failure())
         async with acquired.unwrap() as resource:
             return await run(use(resource), env)
 
-    return effect(perform)
+    return effect(use_and_release)
 
 
-# Two attempts at one thing: the second begins when the first is slow, and only one of them goes on.
+# Hedging: a second attempt starts when the first is slow, and only one of them goes on.
 
 
 Claim: TypeAlias = Callable[[], Awaitable[None]]
-"""Called by an attempt that has something to show. It returns to one of the two only; the other is cancelled in it."""
+"""Called by an attempt before it shows anything. It returns to one of the two only; the other is cancelled in it."""
 
 Attempt: TypeAlias = Callable[[Claim], Awaitable[Result[_Value, LLMError]]]
-"""One of the two; a success claims by itself."""
+"""One of the two attempts; a success claims by itself."""
 
 
 async def duel(
     attempt: Attempt[_Value], after: float, may_begin: Callable[[], bool] = lambda: True
 ) -> Result[_Value, LLMError]:
-    """Make an attempt, and after so many seconds a second one, if it ``may_begin`` then.
+    """Make an attempt and, ``after`` so many seconds, a second one if it ``may_begin`` then.
 
-    The first to claim is waited for, whatever becomes of it; the other is cancelled and awaited. Without a claim both
-    failed, and the first one's error is given. One that fails before the second begins is alone.
+    The first to claim is awaited, however it ends; the other is cancelled and awaited. Without a claim both failed, and
+    the first one's error is returned. If the first fails before the second begins, there is no second.
     """
-    duellists = _Duellists(attempt)
+    attempts = _HedgedAttempts(attempt)
     async with together() as group:
-        group.start_soon(duellists.second, after, may_begin)
-        await duellists.first()  # in the caller's own task, as if there were no second
-    return duellists.results[duellists.winner or 0]
+        group.start_soon(attempts.second, after, may_begin)
+        await attempts.first()  # in the caller's own task, as if there were no second
+    return attempts.results[attempts.winner or 0]
 
 
 @final
 @define(eq=False)
-class _Duellists(Generic[_Value]):
-    """Number 0 begins at once, number 1 waits first."""
+class _HedgedAttempts(Generic[_Value]):
+    """Two attempts: number 0 begins at once, number 1 waits first."""
 
     attempt: Attempt[_Value]
     scopes: tuple[anyio.CancelScope, anyio.CancelScope] = field(
@@ -201,7 +201,7 @@ class _Duellists(Generic[_Value]):
 
     async def first(self) -> None:
         with self.scopes[0]:
-            await self._fight(0)
+            await self._attempt(0)
         if self.waiting:
             self.scopes[1].cancel()
 
@@ -210,9 +210,9 @@ class _Duellists(Generic[_Value]):
             await anyio.sleep(after)
             self.waiting = False
             if may_begin():
-                await self._fight(1)
+                await self._attempt(1)
 
-    async def _fight(self, mine: int) -> None:
+    async def _attempt(self, mine: int) -> None:
         self.results[mine] = await self.attempt(partial(self._claim, mine))
         if is_successful(self.results[mine]):
             await self._claim(mine)
@@ -225,17 +225,15 @@ class _Duellists(Generic[_Value]):
             await anyio.sleep_forever()  # its scope is cancelled: this ends here
 
 
-# Effects side by side: all of them, the first of them, or a second one when the first is slow.
-#
-# What is not needed any more is cancelled and awaited; an expected error never comes in an ``ExceptionGroup``, and a
-# defect comes out as itself.
+# Effects run at once: all of them, the first success, or a second one when the first is slow. Effects that are no
+# longer needed are cancelled and awaited. Expected errors never arrive in an ``ExceptionGroup``; defects are raised as
+# they are.
 
 
 def gather(operations: Iterable[Effect[_Value]], limit: int | None = None) -> Effect[tuple[_Value, ...]]:
-    """Run effects at once, at most ``limit`` of them, and give their values in order; the first error ends all.
+    """Run effects at once, at most ``limit`` of them, and return their values in order; the first error ends all.
 
-    Of errors that are there by then the first in order is given. Where one error must not cost the others, see
-    ``generate_many``.
+    Of several errors the first in order is returned. Where one error must not cost the others, use ``generate_many``.
 
     >>> import anyio
     >>> from llm_effects import RequestTimeout, fail, scripted_env, succeed
@@ -244,24 +242,24 @@ def gather(operations: Iterable[Effect[_Value]], limit: int | None = None) -> Ef
     >>> anyio.run(run, gather([succeed(1), fail(RequestTimeout())], limit=1), scripted_env()).failure().tag
     'TimeoutError'
     """
-    given = tuple(operations)
-    workers = len(given) if limit is None else min(places("limit", limit), len(given))
+    effects = tuple(operations)
+    workers = len(effects) if limit is None else min(places("limit", limit), len(effects))
 
-    async def perform(env: LLMEnv) -> Result[tuple[_Value, ...], LLMError]:
+    async def gathered(env: LLMEnv) -> Result[tuple[_Value, ...], LLMError]:
         results: dict[int, Result[_Value, LLMError]] = {}
 
         async def one(number: int, operation: Effect[_Value]) -> bool:
             results[number] = result = await run(operation, env)
             return not is_successful(result)
 
-        await in_parallel(given, workers, one)
+        await in_parallel(effects, workers, one)
         return _all(results)
 
-    return effect(perform)
+    return effect(gathered)
 
 
 def places(name: str, number: int) -> int:
-    """Take a number of places for work under way at once.
+    """Return a number of concurrent workers, if it is a whole number from 1 on.
 
     >>> places("limit", 0)
     Traceback (most recent call last):
@@ -284,9 +282,9 @@ def _all(results: dict[int, Result[_Value, LLMError]]) -> Result[tuple[_Value, .
 
 
 def race(*operations: Effect[_Value]) -> Effect[_Value]:
-    """Run effects at once and give the first success; the others are cancelled. When all fail: ``RequestFailed``.
+    """Run effects at once and return the first success; the others are cancelled. If all fail: ``RequestFailed``.
 
-    Of successes that are there by then the first in order is given. Every effect that was begun may cost money.
+    Of several successes the first in order is returned. Every effect that was started may cost money.
 
     >>> import anyio
     >>> from llm_effects import RequestTimeout, fail, scripted_env, succeed
@@ -299,7 +297,7 @@ def race(*operations: Effect[_Value]) -> Effect[_Value]:
     if not operations:
         invalid("operations", "a race needs at least one effect")
 
-    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
+    async def fastest(env: LLMEnv) -> Result[_Value, LLMError]:
         results: dict[int, Result[_Value, LLMError]] = {}
 
         async def one(number: int, operation: Effect[_Value]) -> bool:
@@ -309,12 +307,12 @@ def race(*operations: Effect[_Value]) -> Effect[_Value]:
         await in_parallel(operations, len(operations), one)
         ordered = [result for _, result in sorted(results.items())]
         first = next((result for result in ordered if is_successful(result)), None)
-        return Failure(_lost(tuple(result.failure() for result in ordered))) if first is None else first
+        return Failure(_all_failed(tuple(result.failure() for result in ordered))) if first is None else first
 
-    return effect(perform)
+    return effect(fastest)
 
 
-def _lost(errors: tuple[LLMError, ...]) -> LLMError:
+def _all_failed(errors: tuple[LLMError, ...]) -> LLMError:
     if len(errors) == 1:
         return errors[0]
     hints = [error.retry_after for error in errors if error.retry_after is not None]
@@ -322,11 +320,11 @@ def _lost(errors: tuple[LLMError, ...]) -> LLMError:
 
 
 def hedge(operation: Effect[_Value], after: float) -> Effect[_Value]:
-    """Run an effect a second time when it is not done ``after`` so many seconds, and give the first success.
+    """Run an effect a second time when it is not done ``after`` so many seconds, and return the first success.
 
-    The other one is cancelled. An error before that is given at once; when both fail, the first one's. Only for what
-    may happen twice: a model is paid twice, too. ``generate`` shares what is asked twice at once, but for requests
-    that bypass the cache; its own hedging, with a budget, is ``HedgingConfig``.
+    The other one is cancelled. An error before that is returned at once; if both fail, the first one's. Use it only for
+    work that may happen twice: a model is paid twice, too. ``generate`` coalesces identical requests, except those that
+    bypass the cache; its own hedging, with a budget, is ``HedgingConfig``.
 
     >>> from llm_effects import LLMRequest, generate, scripted_env
     >>> from llm_effects.testing import Delayed, run_in_virtual_time
@@ -334,12 +332,12 @@ def hedge(operation: Effect[_Value], after: float) -> Effect[_Value]:
     >>> run_in_virtual_time(run, hedge(question, after=2), scripted_env(Delayed(60, "slow"), "quick"))
     <Success: quick>
     """
-    patience = duration("after", after)
+    delay = duration("after", after)
 
-    async def perform(env: LLMEnv) -> Result[_Value, LLMError]:
+    async def hedged(env: LLMEnv) -> Result[_Value, LLMError]:
         async def attempt(_: Claim) -> Result[_Value, LLMError]:
             return await run(operation, env)
 
-        return await duel(attempt, patience)
+        return await duel(attempt, delay)
 
-    return effect(perform)
+    return effect(hedged)

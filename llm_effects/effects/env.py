@@ -3,6 +3,8 @@
 Swapping one is ``attrs.evolve(env, cache=...)``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -32,98 +34,98 @@ from llm_effects.values.records import Attributes, CacheStats, LedgerRow, Measur
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, LLMResponse, Usage, Vectors
 
-# The services that keep load and trouble small: limits and breakers, budgets of retries and of hedges.
+# Load: limits and circuit breakers, budgets of retries and of hedges.
 
 
 class Hedges(Protocol):
-    """How many second attempts may be made: a budget that every call earns a share of."""
+    """The budget of second attempts, to which every call adds a share."""
 
     def earn(self, share: float) -> None:
-        """Put in a call's share (0 to 1) of a hedge."""
+        """Add a call's share (0 to 1) of a hedge."""
         ...
 
     def spend(self) -> bool:
-        """Take one hedge out, if there is a whole one."""
+        """Spend one hedge and return whether there was a whole one."""
         ...
 
 
 class Retries(Protocol):
-    """How often all calls together may ask again: a budget for each server and key."""
+    """The retry budgets of all calls together, one for each server and key."""
 
     def afford(self, server: Hashable, budget: RetryBudgetConfig, cost: int) -> bool:
-        """Take the cost of a retry, if there is as much."""
+        """Spend the cost of a retry and return whether the budget covered it."""
         ...
 
     def repay(self, server: Hashable, budget: RetryBudgetConfig, amount: int) -> None:
-        """Put some back, after a success."""
+        """Refund some after a success."""
         ...
 
 
 class Limits(Protocol):
-    """How much may be asked of each model, and whether at all. No cancellation cuts ``release`` or ``record`` short.
+    """Limits and circuit breakers of each model. Cancellation never interrupts ``release`` or ``record``.
 
-    Most calls wait for nobody: what is known at once is given as it is, and only the rest as a future.
+    Most calls need not wait: a result that is known at once is returned as it is, and only others as a future.
     """
 
     @property
     def retries(self) -> Retries:
-        """The budgets of retries, of this process."""
+        """The retry budgets of this process."""
         ...
 
     @property
     def hedges(self) -> Hedges:
-        """The budget of second attempts, of this process."""
+        """The budget of hedges of this process."""
         ...
 
     def acquire(
         self, model: str, quota: Quota, need: Demand, timeout: float, deadline: float
     ) -> Permit | FutureResult[Permit, LLMError]:
-        """Take a permit, or wait for one, first come first served, for at most ``timeout`` seconds.
+        """Return a permit, or wait for one, first come first served, for at most ``timeout`` seconds.
 
-        A turn that cannot come in time is a ``RateLimitExceeded`` at once. Nobody waits past the call's ``deadline``,
-        on the clock of ``anyio.current_time()``; a place that was not given back by then is free again soon.
+        A permit that cannot come in time is a ``RateLimitExceeded`` at once. No call waits past its ``deadline``, on
+        the clock of ``anyio.current_time()``; a permit not released by then expires soon after it.
         """
         ...
 
     def release(self, ticket: Permit, bill: ActualUsage) -> Awaitable[None]:
-        """Give a place back, put right what was reserved, and learn what the server said."""
+        """Release a permit, replace its reservation by the actual usage, and apply the limits the server reported."""
         ...
 
     def admit(
         self, model: str, deadline: float, *, force: bool
     ) -> BreakerPermit | FutureResult[BreakerPermit, LLMError]:
-        """Ask the model's breaker to be let through; one that is open is a ``ModelUnavailable``, unless ``force``.
+        """Ask the model's circuit breaker for admission; an open one is a ``ModelUnavailable``, unless ``force``.
 
-        A probe that nobody records is given up soon after its call's ``deadline``.
+        A probe that is never recorded expires soon after its call's ``deadline``.
         """
         ...
 
     def record(
         self, model: str, config: BreakerConfig, passage: BreakerPermit, *, failed: bool | None
     ) -> Awaitable[None]:
-        """Tell the model's breaker what became of one: ``None`` says nothing of the model."""
+        """Record an outcome with the model's circuit breaker; ``None`` says nothing about the model."""
         ...
 
     def opened(self) -> Mapping[str, float]:
-        """Give the models that are left alone, as far as is known here, and until when.
+        """Return the models with an open breaker, as far as this process knows, and until when.
 
         Times are on the clock of ``anyio.current_time()``.
         """
         ...
 
     def aclose(self) -> Awaitable[None]:
-        """Let go of connections and threads; a second time does nothing."""
+        """Close connections and threads; closing twice is fine."""
         ...
 
 
-# The service that knows what was spent, and how much more may be.
+# Spending.
 
 
 class Ledger(Protocol):
-    """What was spent: one row an attempt, and what is left of the budgets."""
+    """The record of spending, one row for each attempt, and what is left of the budgets."""
 
     def record(self, row: LedgerRow) -> None:
-        """Book a row without waiting. No two rows have the same time and ``id``."""
+        """Record a row without waiting. No two rows share both time and ``id``."""
         ...
 
     def rows(
@@ -134,116 +136,116 @@ class Ledger(Protocol):
         before: LedgerRow | None = None,
         newest: int | None = None,
     ) -> FutureResult[Sequence[LedgerRow], LLMError]:
-        """Give the rows from a time up to another, oldest first: all of them, or the ``newest``.
+        """Return the rows between two times, oldest first: all of them, or the ``newest``.
 
-        For page after page, each has the rows that come ``before`` the first one of the page before it.
+        To read page by page, pass the first row of a page as ``before`` of the next.
         """
         ...
 
     def reserve(self, hold: Hold) -> FutureResult[Hold, LLMError]:
-        """Reserve an amount in all accounts or in none, whoever else does at the same time.
+        """Reserve an amount in all accounts or in none, atomically across processes.
 
-        What is too much for one of them is a ``BudgetExceeded``. Who is cancelled meanwhile has reserved nothing.
+        An account that cannot cover it makes a ``BudgetExceeded``. A cancelled reservation reserves nothing.
         """
         ...
 
     def commit(self, hold: Hold, cost: Decimal) -> Awaitable[None]:
-        """Spend what it came to (US dollars) and give the hold back, once. No cancellation cuts it short."""
+        """Replace a hold by the actual cost (USD), once. Cancellation never interrupts it."""
         ...
 
     def aclose(self) -> Awaitable[None]:
-        """Write what is not written yet, and let go of connections and threads; a second time does nothing."""
+        """Write pending rows and close connections and threads; closing twice is fine."""
         ...
 
 
-# Every service that an effect may use, each behind a small Protocol.
+# Models, stores and statistics.
 
 
 class Clients(Protocol):
-    """The edge to the models."""
+    """The clients of the models."""
 
     def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
         """Ask ``call.model`` once; events go to ``call.sink`` where there is one."""
         ...
 
     def probe(self, name: str, model: ModelConfig) -> FutureResult[ModelHealth, LLMError]:
-        """See how a model is without asking it anything."""
+        """Check a model's health without asking it anything."""
         ...
 
 
 @runtime_checkable
 class Embedder(Protocol):
-    """What clients may be besides; those that are not embed no texts."""
+    """Clients that can embed texts; others need not implement it."""
 
     def embed(self, call: Call, texts: tuple[str, ...], dimensions: int | None) -> FutureResult[Vectors, LLMError]:
-        """Ask ``call.model`` once for a vector of each text, of so many numbers where that is said."""
+        """Ask ``call.model`` once for a vector of each text, of ``dimensions`` numbers if given."""
         ...
 
 
 class Cache(Protocol):
-    """Whole answers by key. What goes wrong is a ``StorageFailed``; an entry is opaque bytes.
+    """Whole answers by key. A failure is a ``StorageFailed``; an entry is opaque bytes.
 
-    One that never waits may say so (``waits = False``): no time is set for it then, which saves much of what it costs.
+    A cache that never waits may set ``waits = False``: its calls then run without a time limit, which is cheaper.
     """
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
-        """Give the entry, or ``None`` where there is none or it is too old."""
+        """Return the entry, or ``None`` if there is none or it has expired."""
         ...
 
     def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
-        """Keep an entry for ``ttl_seconds``; ``None`` is for ever, 0 keeps nothing, also not what was there."""
+        """Store an entry for ``ttl_seconds``; ``None`` is for ever, 0 stores nothing and deletes an old entry."""
         ...
 
     def delete(self, key: str) -> FutureResult[bool, LLMError]:
-        """Drop an entry; says whether there was one that could have been given."""
+        """Delete an entry; the value is whether a live one was there."""
         ...
 
     def clear(self) -> FutureResult[int | None, LLMError]:
-        """Drop all entries and give how many they were, where the store can tell."""
+        """Delete all entries; the value is their number, where the store knows it."""
         ...
 
     def stats(self) -> FutureResult[CacheStats, LLMError]:
-        """Tell what the store holds and did."""
+        """Return what the store holds and how it was used."""
         ...
 
     def aclose(self) -> Awaitable[None]:
-        """Let go of files, connections and threads; a second time does nothing."""
+        """Close files, connections and threads; closing twice is fine."""
         ...
 
 
 class Conversations(Protocol):
-    """Stored conversations, append-only. Every operation names an owner and sees that owner's only.
+    """Stored conversations, append-only. Every operation names an owner and sees only that owner's data.
 
-    A conversation of another owner is one that is not there; ``None`` is an owner of its own. What is asked of one that
-    is not there, or with an id that no store can keep, is an ``InvalidRequest``. What goes wrong with the store is a
-    ``StorageFailed``. Each turn that begins or ends, and each ``append``, is one more version.
+    A conversation of another owner does not exist; ``None`` is an owner of its own. An operation on a missing
+    conversation, or with an invalid id, is an ``InvalidRequest``. A failure of the store is a ``StorageFailed``. Each
+    turn that begins or ends, and each ``append``, adds one to the version.
     """
 
     def start(self, conversation: Conversation) -> FutureResult[Conversation, LLMError]:
-        """Keep a new conversation, at version 0; an id that the owner has already is a ``ConversationConflict``."""
+        """Store a new conversation at version 0; an id that the owner already uses is a ``ConversationConflict``."""
         ...
 
     def load(
         self, conversation_id: str, owner: str | None, newest: int | None = None
     ) -> FutureResult[History | None, LLMError]:
-        """Read a conversation at once: its ``newest`` turns, or all; ``None`` where there is none."""
+        """Read a conversation at one moment: its ``newest`` turns, or all; ``None`` if there is none."""
         ...
 
     def page(
         self, owner: str | None, limit: int, after: str | None = None
     ) -> FutureResult[tuple[Conversation, ...], LLMError]:
-        """Give an owner's conversations by their ids, at most ``limit`` of those that come ``after`` an id."""
+        """Return an owner's conversations in the order of their ids: at most ``limit``, from ``after`` an id on."""
         ...
 
     def begin_turn(
         self, conversation_id: str, owner: str | None, expected_version: int, turn: Turn
     ) -> FutureResult[Turn, LLMError]:
-        """Store what is asked, before it is: the only place of conflict.
+        """Store the question before a model is asked: the only place of conflict.
 
-        A conversation that has moved on from ``expected_version`` is a ``ConversationConflict``. A turn whose id is
-        there already is given as it stands, and nothing is stored. Only one that failed, was interrupted before
-        anything came of it, or whose lease is over at ``turn.begun_at``, is taken up again: its messages stay, the
-        ``writer`` and the lease are the new ones. Who is given its own ``writer`` back, pending, has the turn.
+        A conversation that is past ``expected_version`` is a ``ConversationConflict``. A turn whose id exists is
+        returned unchanged, and nothing is stored. Only a turn that failed, was interrupted before any content, or whose
+        lease has expired at ``turn.begun_at`` is resumed: it keeps its messages and gets the new ``writer`` and lease.
+        A pending turn with your ``writer`` is yours.
         """
         ...
 
@@ -257,133 +259,134 @@ class Conversations(Protocol):
         *,
         error: str | None = None,
     ) -> FutureResult[Turn, LLMError]:
-        """Store what came of a turn. It needs no version.
+        """Store the end of a turn. It needs no version.
 
-        A turn that ended with an answer, or a part of one, stays as it is and is given. One that failed keeps only what
-        was asked, and takes an answer that arrives later.
+        A turn that already ended with an answer, or part of one, is returned unchanged. A failed turn keeps only its
+        question, and accepts an answer that arrives later.
         """
         ...
 
     def append(
         self, conversation_id: str, owner: str | None, expected_version: int, turns: tuple[Turn, ...]
     ) -> FutureResult[Conversation, LLMError]:
-        """Store whole turns at once, all or none; those whose ids are there already are left as they are."""
+        """Store whole turns, all or none; turns whose ids exist stay as they are."""
         ...
 
     def summarise(self, conversation_id: str, owner: str | None, summary: Summary) -> FutureResult[None, LLMError]:
-        """Keep a summary, unless there is one that reaches further."""
+        """Store a summary, unless a stored one reaches further."""
         ...
 
     def delete(self, conversation_id: str, owner: str | None) -> FutureResult[bool, LLMError]:
-        """Drop a conversation with all that it holds; says whether there was one."""
+        """Delete a conversation with its contents; the value is whether there was one."""
         ...
 
     def intend(self, run_id: str, owner: str | None, key: str, intent: bytes) -> FutureResult[JournalEntry, LLMError]:
-        """Note what a run is about to do; an entry that is there already is given as it stands, ``fresh`` no more."""
+        """Record what a run is about to do; an existing entry is returned unchanged, and not ``fresh``."""
         ...
 
     def conclude(self, run_id: str, owner: str | None, key: str, result: bytes) -> FutureResult[None, LLMError]:
-        """Note what came of a step; the first result stays."""
+        """Record the result of a step; the first result stays."""
         ...
 
     def journal(self, run_id: str, owner: str | None) -> FutureResult[tuple[JournalEntry, ...], LLMError]:
-        """Give all that a run noted, in order."""
+        """Return the entries of a run, in order."""
         ...
 
     def aclose(self) -> Awaitable[None]:
-        """Let go of files, connections and threads; a second time does nothing."""
+        """Close files, connections and threads; closing twice is fine."""
         ...
 
 
 class Health(Protocol):
-    """What routing and retries know of each model."""
+    """The statistics and cooldowns of each model, for routing and retries."""
 
     def observe(self, attempt: Attempt, at: datetime) -> None:
         """Learn from an attempt that ended ``at`` a time of ``env.now``."""
         ...
 
     def cool_down(self, model: str, until: float) -> None:
-        """Leave a model alone until a time on the clock of ``anyio.current_time()``."""
+        """Skip a model until a time on the clock of ``anyio.current_time()``."""
         ...
 
     def statistics(self) -> Mapping[str, Statistics]:
-        """Give what is known, by model name."""
+        """Return the statistics by model name."""
         ...
 
     def begin_call(self) -> None:
-        """Count a call that is routed now."""
+        """Count a routed call."""
         ...
 
     def calls(self) -> int:
-        """Tell how many calls were routed: the draws that decide about exploring go by it."""
+        """Return how many calls were routed; exploration depends on it."""
         ...
 
     def latency(self, model: str, share: float, *, first_content: bool) -> float | None:
-        """Give the milliseconds within which that share (0 to 1) of the newest answers came, or ``None``.
+        """Return the latency quantile ``share`` (0 to 1) of the newest answers in milliseconds.
 
-        Of streams the time of their ``first_content``, else that of whole answers; ``None`` where too few are known.
+        ``first_content`` selects the time to the first content of streams, else whole answers count; ``None`` where
+        too few are known.
         """
         ...
 
 
 class Prices(Protocol):
-    """What tokens cost."""
+    """The prices of tokens."""
 
     def cost(self, model: str, usage: Usage, at: datetime) -> Cost:
-        """Price some usage of a model ``at`` a time of ``env.now``; unknown where the price or the usage is."""
+        """Return the cost of a model's usage ``at`` a time of ``env.now``; unknown if the price or the usage is."""
         ...
 
     def source(self, model: str, at: datetime) -> str:
-        """Say where the price of a model comes from; nothing where there is none."""
+        """Return where the price of a model comes from; empty if there is none."""
         ...
 
 
 class Tokens(Protocol):
-    """How long a text is for a model."""
+    """Token estimates, calibrated for each model."""
 
     def estimate(self, request: LLMRequest) -> int:
         """Estimate the tokens of the prompt: messages, system, tools and schema."""
         ...
 
     def ratio(self, model: str) -> float:
-        """Give the tokens that a configured model counts for each one estimated."""
+        """Return how many tokens a configured model counts for each estimated one."""
         ...
 
     def learn(self, model: str, estimated: int, told: int) -> None:
-        """Learn from a prompt that was estimated and then counted by its provider."""
+        """Calibrate by a prompt that was estimated and then counted by its provider."""
         ...
 
 
 class Span(Protocol):
-    """A piece of work that is being followed."""
+    """A span of traced work."""
 
     def end(self, attributes: Attributes, error: str | None = None) -> None:
-        """Tell what came of it; ``error`` is the tag of an error, or the class of a defect."""
+        """End the span; ``error`` is the tag of an error, or the class of a defect."""
         ...
 
 
 class Telemetry(Protocol):
-    """Traces and metrics. What it raises is logged, and never reaches the call that it follows."""
+    """Traces and metrics. An exception it raises is logged and never reaches the traced call."""
 
     @property
     def active(self) -> bool:
-        """Whether anybody listens: where nobody does, nothing is gathered."""
+        """Whether anything is recorded; if not, nothing is collected."""
         ...
 
     def begin(self, name: str, attributes: Attributes, *, client: bool = False) -> Span:
-        """Follow a piece of work; what begins before it ends, in the same task or one below, is a part of it.
+        """Open a span; spans opened before it ends, in the same task or a child task, are its children.
 
-        It ends in the task in which it began. ``client`` says that another process does the work.
+        It ends in the task that opened it. ``client`` marks work that another process does.
         """
         ...
 
     def record(self, measures: Sequence[Measure]) -> None:
-        """Take the figures of what is current."""
+        """Record measures within the current span."""
         ...
 
 
 Now: TypeAlias = Callable[[], datetime]
-"""Wall time, with its zone: for TTLs, the ledger and dates only."""
+"""Wall time with its zone, for TTLs, the ledger and dates only."""
 
 Draw: TypeAlias = Callable[[], float]
 """A random number from 0 up to 1."""

@@ -1,4 +1,6 @@
-"""Pictures and documents from files."""
+"""Images and documents read from files."""
+
+from __future__ import annotations
 
 import mimetypes
 import os
@@ -8,7 +10,6 @@ from typing import Final, TypeAlias, TypeVar
 
 import anyio
 from attrs import evolve
-from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.effect import Effect, effect
@@ -17,29 +18,29 @@ from llm_effects.values.errors import InvalidRequest, LLMError, cause_of, checke
 from llm_effects.values.messages import Document, Image, media_type_of
 
 StrPath: TypeAlias = str | os.PathLike[str]
-"""Where a file is."""
+"""The path of a file."""
 
 LARGEST: Final = 50 * 2**20
-"""Bytes of a file that may be read: no provider takes more."""
+"""Largest file that is read, in bytes: no provider accepts more."""
 
 _Part = TypeVar("_Part", Image, Document)
 
 
 def read_image(path: StrPath) -> Effect[Image]:
-    """Read a picture; its kind is told by its bytes, else by its name. What is wrong is an ``InvalidRequest``.
+    """Read an image; its media type follows from its bytes, else from its name. A bad file is an ``InvalidRequest``.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
     >>> anyio.run(run, read_image("/no/such.png"), scripted_env()).failure().message
     '/no/such.png: cannot be read (No such file or directory): give the path of a file'
     """
-    return _read(path, lambda data: checked(Image, data, media_type_of(data) or _kind(path)))
+    return _read(path, lambda data: checked(Image, data, media_type_of(data) or _media_type(path)))
 
 
 def read_document(path: StrPath, *, cite: bool = False) -> Effect[Document]:
-    """Read a document, whose title is the file's name; with ``cite`` the model is asked to cite it.
+    """Read a document, titled by the file's name; with ``cite`` the model is asked to cite it.
 
-    What is wrong with the file is an ``InvalidRequest``.
+    A bad file is an ``InvalidRequest``.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
@@ -47,32 +48,29 @@ def read_document(path: StrPath, *, cite: bool = False) -> Effect[Document]:
     'InvalidRequest'
     """
     title = Path(path).name
-    return _read(path, lambda data: checked(Document, data, _kind(path), title=title, cite=cite))
+    return _read(path, lambda data: checked(Document, data, _media_type(path), title=title, cite=cite))
 
 
-def _kind(path: StrPath) -> str | None:
-    return _BY_ENDING.get(Path(path).suffix.lower()) or mimetypes.guess_type(Path(path).name)[0]
+def _media_type(path: StrPath) -> str | None:
+    return _BY_SUFFIX.get(Path(path).suffix.lower()) or mimetypes.guess_type(Path(path).name)[0]
 
 
-_BY_ENDING: Final = {".md": "text/markdown", ".toml": "application/toml", ".yaml": "text/yaml", ".yml": "text/yaml"}
-"""Endings that not every machine's own table has."""
+_BY_SUFFIX: Final = {".md": "text/markdown", ".toml": "application/toml", ".yaml": "text/yaml", ".yml": "text/yaml"}
+"""Suffixes that not every machine's table knows."""
 
 
 def _read(path: StrPath, make: Callable[[bytes], Result[_Part, LLMError]]) -> Effect[_Part]:
-    async def run(_: LLMEnv) -> Result[_Part, LLMError]:
-        data = await _bytes(path)
-        if not is_successful(data):
-            return Failure(data.failure())
-        return make(data.unwrap()).alt(lambda error: _named(path, error))
+    async def read(_: LLMEnv) -> Result[_Part, LLMError]:
+        return (await _bytes(path)).bind(make).alt(lambda error: _named(path, error))
 
-    return effect(run)
+    return effect(read)
 
 
 async def _bytes(path: StrPath) -> Result[bytes, LLMError]:
     try:
         async with await anyio.open_file(path, "rb") as file:
             data = await file.read(LARGEST + 1)
-    except (OSError, ValueError) as problem:  # the second: of a path that no file has
+    except (OSError, ValueError) as problem:  # ValueError: a path that no file can have
         why = getattr(problem, "strerror", None) or problem
         message = f"{path}: cannot be read ({why}): give the path of a file"
         return Failure(InvalidRequest(message=message, cause=cause_of(problem)))

@@ -1,4 +1,6 @@
-"""When to try again: schedules are pure values that combine with ``&`` and ``|``."""
+"""Retry schedules: pure values that combine with ``&`` and ``|``."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from llm_effects.values.validation import invalid
 @final
 @frozen
 class Step:
-    """Where a loop stands: the number of the coming retry (from 1), seconds since the start, a drawn number."""
+    """The state of a retry loop: the number of the next retry (from 1), seconds since the start, a random number."""
 
     retry: int
     elapsed: float = 0.0
@@ -22,9 +24,9 @@ class Step:
 @final
 @frozen
 class Schedule:
-    """How long to pause before a retry, in seconds, or ``None`` to stop.
+    """A function from a step to the pause before its retry in seconds, or ``None`` to stop.
 
-    ``a & b`` goes on while both do and takes the longer pause; ``a | b`` while either does, and the shorter.
+    ``a & b`` continues while both do, with the longer pause; ``a | b`` while either does, with the shorter.
 
     >>> patient = exponential(0.5) & up_to(3)
     >>> [patient.pause(Step(retry)) for retry in (1, 2, 3, 4)]
@@ -33,14 +35,14 @@ class Schedule:
 
     pause: Callable[[Step], float | None]
 
-    def __and__(self, other: "Schedule") -> "Schedule":
+    def __and__(self, other: Schedule) -> Schedule:
         def both(step: Step) -> float | None:
             mine, theirs = self.pause(step), other.pause(step)
             return None if mine is None or theirs is None else max(mine, theirs)
 
         return Schedule(both)
 
-    def __or__(self, other: "Schedule") -> "Schedule":
+    def __or__(self, other: Schedule) -> Schedule:
         def either(step: Step) -> float | None:
             pauses = [pause for pause in (self.pause(step), other.pause(step)) if pause is not None]
             return min(pauses, default=None)
@@ -49,7 +51,7 @@ class Schedule:
 
 
 def duration(name: str, seconds: float) -> float:
-    """Take a number of seconds, also an endless one.
+    """Return a number of seconds, if it is 0 or more; it may be infinite.
 
     >>> duration("after", math.nan)
     Traceback (most recent call last):
@@ -75,9 +77,9 @@ def exponential(base: float = 0.1, factor: float = 2.0, cap: float = 20.0) -> Sc
 
 
 def jittered(schedule: Schedule) -> Schedule:
-    """Full jitter: anything from no pause up to that of ``schedule``, by the drawn number.
+    """Add full jitter: a random pause between 0 and that of ``schedule``.
 
-    Spreads callers that failed together; see "Exponential Backoff And Jitter" in the AWS Architecture Blog (2015).
+    It spreads callers that failed together; see "Exponential Backoff And Jitter" in the AWS Architecture Blog (2015).
 
     >>> jittered(exponential(4.0)).pause(Step(1, drawn=0.25))
     1.0
@@ -91,7 +93,7 @@ def jittered(schedule: Schedule) -> Schedule:
 
 
 def up_to(retries: int) -> Schedule:
-    """Go on for that many retries, without a pause.
+    """Continue for that many retries, without a pause.
 
     >>> up_to(1).pause(Step(1)), up_to(1).pause(Step(2))
     (0.0, None)
@@ -100,7 +102,7 @@ def up_to(retries: int) -> Schedule:
 
 
 def within(seconds: float) -> Schedule:
-    """Go on while less than that many seconds have passed since the start.
+    """Continue while less than that many seconds have passed since the start.
 
     >>> within(2.0).pause(Step(9, elapsed=1.0)), within(2.0).pause(Step(1, elapsed=2.0))
     (0.0, None)

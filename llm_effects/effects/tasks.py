@@ -1,4 +1,4 @@
-"""Tasks side by side: none outlives its group, and a defect comes out as itself."""
+"""Concurrent tasks: none outlives its group, and a defect is raised as itself."""
 
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
@@ -17,7 +17,7 @@ _Item = TypeVar("_Item")
 
 @asynccontextmanager
 async def together() -> AsyncGenerator[TaskGroup]:
-    """Open a task group that gives the first defect of its tasks as it was raised, not in an ``ExceptionGroup``.
+    """Open a task group that raises the first defect of its tasks as it is, not in an ``ExceptionGroup``.
 
     >>> async def main() -> None:
     ...     async with together():
@@ -39,9 +39,9 @@ async def together() -> AsyncGenerator[TaskGroup]:
 
 
 async def apart(work: Callable[[], Awaitable[_Item]]) -> _Item:
-    """Do some work in a task of its own, so that what is shielded in it is shielded from everybody.
+    """Run some work in a task of its own, so that a shield in it holds against any cancellation.
 
-    A shield holds off cancelled scopes, not asyncio's ``Task.cancel()``, which ``asyncio.timeout``, ``wait_for`` and
+    A shield stops cancelled scopes, but not asyncio's ``Task.cancel()``, which ``asyncio.timeout``, ``wait_for`` and
     Ctrl-C use. Here that becomes a cancelled scope around the work, which is awaited to its end.
 
     >>> async def main() -> int:
@@ -51,20 +51,20 @@ async def apart(work: Callable[[], Awaitable[_Item]]) -> _Item:
     >>> anyio.run(main)
     1
     """
-    made: list[_Item] = []
+    results: list[_Item] = []
 
-    async def labour() -> None:
-        made.append(await work())
+    async def task() -> None:
+        results.append(await work())
 
     async with together() as group:
-        group.start_soon(labour)
-    return made[0]
+        group.start_soon(task)
+    return results[0]
 
 
 async def in_parallel(items: Iterable[_Item], workers: int, work: Callable[[int, _Item], Awaitable[bool]]) -> None:
-    """Do ``work`` on each item and its number, by so many ``workers``, until one says that it is enough (``True``).
+    """Do ``work`` on each item and its number, with so many ``workers``, until one returns ``True`` to stop.
 
-    An item is taken when a worker is free, in order: the items may be more than there is memory for.
+    Items are taken in order as workers become free, so there may be more of them than fit in memory.
 
     >>> seen = []
     >>> async def note(number: int, item: str) -> bool:
@@ -76,41 +76,41 @@ async def in_parallel(items: Iterable[_Item], workers: int, work: Callable[[int,
     queue = enumerate(items)
     async with together() as group:
 
-        async def labour() -> None:
+        async def worker() -> None:
             for number, item in queue:
                 if group.cancel_scope.cancel_called:
                     return
                 if await work(number, item):
                     group.cancel_scope.cancel()
-                await checkpoint()  # work that never waits still lets others have their turn
+                await checkpoint()  # work that never waits must still yield to other tasks
 
         for _ in range(workers):
-            group.start_soon(labour)
+            group.start_soon(worker)
 
 
-# From a thread to an event loop: chunks that one produces and the other awaits.
+# From a thread to an event loop.
 
 
 BEGUN: Final = ""
-"""No chunk of an answer: it says that the call has left the queue."""
+"""The chunk that marks that the call has left the queue."""
 
 Admitted: TypeAlias = Callable[[], object]
 """Called once a call has left the queue."""
 
 Deliver: TypeAlias = Callable[[str], Awaitable[LLMError | None]]
-"""Takes one chunk of an answer, a JSON text; an error ends the answer."""
+"""Receives one chunk of an answer, a JSON text; an error ends the answer."""
 
 
 @final
 class Mailbox:
-    """Chunks on their way from a thread of the model to the caller's event loop; ``None`` is the last.
+    """A queue of chunks from the model's thread to the caller's event loop; ``None`` is the last.
 
-    It is not bounded: the engine goes on, whatever its callback does, to the end of one answer, which its slot bounds.
+    It is unbounded: the engine continues to the end of the answer, which its slot bounds, whatever its callback does.
     """
 
     def __init__(self) -> None:
         loop = current_token().native_token
-        # asyncio and trio call the same thing by two names
+        # asyncio and trio have two names for the same method
         name = "call_soon_threadsafe" if hasattr(loop, "call_soon_threadsafe") else "run_sync_soon"
         self._soon: Callable[[Callable[[], None]], object] = getattr(loop, name)
         self._chunks: deque[str | None] = deque()
@@ -118,7 +118,7 @@ class Mailbox:
         self.left: bool = False
 
     def put(self, chunk: str | None) -> bool:
-        """Take a chunk, in any thread; ``True`` says that nobody waits for more."""
+        """Add a chunk, in any thread; return whether the receiver has left."""
         if not self.left:
             self._chunks.append(chunk)
             try:
@@ -128,7 +128,7 @@ class Mailbox:
         return self.left
 
     def _tell(self) -> None:
-        self._news.set()  # the one of now, not of when the chunk came
+        self._news.set()  # the current event, not the one of when the chunk was added
 
     async def receive(self) -> str | None:
         """Wait for the next chunk."""
@@ -140,11 +140,11 @@ class Mailbox:
 
 
 def unheard() -> None:
-    """Tell nobody."""
+    """Do nothing: the call has no listener."""
 
 
 async def delivered(mailbox: Mailbox, deliver: Deliver, admitted: Admitted) -> LLMError | None:
-    """Hand on each chunk as it comes, to the last; gives what ended the answer early, if anything did."""
+    """Deliver each chunk as it arrives, to the last; return the error that ended the answer early, if any."""
     while (chunk := await mailbox.receive()) is not None:
         if chunk == BEGUN:
             admitted()

@@ -138,7 +138,7 @@ def fitting(event: StreamEvent, call: Call) -> StreamEvent:
 @final
 @unique
 class Retry(Enum):
-    """How a follower asks after a flight that brought no answer: as before, in the leader's place, or unshared."""
+    """The next step of a follower without an answer: follow again, take the leader's place, or ask alone."""
 
     AGAIN = "again"
     INSTEAD = "instead"
