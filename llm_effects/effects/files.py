@@ -61,7 +61,7 @@ _BY_SUFFIX: Final = {".md": "text/markdown", ".toml": "application/toml", ".yaml
 
 def _read(path: StrPath, make: Callable[[bytes], Result[_Part, LLMError]]) -> Effect[_Part]:
     async def read(_: LLMEnv) -> Result[_Part, LLMError]:
-        return (await _bytes(path)).bind(make).alt(lambda error: _named(path, error))
+        return (await _bytes(path)).bind(lambda data: make(data).alt(lambda error: _named(path, error)))
 
     return effect(read)
 

@@ -1,4 +1,4 @@
-"""Hedging: when a second attempt is made, what the consumer sees of it, what it costs and what it never does."""
+"""Hedging: when a second attempt is made, which one wins, and what the consumer sees."""
 
 import math
 from datetime import UTC, datetime
@@ -45,8 +45,14 @@ from tests.fixtures.futures import given_by
 from tests.fixtures.servers import Peer, reply_json, serving
 
 ASK = LLMRequest(prompt="why?")
+
+
 NOON = datetime(2026, 1, 1, tzinfo=UTC)
+
+
 USUAL_S = 1.0
+
+
 ON = HedgingConfig(enabled=True, budget=1.0)
 
 
@@ -100,117 +106,10 @@ def told_by(env: LLMEnv, request: LLMRequest = ASK, pause: float = 0.0) -> list[
     return told.events
 
 
-# --- whole answers
-
-
-def test_a_slow_answer_is_raced_and_the_loser_booked() -> None:
-    env = env_of(Delayed(60, "slow"), "quick", price=Price(input=1, output=1))
-    answer = ask(env).unwrap()
-    assert (answer.content, answer.latency_ms) == ("quick", USUAL_S * 1000)
-    assert [(each.outcome, each.latency_ms) for each in answer.attempts] == [("success", 0), ("cancelled", 1000)]
-    assert [each.cost.known for each in answer.attempts] == [True, False]
-    assert answer.cost == Cost.UNKNOWN
-    assert len(run_in_virtual_time(booked, env)) == 2
-
-
 async def booked(env: LLMEnv) -> set[int]:
     rows = await given_by(env.ledger.rows())
     assert len({row.call_id for row in rows}) == 1
     return {id(row) for row in rows}
-
-
-def test_the_slow_one_may_still_win() -> None:
-    env = env_of(Delayed(2, "first"), Delayed(60, "second"))
-    answer = ask(env).unwrap()
-    assert (answer.content, answer.latency_ms) == ("first", 2000)
-    assert [each.outcome for each in answer.attempts] == ["success", "cancelled"]
-
-
-def test_an_answer_in_the_usual_time_is_asked_for_once() -> None:
-    env = env_of(Delayed(0.9, "in time"))
-    assert (ask(env).unwrap().content, asked(env)) == ("in time", 1)
-
-
-def test_an_error_before_is_for_the_retries() -> None:
-    env = env_of(NetworkError(), Delayed(60, "slow"), "never", routes=routing(max_retries=1))
-    assert (ask(env).unwrap().content, asked(env)) == ("slow", 2)
-
-
-def test_an_error_of_one_leaves_the_other_its_time() -> None:
-    first_fails = env_of(Delayed(2, NetworkError()), Delayed(5, "second"))
-    second_fails = env_of(Delayed(2, "first"), NetworkError())
-    assert ask(first_fails).unwrap().content == "second"
-    assert ask(second_fails).unwrap().content == "first"
-
-
-def test_when_both_fail_it_is_the_first_one_s_error() -> None:
-    env = env_of(Delayed(3, MalformedResponse()), ModelUnavailable())
-    error = ask(env).failure()
-    assert {each.outcome for each in error.attempts} == {"ModelUnavailable", "MalformedResponse"}
-    assert error.tag == "RequestFailed"
-    assert {each.tag for each in error.errors} == {"ModelUnavailable", "MalformedResponse"}
-
-
-# --- streams
-
-
-def test_the_consumer_sees_one_answer_only() -> None:
-    env = env_of(Delayed(60, "slow"), Chunks(("be", "cause"), pause=0.1))
-    *told, last = told_by(env)
-    assert told == [Started("one"), TextDelta("be"), TextDelta("cause")]
-    assert isinstance(last, Completed)
-    assert [each.outcome for each in last.response.attempts] == ["cancelled", "success"]
-
-
-def test_the_first_content_wins_and_not_the_first_end() -> None:
-    env = env_of(Chunks(("long", " story"), pause=5), Delayed(5, "short"))
-    told = told_by(env)
-    assert told[:2] == [Started("one"), TextDelta("short")]
-    slow_but_first = env_of(Chunks(("a", "b", "c"), pause=0.6), "late")
-    assert [type(event) for event in told_by(slow_but_first)].count(Started) == 1
-
-
-def test_a_stream_that_has_begun_is_not_hedged() -> None:
-    env = env_of(Chunks(("be", "cause"), pause=0.4))
-    told_by(env)
-    assert asked(env) == 1
-
-
-def test_a_break_after_the_first_content_is_that_attempt_s_own() -> None:
-    env = env_of(Delayed(60, "slow"), Chunks(("half",), then=MalformedResponse()))
-    told = told_by(env)
-    assert told[:2] == [Started("one"), TextDelta("half")]
-    assert told[-1].error.partial == "half"  # type: ignore[union-attr]
-
-
-def test_after_some_content_nothing_is_hedged() -> None:
-    broken = Chunks(("half",), then=MalformedResponse())
-    env = env_of(broken, Delayed(60, "whole"), "never", names=("one", "two"))
-    told = told_by(env, evolve(ASK, recovery=Recovery.RESTART))
-    assert told[1:4] == [TextDelta("half"), Restarted("two"), TextDelta("whole")]
-    assert asked(env) == 2
-
-
-def test_a_slow_consumer_holds_nobody_up_for_ever() -> None:
-    env = env_of(Delayed(60, "slow"), Chunks(("be", "cause")))
-    assert [type(event) for event in told_by(env, pause=10)] == [Started, TextDelta, TextDelta, Completed]
-
-
-def test_an_answer_without_content_is_begun_all_the_same() -> None:
-    empty = LLMResponse(content="", model="m", provider="p", usage=Usage())
-    assert [type(event) for event in told_by(env_of(Delayed(60, "slow"), empty))] == [Started, Completed]
-
-
-@pytest.mark.anyio
-async def test_a_sink_that_raises_ends_the_call_with_its_own_exception() -> None:
-    async def sink(_: StreamEvent) -> None:
-        raise KeyError("a bug")
-
-    with pytest.raises(KeyError, match="a bug"):
-        await run(stream(ASK, sink), env_of("at once"))
-
-
-# --- what is never hedged
 
 
 NEVER = {
@@ -222,49 +121,6 @@ NEVER = {
     "no budget": (ASK, routing(evolve(ON, budget=0.5)), {}),
 }
 
-
-@pytest.mark.parametrize("why", NEVER)
-def test_what_is_never_hedged(why: str) -> None:
-    request, routes, settings = NEVER[why]
-    env = env_of(Delayed(60, "slow"), "never", routes=routes, **settings)
-    assert (ask(env, request).unwrap().content, asked(env)) == ("slow", 1)
-
-
-def test_a_wait_in_our_own_line_is_not_hedged() -> None:
-    env = env_of(Delayed(60, "first"), Delayed(60, "second"), Delayed(5, "third"), concurrency=2)
-
-    async def main() -> list[str]:
-        async with anyio.create_task_group() as group:
-            for number in range(3):
-                group.start_soon(run, generate(LLMRequest(prompt=f"why? ({number})")), env)
-                await anyio.sleep(0.1)
-        return [row.attempt.outcome for row in await given_by(env.ledger.rows())]
-
-    assert run_in_virtual_time(main) == ["success"] * 3
-
-
-@given(st.floats(0.01, 1.0), st.integers(1, 60))
-def test_no_more_than_the_budget_s_share_is_hedged(budget: float, calls: int) -> None:
-    hedges = MemoryHedges()
-    spent = 0
-    for number in range(1, calls + 1):
-        hedges.earn(budget)
-        spent += hedges.spend()
-        assert spent == math.floor(budget * number + 1e-6)
-
-
-def test_the_share_holds_for_a_model_that_is_always_slow() -> None:
-    env = env_of(Delayed(3, "slow"), routes=routing(evolve(ON, budget=0.25)))
-
-    async def main() -> None:
-        for _ in range(20):
-            await run(generate(ASK), env)
-
-    run_in_virtual_time(main)
-    assert asked(env) == 20 + 5
-
-
-# --- a real server
 
 ANSWER = reply_json(
     {
@@ -281,6 +137,145 @@ async def behave(peer: Peer) -> None:
         await peer.gone()
     else:
         await peer.send(ANSWER)
+
+
+def test_a_slow_answer_is_hedged_and_the_loser_recorded() -> None:
+    env = env_of(Delayed(60, "slow"), "quick", price=Price(input=1, output=1))
+    answer = ask(env).unwrap()
+    assert (answer.content, answer.latency_ms) == ("quick", USUAL_S * 1000)
+    assert [(each.outcome, each.latency_ms) for each in answer.attempts] == [("success", 0), ("cancelled", 1000)]
+    assert [each.cost.known for each in answer.attempts] == [True, False]
+    assert answer.cost == Cost.UNKNOWN
+    assert len(run_in_virtual_time(booked, env)) == 2
+
+
+def test_the_first_attempt_may_still_win() -> None:
+    env = env_of(Delayed(2, "first"), Delayed(60, "second"))
+    answer = ask(env).unwrap()
+    assert (answer.content, answer.latency_ms) == ("first", 2000)
+    assert [each.outcome for each in answer.attempts] == ["success", "cancelled"]
+
+
+def test_an_answer_in_the_usual_time_is_not_hedged() -> None:
+    env = env_of(Delayed(0.9, "in time"))
+    assert (ask(env).unwrap().content, asked(env)) == ("in time", 1)
+
+
+def test_an_error_before_the_delay_is_left_to_the_retries() -> None:
+    env = env_of(NetworkError(), Delayed(60, "slow"), "never", routes=routing(max_retries=1))
+    assert (ask(env).unwrap().content, asked(env)) == ("slow", 2)
+
+
+def test_an_error_of_one_attempt_leaves_the_other_running() -> None:
+    first_fails = env_of(Delayed(2, NetworkError()), Delayed(5, "second"))
+    second_fails = env_of(Delayed(2, "first"), NetworkError())
+    assert ask(first_fails).unwrap().content == "second"
+    assert ask(second_fails).unwrap().content == "first"
+
+
+def test_when_both_attempts_fail_the_first_error_is_returned() -> None:
+    env = env_of(Delayed(3, MalformedResponse()), ModelUnavailable())
+    error = ask(env).failure()
+    assert {each.outcome for each in error.attempts} == {"ModelUnavailable", "MalformedResponse"}
+    assert error.tag == "RequestFailed"
+    assert {each.tag for each in error.errors} == {"ModelUnavailable", "MalformedResponse"}
+
+
+def test_the_consumer_sees_one_answer_only() -> None:
+    env = env_of(Delayed(60, "slow"), Chunks(("be", "cause"), pause=0.1))
+    *told, last = told_by(env)
+    assert told == [Started("one"), TextDelta("be"), TextDelta("cause")]
+    assert isinstance(last, Completed)
+    assert [each.outcome for each in last.response.attempts] == ["cancelled", "success"]
+
+
+def test_the_first_content_wins_rather_than_the_first_end() -> None:
+    env = env_of(Chunks(("long", " story"), pause=5), Delayed(5, "short"))
+    told = told_by(env)
+    assert told[:2] == [Started("one"), TextDelta("short")]
+    slow_but_first = env_of(Chunks(("a", "b", "c"), pause=0.6), "late")
+    assert [type(event) for event in told_by(slow_but_first)].count(Started) == 1
+
+
+def test_a_stream_with_content_is_not_hedged() -> None:
+    env = env_of(Chunks(("be", "cause"), pause=0.4))
+    told_by(env)
+    assert asked(env) == 1
+
+
+def test_a_break_after_the_first_content_belongs_to_that_attempt() -> None:
+    env = env_of(Delayed(60, "slow"), Chunks(("half",), then=MalformedResponse()))
+    told = told_by(env)
+    assert told[:2] == [Started("one"), TextDelta("half")]
+    assert told[-1].error.partial == "half"  # type: ignore[union-attr]
+
+
+def test_no_later_candidate_is_hedged_after_content() -> None:
+    broken = Chunks(("half",), then=MalformedResponse())
+    env = env_of(broken, Delayed(60, "whole"), "never", names=("one", "two"))
+    told = told_by(env, evolve(ASK, recovery=Recovery.RESTART))
+    assert told[1:4] == [TextDelta("half"), Restarted("two"), TextDelta("whole")]
+    assert asked(env) == 2
+
+
+def test_a_slow_consumer_does_not_hold_up_the_call_for_ever() -> None:
+    env = env_of(Delayed(60, "slow"), Chunks(("be", "cause")))
+    assert [type(event) for event in told_by(env, pause=10)] == [Started, TextDelta, TextDelta, Completed]
+
+
+def test_an_answer_without_content_still_starts() -> None:
+    empty = LLMResponse(content="", model="m", provider="p", usage=Usage())
+    assert [type(event) for event in told_by(env_of(Delayed(60, "slow"), empty))] == [Started, Completed]
+
+
+@pytest.mark.anyio
+async def test_an_exception_of_the_sink_ends_the_call() -> None:
+    async def sink(_: StreamEvent) -> None:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        await run(stream(ASK, sink), env_of("at once"))
+
+
+@pytest.mark.parametrize("why", NEVER)
+def test_calls_that_are_never_hedged(why: str) -> None:
+    request, routes, settings = NEVER[why]
+    env = env_of(Delayed(60, "slow"), "never", routes=routes, **settings)
+    assert (ask(env, request).unwrap().content, asked(env)) == ("slow", 1)
+
+
+def test_a_wait_for_a_permit_is_not_hedged() -> None:
+    env = env_of(Delayed(60, "first"), Delayed(60, "second"), Delayed(5, "third"), concurrency=2)
+
+    async def main() -> list[str]:
+        async with anyio.create_task_group() as group:
+            for number in range(3):
+                group.start_soon(run, generate(LLMRequest(prompt=f"why? ({number})")), env)
+                await anyio.sleep(0.1)
+        return [row.attempt.outcome for row in await given_by(env.ledger.rows())]
+
+    assert run_in_virtual_time(main) == ["success"] * 3
+
+
+@given(st.floats(0.01, 1.0), st.integers(1, 60))
+def test_hedges_stay_within_their_budget(budget: float, calls: int) -> None:
+    hedges = MemoryHedges()
+    spent = 0
+    for number in range(1, calls + 1):
+        hedges.earn(budget)
+        spent += hedges.spend()
+        assert spent == math.floor(budget * number + 1e-6)
+
+
+def test_the_budget_holds_for_a_model_that_is_always_slow() -> None:
+    env = env_of(Delayed(3, "slow"), routes=routing(evolve(ON, budget=0.25)))
+
+    async def main() -> None:
+        for _ in range(20):
+            await run(generate(ASK), env)
+
+    run_in_virtual_time(main)
+    assert asked(env) == 20 + 5
 
 
 @pytest.mark.anyio

@@ -1,0 +1,135 @@
+"""The whole pipeline, as a caller of ``generate`` sees it."""
+
+import math
+
+import anyio
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+from returns.pipeline import is_successful
+
+from llm_effects import (
+    AuthenticationFailed,
+    InvalidRequest,
+    LLMConfig,
+    LLMRequest,
+    ModelConfig,
+    NetworkError,
+    RateLimitExceeded,
+    explain,
+    generate,
+    run,
+    scripted_env,
+)
+from llm_effects.config import RoutingConfig
+from llm_effects.effects.effect import layered
+from llm_effects.pipeline import run_call
+from llm_effects.policies.complete import complete
+from llm_effects.policies.deadline import with_deadline
+from llm_effects.policies.recording import with_recording
+from llm_effects.policies.routing import with_routing
+from llm_effects.testing import Delayed, failing, scripted
+
+pytestmark = pytest.mark.anyio
+
+
+ASK = LLMRequest(prompt="why?")
+
+
+def models(*names: str, **routing: object) -> LLMConfig:
+    settings = {name: ModelConfig(provider="lm-studio", model=name) for name in names}
+    return LLMConfig(models=settings, routing=RoutingConfig(**{"max_retries": 2, **routing}))  # type: ignore[arg-type]
+
+
+ONE = models("one")
+
+
+async def test_a_response_has_its_attempts_cost_and_latency() -> None:
+    env = scripted_env("because")
+    response = (await run(generate(ASK), env)).unwrap()
+    assert (response.content, response.model, response.task_type) == ("because", "scripted", ASK.task_type)
+    [attempt] = response.attempts
+    assert (attempt.model, attempt.outcome, attempt.wait_ms) == ("scripted", "success", 0)
+    assert response.latency_ms >= attempt.latency_ms >= 0
+    assert response.usage.output_tokens == 1
+
+
+async def test_an_effect_can_be_run_many_times() -> None:
+    env, question = scripted_env("first", "second"), generate(ASK)
+    assert [(await run(question, env)).unwrap().content for _ in range(2)] == ["first", "second"]
+
+
+async def test_no_model_is_asked_before_the_effect_runs() -> None:
+    model = scripted("ok")
+    question = generate(ASK)
+    assert model.calls == []
+    await run(question, scripted_env(clients=model))
+    assert len(model.calls) == 1
+
+
+async def test_explain_returns_the_order_that_generate_follows() -> None:
+    model = failing(AuthenticationFailed())
+    env = scripted_env(clients=model, config=models("a", "b", "c"))
+    decision = (await run(explain(ASK), env)).unwrap()
+    assert model.calls == []
+    error = (await run(generate(ASK), env)).failure()
+    assert [attempt.model for attempt in error.attempts] == [each.model for each in decision.candidates]
+
+
+async def test_a_defect_is_raised_unchanged() -> None:
+    def broken(_: LLMRequest) -> str:
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError, match="bug"):
+        await run(generate(ASK), scripted_env(broken))
+
+
+async def test_a_pipeline_works_without_a_layer() -> None:
+    model = failing(NetworkError())
+    onion = layered(with_deadline, with_routing, with_recording, complete)
+    await run(run_call(onion, ASK), scripted_env(clients=model, config=ONE))
+    assert len(model.calls) == 1
+
+
+async def test_concurrent_calls_have_separate_histories() -> None:
+    env = scripted_env(lambda request: Delayed(0.001, str(request.prompt)))
+    contents: dict[int, tuple[str, int]] = {}
+
+    async def one(number: int) -> None:
+        response = (await run(generate(LLMRequest(prompt=f"q{number}")), env)).unwrap()
+        contents[number] = (response.content, len(response.attempts))
+
+    async with anyio.create_task_group() as group:
+        for number in range(100):
+            group.start_soon(one, number)
+    assert contents == {number: (f"q{number}", 1) for number in range(100)}
+
+
+@given(st.lists(st.sampled_from(["ok", "net", "rate", "auth", "bad"]), min_size=1, max_size=8), st.integers(1, 3))
+def test_every_script_ends_in_one_result_with_a_complete_history(script: list[str], candidates: int) -> None:
+    replies = {
+        "ok": "fine",
+        "net": NetworkError(),
+        "rate": RateLimitExceeded(retry_after=0.0),
+        "auth": AuthenticationFailed(),
+        "bad": InvalidRequest(message="prompt: no"),
+    }
+    model = scripted(*(replies[name] for name in script))
+    config = models(*(f"m{number}" for number in range(candidates)))
+    env = evolve(scripted_env(clients=model, config=config), draw=lambda: 0.0)
+    result = anyio.run(run, generate(ASK), env)
+    attempts = result.unwrap().attempts if is_successful(result) else result.failure().attempts
+    assert len(attempts) == len(model.calls) <= 3 * candidates
+    assert [each.model for each in attempts] == [call.model for call in model.calls]
+    assert is_successful(result) == (attempts[-1].outcome == "success")
+    assert all(math.isfinite(each.latency_ms) for each in attempts)
+
+
+async def test_a_cancelled_call_records_its_attempt() -> None:
+    env = scripted_env(Delayed(60, "late"))
+    with anyio.move_on_after(0.02) as scope:
+        await run(generate(ASK), env)
+    assert scope.cancelled_caught
+    [row] = (await env.ledger.rows()).unwrap()._inner_value
+    assert row.attempt.outcome == "cancelled"

@@ -1,0 +1,95 @@
+"""Recording: costs, the ledger and the history of attempts."""
+
+from decimal import Decimal
+
+import pytest
+from attrs import evolve
+
+from llm_effects import (
+    Cost,
+    LLMConfig,
+    LLMError,
+    LLMRequest,
+    MalformedResponse,
+    ModelConfig,
+    NetworkError,
+    RequestTimeout,
+    Usage,
+    generate,
+    run,
+    scripted_env,
+)
+from llm_effects.config import Price, RoutingConfig
+from llm_effects.routing.prices import PriceList
+from llm_effects.testing import answer
+
+pytestmark = pytest.mark.anyio
+
+
+ASK = LLMRequest(prompt="why?")
+
+
+def models(*names: str, **routing: object) -> LLMConfig:
+    settings = {name: ModelConfig(provider="lm-studio", model=name) for name in names}
+    return LLMConfig(models=settings, routing=RoutingConfig(**{"max_retries": 2, **routing}))  # type: ignore[arg-type]
+
+
+TWO = models("one", "two")
+
+
+NO_RETRY = models("one", "two", max_retries=0)
+
+
+async def test_the_cost_is_the_sum_of_all_attempts() -> None:
+    price = Price(input="1000", output="2000")
+    prices = PriceList({"one": price, "two": price})
+    billed = MalformedResponse(usage=Usage(input_tokens=1000, output_tokens=0))
+    said = evolve(answer("ok"), usage=Usage(input_tokens=1000, output_tokens=500))
+    env = evolve(scripted_env(billed, said, config=NO_RETRY), prices=prices)
+    response = (await run(generate(ASK), env)).unwrap()
+    assert [each.cost.usd for each in response.attempts] == [Decimal(1), Decimal(2)]
+    assert response.cost == Cost(Decimal(3))
+
+
+async def test_an_attempt_that_may_have_been_billed_makes_the_cost_unknown() -> None:
+    prices = PriceList({"one": Price(input=1, output=1), "two": Price(input=1, output=1)})
+    env = evolve(scripted_env(RequestTimeout(), "ok", config=NO_RETRY), prices=prices)
+    response = (await run(generate(ASK), env)).unwrap()
+    assert (response.cost.known, response.attempts[1].cost.known) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "known"),
+    [
+        (NetworkError(phase="refused"), True),
+        (NetworkError(phase="refused", usage=Usage()), True),
+        (NetworkError(phase="reset"), False),
+        (NetworkError(phase="reset", usage=Usage()), False),
+    ],
+)
+async def test_an_attempt_is_free_only_if_no_provider_can_have_worked_on_it(error: LLMError, known: bool) -> None:
+    prices = PriceList({"one": Price(input=1, output=1), "two": Price(input=1, output=1)})
+    env = evolve(scripted_env(error, "ok", config=NO_RETRY), prices=prices)
+    assert (await run(generate(ASK), env)).unwrap().attempts[0].cost.known is known
+
+
+async def test_a_defect_is_recorded_under_its_class_name() -> None:
+    def broken(_: LLMRequest) -> str:
+        raise KeyError("bug")
+
+    env = scripted_env(broken)
+    with pytest.raises(KeyError):
+        await run(generate(ASK), env)
+    [row] = (await env.ledger.rows()).unwrap()._inner_value
+    assert row.attempt.outcome == "KeyError"
+
+
+async def test_every_attempt_is_in_the_ledger_with_its_call() -> None:
+    env = scripted_env(NetworkError(phase="refused"), "ok", config=TWO)
+    request = LLMRequest(prompt="why?", owner="alice", tags=("nightly",), task_type="triage")
+    await run(generate(request), env)
+    rows = (await env.ledger.rows()).unwrap()._inner_value
+    assert [(row.call_id, row.owner, row.tags, row.task_type, row.attempt.outcome) for row in rows] == [
+        ("id-1", "alice", ("nightly",), "triage", "NetworkError"),
+        ("id-1", "alice", ("nightly",), "triage", "success"),
+    ]

@@ -1,0 +1,125 @@
+"""Recovery: what happens when a stream breaks after its first content (the routing layer)."""
+
+import pytest
+from attrs import evolve
+
+from llm_effects import (
+    Completed,
+    ConfigurationError,
+    Failed,
+    LLMConfig,
+    LLMEnv,
+    LLMRequest,
+    MalformedResponse,
+    ModelConfig,
+    NetworkError,
+    Recovery,
+    Restarted,
+    Started,
+    StreamEvent,
+    TextDelta,
+    run,
+    scripted_env,
+    stream,
+)
+from llm_effects.config import Capabilities, RoutingConfig
+from llm_effects.testing import Chunks, Reply, scripted
+
+pytestmark = pytest.mark.anyio
+
+
+ASK = LLMRequest(prompt="why?")
+
+
+CUT = MalformedResponse(message="cut")
+
+
+def models(*names: str, prefill: bool | None = None) -> LLMConfig:
+    can = Capabilities(prefill=prefill)
+    settings = {name: ModelConfig(provider="lm-studio", model=name, capabilities=can) for name in names}
+    return LLMConfig(models=settings, routing=RoutingConfig(max_retries=1))
+
+
+def env_of(*replies: Reply, config: LLMConfig | None = None) -> LLMEnv:
+    return evolve(scripted_env(*replies, config=config or models("one", "two")), draw=lambda: 0.0)
+
+
+async def events_of(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]:
+    events: list[StreamEvent] = []
+
+    async def sink(event: StreamEvent) -> None:
+        events.append(event)
+
+    result = await run(stream(request, sink), env)
+    last = events[-1]
+    assert isinstance(last, Completed | Failed)
+    assert last == (Completed(result.unwrap()) if isinstance(last, Completed) else Failed(result.failure()))
+    return events
+
+
+async def test_a_break_after_the_first_content_fails_with_the_partial_text() -> None:
+    model = scripted(Chunks(("half an ",), then=CUT), "never asked")
+    events = await events_of(evolve(env_of(), clients=model))
+    [started, text, failed] = events
+    assert (started, text) == (Started("one"), TextDelta("half an "))
+    assert isinstance(failed, Failed)
+    assert (failed.error.tag, failed.error.partial, len(model.calls)) == ("MalformedResponse", "half an ", 1)
+
+
+async def test_restart_tells_the_consumer_to_drop_its_text() -> None:
+    env = env_of(Chunks(("half an ",), then=CUT), Chunks(("a whole", " answer")))
+    events = await events_of(env, evolve(ASK, recovery=Recovery.RESTART))
+    assert events[:-1] == [
+        Started("one"),
+        TextDelta("half an "),
+        Restarted("two"),
+        TextDelta("a whole"),
+        TextDelta(" answer"),
+    ]
+    assert isinstance(events[-1], Completed)
+    assert events[-1].response.content == "a whole answer"
+
+
+async def test_restarted_names_the_model_whose_content_follows() -> None:
+    env = env_of(Chunks(("half",), then=CUT), NetworkError(), NetworkError(), "whole", config=models("a", "b", "c"))
+    events = await events_of(env, evolve(ASK, recovery=Recovery.RESTART))
+    assert events[:-1] == [Started("a"), TextDelta("half"), Restarted("c"), TextDelta("whole")]
+
+
+async def test_a_cut_stream_is_resumed_by_the_next_model() -> None:
+    model = scripted(
+        Chunks(("one, two, ",), then=CUT),
+        Chunks(
+            (
+                " ",
+                " three",
+            )
+        ),
+    )
+    env = evolve(env_of(config=models("a", "b", prefill=True)), clients=model)
+    events = await events_of(env, evolve(ASK, recovery=Recovery.RESUME))
+    assert events[:-1] == [Started("a"), TextDelta("one, two, "), TextDelta("three")]
+    assert isinstance(events[-1], Completed)
+    response = events[-1].response
+    assert (response.content, response.model) == ("one, two, three", "b")
+    assert "continued it" in response.warnings[-1]
+    assert model.requests[1].messages[-1].text == "one, two,"
+
+
+async def test_resume_becomes_restart_where_the_next_model_has_no_prefill() -> None:
+    env = env_of(Chunks(("half",), then=CUT), "whole", config=models("a", "b", prefill=False))
+    events = await events_of(env, evolve(ASK, recovery=Recovery.RESUME))
+    assert events[:-1] == [Started("a"), TextDelta("half"), Restarted("b"), TextDelta("whole")]
+
+
+async def test_when_every_recovery_fails_the_error_has_the_delivered_text() -> None:
+    broken = Chunks(("half",), then=CUT)
+    events = await events_of(env_of(broken, broken), evolve(ASK, recovery=Recovery.RESTART))
+    assert isinstance(events[-1], Failed)
+    assert (events[-1].error.tag, events[-1].error.partial) == ("RequestFailed", "half")
+
+
+async def test_an_error_without_fallback_is_not_recovered() -> None:
+    env = env_of(Chunks(("half",), then=ConfigurationError(message="broken")), "never")
+    events = await events_of(env, evolve(ASK, recovery=Recovery.RESTART))
+    assert [type(event) for event in events] == [Started, TextDelta, Failed]
