@@ -26,7 +26,14 @@ from llm_effects import (
 from llm_effects.config import RoutingConfig
 from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
 from llm_effects.effects.env import LLMEnv
-from llm_effects.limits.circuit_breaker import Breaker, BreakerPermit, Refusal, admitted, blames, recorded
+from llm_effects.limits.circuit_breaker import (
+    Breaker,
+    BreakerPermit,
+    Refusal,
+    is_model_fault,
+    record_outcome,
+    request_permit,
+)
 from llm_effects.testing import Delayed, failing, run_in_virtual_time, scripted
 
 ASK = LLMRequest(prompt="why?")
@@ -50,27 +57,29 @@ def test_the_machine_keeps_its_word(steps: list[tuple[float, str, bool]]) -> Non
         now += wait
         before = breaker
         if what == "ask":
-            breaker, answer = admitted(breaker, now, lease=1000, force=last)
+            breaker, answer = request_permit(breaker, now, lease=1000, force=last)
             if isinstance(answer, Refusal):
                 assert before.open_until is not None
-                assert answer.seconds > 0
+                assert answer.retry_after > 0
                 continue
             held.append(answer)
             probes = [each for each in held if each.kind == "probe" and each.epoch == breaker.epoch]
             assert len(probes) <= 1  # one at a time
             assert (answer.kind == "counted") == (before.open_until is None)
-            assert before.open_until is None or answer.kind == "anyway" or now >= before.open_until
+            assert before.open_until is None or answer.kind == "forced" or now >= before.open_until
         elif held:
             passage = held.pop(0 if last else -1)
             failed = {"fails": True, "works": False, "cancelled": None}[what]
-            breaker = recorded(breaker, RULES, passage, now, failed=failed)
+            breaker = record_outcome(breaker, RULES, passage, now, failed=failed)
             if passage.epoch != before.epoch:
                 assert breaker == before  # of another time
             if passage.kind == "probe" and passage.epoch == before.epoch:
                 assert (breaker.open_until is None) == (failed is False)
                 assert failed is None or breaker.epoch > before.epoch
                 if failed is None:
-                    assert admitted(breaker, now, lease=1)[1] == BreakerPermit("probe", breaker.epoch)  # given back
+                    assert request_permit(breaker, now, lease=1)[1] == BreakerPermit(
+                        "probe", breaker.epoch
+                    )  # given back
         if before.open_until is None and breaker.open_until is not None:
             assert breaker.open_until == now + RULES.open_seconds
 
@@ -79,7 +88,7 @@ def test_the_machine_keeps_its_word(steps: list[tuple[float, str, bool]]) -> Non
 def test_it_opens_at_the_rate_and_not_before(outcomes: list[bool]) -> None:
     breaker = Breaker()
     for count, failed in enumerate(outcomes, start=1):
-        breaker = recorded(breaker, RULES, BreakerPermit(), 1.0, failed=failed)
+        breaker = record_outcome(breaker, RULES, BreakerPermit(), 1.0, failed=failed)
         opens = count >= 4 and sum(outcomes[:count]) / count >= 0.5 and failed
         assert (breaker.open_until is not None) == opens
         if opens:
@@ -89,7 +98,7 @@ def test_it_opens_at_the_rate_and_not_before(outcomes: list[bool]) -> None:
 def test_what_is_long_ago_does_not_count() -> None:
     breaker = Breaker()
     for now in (0.0, 1.0, 2.0, 14.0):
-        breaker = recorded(breaker, RULES, BreakerPermit(), now, failed=True)
+        breaker = record_outcome(breaker, RULES, BreakerPermit(), now, failed=True)
     assert breaker.open_until is None
 
 
@@ -113,7 +122,7 @@ def test_what_is_long_ago_does_not_count() -> None:
     ids=str,
 )
 def test_only_the_models_own_faults_count(error: LLMError, blamed: bool) -> None:
-    assert blames(error) is blamed
+    assert is_model_fault(error) is blamed
 
 
 # --- a caller

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_effects.config import LLMConfig
-from llm_effects.config.loading import SHAPE, embedded_model, filled, load_config, switched_on
+from llm_effects.config.loading import TEMPLATE, embedded_model, load_config, select_models, substitute_variables
 from llm_effects.config.models import Capabilities, ModelConfig, Price
 from llm_effects.config.routing import RoutingConfig
 from llm_effects.config.services import BudgetConfig, CacheConfig, StorageConfig, TelemetryConfig
@@ -433,7 +433,7 @@ LM_STUDIO = ModelConfig(provider="lm-studio", endpoint="http://localhost:1234/v1
 
 def from_environment(environ: Mapping[str, str], embedded: Path | None = None) -> LLMConfig:
     """As ``load_config(environ=...)``, but for what happens to be installed here."""
-    return switched_on(load_config(filled(SHAPE, environ)).unwrap(), embedded)
+    return select_models(load_config(substitute_variables(TEMPLATE, environ)).unwrap(), embedded)
 
 
 def test_an_empty_environment_gives_the_local_models_and_the_defaults() -> None:

@@ -37,7 +37,7 @@ from llm_effects.conversations.operations import Archive
 from llm_effects.effects.effect import result_of
 from llm_effects.testing import run_in_virtual_time
 from llm_effects.values import History, Origin, Summary, Turn, TurnState
-from llm_effects.values.serialization import dump_value, parsed
+from llm_effects.values.serialization import dump_value, parse_value
 from tests.fixtures.histories import history, turns
 from tests.fixtures.slow_stores import Slow
 
@@ -212,7 +212,7 @@ async def test_an_import_over_one_that_is_there_is_a_conflict_unless_it_gets_ano
 @given(turns())
 def test_any_history_survives_being_written(told: tuple[Turn, ...]) -> None:
     archive = Archive(conversation=history(*told).conversation, turns=told)
-    assert parsed(json.loads(dump_value(archive)), Archive).unwrap() == archive
+    assert parse_value(json.loads(dump_value(archive)), Archive).unwrap() == archive
 
 
 async def test_a_turn_that_was_under_way_has_failed_in_its_copy() -> None:

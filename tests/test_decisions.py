@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from llm_effects.values.errors import (
-    ALWAYS,
+    UNLIMITED,
     AuthenticationFailed,
     BudgetExceeded,
     ConfigurationError,
@@ -27,18 +27,18 @@ from llm_effects.values.errors import (
     describe,
     fallback_for,
     is_retryable,
-    retries_worth,
+    retry_limit,
 )
 from llm_effects.values.responses import Cost
 
 DOLLAR = Cost(Decimal(1))
 
 TABLE: list[tuple[LLMError, int, Fallback]] = [
-    (ModelUnavailable(reason="overloaded"), ALWAYS, Fallback.ANY),
-    (ModelUnavailable(reason="loading"), ALWAYS, Fallback.ANY),
+    (ModelUnavailable(reason="overloaded"), UNLIMITED, Fallback.ANY),
+    (ModelUnavailable(reason="loading"), UNLIMITED, Fallback.ANY),
     (ModelUnavailable(reason="unknown_model"), 0, Fallback.ANY),
     (ModelUnavailable(reason="breaker_open"), 0, Fallback.ANY),
-    (RateLimitExceeded(retry_after=2.0), ALWAYS, Fallback.ANY),
+    (RateLimitExceeded(retry_after=2.0), UNLIMITED, Fallback.ANY),
     (RateLimitExceeded(quota=True), 0, Fallback.ANY),
     (InvalidRequest(message="prompt: blank"), 0, Fallback.NEVER),
     (AuthenticationFailed(), 0, Fallback.ANY),
@@ -49,8 +49,8 @@ TABLE: list[tuple[LLMError, int, Fallback]] = [
     (RequestTimeout(phase="sink"), 0, Fallback.NEVER),
     (ContextTooLarge(token_count=9, limit=8), 0, Fallback.LARGER_WINDOW),
     (ConfigurationError(message="models: missing"), 0, Fallback.NEVER),
-    (NetworkError(phase="reset"), ALWAYS, Fallback.ANY),
-    (NetworkError(phase="refused"), ALWAYS, Fallback.ANY),
+    (NetworkError(phase="reset"), UNLIMITED, Fallback.ANY),
+    (NetworkError(phase="refused"), UNLIMITED, Fallback.ANY),
     (NetworkError(phase="dns"), 1, Fallback.ANY),
     (MalformedResponse(), 1, Fallback.ANY),
     (ContentRefused(category="violence"), 0, Fallback.IF_ALLOWED),
@@ -69,7 +69,7 @@ def test_the_table_has_every_kind_of_error() -> None:
 
 @pytest.mark.parametrize(("error", "retries", "fallback"), TABLE, ids=lambda each: getattr(each, "tag", None))
 def test_decisions_follow_the_table(error: LLMError, retries: int, fallback: Fallback) -> None:
-    assert retries_worth(error) == retries
+    assert retry_limit(error) == retries
     assert is_retryable(error) is (retries > 0)
     assert fallback_for(error) is fallback
 

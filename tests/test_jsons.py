@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.values.json import DEEPEST, dump, mended, plain_object
+from llm_effects.values.json import MAX_DEPTH, dump, mended, to_json_object
 from llm_effects.values.validation import InvalidValue
 
 HALF = "\ud83d"
@@ -43,18 +43,18 @@ OBJECTS = st.dictionaries(TEXTS, VALUES)
 
 @given(OBJECTS)
 def test_json_is_taken_as_it_is(given_object: dict[str, object]) -> None:
-    assert plain_object("schema", given_object) == given_object
+    assert to_json_object("schema", given_object) == given_object
 
 
 @given(OBJECTS)
 def test_what_is_sent_reads_back_with_its_texts_mended(given_object: dict[str, object]) -> None:
-    sent = dump(plain_object("schema", given_object))
+    sent = dump(to_json_object("schema", given_object))
     assert json.loads(sent) == json.loads(mended(json.dumps(given_object, ensure_ascii=False)))
 
 
 def test_odd_classes_become_plain_ones() -> None:
     odd = UserDict({Letters("k"): (Kind.A, Size.ONE, Letters("x")), "l": UserList([MappingProxyType({"a": 1})])})
-    plain = plain_object("schema", odd)
+    plain = to_json_object("schema", odd)
     assert plain == {"k": ["a", 1, "x"], "l": [{"a": 1}]}
     assert {type(key) for key in plain} == {str}
     assert [type(each) for each in plain["k"]] == [str, int, str]  # type: ignore[attr-defined]
@@ -82,21 +82,21 @@ def deep(levels: int) -> dict[str, object]:
         ({"a": float("-inf")}, "s.a: must be a finite number"),
         ({"a": -(10**5000)}, "s.a: must be a finite number"),
         (cycle(), "s.again[0]: must not hold itself"),
-        (deep(DEEPEST + 1), f"s{'.a' * DEEPEST}: must not be nested deeper than 100 levels"),
-        (deep(500), f"s{'.a' * DEEPEST}: must not be nested deeper than 100 levels"),
+        (deep(MAX_DEPTH + 1), f"s{'.a' * MAX_DEPTH}: must not be nested deeper than 100 levels"),
+        (deep(500), f"s{'.a' * MAX_DEPTH}: must not be nested deeper than 100 levels"),
     ],
 )
 def test_what_is_no_json_is_named_by_its_path(wrong: object, says: str) -> None:
     with pytest.raises(InvalidValue) as caught:
-        plain_object("s", wrong)  # type: ignore[arg-type]
+        to_json_object("s", wrong)  # type: ignore[arg-type]
     assert str(caught.value) == says
 
 
 def test_what_is_held_twice_or_deep_enough_is_fine() -> None:
     shared = {"type": "string"}
-    assert plain_object("s", {"a": shared, "b": [shared, shared]}) == {"a": shared, "b": [shared, shared]}
-    assert plain_object("s", deep(DEEPEST)) == deep(DEEPEST)
-    assert plain_object("s", {"maximum": 2**64, "large": 10**300}) == {"maximum": 2**64, "large": 10**300}
+    assert to_json_object("s", {"a": shared, "b": [shared, shared]}) == {"a": shared, "b": [shared, shared]}
+    assert to_json_object("s", deep(MAX_DEPTH)) == deep(MAX_DEPTH)
+    assert to_json_object("s", {"maximum": 2**64, "large": 10**300}) == {"maximum": 2**64, "large": 10**300}
 
 
 @given(st.text(), st.text())

@@ -41,11 +41,11 @@ from llm_effects.limits.quotas import (
     Meter,
     Permit,
     Quota,
-    has_place,
-    pause,
-    reserved,
+    has_free_slot,
+    wait_time,
     with_actual_usage,
     with_reported_limits,
+    with_reservation,
 )
 from llm_effects.policies.complete import complete
 from llm_effects.policies.limits import expected_usage, with_limits
@@ -72,17 +72,17 @@ def test_no_minute_ever_takes_more_than_it_may(steps: list[tuple[float, int, flo
     for wait, tokens, share, at_once in steps:
         now += wait
         need = Demand(tokens=tokens)
-        now += pause(standing, quota, need, now)
-        while pause(standing, quota, need, now):  # the last bit of a float
+        now += wait_time(standing, quota, need, now)
+        while wait_time(standing, quota, need, now):  # the last bit of a float
             now = math.nextafter(now, math.inf)
-        standing = reserved(standing, quota, need, now)
+        standing = with_reservation(standing, quota, need, now)
         taken.append([now, 1, tokens])
         minute = [each for each in taken if each[0] > now - 60]
         assert sum(each[1] for each in minute) <= rpm
         assert sum(each[2] for each in minute) <= tpm
         if at_once:
             used = round(tokens * share)
-            ticket = Permit(model="m", quota=quota, need=need, cell=int(now // 1))
+            ticket = Permit(model="m", quota=quota, demand=need, cell=int(now // 1))
             standing = with_actual_usage(standing, ticket, ActualUsage(requests=1 if share else 0, tokens=used))
             taken[-1][1:] = [1 if share else 0, used]
 
@@ -91,35 +91,35 @@ def test_no_minute_ever_takes_more_than_it_may(steps: list[tuple[float, int, flo
 def test_what_is_refunded_was_never_there(limit: int, tokens: int, now: float) -> None:
     quota, need = Quota(concurrency=1, requests=limit, tokens=50), Demand(tokens=tokens)
     before = LimiterState()
-    inside = reserved(before, quota, need, now)
-    assert not has_place(inside, quota)
+    inside = with_reservation(before, quota, need, now)
+    assert not has_free_slot(inside, quota)
     after = with_actual_usage(
-        inside, Permit(model="m", quota=quota, need=need, cell=int(now // 1)), ActualUsage(requests=0)
+        inside, Permit(model="m", quota=quota, demand=need, cell=int(now // 1)), ActualUsage(requests=0)
     )
-    assert has_place(after, quota)
-    assert pause(after, quota, Demand(tokens=50), now) == 0
+    assert has_free_slot(after, quota)
+    assert wait_time(after, quota, Demand(tokens=50), now) == 0
 
 
 @given(st.integers(0, 80))
 def test_a_bill_above_the_estimate_counts_as_it_is(used: int) -> None:
     quota, need = Quota(tokens=100), Demand(tokens=40)
-    inside = reserved(LimiterState(), quota, need, 0.0)
-    after = with_actual_usage(inside, Permit(model="m", quota=quota, need=need), ActualUsage(tokens=used))
-    assert pause(after, quota, Demand(tokens=100 - used), 0.0) == 0
-    assert pause(after, quota, Demand(tokens=101 - used), 0.0) > 0
+    inside = with_reservation(LimiterState(), quota, need, 0.0)
+    after = with_actual_usage(inside, Permit(model="m", quota=quota, demand=need), ActualUsage(tokens=used))
+    assert wait_time(after, quota, Demand(tokens=100 - used), 0.0) == 0
+    assert wait_time(after, quota, Demand(tokens=101 - used), 0.0) > 0
 
 
 def test_what_a_server_says_counts_besides() -> None:
     said = with_reported_limits(Meter(), Allowance(limit=3, remaining=1, reset=10.0), at=5.0)
     standing, free = LimiterState(requests=said), Quota()
-    assert pause(standing, free, Demand(), 6.0) == 0
-    assert pause(reserved(standing, free, Demand(), 6.0), free, Demand(), 6.0) == 9.0
-    assert pause(reserved(standing, free, Demand(), 6.0), free, Demand(), 15.0) == 0
+    assert wait_time(standing, free, Demand(), 6.0) == 0
+    assert wait_time(with_reservation(standing, free, Demand(), 6.0), free, Demand(), 6.0) == 9.0
+    assert wait_time(with_reservation(standing, free, Demand(), 6.0), free, Demand(), 15.0) == 0
     assert with_reported_limits(said, Allowance(remaining=50, reset=1.0), at=4.0) == said  # older than what is known
     wide = Quota(requests=100)
     for _ in range(3):
-        standing = reserved(standing, wide, Demand(), 20.0)
-    assert pause(standing, wide, Demand(), 20.5) == 60.5  # its limit is lower than ours
+        standing = with_reservation(standing, wide, Demand(), 20.0)
+    assert wait_time(standing, wide, Demand(), 20.5) == 60.5  # its limit is lower than ours
 
 
 # --- one model, one process
@@ -363,7 +363,7 @@ async def test_fault_104_cancels_under_contention_leave_no_place_taken(count: in
     limits, quota = MemoryLimits(), Quota(concurrency=3, requests=1_000_000)
     assert await rushed(limits, count, quota) > 10
     room = limits._rooms.of("m")
-    assert (room.standing.running, room.line.waiting, sum(amount for _, amount in room.standing.requests.cells)) == (
+    assert (room.standing.in_flight, room.line.waiting, sum(amount for _, amount in room.standing.requests.cells)) == (
         0,
         0,
         0,

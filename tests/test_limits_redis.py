@@ -16,7 +16,7 @@ from returns.pipeline import is_successful
 from llm_effects import ConfigurationError, LLMConfig, LLMRequest, ModelConfig, generate, make_llm_manager
 from llm_effects.config.routing import BreakerConfig
 from llm_effects.config.services import LimitsConfig
-from llm_effects.limits.circuit_breaker import CELLS, Breaker, BreakerPermit, Refusal, admitted, recorded
+from llm_effects.limits.circuit_breaker import CELLS, Breaker, BreakerPermit, Refusal, record_outcome, request_permit
 from llm_effects.limits.quotas import (
     ActualUsage,
     Allowance,
@@ -25,10 +25,10 @@ from llm_effects.limits.quotas import (
     Permit,
     Quota,
     RateLimits,
-    has_place,
-    pause,
-    reserved,
+    has_free_slot,
+    wait_time,
     with_actual_usage,
+    with_reservation,
 )
 from llm_effects.stores.limits.redis import ALONE, PREFIX, SCRIPTS
 from llm_effects.testing import scripted
@@ -70,14 +70,14 @@ def test_the_server_counts_as_the_pure_functions_do(
             now_ms += wait
             now, need = now_ms / 1000, Demand(tokens=tokens)
             if what == "enter":
-                delay = pause(standing, quota, need, now)
+                delay = wait_time(standing, quota, need, now)
                 told = scripts["enter"](keys, [now_ms, f"id-{now_ms}-{tokens}", places, rpm, tpm, 10**9, 1, tokens])
-                if delay or not has_place(standing, quota):
+                if delay or not has_free_slot(standing, quota):
                     assert told == [0, round(delay * 1000) if delay else -1]
                     continue
                 assert told == [1, int(now)]
-                standing = reserved(standing, quota, need, now)
-                inside.append(Permit(model="m", quota=quota, need=need, cell=int(now), id=f"id-{now_ms}-{tokens}"))
+                standing = with_reservation(standing, quota, need, now)
+                inside.append(Permit(model="m", quota=quota, demand=need, cell=int(now), id=f"id-{now_ms}-{tokens}"))
                 now_ms += 1  # so that no two have one name
             elif inside:
                 ticket, by = inside.pop(0), min(used, 1) - 1
@@ -86,9 +86,11 @@ def test_the_server_counts_as_the_pure_functions_do(
                     if what == "said"
                     else None
                 )
-                standing = with_actual_usage(standing, ticket, ActualUsage(requests=1 + by, tokens=used, said=said))
+                standing = with_actual_usage(
+                    standing, ticket, ActualUsage(requests=1 + by, tokens=used, reported_limits=said)
+                )
                 words = (0, 2, used, 3000, -1, -1, -1) if said else (-1,) * 7
-                scripts["leave"](keys, [now_ms, ticket.id, ticket.cell, by, used - ticket.need.tokens, *words])
+                scripts["leave"](keys, [now_ms, ticket.id, ticket.cell, by, used - ticket.demand.tokens, *words])
         client.delete(*keys)
 
 
@@ -108,18 +110,18 @@ def test_the_server_is_the_same_machine(redis_server: str, moves: list[tuple[int
         for wait, what, last in moves:
             now_ms += wait
             if what == "ask":
-                breaker, answer = admitted(breaker, now_ms / 1000, lease=7, force=last)
+                breaker, answer = request_permit(breaker, now_ms / 1000, lease=7, force=last)
                 told = scripts["admit"](keys[:1], [now_ms, 7000, int(last), 1000])
                 if isinstance(answer, Refusal):
                     assert told[0] == b"refused"
-                    assert told[2] == pytest.approx(answer.seconds * 1000, abs=1)
+                    assert told[2] == pytest.approx(answer.retry_after * 1000, abs=1)
                 else:
                     assert told[:2] == [answer.kind.encode(), answer.epoch]
                     held.append(answer)
             elif held:
                 passage = held.pop(0 if last else -1)
                 failed = {"fails": True, "works": False, "cancelled": None}[what]
-                breaker = recorded(breaker, RULES, passage, now_ms / 1000, failed=failed)
+                breaker = record_outcome(breaker, RULES, passage, now_ms / 1000, failed=failed)
                 became = -1 if failed is None else int(failed)
                 args = [now_ms, passage.kind, passage.epoch, became, 10_000 / CELLS, CELLS, 3, 0.5, 5000]
                 [open_ms] = scripts["record"](keys, args)
@@ -193,7 +195,7 @@ async def test_every_key_has_an_end_and_tells_nothing(redis_server: str) -> None
     said = RateLimits(requests=Allowance(limit=9, remaining=5, reset=1.0), at=anyio.current_time())
     for _ in range(2):
         ticket = await given_by(limits.acquire("m", quota, Demand(tokens=5), 1.0, math.inf))
-        await limits.release(ticket, ActualUsage(tokens=3, said=said))
+        await limits.release(ticket, ActualUsage(tokens=3, reported_limits=said))
     await given_by(limits.acquire("m", quota, Demand(tokens=5), 1.0, math.inf))
     for _ in range(9):
         await limits.record("m", RULES, await given_by(limits.admit("m", math.inf, force=True)), failed=True)
@@ -223,7 +225,7 @@ async def test_fault_104_cancels_leave_no_place_taken_on_the_server(redis_server
         for number in range(300):
             group.start_soon(one, number)
     tickets = [await given_by(limits.acquire("m", quota, Demand(), 0.0, math.inf)) for _ in range(2)]
-    assert all(ticket.cell_there is not None for ticket in tickets)
+    assert all(ticket.shared_cell is not None for ticket in tickets)
     for ticket in tickets:
         await limits.release(ticket, ActualUsage())
     await limits.aclose()
@@ -247,12 +249,12 @@ async def test_a_server_that_goes_away_keeps_nobody_inside() -> None:
     with start() as server:
         limits = opened(server.url(), patience_seconds=0.5)
         ticket = await given_by(limits.acquire("m", PLACES, Demand(), 1.0, math.inf))
-        assert ticket.cell_there is not None
+        assert ticket.shared_cell is not None
         server.process.kill()
         server.process.wait()
         await limits.release(ticket, ActualUsage())
         again = await given_by(limits.acquire("m", PLACES, Demand(), 1.0, math.inf))
-        assert again.note == ALONE
+        assert again.warning == ALONE
         full = limits.acquire("m", PLACES, Demand(), 0.0, math.inf)
         assert isinstance(full, FutureResult)
         assert not is_successful(await full)  # it counts here
@@ -275,5 +277,5 @@ async def test_a_model_without_limits_asks_no_server() -> None:
     limits = opened(f"redis://127.0.0.1:{free_port()}")
     ticket = await given_by(limits.acquire("m", Quota(), Demand(), 0.0, math.inf))
     await limits.release(ticket, ActualUsage())
-    assert (ticket.id, ticket.note) == ("", "")
+    assert (ticket.id, ticket.warning) == ("", "")
     await limits.aclose()

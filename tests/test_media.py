@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llm_effects import Document, Image
 from llm_effects.values import InvalidValue
-from llm_effects.values.messages import dimensions_of, media_type_of, pages_of
+from llm_effects.values.messages import dimensions_of, media_type_of, page_count
 
 sides = st.integers(1, 16_000)
 
@@ -59,7 +59,7 @@ def test_no_bytes_are_too_odd(tail: bytes, head: bytes, data: st.DataObject) -> 
     odd = head[:cut] + tail
     size = dimensions_of(odd)
     assert size is None or len(size) == 2
-    assert pages_of(odd) >= 1
+    assert page_count(odd) >= 1
     media_type_of(odd)
 
 

@@ -1,7 +1,4 @@
-"""The configuration as frozen values: models in order, routing, cache, storage, limits, budgets, telemetry.
-
-``llm_effects.config.sources`` reads it from environment variables, a mapping or TOML.
-"""
+"""The configuration as a frozen value: models in order, routing, cache, storage, limits, budgets, telemetry."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, final, get_args
@@ -9,7 +6,7 @@ from typing import Any, final, get_args
 import attrs
 from attrs import field, frozen
 
-from llm_effects.config.fields import named, strangers
+from llm_effects.config.fields import unknown_names, valid_names
 from llm_effects.config.models import Family, ModelConfig
 from llm_effects.config.routing import RoutingConfig
 from llm_effects.config.services import (
@@ -22,16 +19,16 @@ from llm_effects.config.services import (
 from llm_effects.values.validation import InvalidValue, inside, instance, instances, invalid, shown, to_table, to_tuple
 
 
-def _models(given: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:
-    return to_table("models", given)
+def _models(value: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:
+    return to_table("models", value)
 
 
-def _budgets(given: Iterable[BudgetConfig]) -> tuple[BudgetConfig, ...]:
-    return to_tuple("budgets", given)
+def _budgets(value: Iterable[BudgetConfig]) -> tuple[BudgetConfig, ...]:
+    return to_tuple("budgets", value)
 
 
-def _named_apart(_: object, attribute: "attrs.Attribute[Any]", budgets: tuple[BudgetConfig, ...]) -> None:
-    """Refuse two budgets with one name, which would be counted as one."""
+def _valid_budgets(_: object, attribute: "attrs.Attribute[Any]", budgets: tuple[BudgetConfig, ...]) -> None:
+    """Reject two budgets with the same name, because they would share their accounts."""
     instances(BudgetConfig)(None, attribute, budgets)
     names = [budget.name for budget in budgets]
     for name in set(names):
@@ -42,25 +39,25 @@ def _named_apart(_: object, attribute: "attrs.Attribute[Any]", budgets: tuple[Bu
 @final
 @frozen(kw_only=True)
 class LLMConfig:
-    """Everything that an environment is made from.
+    """The configuration of an environment.
 
     >>> LLMConfig(models={"mini": ModelConfig(provider="openai-chat", model="gpt-6-luna", api_key="sk-x")})
     ... # doctest: +ELLIPSIS
     LLMConfig(models={'mini': ModelConfig(provider='openai-chat', model='gpt-6-luna', ... api_key=Secret('***'), ...
     """
 
-    models: Mapping[str, ModelConfig] = field(converter=_models, validator=[named, instances(ModelConfig)])
+    models: Mapping[str, ModelConfig] = field(converter=_models, validator=[valid_names, instances(ModelConfig)])
     routing: RoutingConfig = field(factory=RoutingConfig, validator=instance(RoutingConfig))
     cache: CacheConfig = field(factory=CacheConfig, validator=instance(CacheConfig))
     storage: StorageConfig = field(factory=StorageConfig, validator=instance(StorageConfig))
     limits: LimitsConfig = field(factory=LimitsConfig, validator=instance(LimitsConfig))
-    budgets: tuple[BudgetConfig, ...] = field(default=(), converter=_budgets, validator=_named_apart)
+    budgets: tuple[BudgetConfig, ...] = field(default=(), converter=_budgets, validator=_valid_budgets)
     telemetry: TelemetryConfig = field(factory=TelemetryConfig, validator=instance(TelemetryConfig))
 
     def __attrs_post_init__(self) -> None:
         known = (*self.models, *get_args(Family))
-        asked = {inside("routing.tasks", task): names for task, names in self.routing.tasks.items()}
-        asked["routing.fallback_order"] = self.routing.fallback_order
-        lines = [line for path, names in asked.items() for line in strangers(path, names, known)]
-        if lines:
-            raise InvalidValue("\n".join(lines))
+        orders = {inside("routing.tasks", task): names for task, names in self.routing.tasks.items()}
+        orders["routing.fallback_order"] = self.routing.fallback_order
+        problems = [line for path, names in orders.items() for line in unknown_names(path, names, known)]
+        if problems:
+            raise InvalidValue("\n".join(problems))

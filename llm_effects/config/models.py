@@ -1,63 +1,70 @@
-"""One model: where it is, how it is called, what it can do and what it costs."""
+"""The configuration of one model: its server, its settings, its capabilities and its price."""
 
 from collections.abc import Iterable
 from datetime import date
 from decimal import Decimal
 from typing import Literal, TypeAlias, final, get_args
 
-import attrs
 from attrs import field, frozen
 
-from llm_effects.config.fields import amount, day, dollars, hidden, is_day, pairs
-from llm_effects.values.secrets import Secret, to_secret, usable_headers, usable_key, without_password
+from llm_effects.config.fields import (
+    to_date,
+    to_dollars,
+    to_headers,
+    to_optional_dollars,
+    valid_amount,
+    valid_date,
+    valid_pairs,
+)
+from llm_effects.values.secrets import Secret, hide_password, to_secret, valid_headers, valid_key
 from llm_effects.values.validation import instance, instances, number, one_of, text, to_tuple
 
-# What a model costs: by bucket, by the length of the prompt, by date.
+# Prices: by bucket, by the length of the prompt, by date.
 
 
 @frozen(kw_only=True)
 class Rates:
     """US dollars for a million tokens, by bucket.
 
-    A cache bucket without a rate costs as fresh input does, ``reasoning`` without one as the rest of the output.
+    Without a rate of their own, cache buckets cost as much as fresh input, and ``reasoning`` as much as other output.
     """
 
-    input: Decimal = field(converter=dollars, validator=amount)
-    output: Decimal = field(converter=dollars, validator=amount)
-    cache_read: Decimal | None = field(default=None, converter=attrs.converters.optional(dollars), validator=amount)
-    cache_write: Decimal | None = field(default=None, converter=attrs.converters.optional(dollars), validator=amount)
-    reasoning: Decimal | None = field(default=None, converter=attrs.converters.optional(dollars), validator=amount)
+    input: Decimal = field(converter=to_dollars, validator=valid_amount)
+    output: Decimal = field(converter=to_dollars, validator=valid_amount)
+    cache_read: Decimal | None = field(default=None, converter=to_optional_dollars, validator=valid_amount)
+    cache_write: Decimal | None = field(default=None, converter=to_optional_dollars, validator=valid_amount)
+    reasoning: Decimal | None = field(default=None, converter=to_optional_dollars, validator=valid_amount)
 
 
 @final
 @frozen(kw_only=True)
 class PriceTier(Rates):
-    """The rates of all tokens of a request whose whole prompt is longer than ``above_tokens``."""
+    """The rates of all tokens of a request whose prompt is longer than ``above_tokens``."""
 
     above_tokens: int = field(validator=number(at_least=1, whole=True))
 
 
-def _tiers(given: Iterable[PriceTier]) -> tuple[PriceTier, ...]:
-    return to_tuple("tiers", given)
+def _tiers(value: Iterable[PriceTier]) -> tuple[PriceTier, ...]:
+    return to_tuple("tiers", value)
 
 
 @final
 @frozen(kw_only=True)
 class PriceChange(Rates):
-    """The rates ``since`` a day, which begins at midnight UTC."""
+    """The rates from a day on; it begins at midnight UTC."""
 
-    since: date = field(converter=day, validator=is_day)
+    since: date = field(converter=to_date, validator=valid_date)
     tiers: tuple[PriceTier, ...] = field(default=(), converter=_tiers, validator=instances(PriceTier))
 
 
-def _changes(given: Iterable[PriceChange]) -> tuple[PriceChange, ...]:
-    return to_tuple("changes", given)
+def _changes(value: Iterable[PriceChange]) -> tuple[PriceChange, ...]:
+    return to_tuple("changes", value)
 
 
 @final
 @frozen(kw_only=True)
 class Price(Rates):
-    """What a model costs: its rates, those of long prompts (``tiers``), and those from a day on (``changes``).
+    """The price of a model: its rates, those of long prompts (``tiers``), and those from a day on (``changes``).
 
     >>> long = PriceTier(above_tokens=272_000, input=4, output=15)
     >>> Price(input=2, output=10, tiers=[long], changes=[PriceChange(since="2027-01-01", input=3, output=12)]).input
@@ -69,20 +76,20 @@ class Price(Rates):
 
 
 Family: TypeAlias = Literal["local", "gpt", "claude", "other"]
-"""Models that are told together in an order of models."""
+"""A group of models that an order of models can name together."""
 
 WireVersion: TypeAlias = Literal["2023-06-01", "2026-10-21"]
-"""The ``anthropic-version`` that is spoken."""
+"""The ``anthropic-version`` header to send."""
 
 
 @final
 @frozen(kw_only=True)
 class Capabilities:
-    """What a model can do; ``None`` is unknown and passes every filter.
+    """The capabilities of a model; ``None`` is unknown and passes every filter.
 
-    ``context_length`` and ``max_output`` are tokens. ``sampling`` says that ``temperature`` and ``top_p``
-    are taken, ``prefill`` that an answer can be continued from its beginning, ``embeddings`` that the model turns texts
-    into vectors and answers nobody.
+    ``context_length`` and ``max_output`` are tokens. ``sampling`` means that the model accepts ``temperature`` and
+    ``top_p``, ``prefill`` that it can continue an answer from its beginning, ``embeddings`` that it turns texts into
+    vectors and does not answer prompts.
     """
 
     context_length: int | None = field(default=None, validator=number(at_least=1, whole=True))
@@ -100,23 +107,24 @@ class Capabilities:
 @final
 @frozen(kw_only=True, cache_hash=True)
 class ModelConfig:
-    """One model: where it is and how it is called.
+    """One model: its server and its settings.
 
-    ``provider`` is a protocol (``openai-chat``, ``anthropic``, ``llama``) or a preset's name
-    (``lm-studio``, ``ollama``, ...). ``model`` is the provider's own name for it; without one, local
-    servers answer with whatever is loaded. Times are milliseconds: ``timeout_ms`` for one attempt,
-    ``connect_ms`` to reach the server, ``first_content_ms`` until the first piece of the answer,
-    ``between_content_ms`` from one piece to the next, ``sink_ms`` that a consumer of a stream may take over what came
-    together. ``context_length`` is tokens, for each of the ``slots``
-    requests that the in-process model serves at once. ``concurrency`` is how many calls may be under way at once,
-    ``requests_per_minute`` and ``tokens_per_minute`` how much may be asked in a minute; ``None`` is without a limit of
-    our own.
+    ``provider`` is a protocol (``openai-chat``, ``anthropic``, ``llama``) or a preset's name (``lm-studio``,
+    ``ollama``, ...). ``model`` is the provider's name for the model; without one, local servers use whatever is loaded.
+
+    Times are milliseconds: ``timeout_ms`` for one attempt, ``connect_ms`` to reach the server, ``first_content_ms``
+    until the first piece of the answer, ``between_content_ms`` from one piece to the next, ``sink_ms`` for a stream's
+    consumer to handle the pieces that arrived together.
+
+    ``context_length`` is tokens, for each of the ``slots`` requests that the in-process model serves at once.
+    ``concurrency`` limits the calls in flight, ``requests_per_minute`` and ``tokens_per_minute`` the rates; ``None`` is
+    unlimited.
     """
 
     provider: str = field(validator=text())
     model: str | None = field(default=None, validator=text())
-    endpoint: str | None = field(default=None, validator=text(), repr=without_password)
-    api_key: Secret | None = field(default=None, converter=to_secret, validator=usable_key)
+    endpoint: str | None = field(default=None, validator=text(), repr=hide_password)
+    api_key: Secret | None = field(default=None, converter=to_secret, validator=valid_key)
     model_path: str | None = field(default=None, validator=text())
     max_tokens: int | None = field(default=None, validator=number(at_least=1, whole=True))
     temperature: float | None = field(default=None, validator=number(at_least=0, at_most=2))
@@ -134,5 +142,7 @@ class ModelConfig:
     concurrency: int | None = field(default=None, validator=number(at_least=1, whole=True))
     requests_per_minute: int | None = field(default=None, validator=number(at_least=1, whole=True))
     tokens_per_minute: int | None = field(default=None, validator=number(at_least=1, whole=True))
-    headers: tuple[tuple[str, Secret], ...] = field(default=(), converter=hidden, validator=[pairs, usable_headers])
+    headers: tuple[tuple[str, Secret], ...] = field(
+        default=(), converter=to_headers, validator=[valid_pairs, valid_headers]
+    )
     last_resort: bool = field(default=False, validator=instance(bool))

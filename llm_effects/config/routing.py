@@ -1,24 +1,24 @@
-"""Which model is asked, how often, and when it is left alone."""
+"""The configuration of routing: order of models, retries, circuit breakers, hedging."""
 
 from collections.abc import Mapping
 from typing import Literal, TypeAlias, final, get_args
 
 from attrs import field, frozen
 
-from llm_effects.config.fields import orders, to_order, to_tasks
+from llm_effects.config.fields import to_fallback_order, to_tasks, valid_orders
 from llm_effects.values.validation import instance, instances, number, one_of
 
 Strategy: TypeAlias = Literal["balanced", "cost", "performance"]
-"""How candidates are ordered."""
+"""The order of candidates: by task, by estimated cost, or by measured performance."""
 
 
 @final
 @frozen(kw_only=True)
 class BreakerConfig:
-    """When a failing model is left alone.
+    """When the circuit breaker of a model opens.
 
-    It is, for ``open_seconds``, once ``failure_rate`` (0 to 1) of at least ``min_attempts`` attempts within
-    ``window_seconds`` have failed by the network, by time or by the server's own fault.
+    It opens for ``open_seconds`` once ``failure_rate`` (0 to 1) of at least ``min_attempts`` attempts within
+    ``window_seconds`` failed by a network error, a time-out or a server error.
     """
 
     enabled: bool = field(default=True, validator=instance(bool))
@@ -31,9 +31,9 @@ class BreakerConfig:
 @final
 @frozen(kw_only=True)
 class HedgingConfig:
-    """When a slow attempt is raced by a second one: after the ``percentile`` (0 to 1) of the model's first content.
+    """When a second attempt starts beside a slow one: after the ``percentile`` (0 to 1) of times to first content.
 
-    At most a ``budget`` share of all calls (0 to 1) is hedged, and none before ``min_attempts`` are known.
+    At most a ``budget`` share (0 to 1) of all calls is hedged, and none before ``min_attempts`` attempts were measured.
     """
 
     enabled: bool = field(default=False, validator=instance(bool))
@@ -45,10 +45,10 @@ class HedgingConfig:
 @final
 @frozen(kw_only=True)
 class RetryBudgetConfig:
-    """How many retries all calls may make together: a bucket of ``tokens`` that each retry takes from.
+    """A limit on the retries of all calls together: a bucket of ``tokens``.
 
-    One after a passing fault costs ``transient``, one after the server was too busy ``throttled``; a success gives 1
-    back, or what its own retry cost. Figures as in the AWS SDKs' standard mode (rules of 2026).
+    A retry after a transient error costs ``transient`` tokens, one after a throttling error ``throttled``. A success
+    returns 1 token, or what its own retry cost. Figures as in the AWS SDKs' standard mode (rules of 2026).
     """
 
     tokens: int = field(default=500, validator=number(at_least=1, whole=True))
@@ -59,18 +59,17 @@ class RetryBudgetConfig:
 @final
 @frozen(kw_only=True)
 class RoutingConfig:
-    """Which model is asked first, and how often.
+    """Which models a call tries, in which order, and how often.
 
     ``tasks`` gives a task its own order of model names or families (``local``, ``gpt``, ``claude``, ``other``);
-    ``fallback_order`` follows it; then come the models left, as configured. ``max_retries`` is for each
-    candidate, ``max_attempts`` and ``timeout_ms`` (milliseconds) for the whole call. ``breaker``, ``hedging`` and
-    ``retry_budget`` keep trouble small.
+    ``fallback_order`` follows it, then the remaining models as configured. ``max_retries`` is for each candidate,
+    ``max_attempts`` and ``timeout_ms`` (milliseconds) for the whole call.
     """
 
     strategy: Strategy = field(default="balanced", validator=one_of(*get_args(Strategy)))
-    fallback_order: tuple[str, ...] = field(default=(), converter=to_order, validator=instances(str))
+    fallback_order: tuple[str, ...] = field(default=(), converter=to_fallback_order, validator=instances(str))
     tasks: Mapping[str, tuple[str, ...]] = field(
-        factory=dict[str, tuple[str, ...]], converter=to_tasks, validator=orders
+        factory=dict[str, tuple[str, ...]], converter=to_tasks, validator=valid_orders
     )
     max_retries: int = field(default=2, validator=number(at_least=0, whole=True))
     max_attempts: int = field(default=8, validator=number(at_least=1, whole=True))

@@ -21,7 +21,7 @@ from llm_effects.values.conversations import Conversation, History, StoredMessag
 from llm_effects.values.errors import InvalidRequest, LLMError, checked
 from llm_effects.values.messages import Message
 from llm_effects.values.responses import CANCELLED
-from llm_effects.values.serialization import dump_value, parsed
+from llm_effects.values.serialization import dump_value, parse_value
 from llm_effects.values.tokens import message_tokens
 from llm_effects.values.validation import invalid, is_a, to_tuple
 
@@ -314,7 +314,7 @@ def _read(document: str | bytes) -> Result[Archive, tuple[str, ...]]:
         return Failure((f"document: must say 'format': {FORMAT!r}, as export_conversation writes it",))
     if table.get("version") != VERSION:
         return Failure((f"version: must be {VERSION}: this file is of another release",))
-    archive = parsed(table, Archive)
+    archive = parse_value(table, Archive)
     return _sound(archive.unwrap()) if is_successful(archive) else archive
 
 

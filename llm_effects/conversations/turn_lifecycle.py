@@ -19,7 +19,7 @@ from llm_effects.values.errors import (
     StorageFailed,
     describe,
     is_retryable,
-    retries_worth,
+    retry_limit,
 )
 from llm_effects.values.messages import ToolCall, ToolResult
 from llm_effects.values.requests import LLMRequest, conversation
@@ -100,7 +100,7 @@ def _worth_another(error: LLMError, attempt: int) -> bool:
     """Somebody at work on the very turn says until when (``retry_after``): that is no matter of a moment."""
     if isinstance(error, ConversationConflict):
         return error.retry_after is None
-    return attempt <= retries_worth(error)
+    return attempt <= retry_limit(error)
 
 
 def _turn(asking: TurnRequest, env: LLMEnv) -> Turn:

@@ -1,6 +1,6 @@
-"""Budgets as plain values: which of them a request falls under, for how long, and whether there is enough left.
+"""Budgets as plain values: which ones apply to a request, for which period, and whether enough is left.
 
-Money is reserved before an attempt, by an estimate, and put right by what the attempt cost. Periods are those of UTC.
+Each attempt reserves an estimate of its cost first; its actual cost replaces the estimate afterwards. Periods are UTC.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from llm_effects.values.responses import Cost
 @final
 @frozen(kw_only=True)
 class Account:
-    """What a budget allows in one period, to all or to one owner, task or tag: so many US dollars until it ``ends``.
+    """One period of a budget, for everyone or for one owner, task or tag: at most ``limit`` US dollars until ``ends``.
 
-    ``key`` tells it from every other account.
+    ``key`` is unique to it.
     """
 
     budget: str
@@ -35,7 +35,7 @@ class Account:
 @final
 @frozen(kw_only=True)
 class Hold:
-    """An amount of US dollars that is reserved ``at`` a time in each account, and free once it ``expires_at``."""
+    """An amount of US dollars reserved in each account ``at`` a time, and released once it ``expires_at``."""
 
     id: str
     accounts: tuple[Account, ...]
@@ -45,7 +45,7 @@ class Hold:
 
 
 def accounts_of(budgets: Iterable[BudgetConfig], request: LLMRequest, at: datetime) -> tuple[Account, ...]:
-    """Give the account of every budget that a request falls under ``at`` a time.
+    """Return the accounts that a request is charged to ``at`` a time.
 
     >>> budgets = (BudgetConfig(name="all", limit_usd=5), BudgetConfig(name="each", limit_usd=1, scope="owner:*"))
     >>> noon = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -57,37 +57,35 @@ def accounts_of(budgets: Iterable[BudgetConfig], request: LLMRequest, at: dateti
     return tuple(_account(each, subject, at) for each in budgets for subject in _subjects(each.scope, request))
 
 
-_OF_REQUEST: Final[Mapping[str, Callable[[LLMRequest], tuple[str | None, ...]]]] = {
+_NAMES_BY_KIND: Final[Mapping[str, Callable[[LLMRequest], tuple[str | None, ...]]]] = {
     "owner": lambda request: (request.owner,),
     "task": lambda request: (str(request.task_type),),
     "tag": lambda request: tuple(sorted(set(request.tags))),
 }
-"""The names that a request has of each kind."""
 
-
-_LONGEST: Final = 1024
-"""Bytes of a key; Postgres takes some more."""
+_MAX_KEY_BYTES: Final = 1024
+"""Postgres accepts a little more."""
 
 
 def _subjects(scope: str | None, request: LLMRequest) -> Iterator[str]:
     if scope is None:
         yield "all"
         return
-    kind, _, wanted = scope.partition(":")
-    for name in _OF_REQUEST[kind](request):
-        if name is not None and wanted in {"*", name}:
+    kind, _, pattern = scope.partition(":")
+    for name in _NAMES_BY_KIND[kind](request):
+        if name is not None and pattern in {"*", name}:
             yield f"{kind}:{name}"
 
 
 def _account(budget: BudgetConfig, subject: str, at: datetime) -> Account:
     begins, ends = period_of(budget.period, at)
     key = dump([budget.name, budget.period, f"{begins:%Y-%m-%dT%H}", subject])
-    short = key if len(key) <= _LONGEST else hashlib.sha256(key).hexdigest().encode()
+    short = key if len(key) <= _MAX_KEY_BYTES else hashlib.sha256(key).hexdigest().encode()
     return Account(budget=budget.name, key=short.decode(), limit=budget.limit_usd, ends=ends)
 
 
 def period_of(period: Period, at: datetime) -> tuple[datetime, datetime]:
-    """Give the beginning and the end of the hour, day or month of a time, in UTC.
+    """Return the start and the end of the hour, day or month that holds a time, in UTC.
 
     >>> [str(end) for end in period_of("month", datetime(2026, 12, 31, 23, 59, tzinfo=UTC))]
     ['2026-12-01 00:00:00+00:00', '2027-01-01 00:00:00+00:00']
@@ -102,13 +100,15 @@ def period_of(period: Period, at: datetime) -> tuple[datetime, datetime]:
     return first, (first + timedelta(days=31)).replace(day=1)
 
 
-def refusal(account: Account, taken: Decimal, amount: Decimal) -> BudgetExceeded | None:
-    """Refuse an amount that an account has not left, of which so much is spent and reserved.
+def check_budget(account: Account, spent: Decimal, amount: Decimal) -> BudgetExceeded | None:
+    """Return an error if an account has too little left for an amount; ``spent`` includes what is reserved.
 
     >>> account = Account(budget="day", key="k", limit=Decimal(1), ends=datetime(2026, 1, 2, tzinfo=UTC))
-    >>> refusal(account, Decimal("0.75"), Decimal("0.25")) is None, refusal(account, Decimal(1), Decimal("0.01")).tag
-    (True, 'BudgetExceeded')
+    >>> check_budget(account, Decimal("0.75"), Decimal("0.25")) is None
+    True
+    >>> check_budget(account, Decimal(1), Decimal("0.01")).tag
+    'BudgetExceeded'
     """
-    if taken + amount <= account.limit:
+    if spent + amount <= account.limit:
         return None
-    return BudgetExceeded(budget=account.budget, spent=Cost(taken), limit=Cost(account.limit), estimate=Cost(amount))
+    return BudgetExceeded(budget=account.budget, spent=Cost(spent), limit=Cost(account.limit), estimate=Cost(amount))

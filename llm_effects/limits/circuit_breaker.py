@@ -1,8 +1,8 @@
-"""A breaker as a pure state machine: a model that fails too often is left alone, and then tried by one call.
+"""Circuit breakers as a pure state machine: calls to a model that fails too often are rejected for a while.
 
-Closed, it counts. Open, it turns everybody away until its time is over. Then it is half open: one call, the probe, is
-let through, and closes or opens it again. Every change of state begins a new ``epoch``; what was let through in an
-older one says nothing of this one.
+A closed breaker counts attempts and failures. An open one rejects every call until its time is over. Then it is half
+open: a single call, the probe, goes through and closes the breaker or opens it again. Every change of state begins a
+new ``epoch``; outcomes of calls from an earlier epoch are ignored.
 """
 
 from math import floor, inf
@@ -11,26 +11,26 @@ from typing import Final, Literal, TypeAlias, final
 from attrs import evolve, frozen
 
 from llm_effects.config.routing import BreakerConfig
-from llm_effects.limits.quotas import Cells, added, fresh, total
+from llm_effects.limits.quotas import Cells, add, drop_before, total
 from llm_effects.values.errors import LLMError, ModelUnavailable, NetworkError, RequestTimeout
 
 CELLS: Final = 10
 """Cells of the rolling window."""
 
-PROBING_S: Final = 1.0
-"""When to ask again while a probe is under way, in seconds: nobody knows how long it takes."""
+PROBE_WAIT_S: Final = 1.0
+"""Seconds after which a call that a running probe rejects may try again; how long the probe takes is unknown."""
 
-Kind: TypeAlias = Literal["counted", "probe", "anyway"]
-"""Why one was let through: as always, to see whether it works again, or since nobody else was left to ask."""
+PermitKind: TypeAlias = Literal["counted", "probe", "forced"]
+"""Why a call may go: the breaker is closed, the call probes a half-open one, or no other model is left."""
 
 
 @final
 @frozen(kw_only=True)
 class Breaker:
-    """How it stands with one model: closed where ``open_until`` is ``None``. Times are seconds on any one clock."""
+    """The state of one model's breaker, closed if ``open_until`` is ``None``. Times are seconds on any one clock."""
 
-    tries: Cells = ()
-    faults: Cells = ()
+    attempts: Cells = ()
+    failures: Cells = ()
     open_until: float | None = None
     probing_until: float = -inf
     epoch: int = 0
@@ -39,9 +39,9 @@ class Breaker:
 @final
 @frozen
 class BreakerPermit:
-    """What one was let through with, to be recorded once; ``shared`` by a breaker that others share."""
+    """A permit to make a call; record its outcome once. ``shared`` permits come from a breaker that processes share."""
 
-    kind: Kind = "counted"
+    kind: PermitKind = "counted"
     epoch: int = 0
     shared: bool = False
 
@@ -49,72 +49,73 @@ class BreakerPermit:
 @final
 @frozen
 class Refusal:
-    """Nobody is let through for so many ``seconds``."""
+    """A rejected call, which may try again after ``retry_after`` seconds."""
 
-    seconds: float
+    retry_after: float
 
 
-def admitted(
+def request_permit(
     breaker: Breaker, now: float, lease: float, *, force: bool = False
 ) -> tuple[Breaker, BreakerPermit | Refusal]:
-    """Ask to be let through; a probe that does not come back within its ``lease`` (seconds) is given up.
+    """Request a permit; a probe without an outcome expires after its ``lease`` (seconds).
 
     >>> broken = Breaker(open_until=30.0)
-    >>> admitted(broken, 10.0, lease=60)[1], admitted(broken, 30.0, lease=60)[1].kind
-    (Refusal(seconds=20.0), 'probe')
+    >>> request_permit(broken, 10.0, lease=60)[1], request_permit(broken, 30.0, lease=60)[1].kind
+    (Refusal(retry_after=20.0), 'probe')
     """
     if breaker.open_until is None:
         return breaker, BreakerPermit("counted", breaker.epoch)
     if breaker.open_until <= now and breaker.probing_until <= now:
         return evolve(breaker, probing_until=now + lease), BreakerPermit("probe", breaker.epoch)
-    wait = breaker.open_until - now if breaker.open_until > now else PROBING_S
-    return breaker, BreakerPermit("anyway", breaker.epoch) if force else Refusal(wait)
+    wait = breaker.open_until - now if breaker.open_until > now else PROBE_WAIT_S
+    return breaker, BreakerPermit("forced", breaker.epoch) if force else Refusal(wait)
 
 
-def recorded(
-    breaker: Breaker, config: BreakerConfig, passage: BreakerPermit, now: float, *, failed: bool | None
+def record_outcome(
+    breaker: Breaker, config: BreakerConfig, permit: BreakerPermit, now: float, *, failed: bool | None
 ) -> Breaker:
-    """Tell what became of one: that the model failed or did not, or ``None`` where it says nothing of the model.
+    """Record whether the model failed, or ``None`` if the outcome says nothing about the model.
 
     >>> config = BreakerConfig(min_attempts=1, open_seconds=30)
-    >>> recorded(Breaker(), config, BreakerPermit(), 10.0, failed=True).open_until
+    >>> record_outcome(Breaker(), config, BreakerPermit(), 10.0, failed=True).open_until
     40.0
     """
-    if passage.epoch != breaker.epoch:
+    if permit.epoch != breaker.epoch:
         return breaker
     if failed is None:
-        return evolve(breaker, probing_until=-inf) if passage.kind == "probe" else breaker
-    if passage.kind == "counted":
-        return _counted(breaker, config, now, failed=failed)
+        return evolve(breaker, probing_until=-inf) if permit.kind == "probe" else breaker
+    if permit.kind == "counted":
+        return _count(breaker, config, now, failed=failed)
     if not failed:
         return Breaker(epoch=breaker.epoch + 1)
-    return _opened(breaker, config, now) if passage.kind == "probe" else breaker
+    return _open(breaker, config, now) if permit.kind == "probe" else breaker
 
 
-def _opened(breaker: Breaker, config: BreakerConfig, now: float) -> Breaker:
+def _open(breaker: Breaker, config: BreakerConfig, now: float) -> Breaker:
     return Breaker(open_until=now + config.open_seconds, epoch=breaker.epoch + 1)
 
 
-def _counted(breaker: Breaker, config: BreakerConfig, now: float, *, failed: bool) -> Breaker:
+def _count(breaker: Breaker, config: BreakerConfig, now: float, *, failed: bool) -> Breaker:
     cell = floor(now * CELLS / config.window_seconds)
-    tries = added(fresh(breaker.tries, cell - CELLS), cell, 1)
-    faults = fresh(breaker.faults, cell - CELLS)
+    attempts = add(drop_before(breaker.attempts, cell - CELLS), cell, 1)
+    failures = drop_before(breaker.failures, cell - CELLS)
     if failed:
-        faults = added(faults, cell, 1)
-        tried = total(tries)
-        if tried >= config.min_attempts and total(faults) >= config.failure_rate * tried:
-            return _opened(breaker, config, now)
-    return Breaker(tries=tries, faults=faults, epoch=breaker.epoch)
+        failures = add(failures, cell, 1)
+        attempted = total(attempts)
+        if attempted >= config.min_attempts and total(failures) >= config.failure_rate * attempted:
+            return _open(breaker, config, now)
+    return Breaker(attempts=attempts, failures=failures, epoch=breaker.epoch)
 
 
-def blames(error: LLMError) -> bool:
-    """Whether an error says that the model does not work: the network, time, or the server's own fault.
+def is_model_fault(error: LLMError) -> bool:
+    """Return whether an error shows that the model does not work: the network, a time-out or a server's own fault.
 
-    Not: what this process lacks, what a caller or a consumer cut short, a model that loads, a server that says slow
-    down, and whatever lies in the request.
+    These do not count: a lack of this process, a call cut short by its caller or consumer, a model that is loading,
+    a rate limit, and anything wrong with the request.
 
-    >>> blames(NetworkError(phase="reset")), blames(NetworkError(phase="local")), blames(ModelUnavailable(status=503))
-    (True, False, True)
+    >>> faults = (NetworkError(phase="reset"), NetworkError(phase="local"), ModelUnavailable(status=503))
+    >>> [is_model_fault(error) for error in faults]
+    [True, False, True]
     """
     match error:
         case NetworkError():

@@ -1,7 +1,7 @@
-"""How much may be asked of a model, as plain values: what is under way, what the last minute took, how long to wait.
+"""Rate limits as plain values: calls in flight, usage of the last minute, and how long a call must wait.
 
-What one is about to ask is reserved before, by an estimate, and put right after. A server's own word on what is left
-is heeded besides: it counts what others use of the same key.
+A call reserves an estimate of its usage before it is sent; the actual usage replaces the estimate afterwards. Limits
+that a server reports count too, because they include other users of the same key.
 """
 
 from math import floor, inf
@@ -11,23 +11,23 @@ from attrs import evolve, field, frozen
 
 from llm_effects.config.models import ModelConfig
 
-# What happened lately, counted in cells of time: a rolling window that is exact to one cell and never too generous.
+# A rolling window, counted in cells of time.
 #
-# A window of ``count`` cells holds the cell of now and ``count`` full ones before it: whatever lies within any stretch of
-# ``count`` cells is counted together.
+# A window of ``count`` cells holds the current cell and the ``count`` full ones before it, so any stretch of ``count``
+# cells is counted whole. The window is exact to one cell and never allows too much.
 
 
 Cells: TypeAlias = tuple[tuple[int, int], ...]
-"""Amounts by the number of their cell, oldest first."""
+"""Amounts by cell number, oldest first."""
 
 SECONDS: Final = 60
-"""Cells of one second in the window of a minute."""
+"""Cells in the window of a minute, one second each."""
 
 
-def fresh(cells: Cells, oldest: int) -> Cells:
-    """Drop what lies before a cell.
+def drop_before(cells: Cells, oldest: int) -> Cells:
+    """Drop the cells before ``oldest``.
 
-    >>> fresh(((1, 5), (7, 2)), 7)
+    >>> drop_before(((1, 5), (7, 2)), 7)
     ((7, 2),)
     """
     if not cells or cells[0][0] >= oldest:
@@ -36,64 +36,67 @@ def fresh(cells: Cells, oldest: int) -> Cells:
 
 
 def total(cells: Cells) -> int:
-    """Add all amounts up."""
+    """Return the sum of all amounts."""
     return sum(amount for _, amount in cells)
 
 
-def added(cells: Cells, cell: int, amount: int) -> Cells:
-    """Count an amount, or take some back with a negative one; of a cell that is gone there is nothing to take.
+def add(cells: Cells, cell: int, amount: int) -> Cells:
+    """Add an amount to a cell; a negative amount is a correction, which a cell outside the window ignores.
 
-    >>> added(((1, 5),), 7, 2), added(((1, 5),), 1, -3), added(((7, 2),), 1, -3)
+    >>> add(((1, 5),), 7, 2), add(((1, 5),), 1, -3), add(((7, 2),), 1, -3)
     (((1, 5), (7, 2)), ((1, 2),), ((7, 2),))
     """
     if not cells or cells[-1][0] < cell:
         return (*cells, (cell, amount)) if amount > 0 else cells
-    if cells[-1][0] == cell:  # nearly always: spares going through them all
+    if cells[-1][0] == cell:  # the usual case: no need to copy every cell
         return (*cells[:-1], (cell, max(0, cells[-1][1] + amount)))
-    return tuple((at, max(0, held + amount) if at == cell else held) for at, held in cells)
+    return tuple((number, max(0, used + amount) if number == cell else used) for number, used in cells)
 
 
-def until_it_fits(cells: Cells, limit: int, amount: int, now: float) -> float:
-    """Tell in how many seconds an amount fits into the minute, if nobody else comes; infinite where it never does.
+def seconds_until_fits(cells: Cells, limit: int, amount: int, now: float) -> float:
+    """Return in how many seconds an amount fits into the minute without further calls; infinite if it never does.
 
-    >>> until_it_fits(((0, 3), (10, 2)), limit=5, amount=1, now=20.5)
+    >>> seconds_until_fits(((0, 3), (10, 2)), limit=5, amount=1, now=20.5)
     40.5
-    >>> until_it_fits((), limit=5, amount=6, now=0.0)
+    >>> seconds_until_fits((), limit=5, amount=6, now=0.0)
     inf
     """
     if amount > limit:
         return inf
-    cells = fresh(cells, floor(now) - SECONDS)
+    cells = drop_before(cells, floor(now) - SECONDS)
     used, wait = total(cells), 0.0
-    for cell, held in cells:
+    for cell, cell_used in cells:
         if used + amount <= limit:
             break
-        used -= held
+        used -= cell_used
         wait = cell + SECONDS + 1 - now
     return wait
 
 
-def until_all_fit(cells: Cells, limit: int, amount: int, now: float) -> float:
-    """Tell the least time for more than a minute can take: what is too much for one comes a minute later, and so on.
+def seconds_until_all_fit(cells: Cells, limit: int, amount: int, now: float) -> float:
+    """Return the least wait in seconds for an amount that may need several minutes, each filled to its limit.
 
-    >>> until_all_fit((), limit=5, amount=11, now=0.0)
+    >>> seconds_until_all_fit((), limit=5, amount=11, now=0.0)
     120.0
     """
     minutes, rest = divmod(amount - 1, limit)
-    return minutes * float(SECONDS) + until_it_fits(cells, limit, rest + 1, now)
+    return minutes * float(SECONDS) + seconds_until_fits(cells, limit, rest + 1, now)
+
+
+# Values.
 
 
 @final
 @frozen(kw_only=True)
 class Quota:
-    """How much is allowed: calls at once, requests and tokens in any minute; ``None`` is without a limit."""
+    """The limits of a model: calls in flight, requests and tokens in any minute; ``None`` is unlimited."""
 
     concurrency: int | None = None
     requests: int | None = None
     tokens: int | None = None
 
     @property
-    def free(self) -> bool:
+    def unlimited(self) -> bool:
         """Whether there is no limit at all."""
         return self.concurrency is None and self.requests is None and self.tokens is None
 
@@ -101,17 +104,20 @@ class Quota:
 @final
 @frozen(kw_only=True)
 class Allowance:
-    """What a server said of requests or of tokens: its limit, what is left of it, and for how many seconds."""
+    """A limit that a server reports for requests or tokens: its size, what remains, and seconds until it resets."""
 
     limit: int | None = None
     remaining: int | None = None
     reset: float | None = None
 
 
+_NOT_REPORTED: Final = Allowance()
+
+
 @final
 @frozen(kw_only=True)
 class RateLimits:
-    """What a server said of its limits beside an answer, and when, on the clock of ``anyio.current_time()``."""
+    """The limits that a server reports with an answer, and when, on the clock of ``anyio.current_time()``."""
 
     requests: Allowance = field(factory=Allowance)
     tokens: Allowance = field(factory=Allowance)
@@ -121,33 +127,37 @@ class RateLimits:
 @final
 @frozen(kw_only=True)
 class Demand:
-    """What is asked for, or what all those ask for who came before."""
+    """The estimated usage of a call, or of all calls ahead of it in a queue."""
 
     requests: int = 1
     tokens: int = 0
 
 
-NOTHING: Final = Demand(requests=0)
+NO_DEMAND: Final = Demand(requests=0)
 
 
 @final
 @frozen(kw_only=True)
 class Meter:
-    """What the last minute took of one thing, and what a server said of it: so much ``left``, ``until`` then."""
+    """Usage of requests or of tokens: our own window of a minute, and the allowance that the server reported.
+
+    ``limit`` and ``remaining`` are the server's; ``remaining`` counts until ``resets_at``. ``reported_at`` is the time
+    of the newest report.
+    """
 
     cells: Cells = ()
     limit: int | None = None
-    left: int = 0
-    until: float = -inf
-    reported: float = -inf
+    remaining: int = 0
+    resets_at: float = -inf
+    reported_at: float = -inf
 
 
 @final
 @frozen(kw_only=True)
 class LimiterState:
-    """How things stand with one model; ``running`` are those calls whose number is limited."""
+    """The state of one model's limiter; ``in_flight`` counts calls only where their number is limited."""
 
-    running: int = 0
+    in_flight: int = 0
     requests: Meter = Meter()
     tokens: Meter = Meter()
 
@@ -155,50 +165,51 @@ class LimiterState:
 @final
 @frozen(kw_only=True)
 class Permit:
-    """What one got in with, to be given back once: what it reserved, in which second, after ``waited`` seconds.
+    """A permit to call a model; release it once.
 
-    Where others share the count, ``id`` is who is in and ``cell_there`` the second by their clock. ``note`` tells that
-    something was not as it should be.
+    ``demand`` is what it reserved, in the second ``cell``, after ``wait_seconds`` in the queue. With limits that
+    processes share, ``id`` identifies the holder and ``shared_cell`` is the second on the shared clock. ``warning``
+    describes a problem, such as a server of shared limits that does not answer.
     """
 
     model: str
     quota: Quota
-    need: Demand
+    demand: Demand
     cell: int = 0
     id: str = ""
-    cell_there: int | None = None
-    waited: float = 0.0
-    note: str = ""
+    shared_cell: int | None = None
+    wait_seconds: float = 0.0
+    warning: str = ""
 
 
 @final
 @frozen(kw_only=True)
 class ActualUsage:
-    """What came of it: whether the request counts, how many tokens it took, and what the server said of its limits."""
+    """The usage of a finished call: whether the request counts, its tokens, and the limits that the server reported."""
 
     requests: int = 1
     tokens: int = 0
-    said: RateLimits | None = None
+    reported_limits: RateLimits | None = None
 
 
 GRACE_S: Final = 1.0
-"""How long after its call's deadline a place is free again if nobody gave it back, in seconds."""
+"""Seconds after a call's deadline at which an unreleased permit expires."""
 
 LONGEST_S: Final = 3600.0
-"""The same for a call without a deadline."""
+"""Seconds after which an unreleased permit expires if the call has no deadline."""
 
 
-def lease(deadline: float, now: float) -> float:
-    """Tell for how many seconds a call may hold what it takes now: as long as it may last, and a little more.
+def lease_seconds(deadline: float, now: float) -> float:
+    """Return for how many seconds a call may hold its permit: until its deadline, and a little longer.
 
-    >>> lease(10.0, now=4.0), lease(inf, now=4.0)
+    >>> lease_seconds(10.0, now=4.0), lease_seconds(inf, now=4.0)
     (7.0, 3600.0)
     """
     return max(deadline - now, 0.0) + GRACE_S if deadline < inf else LONGEST_S
 
 
 def quota_of(model: ModelConfig) -> Quota:
-    """Give what a model's configuration allows.
+    """Return the quota that a model's configuration sets.
 
     >>> quota_of(ModelConfig(provider="lm-studio", concurrency=2))
     Quota(concurrency=2, requests=None, tokens=None)
@@ -206,83 +217,86 @@ def quota_of(model: ModelConfig) -> Quota:
     return Quota(concurrency=model.concurrency, requests=model.requests_per_minute, tokens=model.tokens_per_minute)
 
 
-def has_place(standing: LimiterState, quota: Quota) -> bool:
-    """Whether one more may be under way."""
-    return quota.concurrency is None or standing.running < quota.concurrency
+# The rules: check, reserve, settle.
 
 
-def pause(standing: LimiterState, quota: Quota, need: Demand, now: float, ahead: Demand = NOTHING) -> float:
-    """Tell how many seconds the rates make one wait behind those who are ``ahead``; infinite is never.
+def has_free_slot(state: LimiterState, quota: Quota) -> bool:
+    """Return whether one more call may be in flight."""
+    return quota.concurrency is None or state.in_flight < quota.concurrency
 
-    >>> full = reserved(LimiterState(), Quota(requests=1), Demand(), now=0.5)
-    >>> pause(full, Quota(requests=1), Demand(), now=10.5), pause(full, Quota(requests=2), Demand(), now=10.5)
+
+def wait_time(state: LimiterState, quota: Quota, demand: Demand, now: float, ahead: Demand = NO_DEMAND) -> float:
+    """Return how many seconds the rates make a call wait behind those ``ahead`` of it; infinite is never.
+
+    >>> full = with_reservation(LimiterState(), Quota(requests=1), Demand(), now=0.5)
+    >>> wait_time(full, Quota(requests=1), Demand(), now=10.5), wait_time(full, Quota(requests=2), Demand(), now=10.5)
     (50.5, 0.0)
     """
     return max(
-        _pause(standing.requests, quota.requests, need.requests, ahead.requests, now),
-        _pause(standing.tokens, quota.tokens, need.tokens, ahead.tokens, now),
+        _wait_time(state.requests, quota.requests, demand.requests, ahead.requests, now),
+        _wait_time(state.tokens, quota.tokens, demand.tokens, ahead.tokens, now),
     )
 
 
-def _pause(meter: Meter, limit: int | None, amount: int, ahead: int, now: float) -> float:
-    spent = now < meter.until and (meter.left <= 0 or amount + ahead > meter.left)
-    told = meter.until - now if spent else 0.0
+def _wait_time(meter: Meter, limit: int | None, amount: int, ahead: int, now: float) -> float:
+    exhausted = now < meter.resets_at and (meter.remaining <= 0 or amount + ahead > meter.remaining)
+    until_reset = meter.resets_at - now if exhausted else 0.0
     if limit is None or amount == 0:
-        return told
-    if meter.limit is not None:  # what is too much for it altogether, the server itself will refuse
+        return until_reset
+    if meter.limit is not None:  # never below the amount itself: the server rejects what exceeds its whole limit
         limit = min(limit, max(meter.limit, amount))
-    return inf if amount > limit else max(told, until_all_fit(meter.cells, limit, amount + ahead, now))
+    if amount > limit:
+        return inf
+    return max(until_reset, seconds_until_all_fit(meter.cells, limit, amount + ahead, now))
 
 
-def reserved(standing: LimiterState, quota: Quota, need: Demand, now: float) -> LimiterState:
-    """Take a place and what is needed: only where ``has_place``, and after no ``pause``."""
+def with_reservation(state: LimiterState, quota: Quota, demand: Demand, now: float) -> LimiterState:
+    """Reserve a slot and the demand of a call. Requires ``has_free_slot`` and a ``wait_time`` of 0."""
     return LimiterState(
-        running=standing.running + (quota.concurrency is not None),
-        requests=_taken(standing.requests, quota.requests, need.requests, now),
-        tokens=_taken(standing.tokens, quota.tokens, need.tokens, now),
+        in_flight=state.in_flight + (quota.concurrency is not None),
+        requests=_reserve(state.requests, quota.requests, demand.requests, now),
+        tokens=_reserve(state.tokens, quota.tokens, demand.tokens, now),
     )
 
 
-def _taken(meter: Meter, limit: int | None, amount: int, now: float) -> Meter:
-    told = now < meter.until
-    if limit is None and not told:
+def _reserve(meter: Meter, limit: int | None, amount: int, now: float) -> Meter:
+    reported = now < meter.resets_at
+    if limit is None and not reported:
         return meter
-    cells = meter.cells if limit is None else added(fresh(meter.cells, floor(now) - SECONDS), floor(now), amount)
-    return evolve(meter, cells=cells, left=meter.left - amount if told else meter.left)
+    cells = meter.cells if limit is None else add(drop_before(meter.cells, floor(now) - SECONDS), floor(now), amount)
+    return evolve(meter, cells=cells, remaining=meter.remaining - amount if reported else meter.remaining)
 
 
-def with_actual_usage(standing: LimiterState, ticket: Permit, bill: ActualUsage) -> LimiterState:
-    """Give a place back, put the estimate right in the second in which it was made, and heed the server's word.
+def with_actual_usage(state: LimiterState, permit: Permit, usage: ActualUsage) -> LimiterState:
+    """Release a permit: free its slot, replace the estimate in the second of the reservation, note reported limits.
 
-    >>> ticket = Permit(model="m", quota=Quota(tokens=100), need=Demand(tokens=80), cell=5)
-    >>> before = reserved(LimiterState(), ticket.quota, ticket.need, now=5.5)
-    >>> with_actual_usage(before, ticket, ActualUsage(tokens=30)).tokens.cells
+    >>> permit = Permit(model="m", quota=Quota(tokens=100), demand=Demand(tokens=80), cell=5)
+    >>> before = with_reservation(LimiterState(), permit.quota, permit.demand, now=5.5)
+    >>> with_actual_usage(before, permit, ActualUsage(tokens=30)).tokens.cells
     ((5, 30),)
     """
-    requests = _put_right(standing.requests, ticket.cell, bill.requests - ticket.need.requests)
-    tokens = _put_right(standing.tokens, ticket.cell, bill.tokens - ticket.need.tokens)
-    if bill.said is not None:
-        requests = with_reported_limits(requests, bill.said.requests, bill.said.at)
-        tokens = with_reported_limits(tokens, bill.said.tokens, bill.said.at)
-    running = standing.running - (ticket.quota.concurrency is not None)
-    return LimiterState(running=running, requests=requests, tokens=tokens)
+    requests = _correct(state.requests, permit.cell, usage.requests - permit.demand.requests)
+    tokens = _correct(state.tokens, permit.cell, usage.tokens - permit.demand.tokens)
+    if (reported := usage.reported_limits) is not None:
+        requests = with_reported_limits(requests, reported.requests, reported.at)
+        tokens = with_reported_limits(tokens, reported.tokens, reported.at)
+    in_flight = state.in_flight - (permit.quota.concurrency is not None)
+    return LimiterState(in_flight=in_flight, requests=requests, tokens=tokens)
 
 
-def _put_right(meter: Meter, cell: int, by: int) -> Meter:
-    return evolve(meter, cells=added(meter.cells, cell, by)) if by and meter.cells else meter
+def _correct(meter: Meter, cell: int, difference: int) -> Meter:
+    return evolve(meter, cells=add(meter.cells, cell, difference)) if difference and meter.cells else meter
 
 
-def with_reported_limits(meter: Meter, said: Allowance, at: float) -> Meter:
-    """Take in what a server said at a time; older words than the last say nothing.
+def with_reported_limits(meter: Meter, reported: Allowance, at: float) -> Meter:
+    """Note what a server reported at a time; a report older than the last one is ignored.
 
-    >>> with_reported_limits(Meter(), Allowance(limit=50, remaining=0, reset=2.0), at=10.0).until
+    >>> with_reported_limits(Meter(), Allowance(limit=50, remaining=0, reset=2.0), at=10.0).resets_at
     12.0
     """
-    if at < meter.reported or said == _SILENCE:
+    if at < meter.reported_at or reported == _NOT_REPORTED:
         return meter
-    if said.remaining is None or said.reset is None:
-        return evolve(meter, limit=said.limit or meter.limit, reported=at)
-    return evolve(meter, limit=said.limit or meter.limit, left=said.remaining, until=at + said.reset, reported=at)
-
-
-_SILENCE: Final = Allowance()
+    limit, remaining, reset = reported.limit or meter.limit, reported.remaining, reported.reset
+    if remaining is None or reset is None:
+        return evolve(meter, limit=limit, reported_at=at)
+    return evolve(meter, limit=limit, remaining=remaining, resets_at=at + reset, reported_at=at)

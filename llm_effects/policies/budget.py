@@ -17,7 +17,7 @@ from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.budgets import Account, Hold, accounts_of
-from llm_effects.limits.quotas import lease
+from llm_effects.limits.quotas import lease_seconds
 from llm_effects.policies.limits import expected_usage
 from llm_effects.values.errors import BudgetExceeded, LLMError
 from llm_effects.values.responses import Cost
@@ -67,7 +67,7 @@ async def _reserve(
                 model=call.model, budget=first.budget, spent=Cost.UNKNOWN, limit=Cost(first.limit), estimate=estimate
             )
         )
-    expires_at = now + timedelta(seconds=lease(call.deadline, anyio.current_time()))
+    expires_at = now + timedelta(seconds=lease_seconds(call.deadline, anyio.current_time()))
     hold = Hold(id=env.new_id(), accounts=accounts, amount=estimate.usd, at=now, expires_at=expires_at)
     reserved = await result_of(env.ledger.reserve(hold))
     return reserved.alt(lambda error: evolve(error, model=call.model))

@@ -8,7 +8,7 @@ from returns.result import Failure
 from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
 from llm_effects.effects.env import LLMEnv
-from llm_effects.limits.circuit_breaker import BreakerPermit, blames
+from llm_effects.limits.circuit_breaker import BreakerPermit, is_model_fault
 from llm_effects.values.errors import is_retryable
 
 
@@ -48,4 +48,4 @@ async def _observed(next: Generate, call: Call, env: LLMEnv, permit: BreakerPerm
 
 def _failed(result: Answer) -> bool | None:
     """Return whether the model failed, or ``None`` where the outcome says nothing about it."""
-    return False if is_successful(result) else blames(result.failure()) or None
+    return False if is_successful(result) else is_model_fault(result.failure()) or None

@@ -77,8 +77,8 @@ async def _queue(call: Call, permit: FutureResult[Permit, LLMError]) -> Result[P
 
 
 async def _send(next: Generate, call: Call, env: LLMEnv, permit: Permit) -> Answer:
-    if permit.waited:
-        waited_ms = call.attempt.wait_ms + permit.waited * 1000
+    if permit.wait_seconds:
+        waited_ms = call.attempt.wait_ms + permit.wait_seconds * 1000
         call = call.with_attempt(evolve(call.attempt, wait_ms=waited_ms))
     usage: ActualUsage | None = None
     try:
@@ -86,10 +86,10 @@ async def _send(next: Generate, call: Call, env: LLMEnv, permit: Permit) -> Answ
         usage = _actual_usage(permit, outcome)
     finally:
         if usage is None:  # the attempt was cut off: the model may have worked on it
-            usage = ActualUsage(tokens=permit.need.tokens)
-        reported = usage.said or call.attempt.record.rate_limits
-        await env.limits.release(permit, evolve(usage, said=reported) if reported is not None else usage)
-    return outcome.map(lambda response: _with_warning(response, permit.note)) if permit.note else outcome
+            usage = ActualUsage(tokens=permit.demand.tokens)
+        reported = usage.reported_limits or call.attempt.record.rate_limits
+        await env.limits.release(permit, evolve(usage, reported_limits=reported) if reported is not None else usage)
+    return outcome.map(lambda response: _with_warning(response, permit.warning)) if permit.warning else outcome
 
 
 def _with_warning(response: LLMResponse, warning: str) -> LLMResponse:
@@ -99,13 +99,13 @@ def _with_warning(response: LLMResponse, warning: str) -> LLMResponse:
 def _actual_usage(permit: Permit, outcome: Answer) -> ActualUsage:
     if is_successful(outcome):
         counted = outcome.unwrap().usage.total_tokens
-        return ActualUsage(tokens=permit.need.tokens if counted is None else counted)
+        return ActualUsage(tokens=permit.demand.tokens if counted is None else counted)
     error = outcome.failure()
     if _never_sent(error):
         return ActualUsage(requests=0)
     counted = error.usage.total_tokens if error.usage else None
-    rejected = 0 if (error.status or 0) >= 400 else permit.need.tokens  # servers count rejected requests all the same
-    return ActualUsage(tokens=counted or rejected, said=_requested_pause(error))
+    rejected = 0 if (error.status or 0) >= 400 else permit.demand.tokens  # servers count rejected requests all the same
+    return ActualUsage(tokens=counted or rejected, reported_limits=_requested_pause(error))
 
 
 def _never_sent(error: LLMError) -> bool:

@@ -12,7 +12,7 @@ from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.schedules import Schedule, Step, exponential, jittered
-from llm_effects.values.errors import LLMError, ModelUnavailable, NetworkError, RateLimitExceeded, retries_worth
+from llm_effects.values.errors import LLMError, ModelUnavailable, NetworkError, RateLimitExceeded, retry_limit
 
 TRANSIENT: Final = jittered(exponential(base=0.1, cap=20.0))
 """Pauses after a transient fault (seconds)."""
@@ -87,7 +87,7 @@ def _worth_it(error: LLMError, call: Call, env: LLMEnv, again: int) -> bool:
         return True  # no other candidate is left: wait for it, up to the deadline
     routing = env.config.routing
     refused = isinstance(error, NetworkError) and error.phase == "refused"
-    tries_left = again <= min(routing.max_retries, retries_worth(error))
+    tries_left = again <= min(routing.max_retries, retry_limit(error))
     return (
         tries_left and len(call.history.attempts) < routing.max_attempts and not (refused and call.attempt.alternatives)
     )

@@ -11,7 +11,7 @@ from llm_effects.config.models import Capabilities, Family, ModelConfig
 from llm_effects.providers.wire import WireRequest
 from llm_effects.values.errors import LLMError
 from llm_effects.values.json import dump
-from llm_effects.values.secrets import Secret, revealed, scrub
+from llm_effects.values.secrets import Secret, scrub, secret_values
 
 Wire: TypeAlias = Literal["openai-chat", "openai-responses", "anthropic", "llama"]
 """The protocols spoken."""
@@ -178,7 +178,7 @@ def masked(target: Target, said: str, limit: int = SHOWN) -> str:
     >>> masked(gpt, "no such key: my-secret"), masked(gpt, "too long", 3)
     ('no such key: ***', 'too')
     """
-    return scrub(said[: limit * _READ], *revealed(key_headers(target)))[:limit]
+    return scrub(said[: limit * _READ], *secret_values(key_headers(target)))[:limit]
 
 
 def masked_name(target: Target, said: str | None) -> str | None:

@@ -153,7 +153,7 @@ class NoLimits:
         """Let everybody in."""
         if self.problem is not None:
             return FutureResult.from_failure(self.problem)
-        return Permit(model=model, quota=quota, need=need)
+        return Permit(model=model, quota=quota, demand=need)
 
     async def release(self, ticket: Permit, bill: ActualUsage) -> None:
         """Take no notice."""

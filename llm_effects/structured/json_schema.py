@@ -33,7 +33,7 @@ from llm_effects.structured.types import (
     shape_of,
 )
 from llm_effects.values.errors import InvalidRequest, LLMError, cause_of
-from llm_effects.values.json import plain_object
+from llm_effects.values.json import to_json_object
 
 # The definitions of a schema: each class once, under a name of its own, whoever wrote its schema.
 
@@ -213,7 +213,7 @@ def _wanted(kind: Form) -> Target:
     if endless(root, used):
         raise TypeError("it has no end: each value of it would have to hold another one")
     schema = root | ({"$defs": used} if used else {})
-    return Target(shape, plain_object("response_schema", schema), wrapped)
+    return Target(shape, to_json_object("response_schema", schema), wrapped)
 
 
 def _closed(properties: Schema, required: list[str]) -> Schema:

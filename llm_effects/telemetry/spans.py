@@ -23,7 +23,7 @@ from llm_effects.values.messages import Document, Image, Message, Part, Reasonin
 from llm_effects.values.records import Attributes, Measure
 from llm_effects.values.requests import LLMRequest, conversation
 from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, FinishReason, LLMResponse, Usage, total_cost
-from llm_effects.values.secrets import revealed, scrub
+from llm_effects.values.secrets import scrub, secret_values
 from llm_effects.values.validation import JSONObject
 
 # What was said, for traces that were asked to tell it: messages as the GenAI conventions write them, as JSON.
@@ -41,7 +41,7 @@ _FINISHED: Final = {FinishReason.TOOL_CALLS: "tool_call"}
 def mask_of(config: LLMConfig) -> _Mask:
     """Make the mask of all that is secret in a configuration."""
     targets = ready_targets(config).values()
-    secrets = {secret for target in targets for secret in revealed(key_headers(target))}
+    secrets = {secret for target in targets for secret in secret_values(key_headers(target))}
     return lambda text: scrub(text, *secrets)
 
 

@@ -12,7 +12,7 @@ from llm_effects.values.messages import Message
 from llm_effects.values.responses import Cost, FinishReason, Usage
 from llm_effects.values.validation import instance, invalid, text, to_table
 
-LONGEST_ID: Final = 512
+MAX_ID_BYTES: Final = 512
 """How long an id or an owner may be, in bytes of UTF-8: what an index of any store takes."""
 
 
@@ -31,8 +31,8 @@ def check_id(name: str, given: object) -> None:
         invalid(name, "must not be blank")
     if "\0" in given or any("\ud800" <= letter <= "\udfff" for letter in given):
         invalid(name, "must be Unicode without the letter NUL")
-    if len(given.encode()) > LONGEST_ID:
-        invalid(name, f"must be at most {LONGEST_ID} bytes long")
+    if len(given.encode()) > MAX_ID_BYTES:
+        invalid(name, f"must be at most {MAX_ID_BYTES} bytes long")
 
 
 def _id(_: object, attribute: "attrs.Attribute[Any]", given: object) -> None:

@@ -263,18 +263,18 @@ class Fallback(Enum):
     IF_ALLOWED = "if_allowed"
 
 
-ALWAYS: Final = 1_000_000
+UNLIMITED: Final = 1_000_000
 """As many retries as the schedule has."""
 
 
-def retries_worth(error: LLMError) -> int:
-    """How often the same model may be asked again after this error: 0, 1, or ``ALWAYS``.
+def retry_limit(error: LLMError) -> int:
+    """How often the same model may be asked again after this error: 0, 1, or ``UNLIMITED``.
 
     A server that says whether to ask again (``x-should-retry``) knows best: at least once, or never.
 
-    >>> retries_worth(RequestTimeout()), retries_worth(InvalidRequest(message="prompt: blank"))
+    >>> retry_limit(RequestTimeout()), retry_limit(InvalidRequest(message="prompt: blank"))
     (1, 0)
-    >>> retries_worth(RequestTimeout(should_retry=False)), retries_worth(ContextTooLarge(should_retry=True))
+    >>> retry_limit(RequestTimeout(should_retry=False)), retry_limit(ContextTooLarge(should_retry=True))
     (0, 1)
     """
     worth = _by_kind(error)
@@ -286,11 +286,11 @@ def retries_worth(error: LLMError) -> int:
 def _by_kind(error: LLMError) -> int:
     match error:
         case ModelUnavailable():
-            return ALWAYS if error.reason in {"overloaded", "loading"} else 0
+            return UNLIMITED if error.reason in {"overloaded", "loading"} else 0
         case RateLimitExceeded():
-            return 0 if error.quota else ALWAYS
+            return 0 if error.quota else UNLIMITED
         case NetworkError():
-            return {"dns": 1, "intermediary": 0}.get(error.phase, ALWAYS)
+            return {"dns": 1, "intermediary": 0}.get(error.phase, UNLIMITED)
         case RequestTimeout():
             return 0 if error.phase in {"total", "queue", "sink"} else 1
         case MalformedResponse():
@@ -311,7 +311,7 @@ def is_retryable(error: LLMError) -> bool:
     >>> is_retryable(RateLimitExceeded(retry_after=2.0)), is_retryable(RateLimitExceeded(quota=True))
     (True, False)
     """
-    return retries_worth(error) > 0
+    return retry_limit(error) > 0
 
 
 def fallback_for(error: LLMError) -> Fallback:

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from llm_effects.values.validation import inside, invalid
 
-DEEPEST: Final = 100
+MAX_DEPTH: Final = 100
 """Levels of lists and tables that a JSON value may have."""
 
 _LARGEST_BITS: Final = 1023
@@ -23,12 +23,12 @@ _Path: TypeAlias = tuple[str | int, ...]
 _Above: TypeAlias = tuple[object, ...]
 
 
-def plain_object(name: str, given: Mapping[str, object]) -> dict[str, object]:
+def to_json_object(name: str, given: Mapping[str, object]) -> dict[str, object]:
     """Copy the JSON object of a field into plain dicts and lists; what is no JSON is an ``InvalidValue`` with its path.
 
-    >>> plain_object("schema", {"type": "object", "required": ("a",)})
+    >>> to_json_object("schema", {"type": "object", "required": ("a",)})
     {'type': 'object', 'required': ['a']}
-    >>> plain_object("schema", {"properties": {"a": {"maximum": object()}}})
+    >>> to_json_object("schema", {"properties": {"a": {"maximum": object()}}})
     Traceback (most recent call last):
         ...
     llm_effects.values.validation.InvalidValue: schema.properties.a.maximum: must be JSON, not object
@@ -73,8 +73,8 @@ def _number(value: float, path: _Path) -> float:
 def _below(holder: object, path: _Path, above: _Above) -> _Above:
     if any(holder is each for each in above):
         _refuse(path, "must not hold itself")
-    if len(above) >= DEEPEST:
-        _refuse(path, f"must not be nested deeper than {DEEPEST} levels")
+    if len(above) >= MAX_DEPTH:
+        _refuse(path, f"must not be nested deeper than {MAX_DEPTH} levels")
     return (*above, holder)
 
 

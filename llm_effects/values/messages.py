@@ -94,10 +94,10 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def pages_of(data: bytes) -> int:
+def page_count(data: bytes) -> int:
     """Count the pages of a PDF as far as they can be seen without unpacking it; at least 1.
 
-    >>> pages_of(b"%PDF-1.4 << /Type /Pages >> << /Type /Page >> << /Type/Page >>")
+    >>> page_count(b"%PDF-1.4 << /Type /Pages >> << /Type /Page >> << /Type/Page >>")
     2
     """
     return max(1, len(_PAGE.findall(data)))

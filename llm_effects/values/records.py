@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from llm_effects.values.requests import TaskType
 from llm_effects.values.responses import Attempt
-from llm_effects.values.secrets import without_password
+from llm_effects.values.secrets import hide_password
 
 
 @final
@@ -23,7 +23,7 @@ class ModelHealth:
 
     model: str
     provider: str
-    endpoint: str | None = field(default=None, repr=without_password)
+    endpoint: str | None = field(default=None, repr=hide_password)
     reachable: bool = False
     ready: bool = False
     loaded: tuple[str, ...] = ()

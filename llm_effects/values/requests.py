@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, TypeAlias, final, get_args
 
 from attrs import field, frozen
 
-from llm_effects.values.json import plain_object
+from llm_effects.values.json import to_json_object
 from llm_effects.values.messages import Message, Text
 from llm_effects.values.validation import (
     instance,
@@ -82,7 +82,7 @@ class Allow(Enum):
 
 
 def _parameters(given: Mapping[str, object]) -> Mapping[str, object]:
-    return plain_object("parameters", given)
+    return to_json_object("parameters", given)
 
 
 @final
@@ -138,7 +138,7 @@ def _task(given: str) -> TaskType:
 
 
 def _schema(given: Mapping[str, object] | None) -> Mapping[str, object] | None:
-    return None if given is None else plain_object("response_schema", given)
+    return None if given is None else to_json_object("response_schema", given)
 
 
 def _cache(given: CachePolicy | str) -> CachePolicy:

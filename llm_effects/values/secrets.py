@@ -2,7 +2,7 @@
 
 import hmac
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final, NoReturn, final
 
 import attrs
@@ -79,10 +79,10 @@ _KEY_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "x-api-
 _SHORTEST: Final = 8  # letters: masking the 1 of another header would garble every text
 
 
-def revealed(headers: Iterable[tuple[str, str | Secret]]) -> tuple[str, ...]:
+def secret_values(headers: Iterable[tuple[str, str | Secret]]) -> tuple[str, ...]:
     """Give the secrets among headers for ``scrub``, as they may come back: whole, and without their scheme.
 
-    >>> revealed([("authorization", Secret("Bearer k1")), ("accept", "*/*"), ("x-version", Secret("2"))])
+    >>> secret_values([("authorization", Secret("Bearer k1")), ("accept", "*/*"), ("x-version", Secret("2"))])
     ('Bearer k1', 'k1')
     """
     secrets = ((name, value.reveal()) for name, value in headers if isinstance(value, Secret))
@@ -99,18 +99,11 @@ def to_secret(given: str | Secret | None) -> Secret | None:
     return Secret(given) if isinstance(given, str) else given
 
 
-def to_headers(given: Mapping[str, str | Secret] | tuple[tuple[str, Secret], ...]) -> tuple[tuple[str, Secret], ...]:
-    """Hide the values of headers: any of them may be a key."""
-    if isinstance(given, tuple):
-        return given
-    return tuple((name, Secret(value) if isinstance(value, str) else value) for name, value in given.items())
-
-
 _TEMPLATE: Final = re.compile(r"<.*>|\$.*|\{.*|your.*key.*|.*\.\.\..*|change.?me|none|null|undefined", re.IGNORECASE)
 _HEADER_NAME: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 
 
-def usable_key(_: object, attribute: "attrs.Attribute[Any]", key: object) -> None:
+def valid_key(_: object, attribute: "attrs.Attribute[Any]", key: object) -> None:
     """Refuse a key that no server can take, without showing it."""
     if key is None:
         return
@@ -125,7 +118,7 @@ def usable_key(_: object, attribute: "attrs.Attribute[Any]", key: object) -> Non
         invalid(attribute.name, "is a placeholder: give the key itself, or leave it out for a server that needs none")
 
 
-def usable_headers(_: object, attribute: "attrs.Attribute[Any]", headers: tuple[tuple[str, object], ...]) -> None:
+def valid_headers(_: object, attribute: "attrs.Attribute[Any]", headers: tuple[tuple[str, object], ...]) -> None:
     """Refuse headers that would break a request apart; all of them are named."""
     remedies = [remedy for name, value in headers if (remedy := _header_remedy(name, value))]
     if remedies:
@@ -144,6 +137,6 @@ def _header_remedy(name: str, value: object) -> str | None:
 _PASSWORD: Final = re.compile(r"(?<=://).*@|(?<=password=)[^&]*", re.IGNORECASE)
 
 
-def without_password(url: str | None) -> str:
+def hide_password(url: str | None) -> str:
     """Show a URL without the password that it may hold."""
     return repr(url and _PASSWORD.sub(lambda found: MASK + "@" * found[0].endswith("@"), url))

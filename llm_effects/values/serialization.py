@@ -99,11 +99,11 @@ def load_value(document: str, kind: type[_Value]) -> _Value | None:
         return None
 
 
-def parsed(value: object, kind: type[_Value]) -> Result[_Value, tuple[str, ...]]:
+def parse_value(value: object, kind: type[_Value]) -> Result[_Value, tuple[str, ...]]:
     """Read a value of a class from plain JSON values, or tell each problem with its place.
 
     >>> from llm_effects.values.messages import Message
-    >>> parsed({"role": "user", "parts": [{"type": "ToolCall", "id": " "}]}, Message).failure()
+    >>> parse_value({"role": "user", "parts": [{"type": "ToolCall", "id": " "}]}, Message).failure()
     ("parts[0].name: 'name' is missing or unknown",)
     """
     try:

@@ -16,7 +16,7 @@ from llm_effects.values.messages import (
     ToolCall,
     ToolResult,
     dimensions_of,
-    pages_of,
+    page_count,
 )
 from llm_effects.values.requests import LLMRequest
 
@@ -29,7 +29,7 @@ MESSAGE_OVERHEAD: Final = 4
 IMAGE_TOKENS: Final = 1_000
 """About what vendors count for one picture of ordinary size."""
 
-MOST_IMAGE_TOKENS: Final = 1_600
+MAX_IMAGE_TOKENS: Final = 1_600
 """About what they count for a larger one, which they make smaller first."""
 
 PIXELS_PER_TOKEN: Final = 750
@@ -38,16 +38,16 @@ PIXELS_PER_TOKEN: Final = 750
 PAGE_TOKENS: Final = 2_000
 """About what vendors count for a page of a PDF, its text and its picture."""
 
-LEAST_RATIO: Final = 0.5
+MIN_RATIO: Final = 0.5
 """Tokens counted for each one estimated: fewer are not believed."""
 
-MOST_RATIO: Final = 3.0
+MAX_RATIO: Final = 3.0
 """Tokens counted for each one estimated: more are not believed."""
 
-NEWEST: Final = 0.3
+NEWEST_WEIGHT: Final = 0.3
 """Weight of the newest prompt in the moving average."""
 
-TELLING: Final = 400
+FULL_WEIGHT_TOKENS: Final = 400
 """Estimated tokens from which on a prompt has its full weight."""
 
 
@@ -87,14 +87,14 @@ def _part_tokens(part: Part) -> int:
         case Image():
             return _image_tokens(part)
         case Document(plain=False):
-            return PAGE_TOKENS * pages_of(part.data or b"")
+            return PAGE_TOKENS * page_count(part.data or b"")
         case _:
             return ceil(_letters(part) / CHARACTERS_PER_TOKEN)
 
 
 def _image_tokens(image: Image) -> int:
     size = dimensions_of(image.data or b"")
-    return IMAGE_TOKENS if size is None else min(ceil(size[0] * size[1] / PIXELS_PER_TOKEN), MOST_IMAGE_TOKENS)
+    return IMAGE_TOKENS if size is None else min(ceil(size[0] * size[1] / PIXELS_PER_TOKEN), MAX_IMAGE_TOKENS)
 
 
 def _letters(part: Document | Reasoning | ToolCall | ToolResult) -> int:
@@ -109,19 +109,19 @@ def _letters(part: Document | Reasoning | ToolCall | ToolResult) -> int:
             return len(part.content)
 
 
-def corrected(ratio: float, estimated: int, told: int) -> float:
+def updated_ratio(ratio: float, estimated: int, told: int) -> float:
     """Take a prompt that was counted into the tokens that a model counts for each one estimated.
 
     A moving average. A short prompt, which is mostly the chat's template, says little; a count that is far off says
     nothing: some servers leave out what they had in their cache, or cut the prompt.
 
-    >>> round(corrected(1.0, 1000, 1500), 2), round(corrected(1.0, 40, 60), 3), corrected(1.0, 1000, 10)
+    >>> round(updated_ratio(1.0, 1000, 1500), 2), round(updated_ratio(1.0, 40, 60), 3), updated_ratio(1.0, 1000, 10)
     (1.15, 1.015, 1.0)
     """
     newest = told / max(estimated, 1)
-    if not LEAST_RATIO <= newest <= MOST_RATIO:
+    if not MIN_RATIO <= newest <= MAX_RATIO:
         return ratio
-    return ratio + NEWEST * min(1.0, estimated / TELLING) * (newest - ratio)
+    return ratio + NEWEST_WEIGHT * min(1.0, estimated / FULL_WEIGHT_TOKENS) * (newest - ratio)
 
 
 @final
@@ -141,4 +141,4 @@ class EstimatedTokens:
 
     def learn(self, model: str, estimated: int, told: int) -> None:
         """Learn from a prompt that was estimated and then counted by its provider."""
-        self._ratios[model] = corrected(self.ratio(model), estimated, told)
+        self._ratios[model] = updated_ratio(self.ratio(model), estimated, told)

@@ -20,7 +20,7 @@ from llm_effects.values.errors import (
     TimeoutPhase,
     cause_of,
 )
-from llm_effects.values.secrets import revealed
+from llm_effects.values.secrets import secret_values
 
 WireProblem: TypeAlias = httpx.HTTPError | httpx.InvalidURL | OSError | UnicodeError
 """What a pool may raise for a reason outside of this program; anything else is a bug or a cancellation."""
@@ -74,7 +74,7 @@ def fault_of(problem: WireProblem, request: WireRequest, limits: Timeouts, *, be
     >>> fault.tag, fault.phase, fault.timeout_ms
     ('TimeoutError', 'connect', 2000)
     """
-    cause = cause_of(problem, *revealed(request.headers))
+    cause = cause_of(problem, *secret_values(request.headers))
     match problem:
         case httpx.TimeoutException():
             return _timeout(problem, limits, begun, cause)

@@ -11,7 +11,7 @@ from attrs import define, field
 from returns.future import FutureResult
 from returns.result import Failure, Result, Success
 
-from llm_effects.limits.budgets import Hold, refusal
+from llm_effects.limits.budgets import Hold, check_budget
 from llm_effects.values.errors import BudgetExceeded, LLMError
 from llm_effects.values.records import LedgerRow
 
@@ -75,7 +75,7 @@ class MemoryLedger:
         """Let go of nothing: what is kept lasts as long as the ledger."""
 
     def _refused(self, hold: Hold) -> BudgetExceeded | None:
-        answers = (refusal(each, self._taken.get(each.key, Decimal(0)), hold.amount) for each in hold.accounts)
+        answers = (check_budget(each, self._taken.get(each.key, Decimal(0)), hold.amount) for each in hold.accounts)
         return next((each for each in answers if each is not None), None)
 
     def _take(self, hold: Hold, amount: Decimal) -> None:

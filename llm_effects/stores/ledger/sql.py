@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Select, delete, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from llm_effects.effects.effect import result_of
-from llm_effects.limits.budgets import Account, Hold, refusal
+from llm_effects.limits.budgets import Account, Hold, check_budget
 from llm_effects.stores.conversations.sql import insert_new
 from llm_effects.stores.ledger.memory import within
 from llm_effects.stores.sql.database import Database
@@ -187,7 +187,7 @@ def reserve(connection: Connection, hold: Hold) -> Result[Hold, LLMError]:
         if not _is_new(connection, account.key, hold):
             return Success(hold)  # by a try before this one, whose answer was lost
         reserved = sums.reserved - _freed(connection, account.key, hold)
-        refused = refusal(account, sums.spent + reserved, hold.amount)
+        refused = check_budget(account, sums.spent + reserved, hold.amount)
         if refused is not None:
             return Failure(refused)
         _keep(connection, account.key, _Sums(sums.spent, reserved + hold.amount))

@@ -14,19 +14,19 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
 from llm_effects.effects.env import Hedges, Retries
-from llm_effects.limits.circuit_breaker import Breaker, BreakerPermit, Refusal, admitted, recorded
+from llm_effects.limits.circuit_breaker import Breaker, BreakerPermit, Refusal, record_outcome, request_permit
 from llm_effects.limits.quotas import (
-    NOTHING,
+    NO_DEMAND,
     ActualUsage,
     Demand,
     LimiterState,
     Permit,
     Quota,
-    has_place,
-    lease,
-    pause,
-    reserved,
+    has_free_slot,
+    lease_seconds,
+    wait_time,
     with_actual_usage,
+    with_reservation,
 )
 from llm_effects.values.errors import LLMError, ModelUnavailable, RateLimitExceeded
 
@@ -92,8 +92,8 @@ def left_alone(model: str, refusal: Refusal) -> ModelUnavailable:
     >>> left_alone("gpt", Refusal(12.0)).message
     'it failed too often of late and is left alone for 12 s'
     """
-    message = f"it failed too often of late and is left alone for {refusal.seconds:.3g} s"
-    return ModelUnavailable(model=model, message=message, reason="breaker_open", retry_after=refusal.seconds)
+    message = f"it failed too often of late and is left alone for {refusal.retry_after:.3g} s"
+    return ModelUnavailable(model=model, message=message, reason="breaker_open", retry_after=refusal.retry_after)
 
 
 def _told(quota: Quota) -> str:
@@ -169,7 +169,7 @@ class FairQueue:
 
     poll: float = inf
     _places: OrderedDict[int, _Place] = field(factory=OrderedDict[int, _Place], init=False)
-    _ahead: Demand = field(default=NOTHING, init=False)
+    _ahead: Demand = field(default=NO_DEMAND, init=False)
 
     @property
     def waiting(self) -> int:
@@ -193,10 +193,10 @@ class FairQueue:
             got = await ask(ahead)
             if isinstance(got, Permit) or until - began < got < inf:
                 return got
-            got = await self._first(place, ask, until, got if ahead == NOTHING else inf)
+            got = await self._first(place, ask, until, got if ahead == NO_DEMAND else inf)
         finally:
             self._leave(place)
-        return evolve(got, waited=anyio.current_time() - began) if isinstance(got, Permit) else got
+        return evolve(got, wait_seconds=anyio.current_time() - began) if isinstance(got, Permit) else got
 
     async def _first(self, place: _Place, ask: TryEnter, until: float, wait: float) -> Permit | float:
         while True:
@@ -209,7 +209,7 @@ class FairQueue:
             place.bell = anyio.Event()  # before asking: who leaves meanwhile rings for the next time
             wait = inf
             if next(iter(self._places.values())) is place:
-                got = await ask(NOTHING)
+                got = await ask(NO_DEMAND)
                 if isinstance(got, Permit):
                     return got
                 wait = got
@@ -248,16 +248,16 @@ class ModelState:
     breaker: Breaker = field(factory=Breaker, init=False)
     shut_until: float | None = field(default=None, init=False)
 
-    def ask(self, quota: Quota, need: Demand, ahead: Demand = NOTHING) -> Permit | float:
+    def ask(self, quota: Quota, need: Demand, ahead: Demand = NO_DEMAND) -> Permit | float:
         """Ask to be let in, as a ``FairQueue`` does; what is taken here is not lost on the way to whoever waits."""
-        if quota.free and self.standing is _QUIET:
-            return Permit(model=self.model, quota=quota, need=need)
+        if quota.unlimited and self.standing is _QUIET:
+            return Permit(model=self.model, quota=quota, demand=need)
         now = anyio.current_time()
-        wait = pause(self.standing, quota, need, now, ahead)
-        if wait or ahead.requests or not has_place(self.standing, quota):
+        wait = wait_time(self.standing, quota, need, now, ahead)
+        if wait or ahead.requests or not has_free_slot(self.standing, quota):
             return wait or inf
-        self.standing = reserved(self.standing, quota, need, now)
-        return Permit(model=self.model, quota=quota, need=need, cell=int(now // 1))
+        self.standing = with_reservation(self.standing, quota, need, now)
+        return Permit(model=self.model, quota=quota, demand=need, cell=int(now // 1))
 
     def shut(self, seconds: float) -> None:
         """Note for how long the breaker that others share is open, or that it is not."""
@@ -269,19 +269,19 @@ class ModelState:
 
     def release(self, ticket: Permit, bill: ActualUsage) -> None:
         """Give a place back, and let the next one ask."""
-        if bill.said is not None or not ticket.quota.free:
+        if bill.reported_limits is not None or not ticket.quota.unlimited:
             self.standing = with_actual_usage(self.standing, ticket, bill)
             self.line.ring()
 
     def admit(self, deadline: float, *, force: bool) -> BreakerPermit | Refusal:
         """Ask the breaker to be let through."""
         now = anyio.current_time()
-        self.breaker, answer = admitted(self.breaker, now, lease(deadline, now), force=force)
+        self.breaker, answer = request_permit(self.breaker, now, lease_seconds(deadline, now), force=force)
         return answer
 
     def record(self, config: BreakerConfig, passage: BreakerPermit, *, failed: bool | None) -> None:
         """Tell the breaker what became of one that it let through."""
-        self.breaker = recorded(self.breaker, config, passage, anyio.current_time(), failed=failed)
+        self.breaker = record_outcome(self.breaker, config, passage, anyio.current_time(), failed=failed)
 
 
 @final

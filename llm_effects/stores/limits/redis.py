@@ -21,8 +21,8 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
 from llm_effects.config.routing import BreakerConfig
 from llm_effects.effects.env import Hedges, Retries
-from llm_effects.limits.circuit_breaker import CELLS, PROBING_S, BreakerPermit, Kind, Refusal
-from llm_effects.limits.quotas import ActualUsage, Allowance, Demand, Permit, Quota, RateLimits, lease
+from llm_effects.limits.circuit_breaker import CELLS, PROBE_WAIT_S, BreakerPermit, PermitKind, Refusal
+from llm_effects.limits.quotas import ActualUsage, Allowance, Demand, Permit, Quota, RateLimits, lease_seconds
 from llm_effects.stores.limits.memory import MemoryLimits, ModelState, ModelStates, entered, left_alone, turned_away
 from llm_effects.stores.redis import Argument, RedisScripts, passwords_of, redis_client
 from llm_effects.values.errors import ConfigurationError, LLMError
@@ -148,7 +148,7 @@ if wait <= 0 and tonumber(known[2] or 0) <= now then
   redis.call('HSET', KEYS[1], 'probing', now + tonumber(ARGV[2]))
   return {'probe', epoch, 0}
 end
-return {ARGV[3] == '1' and 'anyway' or 'refused', epoch, wait > 0 and wait or tonumber(ARGV[4])}
+return {ARGV[3] == '1' and 'forced' or 'refused', epoch, wait > 0 and wait or tonumber(ARGV[4])}
 """
 )
 
@@ -220,7 +220,7 @@ ALONE: Final = "the server of the limits does not answer: they are counted in th
 
 _COUNTS: Final = ("slots", "requests", "tokens", "said")
 _BREAKER: Final = ("breaker", "tries", "faults")
-_KINDS: Final[Mapping[bytes | int, Kind]] = {b"counted": "counted", b"probe": "probe", b"anyway": "anyway"}
+_KINDS: Final[Mapping[bytes | int, PermitKind]] = {b"counted": "counted", b"probe": "probe", b"forced": "forced"}
 
 
 def open_redis_limits(
@@ -272,7 +272,7 @@ class RedisLimits:
     ) -> Permit | FutureResult[Permit, LLMError]:
         """Take a turn, or wait for one."""
         room = self._rooms.of(model)
-        if quota.free:
+        if quota.unlimited:
             return entered(room, quota, need, timeout, deadline)
         return FutureResult(self._entered(room, quota, need, timeout, deadline))
 
@@ -318,7 +318,7 @@ class RedisLimits:
         return Success(got) if isinstance(got, Permit) else Failure(turned_away(room.model, quota, need, got))
 
     async def _asked_there(self, room: ModelState, here: Permit, deadline: float) -> Permit | float:
-        ticket, quota, need, answered = evolve(here, id=uuid4().hex), here.quota, here.need, False
+        ticket, quota, need, answered = evolve(here, id=uuid4().hex), here.quota, here.demand, False
         limits = (quota.concurrency or 0, quota.requests or 0, quota.tokens or 0)
         arguments = (0, ticket.id, *limits, _lease_ms(deadline), need.requests, need.tokens)
         try:
@@ -328,15 +328,15 @@ class RedisLimits:
             if not answered:  # a way of cancelling that knows no shield: what the server gave, the lease gives back
                 room.undo(here)
         if not is_successful(told):
-            return evolve(ticket, note=ALONE)
+            return evolve(ticket, warning=ALONE)
         granted, number = (int(each) for each in told.unwrap())
         if granted:
-            return evolve(ticket, cell_there=number)
+            return evolve(ticket, shared_cell=number)
         room.undo(here)
         return number / 1000 if number > 0 else inf
 
     async def _admitted(self, room: ModelState, deadline: float, *, force: bool) -> Result[BreakerPermit, LLMError]:
-        arguments = (0, _lease_ms(deadline), int(force), ceil(PROBING_S * 1000))
+        arguments = (0, _lease_ms(deadline), int(force), ceil(PROBE_WAIT_S * 1000))
         told = await self._scripts.run("admit", self._keys(room.model, _BREAKER[:1]), arguments)
         if not is_successful(told):
             answer = room.admit(deadline, force=force)
@@ -355,11 +355,11 @@ class RedisLimits:
 
 
 def _lease_ms(deadline: float) -> int:
-    return ceil(lease(deadline, anyio.current_time()) * 1000)
+    return ceil(lease_seconds(deadline, anyio.current_time()) * 1000)
 
 
 def _put_right(ticket: Permit, bill: ActualUsage) -> tuple[Argument, ...]:
-    cell, need, said = ticket.cell_there, ticket.need, bill.said
+    cell, need, said = ticket.shared_cell, ticket.demand, bill.reported_limits
     by = (0, 0, 0) if cell is None else (cell, bill.requests - need.requests, bill.tokens - need.tokens)
     return (*by, *((-1,) * 7 if said is None else _said(said)))
 
