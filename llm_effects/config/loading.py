@@ -343,7 +343,8 @@ def _read_record(kind: type[_Record], value: object, at: Place) -> Result[_Recor
     required = (name for name, each in fields.items() if each.default is attrs.NOTHING)
     entries = (_read_field(fields, key, entry, at) for key, entry in value.items())
     missing = (at.key(name).fail("is missing: give it a value") for name in required if name not in value)
-    return _collect((*entries, *missing)).bind_result(lambda pairs: _construct(kind, dict(pairs), at))
+    pairs = _collect((*entries, *missing))
+    return _construct(kind, dict(pairs.unwrap()), at) if is_successful(pairs) else Failure(pairs.failure())
 
 
 def _construct(kind: type[_Record], values: Mapping[str, object], at: Place) -> Result[_Record, Problems]:
@@ -359,18 +360,19 @@ def _read_field(fields: "Mapping[str, attrs.Attribute[Any]]", key: object, value
     if name not in fields:
         return at.key(key).fail(f"unknown key: {suggestion(name, fields)}")
     here = evolve(at, path=value.name) if isinstance(value, Variable) else at.key(key)
-    read = _read(fields[name].type, value, here)
-    return read.bind_result(lambda value: _validate(fields[name], value, here)).map(lambda value: (name, value))
+    read = _validate(fields[name], _read(fields[name].type, value, here), here)
+    return read.map(lambda value: (name, value))
 
 
-def _validate(attribute: "attrs.Attribute[Any]", value: object, at: Place) -> _Read:
+def _validate(attribute: "attrs.Attribute[Any]", read: _Read, at: Place) -> _Read:
     """Run the validator of a field now, so that one invalid field does not hide the next."""
+    if attribute.validator is None or not is_successful(read):
+        return read
     try:
-        if attribute.validator is not None:
-            attribute.validator(None, attribute, value)
+        attribute.validator(None, attribute, read.unwrap())
     except InvalidValue as problem:
         return at.fail(str(problem).partition(": ")[2])
-    return Success(value)
+    return read
 
 
 def _is_table(value: object) -> TypeGuard[Mapping[object, object]]:
