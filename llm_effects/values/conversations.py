@@ -1,4 +1,4 @@
-"""What a stored conversation holds: its turns, their messages, and where each answer came from."""
+"""Stored conversations: their turns, messages and the provenance of each answer."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -13,11 +13,11 @@ from llm_effects.values.responses import Cost, FinishReason, Usage
 from llm_effects.values.validation import instance, invalid, text, to_table
 
 MAX_ID_BYTES: Final = 512
-"""How long an id or an owner may be, in bytes of UTF-8: what an index of any store takes."""
+"""Longest id or owner, in bytes of UTF-8, that every store can index."""
 
 
-def check_id(name: str, given: object) -> None:
-    """Refuse what not every store can keep apart as an id; anything else is opaque and kept letter by letter.
+def check_id(name: str, value: object) -> None:
+    """Reject an id that some store could not distinguish; all others are opaque and stored character by character.
 
     >>> check_id("id", "../../x'; DROP TABLE messages")
     >>> check_id("id", "a" * 513)
@@ -25,25 +25,25 @@ def check_id(name: str, given: object) -> None:
         ...
     llm_effects.values.validation.InvalidValue: id: must be at most 512 bytes long
     """
-    if not isinstance(given, str):
-        invalid(name, f"must be a text, not {type(given).__name__}")
-    if not given.strip():
+    if not isinstance(value, str):
+        invalid(name, f"must be a text, not {type(value).__name__}")
+    if not value.strip():
         invalid(name, "must not be blank")
-    if "\0" in given or any("\ud800" <= letter <= "\udfff" for letter in given):
-        invalid(name, "must be Unicode without the letter NUL")
-    if len(given.encode()) > MAX_ID_BYTES:
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        invalid(name, "must be Unicode without the character NUL")
+    if len(value.encode()) > MAX_ID_BYTES:
         invalid(name, f"must be at most {MAX_ID_BYTES} bytes long")
 
 
-def _id(_: object, attribute: "attrs.Attribute[Any]", given: object) -> None:
-    check_id(attribute.name, given)
+def _valid_id(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    check_id(attribute.name, value)
 
 
-_OWNER: Final = attrs.validators.optional(_id)
+_VALID_OWNER: Final = attrs.validators.optional(_valid_id)
 
 
-def _metadata(given: Mapping[str, str]) -> Mapping[str, str]:
-    return to_table("metadata", given)
+def _metadata(value: Mapping[str, str]) -> Mapping[str, str]:
+    return to_table("metadata", value)
 
 
 @final
@@ -51,15 +51,15 @@ def _metadata(given: Mapping[str, str]) -> Mapping[str, str]:
 class Conversation:
     """A stored conversation, without its messages.
 
-    ``id`` is opaque, ``owner`` the only one who sees it. ``version`` grows with every turn that begins or ends.
-    ``turns`` counts the turns, ``last_model`` is the configured model that answered last. ``forked_from`` names the
-    conversation and the message at which this one left it.
+    ``id`` is opaque; only its ``owner`` can read it. ``version`` increases with every turn that begins or ends.
+    ``turns`` counts the turns, ``last_model`` is the configured model that answered last. ``forked_from`` is the
+    original conversation and the message after which this one continues.
     """
 
-    id: str = field(validator=_id)
+    id: str = field(validator=_valid_id)
     created_at: datetime
     updated_at: datetime
-    owner: str | None = field(default=None, validator=_OWNER)
+    owner: str | None = field(default=None, validator=_VALID_OWNER)
     system: str | None = field(default=None, validator=text())
     metadata: Mapping[str, str] = field(factory=dict[str, str], converter=_metadata)
     version: int = 0
@@ -71,10 +71,10 @@ class Conversation:
 @final
 @frozen(kw_only=True)
 class Provenance:
-    """Where an answer came from and what it took; ``model`` is the configured name, ``served_model`` the provider's.
+    """The origin and cost of an answer; ``model`` is the configured name, ``served_model`` the provider's.
 
-    ``prefix`` is a digest of all that stood before the answer in its prompt: some thinking may go back only after the
-    same.
+    ``prefix`` is a digest of the prompt before the answer: some providers accept their reasoning blocks back only after
+    the same prompt.
     """
 
     model: str
@@ -89,12 +89,12 @@ class Provenance:
 @final
 @frozen(kw_only=True)
 class StoredMessage:
-    """A message with its stable ``id``. One that is ``pinned`` is never dropped from the window.
+    """A message with its stable ``id``; a ``pinned`` one is never dropped from the window.
 
-    ``tokens`` is what it was estimated to take; ``provenance`` is known of an answer only.
+    ``tokens`` is an estimate; only answers have a ``provenance``.
     """
 
-    id: str = field(validator=_id)
+    id: str = field(validator=_valid_id)
     message: Message = field(validator=instance(Message))
     at: datetime
     pinned: bool = False
@@ -105,7 +105,7 @@ class StoredMessage:
 @final
 @unique
 class TurnState(Enum):
-    """How far a turn has come. ``INTERRUPTED`` keeps what the user saw, ``FAILED`` only what was asked."""
+    """The state of a turn. ``INTERRUPTED`` keeps what the user saw, ``FAILED`` only the question."""
 
     PENDING = "pending"
     FINISHED = "finished"
@@ -116,15 +116,15 @@ class TurnState(Enum):
 @final
 @frozen(kw_only=True)
 class Turn:
-    """One exchange: what was asked, and all that came of it, in order.
+    """One exchange: the question and every message that followed, in order.
 
-    ``id`` is the caller's: the same turn again is the same turn. ``number`` is its place in the conversation, from 1.
-    A pending turn belongs to its ``writer`` until ``lease_until``; after that nobody is at work on it any more. The
-    ``writer`` is an opaque id, new for each attempt at the turn: who begins one and is given another's name back has
-    not got it. ``error`` is the tag of what broke the turn off.
+    ``id`` is the caller's, so that a repeated call continues the same turn. ``number`` is its place in the
+    conversation, from 1. A pending turn belongs to its ``writer`` until ``lease_until``; after that it counts as
+    abandoned. The ``writer`` is an opaque id, new for each attempt: if a store returns the turn with another id, then
+    another writer has it. ``error`` is the tag of the error that ended the turn.
     """
 
-    id: str = field(validator=_id)
+    id: str = field(validator=_valid_id)
     begun_at: datetime
     lease_until: datetime
     writer: str = ""
@@ -135,19 +135,19 @@ class Turn:
 
     @property
     def answered(self) -> bool:
-        """Whether a model has said something."""
+        """Whether a model has answered."""
         return any(each.message.role == "assistant" for each in self.messages)
 
     @property
     def settled(self) -> bool:
-        """Whether it has come to an end that stays: with an answer, or with the part of one that the user saw."""
+        """Whether the turn is final: it has an answer, or the part of one that the user saw."""
         return self.state is TurnState.FINISHED or (self.state is TurnState.INTERRUPTED and self.answered)
 
 
 @final
 @frozen(kw_only=True)
 class Summary:
-    """What the turns up to the number ``upto`` came to, in a model's words."""
+    """A model's summary of the turns up to number ``upto``."""
 
     upto: int
     text: str
@@ -158,10 +158,10 @@ class Summary:
 @final
 @frozen(kw_only=True)
 class History:
-    """A conversation as it was read at once: its newest turns, the oldest of them first.
+    """A consistent snapshot of a conversation: its newest turns, oldest first.
 
-    ``complete`` says that no turn came before them. ``pinned`` has the older turns with a pinned message, whole: only
-    then is it known whether they have ended, and which results belong to a call.
+    ``complete`` means that there are no earlier turns. ``pinned`` holds the earlier turns with a pinned message. They
+    are whole, to show whether they have ended and which results belong to which tool call.
     """
 
     conversation: Conversation
@@ -174,10 +174,10 @@ class History:
 @final
 @frozen(kw_only=True)
 class JournalEntry:
-    """A step of a run that must not happen twice: what was meant to be done, and what came of it.
+    """A step of a run that must not happen twice: its intent, and its result once known.
 
-    ``fresh`` says that it was noted just now. One that is not, and has no ``result``, has an unknown outcome: it may
-    or may not have happened.
+    ``fresh`` means that this call created the entry. An entry that is not fresh and has no ``result`` has an unknown
+    outcome: the step may or may not have happened.
     """
 
     key: str

@@ -1,24 +1,27 @@
-"""Every way a call can fail, as frozen values: one closed union and two decisions about it.
+"""Errors as frozen values: the closed union ``LLMError``, and what to do after each of its members.
 
-===================== ============================================== ================== ===============
-tag                   when                                           same model again   next model
-===================== ============================================== ================== ===============
-ModelUnavailable      overloaded, loading, unknown, breaker open     the first two      any
-RateLimitExceeded     asked to slow down, or out of quota            not out of quota   any
-InvalidRequest        the request itself is wrong                    no                 none
-AuthenticationFailed  the key is refused                             no                 any
-TimeoutError          a phase of the call took too long              once               any
-ContextTooLarge       the prompt outgrows the window                 no                 larger window
-ConfigurationError    the set-up is wrong                            no                 none
-NetworkError          refused, reset, no such host                   yes                any
-MalformedResponse     an undecodable 2xx, a stream cut short         once               any
-ContentRefused        a content filter or a refusal                  no                 if allowed
-BudgetExceeded        no money left                                  no                 cheaper
-StorageFailed         a store did not answer                         once, if transient none
-ConversationConflict  somebody else wrote first                      no                 none
-SchemaMismatch        the answer does not fit the type               no                 any
-RequestFailed         all candidates are spent                       no                 none
-===================== ============================================== ================== ===============
+===================== ============================================= ================================ =================
+tag                   when                                          retried on the same model        next model
+===================== ============================================= ================================ =================
+ModelUnavailable      overloaded, loading, unknown, breaker open    if overloaded or loading         any
+RateLimitExceeded     too many requests or tokens, or out of quota  unless out of quota              any
+InvalidRequest        the request itself is wrong                   no                               none
+AuthenticationFailed  the provider rejects the key                  no                               any
+TimeoutError          a phase took too long (``RequestTimeout``)    once; not queue, sink or total   any; none for
+                                                                                                     sink and total
+ContextTooLarge       the prompt does not fit the window            no                               larger window
+ConfigurationError    the configuration is wrong                    no                               none
+NetworkError          refused, reset, no such host                  yes; dns once, intermediary no   any
+MalformedResponse     an unreadable answer, a stream cut short      once                             any
+ContentRefused        a content filter or the model refused         no                               if allowed
+BudgetExceeded        a budget has too little left                  no                               cheaper
+StorageFailed         a store failed                                once if transient                none
+ConversationConflict  another writer changed the conversation       no                               none
+SchemaMismatch        the answer does not match the schema          no                               any
+RequestFailed         every candidate failed                        no                               none
+===================== ============================================= ================================ =================
+
+A server's own word (``x-should-retry``) overrides the third column.
 """
 
 from collections.abc import Callable
@@ -33,29 +36,55 @@ from llm_effects.values.responses import Attempt, Cost, Usage, total_cost
 from llm_effects.values.secrets import scrub
 from llm_effects.values.validation import InvalidValue
 
-UnavailableReason: TypeAlias = Literal["overloaded", "loading", "unknown_model", "breaker_open"]
-TimeoutPhase: TypeAlias = Literal[
-    "queue", "connect", "send", "first_content", "between_content", "attempt", "total", "server", "sink"
+UnavailableReason: TypeAlias = Literal[
+    "overloaded",  # the server is there but cannot answer now
+    "loading",  # the server is still loading the model
+    "unknown_model",  # the server has no such model, or not for this key
+    "breaker_open",  # its circuit breaker rejects calls after too many failures
 ]
-NetworkPhase: TypeAlias = Literal["dns", "connect", "refused", "reset", "protocol", "intermediary", "local"]
+"""Why a model is unavailable."""
+
+TimeoutPhase: TypeAlias = Literal[
+    "queue",  # before the request is sent: waiting for a free connection or slot
+    "connect",  # connecting to the server
+    "send",  # sending the request
+    "first_content",  # until the first piece of the answer
+    "between_content",  # between two pieces of the answer
+    "attempt",  # one whole attempt
+    "total",  # the whole call, with retries and fallbacks
+    "server",  # a time-out that the server reports
+    "sink",  # the consumer of a stream
+]
+"""The phase of a call that took too long."""
+
+NetworkPhase: TypeAlias = Literal[
+    "dns",  # the host name does not resolve
+    "connect",  # the host cannot be reached
+    "refused",  # the host refused the connection
+    "reset",  # the connection broke before the answer was complete
+    "protocol",  # the answer is not valid HTTP, TLS or compressed data
+    "intermediary",  # a proxy, or another program, answered instead of the provider
+    "local",  # this machine has no descriptor, port or memory left
+]
+"""Where the network failed."""
 
 
 @final
 @frozen
 class Cause:
-    """What lay beneath an error: the class of an exception and its scrubbed message."""
+    """The exception behind an error: the name of its class, and its message without secrets."""
 
     type: str
     message: str
 
 
 @frozen(kw_only=True)
-class _Base:
-    """Common to all errors, each where known; diagnostics do not count in comparisons.
+class _CommonFields:
+    """Fields of every error, each set if known; comparisons ignore those for diagnosis.
 
-    ``retry_after`` is in seconds. ``partial`` is the text delivered before a stream broke; ``usage`` is what the
-    provider billed all the same; ``earlier`` are the errors of the attempts that came before in the same call;
-    ``should_retry`` is what the provider said of asking again.
+    ``retry_after`` is seconds. ``partial`` is the text delivered before a stream broke. ``usage`` is what the provider
+    billed nevertheless. ``earlier`` holds the errors of previous attempts in the same call. ``should_retry`` is the
+    provider's own advice.
     """
 
     tag: ClassVar[str]
@@ -75,14 +104,14 @@ class _Base:
 
     @property
     def cost(self) -> Cost:
-        """What all attempts cost together."""
+        """The total cost of all attempts."""
         return total_cost(attempt.cost for attempt in self.attempts)
 
 
 @final
 @frozen(kw_only=True)
-class ModelUnavailable(_Base):
-    """The model cannot answer now, or is not there at all (``unknown_model``)."""
+class ModelUnavailable(_CommonFields):
+    """The model cannot answer now, or does not exist (``unknown_model``)."""
 
     tag: ClassVar[str] = "ModelUnavailable"
     message: str = ""
@@ -91,8 +120,8 @@ class ModelUnavailable(_Base):
 
 @final
 @frozen(kw_only=True)
-class RateLimitExceeded(_Base):
-    """Too many requests or tokens. With ``quota`` the money or the plan is spent and waiting is no use."""
+class RateLimitExceeded(_CommonFields):
+    """Too many requests or tokens. ``quota`` means that the credit or plan is used up, so waiting does not help."""
 
     tag: ClassVar[str] = "RateLimitExceeded"
     message: str = ""
@@ -101,8 +130,8 @@ class RateLimitExceeded(_Base):
 
 @final
 @frozen(kw_only=True)
-class InvalidRequest(_Base):
-    """The request is wrong in itself; the message names the field and the remedy."""
+class InvalidRequest(_CommonFields):
+    """The request itself is wrong; the message names the field and the remedy."""
 
     tag: ClassVar[str] = "InvalidRequest"
     message: str
@@ -111,8 +140,8 @@ class InvalidRequest(_Base):
 
 @final
 @frozen(kw_only=True)
-class AuthenticationFailed(_Base):
-    """The provider refuses the key, or what the key may do."""
+class AuthenticationFailed(_CommonFields):
+    """The provider rejects the key, or the key lacks a permission."""
 
     tag: ClassVar[str] = "AuthenticationFailed"
     message: str = ""
@@ -120,8 +149,8 @@ class AuthenticationFailed(_Base):
 
 @final
 @frozen(kw_only=True)
-class RequestTimeout(_Base):
-    """A phase took longer than its ``timeout_ms`` (milliseconds)."""
+class RequestTimeout(_CommonFields):
+    """A phase of the call took longer than its ``timeout_ms`` (milliseconds)."""
 
     tag: ClassVar[str] = "TimeoutError"
     timeout_ms: float | None = None
@@ -130,8 +159,8 @@ class RequestTimeout(_Base):
 
 @final
 @frozen(kw_only=True)
-class ContextTooLarge(_Base):
-    """The prompt and the wanted answer do not fit: ``token_count`` tokens where ``limit`` is the window."""
+class ContextTooLarge(_CommonFields):
+    """The prompt and the expected answer do not fit: ``token_count`` tokens for a window of ``limit``."""
 
     tag: ClassVar[str] = "ContextTooLarge"
     message: str = ""
@@ -141,8 +170,8 @@ class ContextTooLarge(_Base):
 
 @final
 @frozen(kw_only=True)
-class ConfigurationError(_Base):
-    """The set-up is wrong; the message says where and what to do."""
+class ConfigurationError(_CommonFields):
+    """The configuration is wrong; the message names the place and the remedy."""
 
     tag: ClassVar[str] = "ConfigurationError"
     message: str
@@ -150,8 +179,8 @@ class ConfigurationError(_Base):
 
 @final
 @frozen(kw_only=True)
-class NetworkError(_Base):
-    """The bytes did not get through."""
+class NetworkError(_CommonFields):
+    """The request or its answer did not get through the network."""
 
     tag: ClassVar[str] = "NetworkError"
     message: str = ""
@@ -160,8 +189,8 @@ class NetworkError(_Base):
 
 @final
 @frozen(kw_only=True)
-class MalformedResponse(_Base):
-    """A success that cannot be read, or a stream cut before its protocol's own end."""
+class MalformedResponse(_CommonFields):
+    """A successful answer that cannot be parsed, or a stream cut before its protocol's end marker."""
 
     tag: ClassVar[str] = "MalformedResponse"
     message: str = ""
@@ -169,8 +198,8 @@ class MalformedResponse(_Base):
 
 @final
 @frozen(kw_only=True)
-class ContentRefused(_Base):
-    """A content filter or the model itself declined; ``category`` is the provider's word for why."""
+class ContentRefused(_CommonFields):
+    """A content filter or the model itself refused; ``category`` is the provider's name for the reason."""
 
     tag: ClassVar[str] = "ContentRefused"
     message: str = ""
@@ -179,8 +208,8 @@ class ContentRefused(_Base):
 
 @final
 @frozen(kw_only=True)
-class BudgetExceeded(_Base):
-    """An attempt of about ``estimate`` would spend more than ``limit`` (US dollars); what is reserved is ``spent``."""
+class BudgetExceeded(_CommonFields):
+    """An attempt of about ``estimate`` would exceed ``limit`` (US dollars); ``spent`` includes what is reserved."""
 
     tag: ClassVar[str] = "BudgetExceeded"
     budget: str
@@ -191,8 +220,8 @@ class BudgetExceeded(_Base):
 
 @final
 @frozen(kw_only=True)
-class StorageFailed(_Base):
-    """A store could not do ``operation``; ``transient`` says that it may the next time."""
+class StorageFailed(_CommonFields):
+    """A store failed in ``operation``; ``transient`` means that a retry may succeed."""
 
     tag: ClassVar[str] = "StorageFailed"
     operation: str
@@ -202,8 +231,8 @@ class StorageFailed(_Base):
 
 @final
 @frozen(kw_only=True)
-class ConversationConflict(_Base):
-    """Another writer took the turn first."""
+class ConversationConflict(_CommonFields):
+    """Another writer changed the conversation first."""
 
     tag: ClassVar[str] = "ConversationConflict"
     conversation_id: str
@@ -211,8 +240,8 @@ class ConversationConflict(_Base):
 
 @final
 @frozen(kw_only=True)
-class SchemaMismatch(_Base):
-    """The answer does not fit the wanted type: each problem with its path, and the raw text."""
+class SchemaMismatch(_CommonFields):
+    """The answer does not match the expected type: each problem with its path, and the raw text."""
 
     tag: ClassVar[str] = "SchemaMismatch"
     problems: tuple[str, ...]
@@ -221,8 +250,8 @@ class SchemaMismatch(_Base):
 
 @final
 @frozen(kw_only=True)
-class RequestFailed(_Base):
-    """All candidates are spent: every attempt's error, in order."""
+class RequestFailed(_CommonFields):
+    """Every candidate failed: the error of each attempt, in order."""
 
     tag: ClassVar[str] = "RequestFailed"
     errors: "tuple[LLMError, ...]"
@@ -248,13 +277,13 @@ LLMError: TypeAlias = (
 """The closed union of all errors; ``match`` on it is exhaustive."""
 
 
-# Two decisions about an error, each one exhaustive match, and its one-line description.
+# Retry, fall back, describe: each one exhaustive match.
 
 
 @final
 @unique
 class Fallback(Enum):
-    """Which other models may be tried after an error."""
+    """Which other models a call may try after an error."""
 
     NEVER = "never"
     ANY = "any"
@@ -264,26 +293,26 @@ class Fallback(Enum):
 
 
 UNLIMITED: Final = 1_000_000
-"""As many retries as the schedule has."""
+"""As many retries as the schedule allows."""
 
 
 def retry_limit(error: LLMError) -> int:
-    """How often the same model may be asked again after this error: 0, 1, or ``UNLIMITED``.
+    """Return how many retries on the same model may help after this error: 0, 1, or ``UNLIMITED``.
 
-    A server that says whether to ask again (``x-should-retry``) knows best: at least once, or never.
+    The server's own advice (``x-should-retry``) takes precedence: at least one retry, or none.
 
     >>> retry_limit(RequestTimeout()), retry_limit(InvalidRequest(message="prompt: blank"))
     (1, 0)
     >>> retry_limit(RequestTimeout(should_retry=False)), retry_limit(ContextTooLarge(should_retry=True))
     (0, 1)
     """
-    worth = _by_kind(error)
+    limit = _retry_limit_by_kind(error)
     if error.should_retry is None:
-        return worth
-    return max(worth, 1) if error.should_retry else 0
+        return limit
+    return max(limit, 1) if error.should_retry else 0
 
 
-def _by_kind(error: LLMError) -> int:
+def _retry_limit_by_kind(error: LLMError) -> int:
     match error:
         case ModelUnavailable():
             return UNLIMITED if error.reason in {"overloaded", "loading"} else 0
@@ -306,7 +335,7 @@ def _by_kind(error: LLMError) -> int:
 
 
 def is_retryable(error: LLMError) -> bool:
-    """Whether asking the same model again may help.
+    """Return whether a retry on the same model may help.
 
     >>> is_retryable(RateLimitExceeded(retry_after=2.0)), is_retryable(RateLimitExceeded(quota=True))
     (True, False)
@@ -315,7 +344,7 @@ def is_retryable(error: LLMError) -> bool:
 
 
 def fallback_for(error: LLMError) -> Fallback:
-    """Which of the other candidates may be tried.
+    """Return which of the other candidates the call may try.
 
     >>> fallback_for(ContextTooLarge()), fallback_for(InvalidRequest(message="prompt: blank"))
     (<Fallback.LARGER_WINDOW: 'larger_window'>, <Fallback.NEVER: 'never'>)
@@ -340,24 +369,24 @@ def fallback_for(error: LLMError) -> Fallback:
 
 
 def describe(error: LLMError) -> str:
-    """One line for people: the tag, the model and what happened.
+    """Return one line for people: the tag, the model and what happened.
 
     >>> describe(NetworkError(model="lm-studio", message="connection refused", phase="refused"))
     'NetworkError (lm-studio): connection refused'
     """
     where = f" ({error.model})" if error.model else ""
-    says = "; ".join(_says(error).splitlines())
-    return f"{error.tag}{where}: {says}" if says else f"{error.tag}{where}"
+    message = "; ".join(_message(error).splitlines())
+    return f"{error.tag}{where}: {message}" if message else f"{error.tag}{where}"
 
 
-def _says(error: LLMError) -> str:
+def _message(error: LLMError) -> str:
     match error:
         case RequestTimeout():
             limit = "" if error.timeout_ms is None else f" after {error.timeout_ms:g} ms"
             return f"{error.phase} timed out{limit}"
         case BudgetExceeded():
-            asked = "" if error.estimate is None else f", and this takes about {error.estimate}"
-            return f"{error.budget}: {error.spent} of {error.limit} spent{asked}"
+            needed = "" if error.estimate is None else f", and this takes about {error.estimate}"
+            return f"{error.budget}: {error.spent} of {error.limit} spent{needed}"
         case ConversationConflict():
             return f"conversation {error.conversation_id!r} was changed by another writer"
         case SchemaMismatch():
@@ -376,20 +405,22 @@ def _says(error: LLMError) -> str:
             return error.message
 
 
-# Where exceptions become values.
+# Exceptions to values.
 
 
 def cause_of(exception: BaseException, *secrets: str) -> Cause:
-    """Keep what an exception says and drop the exception, whose attributes may hold keys."""
+    """Return the class and message of an exception without secrets; its attributes, which may hold keys, are lost."""
     return Cause(type(exception).__name__, scrub(str(exception), *secrets)[:500])
 
 
-_Made = TypeVar("_Made")
-_Given = ParamSpec("_Given")
+_Value = TypeVar("_Value")
+_Params = ParamSpec("_Params")
 
 
-def checked(make: Callable[_Given, _Made], *args: _Given.args, **kwargs: _Given.kwargs) -> Result[_Made, LLMError]:
-    """Make a value from data of outside: a broken rule is an ``InvalidRequest``, not an exception.
+def checked(
+    make: Callable[_Params, _Value], *args: _Params.args, **kwargs: _Params.kwargs
+) -> Result[_Value, LLMError]:
+    """Create a value from external data; an invalid value is an ``InvalidRequest``, not an exception.
 
     >>> from llm_effects import LLMRequest
     >>> checked(LLMRequest, prompt="why?").map(lambda request: request.prompt)

@@ -1,4 +1,4 @@
-"""What a stream tells, event by event; it ends with ``Completed`` or ``Failed``."""
+"""Events of a stream; the last one is ``Completed`` or ``Failed``."""
 
 from typing import TypeAlias, final
 
@@ -11,7 +11,7 @@ from llm_effects.values.responses import LLMResponse
 @final
 @frozen
 class Started:
-    """A model began to answer: always first, told with the first content."""
+    """A model began to answer. Always the first event, sent just before the first content."""
 
     model: str
 
@@ -27,7 +27,7 @@ class TextDelta:
 @final
 @frozen
 class ReasoningDelta:
-    """More of the model's thinking."""
+    """More of the model's reasoning."""
 
     text: str
 
@@ -35,7 +35,7 @@ class ReasoningDelta:
 @final
 @frozen
 class ToolCallDelta:
-    """More of a tool call: ``index`` tells the calls apart; ``arguments`` is the next piece of JSON text."""
+    """More of the tool call number ``index``; ``arguments`` is the next piece of its JSON text."""
 
     index: int
     id: str
@@ -46,7 +46,7 @@ class ToolCallDelta:
 @final
 @frozen
 class Restarted:
-    """Drop what you have: ``model`` begins again from the start."""
+    """``model`` starts the answer again: discard the content received so far."""
 
     model: str
 
@@ -54,7 +54,7 @@ class Restarted:
 @final
 @frozen
 class Completed:
-    """The whole answer, as ``generate`` would give it."""
+    """The whole answer, as ``generate`` returns it."""
 
     response: LLMResponse
 
@@ -62,13 +62,13 @@ class Completed:
 @final
 @frozen
 class Failed:
-    """The end without a whole answer."""
+    """The stream ended without a whole answer."""
 
     error: LLMError
 
 
 ContentEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta
-"""Events that carry content: the first one delivered commits a stream."""
+"""Events with content; a stream is committed once the first one is delivered."""
 
 StreamEvent: TypeAlias = Started | ContentEvent | Restarted | Completed | Failed
 """All events of a stream."""
