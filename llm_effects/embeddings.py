@@ -36,7 +36,7 @@ from llm_effects.values.errors import (
     StorageFailed,
     describe,
 )
-from llm_effects.values.json import dump, mended
+from llm_effects.values.json import dump, repair_surrogates
 from llm_effects.values.messages import Message, Text
 from llm_effects.values.requests import CachePolicy, LLMRequest, Preferences, TaskType
 from llm_effects.values.responses import Attempt, Cost, LLMResponse, Usage, Vector, Vectors, total_cost
@@ -424,7 +424,7 @@ async def _embedded(wanted: EmbeddingRequest, env: LLMEnv) -> Result[Embeddings,
     target = chosen(env.config, wanted.model)
     if not is_successful(target):
         return Failure(target.failure())
-    return await _filled(evolve(wanted, texts=tuple(map(mended, wanted.texts))), target.unwrap(), env)
+    return await _filled(evolve(wanted, texts=tuple(map(repair_surrogates, wanted.texts))), target.unwrap(), env)
 
 
 def _problem(texts: tuple[str, ...]) -> LLMError | None:

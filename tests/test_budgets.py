@@ -108,7 +108,7 @@ def test_budgets_are_read_from_a_configuration_and_have_names_of_their_own() -> 
     config = load_config({"models": {}, "budgets": [day]}, environ={}).unwrap()
     assert config.budgets == (BudgetConfig(name="day", limit_usd=Decimal("0.1"), scope="owner:*"),)
     twice = load_config({"models": {}, "budgets": [day, day]}, environ={}).failure()
-    assert "budgets: each needs a name of its own, and 'day' is there more than once" in twice.message
+    assert "budgets: names must be unique, but 'day' occurs more than once" in twice.message
 
 
 @given(st.datetimes(timezones=st.timezones()), st.sampled_from(["hour", "day", "month"]))

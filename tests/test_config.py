@@ -85,7 +85,7 @@ def test_a_model_can_be_a_key_of_a_table() -> None:
     ],
 )
 def test_a_key_that_cannot_be_one_is_refused_without_showing_it(key: str) -> None:
-    with pytest.raises(InvalidValue, match=r"^api_key: (must not|holds|is a)") as caught:
+    with pytest.raises(InvalidValue, match=r"^api_key: (must not|contains|is a)") as caught:
         ModelConfig(provider="anthropic", api_key=key)
     assert not key.strip() or key not in str(caught.value)
 
@@ -101,12 +101,12 @@ def test_a_key_that_can_be_one_is_taken(body: str) -> None:
 @pytest.mark.parametrize(
     ("headers", "says"),
     [
-        ({"x team": "a"}, "'x team' is no name of a header"),
-        ({"": "a"}, "'' is no name of a header"),
-        ({"x-a\r\nx-b": "a"}, "is no name of a header"),
-        ({"x-team": f"{CANARY}\r\nx-admin: 1"}, "x-team holds a line break"),
+        ({"x team": "a"}, "'x team' is not a valid header name"),
+        ({"": "a"}, "'' is not a valid header name"),
+        ({"x-a\r\nx-b": "a"}, "is not a valid header name"),
+        ({"x-team": f"{CANARY}\r\nx-admin: 1"}, "x-team contains a line break"),
         ({"x-team": 5}, "x-team must be a text or a Secret, not int"),
-        ({"x team": "a", "x-b": f"{CANARY}\n"}, "'x team' is no name .*; x-b holds a line break"),
+        ({"x team": "a", "x-b": f"{CANARY}\n"}, "'x team' is not a valid .*; x-b contains a line break"),
     ],
 )
 def test_a_header_cannot_smuggle_another_one(headers: dict[str, str], says: str) -> None:
@@ -203,8 +203,8 @@ def test_an_order_names_models_and_families_only() -> None:
     with pytest.raises(InvalidValue) as caught:
         LLMConfig(models=models, routing=RoutingConfig(fallback_order=["x"], tasks={"my own": ["gpt", "cluade"]}))
     assert str(caught.value).splitlines() == [
-        "routing.tasks.\"my own\"[1]: 'cluade' is no configured model and no family: did you mean claude?",
-        "routing.fallback_order[0]: 'x' is no configured model and no family: the names are " + ", ".join(names),
+        "routing.tasks.\"my own\"[1]: 'cluade' is not a configured model or a family: did you mean claude?",
+        "routing.fallback_order[0]: 'x' is not a configured model or a family: the names are " + ", ".join(names),
     ]
 
 

@@ -211,7 +211,7 @@ def test_all_problems_are_told_at_once() -> None:
         ({"models": {"a": {}}}, "models.a.provider: is missing: give it a value"),
         ({"models": {"a": {"provider": None}}}, "models.a.provider: must be a text, not NoneType"),
         ({"models": {"a": {"provider": "x", "headers": {"a b": "c"}}}},
-         "models.a.headers: 'a b' is no name of a header: use letters, digits and dashes"),
+         "models.a.headers: 'a b' is not a valid header name: use letters, digits and dashes"),
         ({"models": {"a": {"provider": "x", "max_tokens": 10**500}}},
          "models.a.max_tokens: must be a number of at most 64 bits"),
     ],
@@ -240,8 +240,8 @@ def test_an_order_of_unknown_names_is_told_with_each_place() -> None:
     }
     names = "studio, local, gpt, claude, other"
     assert problems(shape, environ={}) == [
-        "routing.tasks.triage[1]: 'stduio' is no configured model and no family: did you mean studio?",
-        f"routing.fallback_order[1]: 'nobody' is no configured model and no family: the names are {names}",
+        "routing.tasks.triage[1]: 'stduio' is not a configured model or a family: did you mean studio?",
+        f"routing.fallback_order[1]: 'nobody' is not a configured model or a family: the names are {names}",
     ]
 
 
@@ -398,7 +398,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["a\0b", "~a\0b/x.toml", "a\ud83db"])
 def test_a_text_that_is_no_path_is_not_blamed_on_toml(path: str) -> None:
     (line,) = problems(path)
-    assert line.startswith(f"{path}: is no path (")
+    assert line.startswith(f"{path}: is not a path (")
     assert line.endswith("): give the path of a TOML file")
 
 
@@ -510,8 +510,16 @@ def test_the_process_s_environment_is_the_default() -> None:
         ("LLM_CACHE_ENABLED", "maybe", "must be one of true, 1, yes, on, false, 0, no, off, not 'maybe'"),
         ("LLM_ROUTING_STRATEGY", "fastest", "must be one of balanced, cost, performance, not 'fastest'"),
         ("LLM_STORAGE_URL", " ", "must not be blank: give some text, or leave it out"),
-        ("OPENAI_API_KEY", f"{CANARY}\n", "holds a space, a line break or a letter outside ASCII: copy the key again"),
-        ("ANTHROPIC_API_KEY", "\udcff", "holds a space, a line break or a letter outside ASCII: copy the key again"),
+        (
+            "OPENAI_API_KEY",
+            f"{CANARY}\n",
+            "contains a space, a line break or a character outside ASCII: copy the key again",
+        ),
+        (
+            "ANTHROPIC_API_KEY",
+            "\udcff",
+            "contains a space, a line break or a character outside ASCII: copy the key again",
+        ),
         (
             "CLAUDE_API_KEY",
             "None",

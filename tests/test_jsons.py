@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.values.json import MAX_DEPTH, dump, mended, to_json_object
+from llm_effects.values.json import MAX_DEPTH, dump, repair_surrogates, to_json_object
 from llm_effects.values.validation import InvalidValue
 
 HALF = "\ud83d"
@@ -49,7 +49,7 @@ def test_json_is_taken_as_it_is(given_object: dict[str, object]) -> None:
 @given(OBJECTS)
 def test_what_is_sent_reads_back_with_its_texts_mended(given_object: dict[str, object]) -> None:
     sent = dump(to_json_object("schema", given_object))
-    assert json.loads(sent) == json.loads(mended(json.dumps(given_object, ensure_ascii=False)))
+    assert json.loads(sent) == json.loads(repair_surrogates(json.dumps(given_object, ensure_ascii=False)))
 
 
 def test_odd_classes_become_plain_ones() -> None:
@@ -81,7 +81,7 @@ def deep(levels: int) -> dict[str, object]:
         ({"a": float("nan")}, "s.a: must be a finite number"),
         ({"a": float("-inf")}, "s.a: must be a finite number"),
         ({"a": -(10**5000)}, "s.a: must be a finite number"),
-        (cycle(), "s.again[0]: must not hold itself"),
+        (cycle(), "s.again[0]: must not contain itself"),
         (deep(MAX_DEPTH + 1), f"s{'.a' * MAX_DEPTH}: must not be nested deeper than 100 levels"),
         (deep(500), f"s{'.a' * MAX_DEPTH}: must not be nested deeper than 100 levels"),
     ],
@@ -101,16 +101,16 @@ def test_what_is_held_twice_or_deep_enough_is_fine() -> None:
 
 @given(st.text(), st.text())
 def test_a_mended_text_can_be_sent_and_is_left_alone(before: str, after: str) -> None:
-    text = mended(f"{before}{HALF}{after}")
+    text = repair_surrogates(f"{before}{HALF}{after}")
     assert text.encode()
-    assert mended(text) == text
+    assert repair_surrogates(text) == text
 
 
 @given(st.text(st.characters(codec="utf-8")))
 def test_unicode_is_left_alone_and_split_pairs_are_joined(text: str) -> None:
     units = text.encode("utf-16-le")
     split = "".join(chr(int.from_bytes(units[at : at + 2], "little")) for at in range(0, len(units), 2))
-    assert mended(text) == mended(split) == text
+    assert repair_surrogates(text) == repair_surrogates(split) == text
 
 
 def test_a_half_in_any_place_is_replaced_and_raw_json_is_kept() -> None:

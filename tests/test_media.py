@@ -112,21 +112,21 @@ def test_a_url_with_its_data_becomes_the_data(url: str, data: bytes, kind: str) 
         ),
         (
             lambda: Document(b"\xff\xfe", "text/plain"),
-            "data: must be UTF-8, which ends at byte 0: give its text in UTF-8",
+            "data: must be UTF-8, but byte 0 is not: encode the text in UTF-8",
         ),
-        (lambda: Document(b"x"), "media_type: say what data holds, such as 'image/png'"),
+        (lambda: Document(b"x"), "media_type: give the type of the data, such as 'image/png'"),
         (
             lambda: Image(b"%PDF-1.7"),
-            "media_type: must be that of a picture, not application/pdf: show the rest as a Document",
+            "media_type: must be that of a picture, not application/pdf: use a Document",
         ),
         (
             lambda: Document(gif(1, 1)),
-            "media_type: must be that of a document, not image/gif: show a picture as an Image",
+            "media_type: must be that of a document, not image/gif: use an Image",
         ),
-        (lambda: Image(url="data:image/png;base64,@"), "url: must hold base64 after its comma"),
+        (lambda: Image(url="data:image/png;base64,@"), "url: must have base64 after its comma"),
         (lambda: Image(url="data:image/png"), "url: must have a comma before its data"),
         (lambda: Image(url="data:image/png;base64,R0lGODlh"), "media_type: the data is image/gif, not image/png"),
-        (lambda: Document(), "data: give either data (with media_type) or url, not both and not neither"),
+        (lambda: Document(), "data: give either data (with media_type) or url, and only one of them"),
     ],
 )
 def test_what_cannot_be_shown_says_why(make: object, says: str) -> None:

@@ -44,17 +44,17 @@ def test_parts_keep_their_order_and_cannot_be_changed(parts: list[Part]) -> None
     ("make", "says"),
     [
         (lambda: Message("robot", "x"), "role: must be one of system, user, assistant, tool, not 'robot'"),
-        (lambda: Message("user", ()), "parts: a message says something: give it at least one part"),
+        (lambda: Message("user", ()), "parts: must not be empty: give at least one part"),
         (
             lambda: Message("user", ["x"]),
             "parts[0]: must be Text or Image or Document or Reasoning or ToolCall or ToolResult, not str",
         ),
-        (lambda: Image(), "data: give either data (with media_type) or url, not both and not neither"),
+        (lambda: Image(), "data: give either data (with media_type) or url, and only one of them"),
         (
             lambda: Image(data=b"", media_type="a/b", url="x"),
-            "data: give either data (with media_type) or url, not both and not neither",
+            "data: give either data (with media_type) or url, and only one of them",
         ),
-        (lambda: Image(data=b"x"), "media_type: say what data holds, such as 'image/png'"),
+        (lambda: Image(data=b"x"), "media_type: give the type of the data, such as 'image/png'"),
         (lambda: ToolCall("", "look"), "id: must not be blank: give some text, or leave it out"),
         (lambda: ToolCall("1", " "), "name: must not be blank: give some text, or leave it out"),
         (lambda: ToolResult(""), "call_id: must not be blank: give some text, or leave it out"),

@@ -103,7 +103,7 @@ LOOK = Tool("look", "look around")
         ({"prompt": "x", "metadata": {5: "a"}}, "metadata: each key must be a text, not int"),
         ({"prompt": "x", "tags": [1]}, r"tags\[0\]: must be str, not int"),
         ({"prompt": "x", "task_type": " "}, "task_type: must not be blank"),
-        ({"prompt": "x", "tools": [LOOK, LOOK]}, "tools: each tool needs a name of its own"),
+        ({"prompt": "x", "tools": [LOOK, LOOK]}, "tools: names must be unique"),
         ({"prompt": "x", "tools": ["look"]}, r"tools\[0\]: must be Tool, not str"),
         ({"prompt": "x", "tool_choice": "required"}, "tool_choice: must be auto, none, required or the name of a tool"),
         ({"prompt": "x", "tools": [LOOK], "tool_choice": "jump"}, "tool_choice: must be .* not 'jump'"),

@@ -16,7 +16,16 @@ from llm_effects.config.services import (
     StorageConfig,
     TelemetryConfig,
 )
-from llm_effects.values.validation import InvalidValue, inside, instance, instances, invalid, shown, to_table, to_tuple
+from llm_effects.values.validation import (
+    InvalidValue,
+    instance,
+    instances,
+    invalid,
+    join_path,
+    short_repr,
+    to_table,
+    to_tuple,
+)
 
 
 def _models(value: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:
@@ -33,7 +42,7 @@ def _valid_budgets(_: object, attribute: "attrs.Attribute[Any]", budgets: tuple[
     names = [budget.name for budget in budgets]
     for name in set(names):
         if names.count(name) > 1:
-            invalid(attribute.name, f"each needs a name of its own, and {shown(name)} is there more than once")
+            invalid(attribute.name, f"names must be unique, but {short_repr(name)} occurs more than once")
 
 
 @final
@@ -56,7 +65,7 @@ class LLMConfig:
 
     def __attrs_post_init__(self) -> None:
         known = (*self.models, *get_args(Family))
-        orders = {inside("routing.tasks", task): names for task, names in self.routing.tasks.items()}
+        orders = {join_path("routing.tasks", task): names for task, names in self.routing.tasks.items()}
         orders["routing.fallback_order"] = self.routing.fallback_order
         problems = [line for path, names in orders.items() for line in unknown_names(path, names, known)]
         if problems:

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from llm_effects.values.secrets import Secret
-from llm_effects.values.validation import inside, invalid, shown, suggestion, to_table, to_tuple
+from llm_effects.values.validation import invalid, join_path, short_repr, suggestion, to_table, to_tuple
 
 
 def to_dollars(value: Decimal | str | float) -> Decimal:
@@ -59,7 +59,7 @@ def valid_pairs(_: object, attribute: "attrs.Attribute[Any]", value: tuple[objec
             case (str(), object()):
                 continue
             case object():
-                invalid(inside(attribute.name, index), "must be a pair of a name and a value")
+                invalid(join_path(attribute.name, index), "must be a pair of a name and a value")
 
 
 def to_fallback_order(value: Iterable[str]) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ def to_fallback_order(value: Iterable[str]) -> tuple[str, ...]:
 
 def to_tasks(value: Mapping[str, Iterable[str]]) -> Mapping[str, tuple[str, ...]]:
     """Freeze the order of each task."""
-    return {task: to_tuple(inside("tasks", task), names) for task, names in to_table("tasks", value).items()}
+    return {task: to_tuple(join_path("tasks", task), names) for task, names in to_table("tasks", value).items()}
 
 
 def valid_orders(_: object, attribute: "attrs.Attribute[Any]", tasks: Mapping[str, tuple[object, ...]]) -> None:
@@ -77,7 +77,7 @@ def valid_orders(_: object, attribute: "attrs.Attribute[Any]", tasks: Mapping[st
     for task, names in tasks.items():
         for index, name in enumerate(names):
             if not isinstance(name, str):
-                invalid(inside(inside(attribute.name, task), index), f"must be str, not {type(name).__name__}")
+                invalid(join_path(join_path(attribute.name, task), index), f"must be str, not {type(name).__name__}")
 
 
 def valid_names(_: object, attribute: "attrs.Attribute[Any]", models: Mapping[str, object]) -> None:
@@ -90,9 +90,9 @@ def unknown_names(path: str, names: Iterable[str], known: tuple[str, ...]) -> It
     """Yield a problem for each name of the order at ``path`` that matches no model and no family.
 
     >>> list(unknown_names("routing.fallback_order", ("gpt", "cluade"), ("gpt", "claude")))
-    ["routing.fallback_order[1]: 'cluade' is no configured model and no family: did you mean claude?"]
+    ["routing.fallback_order[1]: 'cluade' is not a configured model or a family: did you mean claude?"]
     """
     for index, name in enumerate(names):
         if name not in known:
             remedy = suggestion(name, known, "the names")
-            yield f"{inside(path, index)}: {shown(name)} is no configured model and no family: {remedy}"
+            yield f"{join_path(path, index)}: {short_repr(name)} is not a configured model or a family: {remedy}"

@@ -26,7 +26,7 @@ from llm_effects.config.fields import to_date, to_dollars
 from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.values.errors import Cause, ConfigurationError, LLMError, cause_of
 from llm_effects.values.secrets import Secret, scrub
-from llm_effects.values.validation import InvalidValue, inside, suggestion
+from llm_effects.values.validation import InvalidValue, join_path, suggestion
 
 
 def load_config(
@@ -62,7 +62,7 @@ def _from_file(path: Path, environ: Mapping[str, str]) -> Result[LLMConfig, LLME
     except OSError as problem:
         return _file_error(path, f"cannot be read ({problem.strerror}): give the path of a TOML file", problem)
     except ValueError as problem:  # a zero byte, or a character that no file name may hold
-        return _file_error(path, f"is no path ({problem}): give the path of a TOML file", problem)
+        return _file_error(path, f"is not a path ({problem}): give the path of a TOML file", problem)
     return _from_toml(content, path, environ)
 
 
@@ -299,11 +299,11 @@ class Place:
 
     def key(self, key: object) -> "Place":
         """Return the place of a key of this table."""
-        return evolve(self, path=inside(self.path, str(key)))
+        return evolve(self, path=join_path(self.path, str(key)))
 
     def item(self, index: int) -> "Place":
         """Return the place of an item of this list."""
-        return evolve(self, path=inside(self.path, index))
+        return evolve(self, path=join_path(self.path, index))
 
     def problem(self, remedy: str) -> Problems:
         """Return one problem of this place."""

@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from llm_effects.config.fields import to_dollars, valid_amount
 from llm_effects.values.secrets import hide_password
-from llm_effects.values.validation import each_of, instance, invalid, number, one_of, shown, text, to_tuple
+from llm_effects.values.validation import each_of, instance, invalid, number, one_of, short_repr, text, to_tuple
 
 KEEPABLE: Final = ("stop", "length", "tool_calls")
 """Finish reasons of answers that the cache may store; filtered answers are never stored."""
@@ -77,7 +77,9 @@ _KINDS: Final = ("owner", "task", "tag")
 def _valid_scope(_: object, attribute: "attrs.Attribute[Any]", value: str | None) -> None:
     kind, colon, name = (value or "owner:*").partition(":")
     if kind not in _KINDS or not colon or not name.strip():
-        invalid(attribute.name, f"must be such as owner:alice, owner:* (each one) or tag:nightly, not {shown(value)}")
+        invalid(
+            attribute.name, f"must be such as owner:alice, owner:* (each owner) or tag:nightly, not {short_repr(value)}"
+        )
 
 
 @final

@@ -20,7 +20,7 @@ from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.schedules import Schedule, Step, duration
 from llm_effects.effects.tasks import in_parallel, together
 from llm_effects.values.errors import Fallback, LLMError, RequestFailed, RequestTimeout, fallback_for, is_retryable
-from llm_effects.values.validation import invalid, is_a, shown
+from llm_effects.values.validation import invalid, is_a, short_repr
 
 _Value = TypeVar("_Value")
 _Resource = TypeVar("_Resource")
@@ -267,7 +267,7 @@ def places(name: str, number: int) -> int:
     llm_effects.values.validation.InvalidValue: limit: must be at least 1, not 0
     """
     if not is_a(number, int) or is_a(number, bool):
-        invalid(name, f"must be a whole number, not {shown(number)}")
+        invalid(name, f"must be a whole number, not {short_repr(number)}")
     if number < 1:
         invalid(name, f"must be at least 1, not {number!r}")
     return number

@@ -352,7 +352,7 @@ class Tokens(Protocol):
         """Return how many tokens a configured model counts for each estimated one."""
         ...
 
-    def learn(self, model: str, estimated: int, told: int) -> None:
+    def learn(self, model: str, estimated: int, counted: int) -> None:
         """Calibrate by a prompt that was estimated and then counted by its provider."""
         ...
 

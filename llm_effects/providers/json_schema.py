@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 from returns.result import Failure, Result, Success
 
 from llm_effects.providers.target import Target
-from llm_effects.values.validation import JSONObject, inside
+from llm_effects.values.validation import JSONObject, join_path
 
 # What is inside a schema. A hand-written one may hold anything: what is of the wrong kind counts as absent.
 
@@ -331,11 +331,11 @@ class _Writer:
 
     def _inner(self, key: str, value: object, path: str) -> object:
         if key in TABLES:
-            return {name: self.node(each, inside(path, name)) for name, each in as_schema(value).items()}
+            return {name: self.node(each, join_path(path, name)) for name, each in as_schema(value).items()}
         if key in LISTS:
             return [self.node(each, path) for each in as_list(value)]
         if key == "items" or (key == "additionalProperties" and not isinstance(value, bool)):
-            return self.node(value, inside(path, "*"))
+            return self.node(value, join_path(path, "*"))
         return value
 
     def _bar_what_is_open(self, schema: Schema, path: str) -> None:
@@ -344,7 +344,7 @@ class _Writer:
         if not _TYPED & set(schema):
             self.barred.append(f"{where} may be anything")
         if schema.get("type") == "array" and "items" not in schema:
-            self.barred.append(f"{inside(path, '*')} may be anything")
+            self.barred.append(f"{join_path(path, '*')} may be anything")
         if is_object(schema) and _is_open(schema):
             self.barred.append(f"{where} has keys that are not named in it")
 
@@ -353,7 +353,7 @@ class _Writer:
         properties, demanded = table_in(given, "properties"), list_in(given, "required")
         names = [name for name, each in properties.items() if name in demanded or _can_say_nothing(each)]
         if self.rules.optional is None:
-            self.barred.extend(f"{inside(path, name)} may be left out" for name in properties if name not in names)
+            self.barred.extend(f"{join_path(path, name)} may be left out" for name in properties if name not in names)
         written = schema.get("properties", {})
         return {**schema, "properties": written, "required": names, "additionalProperties": False}
 

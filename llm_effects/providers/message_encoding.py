@@ -13,7 +13,7 @@ from llm_effects.values.errors import InvalidRequest
 from llm_effects.values.json import dump, parse, record
 from llm_effects.values.messages import Document, Image, Message, Part, Reasoning, Role, Text, ToolCall, ToolResult
 from llm_effects.values.requests import LLMRequest
-from llm_effects.values.validation import shown
+from llm_effects.values.validation import short_repr
 
 _PLACES: Final[Mapping[Role, tuple[type[Part], ...]]] = {
     "system": (Text,),
@@ -55,10 +55,10 @@ def unpaired(request: LLMRequest) -> str | None:
             if isinstance(part, ToolCall):
                 waiting[part.id] = here
             elif isinstance(part, ToolResult) and waiting.pop(part.call_id, None) is None:
-                return f"{here}: no call {shown(part.call_id)} waits for a result before it: leave the result out"
+                return f"{here}: no call {short_repr(part.call_id)} waits for a result before it: leave the result out"
     left = next(iter(waiting.items()), None)
     remedy = "give a ToolResult for it, or leave the call out"
-    return None if left is None else f"{left[1]}: the call {shown(left[0])} has no result: {remedy}"
+    return None if left is None else f"{left[1]}: the call {short_repr(left[0])} has no result: {remedy}"
 
 
 def unsendable(request: LLMRequest, turns: Sequence[object]) -> str | None:

@@ -18,7 +18,7 @@ from llm_effects.effects.env import LLMEnv
 from llm_effects.values.errors import InvalidRequest, LLMError
 from llm_effects.values.records import LedgerRow
 from llm_effects.values.responses import SUCCESS, Usage
-from llm_effects.values.validation import shown, suggestion
+from llm_effects.values.validation import short_repr, suggestion
 
 Dimension: TypeAlias = Literal["model", "provider", "task", "day", "owner", "tag"]
 """What a report may be split by."""
@@ -251,5 +251,7 @@ def _wrong(by: tuple[str, ...], since: datetime | None, until: datetime | None) 
             return InvalidRequest(message=f"{name}: must have a time zone, such as datetime.now(UTC)")
     for each in by:
         if each not in get_args(Dimension):
-            return InvalidRequest(message=f"by: {shown(each)}: {suggestion(each, get_args(Dimension), 'there are')}")
+            return InvalidRequest(
+                message=f"by: {short_repr(each)}: {suggestion(each, get_args(Dimension), 'there are')}"
+            )
     return None

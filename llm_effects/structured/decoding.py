@@ -33,7 +33,7 @@ from llm_effects.structured.types import (
     said,
 )
 from llm_effects.values.json import dump
-from llm_effects.values.validation import inside, shown, suggestion
+from llm_effects.values.validation import join_path, short_repr, suggestion
 
 # The JSON in an answer: alone, in a code fence, or among some words.
 
@@ -175,7 +175,7 @@ def _leaf(shape: Leaf, value: object, path: str) -> Decoded:
     if is_successful(converted) or not choices:
         return converted
     more = f" or {len(choices) - _SHOWN} others" if len(choices) > _SHOWN else ""
-    return Failure((f"{path}: must be one of {', '.join(map(repr, choices[:_SHOWN]))}{more}, not {shown(value)}",))
+    return Failure((f"{path}: must be one of {', '.join(map(repr, choices[:_SHOWN]))}{more}, not {short_repr(value)}",))
 
 
 def _converted(kind: object, value: object, path: str) -> Decoded:
@@ -208,7 +208,7 @@ def _told(problem: Exception, path: str) -> Iterable[str]:
 
 def _below(path: str, keys: Iterable[str | int]) -> str:
     for key in keys:
-        path = inside(path, key)
+        path = join_path(path, key)
     return path
 
 
@@ -219,7 +219,9 @@ def _list(shape: Items | Fixed, value: object, path: str) -> Decoded:
     if isinstance(shape, Fixed) and len(given) != len(shape.items):
         return Failure((f"{path}: must have {len(shape.items)} items, not {len(given)}",))
     shapes = shape.items if isinstance(shape, Fixed) else (shape.item,) * len(given)
-    items = [_decoded(each, item, inside(path, at)) for at, (each, item) in enumerate(zip(shapes, given, strict=True))]
+    items = [
+        _decoded(each, item, join_path(path, at)) for at, (each, item) in enumerate(zip(shapes, given, strict=True))
+    ]
     problems = _problems(items)
     if problems:
         return Failure(problems)
@@ -230,7 +232,7 @@ def _table(shape: Table, value: object, path: str) -> Decoded:
     given = _table_of(value)
     if given is None:
         return _unlike("an object", value, path)
-    values = {key: _decoded(shape.value, each, inside(path, key)) for key, each in given.items()}
+    values = {key: _decoded(shape.value, each, join_path(path, key)) for key, each in given.items()}
     keys = {key: _key(shape.key, key, path) for key in given}
     problems = (*_problems(keys.values()), *_problems(values.values()))
     return Failure(problems) if problems else Success({keys[key].unwrap(): values[key].unwrap() for key in given})
@@ -240,7 +242,7 @@ def _key(kind: object, key: str, path: str) -> Decoded:
     try:
         return Success(msgspec.convert(key, cast("type[object]", kind), strict=False))
     except (msgspec.ValidationError, ValueError, TypeError) as problem:
-        return Failure((f"{inside(path, key)}: the key is wrong: {problem}",))
+        return Failure((f"{join_path(path, key)}: the key is wrong: {problem}",))
 
 
 def _record(shape: Record, value: object, path: str) -> Decoded:
@@ -263,14 +265,16 @@ _LEFT_OUT: Final[Decoded] = Success(None)
 
 def _field(each: Field, value: object, path: str) -> Decoded:
     """Read a field; null for one that may be left out, and takes none, is how some protocols leave it out."""
-    decoded = _decoded(each.shape, value, inside(path, each.name))
+    decoded = _decoded(each.shape, value, join_path(path, each.name))
     return _LEFT_OUT if value is None and not (each.required or is_successful(decoded)) else decoded
 
 
 def _misnamed(fields: Iterable[Field], given: Mapping[str, object], path: str) -> Iterable[str]:
     names = [each.name for each in fields]
-    yield from (f"{inside(path, each.name)}: is missing" for each in fields if each.required and each.name not in given)
-    yield from (f"{inside(path, key)}: is unknown: {suggestion(key, names)}" for key in given if key not in names)
+    yield from (
+        f"{join_path(path, each.name)}: is missing" for each in fields if each.required and each.name not in given
+    )
+    yield from (f"{join_path(path, key)}: is unknown: {suggestion(key, names)}" for key in given if key not in names)
 
 
 def _made(kind: type, given: tuple[object, ...], named: Mapping[str, object], path: str) -> Decoded:

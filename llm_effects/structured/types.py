@@ -39,7 +39,7 @@ import attrs
 import msgspec
 from attrs import frozen, validators
 
-from llm_effects.values.validation import inside, is_a
+from llm_effects.values.validation import is_a, join_path
 
 Form: TypeAlias = object
 """Anything that may stand in an annotation: a class, a union, a ``Literal``, a generic alias."""
@@ -350,7 +350,7 @@ def refusals(kind: type, given: Mapping[str, object], path: str) -> Iterator[str
         except AttributeError:
             continue
         except REFUSALS as problem:
-            yield f"{inside(path, each.alias or each.name)}: {said(problem)}"
+            yield f"{join_path(path, each.alias or each.name)}: {said(problem)}"
 
 
 def _ruled(field: "attrs.Attribute[Any]", made: SimpleNamespace) -> None:

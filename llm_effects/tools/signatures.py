@@ -17,7 +17,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.structured.decoding import Problems, decode_text
 from llm_effects.structured.json_schema import Target, target_type
 from llm_effects.values.errors import describe
-from llm_effects.values.json import mended
+from llm_effects.values.json import repair_surrogates
 from llm_effects.values.requests import Tool
 from llm_effects.values.validation import invalid
 
@@ -100,7 +100,7 @@ class Signature:
 
     def read(self, arguments: str) -> Result[Arguments, Problems]:
         """Read the arguments of a call (JSON text), strictly, with all that is wrong with them."""
-        text = mended(arguments).strip()
+        text = repair_surrogates(arguments).strip()
         return decode_text(self.wanted, "{}" if text in _NO_ARGUMENTS else text).map(_by_name)
 
 
@@ -183,7 +183,7 @@ def any_object(arguments: str) -> Result[Arguments, Problems]:
     >>> any_object('{"a": 1}').unwrap(), any_object("[1]").failure()
     ({'arguments': {'a': 1}}, ('$: expected an object, got a list',))
     """
-    text = mended(arguments).strip()
+    text = repair_surrogates(arguments).strip()
     read = decode_text(_ANY, "{}" if text in _NO_ARGUMENTS else text)
     return Success({"arguments": read.unwrap()}) if is_successful(read) else Failure(read.failure())
 

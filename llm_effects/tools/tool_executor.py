@@ -37,7 +37,7 @@ from llm_effects.tools.steps import (
 )
 from llm_effects.tools.tool import ToolFunction
 from llm_effects.values.errors import LLMError, cause_of, describe
-from llm_effects.values.json import dump, mended
+from llm_effects.values.json import dump, repair_surrogates
 from llm_effects.values.messages import ToolCall, ToolResult
 from llm_effects.values.responses import CANCELLED, LLMResponse
 from llm_effects.values.validation import suggestion
@@ -143,7 +143,7 @@ def _error(problem: object) -> object:
 
 async def _written(value: object) -> str:
     if isinstance(value, str):
-        return mended(str.__str__(value))  # of an enumeration's member its value
+        return repair_surrogates(str.__str__(value))  # of an enumeration's member its value
     return dump(msgspec.to_builtins(value, str_keys=True, enc_hook=_plain)).decode()
 
 

@@ -400,7 +400,7 @@ def _message(error: LLMError) -> str:
         case ContentRefused():
             return error.message or error.category or ""
         case RateLimitExceeded():
-            return error.message or ("the quota is spent" if error.quota else "too many requests")
+            return error.message or ("the quota is used up" if error.quota else "too many requests")
         case _:
             return error.message
 
@@ -417,9 +417,7 @@ _Value = TypeVar("_Value")
 _Params = ParamSpec("_Params")
 
 
-def checked(
-    make: Callable[_Params, _Value], *args: _Params.args, **kwargs: _Params.kwargs
-) -> Result[_Value, LLMError]:
+def checked(make: Callable[_Params, _Value], *args: _Params.args, **kwargs: _Params.kwargs) -> Result[_Value, LLMError]:
     """Create a value from external data; an invalid value is an ``InvalidRequest``, not an exception.
 
     >>> from llm_effects import LLMRequest

@@ -1,4 +1,4 @@
-"""What services tell: how a model is, what is known of it, one booked attempt, what a cache did, a measure."""
+"""Values that services return or record: health, statistics, ledger rows, measurements, cache statistics."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from llm_effects.values.secrets import hide_password
 @final
 @frozen(kw_only=True)
 class ModelHealth:
-    """How a model is: ``reachable`` says that its server answers, ``ready`` that it would answer a request now.
+    """The health of a model: ``reachable`` if its server answers, ``ready`` if it would answer a request now.
 
-    ``loaded`` names what the server has in memory; ``context_length`` is tokens, ``latency_ms`` the time
-    of the probe in milliseconds; ``message`` says what is missing and what to do.
+    ``loaded`` lists the models that the server has in memory; ``context_length`` is tokens, ``latency_ms`` the duration
+    of the probe in milliseconds; ``message`` names the problem and the remedy.
     """
 
     model: str
@@ -35,13 +35,13 @@ class ModelHealth:
 @final
 @frozen(kw_only=True)
 class Statistics:
-    """What is known of a model: how many attempts told of it, and moving averages of how they went.
+    """Measurements of a model: the number of its attempts, and moving averages over them.
 
-    Times are milliseconds: ``latency_ms`` of whole answers, ``first_content_ms`` of streams, ``failure_ms`` of attempts
-    that failed; ``None`` where there was none. ``error_rate`` is from 0 to 1, and so is ``confidence``: how much weight
-    all this had ``at`` the time of the last attempt, by ``env.now`` (``None``: it is as of now). ``calls`` is how many
-    calls of any model had been routed then. ``cooldown_until`` is on the clock of ``anyio.current_time()``: until then
-    the model asked for a pause.
+    Times are milliseconds: ``latency_ms`` of whole answers, ``first_content_ms`` of streams, ``failure_ms`` of failed
+    attempts; ``None`` if there was none. ``error_rate`` is from 0 to 1, and so is ``confidence``: the weight of these
+    figures ``at`` the time of the last attempt, by ``env.now`` (``None`` means now). ``calls`` is the number of calls
+    routed to any model until then. ``cooldown_until`` is the end of the pause that the model asked for, on the clock of
+    ``anyio.current_time()``.
     """
 
     attempts: int = 0
@@ -58,9 +58,10 @@ class Statistics:
 @final
 @frozen(kw_only=True)
 class LedgerRow:
-    """One attempt, as it is booked ``at`` a time of ``env.now``.
+    """One attempt in the ledger, ``at`` a time of ``env.now``.
 
-    ``id`` is the call's with the number of the attempt in it; ``served_model`` is what the provider says it ran.
+    ``id`` is the id of the call and the number of the attempt in it; ``served_model`` is the model that the provider
+    reports.
     """
 
     id: str
@@ -75,13 +76,13 @@ class LedgerRow:
 
 
 Attributes: TypeAlias = Mapping[str, str | bool | int | float | Sequence[str]]
-"""What a span or a measure says of itself, by the names in ``conventions``."""
+"""Attributes of a span or a measurement, by their names in the OpenTelemetry conventions."""
 
 
 @final
 @frozen
 class Measure:
-    """One figure of a metric: seconds or tokens."""
+    """One measurement of a metric, in seconds or tokens."""
 
     metric: str
     value: float
@@ -91,11 +92,11 @@ class Measure:
 @final
 @frozen(kw_only=True)
 class CacheStats:
-    """What a cache holds and did: ``None`` where the store cannot tell cheaply.
+    """The size and the counters of a cache; ``None`` if the store cannot count cheaply.
 
-    ``entries`` and ``bytes`` are all that the store holds, whoever put it there. ``hits``, ``misses`` and
-    ``evictions`` (entries that had to make room before their time) are counted since this store was opened here, and so
-    are ``failures``: what the store could not do, each of which was a miss or an answer not kept.
+    ``entries`` and ``bytes`` cover the whole store, including the entries of other processes. ``hits``, ``misses``,
+    ``evictions`` (entries removed early to make room) and ``failures`` are counted since this process opened the store.
+    Each failure was a miss, or an answer that was not stored.
     """
 
     entries: int | None = None

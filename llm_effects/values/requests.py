@@ -1,4 +1,4 @@
-"""What is asked of a model: ``LLMRequest`` and its settings."""
+"""``LLMRequest`` and its settings."""
 
 from collections.abc import Iterable, Mapping
 from enum import Enum, unique
@@ -15,7 +15,7 @@ from llm_effects.values.validation import (
     is_a,
     number,
     one_of,
-    shown,
+    short_repr,
     text,
     to_member,
     to_table,
@@ -23,12 +23,12 @@ from llm_effects.values.validation import (
 )
 
 ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-"""How long a reasoning model may think; each model takes some of these."""
+"""How long a reasoning model may think; each model supports some of these."""
 
 
 @final
 class TaskType(str):
-    """What the answer is for; it chooses the order of models. Any name of your own is one too.
+    """The task of a request, which selects the order of models. Any other name is valid too.
 
     >>> TaskType.ANALYSIS, TaskType("triage")
     (TaskType('analysis'), TaskType('triage'))
@@ -54,18 +54,18 @@ TaskType.GENERAL = TaskType("general")
 @final
 @unique
 class CachePolicy(Enum):
-    """How a request meets the cache."""
+    """How a request uses the cache."""
 
-    USE = "use"
-    REFRESH = "refresh"
-    BYPASS = "bypass"
-    ONLY = "only"
+    USE = "use"  # read, and store on a miss
+    REFRESH = "refresh"  # do not read, but store
+    BYPASS = "bypass"  # neither read nor store
+    ONLY = "only"  # read, and fail on a miss
 
 
 @final
 @unique
 class Recovery(Enum):
-    """What happens when a stream breaks after its first content."""
+    """What to do if a stream breaks after its first content."""
 
     FAIL = "fail"
     RESTART = "restart"
@@ -75,20 +75,20 @@ class Recovery(Enum):
 @final
 @unique
 class Allow(Enum):
-    """What a caller permits beyond the defaults."""
+    """A permission that a request grants beyond the defaults."""
 
     FALLBACK_ON_REFUSAL = "fallback_on_refusal"
     CHEAPER_MODEL = "cheaper_model"
 
 
-def _parameters(given: Mapping[str, object]) -> Mapping[str, object]:
-    return to_json_object("parameters", given)
+def _parameters(value: Mapping[str, object]) -> Mapping[str, object]:
+    return to_json_object("parameters", value)
 
 
 @final
 @frozen
 class Tool:
-    """A function the model may ask for. ``parameters`` is the JSON Schema of its arguments."""
+    """A function that the model may call. ``parameters`` is the JSON Schema of its arguments."""
 
     name: str = field(validator=text())
     description: str = field(default="", validator=text(empty=True))
@@ -97,17 +97,17 @@ class Tool:
     )
 
 
-def _stops(given: Iterable[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else to_tuple("stop", given)
+def _stops(value: Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else to_tuple("stop", value)
 
 
 @final
 @frozen(kw_only=True)
 class Preferences:
-    """Sampling and limits; whatever is ``None`` is left to the model's configuration.
+    """Sampling and limits; for ``None`` the model's configuration applies.
 
-    ``max_tokens`` counts output tokens; ``timeout_ms`` is the whole call in milliseconds, with
-    queueing, retries and fallback. A setting that the chosen model refuses is dropped with a warning.
+    ``max_tokens`` counts output tokens; ``timeout_ms`` is the whole call in milliseconds, with queueing, retries and
+    fallback. A setting that the chosen model does not accept is dropped with a warning.
     """
 
     max_tokens: int | None = field(default=None, validator=number(at_least=1, whole=True))
@@ -119,53 +119,53 @@ class Preferences:
     timeout_ms: float | None = field(default=None, validator=number(above=0))
 
 
-def _messages(given: Iterable[Message]) -> tuple[Message, ...]:
-    return to_tuple("messages", given)
+def _messages(value: Iterable[Message]) -> tuple[Message, ...]:
+    return to_tuple("messages", value)
 
 
-def _tools(given: Iterable[Tool]) -> tuple[Tool, ...]:
-    return to_tuple("tools", given)
+def _tools(value: Iterable[Tool]) -> tuple[Tool, ...]:
+    return to_tuple("tools", value)
 
 
-def _tags(given: Iterable[str]) -> tuple[str, ...]:
-    return to_tuple("tags", given)
+def _tags(value: Iterable[str]) -> tuple[str, ...]:
+    return to_tuple("tags", value)
 
 
-def _task(given: str) -> TaskType:
-    if not is_a(given, str):
-        invalid("task_type", f"must be a text, not {type(given).__name__}")
-    return given if isinstance(given, TaskType) else TaskType(given)
+def _task(value: str) -> TaskType:
+    if not is_a(value, str):
+        invalid("task_type", f"must be a text, not {type(value).__name__}")
+    return value if isinstance(value, TaskType) else TaskType(value)
 
 
-def _schema(given: Mapping[str, object] | None) -> Mapping[str, object] | None:
-    return None if given is None else to_json_object("response_schema", given)
+def _schema(value: Mapping[str, object] | None) -> Mapping[str, object] | None:
+    return None if value is None else to_json_object("response_schema", value)
 
 
-def _cache(given: CachePolicy | str) -> CachePolicy:
-    return to_member("cache", CachePolicy, given)
+def _cache(value: CachePolicy | str) -> CachePolicy:
+    return to_member("cache", CachePolicy, value)
 
 
-def _recovery(given: Recovery | str) -> Recovery:
-    return to_member("recovery", Recovery, given)
+def _recovery(value: Recovery | str) -> Recovery:
+    return to_member("recovery", Recovery, value)
 
 
-def _permissions(given: Iterable[Allow | str]) -> frozenset[Allow]:
-    return frozenset(to_member("allow", Allow, each) for each in to_tuple("allow", given))
+def _permissions(value: Iterable[Allow | str]) -> frozenset[Allow]:
+    return frozenset(to_member("allow", Allow, each) for each in to_tuple("allow", value))
 
 
-def _metadata(given: Mapping[str, str]) -> Mapping[str, str]:
-    return to_table("metadata", given)
+def _metadata(value: Mapping[str, str]) -> Mapping[str, str]:
+    return to_table("metadata", value)
 
 
 @final
 @frozen(kw_only=True)
 class LLMRequest:
-    """One question to whichever model suits it. Give either ``prompt`` or ``messages``.
+    """A request, which routing sends to the most suitable model. Give either ``prompt`` or ``messages``.
 
-    ``model`` pins a configured name; ``tool_choice`` is ``auto``, ``none``, ``required`` or a tool's
-    name; ``response_schema`` is a JSON Schema of the answer; ``owner`` and ``tags`` are for the ledger and
-    budgets, ``metadata`` is for layers of your own, and none of them reaches a model. ``cache``, ``recovery`` and
-    ``allow`` take the texts of their choices too.
+    ``model`` pins a configured name; ``tool_choice`` is ``auto``, ``none``, ``required`` or the name of a tool;
+    ``response_schema`` is a JSON Schema of the answer. ``owner`` and ``tags`` are for the ledger and budgets,
+    ``metadata`` for custom layers; no model receives them. ``cache``, ``recovery`` and ``allow`` also accept their
+    choices as texts.
 
     >>> LLMRequest(prompt="why is p99 up?", task_type="analysis").task_type
     TaskType('analysis')
@@ -204,16 +204,16 @@ class LLMRequest:
 def _check_tools(request: LLMRequest) -> None:
     names = [tool.name for tool in request.tools]
     if len(set(names)) < len(names):
-        invalid("tools", f"each tool needs a name of its own, and {sorted(names)} repeats one")
+        invalid("tools", f"names must be unique, but {sorted(names)} repeats one")
     if request.tool_choice not in {None, "none", "auto", *(["required", *names] if names else [])}:
         invalid(
             "tool_choice",
-            f"must be auto, none, required or the name of a tool in tools, not {shown(request.tool_choice)}",
+            f"must be auto, none, required or the name of a tool in tools, not {short_repr(request.tool_choice)}",
         )
 
 
 def conversation(request: LLMRequest) -> tuple[Message, ...]:
-    """Give the request's messages, whichever way it was asked; ``system`` stays apart.
+    """Return the messages of a request, or its prompt as one message; ``system`` is not included.
 
     >>> conversation(LLMRequest(prompt="hello"))
     (Message(role='user', parts=(Text(text='hello'),)),)

@@ -1,4 +1,4 @@
-"""What comes back: ``LLMResponse``, its usage, its cost and the attempts behind it."""
+"""``LLMResponse``, its usage, its cost and the attempts behind it; embedding vectors."""
 
 import math
 import struct
@@ -30,9 +30,8 @@ class FinishReason(Enum):
 class Usage:
     """Tokens in disjoint buckets; ``None`` is unknown, which is not 0.
 
-    ``input_tokens`` are the fresh ones: neither read from the provider's prompt cache nor written to it.
-    ``reasoning_tokens`` is the part of ``output_tokens`` spent thinking. ``estimated`` says that the
-    provider did not tell and we counted.
+    ``input_tokens`` were neither read from the provider's prompt cache nor written to it. ``reasoning_tokens`` is the
+    part of ``output_tokens`` spent on reasoning. ``estimated`` means that the provider reported no usage.
 
     >>> Usage(input_tokens=20, cache_read_tokens=80, output_tokens=5).total_tokens
     105
@@ -49,7 +48,7 @@ class Usage:
 
     @property
     def prompt_tokens(self) -> int | None:
-        """All that was read: fresh, from the cache and into it."""
+        """All input tokens, including those read from the prompt cache and written to it."""
         if self.input_tokens is None:
             return None
         return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
@@ -57,8 +56,8 @@ class Usage:
     @property
     def total_tokens(self) -> int | None:
         """All tokens in and out, or ``None`` if either is unknown."""
-        read = self.prompt_tokens
-        return None if read is None or self.output_tokens is None else read + self.output_tokens
+        prompt = self.prompt_tokens
+        return None if prompt is None or self.output_tokens is None else prompt + self.output_tokens
 
 
 @final
@@ -79,7 +78,7 @@ class Cost:
 
     @property
     def known(self) -> bool:
-        """Whether ``usd`` is a figure."""
+        """Whether the cost is known."""
         return self.usd is not None
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -94,18 +93,17 @@ Cost.UNKNOWN = Cost(None)
 
 
 def total_cost(costs: Iterable[Cost]) -> Cost:
-    """Add costs up; one unknown makes the sum unknown."""
+    """Return the sum of costs; it is unknown if one of them is."""
     return sum(costs, Cost.ZERO)
 
 
 @final
 @frozen(kw_only=True)
 class Attempt:
-    """Something that was sent. ``outcome`` is ``success``, ``cancelled`` or an error's tag.
+    """One request that was sent to a model. ``outcome`` is ``success``, ``cancelled`` or the tag of an error.
 
-    ``latency_ms`` is the time the attempt took, ``first_content_ms`` the time until the first content of a stream
-    (``None`` where nothing was streamed, or no content came), ``wait_ms`` the time before it was sent, in the pause of
-    its retry and in queues, all in milliseconds.
+    Times are milliseconds: ``latency_ms`` of the attempt, ``first_content_ms`` until the first content of a stream
+    (``None`` without a stream or content), ``wait_ms`` before it was sent, in retry pauses and queues.
     """
 
     model: str
@@ -119,7 +117,7 @@ class Attempt:
 
     @property
     def succeeded(self) -> bool:
-        """Whether it gave the answer."""
+        """Whether the attempt succeeded."""
         return self.outcome == SUCCESS
 
 
@@ -132,9 +130,9 @@ CANCELLED: Final = "cancelled"
 class LLMResponse:
     """A whole answer. ``content`` is its text, ``parts`` all of it, in order.
 
-    ``model`` is the configured name that answered and ``served_model`` what the provider says it ran;
-    ``latency_ms`` covers the whole call; ``cost`` is the sum of ``attempts``; ``warnings`` says what was
-    dropped or doubtful.
+    ``model`` is the configured name that answered, ``served_model`` the model that the provider reports;
+    ``latency_ms`` (milliseconds) covers the whole call; ``cost`` is the sum over ``attempts``; ``warnings`` lists what
+    was dropped or is doubtful.
     """
 
     content: str
@@ -154,24 +152,24 @@ class LLMResponse:
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The tools the model asks for, in order."""
+        """The tool calls of the answer, in order."""
         return tuple(part for part in self.parts if isinstance(part, ToolCall))
 
 
-# Texts as points in space: a vector each, kept small.
+# Embeddings.
 
 
-def _whole(_: object, attribute: "Attribute[bytes]", packed: bytes) -> None:
+def _valid_packed(_: object, attribute: "Attribute[bytes]", packed: bytes) -> None:
     if not is_a(packed, bytes) or len(packed) % 4:
-        invalid(attribute.name, "must be bytes, four for each number: Vector.of packs numbers")
+        invalid(attribute.name, "must be bytes, four for each number: use Vector.of to pack numbers")
 
 
 @final
 @frozen(repr=False)
 class Vector(Sequence[float]):
-    """Numbers of 32 bits, which is what models give: four bytes each, in a value that can be compared and hashed.
+    """32-bit floats, as models return them: four bytes each, in a value that can be compared and hashed.
 
-    ``packed`` has them little-endian: ``numpy.frombuffer(vector.packed, "<f4")`` takes them without a copy.
+    ``packed`` holds them little-endian: ``numpy.frombuffer(vector.packed, "<f4")`` reads them without a copy.
 
     >>> vector = Vector.of([0.5, -0.25])
     >>> len(vector), vector[0], list(vector)
@@ -180,30 +178,30 @@ class Vector(Sequence[float]):
     Vector(2 numbers)
     """
 
-    packed: bytes = field(validator=_whole)
+    packed: bytes = field(validator=_valid_packed)
 
     @classmethod
     def of(cls, numbers: Iterable[float]) -> "Vector":
-        """Pack numbers; one that 32 bits cannot hold is an ``OverflowError``."""
-        given = tuple(numbers)
-        return cls(struct.pack(f"<{len(given)}f", *given))
+        """Pack numbers; one too large for 32 bits is an ``OverflowError``."""
+        values = tuple(numbers)
+        return cls(struct.pack(f"<{len(values)}f", *values))
 
     @property
     def finite(self) -> bool:
-        """Whether each is a number, and there is one."""
+        """Whether there are numbers and all are finite."""
         return bool(self.packed) and all(map(math.isfinite, self))
 
     def __len__(self) -> int:
         return len(self.packed) // 4
 
     @overload
-    def __getitem__(self, at: int) -> float: ...
+    def __getitem__(self, index: int) -> float: ...
     @overload
-    def __getitem__(self, at: slice) -> tuple[float, ...]: ...
-    def __getitem__(self, at: int | slice) -> float | tuple[float, ...]:
-        if isinstance(at, slice):
-            return tuple(self)[at]
-        number: float = struct.unpack_from("<f", self.packed, 4 * range(len(self))[at])[0]
+    def __getitem__(self, index: slice) -> tuple[float, ...]: ...
+    def __getitem__(self, index: int | slice) -> float | tuple[float, ...]:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        number: float = struct.unpack_from("<f", self.packed, 4 * range(len(self))[index])[0]
         return number
 
     def __iter__(self) -> Iterator[float]:
@@ -216,7 +214,7 @@ class Vector(Sequence[float]):
 @final
 @frozen(kw_only=True)
 class Vectors:
-    """What a model gave for some texts, in their order."""
+    """The vectors of some texts, in their order."""
 
     vectors: tuple[Vector, ...] = field(repr=False)
     usage: Usage = field(factory=Usage)

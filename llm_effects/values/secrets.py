@@ -1,4 +1,4 @@
-"""Keys and tokens: a type that never shows them, the rules they keep, and the masking of texts from outside."""
+"""Keys and tokens: a type that never shows them, their validation, and their removal from texts."""
 
 import hmac
 import re
@@ -14,7 +14,7 @@ MASK: Final = "***"
 
 @final
 class Secret:
-    """A key or token that never shows: not in ``repr``, ``str``, ``vars``, pickles or copies to a dict.
+    """A key or token that stays hidden in ``repr``, ``str``, ``vars``, pickles and conversions to a dict.
 
     >>> key = Secret("sk-real")
     >>> key, f"{key}", key.reveal()
@@ -27,7 +27,7 @@ class Secret:
         self.__text = text
 
     def reveal(self) -> str:
-        """Give the text itself, for the one header that needs it."""
+        """Return the text itself, for the header that needs it."""
         return self.__text
 
     def __repr__(self) -> str:
@@ -46,7 +46,7 @@ class Secret:
         return hash((Secret, self.__text))
 
     def __reduce__(self) -> NoReturn:
-        msg = "a Secret is not pickled: load the configuration again on the other side"
+        msg = "a Secret cannot be pickled: load the configuration again in the other process"
         raise TypeError(msg)
 
     def __copy__(self) -> "Secret":
@@ -57,7 +57,7 @@ class Secret:
 
 
 def _bytes(text: str) -> bytes:
-    # An environment variable may hold bytes that are no UTF-8; Python keeps them as lone surrogates.
+    # Environment variables may contain bytes that are not UTF-8; Python represents them as single surrogates.
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -65,7 +65,7 @@ _KEYS: Final = re.compile(r"\b(?:sk|rk|pk|gsk|xai)[-_][\w*-]{6,}|\bAIza[\w-]{6,}
 
 
 def scrub(text: str, *secrets: str) -> str:
-    """Mask given secrets, and whatever looks like a key, in a text from outside.
+    """Mask the given secrets, and anything that looks like a key, in a text from outside.
 
     >>> scrub("Incorrect API key provided: sk-abc123456789")
     'Incorrect API key provided: ***'
@@ -76,11 +76,11 @@ def scrub(text: str, *secrets: str) -> str:
 
 
 _KEY_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key", "api-key"})
-_SHORTEST: Final = 8  # letters: masking the 1 of another header would garble every text
+_MIN_LENGTH: Final = 8  # characters: masking a header value such as 1 would garble every text
 
 
 def secret_values(headers: Iterable[tuple[str, str | Secret]]) -> tuple[str, ...]:
-    """Give the secrets among headers for ``scrub``, as they may come back: whole, and without their scheme.
+    """Return the secrets among headers for ``scrub``: as they are, and without their scheme.
 
     >>> secret_values([("authorization", Secret("Bearer k1")), ("accept", "*/*"), ("x-version", Secret("2"))])
     ('Bearer k1', 'k1')
@@ -90,36 +90,36 @@ def secret_values(headers: Iterable[tuple[str, str | Secret]]) -> tuple[str, ...
         form
         for name, text in secrets
         for form in dict.fromkeys((text, *text.split()[-1:]))
-        if name.lower() in _KEY_HEADERS or len(form) >= _SHORTEST
+        if name.lower() in _KEY_HEADERS or len(form) >= _MIN_LENGTH
     )
 
 
-def to_secret(given: str | Secret | None) -> Secret | None:
-    """Hide a key that comes as a text."""
-    return Secret(given) if isinstance(given, str) else given
+def to_secret(value: str | Secret | None) -> Secret | None:
+    """Return a key as a ``Secret``."""
+    return Secret(value) if isinstance(value, str) else value
 
 
-_TEMPLATE: Final = re.compile(r"<.*>|\$.*|\{.*|your.*key.*|.*\.\.\..*|change.?me|none|null|undefined", re.IGNORECASE)
+_PLACEHOLDER: Final = re.compile(r"<.*>|\$.*|\{.*|your.*key.*|.*\.\.\..*|change.?me|none|null|undefined", re.IGNORECASE)
 _HEADER_NAME: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 
 
 def valid_key(_: object, attribute: "attrs.Attribute[Any]", key: object) -> None:
-    """Refuse a key that no server can take, without showing it."""
+    """Reject a key that no server accepts, without showing it."""
     if key is None:
         return
     if not isinstance(key, Secret):
         invalid(attribute.name, f"must be a text or a Secret, not {type(key).__name__}")
-    shown = key.reveal()
-    if not shown.strip():
+    text = key.reveal()
+    if not text.strip():
         invalid(attribute.name, "must not be blank: leave it out for a server that needs none")
-    if not shown.isascii() or any(letter.isspace() or not letter.isprintable() for letter in shown):
-        invalid(attribute.name, "holds a space, a line break or a letter outside ASCII: copy the key again")
-    if _TEMPLATE.fullmatch(shown):
+    if not text.isascii() or any(character.isspace() or not character.isprintable() for character in text):
+        invalid(attribute.name, "contains a space, a line break or a character outside ASCII: copy the key again")
+    if _PLACEHOLDER.fullmatch(text):
         invalid(attribute.name, "is a placeholder: give the key itself, or leave it out for a server that needs none")
 
 
 def valid_headers(_: object, attribute: "attrs.Attribute[Any]", headers: tuple[tuple[str, object], ...]) -> None:
-    """Refuse headers that would break a request apart; all of them are named."""
+    """Reject headers that would corrupt a request, and name all of them."""
     remedies = [remedy for name, value in headers if (remedy := _header_remedy(name, value))]
     if remedies:
         invalid(attribute.name, "; ".join(remedies))
@@ -127,16 +127,16 @@ def valid_headers(_: object, attribute: "attrs.Attribute[Any]", headers: tuple[t
 
 def _header_remedy(name: str, value: object) -> str | None:
     if not _HEADER_NAME.fullmatch(name):
-        return f"{name!r} is no name of a header: use letters, digits and dashes"
+        return f"{name!r} is not a valid header name: use letters, digits and dashes"
     if not isinstance(value, Secret):
         return f"{name} must be a text or a Secret, not {type(value).__name__}"
-    plain = value.reveal().isascii() and value.reveal().isprintable()
-    return None if plain else f"{name} holds a line break or a letter outside ASCII: write it on one line"
+    valid = value.reveal().isascii() and value.reveal().isprintable()
+    return None if valid else f"{name} contains a line break or a character outside ASCII: write it on one line"
 
 
 _PASSWORD: Final = re.compile(r"(?<=://).*@|(?<=password=)[^&]*", re.IGNORECASE)
 
 
 def hide_password(url: str | None) -> str:
-    """Show a URL without the password that it may hold."""
-    return repr(url and _PASSWORD.sub(lambda found: MASK + "@" * found[0].endswith("@"), url))
+    """Return the ``repr`` of a URL without its password."""
+    return repr(url and _PASSWORD.sub(lambda match: MASK + "@" * match[0].endswith("@"), url))

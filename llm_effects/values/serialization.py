@@ -1,4 +1,4 @@
-"""Answers as JSON and back: readable, versioned, and guarded by a checksum. Never pickle."""
+"""Values as JSON: readable, and for stored answers versioned and protected by a checksum. Never pickle."""
 
 import hashlib
 from decimal import Decimal
@@ -22,13 +22,13 @@ from llm_effects.values.validation import InvalidValue
 _Value = TypeVar("_Value")
 
 VERSION: Final = 1
-"""Of the entries written here; one of another version is not read."""
+"""The version of stored entries; entries of other versions are ignored."""
 
 
 @final
 @frozen(kw_only=True)
 class Entry:
-    """A stored answer, and the events in which it came where it was streamed."""
+    """A stored answer, with its events if it was streamed."""
 
     response: LLMResponse
     events: tuple[ContentEvent, ...] = field(default=())
@@ -41,7 +41,7 @@ class _Envelope(msgspec.Struct):
 
 
 def dump_entry(entry: Entry) -> bytes:
-    """Write an entry as JSON.
+    """Encode an entry as JSON.
 
     >>> from llm_effects.testing.scripted import answer
     >>> load_entry(dump_entry(Entry(response=answer("because")))).response.content
@@ -51,11 +51,11 @@ def dump_entry(entry: Entry) -> bytes:
     return msgspec.json.encode(_Envelope(VERSION, hashlib.sha256(body).hexdigest(), msgspec.Raw(body)))
 
 
-_SMALL: Final = 16 * 2**10  # bytes: what is remembered apart from the store stays below 2 MB of them
+_SMALL: Final = 16 * 2**10  # bytes: 128 decoded entries of this size stay below 2 MB of JSON
 
 
 def load_entry(data: bytes) -> Entry | None:
-    """Read an entry; one that is corrupt, or of another version, is none. The newest ones are read only once.
+    """Decode an entry; ``None`` if it is corrupt or of another version. Small entries are memoised.
 
     >>> load_entry(b"{}") is None
     True
@@ -78,7 +78,7 @@ _load_small: Final = lru_cache(maxsize=128)(_load)
 
 
 def dump_value(value: object) -> str:
-    r"""Write a frozen value of ours as JSON text, with every letter mended that no database takes.
+    r"""Encode a value as JSON text, without the characters that some databases reject.
 
     >>> dump_value(["a\x00b\ud800"]) == '["a\\u0000b\ufffd"]'
     True
@@ -87,7 +87,7 @@ def dump_value(value: object) -> str:
 
 
 def load_value(document: str, kind: type[_Value]) -> _Value | None:
-    """Read a value of a class from JSON text; ``None`` where it does not hold one. Data only, whatever it says.
+    """Decode a value of a class from JSON text; ``None`` if the text is not one. No text can run code.
 
     >>> from llm_effects.values.messages import Text
     >>> load_value('{"text":"why?"}', Text), load_value('{"py/object":"os.system"}', Text)
@@ -100,7 +100,7 @@ def load_value(document: str, kind: type[_Value]) -> _Value | None:
 
 
 def parse_value(value: object, kind: type[_Value]) -> Result[_Value, tuple[str, ...]]:
-    """Read a value of a class from plain JSON values, or tell each problem with its place.
+    """Structure a value of a class from plain JSON values; a failure lists each problem with its place.
 
     >>> from llm_effects.values.messages import Message
     >>> parse_value({"role": "user", "parts": [{"type": "ToolCall", "id": " "}]}, Message).failure()
@@ -109,37 +109,36 @@ def parse_value(value: object, kind: type[_Value]) -> Result[_Value, tuple[str, 
     try:
         return Success(_strict_converter().structure(value, kind))
     except BaseValidationError as problem:
-        return Failure(tuple(map(_placed, transform_error(problem, "", _told))))
+        return Failure(tuple(map(_place_first, transform_error(problem, "", _describe))))
     except (ValueError, TypeError, KeyError, RecursionError) as problem:
-        return Failure((_told(problem, None),))
+        return Failure((_describe(problem, None),))
 
 
-def _told(problem: BaseException, _: type[Any] | None) -> str:
+def _describe(problem: BaseException, _: type[Any] | None) -> str:
     match problem:
         case InvalidValue() | ForbiddenExtraKeysError():
             return str(problem)
         case KeyError():
             return f"{problem.args[0]!r} is missing or unknown"
         case _:
-            return "has the wrong type" if isinstance(problem, TypeError) else "is no such value"
+            return "has the wrong type" if isinstance(problem, TypeError) else "is not a valid value"
 
 
-def _placed(line: str) -> str:
-    """The place first, as everywhere here."""
-    said, _, place = line.rpartition(" @ ")
-    return f"{place.removeprefix('.')}: {said}" if place else said
+def _place_first(line: str) -> str:
+    message, _, place = line.rpartition(" @ ")
+    return f"{place.removeprefix('.')}: {message}" if place else message
 
 
 @cache
 def _strict_converter() -> Converter:
-    """For what others wrote: a number is no text, and a text no number."""
+    """Return a converter for external data, which never turns numbers into texts or texts into numbers."""
     return _new_converter(str, int, bool)
 
 
-def _as_it_is(given: object, kind: type[_Value]) -> _Value:
-    if type(given) is not kind:
+def _exact(value: object, kind: type[_Value]) -> _Value:
+    if type(value) is not kind:
         raise TypeError
-    return given
+    return value
 
 
 @cache
@@ -150,7 +149,7 @@ def _converter() -> Converter:
 def _new_converter(*exact: type) -> Converter:
     converter = make_converter(forbid_extra_keys=True)
     for kind in exact:
-        converter.register_structure_hook(kind, _as_it_is)
+        converter.register_structure_hook(kind, _exact)
     converter.register_structure_hook(Decimal, lambda text, _: Decimal(text))
     converter.register_unstructure_hook(TaskType, str)
     converter.register_structure_hook(TaskType, lambda text, _: TaskType(text))

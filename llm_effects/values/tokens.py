@@ -1,4 +1,4 @@
-"""How many tokens a prompt has, roughly: enough to keep it away from a window that is too small."""
+"""A rough estimate of a prompt's tokens, accurate enough to avoid a context window that is too small."""
 
 from math import ceil
 from typing import Final, final
@@ -24,31 +24,31 @@ CHARACTERS_PER_TOKEN: Final = 4
 """A rule of thumb for English text and code in current tokenizers."""
 
 MESSAGE_OVERHEAD: Final = 4
-"""Tokens that a chat template spends on each message."""
+"""Tokens that a chat template adds to each message."""
 
 IMAGE_TOKENS: Final = 1_000
-"""About what vendors count for one picture of ordinary size."""
+"""About what vendors count for a picture of unknown size."""
 
 MAX_IMAGE_TOKENS: Final = 1_600
-"""About what they count for a larger one, which they make smaller first."""
+"""About what vendors count at most, because they shrink larger pictures."""
 
 PIXELS_PER_TOKEN: Final = 750
-"""Of a picture, as Anthropic's guide to vision has it; others count about as many for the sizes in use."""
+"""Pixels of a picture, by Anthropic's vision guide; other vendors count about as many for common sizes."""
 
 PAGE_TOKENS: Final = 2_000
-"""About what vendors count for a page of a PDF, its text and its picture."""
+"""About what vendors count for a page of a PDF, as text and picture."""
 
 MIN_RATIO: Final = 0.5
-"""Tokens counted for each one estimated: fewer are not believed."""
+"""Counted tokens per estimated one; a lower ratio is ignored."""
 
 MAX_RATIO: Final = 3.0
-"""Tokens counted for each one estimated: more are not believed."""
+"""Counted tokens per estimated one; a higher ratio is ignored."""
 
 NEWEST_WEIGHT: Final = 0.3
-"""Weight of the newest prompt in the moving average."""
+"""Weight of the newest prompt in the moving average of ratios."""
 
 FULL_WEIGHT_TOKENS: Final = 400
-"""Estimated tokens from which on a prompt has its full weight."""
+"""Estimated tokens from which a prompt has its full weight."""
 
 
 def estimate_tokens(request: LLMRequest) -> int:
@@ -57,15 +57,15 @@ def estimate_tokens(request: LLMRequest) -> int:
     >>> estimate_tokens(LLMRequest(prompt="x" * 400))
     104
     """
-    letters = len(request.system or "")
+    characters = len(request.system or "")
     for tool in request.tools:
-        letters += len(tool.name) + len(tool.description) + len(dump(tool.parameters))
+        characters += len(tool.name) + len(tool.description) + len(dump(tool.parameters))
     if request.response_schema:
-        letters += len(dump(request.response_schema))
-    return ceil(letters / CHARACTERS_PER_TOKEN) + _asked_tokens(request)
+        characters += len(dump(request.response_schema))
+    return ceil(characters / CHARACTERS_PER_TOKEN) + _message_tokens(request)
 
 
-def _asked_tokens(request: LLMRequest) -> int:
+def _message_tokens(request: LLMRequest) -> int:
     if request.prompt is not None:
         return MESSAGE_OVERHEAD + ceil(len(request.prompt) / CHARACTERS_PER_TOKEN)
     return sum(map(message_tokens, request.messages))
@@ -82,14 +82,14 @@ def message_tokens(message: Message) -> int:
 
 def _part_tokens(part: Part) -> int:
     match part:
-        case Text():  # first, being the most of a long conversation
+        case Text():  # first, because long conversations have mostly text
             return ceil(len(part.text) / CHARACTERS_PER_TOKEN)
         case Image():
             return _image_tokens(part)
         case Document(plain=False):
             return PAGE_TOKENS * page_count(part.data or b"")
         case _:
-            return ceil(_letters(part) / CHARACTERS_PER_TOKEN)
+            return ceil(_characters(part) / CHARACTERS_PER_TOKEN)
 
 
 def _image_tokens(image: Image) -> int:
@@ -97,7 +97,7 @@ def _image_tokens(image: Image) -> int:
     return IMAGE_TOKENS if size is None else min(ceil(size[0] * size[1] / PIXELS_PER_TOKEN), MAX_IMAGE_TOKENS)
 
 
-def _letters(part: Document | Reasoning | ToolCall | ToolResult) -> int:
+def _characters(part: Document | Reasoning | ToolCall | ToolResult) -> int:
     match part:
         case Document():
             return len(part.text)
@@ -109,16 +109,16 @@ def _letters(part: Document | Reasoning | ToolCall | ToolResult) -> int:
             return len(part.content)
 
 
-def updated_ratio(ratio: float, estimated: int, told: int) -> float:
-    """Take a prompt that was counted into the tokens that a model counts for each one estimated.
+def updated_ratio(ratio: float, estimated: int, counted: int) -> float:
+    """Return the moving average of a model's counted tokens per estimated one, updated by one prompt.
 
-    A moving average. A short prompt, which is mostly the chat's template, says little; a count that is far off says
-    nothing: some servers leave out what they had in their cache, or cut the prompt.
+    Short prompts have less weight, because most of their tokens are the chat template's. A count that is far off is
+    ignored: some servers omit cached tokens, or truncate the prompt.
 
     >>> round(updated_ratio(1.0, 1000, 1500), 2), round(updated_ratio(1.0, 40, 60), 3), updated_ratio(1.0, 1000, 10)
     (1.15, 1.015, 1.0)
     """
-    newest = told / max(estimated, 1)
+    newest = counted / max(estimated, 1)
     if not MIN_RATIO <= newest <= MAX_RATIO:
         return ratio
     return ratio + NEWEST_WEIGHT * min(1.0, estimated / FULL_WEIGHT_TOKENS) * (newest - ratio)
@@ -127,7 +127,7 @@ def updated_ratio(ratio: float, estimated: int, told: int) -> float:
 @final
 @define
 class EstimatedTokens:
-    """The estimate as a service, and what each provider's own counts say of it."""
+    """The estimate as a service, with a correction for each model learned from its provider's counts."""
 
     _ratios: dict[str, float] = field(factory=dict[str, float])
 
@@ -136,9 +136,9 @@ class EstimatedTokens:
         return estimate_tokens(request)
 
     def ratio(self, model: str) -> float:
-        """Give the tokens that a configured model counts for each one estimated."""
+        """Return how many tokens a configured model counts per estimated one."""
         return self._ratios.get(model, 1.0)
 
-    def learn(self, model: str, estimated: int, told: int) -> None:
-        """Learn from a prompt that was estimated and then counted by its provider."""
-        self._ratios[model] = updated_ratio(self.ratio(model), estimated, told)
+    def learn(self, model: str, estimated: int, counted: int) -> None:
+        """Update the ratio by a prompt that was estimated and then counted by its provider."""
+        self._ratios[model] = updated_ratio(self.ratio(model), estimated, counted)

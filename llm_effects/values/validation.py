@@ -1,4 +1,4 @@
-"""What every value module needs: validation that names the field and the remedy."""
+"""Converters and attrs validators whose errors name the field and the remedy."""
 
 import difflib
 import json
@@ -14,20 +14,20 @@ from typing import Any, NoReturn, TypeAlias, TypeVar, cast, get_args
 import attrs
 
 JSONObject: TypeAlias = Mapping[str, object]
-"""A JSON object; ``llm_effects.values.json`` checks what is in it."""
+"""A JSON object, validated by ``llm_effects.values.json``."""
 
 _Item = TypeVar("_Item")
 _Choice = TypeVar("_Choice", bound=Enum)
 
 Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-"""What attrs runs on a field; its own types are the field's, not ours."""
+"""An attrs validator."""
 
 
-class InvalidValue(ValueError):  # noqa: N818 - named for what it says of the value, like the tagged errors
-    """A value that breaks its own rules; the message names the field and the remedy.
+class InvalidValue(ValueError):  # noqa: N818 - named like the tagged errors
+    """An invalid value; the message names the field and the remedy.
 
-    Raised by constructors only, where a wrong literal is a bug. For data from outside use
-    ``checked``, which gives the same problem as an ``InvalidRequest`` value.
+    Raised by constructors only, where a wrong literal is a bug. For external data use ``checked``, which returns the
+    same problem as an ``InvalidRequest``.
 
     >>> from llm_effects import Preferences
     >>> Preferences(max_tokens=-1)
@@ -38,82 +38,82 @@ class InvalidValue(ValueError):  # noqa: N818 - named for what it says of the va
 
 
 def invalid(field: str, remedy: str) -> NoReturn:
-    """Refuse a value: ``field`` is its name, ``remedy`` says what it must be."""
+    """Raise ``InvalidValue`` with the name of the field and the remedy."""
     msg = f"{field}: {remedy}"
     raise InvalidValue(msg)
 
 
-def inside(path: str, key: str | int) -> str:
-    """Name the place of a key or an index below another place.
+def join_path(path: str, key: str | int) -> str:
+    """Return the path of a key or an index within another path.
 
-    >>> inside(inside("models", "gpt 4"), 1)
+    >>> join_path(join_path("models", "gpt 4"), 1)
     'models."gpt 4"[1]'
     """
     if isinstance(key, int):
         return f"{path}[{key}]"
-    name = key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key)  # as TOML itself would quote it
+    name = key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key)  # quoted as in TOML
     return f"{path}.{name}" if path else name
 
 
 def suggestion(name: str, known: Iterable[str], these: str = "the keys here") -> str:
-    """Say which name was meant, or which ones there are.
+    """Return a hint at the closest known name, or else at all of them.
 
     >>> suggestion("gtp", ("gpt", "claude")), suggestion("x", ("gpt", "claude"), "the models")
     ('did you mean gpt?', 'the models are gpt, claude')
     """
     names = tuple(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"{these} are {', '.join(names)}"
+    matches = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {matches[0]}?" if matches else f"{these} are {', '.join(names)}"
 
 
-def shown(value: object) -> str:
-    """Show a value in a message: short, and never by a ``repr`` that is not Python's own.
+def short_repr(value: object) -> str:
+    """Return a short text for a value in a message, without calling a ``repr`` of foreign classes.
 
-    >>> shown("blue"), shown(-1), shown(10**5000), shown([1])
+    >>> short_repr("blue"), short_repr(-1), short_repr(10**5000), short_repr([1])
     ("'blue'", '-1', 'a number of more than 64 bits', 'list')
     """
     if isinstance(value, str):
         return reprlib.repr(str(value))
     if isinstance(value, int) and value.bit_length() > 64:
-        return "a number of more than 64 bits"  # Python may even refuse to write all of its digits
+        return "a number of more than 64 bits"  # Python may even refuse to convert it to text
     return repr(value) if isinstance(value, bool | int | float | None) else type(value).__name__
 
 
 def is_a(value: object, kind: type) -> bool:
-    """Whether a value from outside is of a class, whatever its type says that it is."""
+    """Return whether a value is of a class, also where its static type already says so."""
     return isinstance(value, kind)
 
 
 def to_tuple(name: str, items: Iterable[_Item]) -> tuple[_Item, ...]:
-    """Freeze what the caller gave for a field; a bare text is a sequence of letters and almost surely a slip."""
+    """Return the items of a field as a tuple; a bare text is rejected, because it is almost surely a mistake."""
     if type(items) is tuple:
         return cast("tuple[_Item, ...]", items)
     if isinstance(items, str | bytes):
-        given = shown(items)
-        invalid(name, f"must be several values, not the single text {given}: write ({given},)")
+        text = short_repr(items)
+        invalid(name, f"must be several values, not the single text {text}: write ({text},)")
     if not is_a(items, Iterable):
         invalid(name, f"must be several values, not {type(items).__name__}")
     return tuple(items)
 
 
-def to_table(name: str, given: Mapping[str, _Item]) -> dict[str, _Item]:
-    """Copy a table of a field, in the same order; its keys are texts."""
-    if not is_a(given, Mapping):
-        invalid(name, f"must be a table, not {type(given).__name__}")
-    for key in given:
+def to_table(name: str, value: Mapping[str, _Item]) -> dict[str, _Item]:
+    """Copy the table of a field, in the same order; its keys must be texts."""
+    if not is_a(value, Mapping):
+        invalid(name, f"must be a table, not {type(value).__name__}")
+    for key in value:
         if not is_a(key, str):
             invalid(name, f"each key must be a text, not {type(key).__name__}")
-    return dict(given)
+    return dict(value)
 
 
-def to_member(name: str, kind: type[_Choice], given: _Choice | str) -> _Choice:
-    """Take a member of an enumeration, or the text that stands for it."""
-    if isinstance(given, kind):
-        return given
+def to_member(name: str, kind: type[_Choice], value: _Choice | str) -> _Choice:
+    """Return a member of an enumeration, by itself or by its text."""
+    if isinstance(value, kind):
+        return value
     for member in kind:
-        if isinstance(given, str) and given == member.value:
+        if isinstance(value, str) and value == member.value:
             return member
-    return invalid(name, f"must be one of {', '.join(member.value for member in kind)}, not {shown(given)}")
+    return invalid(name, f"must be one of {', '.join(member.value for member in kind)}, not {short_repr(value)}")
 
 
 def _unset(attribute: "attrs.Attribute[Any]", value: object) -> bool:
@@ -128,7 +128,7 @@ def _is_optional(kind: Hashable) -> bool:
 def number(
     *, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf, whole: bool = False
 ) -> Validator:
-    """Make an attrs validator for a finite number of at most 64 bits inside bounds."""
+    """Return a validator for a finite number of at most 64 bits within bounds."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         if _unset(attribute, value):
@@ -149,14 +149,14 @@ def number(
 
 def _number_remedy(value: object, *, whole: bool) -> str:
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        return f"must be {'a whole number' if whole else 'a number'}, not {shown(value)}"
+        return f"must be {'a whole number' if whole else 'a number'}, not {short_repr(value)}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be a finite number, not {value!r}"
     return "must be a number of at most 64 bits" if abs(value) >= 2**63 else ""
 
 
 def text(*, empty: bool = False) -> Validator:
-    """Make an attrs validator for a text, not blank unless ``empty``."""
+    """Return a validator for a text, not blank unless ``empty``."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         if isinstance(value, str):
@@ -169,29 +169,29 @@ def text(*, empty: bool = False) -> Validator:
 
 
 def one_of(*choices: str) -> Validator:
-    """Make an attrs validator for one of a few names."""
+    """Return a validator for one of a few names."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         if not (isinstance(value, str) and value in choices) and not _unset(attribute, value):
-            invalid(attribute.name, f"must be one of {', '.join(choices)}, not {shown(value)}")
+            invalid(attribute.name, f"must be one of {', '.join(choices)}, not {short_repr(value)}")
 
     return check
 
 
 def each_of(*choices: str) -> Validator:
-    """Make an attrs validator for a tuple that holds only some of a few names."""
+    """Return a validator for a tuple that holds only some of a few names."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: tuple[object, ...]) -> None:
         for index, item in enumerate(value):
             if item not in choices:
-                name = inside(attribute.name, index)
-                invalid(name, f"must be one of {', '.join(choices)}, not {shown(item)}")
+                name = join_path(attribute.name, index)
+                invalid(name, f"must be one of {', '.join(choices)}, not {short_repr(item)}")
 
     return check
 
 
 def instance(kind: type) -> Validator:
-    """Make an attrs validator for a value of this class."""
+    """Return a validator for a value of this class."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         if not isinstance(value, kind) and not _unset(attribute, value):
@@ -201,14 +201,14 @@ def instance(kind: type) -> Validator:
 
 
 def instances(*kinds: type) -> Validator:
-    """Make an attrs validator for a tuple or a table that holds only these classes."""
+    """Return a validator for a tuple or a table that holds only these classes."""
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: tuple[object, ...] | Mapping[str, object]) -> None:
         if not value:
             return
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             if not isinstance(item, kinds):
-                wanted = " or ".join(kind.__name__ for kind in kinds)
-                invalid(inside(attribute.name, key), f"must be {wanted}, not {type(item).__name__}")
+                expected = " or ".join(kind.__name__ for kind in kinds)
+                invalid(join_path(attribute.name, key), f"must be {expected}, not {type(item).__name__}")
 
     return check
