@@ -54,7 +54,7 @@ TaskType.GENERAL = TaskType("general")
 @final
 @unique
 class CachePolicy(Enum):
-    """How a request uses the cache."""
+    """The use of the cache by a request."""
 
     USE = "use"  # read, and store on a miss
     REFRESH = "refresh"  # do not read, but store
@@ -65,11 +65,11 @@ class CachePolicy(Enum):
 @final
 @unique
 class Recovery(Enum):
-    """What to do if a stream breaks after its first content."""
+    """The reaction to a stream that breaks after its first content."""
 
-    FAIL = "fail"
-    RESTART = "restart"
-    RESUME = "resume"
+    FAIL = "fail"  # fail with the partial text
+    RESTART = "restart"  # start the answer again, after a ``Restarted`` event
+    RESUME = "resume"  # let the next model continue the partial text if it can, else restart
 
 
 @final
@@ -77,8 +77,8 @@ class Recovery(Enum):
 class Allow(Enum):
     """A permission that a request grants beyond the defaults."""
 
-    FALLBACK_ON_REFUSAL = "fallback_on_refusal"
-    CHEAPER_MODEL = "cheaper_model"
+    FALLBACK_ON_REFUSAL = "fallback_on_refusal"  # try the next model after ``ContentRefused``
+    CHEAPER_MODEL = "cheaper_model"  # try a cheaper model after ``BudgetExceeded``
 
 
 def _parameters(value: Mapping[str, object]) -> Mapping[str, object]:
