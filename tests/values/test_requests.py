@@ -1,4 +1,4 @@
-"""What is asked of a model: task types, preferences and whole requests."""
+"""Requests: task types, preferences, tools and whole requests."""
 
 import copy
 import math
@@ -25,7 +25,7 @@ from llm_effects.values.validation import InvalidValue
 
 
 @given(st.text())
-def test_a_task_type_is_its_name(name: str) -> None:
+def test_a_task_type_equals_its_name(name: str) -> None:
     task = TaskType(name)
     assert task == name
     assert hash(task) == hash(name)
@@ -34,14 +34,14 @@ def test_a_task_type_is_its_name(name: str) -> None:
     assert copy.deepcopy(task) == task
 
 
-def test_the_four_built_in_tasks_have_names() -> None:
+def test_the_four_built_in_task_types_have_names() -> None:
     built_in = [TaskType.ANALYSIS, TaskType.UI_GENERATION, TaskType.CONFIG_MANAGEMENT, TaskType.GENERAL]
     assert built_in == ["analysis", "ui_generation", "config_management", "general"]
     assert repr(TaskType.ANALYSIS) == "TaskType('analysis')"
     assert LLMRequest(prompt="x").task_type is TaskType.GENERAL
 
 
-def test_a_task_of_ones_own_is_one_too() -> None:
+def test_a_custom_task_type_is_valid() -> None:
     assert LLMRequest(prompt="x", task_type="triage").task_type == TaskType("triage")
 
 
@@ -60,13 +60,13 @@ def test_a_task_of_ones_own_is_one_too() -> None:
         ("stop", ["a", 1]),
     ],
 )
-def test_a_preference_out_of_bounds_is_refused_by_name(field: str, value: object) -> None:
+def test_an_invalid_preference_is_rejected_by_name(field: str, value: object) -> None:
     with pytest.raises(InvalidValue, match=rf"^{field}(\[1\])?: must be "):
         Preferences(**{field: value})  # type: ignore[arg-type]
 
 
 @given(st.text())
-def test_one_stop_text_is_one_stop(stop: str) -> None:
+def test_a_single_stop_text_becomes_a_tuple(stop: str) -> None:
     assert Preferences(stop=stop) == Preferences(stop=[stop])
     assert Preferences(stop=stop).stop == (stop,)
 
@@ -75,7 +75,7 @@ LOOK = Tool("look", "look around")
 
 
 @pytest.mark.parametrize(
-    ("given_fields", "says"),
+    ("fields", "message"),
     [
         ({}, "prompt: give either prompt or messages"),
         ({"prompt": "x", "messages": [Message("user", "y")]}, "prompt: give either prompt or messages, not both"),
@@ -110,13 +110,13 @@ LOOK = Tool("look", "look around")
         ({"prompt": "x", "tags": "urgent"}, "tags: must be several values"),
     ],
 )
-def test_a_wrong_request_says_what_is_wrong(given_fields: dict[str, object], says: str) -> None:
-    with pytest.raises(InvalidValue, match=f"^{says}"):
-        LLMRequest(**given_fields)  # type: ignore[arg-type]
+def test_an_invalid_request_names_the_field_and_the_remedy(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidValue, match=f"^{message}"):
+        LLMRequest(**fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("given_fields", "says"),
+    ("fields", "message"),
     [
         ({"name": None}, "name: must be a text, not NoneType"),
         ({"name": "look", "description": 5}, "description: must be a text, not int"),
@@ -124,17 +124,17 @@ def test_a_wrong_request_says_what_is_wrong(given_fields: dict[str, object], say
         ({"name": "look", "parameters": {"a": {5: 1}}}, "parameters.a: each key must be a text, not int"),
     ],
 )
-def test_a_wrong_tool_says_what_is_wrong(given_fields: dict[str, object], says: str) -> None:
-    with pytest.raises(InvalidValue, match=f"^{says}$"):
-        Tool(**given_fields)  # type: ignore[arg-type]
+def test_an_invalid_tool_names_the_field_and_the_remedy(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidValue, match=f"^{message}$"):
+        Tool(**fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("choice", [None, "auto", "none", "required", "look"])
-def test_every_tool_choice_is_taken_where_it_makes_sense(choice: str | None) -> None:
+def test_every_tool_choice_is_valid_with_tools(choice: str | None) -> None:
     assert LLMRequest(prompt="x", tools=(LOOK,), tool_choice=choice).tool_choice == choice
 
 
-def test_a_request_is_frozen_with_frozen_contents() -> None:
+def test_a_request_and_its_collections_are_frozen() -> None:
     request = LLMRequest(prompt="x", tools=[LOOK], tags=["a"], allow={Allow.CHEAPER_MODEL})
     assert (request.tools, request.tags, request.allow) == ((LOOK,), ("a",), frozenset({Allow.CHEAPER_MODEL}))
     assert (request.cache, request.recovery) == (CachePolicy.USE, Recovery.FAIL)
@@ -142,21 +142,21 @@ def test_a_request_is_frozen_with_frozen_contents() -> None:
         request.prompt = "y"  # type: ignore[misc]
 
 
-def test_metadata_stays_out_of_a_repr() -> None:
+def test_a_repr_omits_metadata() -> None:
     assert "alice" not in repr(LLMRequest(prompt="x", metadata={"user": "alice"}))
 
 
 @given(st.text(min_size=1).filter(str.strip))
-def test_a_prompt_is_a_conversation_of_one_message(prompt: str) -> None:
-    said = (Message("user", (Text(prompt),)),)
-    assert conversation(LLMRequest(prompt=prompt)) == said
-    assert conversation(LLMRequest(messages=said)) == said
+def test_a_prompt_is_one_user_message(prompt: str) -> None:
+    messages = (Message("user", (Text(prompt),)),)
+    assert conversation(LLMRequest(prompt=prompt)) == messages
+    assert conversation(LLMRequest(messages=messages)) == messages
 
 
 SCHEMA = {"type": "object", "required": ["a"]}  # a variable, whose type is narrower than JSON's
 
 
-def test_a_schema_is_copied_once_as_plain_json() -> None:
+def test_a_schema_is_copied_as_plain_json() -> None:
     required = ["a"]
     frozen = MappingProxyType({"type": "object", "required": required})
     request = LLMRequest(prompt="x", response_schema=frozen, tools=[Tool("look", parameters=frozen)])
@@ -167,7 +167,7 @@ def test_a_schema_is_copied_once_as_plain_json() -> None:
     assert Tool("look", parameters=SCHEMA).parameters == SCHEMA
 
 
-def test_metadata_is_a_copy() -> None:
+def test_metadata_is_copied() -> None:
     metadata = {"user": "alice"}
     request = LLMRequest(prompt="x", metadata=metadata)
     metadata.clear()

@@ -1,4 +1,4 @@
-"""Usage and cost, which never take the unknown for 0, and the answer itself."""
+"""Responses: usage and cost, in which unknown is never 0, attempts and tool calls."""
 
 from decimal import Decimal
 from functools import reduce
@@ -31,25 +31,25 @@ def test_costs_add_up_in_any_order(one: Cost, two: Cost, three: Cost) -> None:
 
 
 @given(COSTS)
-def test_nothing_adds_nothing_and_the_unknown_stays_unknown(cost: Cost) -> None:
+def test_zero_is_neutral_and_unknown_is_absorbing(cost: Cost) -> None:
     assert cost + Cost.ZERO == cost
     assert cost + Cost.UNKNOWN == Cost.UNKNOWN
     assert cost.known == (cost.usd is not None)
 
 
 @given(st.lists(COSTS))
-def test_a_total_is_the_sum_and_known_only_if_all_are(costs: list[Cost]) -> None:
+def test_a_total_cost_is_known_only_if_all_costs_are(costs: list[Cost]) -> None:
     assert total_cost(costs) == reduce(add, costs, Cost.ZERO)
     assert total_cost(costs).known == all(cost.known for cost in costs)
 
 
-def test_the_unknown_is_not_nothing() -> None:
+def test_unknown_is_not_zero() -> None:
     assert Cost.UNKNOWN != Cost.ZERO
     assert (str(Cost.UNKNOWN), str(Cost(Decimal("0.15")))) == ("unknown", "$0.15")
 
 
 @given(USAGES)
-def test_tokens_are_counted_once_and_only_if_all_are_known(usage: Usage) -> None:
+def test_a_token_total_counts_each_bucket_once_and_is_unknown_if_one_is(usage: Usage) -> None:
     buckets = (usage.input_tokens, usage.cache_read_tokens, usage.cache_write_tokens, usage.output_tokens)
     known = [count for count in buckets if count is not None]
     assert usage.total_tokens == (sum(known) if len(known) == len(buckets) else None)
@@ -59,12 +59,12 @@ def test_tokens_are_counted_once_and_only_if_all_are_known(usage: Usage) -> None
 
 
 @given(USAGES, COUNTS)
-def test_reasoning_is_part_of_the_output(usage: Usage, thinking: int) -> None:
-    assert attrs.evolve(usage, reasoning_tokens=thinking).total_tokens == usage.total_tokens
+def test_reasoning_tokens_are_part_of_the_output(usage: Usage, reasoning: int) -> None:
+    assert attrs.evolve(usage, reasoning_tokens=reasoning).total_tokens == usage.total_tokens
 
 
 @pytest.mark.parametrize(("outcome", "succeeded"), [(SUCCESS, True), (CANCELLED, False), ("NetworkError", False)])
-def test_an_attempt_knows_whether_it_gave_the_answer(outcome: str, succeeded: bool) -> None:
+def test_an_attempt_succeeded_only_with_the_outcome_success(outcome: str, succeeded: bool) -> None:
     attempt = Attempt(model="m", provider="p", outcome=outcome, latency_ms=1.0)
     assert attempt.succeeded is succeeded
     assert attempt.cost == Cost.UNKNOWN

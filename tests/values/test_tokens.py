@@ -1,4 +1,4 @@
-"""The estimate of a prompt: for whatever a request may hold, a number."""
+"""Token estimates: every valid request has one."""
 
 from types import MappingProxyType
 
@@ -29,11 +29,11 @@ def test_a_longer_prompt_never_has_fewer_tokens(prompt: str, more: str) -> None:
         (ToolResult("1", "x" * 40), 10),
     ],
 )
-def test_each_part_counts(part: Part, tokens: int) -> None:
+def test_every_kind_of_part_counts(part: Part, tokens: int) -> None:
     assert estimate_tokens(LLMRequest(messages=[Message("user", part)])) == MESSAGE_OVERHEAD + tokens
 
 
-def test_schemas_count_like_texts() -> None:
+def test_system_tools_and_schemas_count() -> None:
     bare = estimate_tokens(LLMRequest(prompt="x"))
     assert estimate_tokens(LLMRequest(prompt="x", system="x" * 40)) == bare + 10
     with_schema = estimate_tokens(LLMRequest(prompt="x", response_schema=SCHEMA))
@@ -44,6 +44,6 @@ def test_schemas_count_like_texts() -> None:
 @pytest.mark.parametrize(
     "schema", [MappingProxyType(SCHEMA), {"description": "\ud83d"}, {"maximum": 10**300}, {"enum": ("a", "b")}]
 )
-def test_every_schema_that_a_request_takes_has_an_estimate(schema: dict[str, object]) -> None:
+def test_every_schema_of_a_valid_request_has_an_estimate(schema: dict[str, object]) -> None:
     assert estimate_tokens(LLMRequest(prompt="x", response_schema=schema)) > MESSAGE_OVERHEAD
     assert estimate_tokens(LLMRequest(prompt="x", tools=[Tool("look", "", schema)])) > MESSAGE_OVERHEAD

@@ -1,4 +1,4 @@
-"""JSON that a caller gives, and JSON that is sent."""
+"""JSON: copies of a caller's values, encoding, and the repair of surrogates."""
 
 import json
 from collections import UserDict, UserList
@@ -24,7 +24,7 @@ class Size(IntEnum):
     ONE = 1
 
 
-class Letters(str):
+class Text(str):
     __slots__ = ()
 
     def __str__(self) -> str:
@@ -33,28 +33,30 @@ class Letters(str):
 
 TEXTS = st.text()
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-VALUES = st.recursive(
+JSON_VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | TEXTS,
     lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner),
     max_leaves=10,
 )
-OBJECTS = st.dictionaries(TEXTS, VALUES)
+TABLES = st.dictionaries(TEXTS, JSON_VALUES)
 
 
-@given(OBJECTS)
-def test_json_is_taken_as_it_is(given_object: dict[str, object]) -> None:
-    assert to_json_object("schema", given_object) == given_object
+@given(TABLES)
+def test_plain_json_is_copied_unchanged(table: dict[str, object]) -> None:
+    assert to_json_object("schema", table) == table
 
 
-@given(OBJECTS)
-def test_what_is_sent_reads_back_with_its_texts_mended(given_object: dict[str, object]) -> None:
-    sent = dump(to_json_object("schema", given_object))
-    assert json.loads(sent) == json.loads(repair_surrogates(json.dumps(given_object, ensure_ascii=False)))
+@given(TABLES)
+def test_encoded_json_decodes_with_its_texts_repaired(table: dict[str, object]) -> None:
+    encoded = dump(to_json_object("schema", table))
+    assert json.loads(encoded) == json.loads(repair_surrogates(json.dumps(table, ensure_ascii=False)))
 
 
-def test_odd_classes_become_plain_ones() -> None:
-    odd = UserDict({Letters("k"): (Kind.A, Size.ONE, Letters("x")), "l": UserList([MappingProxyType({"a": 1})])})
-    plain = to_json_object("schema", odd)
+def test_other_classes_become_plain_ones() -> None:
+    source = UserDict(
+        {Text("k"): (Kind.A, Size.ONE, Text("x")), "l": UserList([MappingProxyType({"a": 1})])}
+    )
+    plain = to_json_object("schema", source)
     assert plain == {"k": ["a", 1, "x"], "l": [{"a": 1}]}
     assert {type(key) for key in plain} == {str}
     assert [type(each) for each in plain["k"]] == [str, int, str]  # type: ignore[attr-defined]
@@ -71,7 +73,7 @@ def deep(levels: int) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("value", "message"),
     [
         (5, "s: must be a JSON object, not int"),
         ([], "s: must be a JSON object, not list"),
@@ -86,13 +88,13 @@ def deep(levels: int) -> dict[str, object]:
         (deep(500), f"s{'.a' * MAX_DEPTH}: must not be nested deeper than 100 levels"),
     ],
 )
-def test_what_is_no_json_is_named_by_its_path(wrong: object, says: str) -> None:
+def test_a_value_that_is_not_json_is_named_by_its_path(value: object, message: str) -> None:
     with pytest.raises(InvalidValue) as caught:
-        to_json_object("s", wrong)  # type: ignore[arg-type]
-    assert str(caught.value) == says
+        to_json_object("s", value)  # type: ignore[arg-type]
+    assert str(caught.value) == message
 
 
-def test_what_is_held_twice_or_deep_enough_is_fine() -> None:
+def test_shared_and_deeply_nested_values_are_valid() -> None:
     shared = {"type": "string"}
     assert to_json_object("s", {"a": shared, "b": [shared, shared]}) == {"a": shared, "b": [shared, shared]}
     assert to_json_object("s", deep(MAX_DEPTH)) == deep(MAX_DEPTH)
@@ -100,19 +102,19 @@ def test_what_is_held_twice_or_deep_enough_is_fine() -> None:
 
 
 @given(st.text(), st.text())
-def test_a_mended_text_can_be_sent_and_is_left_alone(before: str, after: str) -> None:
+def test_a_repaired_text_can_be_encoded_and_stays_unchanged(before: str, after: str) -> None:
     text = repair_surrogates(f"{before}{HALF}{after}")
     assert text.encode()
     assert repair_surrogates(text) == text
 
 
 @given(st.text(st.characters(codec="utf-8")))
-def test_unicode_is_left_alone_and_split_pairs_are_joined(text: str) -> None:
+def test_valid_unicode_stays_unchanged_and_split_pairs_are_joined(text: str) -> None:
     units = text.encode("utf-16-le")
     split = "".join(chr(int.from_bytes(units[at : at + 2], "little")) for at in range(0, len(units), 2))
     assert repair_surrogates(text) == repair_surrogates(split) == text
 
 
-def test_a_half_in_any_place_is_replaced_and_raw_json_is_kept() -> None:
+def test_a_half_pair_anywhere_is_replaced_and_raw_json_is_unchanged() -> None:
     body = {"a" + HALF: [HALF, {"b": HALF}], "raw": msgspec.Raw(b'{"x":  1}'), "n": None}
     assert dump(body).decode() == '{"a\ufffd":["\ufffd",{"b":"\ufffd"}],"raw":{"x":  1},"n":null}'
