@@ -26,7 +26,7 @@ from llm_effects.stores.sql.database import file_database
 from llm_effects.values.records import LedgerRow
 from llm_effects.values.responses import Attempt
 from tests.fixtures.futures import given_by
-from tests.test_budgets import NOON, hold
+from tests.fixtures.holds import NOON, hold
 from tests.test_ledger_stores import EMPTY, rows_of
 
 pytestmark = pytest.mark.anyio

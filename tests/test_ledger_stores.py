@@ -20,8 +20,8 @@ from llm_effects.manager import new_memory
 from llm_effects.stores.open import open_storage
 from llm_effects.values.records import LedgerRow
 from tests.fixtures.futures import given_by
+from tests.fixtures.holds import NOON, hold
 from tests.fixtures.postgres_server import postgres_server
-from tests.test_budgets import NOON, hold
 
 __all__ = ["postgres_server"]
 

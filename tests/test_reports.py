@@ -33,7 +33,7 @@ from llm_effects.reports.usage import GROUPS, UsageSums, percentiles
 from llm_effects.stores.disabled import UnusableLedger
 from llm_effects.values.errors import ConfigurationError
 from llm_effects.values.records import LedgerRow
-from tests.test_budgets import NOON
+from tests.fixtures.holds import NOON
 from tests.test_examples import load
 
 TIMES = st.lists(st.floats(0, 1e6), min_size=1, max_size=50)

@@ -1,4 +1,4 @@
-"""The configuration's values: their rules, their frozen-ness, and keys that never show."""
+"""The classes of the configuration: validation, immutability, and keys that never show."""
 
 import copy
 import pickle
@@ -27,7 +27,7 @@ CONFIG = LLMConfig(
 )
 
 
-def test_no_key_shows_in_a_configuration() -> None:
+def test_no_rendering_of_a_configuration_shows_a_key() -> None:
     shown = [repr(CONFIG), str(CONFIG), f"{CONFIG}", repr(copy.deepcopy(CONFIG)), repr(CONFIG.models["claude"])]
     models = attrs.asdict(CONFIG.models["claude"], recurse=True)
     shown += [
@@ -38,27 +38,27 @@ def test_no_key_shows_in_a_configuration() -> None:
     assert [each for each in shown if CANARY in each] == []
 
 
-def test_a_url_shows_all_but_its_password() -> None:
+def test_a_url_is_shown_without_its_password() -> None:
     assert "'postgresql://***@db/llm'" in repr(CONFIG.storage)
     assert "'postgresql://db/llm?user=me&password=***&sslmode=require'" in repr(CONFIG.cache)
     assert "'sqlite:///data/llm.db'" in repr(StorageConfig(url="sqlite:///data/llm.db"))
     assert CONFIG.storage.url.endswith(f"{CANARY}@db/llm")
 
 
-def test_the_key_is_there_for_the_one_who_asks() -> None:
+def test_keys_and_headers_are_secrets_with_the_original_text() -> None:
     claude = CONFIG.models["claude"]
     assert claude.api_key == Secret(CANARY)
     assert claude.headers == (("x-team", Secret(CANARY)),)
     assert copy.deepcopy(CONFIG) == CONFIG
 
 
-def test_a_configuration_with_a_key_is_not_pickled() -> None:
+def test_a_configuration_with_a_key_cannot_be_pickled() -> None:
     with pytest.raises(TypeError, match="load the configuration again") as caught:
         pickle.dumps(CONFIG)
     assert CANARY not in str(caught.value)
 
 
-def test_a_model_can_be_a_key_of_a_table() -> None:
+def test_a_model_config_is_hashable() -> None:
     assert {CONFIG.models["claude"]: 1}[copy.deepcopy(CONFIG).models["claude"]] == 1
 
 
@@ -84,14 +84,14 @@ def test_a_model_can_be_a_key_of_a_table() -> None:
         "change-me",
     ],
 )
-def test_a_key_that_cannot_be_one_is_refused_without_showing_it(key: str) -> None:
+def test_an_impossible_key_is_rejected_without_showing_it(key: str) -> None:
     with pytest.raises(InvalidValue, match=r"^api_key: (must not|contains|is a)") as caught:
         ModelConfig(provider="anthropic", api_key=key)
     assert not key.strip() or key not in str(caught.value)
 
 
 @given(st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-", min_size=20, max_size=120))
-def test_a_key_that_can_be_one_is_taken(body: str) -> None:
+def test_a_possible_key_is_accepted(body: str) -> None:
     model = ModelConfig(provider="anthropic", api_key=f"sk-{body}")
     assert model.api_key is not None
     assert model.api_key.reveal() == f"sk-{body}"
@@ -99,7 +99,7 @@ def test_a_key_that_can_be_one_is_taken(body: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "says"),
+    ("headers", "message"),
     [
         ({"x team": "a"}, "'x team' is not a valid header name"),
         ({"": "a"}, "'' is not a valid header name"),
@@ -109,8 +109,8 @@ def test_a_key_that_can_be_one_is_taken(body: str) -> None:
         ({"x team": "a", "x-b": f"{CANARY}\n"}, "'x team' is not a valid .*; x-b contains a line break"),
     ],
 )
-def test_a_header_cannot_smuggle_another_one(headers: dict[str, str], says: str) -> None:
-    with pytest.raises(InvalidValue, match=f"^headers: .*{says}") as caught:
+def test_an_invalid_header_is_rejected_without_showing_its_value(headers: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidValue, match=f"^headers: .*{message}") as caught:
         ModelConfig(provider="vllm", headers=headers)
     assert CANARY not in str(caught.value)
 
@@ -123,13 +123,13 @@ TIMES = ["timeout_ms", "connect_ms", "first_content_ms", "between_content_ms"]
 @pytest.mark.parametrize(
     "value", [0, -1, True, "5", float("nan"), float("inf"), 10**400, pytest.param(-(10**5000), id="huge")]
 )
-def test_limits_and_times_are_positive_numbers(field: str, value: object) -> None:
+def test_limits_and_times_must_be_positive_numbers(field: str, value: object) -> None:
     with pytest.raises(InvalidValue, match=f"^{field}: must be "):
         ModelConfig(provider="vllm", **{field: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda: ModelConfig(provider=" "), "provider: must not be blank"),
         (lambda: ModelConfig(provider="x", api_key=5), "api_key: must be a text or a Secret, not int"),
@@ -184,18 +184,18 @@ def test_limits_and_times_are_positive_numbers(field: str, value: object) -> Non
         (lambda: LLMConfig(models={}, budgets=["a"]), r"budgets\[0\]: must be BudgetConfig, not str"),
     ],
 )
-def test_a_wrong_value_says_what_is_wrong(make: object, says: str) -> None:
-    with pytest.raises(InvalidValue, match=f"^{says}"):
+def test_an_invalid_value_names_the_field_and_the_remedy(make: object, message: str) -> None:
+    with pytest.raises(InvalidValue, match=f"^{message}"):
         make()  # type: ignore[operator]
 
 
 @given(st.decimals(min_value=0, max_value=10**6, places=4))
-def test_money_is_taken_as_it_is_written(amount: Decimal) -> None:
+def test_amounts_keep_their_written_digits(amount: Decimal) -> None:
     assert Price(input=amount, output=str(amount)) == Price(input=str(amount), output=amount)
     assert Price(input=0.1, output=1).input == Decimal("0.1")
 
 
-def test_an_order_names_models_and_families_only() -> None:
+def test_an_order_may_name_only_models_and_families() -> None:
     models = {"studio": ModelConfig(provider="lm-studio"), "my gpt": ModelConfig(provider="openai")}
     fine = RoutingConfig(fallback_order=("my gpt", "local", "gpt", "claude", "other"), tasks={"triage": ["studio"]})
     assert LLMConfig(models=models, routing=fine).routing == fine
@@ -208,7 +208,7 @@ def test_an_order_names_models_and_families_only() -> None:
     ]
 
 
-def test_the_caller_s_own_tables_can_change_later() -> None:
+def test_tables_are_copied() -> None:
     models = {"a": ModelConfig(provider="vllm"), "b": ModelConfig(provider="vllm")}
     tasks = {"triage": ["a", "b"]}
     config = LLMConfig(models=models, routing=RoutingConfig(tasks=tasks))

@@ -1,4 +1,4 @@
-"""Reading a configuration: the same values from every source, and every problem at once by its place."""
+"""Loading a configuration: the same values from every source, and every problem at once with its place."""
 
 import copy
 import os
@@ -27,7 +27,7 @@ CANARY = "canary-7f3a91"
 
 
 def problems(*args: Any, **kwargs: Any) -> list[str]:
-    """The lines of the failure, without its header."""
+    """Return the lines of the failure, without its header."""
     error = load_config(*args, **kwargs).failure()
     assert isinstance(error, ConfigurationError)
     header, *lines = error.message.split("\n")
@@ -35,7 +35,7 @@ def problems(*args: Any, **kwargs: Any) -> list[str]:
     return lines
 
 
-# Mappings: what is valid gives the values that the constructors give.
+# Mappings.
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=12)
 FAMILIES = st.sampled_from(["local", "gpt", "claude", "other"])
@@ -92,7 +92,7 @@ def model(shape: dict[str, Any]) -> ModelConfig:
     return ModelConfig(**{key: nested[key](**value) if key in nested else value for key, value in shape.items()})
 
 
-def built(shape: Mapping[str, Any]) -> LLMConfig:
+def constructed(shape: Mapping[str, Any]) -> LLMConfig:
     return LLMConfig(
         models={name: model(each) for name, each in shape["models"].items()},
         routing=RoutingConfig(**shape.get("routing", {})),
@@ -104,20 +104,20 @@ def built(shape: Mapping[str, Any]) -> LLMConfig:
 
 
 @given(SHAPES)
-def test_a_valid_mapping_gives_the_same_values_in_the_same_order(shape: dict[str, Any]) -> None:
+def test_a_valid_mapping_loads_the_values_that_the_constructors_create(shape: dict[str, Any]) -> None:
     config = load_config(shape, environ={}).unwrap()
-    assert config == built(shape)
+    assert config == constructed(shape)
     assert list(config.models) == list(shape["models"])
 
 
 @given(SHAPES)
-def test_reading_does_not_change_what_is_read(shape: dict[str, Any]) -> None:
+def test_loading_does_not_change_the_mapping(shape: dict[str, Any]) -> None:
     before = copy.deepcopy(shape)
     assert load_config(shape, environ={}) == load_config(shape, environ={})
     assert shape == before
 
 
-# Corruption: one broken leaf is one problem that names its path.
+# Corruption: one invalid leaf is one problem that names its path.
 
 
 def leaves(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -131,12 +131,12 @@ def leaves(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[st
         yield path
 
 
-def written(path: tuple[str | int, ...]) -> str:
+def dotted(path: tuple[str | int, ...]) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
-def wrong_for(value: object) -> list[object]:
-    """Values of other types, near enough to be taken by a lenient reader."""
+def invalid_values_for(value: object) -> list[object]:
+    """Return values of other types, which a lenient reader might accept."""
     match value:
         case bool():
             return [1, 0, "true", None, b"x"]
@@ -154,12 +154,12 @@ def test_one_corrupted_leaf_is_one_problem_that_names_its_path(shape: dict[str, 
     for key in path[:-1]:
         inner = inner[key]
     money = path[-1] in {"input", "output", "cache_read", "limit_usd"}
-    wrong = [True, [1], b"1", float("nan"), -1, "-1", "cheap"] if money else wrong_for(inner[path[-1]])
+    wrong = [True, [1], b"1", float("nan"), -1, "-1", "cheap"] if money else invalid_values_for(inner[path[-1]])
     if path[-1] == "tools":
-        wrong.remove(None)  # unknown is an answer too
+        wrong.remove(None)  # ``None`` means unknown, which is valid
     inner[path[-1]] = data.draw(st.sampled_from(wrong))
     (line,) = problems(shape, environ={})
-    assert line.startswith(f"{written(path)}: must be ")
+    assert line.startswith(f"{dotted(path)}: must be ")
 
 
 @given(SHAPES, st.data())
@@ -173,7 +173,7 @@ def test_an_unknown_key_is_one_problem_that_names_its_path(shape: dict[str, Any]
     ]
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     shape = {
         "models": {
             "claude": {"provider": "anthropic", "max_tokens": -1, "temperature": "hot", "api_key": "env:NO_KEY"},
@@ -220,35 +220,35 @@ def test_a_single_problem_names_its_place(shape: dict[str, object], line: str) -
     assert problems(shape, environ={}) == [line]
 
 
-def test_none_stands_for_unset_where_a_field_may_be() -> None:
+def test_none_means_unset_for_an_optional_field() -> None:
     shape = {"models": {"a": {"provider": "vllm", "api_key": None, "price": None}}, "cache": {"ttl_seconds": None}}
     config = load_config(shape, environ={}).unwrap()
     assert config == LLMConfig(models={"a": ModelConfig(provider="vllm")}, cache=CacheConfig(ttl_seconds=None))
 
 
-def test_free_names_are_free() -> None:
+def test_names_of_models_providers_and_tasks_are_free() -> None:
     shape = {"models": {"my.own": {"provider": "no-such-preset"}}, "routing": {"tasks": {"poetry": ["my.own"]}}}
     config = load_config(shape, environ={}).unwrap()
     assert config.models["my.own"].provider == "no-such-preset"
     assert config.routing.tasks == {"poetry": ("my.own",)}
 
 
-def test_an_order_of_unknown_names_is_told_with_each_place() -> None:
+def test_unknown_names_in_an_order_are_reported_with_their_places() -> None:
     shape = {
         "models": {"studio": {"provider": "lm-studio"}},
-        "routing": {"fallback_order": ["local", "nobody"], "tasks": {"triage": ["studio", "stduio"]}},
+        "routing": {"fallback_order": ["local", "unknown"], "tasks": {"triage": ["studio", "stduio"]}},
     }
     names = "studio, local, gpt, claude, other"
     assert problems(shape, environ={}) == [
         "routing.tasks.triage[1]: 'stduio' is not a configured model or a family: did you mean studio?",
-        f"routing.fallback_order[1]: 'nobody' is not a configured model or a family: the names are {names}",
+        f"routing.fallback_order[1]: 'unknown' is not a configured model or a family: the names are {names}",
     ]
 
 
 # Secrets
 
 
-def test_a_key_can_be_kept_in_an_environment_variable() -> None:
+def test_a_key_can_name_an_environment_variable() -> None:
     shape = {"models": {"a": {"provider": "vllm", "api_key": "env:MY_KEY", "headers": {"x-team": "env: TEAM"}}}}
     config = load_config(shape, environ={"MY_KEY": CANARY, "TEAM": "ops"}).unwrap()
     assert config.models["a"].api_key == Secret(CANARY)
@@ -259,7 +259,7 @@ def test_a_key_can_be_kept_in_an_environment_variable() -> None:
     ]
 
 
-def test_a_secret_value_is_taken_as_it_is() -> None:
+def test_a_secret_object_is_used_unchanged() -> None:
     shape = {"models": {"a": {"provider": "vllm", "api_key": Secret("env:literal")}}}
     assert load_config(shape, environ={}).unwrap().models["a"].api_key == Secret("env:literal")
 
@@ -327,7 +327,7 @@ def toml(tmp_path: Path) -> Path:
     return tmp_path / "llm.toml"
 
 
-def test_a_toml_file_is_read_with_paths_from_its_own_folder(toml: Path) -> None:
+def test_paths_in_a_toml_file_start_from_its_folder(toml: Path) -> None:
     toml.write_text(TOML, encoding="utf-8")
     config = load_config(toml, environ={"CLAUDE": CANARY}).unwrap()
     assert list(config.models) == ["claude", "tiny", "absolute", "home"]
@@ -344,15 +344,13 @@ def test_a_toml_file_is_read_with_paths_from_its_own_folder(toml: Path) -> None:
     assert load_config(str(toml), environ={"CLAUDE": CANARY}).unwrap() == config
 
 
-def test_a_path_in_a_mapping_starts_where_the_program_runs() -> None:
-    shape = {
-        "models": {name: {"provider": "llama", "model_path": name} for name in ("a.gguf", "~nobody-at-all/a.gguf")}
-    }
+def test_paths_in_a_mapping_start_from_the_working_directory() -> None:
+    shape = {"models": {name: {"provider": "llama", "model_path": name} for name in ("a.gguf", "~no-such-user/a.gguf")}}
     config = load_config(shape, environ={}).unwrap()
-    assert [each.model_path for each in config.models.values()] == ["a.gguf", "~nobody-at-all/a.gguf"]
+    assert [each.model_path for each in config.models.values()] == ["a.gguf", "~no-such-user/a.gguf"]
 
 
-def test_problems_of_a_toml_file_are_told_under_its_name(toml: Path) -> None:
+def test_problems_of_a_toml_file_are_reported_under_its_name(toml: Path) -> None:
     toml.write_text("[models.a]\nprovider = 5\ntemperature = nan\ntimeout_ms = inf\n", encoding="utf-8")
     assert load_config(toml).failure() == ConfigurationError(
         message=f"{toml} has 3 problems:\n"
@@ -363,7 +361,7 @@ def test_problems_of_a_toml_file_are_told_under_its_name(toml: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"[models.a]\napi_key = " + CANARY.encode(), "is not valid TOML: .*line 2, column 11"),
         (b"[models.a]\nprovider = 'a'\nprovider = 'b'\n", "is not valid TOML: .*line 3"),
@@ -372,20 +370,20 @@ def test_problems_of_a_toml_file_are_told_under_its_name(toml: Path) -> None:
         (b"a = " + b"[" * 100_000, "is nested too deep"),
     ],
 )
-def test_a_file_that_is_no_toml_is_named_with_the_line(toml: Path, content: bytes, says: str) -> None:
+def test_an_invalid_toml_file_is_reported_with_the_line(toml: Path, content: bytes, message: str) -> None:
     toml.write_bytes(content)
     (line,) = problems(toml)
     assert line.startswith(f"{toml}: ")
-    assert re.search(says, line)
+    assert re.search(message, line)
     assert CANARY not in repr(load_config(toml))
 
 
-def test_a_byte_order_mark_is_no_problem(toml: Path) -> None:
+def test_a_byte_order_mark_is_accepted(toml: Path) -> None:
     toml.write_text("[models.a]\nprovider = 'vllm'\n", encoding="utf-8-sig")
     assert list(load_config(toml).unwrap().models) == ["a"]
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported_by_name(tmp_path: Path) -> None:
     missing = tmp_path / "none.toml"
     assert problems(missing) == [f"{missing}: cannot be read (No such file or directory): give the path of a TOML file"]
     (line,) = problems(str(tmp_path))
@@ -396,16 +394,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["a\0b", "~a\0b/x.toml", "a\ud83db"])
-def test_a_text_that_is_no_path_is_not_blamed_on_toml(path: str) -> None:
+def test_an_impossible_path_is_reported_as_a_path(path: str) -> None:
     (line,) = problems(path)
     assert line.startswith(f"{path}: is not a path (")
     assert line.endswith("): give the path of a TOML file")
 
 
-def test_a_home_of_nobody_is_named() -> None:
-    (line,) = problems("~nobody-at-all/x.toml")
+def test_a_home_of_an_unknown_user_is_reported() -> None:
+    (line,) = problems("~no-such-user/x.toml")
     remedy = "cannot be read (No such file or directory): give the path of a TOML file"
-    assert line == f"~nobody-at-all/x.toml: {remedy}"
+    assert line == f"~no-such-user/x.toml: {remedy}"
 
 
 # The environment
@@ -432,11 +430,11 @@ LM_STUDIO = ModelConfig(provider="lm-studio", endpoint="http://localhost:1234/v1
 
 
 def from_environment(environ: Mapping[str, str], embedded: Path | None = None) -> LLMConfig:
-    """As ``load_config(environ=...)``, but for what happens to be installed here."""
+    """Load as ``load_config(environ=...)`` does, but with the given embedded model instead of the installed one."""
     return select_models(load_config(substitute_variables(TEMPLATE, environ)).unwrap(), embedded)
 
 
-def test_an_empty_environment_gives_the_local_models_and_the_defaults() -> None:
+def test_an_empty_environment_loads_the_local_models_and_the_defaults() -> None:
     config = load_config(environ={}).unwrap()
     embedded = embedded_model()
     assert config.models["lm-studio"] == LM_STUDIO
@@ -445,7 +443,7 @@ def test_an_empty_environment_gives_the_local_models_and_the_defaults() -> None:
     assert all(model.api_key is None for model in config.models.values())
 
 
-def test_every_variable_goes_to_its_place() -> None:
+def test_every_variable_sets_its_field() -> None:
     assert load_config(environ=EVERYTHING).unwrap() == LLMConfig(
         models={
             "lm-studio": ModelConfig(provider="lm-studio", endpoint="http://127.0.0.1:9/v1", model="qwen"),
@@ -466,11 +464,11 @@ def test_every_variable_goes_to_its_place() -> None:
     )
 
 
-def test_the_order_of_the_models_is_that_of_the_table() -> None:
+def test_models_are_in_the_order_of_the_template() -> None:
     assert list(from_environment(dict(reversed(EVERYTHING.items()))).models) == ["lm-studio", "llama", "gpt", "claude"]
 
 
-def test_remote_models_have_current_names_by_default() -> None:
+def test_remote_models_have_default_names() -> None:
     config = from_environment({"OPENAI_API_KEY": "sk-a", "ANTHROPIC_API_KEY": "sk-b"})
     assert (config.models["gpt"].model, config.models["claude"].model) == ("gpt-6.1-terra", "claude-sonnet-5-5")
     assert config.models["claude"].api_key == Secret("sk-b")
@@ -487,7 +485,7 @@ def test_empty_variables_count_as_unset() -> None:
     assert load_config(environ=dict.fromkeys(EVERYTHING, "")) == load_config(environ={})
 
 
-def test_the_process_s_environment_is_the_default() -> None:
+def test_the_default_environment_is_that_of_the_process() -> None:
     assert load_config() == load_config(environ=dict(os.environ))
 
 
@@ -527,11 +525,11 @@ def test_the_process_s_environment_is_the_default() -> None:
         ),
     ],
 )
-def test_a_wrong_variable_is_named_with_what_it_allows(variable: str, text: str, remedy: str) -> None:
+def test_an_invalid_variable_is_reported_with_its_remedy(variable: str, text: str, remedy: str) -> None:
     assert problems(environ={variable: text}) == [f"{variable}: {remedy}"]
 
 
-def test_all_wrong_variables_are_told_at_once() -> None:
+def test_all_invalid_variables_are_reported_at_once() -> None:
     lines = problems(environ={"LLM_CACHE_MAX_SIZE": "x", "OPENAI_MAX_TOKENS": "y", "OPENAI_TEMPERATURE": "z"})
     assert [line.partition(":")[0] for line in lines] == [
         "OPENAI_MAX_TOKENS",
@@ -540,13 +538,13 @@ def test_all_wrong_variables_are_told_at_once() -> None:
     ]
 
 
-SPELLINGS = {True: ("true", "1", "yes", "on"), False: ("false", "0", "no", "off")}
+BOOLEANS = {True: ("true", "1", "yes", "on"), False: ("false", "0", "no", "off")}
 
 
-@pytest.mark.parametrize(("value", "word"), [(value, word) for value, words in SPELLINGS.items() for word in words])
+@pytest.mark.parametrize(("value", "word"), [(value, word) for value, words in BOOLEANS.items() for word in words])
 @given(st.data())
 @settings(max_examples=10, suppress_health_check=[HealthCheck.differing_executors])
-def test_a_switch_may_be_spelled_in_any_case(value: bool, word: str, data: st.DataObject) -> None:
+def test_a_boolean_may_be_spelled_in_any_case(value: bool, word: str, data: st.DataObject) -> None:
     spelled = "".join(data.draw(st.sampled_from([letter.lower(), letter.upper()])) for letter in word)
     assert from_environment({"LLM_CACHE_ENABLED": spelled}).cache.enabled is value
 
@@ -572,13 +570,13 @@ def test_an_installed_model_is_found_without_importing_it(tmp_path: Path) -> Non
     assert "toy_model" not in sys.modules
 
 
-def test_a_module_that_is_no_package_holds_no_model(tmp_path: Path) -> None:
+def test_a_module_that_is_not_a_package_has_no_model(tmp_path: Path) -> None:
     (tmp_path / "toy_module.py").touch()
     assert embedded_model("toy_module", finder(tmp_path)) is None
     assert embedded_model("not_there_at_all", finder(tmp_path)) is None
 
 
-def test_the_embedded_model_is_the_last_resort_of_all() -> None:
+def test_the_embedded_model_is_the_last_resort() -> None:
     config = from_environment({"OPENAI_API_KEY": "sk-a"}, Path("/packages/tiny.gguf"))
     assert list(config.models) == ["lm-studio", "gpt", "smollm2"]
     assert config.models["smollm2"] == ModelConfig(
@@ -589,7 +587,7 @@ def test_the_embedded_model_is_the_last_resort_of_all() -> None:
     )
 
 
-def test_a_model_of_ones_own_replaces_the_embedded_one() -> None:
+def test_a_configured_llama_model_replaces_the_embedded_one() -> None:
     config = from_environment({"LLAMA_MODEL_PATH": "/mine.gguf"}, Path("/packages/tiny.gguf"))
     assert list(config.models) == ["lm-studio", "llama"]
     assert config.models["llama"].last_resort is False

@@ -23,15 +23,16 @@ CACHING: Final = "test_caching.py"
 SQLITE: Final = "test_cache_sqlite.py"
 REDIS: Final = "test_cache_redis.py"
 STORES: Final = "test_cache_stores.py"
-CONFIG: Final = "test_config.py"
-SOURCES: Final = "test_config_sources.py"
+CONFIG: Final = "config/test_config.py"
+LOADING: Final = "config/test_loading.py"
 REGISTRY: Final = "test_registry.py"
 FILES: Final = "test_storage_files.py"
 POSTGRES: Final = "test_storage_postgres.py"
 LAWS: Final = "test_conversation_laws.py"
 PROCESSES: Final = "test_conversation_processes.py"
-LIMITS: Final = "test_limits.py"
-BREAKERS: Final = "test_breakers.py"
+LIMITS: Final = "policies/test_limits.py"
+QUOTAS: Final = "limits/test_quotas.py"
+BREAKERS: Final = "policies/test_circuit_breaker.py"
 
 NUMBERED: Final[dict[str, tuple[int, ...]]] = {
     CONNECTIONS: (*range(1, 20),),
@@ -75,10 +76,10 @@ ELSEWHERE: Final[dict[int, tuple[tuple[str, str], ...]]] = {
         (FILES, "test_fault_133_only_the_owner"),
         (SQLITE, "test_fault_133_only_the_owner"),
     ),
-    135: ((CONFIG, "test_a_key_that_cannot_be_one"), (TRANSPORTS, "test_fault_135_a_key_that_no_header_may_hold")),
-    136: ((SOURCES, "test_a_wrong_variable_is_named"), (CONFIG, "test_limits_and_times_are_positive_numbers")),
+    135: ((CONFIG, "test_an_impossible_key_is_rejected"), (TRANSPORTS, "test_fault_135_a_key_that_no_header_may_hold")),
+    136: ((LOADING, "test_an_invalid_variable_is_reported"), (CONFIG, "test_limits_and_times_must_be_positive")),
     137: ((TRANSPORTS, "test_a_url_that_cannot_be_called"), (REGISTRY, "test_keys_are_never_sent_over_plain_http")),
-    138: ((CONFIG, "test_a_configuration_with_a_key_is_not_pickled"), (SECRETS, "test_131_nothing_that_holds_a_key")),
+    138: ((CONFIG, "test_a_configuration_with_a_key_cannot_be_pickled"), (SECRETS, "test_131_nothing_that_holds_a_key")),
 }
 """Those that are tested under another name."""
 
@@ -89,15 +90,15 @@ WIRE: Final[dict[int, tuple[tuple[str, str], ...]]] = {
     12: ((HINTS, "test_035_a_hint_beyond_the_deadline"), (HINTS, "test_wire_12_13_a_model_that_asked")),
     13: (
         (HINTS, "test_wire_12_13_a_model_that_asked"),
-        (BREAKERS, "test_when_every_breaker_is_open_the_last_candidate"),
-        (BREAKERS, "test_one_probe_at_a_time"),
+        (BREAKERS, "test_if_every_breaker_is_open_the_last_candidate"),
+        (BREAKERS, "test_there_is_one_probe_at_a_time"),
     ),
     15: ((LIFETIMES, "test_104_wire_15_cancelled_anywhere"), (TRANSPORTS, "test_fault_104_random_cancellations")),
     16: ((LIFETIMES, "test_105_a_crowd_is_served"), ("test_pools.py", "test_fault_105_the_queue")),
     26: (
-        (LIMITS, "test_no_minute_ever_takes_more"),
+        (QUOTAS, "test_no_minute_exceeds_its_quota"),
         (LIMITS, "test_tokens_are_reserved"),
-        (LIMITS, "test_a_failure_gives_back"),
+        (LIMITS, "test_a_failure_refunds"),
     ),
 }
 """What hurt users of other libraries most, by its number in the list of wire failures."""

@@ -53,9 +53,7 @@ def test_encoded_json_decodes_with_its_texts_repaired(table: dict[str, object]) 
 
 
 def test_other_classes_become_plain_ones() -> None:
-    source = UserDict(
-        {Text("k"): (Kind.A, Size.ONE, Text("x")), "l": UserList([MappingProxyType({"a": 1})])}
-    )
+    source = UserDict({Text("k"): (Kind.A, Size.ONE, Text("x")), "l": UserList([MappingProxyType({"a": 1})])})
     plain = to_json_object("schema", source)
     assert plain == {"k": ["a", 1, "x"], "l": [{"a": 1}]}
     assert {type(key) for key in plain} == {str}

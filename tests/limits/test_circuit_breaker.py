@@ -1,0 +1,107 @@
+"""The circuit breaker as a pure state machine."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_effects import (
+    AuthenticationFailed,
+    InvalidRequest,
+    LLMError,
+    ModelUnavailable,
+    NetworkError,
+    RateLimitExceeded,
+    RequestTimeout,
+)
+from llm_effects.config.routing import BreakerConfig
+from llm_effects.limits.circuit_breaker import (
+    Breaker,
+    BreakerPermit,
+    Refusal,
+    is_model_fault,
+    record_outcome,
+    request_permit,
+)
+
+RULES = BreakerConfig(window_seconds=10, min_attempts=4, failure_rate=0.5, open_seconds=5)
+
+STEPS = st.lists(
+    st.tuples(st.floats(0, 4, width=32), st.sampled_from(["ask", "fails", "works", "cancelled"]), st.booleans()),
+    max_size=80,
+)
+
+
+@given(STEPS)
+def test_every_sequence_of_calls_keeps_the_invariants(steps: list[tuple[float, str, bool]]) -> None:
+    breaker, now = Breaker(), 0.0
+    permits: list[BreakerPermit] = []
+    for wait, event, newest in steps:
+        now += wait
+        before = breaker
+        if event == "ask":
+            breaker, answer = request_permit(breaker, now, lease=1000, force=newest)
+            if isinstance(answer, Refusal):
+                assert before.open_until is not None
+                assert answer.retry_after > 0
+                continue
+            permits.append(answer)
+            probes = [each for each in permits if each.kind == "probe" and each.epoch == breaker.epoch]
+            assert len(probes) <= 1  # one at a time
+            assert (answer.kind == "counted") == (before.open_until is None)
+            assert before.open_until is None or answer.kind == "forced" or now >= before.open_until
+        elif permits:
+            permit = permits.pop(0 if newest else -1)
+            failed = {"fails": True, "works": False, "cancelled": None}[event]
+            breaker = record_outcome(breaker, RULES, permit, now, failed=failed)
+            if permit.epoch != before.epoch:
+                assert breaker == before  # an outcome of another epoch
+            if permit.kind == "probe" and permit.epoch == before.epoch:
+                assert (breaker.open_until is None) == (failed is False)
+                assert failed is None or breaker.epoch > before.epoch
+                if failed is None:
+                    assert request_permit(breaker, now, lease=1)[1] == BreakerPermit(
+                        "probe", breaker.epoch
+                    )  # available again
+        if before.open_until is None and breaker.open_until is not None:
+            assert breaker.open_until == now + RULES.open_seconds
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_it_opens_at_the_failure_rate_and_not_before(outcomes: list[bool]) -> None:
+    breaker = Breaker()
+    for count, failed in enumerate(outcomes, start=1):
+        breaker = record_outcome(breaker, RULES, BreakerPermit(), 1.0, failed=failed)
+        should_open = count >= 4 and sum(outcomes[:count]) / count >= 0.5 and failed
+        assert (breaker.open_until is not None) == should_open
+        if should_open:
+            return
+
+
+def test_failures_outside_the_window_do_not_count() -> None:
+    breaker = Breaker()
+    for now in (0.0, 1.0, 2.0, 14.0):
+        breaker = record_outcome(breaker, RULES, BreakerPermit(), now, failed=True)
+    assert breaker.open_until is None
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (NetworkError(phase="refused"), True),
+        (NetworkError(phase="local"), False),
+        (RequestTimeout(phase="first_content"), True),
+        (RequestTimeout(phase="queue"), False),
+        (RequestTimeout(phase="sink"), False),
+        (RequestTimeout(phase="total"), False),
+        (ModelUnavailable(status=503), True),
+        (ModelUnavailable(status=503, reason="loading"), False),
+        (ModelUnavailable(status=404, reason="unknown_model"), False),
+        (ModelUnavailable(reason="breaker_open"), False),
+        (RateLimitExceeded(status=429), False),
+        (AuthenticationFailed(status=401), False),
+        (InvalidRequest(message="prompt: no", status=400), False),
+    ],
+    ids=str,
+)
+def test_only_faults_of_the_model_count(error: LLMError, expected: bool) -> None:
+    assert is_model_fault(error) is expected
