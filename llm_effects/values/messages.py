@@ -139,9 +139,9 @@ class Image:
 @final
 @frozen
 class Document:
-    """A document, as bytes with their media type (``application/pdf``) or as a URL that the provider fetches.
+    """A document, as bytes with their media type (``application/pdf``, ``text/plain``) or as a URL to fetch.
 
-    ``cite`` asks the model to cite it, if the provider supports that.
+    ``title`` is its name. ``cite`` asks the model to cite it, if the provider supports that.
     """
 
     data: bytes | None = field(default=None, validator=instance(bytes), repr=False)

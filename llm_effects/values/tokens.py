@@ -62,10 +62,10 @@ def estimate_tokens(request: LLMRequest) -> int:
         characters += len(tool.name) + len(tool.description) + len(dump(tool.parameters))
     if request.response_schema:
         characters += len(dump(request.response_schema))
-    return ceil(characters / CHARACTERS_PER_TOKEN) + _message_tokens(request)
+    return ceil(characters / CHARACTERS_PER_TOKEN) + _prompt_tokens(request)
 
 
-def _message_tokens(request: LLMRequest) -> int:
+def _prompt_tokens(request: LLMRequest) -> int:
     if request.prompt is not None:
         return MESSAGE_OVERHEAD + ceil(len(request.prompt) / CHARACTERS_PER_TOKEN)
     return sum(map(message_tokens, request.messages))

@@ -16,7 +16,7 @@ NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("scope", "asked", "subjects"),
+    ("scope", "charged", "subjects"),
     [
         (None, LLMRequest(prompt="?"), ["all"]),
         ("owner:alice", LLMRequest(prompt="?", owner="alice"), ["owner:alice"]),
@@ -31,8 +31,8 @@ NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
         ("owner:a:b", LLMRequest(prompt="?", owner="a:b"), ["owner:a:b"]),
     ],
 )
-def test_a_scope_selects_the_accounts_of_a_request(scope: str | None, asked: LLMRequest, subjects: list[str]) -> None:
-    accounts = accounts_of((BudgetConfig(name="b", limit_usd=1, scope=scope),), asked, NOON)
+def test_a_scope_selects_the_accounts_of_a_request(scope: str | None, charged: LLMRequest, subjects: list[str]) -> None:
+    accounts = accounts_of((BudgetConfig(name="b", limit_usd=1, scope=scope),), charged, NOON)
     assert [account.key for account in accounts] == [f'["b","day","2026-11-23T00","{each}"]' for each in subjects]
 
 

@@ -120,8 +120,8 @@ def test_a_call_that_would_queue_too_long_uses_another_model_at_once() -> None:
         results = await at_once(env, 25)
         return anyio.current_time() - began, Counter(each.unwrap().model for each in results)
 
-    seconds, asked = run_in_virtual_time(main)
-    assert asked == {"m": 20, "n": 5}  # ten wait for a minute; calls that would wait for two use the other model
+    seconds, answered_by = run_in_virtual_time(main)
+    assert answered_by == {"m": 20, "n": 5}  # ten wait for a minute; calls that would wait for two use the other model
     assert seconds < 61.1
 
 
@@ -214,18 +214,18 @@ def test_the_estimate_is_calibrated_by_counts_of_the_provider() -> None:
     long = LLMRequest(prompt="why? " * 10, preferences=Preferences(max_tokens=10))
 
     async def main() -> list[int]:
-        asked = list[int]()  # the expected input tokens of each attempt
+        estimates = list[int]()  # the expected input tokens of each attempt
 
         @layer
         async def noting(next: Generate, call: Call, env: LLMEnv) -> Answer:
-            asked.append(expected_usage(call, env).input_tokens or 0)
+            estimates.append(expected_usage(call, env).input_tokens or 0)
             return await run(next(call), env)
 
         env = scripted_env(dear, config=model(tokens_per_minute=100_000))
         onion = layered(noting, with_limits, with_recording, complete)
         for number in range(30):
             await run(onion(Call(id=str(number), request=long, attempt=AttemptContext(model="m"))), env)
-        return asked
+        return estimates
 
     first, *_, last = run_in_virtual_time(main)
     assert first < last <= 50
@@ -240,17 +240,17 @@ def test_a_call_larger_than_the_quota_is_a_context_too_large() -> None:
 
 
 def test_a_429_pauses_every_call_of_the_model() -> None:
-    asked = scripted(RateLimitExceeded(retry_after=30.0), "ok")
+    client = scripted(RateLimitExceeded(retry_after=30.0), "ok")
 
     async def main() -> list[float]:
-        env = scripted_env(clients=asked, config=model())
+        env = scripted_env(clients=client, config=model())
         await run(generate(ASK), env)
         began = anyio.current_time()
         await at_once(env, 3)
         return [anyio.current_time() - began]
 
     assert run_in_virtual_time(main)[0] == pytest.approx(30, abs=0.01)
-    assert len(asked.calls) == 4
+    assert len(client.calls) == 4
 
 
 # Cancellation.
