@@ -126,7 +126,7 @@ class Toolkit:
     def __attrs_post_init__(self) -> None:
         names = [each.tool.name for each in self.functions]
         if len(set(names)) < len(names):
-            invalid("functions", f"names must be unique, but {sorted(names)} repeats one")
+            invalid("functions", f"each tool needs a name of its own, and {sorted(names)} repeats one")
 
     def __or__(self, other: "Toolkit") -> "Toolkit":
         return Toolkit((*self.functions, *other.functions))
