@@ -26,7 +26,7 @@ from llm_effects.config.fields import to_date, to_dollars
 from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.values.errors import Cause, ConfigurationError, LLMError, cause_of
 from llm_effects.values.secrets import Secret, scrub
-from llm_effects.values.validation import InvalidValue, join_path, suggestion
+from llm_effects.values.validation import InvalidValue, is_table, join_path, suggestion
 
 
 def load_config(
@@ -337,7 +337,7 @@ def _read(kind: object, value: object, at: Place) -> _Read:
 
 def _read_record(kind: type[_Record], value: object, at: Place) -> Result[_Record, Problems]:
     """Read a table into an attrs class, whose fields are its keys."""
-    if not _is_table(value):
+    if not is_table(value):
         return at.wrong_type("a table", value)
     fields = attrs.fields_dict(kind)
     required = (name for name, each in fields.items() if each.default is attrs.NOTHING)
@@ -375,17 +375,13 @@ def _validate(attribute: "attrs.Attribute[Any]", read: _Read, at: Place) -> _Rea
     return read
 
 
-def _is_table(value: object) -> TypeGuard[Mapping[object, object]]:
-    return isinstance(value, Mapping)
-
-
 def _is_list(value: object) -> TypeGuard[Sequence[object]]:
     return isinstance(value, list | tuple)
 
 
 def _read_table(kind: object, value: object, at: Place) -> Result[Mapping[str, object], Problems]:
     """Read a table whose keys the user chooses."""
-    if not _is_table(value):
+    if not is_table(value):
         return at.wrong_type("a table", value)
     inner = get_args(kind)[1]
     return _collect(_read_pair(inner, key, entry, at.key(key)) for key, entry in value.items()).map(dict)

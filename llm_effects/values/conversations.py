@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from llm_effects.values.messages import Message
 from llm_effects.values.responses import Cost, FinishReason, Usage
-from llm_effects.values.validation import instance, invalid, text, to_table
+from llm_effects.values.validation import instance, invalid, text, to_metadata
 
 MAX_ID_BYTES: Final = 512
 """Longest id or owner, in bytes of UTF-8, that every store can index."""
@@ -42,10 +42,6 @@ def _valid_id(_: object, attribute: "attrs.Attribute[Any]", value: object) -> No
 _VALID_OWNER: Final = attrs.validators.optional(_valid_id)
 
 
-def _metadata(value: Mapping[str, str]) -> Mapping[str, str]:
-    return to_table("metadata", value)
-
-
 @final
 @frozen(kw_only=True)
 class Conversation:
@@ -61,7 +57,7 @@ class Conversation:
     updated_at: datetime
     owner: str | None = field(default=None, validator=_VALID_OWNER)
     system: str | None = field(default=None, validator=text())
-    metadata: Mapping[str, str] = field(factory=dict[str, str], converter=_metadata)
+    metadata: Mapping[str, str] = field(factory=dict[str, str], converter=to_metadata)
     version: int = 0
     turns: int = 0
     last_model: str | None = None

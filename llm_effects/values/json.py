@@ -9,7 +9,7 @@ from typing import Final, NoReturn, TypeAlias, TypeGuard, cast, final
 import msgspec
 from attrs import frozen
 
-from llm_effects.values.validation import invalid, join_path
+from llm_effects.values.validation import invalid, is_table, join_path
 
 # A caller's JSON, checked and copied once.
 
@@ -36,7 +36,7 @@ def to_json_object(name: str, value: Mapping[str, object]) -> dict[str, object]:
         ...
     llm_effects.values.validation.InvalidValue: schema.properties.a.maximum: must be JSON, not object
     """
-    if not _is_table(value):
+    if not is_table(value):
         invalid(name, f"must be a JSON object, not {type(value).__name__}")
     return _copy_table(value, (name,), ())
 
@@ -48,7 +48,7 @@ def _copy(value: object, path: _Path, parents: _Parents) -> object:
         return str.__str__(value)  # also for members of an enumeration, whose own ``str`` may be their name
     if isinstance(value, int | float):
         return _copy_number(value, path)
-    if _is_table(value):
+    if is_table(value):
         return _copy_table(value, path, parents)
     if _is_list(value):
         inner = _nest(value, path, parents)
@@ -85,10 +85,6 @@ def _reject(path: _Path, remedy: str) -> NoReturn:
     invalid(reduce(join_path, path, ""), remedy)
 
 
-def _is_table(value: object) -> TypeGuard[Mapping[object, object]]:
-    return isinstance(value, Mapping)
-
-
 def _is_list(value: object) -> TypeGuard[Sequence[object]]:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
 
@@ -120,7 +116,7 @@ def repair_surrogates(text: str) -> str:
 def _repair_all(value: object) -> object:
     if isinstance(value, str):
         return repair_surrogates(value)
-    if _is_table(value):
+    if is_table(value):
         return {_repair_all(key): _repair_all(each) for key, each in value.items()}
     return [_repair_all(each) for each in value] if _is_list(value) else value
 

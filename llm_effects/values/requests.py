@@ -18,7 +18,7 @@ from llm_effects.values.validation import (
     short_repr,
     text,
     to_member,
-    to_table,
+    to_metadata,
     to_tuple,
 )
 
@@ -153,10 +153,6 @@ def _permissions(value: Iterable[Allow | str]) -> frozenset[Allow]:
     return frozenset(to_member("allow", Allow, each) for each in to_tuple("allow", value))
 
 
-def _metadata(value: Mapping[str, str]) -> Mapping[str, str]:
-    return to_table("metadata", value)
-
-
 @final
 @frozen(kw_only=True)
 class LLMRequest:
@@ -190,7 +186,7 @@ class LLMRequest:
     owner: str | None = field(default=None, validator=text())
     tags: tuple[str, ...] = field(default=(), converter=_tags, validator=instances(str))
     metadata: Mapping[str, str] = field(
-        factory=dict[str, str], converter=_metadata, validator=instances(str), repr=False
+        factory=dict[str, str], converter=to_metadata, validator=instances(str), repr=False
     )
 
     def __attrs_post_init__(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from enum import Enum
 from functools import cache
 from types import NoneType
-from typing import Any, NoReturn, TypeAlias, TypeVar, cast, get_args
+from typing import Any, NoReturn, TypeAlias, TypeGuard, TypeVar, cast, get_args
 
 import attrs
 
@@ -84,6 +84,11 @@ def is_a(value: object, kind: type) -> bool:
     return isinstance(value, kind)
 
 
+def is_table(value: object) -> TypeGuard[Mapping[object, object]]:
+    """Return whether a value is a table with any keys and values."""
+    return isinstance(value, Mapping)
+
+
 def to_tuple(name: str, items: Iterable[_Item]) -> tuple[_Item, ...]:
     """Return the items of a field as a tuple; a bare text is rejected, because it is almost surely a mistake."""
     if type(items) is tuple:
@@ -104,6 +109,11 @@ def to_table(name: str, value: Mapping[str, _Item]) -> dict[str, _Item]:
         if not is_a(key, str):
             invalid(name, f"each key must be a text, not {type(key).__name__}")
     return dict(value)
+
+
+def to_metadata(value: Mapping[str, str]) -> dict[str, str]:
+    """Copy the ``metadata`` of a request or a conversation."""
+    return to_table("metadata", value)
 
 
 def to_member(name: str, kind: type[_Choice], value: _Choice | str) -> _Choice:
