@@ -79,7 +79,10 @@ ELSEWHERE: Final[dict[int, tuple[tuple[str, str], ...]]] = {
     135: ((CONFIG, "test_an_impossible_key_is_rejected"), (TRANSPORTS, "test_fault_135_a_key_that_no_header_may_hold")),
     136: ((LOADING, "test_an_invalid_variable_is_reported"), (CONFIG, "test_limits_and_times_must_be_positive")),
     137: ((TRANSPORTS, "test_a_url_that_cannot_be_called"), (REGISTRY, "test_keys_are_never_sent_over_plain_http")),
-    138: ((CONFIG, "test_a_configuration_with_a_key_cannot_be_pickled"), (SECRETS, "test_131_nothing_that_holds_a_key")),
+    138: (
+        (CONFIG, "test_a_configuration_with_a_key_cannot_be_pickled"),
+        (SECRETS, "test_131_nothing_that_holds_a_key"),
+    ),
 }
 """Those that are tested under another name."""
 
