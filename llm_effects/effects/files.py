@@ -10,6 +10,7 @@ from typing import Final, TypeAlias, TypeVar
 
 import anyio
 from attrs import evolve
+from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.effect import Effect, effect
@@ -61,7 +62,10 @@ _BY_SUFFIX: Final = {".md": "text/markdown", ".toml": "application/toml", ".yaml
 
 def _read(path: StrPath, make: Callable[[bytes], Result[_Part, LLMError]]) -> Effect[_Part]:
     async def read(_: LLMEnv) -> Result[_Part, LLMError]:
-        return (await _bytes(path)).bind(lambda data: make(data).alt(lambda error: _named(path, error)))
+        data = await _bytes(path)
+        if not is_successful(data):
+            return Failure(data.failure())
+        return make(data.unwrap()).alt(lambda error: _named(path, error))
 
     return effect(read)
 
