@@ -208,7 +208,7 @@ def test_stop_texts_are_sent_and_a_seed_is_dropped_aloud() -> None:
     wanted = Preferences(stop=("END", "\n"), seed=7)
     assert body(claude(), preferences=wanted)["stop_sequences"] == ["END"]
     assert "seed: dropped" in warned(claude(), preferences=wanted)
-    assert "stop: white space alone" in warned(claude(), preferences=wanted)
+    assert "stop: dropped, white space alone" in warned(claude(), preferences=wanted)
 
 
 @pytest.mark.parametrize(

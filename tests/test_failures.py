@@ -251,10 +251,10 @@ def test_fault_53_a_page_is_told_without_its_tags_and_clipped() -> None:
         ({"code": "invalid-argument", "error": "told"}, "told"),
         (error("Provider returned error", metadata={"raw": "told"}), "Provider returned error: told"),
         ("told", "told"),
-        ("", "HTTP 400 without a word"),
-        ("[]", "HTTP 400 without a word"),
-        ("null", "HTTP 400 without a word"),
-        ("17", "HTTP 400 without a word"),
+        ("", "HTTP 400 without a message"),
+        ("[]", "HTTP 400 without a message"),
+        ("null", "HTTP 400 without a message"),
+        ("17", "HTTP 400 without a message"),
     ],
 )
 def test_fault_54_every_shape_of_body_is_read(body: object, said: str) -> None:

@@ -86,7 +86,7 @@ def test_what_the_model_refuses_is_left_out_with_a_warning() -> None:
     wanted = LLMRequest(prompt="hi", preferences=Preferences(temperature=1, top_p=0.5, reasoning_effort="low"))
     written = wire(wanted, target(able=Capabilities(sampling=False, reasoning=False)))
     assert json.loads(written.body).keys() == {"model", "messages"}
-    assert [warning.split()[0] for warning in written.warnings] == ["temperature", "top_p", "reasoning_effort"]
+    assert [warning.partition(":")[0] for warning in written.warnings] == ["temperature", "top_p", "reasoning_effort"]
     assert wire(ASK, target(able=Capabilities(sampling=False))).warnings == ()
 
 
@@ -181,7 +181,7 @@ def test_a_whole_conversation_with_tools_and_pictures() -> None:
         (Message("assistant", (Image(url="https://x/y.png"),)), "messages[0].parts[0]"),
         (Message("assistant", (ToolResult("c1", "a cat"),)), "messages[0].parts[0]"),
         (Message("system", (Image(url="https://x/y.png"),)), "messages[0].parts[0]"),
-        (Message("assistant", (Reasoning("hm"),)), "messages: hold nothing that can be sent"),
+        (Message("assistant", (Reasoning("hm"),)), "messages: there is nothing to send"),
     ],
 )
 def test_a_part_that_cannot_be_sent_is_refused_and_not_dropped(message: Message, path: str) -> None:
@@ -504,8 +504,8 @@ RESULT = Message("tool", ToolResult("c1", "warm"))
     [
         ((ASKED, CALL), "messages[1].parts[0]: the call 'c1' has no result"),
         ((ASKED, CALL, Message("user", "well?")), "messages[1].parts[0]: the call 'c1' has no result"),
-        ((ASKED, RESULT), "messages[1].parts[0]: no call 'c1' waits for a result before it"),
-        ((ASKED, CALL, RESULT, RESULT), "messages[3].parts[0]: no call 'c1' waits for a result before it"),
+        ((ASKED, RESULT), "messages[1].parts[0]: no call 'c1' before it waits for a result"),
+        ((ASKED, CALL, RESULT, RESULT), "messages[3].parts[0]: no call 'c1' before it waits for a result"),
     ],
 )
 def test_a_call_and_its_result_are_sent_together_or_not_at_all(messages: tuple[Message, ...], says: str) -> None:

@@ -11,7 +11,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
 from llm_effects.config.models import Capabilities, ModelConfig
-from llm_effects.providers.draft import Draft, rest_of
+from llm_effects.providers.draft import Draft, flush_held
 from llm_effects.providers.openai_chat import OPENAI_CHAT
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Preset, Target
@@ -105,18 +105,18 @@ def test_what_was_told_is_the_content_wherever_the_stream_ends(text: str, cuts: 
     draft, told = Draft(target=TARGET), list[StreamEvent]()
     for each in (*([END] if ended else []), *(say(text[a:b]) for a, b in pairwise(edges))):
         told += OPENAI_CHAT.decode_event(draft, ServerEvent("message", json.dumps(each))).unwrap()
-    told += rest_of(draft)
+    told += flush_held(draft)
     result = OPENAI_CHAT.finish(draft)
     content = result.unwrap().content if is_successful(result) else result.failure().partial
     assert "".join(event.text for event in told if isinstance(event, TextDelta)) == content
-    assert rest_of(draft) == ()
+    assert flush_held(draft) == ()
 
 
 def test_what_is_held_back_when_the_connection_breaks_can_be_told_before_the_end() -> None:
     draft = Draft(target=TARGET)
     for each in (END, say("<thi")):
         assert OPENAI_CHAT.decode_event(draft, ServerEvent("message", json.dumps(each))).unwrap() == ()
-    assert rest_of(draft) == (TextDelta("<thi"),)
+    assert flush_held(draft) == (TextDelta("<thi"),)
     assert OPENAI_CHAT.finish(draft).unwrap().content == "<thi"
 
 

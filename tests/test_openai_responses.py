@@ -92,7 +92,7 @@ def test_preferences_go_before_the_configuration() -> None:
 def test_a_limit_below_the_least_is_raised_with_a_warning() -> None:
     body, warnings = warned(PLAIN, max_tokens=5)
     assert body["max_output_tokens"] == 16
-    assert warnings == ("max_tokens: 5 is sent as 16, the least that the protocol takes",)
+    assert warnings == ("max_tokens: 5 is sent as 16, the least that the protocol accepts",)
 
 
 def test_what_the_protocol_does_not_know_is_dropped_with_a_warning() -> None:
@@ -152,7 +152,7 @@ def test_an_effort_that_the_model_refuses_is_replaced_by_the_nearest(model: str,
 def test_a_model_that_does_not_think_is_told_no_effort() -> None:
     body, warnings = warned(PLAIN, reasoning_effort="high")
     assert "reasoning" not in body
-    assert warnings == ("reasoning_effort: dropped, mini does not take it",)
+    assert warnings == ("reasoning_effort: dropped, mini does not accept it",)
 
 
 @pytest.mark.parametrize(("schema", "strict"), [(CLOSED, True), (CITY, None), (MappingProxyType(CLOSED), True)])

@@ -347,7 +347,7 @@ def test_faults_69_and_75_a_byte_order_mark_and_half_an_emoji_are_read() -> None
 
 def test_fault_76_another_model_than_the_one_asked_is_told() -> None:
     whole = read(response(message("hi"), model="tiny-7b")).unwrap()
-    assert (whole.served_model, whole.warnings) == ("tiny-7b", ("'tiny-7b' answered where 'gpt-x' was asked",))
+    assert (whole.served_model, whole.warnings) == ("tiny-7b", ("'tiny-7b' answered instead of 'gpt-x'",))
     assert not read(response(message("hi"), model="gpt-x-2026-03-05")).unwrap().warnings
 
 
@@ -452,7 +452,7 @@ def test_pieces_that_contradict_the_whole_give_way_with_a_warning() -> None:
     piece = event("output_text.delta", output_index=0, item_id="msg_1", delta="xyz")
     answer, told = fold(piece, event("completed", response=response(message("abc"))))
     assert (answer.unwrap().content, told) == ("abc", [TextDelta("xyz")])
-    assert "piece by piece" in answer.unwrap().warnings[0]
+    assert "streamed pieces" in answer.unwrap().warnings[0]
 
 
 def test_an_incomplete_end_is_an_end() -> None:

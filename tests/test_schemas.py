@@ -41,7 +41,7 @@ from llm_effects.providers.json_schema import (
     Rules,
     anthropic_format,
     openai_format,
-    rewritten,
+    rewrite,
 )
 from llm_effects.providers.registry import target_of
 from llm_effects.structured.decoding import decode_text, json_in
@@ -317,7 +317,7 @@ class TestFromTypes:
             def model_json_schema(cls) -> Json:
                 return {"type": "object", "properties": {"a": {"$ref": "#/$defs/Gone"}}, "required": ["a"]}
 
-        assert "points to #/$defs/Gone, which is not in it" in anthropic_format(schema_of(Astray)).failure()
+        assert "refers to #/$defs/Gone, which it does not define" in anthropic_format(schema_of(Astray)).failure()
 
     def test_types_without_an_end_are_refused_as_values(self) -> None:
         deep: Any = int
@@ -532,7 +532,7 @@ class TestExcerpts:
 
 class TestRewriting:
     def openai(self, kind: object) -> Json:
-        return dict(rewritten(schema_of(kind), OPENAI).schema)
+        return dict(rewrite(schema_of(kind), OPENAI).schema)
 
     def test_strict_mode_demands_every_property_and_tells_the_defaults(self) -> None:
         line = self.openai(Line)
@@ -561,7 +561,7 @@ class TestRewriting:
             "properties": {"a": {"allOf": [{"type": "string"}], "title": "A"}, "b": {"oneOf": [{"const": 1}]}},
             "required": ["a", "b"],
         }
-        assert rewritten(old, OPENAI).schema["properties"] == {
+        assert rewrite(old, OPENAI).schema["properties"] == {
             "a": {"type": "string"},
             "b": {"anyOf": [{"const": 1}]},
         }
@@ -573,7 +573,7 @@ class TestRewriting:
             (Any, "may be anything"),
             (list[Any], "may be anything"),
             (dict, "keys that are not named"),
-            (Tree, "holds itself"),
+            (Tree, "is recursive"),
         ],
     )
     def test_what_anthropic_cannot_express(self, kind: object, why: str) -> None:
@@ -589,25 +589,25 @@ class TestRewriting:
 
     def test_limits(self) -> None:
         many = attrs.make_class("Many", {f"f{n}": attrs.field(type=int | None, default=None) for n in range(20)})
-        assert "20 unions where 16 are taken" in anthropic_format(schema_of(many)).failure()
-        assert not rewritten(schema_of(many), OPENAI).barred
+        assert "20 unions, more than 16" in anthropic_format(schema_of(many)).failure()
+        assert not rewrite(schema_of(many), OPENAI).problems
         deep: Any = int
         for _ in range(12):
             deep = attrs.make_class("Deep", {"d": attrs.field(type=deep)})
         inlined = json.loads(json.dumps(schema_of(deep)))
-        assert not rewritten(inlined, OPENAI).barred  # levels are those that are written in each other
+        assert not rewrite(inlined, OPENAI).problems  # levels are those that are written in each other
 
     @pytest.mark.parametrize("pattern", ["^[^x]*$", "a", "^a", r"^\d$", "^(?:a)$", "^a$|^b$", r"^\bx$"])
     def test_a_grammar_takes_only_plain_patterns(self, pattern: str) -> None:
-        told = rewritten({"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}}, GRAMMAR)
-        assert told.told == ("a: pattern",)
+        told = rewrite({"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}}, GRAMMAR)
+        assert told.unenforced == ("a: pattern",)
 
     def test_a_grammar_leaves_out_what_breaks_it(self) -> None:
         plain = {"type": "string", "pattern": "^[a-z]+$", "maxLength": 10}
         heavy = {"type": "string", "pattern": "^(?=a)\\d+", "maxLength": 100_000}
-        told = rewritten({"type": "object", "properties": {"a": plain, "b": heavy}}, GRAMMAR)
+        told = rewrite({"type": "object", "properties": {"a": plain, "b": heavy}}, GRAMMAR)
         assert told.schema["properties"]["a"] == plain  # type: ignore[index]
-        assert told.told == ("b: pattern", "b: maxLength")
+        assert told.unenforced == ("b: pattern", "b: maxLength")
 
     @pytest.mark.parametrize("rules", WIRES, ids=lambda rules: rules.name)
     @given(schema=st.recursive(
@@ -618,8 +618,8 @@ class TestRewriting:
         max_leaves=12,
     ))  # fmt: skip
     def test_a_schema_of_any_nonsense_is_rewritten_and_stays(self, rules: Rules, schema: object) -> None:
-        once = rewritten({"type": "object", "properties": {"x": schema}, "extra": schema}, rules).schema
-        assert rewritten(once, rules).schema == once
+        once = rewrite({"type": "object", "properties": {"x": schema}, "extra": schema}, rules).schema
+        assert rewrite(once, rules).schema == once
 
 
 LEAVES: Final[tuple[tuple[Any, st.SearchStrategy[Any]], ...]] = (
@@ -671,11 +671,11 @@ def test_a_value_fits_every_rewritten_schema_and_comes_back_from_its_json(typed:
     whole = {"value": text} if wanted.wrapped else text
     assert decode_text(wanted, json.dumps(whole)).unwrap() == value
     for rules in WIRES:
-        done = rewritten(wanted.schema, rules)
-        if not done.barred:
+        done = rewrite(wanted.schema, rules)
+        if not done.problems:
             jsonschema.Draft202012Validator.check_schema(done.schema)
             jsonschema.validate(whole, done.schema)
-        assert rewritten(done.schema, rules).schema == done.schema
+        assert rewrite(done.schema, rules).schema == done.schema
 
 
 def test_a_request_takes_every_schema() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from returns.result import Result
 
 from llm_effects import LLMRequest, Message, ModelConfig, ToolCall, ToolResult
-from llm_effects.providers.message_encoding import sent_arguments
+from llm_effects.providers.message_encoding import encode_arguments
 from llm_effects.providers.registry import provider_of, target_of
 from llm_effects.providers.wire import WireRequest
 from llm_effects.values.errors import LLMError
@@ -57,4 +57,4 @@ def test_fault_77_garbled_arguments_go_back_as_an_object_that_shows_them() -> No
 
 @given(st.text() | st.recursive(st.none() | st.booleans() | st.integers(), st.lists).map(json.dumps))
 def test_what_is_sent_is_always_an_object(arguments: str) -> None:
-    assert isinstance(json.loads(sent_arguments(arguments)), dict)
+    assert isinstance(json.loads(encode_arguments(arguments)), dict)

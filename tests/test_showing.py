@@ -88,11 +88,11 @@ def test_plain_text_is_read_out_to_whoever_takes_no_such_documents(model: ModelC
 @pytest.mark.parametrize(
     ("model", "part", "reason"),
     [
-        (STUDIO, REPORT, "it does not take documents, but for plain text"),
+        (STUDIO, REPORT, "it does not take documents except plain text"),
         (HERE, Image(GIF), "it does not take images"),
         (CLAUDE, Image(b"BM", "image/bmp"), "it does not take image/bmp"),
         (CLAUDE, Document(b"PK", "application/msword"), "it does not take application/msword"),
-        (CLAUDE, Image(GIF + bytes(4 * 2**20)), "image/gif of 5592420 bytes, as it is sent, is more than its 5242880"),
+        (CLAUDE, Image(GIF + bytes(4 * 2**20)), "image/gif of 5592420 bytes, as sent, is more than its 5242880"),
         (CHAT, Document(url="https://a.example/x.pdf"), "it does not fetch documents"),
     ],
 )
@@ -120,7 +120,7 @@ async def test_a_model_with_a_projector_can_be_said_to_see() -> None:
     env = scripted_env("seen", config=LLMConfig(models={"here": seeing}))
     assert (await run(generate(asked(Image(GIF))), env)).unwrap().content == "seen"
     error = (await run(generate(asked(fetching)), env)).failure()
-    assert "it does not fetch what is at a URL" in error.message  # type: ignore[union-attr]
+    assert "it does not fetch URLs" in error.message  # type: ignore[union-attr]
 
 
 def read(model: ModelConfig, body: object) -> tuple[Part, ...]:

@@ -18,7 +18,7 @@ from llm_effects.clients.transport.transport import Streamed, Transport
 from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import AttemptRecord, Call, Sink
 from llm_effects.providers.base import Provider
-from llm_effects.providers.draft import Draft, events_of, interrupted, rest_of
+from llm_effects.providers.draft import Draft, events_of, flush_held, interrupted
 from llm_effects.providers.error_mapping import classify_error_object, request_id
 from llm_effects.providers.openai_embeddings import decode, encode, read
 from llm_effects.providers.rate_limits import rate_limits
@@ -191,7 +191,7 @@ class ResponseReader:
 
     async def finish(self, wire: WireRequest) -> Answer:
         """Tell what was held back and read the whole answer, with what had to be dropped from the request."""
-        rest = rest_of(self.draft)
+        rest = flush_held(self.draft)
         answer = self.provider.finish(self.draft)
         if rest or (is_successful(answer) and not self.opened):
             await self.tell(rest)

@@ -14,7 +14,7 @@ from llm_effects.clients.transport.transport import Transport
 from llm_effects.config.models import ModelConfig
 from llm_effects.effects.effect import Effect, effect, result_of
 from llm_effects.effects.env import LLMEnv
-from llm_effects.providers.readiness import Reading, probes_of, read, root_of
+from llm_effects.providers.readiness import Readiness, probes_of, read, root_of
 from llm_effects.providers.registry import provider_of
 from llm_effects.providers.target import Target, fixed_headers, key_headers
 from llm_effects.providers.wire import Timeouts, WireResponse
@@ -60,7 +60,7 @@ def _why_not(target: Target, response: WireResponse) -> str:
     return describe(provider_of(target).classify(target, response))
 
 
-def _told(target: Target, reading: Reading) -> ModelHealth:
+def _told(target: Target, reading: Readiness) -> ModelHealth:
     return evolve(
         _health(target, reachable=True, message=reading.message),
         ready=reading.ready,

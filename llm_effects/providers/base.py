@@ -1,4 +1,4 @@
-"""What a provider is: a record of pure functions from values to bytes and back."""
+"""The record of pure functions that a protocol consists of."""
 
 from collections.abc import Callable
 from typing import final
@@ -6,12 +6,11 @@ from typing import final
 from attrs import frozen
 from returns.result import Result
 
-from llm_effects.providers.draft import Draft
-from llm_effects.providers.sse import ServerEvent as ServerEvent
+from llm_effects.providers.draft import Draft, Events
+from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import LLMError
-from llm_effects.values.events import StreamEvent
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse
 
@@ -19,16 +18,18 @@ from llm_effects.values.responses import LLMResponse
 @final
 @frozen(kw_only=True)
 class Provider:
-    """A protocol as plain functions; none does any I/O.
+    """A protocol as plain functions; none of them does any I/O.
 
-    ``encode(target, request, stream)`` gives the bytes to send. ``decode(target, response)`` reads a whole
-    2xx answer, ``classify(target, response)`` any other. For streams ``decode_event(draft, event)`` takes one event
-    into the draft and gives what it tells; ``finish(draft)`` reads the draft when the stream has ended. Before that,
-    ``thinking.rest_of(draft)`` tells what was held back, so that a listener has all of the answer.
+    - ``encode(target, request, stream)`` returns the HTTP request.
+    - ``decode(target, response)`` reads a whole 2xx answer.
+    - ``classify(target, response)`` turns any other answer into an error.
+    - ``decode_event(draft, event)`` adds one event of a stream to the draft and returns the events to emit.
+    - ``finish(draft)`` reads the draft at the end of the stream. Call ``draft.flush_held`` first: it emits the text
+      that was held back.
     """
 
     encode: Callable[[Target, LLMRequest, bool], Result[WireRequest, LLMError]]
     decode: Callable[[Target, WireResponse], Result[LLMResponse, LLMError]]
     classify: Callable[[Target, WireResponse], LLMError]
-    decode_event: Callable[[Draft, ServerEvent], Result[tuple[StreamEvent, ...], LLMError]]
+    decode_event: Callable[[Draft, ServerEvent], Events]
     finish: Callable[[Draft], Result[LLMResponse, LLMError]]

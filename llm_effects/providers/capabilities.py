@@ -1,7 +1,7 @@
-"""What models can do, as rows of data: the first pattern that fits a model's name wins.
+"""The capabilities of models, as rows of data: the first pattern that matches a model's name wins.
 
-A row says only what is known; ``None`` is unknown and passes every filter. What the configuration says comes
-before any row, field by field.
+A row holds only what is known; ``None`` is unknown and passes every filter. The configuration takes precedence over
+any row, field by field.
 """
 
 import re
@@ -62,7 +62,7 @@ _ROWS: Final = {"gpt": _GPT_ROWS, "claude": _CLAUDE_ROWS}
 
 
 def capabilities_of(preset: Preset, model: ModelConfig) -> Capabilities:
-    """What a configured model can do: its own configuration first, then the row of its name.
+    """Return what a configured model can do, from its configuration first, then from the row of its name.
 
     >>> gpt, claude = Preset(name="openai", wire="openai-chat", family="gpt"), Preset(
     ...     name="anthropic", wire="anthropic", family="claude"
@@ -82,7 +82,7 @@ _EMBEDDER: Final = Capabilities(
 
 
 def _row(family: str, name: str) -> Capabilities:
-    if "embed" in name.lower():  # as nearly all of them are called, by whoever made them
+    if "embed" in name.lower():  # in the names of nearly all embedding models
         return _EMBEDDER
     rows = _ROWS.get(family, ())
     bare = name.rpartition("/")[2]
@@ -90,10 +90,10 @@ def _row(family: str, name: str) -> Capabilities:
 
 
 def _by_wire(preset: Preset, model: ModelConfig, row: Capabilities) -> Capabilities:
-    """What a protocol adds to a model's row.
+    """Apply the limits of a protocol to a model's row.
 
-    The model in this process has no eyes: a projector is not loaded. The new Anthropic protocol takes no sampling
-    settings, and chat completions not the tools of every model.
+    The in-process model sees no images: its projector is not loaded. The newer version of Anthropic's protocol accepts
+    no sampling settings, and chat completions do not accept tools for every model.
     """
     if preset.wire == "llama":
         return attrs.evolve(row, images=False, documents=False)
@@ -115,11 +115,11 @@ def _first_known(first: Capabilities, second: Capabilities) -> Capabilities:
 @final
 @frozen(kw_only=True)
 class ClaudeRules:
-    """How a Claude model is told to think, and what it refuses beside.
+    """The reasoning settings of a Claude model.
 
-    ``thinking`` is ``adaptive`` (told by effort), ``budget`` (told in tokens) or ``never``; ``off`` is the word
-    that switches thinking off, ``None`` where it is always on. ``by_default`` says that it thinks unless told
-    not to, ``xhigh`` that it knows that effort, and ``forced_choice`` that a tool may be forced on it.
+    ``thinking`` is ``adaptive`` (set by effort), ``budget`` (set in tokens) or ``never``; ``off`` is the value that
+    switches it off, ``None`` where it is always on. ``by_default``: the model reasons without being asked to;
+    ``xhigh``: it accepts that effort; ``forced_choice``: it can be forced to call a tool.
     """
 
     thinking: Literal["adaptive", "budget", "never"] = "adaptive"
@@ -145,7 +145,7 @@ _CLAUDE_RULES: Final[tuple[tuple[str, ClaudeRules], ...]] = (
 
 @lru_cache(maxsize=256)
 def claude_rules(name: str) -> ClaudeRules:
-    """The rules of a Claude model by its name; an unknown one is taken for a new one.
+    """Return the rules of a Claude model by its name; an unknown model gets those of the newest.
 
     >>> claude_rules("claude-sonnet-5-5").off
     'between_tools'
@@ -155,16 +155,16 @@ def claude_rules(name: str) -> ClaudeRules:
 
 
 EFFORTS: Final[tuple[ReasoningEffort, ...]] = get_args(ReasoningEffort)
-"""Every effort, the least first."""
+"""All efforts, in ascending order."""
 
 
 @final
 @frozen(kw_only=True)
 class GptRules:
-    """Which protocol a GPT model must be asked in, and how long it may be told to think.
+    """The protocol that a GPT model needs, and the efforts that it accepts.
 
-    ``responses`` says when chat completions refuses: ``never``, for ``tools``, for ``thinking_tools`` (those without
-    an effort of ``none``), or ``always``. ``efforts`` are the ones that it takes, the least first.
+    ``responses`` is when a request needs Responses instead of chat completions: ``never``, with ``tools``, with tools
+    and any effort but ``none`` (``thinking_tools``), or ``always``. ``efforts`` are in ascending order.
     """
 
     responses: Literal["never", "thinking_tools", "tools", "always"] = "never"
@@ -187,7 +187,7 @@ _GPT_RULES: Final[tuple[tuple[str, GptRules], ...]] = (
 
 @lru_cache(maxsize=256)
 def gpt_rules(name: str) -> GptRules:
-    """The rules of a GPT model by its name; of an unknown one nothing is presumed.
+    """Return the rules of a GPT model by its name; nothing is assumed about an unknown one.
 
     >>> gpt_rules("gpt-6.2-astra").responses, gpt_rules("gpt-4o").responses
     ('tools', 'never')
@@ -196,83 +196,82 @@ def gpt_rules(name: str) -> GptRules:
     return next((rules for pattern, rules in _GPT_RULES if re.match(pattern, bare)), GptRules())
 
 
-# Which pictures and documents a model can be shown: kinds and sizes, as rows of data.
-
+# --- Images and documents that a model accepts: media types and sizes, as rows of data
 
 _MB: Final = 2**20
-_ALL_PICTURES: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+_IMAGE_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 
 
 @final
 @frozen(kw_only=True)
-class _Takes:
-    """Media types, and bytes at the most, of one picture and of one document that is no plain text.
+class _MediaSupport:
+    """The media types, and the most bytes, of one image and of one document that is not plain text.
 
-    A size is counted in base64, as it goes over the wire; ``None`` is unknown, which passes.
+    Sizes count the base64 text that is sent; ``None`` is unknown, which passes.
     """
 
-    pictures: frozenset[str] | None = None
-    picture_bytes: int | None = None
+    images: frozenset[str] | None = None
+    image_bytes: int | None = None
     documents: frozenset[str] | None = None
     document_bytes: int | None = None
 
 
-# Anthropic: the guides to vision (5 MB a picture) and to PDF support (32 MB a request). OpenAI: the guides to images
+# Anthropic: the guides to vision (5 MB an image) and to PDF support (32 MB a request). OpenAI: the guides to images
 # and to file inputs (50 MB a request).
-_TAKES: Final[Mapping[Family, _Takes]] = {
-    "claude": _Takes(
-        pictures=_ALL_PICTURES,
-        picture_bytes=5 * _MB,
+_MEDIA_SUPPORT: Final[Mapping[Family, _MediaSupport]] = {
+    "claude": _MediaSupport(
+        images=_IMAGE_TYPES,
+        image_bytes=5 * _MB,
         documents=frozenset({"application/pdf"}),
         document_bytes=32 * _MB,
     ),
-    "gpt": _Takes(
-        pictures=_ALL_PICTURES,
-        picture_bytes=50 * _MB,
+    "gpt": _MediaSupport(
+        images=_IMAGE_TYPES,
+        image_bytes=50 * _MB,
         documents=frozenset({"application/pdf"}),
         document_bytes=50 * _MB,
     ),
 }
 
 
-def unshowable(target: Target, part: Part) -> str:
-    """Say why a model cannot be shown a part, or nothing.
+def unsupported_media(target: Target, part: Part) -> str:
+    """Return why a model does not accept an image or a document, or an empty text.
 
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of
     >>> claude = target_of("claude", ModelConfig(provider="anthropic", model="claude-haiku-5-5", api_key="k")).unwrap()
-    >>> unshowable(claude, Image(b"BM", "image/bmp"))
+    >>> unsupported_media(claude, Image(b"BM", "image/bmp"))
     'it does not take image/bmp'
     """
-    can, takes = target.capabilities, _TAKES.get(target.preset.family, _Takes())
+    can, support = target.capabilities, _MEDIA_SUPPORT.get(target.preset.family, _MediaSupport())
     match part:
         case Image():
             if can.images is False:
                 return "it does not take images"
-            return _fetching(target, part) or _refused(part, takes.pictures, takes.picture_bytes)
+            return _fetch_problem(target, part) or _data_problem(part, support.images, support.image_bytes)
         case Document(plain=False):
             if can.documents is False:
-                return "it does not take documents, but for plain text"
-            return _fetching(target, part) or _refused(part, takes.documents, takes.document_bytes)
+                return "it does not take documents except plain text"
+            return _fetch_problem(target, part) or _data_problem(part, support.documents, support.document_bytes)
         case _:
             return ""
 
 
-def _fetching(target: Target, part: Image | Document) -> str:
-    """The model in this process fetches nothing, and chat completions no document."""
+def _fetch_problem(target: Target, part: Image | Document) -> str:
+    """Return why a URL is not fetched: not by the in-process model, and for documents not by chat completions."""
     if part.url is None:
         return ""
     if target.preset.wire == "llama":
-        return "it does not fetch what is at a URL"
+        return "it does not fetch URLs"
     by_chat = target.preset.wire == "openai-chat" and not target.preset.responses
     return "it does not fetch documents" if by_chat and isinstance(part, Document) else ""
 
 
-def _refused(part: Image | Document, kinds: frozenset[str] | None, most: int | None) -> str:
+def _data_problem(part: Image | Document, types: frozenset[str] | None, limit: int | None) -> str:
     if part.data is None:
         return ""
-    if kinds is not None and part.media_type not in kinds:
+    if types is not None and part.media_type not in types:
         return f"it does not take {part.media_type}"
     size = (len(part.data) + 2) // 3 * 4
-    too_large = most is not None and size > most
-    return f"{part.media_type} of {size} bytes, as it is sent, is more than its {most}" if too_large else ""
+    too_large = limit is not None and size > limit
+    return f"{part.media_type} of {size} bytes, as sent, is more than its {limit}" if too_large else ""

@@ -1,4 +1,4 @@
-"""An answer under construction, common to all protocols: streams and whole answers end in the same place."""
+"""Answers under construction, the same for all protocols: streams and whole answers end as one ``Draft``."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -8,91 +8,31 @@ from typing import Final, Literal, TypeAlias, final
 from attrs import define, evolve, field
 from returns.result import Failure, Result, Success
 
-from llm_effects.providers.target import Target, masked, masked_name
+from llm_effects.providers.error_mapping import classify_error_object
+from llm_effects.providers.sse import ServerEvent
+from llm_effects.providers.target import Target, redact, redact_name
+from llm_effects.providers.wire import WireResponse
 from llm_effects.values.errors import ContentRefused, LLMError, MalformedResponse
-from llm_effects.values.events import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta
-from llm_effects.values.json import items, json_text, record, string, whole
+from llm_effects.values.events import ContentEvent, ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.values.json import Unreadable, items, json_text, parse, record, string, whole
 from llm_effects.values.messages import Citation, Origin, Part, Reasoning, Text, ToolCall
 from llm_effects.values.responses import FinishReason, LLMResponse, Usage
 
-# What an answer rests on, as each protocol tells it, and the passages of the answer that it belongs to.
+Object: TypeAlias = dict[str, object]
+"""A JSON object from a server."""
 
+Events: TypeAlias = Result[tuple[StreamEvent, ...], LLMError]
+"""The events to emit for one event of the server, or the error that ends the stream."""
+
+NO_EVENTS: Final[Events] = Success(())
+
+PartKind: TypeAlias = Literal["text", "reasoning", "tool"]
 
 Passage: TypeAlias = tuple[int, list[object]]
-"""Where in a text a passage begins, and the citations told with it."""
+"""The start of a passage in a text, and its citations as the server sent them."""
 
 
-def of_passages(passages: Iterable[Passage], length: int) -> tuple[Citation, ...]:
-    """Read Anthropic's citations, which are told for a block of text: it ends where the next one begins.
-
-    >>> of_passages([(0, []), (4, [{"type": "char_location", "cited_text": "the sky is blue"}])], 9)[0].quote
-    'the sky is blue'
-    """
-    ended = pairwise([*passages, (length, list[object]())])
-    return tuple(_of_block(start, end, record(told)) for (start, cited), (end, _) in ended for told in cited)
-
-
-def _of_block(start: int, end: int, told: dict[str, object]) -> Citation:
-    return Citation(
-        start=start,
-        end=end,
-        quote=string(told.get("cited_text")),
-        title=string(told.get("document_title")) or string(told.get("title")) or None,
-        url=string(told.get("url")) or None,
-        document=_counted(told.get("document_index")),
-        source=json_text(told),
-    )
-
-
-def _counted(told: object) -> int | None:
-    number = whole(told)
-    return number if number is not None and number >= 0 else None
-
-
-def of_annotations(told: object, offset: int = 0, length: int = 0) -> tuple[Citation, ...]:
-    """Read OpenAI's annotations of a text that begins at ``offset`` and has ``length``; others than citations are none.
-
-    Chat completions put what they say into an object of its own, Responses do not. A cited file has no passage but a
-    place, from which its passage is taken to begin.
-
-    >>> site = {"type": "url_citation", "start_index": 3, "end_index": 7, "url": "https://a.example"}
-    >>> [(each.start, each.end, each.url) for each in of_annotations([site], offset=10, length=9)]
-    [(13, 17, 'https://a.example')]
-    """
-    return tuple(_annotations(told, offset, length))
-
-
-def _annotations(told: object, offset: int, length: int) -> Iterator[Citation]:
-    for each in map(record, items(told)):
-        kind = string(each.get("type"))
-        if kind.endswith("citation"):
-            yield _of_annotation(each, record(each.get(kind)) or each, offset, length)
-
-
-def _of_annotation(told: dict[str, object], said: dict[str, object], offset: int, length: int) -> Citation:
-    place = _counted(said.get("start_index", said.get("index"))) or 0
-    end = _counted(said.get("end_index"))
-    start = min(place, length)
-    return Citation(
-        start=offset + start,
-        end=offset + (start if end is None else max(start, min(end, length))),
-        title=string(said.get("title")) or string(said.get("filename")) or None,
-        url=string(said.get("url")) or None,
-        source=json_text(told),
-    )
-
-
-def of_sources(urls: Iterable[object], length: int) -> tuple[Citation, ...]:
-    """Take a plain list of sources, as search servers give it: each for the whole text.
-
-    >>> of_sources(["https://a.example"], 5)[0].end
-    5
-    """
-    return tuple(Citation(start=0, end=length, url=string(url)) for url in urls if string(url))
-
-
-Piece: TypeAlias = tuple[Literal["text", "reasoning"], str]
-"""A piece of text or of thinking."""
+# --- The draft and its parts
 
 
 @final
@@ -100,12 +40,11 @@ Piece: TypeAlias = tuple[Literal["text", "reasoning"], str]
 class PartDraft:
     """One part under construction: ``pieces`` is its text, thinking or arguments so far.
 
-    ``opaque`` is the provider's own block (JSON text), to be replayed byte for byte; ``index`` tells a tool call
-    from the others. ``passages`` of a text are told by protocols that cite block by block, before the ``citations``
-    can be read from them.
+    ``opaque`` is the provider's own block (JSON text), to be replayed byte for byte. ``index`` numbers the tool calls.
+    ``passages`` collect the citations of protocols that cite block by block, until ``citations`` can be built.
     """
 
-    kind: Literal["text", "reasoning", "tool"]
+    kind: PartKind
     pieces: list[str] = field(factory=list[str])
     id: str = ""
     name: str = ""
@@ -116,20 +55,20 @@ class PartDraft:
 
     @property
     def length(self) -> int:
-        """How many characters there are so far."""
+        """The number of characters so far."""
         return sum(map(len, self.pieces))
 
 
 @final
 @define(kw_only=True)
 class Draft:
-    """What one attempt has told so far.
+    """The content of one attempt so far.
 
-    ``slots`` finds the part that the protocol's index or id speaks of. ``finish_reason`` is the protocol's own
-    word for the end and ``done`` its terminal; ``refusal`` is set once the model or a filter declined. ``thinking``
-    and ``held`` are for models that put their thinking in tags at the start of the text: where in it the text is,
-    and what may be the beginning of a tag. What the server called itself and its work is kept as it came: it is
-    masked on its way out, into a response or an error.
+    ``slots`` maps the protocol's index or id to a part. ``finish_reason`` is set by the protocol's reason to stop,
+    ``done`` by its last event, ``refusal`` when the model or a filter declined. ``thinking`` and ``held`` serve models
+    that put their thinking in tags at the start of the text: the state of the parser, and text that may be the
+    beginning of a tag. Names and ids from the server are stored unchanged and redacted when they enter a response or
+    an error.
     """
 
     target: Target
@@ -147,16 +86,49 @@ class Draft:
     thinking: Literal["unknown", "inside", "after", "over"] = "unknown"
     held: str = ""
 
+    @property
+    def calls(self) -> list[PartDraft]:
+        """The tool calls so far."""
+        return [part for part in self.parts if part.kind == "tool"]
+
+    @property
+    def text(self) -> str:
+        """The text of the answer so far."""
+        return "".join(piece for part in self.parts if part.kind == "text" for piece in part.pieces)
+
+
+def grow(part: PartDraft, piece: str) -> tuple[StreamEvent, ...]:
+    """Append a piece to a part and return its event; ignore an empty piece."""
+    if not piece:
+        return ()
+    part.pieces.append(piece)
+    return delta_of(part, piece)
+
+
+def delta_of(part: PartDraft, piece: str) -> tuple[StreamEvent, ...]:
+    """Return the event of a piece; a tool call has none until its name is known."""
+    match part.kind:
+        case "text":
+            return (TextDelta(piece),)
+        case "reasoning":
+            return (ReasoningDelta(piece),)
+        case "tool":
+            return (ToolCallDelta(part.index, part.id, part.name, piece),) if part.name else ()
+
+
+Piece: TypeAlias = tuple[Literal["text", "reasoning"], str]
+"""A piece of text or of thinking."""
+
 
 def add_text(draft: Draft, kind: Literal["text", "reasoning"], piece: str) -> None:
-    """Append to the last part, or begin a new one where the kind changes."""
+    """Append to the last part, or start a new one where the kind changes."""
     if not draft.parts or draft.parts[-1].kind != kind:
         draft.parts.append(PartDraft(kind=kind))
     draft.parts[-1].pieces.append(piece)
 
 
-def take_pieces(draft: Draft, pieces: Iterable[Piece]) -> tuple[ContentEvent, ...]:
-    """Take pieces of text and thinking into the draft and tell them; empty ones are nothing."""
+def add_pieces(draft: Draft, pieces: Iterable[Piece]) -> tuple[ContentEvent, ...]:
+    """Add pieces of text and thinking to the draft and return their events; ignore empty ones."""
     events: list[ContentEvent] = []
     for kind, text in pieces:
         if text:
@@ -165,9 +137,51 @@ def take_pieces(draft: Draft, pieces: Iterable[Piece]) -> tuple[ContentEvent, ..
     return tuple(events)
 
 
-def text_so_far(draft: Draft) -> str:
-    """All text of the answer so far."""
-    return "".join(piece for part in draft.parts if part.kind == "text" for piece in part.pieces)
+# --- Reading bodies and events, and the errors in them
+
+_NO_RESPONSE: Final = WireResponse(status=200)
+
+
+def parse_body(draft: Draft, body: bytes) -> Result[Object, LLMError]:
+    """Parse the body of a whole answer."""
+    value = parse(body)
+    if isinstance(value, Unreadable):
+        return Failure(malformed(draft, f"the answer is not JSON ({value.reason}): check the endpoint"))
+    return Success(record(value))
+
+
+def not_json(draft: Draft, event: ServerEvent, problem: Unreadable) -> Events:
+    """Return the error of an event of OpenAI's protocols that is not JSON; ignore a blank one."""
+    if event.name == "error":
+        return Failure(reported_error(draft, event.data))
+    return Failure(malformed(draft, f"an event is not JSON: {problem.reason}")) if event.data.strip() else NO_EVENTS
+
+
+def malformed(draft: Draft, message: str) -> MalformedResponse:
+    """Return the error of an unusable answer, with the content so far."""
+    return MalformedResponse(
+        model=draft.target.name,
+        provider=draft.target.preset.name,
+        message=redact(draft.target, message),
+        partial=draft.text,
+        usage=draft.usage,
+        request_id=redact_name(draft.target, draft.request_id),
+    )
+
+
+def interrupted(draft: Draft, error: LLMError) -> LLMError:
+    """Add the content so far to the error that interrupted the answer."""
+    request_id = error.request_id or redact_name(draft.target, draft.request_id)
+    return evolve(error, partial=draft.text, usage=draft.usage, request_id=request_id)
+
+
+def reported_error(draft: Draft, error: object, response: WireResponse = _NO_RESPONSE) -> LLMError:
+    """Classify an error that a 2xx answer or a stream reports, and add the content so far."""
+    kind = classify_error_object(draft.target, error, headers=response.headers, received=response.received)
+    return interrupted(draft, kind)
+
+
+# --- From a draft to a response, and from a response to events
 
 
 def response_of(draft: Draft) -> Result[LLMResponse, LLMError]:
@@ -176,47 +190,29 @@ def response_of(draft: Draft) -> Result[LLMResponse, LLMError]:
         return Failure(_refused(draft, draft.refusal))
     if draft.finish_reason is None:
         return Failure(malformed(draft, "the answer ended before the protocol's own end"))
-    said = [part for part in draft.parts if _says_something(part)]
-    if any(part.kind == "tool" and not part.name for part in said):
-        return Failure(malformed(draft, "the answer asks for a tool without its name"))
-    if not said and not draft.usage.output_tokens:
+    parts = [part for part in draft.parts if _has_content(part)]
+    if any(part.kind == "tool" and not part.name for part in parts):
+        return Failure(malformed(draft, "a tool call has no name"))
+    if not parts and not draft.usage.output_tokens:
         return Failure(malformed(draft, "the answer is empty"))
-    return Success(_response(draft, tuple(_part(draft, part) for part in said), draft.finish_reason))
-
-
-def malformed(draft: Draft, message: str) -> MalformedResponse:
-    """What is wrong with the answer, with what it had told until then."""
-    return MalformedResponse(
-        model=draft.target.name,
-        provider=draft.target.preset.name,
-        message=masked(draft.target, message),
-        partial=text_so_far(draft),
-        usage=draft.usage,
-        request_id=masked_name(draft.target, draft.request_id),
-    )
-
-
-def interrupted(draft: Draft, error: LLMError) -> LLMError:
-    """The error that broke the answer off, with what it had told until then."""
-    known = error.request_id or masked_name(draft.target, draft.request_id)
-    return evolve(error, partial=text_so_far(draft), usage=draft.usage, request_id=known)
+    return Success(_response(draft, tuple(_part(draft, part) for part in parts), draft.finish_reason))
 
 
 def _response(draft: Draft, parts: tuple[Part, ...], finish_reason: FinishReason) -> LLMResponse:
     return LLMResponse(
-        content=text_so_far(draft),
+        content=draft.text,
         parts=parts,
         model=draft.target.name,
-        served_model=masked_name(draft.target, draft.served_model),
+        served_model=redact_name(draft.target, draft.served_model),
         provider=draft.target.preset.name,
         finish_reason=finish_reason,
         usage=draft.usage,
-        warnings=tuple(masked(draft.target, warning) for warning in draft.warnings),
-        request_id=masked_name(draft.target, draft.request_id),
+        warnings=tuple(redact(draft.target, warning) for warning in draft.warnings),
+        request_id=redact_name(draft.target, draft.request_id),
     )
 
 
-def _says_something(part: PartDraft) -> bool:
+def _has_content(part: PartDraft) -> bool:
     return bool(part.name) or part.opaque is not None or any(part.pieces)
 
 
@@ -226,7 +222,7 @@ def _part(draft: Draft, part: PartDraft) -> Part:
         return Text(text, part.citations)
     if part.kind == "tool":
         return ToolCall(part.id, part.name, text)
-    served = masked_name(draft.target, draft.served_model)
+    served = redact_name(draft.target, draft.served_model)
     origin = Origin(draft.target.preset.name, draft.target.wire_model or served or draft.target.name)
     return Reasoning(text, part.opaque, origin)
 
@@ -235,19 +231,19 @@ def _refused(draft: Draft, category: str) -> ContentRefused:
     return ContentRefused(
         model=draft.target.name,
         provider=draft.target.preset.name,
-        message=masked(draft.target, "".join(draft.refusal_text)) or "the model declined to answer",
-        category=masked_name(draft.target, category),
-        partial=text_so_far(draft),
+        message=redact(draft.target, "".join(draft.refusal_text)) or "the model declined to answer",
+        category=redact_name(draft.target, category),
+        partial=draft.text,
         usage=draft.usage,
-        request_id=masked_name(draft.target, draft.request_id),
+        request_id=redact_name(draft.target, draft.request_id),
     )
 
 
 def events_of(response: LLMResponse) -> tuple[ContentEvent, ...]:
-    """Tell a whole answer as a stream would have, a part at a time."""
+    """Return the events of a whole answer as a stream would emit them, one for each part."""
     calls = count()
-    told = (_event(part, calls) for part in response.parts)
-    return tuple(event for event in told if event is not None)
+    events = (_event(part, calls) for part in response.parts)
+    return tuple(event for event in events if event is not None)
 
 
 def _event(part: Part, calls: Iterator[int]) -> ContentEvent | None:
@@ -262,17 +258,133 @@ def _event(part: Part, calls: Iterator[int]) -> ContentEvent | None:
             return None
 
 
-# Thinking that local models put in ``<think>`` tags at the start of their text, however it is cut.
+# --- Citations
+
+
+def citations_of_passages(passages: Iterable[Passage], length: int) -> tuple[Citation, ...]:
+    """Read Anthropic's citations, which belong to a block of text: it ends where the next one starts.
+
+    >>> citations_of_passages([(0, []), (4, [{"type": "char_location", "cited_text": "the sky is blue"}])], 9)[0].quote
+    'the sky is blue'
+    """
+    ranges = pairwise([*passages, (length, list[object]())])
+    return tuple(
+        _block_citation(start, end, record(citation)) for (start, cited), (end, _) in ranges for citation in cited
+    )
+
+
+def _block_citation(start: int, end: int, citation: Object) -> Citation:
+    return Citation(
+        start=start,
+        end=end,
+        quote=string(citation.get("cited_text")),
+        title=string(citation.get("document_title")) or string(citation.get("title")) or None,
+        url=string(citation.get("url")) or None,
+        document=whole(citation.get("document_index")),
+        source=json_text(citation),
+    )
+
+
+def citations_of_annotations(annotations: object, offset: int = 0, length: int = 0) -> tuple[Citation, ...]:
+    """Read OpenAI's annotations of a text that starts at ``offset`` and has ``length``; skip those that cite nothing.
+
+    Chat completions wrap the fields in an object of their own, Responses do not. A cited file has a position instead
+    of a passage: its passage is empty there.
+
+    >>> site = {"type": "url_citation", "start_index": 3, "end_index": 7, "url": "https://a.example"}
+    >>> [(each.start, each.end, each.url) for each in citations_of_annotations([site], offset=10, length=9)]
+    [(13, 17, 'https://a.example')]
+    """
+    return tuple(_annotations(annotations, offset, length))
+
+
+def _annotations(annotations: object, offset: int, length: int) -> Iterator[Citation]:
+    for annotation in map(record, items(annotations)):
+        kind = string(annotation.get("type"))
+        if kind.endswith("citation"):
+            yield _annotation_citation(annotation, record(annotation.get(kind)) or annotation, offset, length)
+
+
+def _annotation_citation(annotation: Object, fields: Object, offset: int, length: int) -> Citation:
+    start = min(whole(fields.get("start_index", fields.get("index"))) or 0, length)
+    end = whole(fields.get("end_index"))
+    return Citation(
+        start=offset + start,
+        end=offset + (start if end is None else max(start, min(end, length))),
+        title=string(fields.get("title")) or string(fields.get("filename")) or None,
+        url=string(fields.get("url")) or None,
+        source=json_text(annotation),
+    )
+
+
+def citations_of_sources(urls: Iterable[object], length: int) -> tuple[Citation, ...]:
+    """Read the plain list of sources that search servers send: each cites the whole text.
+
+    >>> citations_of_sources(["https://a.example"], 5)[0].end
+    5
+    """
+    return tuple(Citation(start=0, end=length, url=string(url)) for url in urls if string(url))
+
+
+# --- Token counts in OpenAI's protocols, under the many names that servers use
+
+
+_PROMPT: Final = ("prompt_tokens", "input_tokens")
+_OUTPUT: Final = ("completion_tokens", "output_tokens")
+_CACHE_READ: Final = ("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens", "num_cached_tokens")
+_CACHE_WRITE: Final = ("cache_write_tokens", "cache_creation_input_tokens")
+
+
+def openai_usage(usage: Object) -> Usage:
+    """Sort the counts into disjoint buckets; a missing count stays unknown.
+
+    >>> openai_usage({"prompt_tokens": 100, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 80}})
+    Usage(input_tokens=20, cache_read_tokens=80, cache_write_tokens=0, output_tokens=5, reasoning_tokens=0, \
+estimated=False)
+    """
+    prompt, output = _first_count(usage, _PROMPT), _first_count(usage, _OUTPUT)
+    details = {**usage, **_present(usage.get("prompt_tokens_details"))}
+    thinking = _first_count({**usage, **_present(usage.get("completion_tokens_details"))}, ("reasoning_tokens",)) or 0
+    # Some servers count more cached tokens than the prompt has, or more thinking than output: keep buckets disjoint.
+    read = min(_first_count(details, _CACHE_READ) or 0, prompt or 0)
+    written = min(_first_count(details, _CACHE_WRITE) or 0, (prompt or 0) - read)
+    output = _with_thinking(usage, prompt, output, thinking)
+    return Usage(
+        input_tokens=None if prompt is None else prompt - read - written,
+        cache_read_tokens=read,
+        cache_write_tokens=written,
+        output_tokens=output,
+        reasoning_tokens=min(thinking, output or 0),
+    )
+
+
+def _with_thinking(usage: Object, prompt: int | None, output: int | None, thinking: int) -> int | None:
+    """Add the thinking where the total shows that the output does not include it, as it does on most servers."""
+    if prompt is None or output is None:
+        return output
+    return output + thinking if whole(usage.get("total_tokens")) == prompt + output + thinking else output
+
+
+def _first_count(usage: Object, names: tuple[str, ...]) -> int | None:
+    counts = (whole(usage.get(name)) for name in names)
+    return next((number for number in counts if number is not None), None)
+
+
+def _present(details: object) -> Object:
+    return {name: value for name, value in record(details).items() if value is not None}
+
+
+# --- Thinking that local models put in ``<think>`` tags at the start of their text, however it is cut
 
 
 _OPEN: Final = "<think>"
 _CLOSE: Final = "</think>"
 
 
-def sort_thinking(draft: Draft, piece: str) -> tuple[Piece, ...]:
-    """Say what the next piece of text is; what may be the beginning of a tag is held back in the draft.
+def split_thinking(draft: Draft, piece: str) -> tuple[Piece, ...]:
+    """Sort the next piece into text and thinking; hold back in the draft what may be the beginning of a tag.
 
-    Tags count only at the very start: a later ``<think>`` is text. White space next to the tags goes with them.
+    Tags count only at the very start: a later ``<think>`` is text. White space next to the tags is removed.
     """
     if draft.thinking == "over":
         return (("text", piece),)
@@ -280,18 +392,18 @@ def sort_thinking(draft: Draft, piece: str) -> tuple[Piece, ...]:
     return _STEPS[draft.thinking](draft)
 
 
-def rest_of(draft: Draft) -> tuple[ContentEvent, ...]:
-    """Take what is still held back into the draft and tell it, now that nothing more comes; it is told once.
+def flush_held(draft: Draft) -> tuple[ContentEvent, ...]:
+    """Add the text that was held back to the draft and return its events; a second call returns none.
 
-    Who tells a stream's events to somebody tells these before the draft is finished: all of its text is told then.
+    Emit them before the draft is finished: then the events hold all of its text.
 
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of
     >>> draft = Draft(target=target_of("m", ModelConfig(provider="lm-studio")).unwrap())
-    >>> sort_thinking(draft, "<thi"), rest_of(draft), rest_of(draft)
+    >>> split_thinking(draft, "<thi"), flush_held(draft), flush_held(draft)
     ((), (TextDelta(text='<thi'),), ())
     """
-    return take_pieces(draft, _release(draft))
+    return add_pieces(draft, _release(draft))
 
 
 def _release(draft: Draft) -> tuple[Piece, ...]:
@@ -313,55 +425,55 @@ def _unknown(draft: Draft) -> tuple[Piece, ...]:
 
 
 def _inside(draft: Draft) -> tuple[Piece, ...]:
-    begun = bool(draft.parts) and draft.parts[-1].kind == "reasoning"
-    held = draft.held if begun else draft.held.lstrip()
+    started = bool(draft.parts) and draft.parts[-1].kind == "reasoning"
+    held = draft.held if started else draft.held.lstrip()
     thought, closed, rest = held.partition(_CLOSE)
     if closed:
         draft.thinking, draft.held = "after", rest
-        return (*_some("reasoning", thought), *_after(draft))
-    kept = _cut_tag(thought)
+        return (*_nonempty("reasoning", thought), *_after(draft))
+    kept = _partial_close(thought)
     draft.held = thought[len(thought) - kept :]
-    return _some("reasoning", thought[: len(thought) - kept])
+    return _nonempty("reasoning", thought[: len(thought) - kept])
 
 
 def _after(draft: Draft) -> tuple[Piece, ...]:
     text, draft.held = draft.held.lstrip(), ""
     if text:
         draft.thinking = "over"
-    return _some("text", text)
+    return _nonempty("text", text)
 
 
 _STEPS: Final = {"unknown": _unknown, "inside": _inside, "after": _after}
 
 
-def _some(kind: Literal["text", "reasoning"], text: str) -> tuple[Piece, ...]:
+def _nonempty(kind: Literal["text", "reasoning"], text: str) -> tuple[Piece, ...]:
     return ((kind, text),) if text else ()
 
 
-def _cut_tag(text: str) -> int:
-    """How many letters at the end of the text may be the beginning of the closing tag."""
+def _partial_close(text: str) -> int:
+    """Return how many characters at the end of the text may be the beginning of the closing tag."""
     return next((size for size in range(len(_CLOSE) - 1, 0, -1) if text.endswith(_CLOSE[:size])), 0)
 
 
-# Whether the model that answered is the one that was asked: some servers answer with whatever they have.
+# --- The served model: some servers answer with whichever model they have
 
 
 _DATED: Final = re.compile(r"[-@:]?(\d{4}-?\d{2}-?\d{2}|\d{4}|latest)?", re.IGNORECASE)
 
 
 def compare_models(draft: Draft) -> None:
-    """Warn in the draft where another model answered."""
-    asked, served = draft.target.wire_model, draft.served_model
-    if asked and served and not same_model(asked, served):
-        draft.warnings.append(f"{served!r} answered where {asked!r} was asked")
+    """Add a warning to the draft where another model answered than the one requested."""
+    requested, served = draft.target.wire_model, draft.served_model
+    if requested and served and not same_model(requested, served):
+        draft.warnings.append(f"{served!r} answered instead of {requested!r}")
 
 
-def same_model(asked: str, served: str) -> bool:
-    """Whether the names differ at most by a path, a date or a word for the latest one or for the host.
+def same_model(requested: str, served: str) -> bool:
+    """Return whether the names differ at most by a path, a date, the host or the word for the latest version.
 
     >>> same_model("gpt-4.1", "gpt-4.1-2025-04-14"), same_model("gpt-4.1", "gpt-4.1-mini")
     (True, False)
     """
-    ours, theirs = (name.lower().rsplit("/", 1)[-1].removesuffix(".gguf") for name in (asked, served))
+    ours, theirs = (name.lower().rsplit("/", 1)[-1].removesuffix(".gguf") for name in (requested, served))
     ours = (ours if ":" in theirs else ours.partition(":")[0]).removesuffix("-latest")
     return theirs.startswith(ours) and _DATED.fullmatch(theirs[len(ours) :]) is not None

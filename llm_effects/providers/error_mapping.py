@@ -1,4 +1,4 @@
-"""From an error answer to an ``LLMError``: one table for all providers, read from top to bottom."""
+"""The mapping from error answers to ``LLMError``: one table for all providers, read from top to bottom."""
 
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -9,7 +9,7 @@ from typing import Final, TypeAlias, TypedDict, final
 from attrs import evolve, frozen
 
 from llm_effects.providers.rate_limits import retry_after, should_retry
-from llm_effects.providers.target import Target, masked, masked_name
+from llm_effects.providers.target import Target, redact, redact_name
 from llm_effects.providers.wire import WireResponse
 from llm_effects.values.errors import (
     AuthenticationFailed,
@@ -27,27 +27,26 @@ from llm_effects.values.errors import (
 )
 from llm_effects.values.json import Unreadable, items, parse, record, string, whole
 
-# What an error answer says, read out of every shape that servers give it.
-
+# --- Reading error answers, in every shape that servers send
 
 HTML: Final = "(html)"
-"""Among the words of a fault: it is a web page, so it comes from something in between."""
+"""A word of a fault whose body is a web page, so it comes from something in between."""
 
 MOVED: Final = "(moved)"
-"""Among the words of a fault: it says where to go instead."""
+"""A word of a fault that redirects."""
 
 FOREIGN: Final = "(foreign)"
-"""Among the words of a fault: on this machine, something else than a model server answered."""
+"""A word of a fault on this machine that does not come from a model server."""
 
 NAMES_MODEL: Final = "(model)"
-"""Among the words of a fault: the message speaks of the very model that was asked."""
+"""A word of a fault whose message names the requested model."""
 
 _LONGEST: Final = 4096
 _MARKUP: Final = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>", re.IGNORECASE | re.DOTALL)
 _WORD_KEYS: Final = ("error_code", "code", "type", "status", "reason")
 _STATUS_KEYS: Final = ("status_code", "status", "code", "raw_status_code")
 _FAILURES: Final = {str(status): status for status in range(400, 600)}
-_STANDS_FOR: Final = {
+_STATUS_OF_WORD: Final = {
     "authentication_error": 401,
     "billing_error": 402,
     "permission_error": 403,
@@ -66,9 +65,9 @@ _STANDS_FOR: Final = {
 @final
 @frozen(kw_only=True)
 class Fault:
-    """An error answer, read: ``words`` are its codes and types in lower case, ``detail`` the error object itself.
+    """A parsed error answer: ``words`` are its codes and types in lower case, ``detail`` the error object itself.
 
-    ``message`` is what the server says, at most 4 kB of it; ``text`` is fit to be shown.
+    ``message`` is the server's message, at most 4 kB of it; ``text`` is the same, redacted.
     """
 
     target: Target
@@ -83,36 +82,36 @@ class Fault:
     detail: Mapping[str, object]
 
 
-def read_fault(target: Target, response: WireResponse) -> Fault:
-    """Read an error answer whatever its body is: JSON of any shape, a web page, a plain text, nothing."""
-    fault = _read(target, response)
+def parse_fault(target: Target, response: WireResponse) -> Fault:
+    """Parse an error answer with any body: JSON of any shape, a web page, a plain text, or nothing."""
+    fault = _parse_response(target, response)
     return evolve(fault, words=fault.words | {MOVED}) if "location" in response.headers else fault
 
 
-def _read(target: Target, response: WireResponse) -> Fault:
+def _parse_response(target: Target, response: WireResponse) -> Fault:
     body = parse(response.body[: 64 * _LONGEST])
     if isinstance(body, Unreadable):
-        return _of_text(target, response)
-    fault = read_error(target, body, response.status, response.headers, response.received)
-    return fault if _tells_error(body) else evolve(fault, words=fault.words | _foreign(target))
+        return _parse_text(target, response)
+    fault = parse_error(target, body, response.status, response.headers, response.received)
+    return fault if is_error(body) else evolve(fault, words=fault.words | _foreign(target))
 
 
-def read_error(
+def parse_error(
     target: Target, body: object, status: int | None, headers: Mapping[str, str], received: datetime | None = None
 ) -> Fault:
-    """Read an error from JSON. Without a status of failure it has the one that its own code stands for."""
+    """Parse an error from JSON. Without an error status it gets the one that its own code stands for."""
     error = _error_object(body)
-    message = _said(error)[:_LONGEST]
+    message = _message(error)[:_LONGEST]
     words = frozenset(_words(error))
-    named = target.wire_model is not None and target.wire_model in message
+    names_model = target.wire_model is not None and target.wire_model in message
     return Fault(
         target=target,
         status=_status(error, words, status),
-        words=words | {NAMES_MODEL} if named else words,
+        words=words | {NAMES_MODEL} if names_model else words,
         code=_code(target, error, words),
         message=message,
-        text=masked(target, message),
-        request_id=masked_name(target, request_id(headers) or string(record(body).get("request_id"))),
+        text=redact(target, message),
+        request_id=redact_name(target, request_id(headers) or string(record(body).get("request_id"))),
         retry_after=retry_after(headers, message, received),
         should_retry=should_retry(headers),
         detail=error,
@@ -120,7 +119,7 @@ def read_error(
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """The provider's own number for the exchange.
+    """Return the provider's id of the exchange.
 
     >>> request_id({"x-request-id": "req_1"}), request_id({})
     ('req_1', None)
@@ -128,16 +127,16 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     return headers.get("x-request-id") or headers.get("request-id") or None
 
 
-def filtered(verdicts: object) -> str:
-    """The categories in which a content filter struck.
+def filtered_categories(verdicts: object) -> str:
+    """Return the categories in which a content filter struck.
 
-    >>> filtered({"hate": {"filtered": True}, "violence": {"filtered": False}})
+    >>> filtered_categories({"hate": {"filtered": True}, "violence": {"filtered": False}})
     'hate'
     """
     return ", ".join(name for name, verdict in record(verdicts).items() if record(verdict).get("filtered") is True)
 
 
-def _of_text(target: Target, response: WireResponse) -> Fault:
+def _parse_text(target: Target, response: WireResponse) -> Fault:
     raw = response.body[: 2 * _LONGEST].decode("utf-8", "replace").strip()
     page = raw.startswith("<") or "html" in response.headers.get("content-type", "")
     message = (" ".join(_MARKUP.sub(" ", raw).split()) if page else raw)[:_LONGEST]
@@ -147,8 +146,8 @@ def _of_text(target: Target, response: WireResponse) -> Fault:
         words=_foreign(target) | frozenset({HTML} if page else ()),
         code=None,
         message=message,
-        text=masked(target, message),
-        request_id=masked_name(target, request_id(response.headers)),
+        text=redact(target, message),
+        request_id=redact_name(target, request_id(response.headers)),
         retry_after=retry_after(response.headers, message, response.received),
         should_retry=should_retry(response.headers),
         detail={},
@@ -159,70 +158,71 @@ def _foreign(target: Target) -> frozenset[str]:
     return frozenset({FOREIGN}) if target.preset.family == "local" else frozenset()
 
 
-def _tells_error(body: object) -> bool:
-    told = record(body)
-    return bool(told.get("error")) or "error" in {told.get("object"), told.get("type")}
+def is_error(body: object) -> bool:
+    """Return whether the JSON of a body or an event is an error in the shape of OpenAI's protocols."""
+    fields = record(body)
+    return bool(fields.get("error")) or fields.get("object") == "error" or fields.get("type") == "error"
 
 
 def _error_object(body: object) -> dict[str, object]:
     if isinstance(body, str):
         return {"message": body}
-    whole = next((record(each) for each in (body, *items(body)) if record(each)), dict[str, object]())
-    inner = whole.get("error")
+    outer = next((record(each) for each in (body, *items(body)) if record(each)), dict[str, object]())
+    inner = outer.get("error")
     if isinstance(inner, str) and inner:
-        return {**whole, "message": inner}
-    return record(inner) or whole
+        return {**outer, "message": inner}
+    return record(inner) or outer
 
 
-def _said(value: object, depth: int = 4) -> str:
+def _message(value: object, depth: int = 4) -> str:
     if isinstance(value, str):
         return value
     if not depth:
         return ""
-    if listed := items(value):
-        return "; ".join(filter(None, (_said(each, depth - 1) for each in listed[:20])))
-    said = record(value)
+    if values := items(value):
+        return "; ".join(filter(None, (_message(each, depth - 1) for each in values[:20])))
+    fields = record(value)
     keys = ("message", "msg", "detail", "errors", "title")
-    main = next(filter(None, (_said(said.get(key), depth - 1) for key in keys)), "")
-    where = ".".join(str(each) for each in items(said.get("loc")))
-    raw = string(record(said.get("metadata")).get("raw"))
-    return ": ".join(filter(None, (where, main, raw)))
+    text = next(filter(None, (_message(fields.get(key), depth - 1) for key in keys)), "")
+    location = ".".join(str(each) for each in items(fields.get("loc")))
+    raw = string(record(fields.get("metadata")).get("raw"))
+    return ": ".join(filter(None, (location, text, raw)))
 
 
 def _words(error: dict[str, object]) -> Iterator[str]:
     details = error.get("details")
-    for place in (*map(record, items(details)), record(details), record(error.get("innererror")), error):
+    for fields in (*map(record, items(details)), record(details), record(error.get("innererror")), error):
         for key in _WORD_KEYS:
-            word = string(place.get(key)).lower()
+            word = string(fields.get(key)).lower()
             if word and word != "error" and not word.isdigit():
                 yield word
 
 
 def _code(target: Target, error: dict[str, object], words: Iterable[str]) -> str | None:
-    places = (record(error.get("details")), error)
-    named = (string(place.get(key)) for place in places for key in ("error_code", "code", "type"))
+    sources = (record(error.get("details")), error)
+    named = (string(fields.get(key)) for fields in sources for key in ("error_code", "code", "type"))
     number = error.get("code")
-    plain = str(number) if isinstance(number, int | str) else ""
-    return masked_name(target, next((word for word in named if word.lower() in words), plain))
+    fallback = str(number) if isinstance(number, int | str) else ""
+    return redact_name(target, next((word for word in named if word.lower() in words), fallback))
 
 
 def _status(error: dict[str, object], words: frozenset[str], status: int | None) -> int:
     if status is not None and not 200 <= status < 300:
         return status
-    told = (error.get(key) for key in _STATUS_KEYS)
-    own = next((_FAILURES[str(each)] for each in told if str(each) in _FAILURES), None)
-    stands_for = next((number for word, number in _STANDS_FOR.items() if word in words), None)
-    return own or stands_for or (500 if error else status or 500)
+    values = (error.get(key) for key in _STATUS_KEYS)
+    own = next((_FAILURES[str(value)] for value in values if str(value) in _FAILURES), None)
+    implied = next((number for word, number in _STATUS_OF_WORD.items() if word in words), None)
+    return own or implied or (500 if error else status or 500)
 
 
-# From a fault to the error it is: one small builder for each kind.
+# --- Building errors, one function for each kind
 
 
-Found: TypeAlias = "re.Match[str] | None"
-"""Where a row's pattern struck, if it has one."""
+Match: TypeAlias = "re.Match[str] | None"
+"""The match of a row's pattern, if it has one."""
 
-Build: TypeAlias = Callable[[Fault, Found], LLMError]
-"""Makes the error that a fault is."""
+Build: TypeAlias = Callable[[Fault, Match], LLMError]
+"""A function that builds the error of a fault."""
 
 
 class _Common(TypedDict):
@@ -247,119 +247,123 @@ def _common(fault: Fault) -> _Common:
     )
 
 
-def overloaded(fault: Fault, _: Found = None) -> LLMError:
-    """The server is there and cannot now."""
+def overloaded(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of a server that cannot answer now."""
     return ModelUnavailable(**_common(fault), message=_text(fault), reason="overloaded")
 
 
-def loading(fault: Fault, _: Found = None) -> LLMError:
-    """The model is being loaded."""
+def loading(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of a model that is still loading."""
     return ModelUnavailable(**_common(fault), message=_text(fault), reason="loading")
 
 
-def unknown_model(fault: Fault, _: Found = None) -> LLMError:
-    """The server has no such model, or not for this key."""
+def unknown_model(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of a model that the server does not have, or not for this key."""
     return ModelUnavailable(**_common(fault), message=_text(fault), reason="unknown_model")
 
 
-def limited(fault: Fault, _: Found = None) -> LLMError:
-    """Too many requests or tokens: slow down."""
+def rate_limited(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of too many requests or tokens."""
     return RateLimitExceeded(**_common(fault), message=_text(fault))
 
 
-def spent(fault: Fault, _: Found = None) -> LLMError:
-    """The money or the plan is used up: waiting is no use."""
+def quota_exhausted(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of spent money or a used-up plan: waiting does not help."""
     return RateLimitExceeded(**_common(fault), message=_text(fault), quota=True)
 
 
-def wrong_request(fault: Fault, _: Found = None) -> LLMError:
-    """The request itself is wrong."""
+def invalid_request(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of a request that is itself wrong."""
     return InvalidRequest(**_common(fault), message=_text(fault))
 
 
-def unauthorised(fault: Fault, _: Found = None) -> LLMError:
-    """The key is refused."""
+def authentication_failed(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of a refused key."""
     return AuthenticationFailed(**_common(fault), message=_text(fault))
 
 
-def refused(fault: Fault, _: Found = None) -> LLMError:
-    """A content filter struck."""
+def content_refused(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of a content filter that struck."""
     inner = record(fault.detail.get("innererror"))
-    category = masked_name(fault.target, filtered(inner.get("content_filter_result")))
+    category = redact_name(fault.target, filtered_categories(inner.get("content_filter_result")))
     return ContentRefused(**_common(fault), message=_text(fault), category=category or fault.code)
 
 
-def late(fault: Fault, _: Found = None) -> LLMError:
-    """The server or a gateway gave up waiting."""
+def timed_out(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of a server or a gateway that timed out."""
     cause = Cause(f"HTTP {fault.status}", fault.text)
     return RequestTimeout(**_common(fault), phase="server", cause=cause)
 
 
-def intermediary(fault: Fault, _: Found = None) -> LLMError:
-    """Something between here and the provider answered in its place."""
+def intermediary(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of something on the way that answered in the provider's place."""
     return NetworkError(**_common(fault), message=_text(fault), phase="intermediary")
 
 
-def barred(fault: Fault, _: Found = None) -> LLMError:
-    """A proxy wants to know who asks."""
-    remedy = "a proxy on the way wants a name and a password: set it up, or go round it"
-    return ConfigurationError(**_common(fault), message=f"{fault.target.endpoint}: {remedy} ({_text(fault)})")
-
-
-def wants_tls(fault: Fault, _: Found = None) -> LLMError:
-    """The port is for TLS and was asked without."""
-    remedy = "the server speaks TLS there: begin the endpoint with https://"
-    return ConfigurationError(**_common(fault), message=f"{fault.target.endpoint}: {remedy} ({_text(fault)})")
-
-
-def no_model_server(fault: Fault, _: Found = None) -> LLMError:
-    """Some other program has the port of a model server on this machine."""
+def not_a_model_server(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of another program on the port of a model server on this machine."""
     remedy = f"what answers at {fault.target.endpoint} is not a model server: check the endpoint"
     return NetworkError(**_common(fault), message=f"{remedy} ({_text(fault)})", phase="intermediary")
 
 
-def unsupported(fault: Fault, _: Found = None) -> LLMError:
-    """The server was started without what is asked of it; it says how to start it."""
-    return ConfigurationError(**_common(fault), message=f"{fault.target.endpoint}: {_text(fault)}")
+def _wrong_endpoint(fault: Fault, remedy: str) -> LLMError:
+    return ConfigurationError(**_common(fault), message=f"{fault.target.endpoint}: {remedy}")
 
 
-def wrong_endpoint(fault: Fault, _: Found = None) -> LLMError:
-    """There is nothing of the kind at the endpoint."""
-    remedy = "nothing answers there; check the endpoint, which usually ends in /v1"
-    return ConfigurationError(**_common(fault), message=f"{fault.target.endpoint}: {remedy} ({_text(fault)})")
+def proxy_authentication(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of a proxy that requires authentication."""
+    return _wrong_endpoint(fault, f"a proxy requires a user name and password: set them, or bypass it ({_text(fault)})")
 
 
-def redirected(fault: Fault, _: Found = None) -> LLMError:
-    """The endpoint points elsewhere; a prompt and a key do not go where nobody sent them."""
-    remedy = "redirects are not followed; give the address it points to as the endpoint"
-    return ConfigurationError(**_common(fault), message=f"{fault.target.endpoint}: {remedy} (HTTP {fault.status})")
+def requires_tls(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of a TLS port that got a plain request."""
+    return _wrong_endpoint(fault, f"the server requires TLS: start the endpoint with https:// ({_text(fault)})")
 
 
-def unreadable(fault: Fault, _: Found = None) -> LLMError:
-    """An answer that no provider should give."""
+def unsupported(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of a server that was started without the requested feature; its message names the option."""
+    return _wrong_endpoint(fault, _text(fault))
+
+
+def wrong_endpoint(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of an endpoint with nothing behind it."""
+    remedy = "there is no such path: check the endpoint, which usually ends in /v1"
+    return _wrong_endpoint(fault, f"{remedy} ({_text(fault)})")
+
+
+def redirected(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of an endpoint that redirects; prompts and keys are not sent where the user did not ask."""
+    remedy = "redirects are not followed: set the endpoint to the address that it redirects to"
+    return _wrong_endpoint(fault, f"{remedy} (HTTP {fault.status})")
+
+
+def malformed(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of an answer that no provider should send."""
     return MalformedResponse(**_common(fault), message=_text(fault))
 
 
-def too_long(fault: Fault, found: Found = None) -> LLMError:
-    """The prompt outgrows the window: with both numbers, where fields or words tell them."""
-    told = found.groupdict() if found else {}
+def context_too_large(fault: Fault, match: Match = None) -> LLMError:
+    """Build the error of a prompt that exceeds the window, with both numbers where fields or words hold them."""
+    groups = match.groupdict() if match else {}
     tokens, limit = (whole(fault.detail.get(key)) for key in ("n_prompt_tokens", "n_ctx"))
     return ContextTooLarge(
         **_common(fault),
         message=_text(fault),
-        token_count=tokens if tokens is not None else _sum(told.get("count"), told.get("more")),
-        limit=limit if limit is not None else _sum(told.get("limit")),
+        token_count=tokens if tokens is not None else _sum(groups.get("count"), groups.get("more")),
+        limit=limit if limit is not None else _sum(groups.get("limit")),
     )
 
 
 def _sum(*numbers: str | None) -> int | None:
-    given = [int(re.sub(r"\D", "", number)) for number in numbers if number]
-    return sum(given) if given else None
+    values = [int(re.sub(r"\D", "", number)) for number in numbers if number]
+    return sum(values) if values else None
 
 
 def _text(fault: Fault) -> str:
-    return fault.text or f"HTTP {fault.status} without a word"
+    return fault.text or f"HTTP {fault.status} without a message"
 
+
+# --- The table
 
 _ANY: Final = range(100, 600)
 _REQUEST: Final = frozenset({400, 413, 422, 500})
@@ -372,7 +376,7 @@ _SERVER: Final = frozenset({400, 404, 500, 503})
 @final
 @frozen(kw_only=True)
 class _Row:
-    """A fault is of this kind if its status is among ``statuses``, it bears one of ``words``, ``pattern`` is found."""
+    """A kind of fault: its status is among ``statuses``, it has one of ``words``, ``pattern`` matches its message."""
 
     build: Build
     statuses: Container[int] = _ANY
@@ -380,39 +384,41 @@ class _Row:
     pattern: re.Pattern[str] | None = None
 
 
-def _phrases(build: Build, words: str, statuses: Container[int] = _ANY) -> _Row:
+def _with_words(build: Build, words: str, statuses: Container[int] = _ANY) -> _Row:
     return _Row(build=build, statuses=statuses, words=frozenset(words.lower().split()))
 
 
-def _says(build: Build, statuses: Container[int], *patterns: str) -> tuple[_Row, ...]:
+def _with_patterns(build: Build, statuses: Container[int], *patterns: str) -> tuple[_Row, ...]:
     flags = re.IGNORECASE | re.DOTALL
     return tuple(_Row(build=build, statuses=statuses, pattern=re.compile(each, flags)) for each in patterns)
 
 
-# What a code or a type says, whatever the status: these words have one meaning.
+# Codes and types with one meaning, whatever the status.
 _CODES: Final = (
-    _phrases(
-        spent,
+    _with_words(
+        quota_exhausted,
         "insufficient_quota credit_balance_exhausted organization_spend_limit_exceeded project_spend_limit_exceeded"
         " organization_usage_limit_exceeded billing_hard_limit_reached billing_not_active billing_error"
         " enforced_spend_limit_reached",
     ),
-    _phrases(refused, "content_filter content_policy_violation responsibleaipolicyviolation invalid_prompt"),
-    _phrases(refused, "bio_policy misalignment_policy_violation"),
-    _phrases(unknown_model, "model_not_found invalid_model unknown_model deploymentnotfound"),
-    _phrases(unauthorised, "invalid_api_key api_key_invalid invalid_authentication authentication_error", _KEY),
-    _phrases(unauthorised, "unsupported_country_region_territory permission_error", _KEY),
+    _with_words(content_refused, "content_filter content_policy_violation responsibleaipolicyviolation invalid_prompt"),
+    _with_words(content_refused, "bio_policy misalignment_policy_violation"),
+    _with_words(unknown_model, "model_not_found invalid_model unknown_model deploymentnotfound"),
+    _with_words(
+        authentication_failed, "invalid_api_key api_key_invalid invalid_authentication authentication_error", _KEY
+    ),
+    _with_words(authentication_failed, "unsupported_country_region_territory permission_error", _KEY),
 )
 
-# The numbers come in fields, or as: count (and more, to be added to it) where limit is the window.
+# The numbers come in fields, or in the message: ``count`` plus ``more`` is the prompt, ``limit`` the window.
 _TOO_LONG: Final = (
-    *_says(
-        too_long,
+    *_with_patterns(
+        context_too_large,
         _TOO_LARGE,
         r"request too large.{0,400}limit:? (?P<limit>\d[\d,]*),? requested:? (?P<count>\d[\d,]*)",
     ),
-    *_says(
-        too_long,
+    *_with_patterns(
+        context_too_large,
         _REQUEST,
         r"maximum (?:context|prompt) length (?:is|of) (?P<limit>\d[\d,]*).{0,200}?"
         r"(?:resulted in|requested(?: about)?|contains(?: at least)?) (?P<count>\d[\d,]*)",
@@ -428,35 +434,37 @@ _TOO_LONG: Final = (
         r"prompt is longer than the context length|input length exceeds the context length|prompt is too long",
         r"longer than the (?:maximum )?model length|max_tokens must be at least 1, got -|input is too long for",
     ),
-    _phrases(too_long, "context_length_exceeded exceed_context_size_error string_above_max_length"),
+    _with_words(context_too_large, "context_length_exceeded exceed_context_size_error string_above_max_length"),
 )
 
 _WORDS: Final = (
-    *_says(
-        spent,
+    *_with_patterns(
+        quota_exhausted,
         frozenset({400, 402, 403, 429}),
         r"credit balance is too low|insufficient (?:balance|credits?|funds)|spend(?:ing)? limit",
         r"(?:reached|exceeded) your.{0,40}usage limit|extra usage is required",
         r"exceeded your current quota(?!.*retry in)",
     ),
-    *_says(refused, _REQUEST, r"content management policy|flagged as potentially violating"),
-    *_says(unauthorised, _KEY, r"(?:incorrect|invalid|missing) api[ _-]?key|api key (?:is )?(?:not valid|invalid)"),
-    *_says(wrong_endpoint, _ANY, r"unexpected endpoint or method"),
-    *_says(
-        wants_tls,
+    *_with_patterns(content_refused, _REQUEST, r"content management policy|flagged as potentially violating"),
+    *_with_patterns(
+        authentication_failed, _KEY, r"(?:incorrect|invalid|missing) api[ _-]?key|api key (?:is )?(?:not valid|invalid)"
+    ),
+    *_with_patterns(wrong_endpoint, _ANY, r"unexpected endpoint or method"),
+    *_with_patterns(
+        requires_tls,
         frozenset({400, 497}),
         r"plain http request was sent to https|http request to an https server|speaking plain http to an ssl",
     ),
-    *_says(loading, _SERVER, r"loading model|model is (?:(?:still |currently )?loading|unloaded|not loaded)"),
-    *_says(
+    *_with_patterns(loading, _SERVER, r"loading model|model is (?:(?:still |currently )?loading|unloaded|not loaded)"),
+    *_with_patterns(
         unknown_model,
         _ABSENT,
         r"\bmodel\b.{0,200}(?:does not exist|not found|is not available|not have access)|no models? loaded",
         r"(?:unknown|invalid|no such) model\b|not a valid model|model identifier is invalid|^models?[:/]",
     ),
-    _phrases(unknown_model, NAMES_MODEL, frozenset({404})),
-    *_says(
-        wrong_request,
+    _with_words(unknown_model, NAMES_MODEL, frozenset({404})),
+    *_with_patterns(
+        invalid_request,
         frozenset({500}),
         r"failed to (?:parse|format)|image input is not supported|does not support (?:images?|tools?|vision)",
         r"cannot make GET request|(?:failed|unable) to (?:load|decode|process|download) image|chat template",
@@ -464,18 +472,18 @@ _WORDS: Final = (
 )
 
 _STATUSES: Final = (
-    _phrases(intermediary, HTML, frozenset({403})),
-    _phrases(no_model_server, FOREIGN, frozenset({404, 405, 501, *range(300, 400)})),
-    _phrases(redirected, MOVED, range(300, 400)),
-    _Row(build=unauthorised, statuses=frozenset({401, 403})),
-    _Row(build=spent, statuses=frozenset({402})),
+    _with_words(intermediary, HTML, frozenset({403})),
+    _with_words(not_a_model_server, FOREIGN, frozenset({404, 405, 501, *range(300, 400)})),
+    _with_words(redirected, MOVED, range(300, 400)),
+    _Row(build=authentication_failed, statuses=frozenset({401, 403})),
+    _Row(build=quota_exhausted, statuses=frozenset({402})),
     _Row(build=wrong_endpoint, statuses=frozenset({404, 405})),
-    _Row(build=barred, statuses=frozenset({407})),
-    _Row(build=late, statuses=frozenset({408, 504, 524})),
+    _Row(build=proxy_authentication, statuses=frozenset({407})),
+    _Row(build=timed_out, statuses=frozenset({408, 504, 524})),
     _Row(build=overloaded, statuses=frozenset({409, 425})),
-    _Row(build=limited, statuses=frozenset({429})),
-    _Row(build=wrong_request, statuses=range(400, 500)),
-    _phrases(unsupported, "not_supported_error", frozenset({501})),
+    _Row(build=rate_limited, statuses=frozenset({429})),
+    _Row(build=invalid_request, statuses=range(400, 500)),
+    _with_words(unsupported, "not_supported_error", frozenset({501})),
     _Row(build=unknown_model, statuses=frozenset({501})),
     _Row(build=overloaded, statuses=range(500, 600)),
 )
@@ -485,11 +493,11 @@ _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def classify(target: Target, response: WireResponse) -> LLMError:
-    """Say what an answer that is no success means: by its codes, then its words, then its status.
+    """Return the error that a non-2xx answer stands for: by its codes, then its words, then its status.
 
-    Nothing of the key is in the error, and at most 500 letters of the message.
+    The error holds no part of the key, and at most 500 characters of the message.
     """
-    return _error_of(read_fault(target, response))
+    return _error_of(parse_fault(target, response))
 
 
 def classify_error_object(
@@ -499,26 +507,25 @@ def classify_error_object(
     headers: Mapping[str, str] = _NO_HEADERS,
     received: datetime | None = None,
 ) -> LLMError:
-    """Say what an error inside a success or a stream means.
+    """Return the error that an error object inside a 2xx answer or a stream stands for.
 
-    ``error`` is the error's JSON, the object that holds it, or a text. Without a ``status`` of failure it counts as
-    the status that its own code stands for, and as 500 where it has none. Dates in ``headers`` count from
-    ``received``, where the server did not date its answer.
+    ``error`` is the error's JSON, the object that holds it, or a text. Without an error ``status`` it gets the status
+    that its own code stands for, or else 500. Dates in ``headers`` count from ``received`` if the answer has no date.
     """
-    return _error_of(read_error(target, error, status, headers, received))
+    return _error_of(parse_error(target, error, status, headers, received))
 
 
 def _error_of(fault: Fault) -> LLMError:
     for row in _TABLE:
-        found = row.pattern.search(fault.message) if row.pattern and fault.status in row.statuses else None
-        if _fits(row, fault, found):
-            return row.build(fault, found)
-    return unreadable(fault)
+        match = row.pattern.search(fault.message) if row.pattern and fault.status in row.statuses else None
+        if _matches(row, fault, match):
+            return row.build(fault, match)
+    return malformed(fault)
 
 
-def _fits(row: _Row, fault: Fault, found: Found) -> bool:
+def _matches(row: _Row, fault: Fault, match: Match) -> bool:
     return (
         fault.status in row.statuses
         and (not row.words or not row.words.isdisjoint(fault.words))
-        and (row.pattern is None or found is not None)
+        and (row.pattern is None or match is not None)
     )

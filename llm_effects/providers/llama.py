@@ -1,6 +1,6 @@
-"""The in-process model speaks chat completions too, with neither an address nor headers, and always in a stream.
+"""The protocol of the in-process model: chat completions without a URL or headers, and always as a stream.
 
-Its stream has no terminal of its own: it ends when the engine returns, and the finish reason says that it is whole.
+The stream has no last event of its own: it ends when the engine returns, and is whole if it had a finish reason.
 """
 
 from pathlib import PurePath
@@ -20,25 +20,25 @@ from llm_effects.values.json import parse, record
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse
 
-_ALWAYS: Final = {
+_FIELDS: Final = {
     "stream": True,
     "stream_options": {"include_usage": True},
-    "cache_prompt": True,  # the next turn of a conversation reads only what is new
-    "return_progress": True,  # so that the engine is told between two pieces of a long prompt that nobody waits
+    "cache_prompt": True,  # the next turn of a conversation processes only what is new
+    "return_progress": True,  # so that a cancelled call can stop between two pieces of a long prompt
 }
 
 
 def _encode(target: Target, request: LLMRequest, _: bool) -> Result[WireRequest, LLMError]:
-    return OPENAI_CHAT.encode(target, request, True).map(_inside)
+    return OPENAI_CHAT.encode(target, request, True).map(_for_engine)
 
 
-def _inside(wire: WireRequest) -> WireRequest:
-    body = {**record(parse(wire.body)), **_ALWAYS}
+def _for_engine(wire: WireRequest) -> WireRequest:
+    body = {**record(parse(wire.body)), **_FIELDS}
     return evolve(wire, url="", headers=(), body=msgspec.json.encode(body))
 
 
 def _decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
-    return OPENAI_CHAT.decode(target, response).map(_named)
+    return OPENAI_CHAT.decode(target, response).map(_without_path)
 
 
 def _finish(draft: Draft) -> Result[LLMResponse, LLMError]:
@@ -46,12 +46,12 @@ def _finish(draft: Draft) -> Result[LLMResponse, LLMError]:
     return OPENAI_CHAT.finish(draft)
 
 
-def _named(response: LLMResponse) -> LLMResponse:
+def _without_path(response: LLMResponse) -> LLMResponse:
     return evolve(response, served_model=_stem(response.served_model))
 
 
 def _stem(served: str | None) -> str | None:
-    """The engine names its model by the whole path of its file: where that lies is nobody's business.
+    """Return the file name of the served model without its path, which stays private.
 
     >>> _stem("/home/me/models/SmolLM2-135M-Instruct.Q4_1.gguf")
     'SmolLM2-135M-Instruct.Q4_1'
@@ -66,4 +66,4 @@ LLAMA: Final = Provider(
     decode_event=OPENAI_CHAT.decode_event,
     finish=_finish,
 )
-"""The protocol of the in-process model: its error objects are those of chat completions."""
+"""The protocol of the in-process model, with the error objects of chat completions."""

@@ -1,21 +1,33 @@
-"""What a turn of each role may hold, whatever the protocol, and the refusal of a request that holds anything else."""
+"""Encoding that the protocols share: checks of messages, tool calls, media and settings."""
 
 import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, TypeAlias
 
+import msgspec
 from attrs import evolve
 
 from llm_effects.providers.target import Target
 from llm_effects.values.errors import InvalidRequest
 from llm_effects.values.json import dump, parse, record
 from llm_effects.values.messages import Document, Image, Message, Part, Reasoning, Role, Text, ToolCall, ToolResult
-from llm_effects.values.requests import LLMRequest
+from llm_effects.values.requests import LLMRequest, Tool
 from llm_effects.values.validation import short_repr
 
-_PLACES: Final[Mapping[Role, tuple[type[Part], ...]]] = {
+Encoded: TypeAlias = Mapping[str, object] | msgspec.Raw
+"""A JSON object to send; a raw one is sent byte for byte as it was received."""
+
+Settings: TypeAlias = tuple[Mapping[str, object], tuple[str, ...]]
+"""Fields of a body, and warnings about what was dropped or changed to encode them."""
+
+NO_SETTINGS: Final[Settings] = ({}, ())
+
+
+# --- Checks of messages
+
+_PARTS_OF_ROLE: Final[Mapping[Role, tuple[type[Part], ...]]] = {
     "system": (Text,),
     "user": (Text, Image, Document, ToolResult),
     "tool": (Text, Image, Document, ToolResult),
@@ -23,30 +35,30 @@ _PLACES: Final[Mapping[Role, tuple[type[Part], ...]]] = {
 }
 
 
-def misplaced(request: LLMRequest) -> str | None:
-    """The first part that its turn cannot hold, and the remedy.
+def misplaced_part(request: LLMRequest) -> str | None:
+    """Return the problem of the first part that its message cannot hold, with the remedy.
 
     >>> from llm_effects import Message
-    >>> misplaced(LLMRequest(messages=(Message("user", (ToolCall("id", "weather"),)),)))
-    "messages[0].parts[0]: a turn of role 'user' holds Text or Image or Document or ToolResult here"
+    >>> misplaced_part(LLMRequest(messages=(Message("user", (ToolCall("id", "weather"),)),)))
+    "messages[0].parts[0]: a message of role 'user' holds Text or Image or Document or ToolResult"
     """
     for at, message in enumerate(request.messages):
         for place, part in enumerate(message.parts):
-            if type(part) not in _PLACES[message.role]:
-                kinds = " or ".join(kind.__name__ for kind in _PLACES[message.role])
-                return f"messages[{at}].parts[{place}]: a turn of role {message.role!r} holds {kinds} here"
+            if type(part) not in _PARTS_OF_ROLE[message.role]:
+                kinds = " or ".join(kind.__name__ for kind in _PARTS_OF_ROLE[message.role])
+                return f"messages[{at}].parts[{place}]: a message of role {message.role!r} holds {kinds}"
     return None
 
 
-def unpaired(request: LLMRequest) -> str | None:
-    """The first call of a tool without its result, or result without its call, and the remedy.
+def unpaired_call(request: LLMRequest) -> str | None:
+    """Return the problem of the first tool call without a result, or result without a call, with the remedy.
 
-    Providers refuse the one, or answer it with nothing.
+    Providers refuse such a conversation, or return an empty answer.
 
     >>> from llm_effects import Message
     >>> call = Message("assistant", (ToolCall("id", "weather"),))
-    >>> unpaired(LLMRequest(messages=(Message("user", "hm?"), call, Message("user", "well?"))))
-    "messages[1].parts[0]: the call 'id' has no result: give a ToolResult for it, or leave the call out"
+    >>> unpaired_call(LLMRequest(messages=(Message("user", "hm?"), call, Message("user", "well?"))))
+    "messages[1].parts[0]: the call 'id' has no result: add a ToolResult for it, or remove the call"
     """
     waiting = dict[str, str]()
     for at, message in enumerate(request.messages):
@@ -55,78 +67,83 @@ def unpaired(request: LLMRequest) -> str | None:
             if isinstance(part, ToolCall):
                 waiting[part.id] = here
             elif isinstance(part, ToolResult) and waiting.pop(part.call_id, None) is None:
-                return f"{here}: no call {short_repr(part.call_id)} waits for a result before it: leave the result out"
-    left = next(iter(waiting.items()), None)
-    remedy = "give a ToolResult for it, or leave the call out"
-    return None if left is None else f"{left[1]}: the call {short_repr(left[0])} has no result: {remedy}"
+                return f"{here}: no call {short_repr(part.call_id)} before it waits for a result: remove the result"
+    first = next(iter(waiting.items()), None)
+    remedy = "add a ToolResult for it, or remove the call"
+    return None if first is None else f"{first[1]}: the call {short_repr(first[0])} has no result: {remedy}"
 
 
-def unsendable(request: LLMRequest, turns: Sequence[object]) -> str | None:
-    """What is wrong with the messages of a request that became these turns, if anything is."""
-    nothing = None if turns else "messages: hold nothing that can be sent: end with a user's turn"
-    return misplaced(request) or nothing or unpaired(request)
+def message_problem(request: LLMRequest, turns: Sequence[object]) -> str | None:
+    """Return the problem of the messages that were encoded as these turns, if there is one."""
+    empty = None if turns else "messages: there is nothing to send: end with a user message"
+    return misplaced_part(request) or empty or unpaired_call(request)
 
 
 def invalid(target: Target, request: LLMRequest, message: str) -> InvalidRequest:
-    """The refusal of a request that cannot be written for this target."""
+    """Return the error of a request that cannot be encoded for this target."""
     return InvalidRequest(model=target.name, provider=target.preset.name, message=message, request=request)
 
 
-# Calls of tools on their way back to a model, as servers take them: their ids, and arguments that are an object.
+# --- Tools and tool calls
+
+_SHORT_ID: Final = re.compile(r"[a-zA-Z0-9]{9}")
 
 
-_SHORT: Final = re.compile(r"[a-zA-Z0-9]{9}")
+def tool_head(tool: Tool) -> dict[str, object]:
+    """Return the name of a tool, and its description if it has one."""
+    return {"name": tool.name, **({"description": tool.description} if tool.description else {})}
 
 
-def sent_arguments(arguments: str) -> str:
-    r"""Give the arguments of a call as JSON text of an object: some servers break on anything else.
+def encode_arguments(arguments: str) -> str:
+    r"""Return the arguments of a call as the JSON text of an object: some servers fail on anything else.
 
-    What a model cut or garbled is wrapped, so that it can see its slip; an empty text stood for no arguments.
+    Malformed arguments are wrapped, so that the model can see its mistake; an empty text stands for no arguments.
 
-    >>> sent_arguments(' {"q":1}'), sent_arguments(""), sent_arguments('{"q":')
+    >>> encode_arguments(' {"q":1}'), encode_arguments(""), encode_arguments('{"q":')
     ('{"q":1}', '{}', '{"INVALID_JSON":"{\\"q\\":"}')
     """
-    given = parse(arguments)
-    if given == {} or record(given):
+    value = parse(arguments)
+    if value == {} or record(value):
         return arguments.strip()
     return "{}" if arguments.strip() in {"", "null"} else dump({"INVALID_JSON": arguments}).decode()
 
 
-def shortened(request: LLMRequest) -> LLMRequest:
-    """Give every call and its result an id of nine letters and digits, always the same for the same id.
+def shorten_call_ids(request: LLMRequest) -> LLMRequest:
+    """Replace the id of every call and its result by nine letters and digits, always the same for the same id.
 
-    Mistral refuses any other, and so a conversation that another provider began.
+    Mistral refuses other ids, and so any conversation that another provider started.
 
     >>> from llm_effects.values.messages import Message
     >>> turns = (Message("assistant", ToolCall("call_0", "look")), Message("tool", ToolResult("call_0")))
-    >>> [message.parts[0] for message in shortened(LLMRequest(messages=turns)).messages]
+    >>> [message.parts[0] for message in shorten_call_ids(LLMRequest(messages=turns)).messages]
     [ToolCall(id='c557a85a0', name='look', arguments='{}'), ToolResult(call_id='c557a85a0', content='', is_error=False)]
     """
-    return evolve(request, messages=tuple(map(_message, request.messages))) if request.messages else request
+    return evolve(request, messages=tuple(map(_short_message, request.messages))) if request.messages else request
 
 
-def _message(message: Message) -> Message:
-    return evolve(message, parts=tuple(map(_part, message.parts)))
+def _short_message(message: Message) -> Message:
+    return evolve(message, parts=tuple(map(_short_part, message.parts)))
 
 
-def _part(part: Part) -> Part:
+def _short_part(part: Part) -> Part:
     if isinstance(part, ToolCall):
-        return evolve(part, id=_short(part.id))
-    return evolve(part, call_id=_short(part.call_id)) if isinstance(part, ToolResult) else part
+        return evolve(part, id=_short_id(part.id))
+    return evolve(part, call_id=_short_id(part.call_id)) if isinstance(part, ToolResult) else part
 
 
-def _short(given: str) -> str:
-    return given if _SHORT.fullmatch(given) else hashlib.sha256(given.encode(errors="replace")).hexdigest()[:9]
+def _short_id(call_id: str) -> str:
+    if _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode(errors="replace")).hexdigest()[:9]
 
 
-# How OpenAI's protocols are shown a picture or a document: inside a URL, or, where it is text, as text.
+# --- Images and documents in OpenAI's protocols: as data URLs, or, where they are plain text, as text
 
-
-_ENDINGS: Final = {"application/pdf": ".pdf"}
+_SUFFIXES: Final = {"application/pdf": ".pdf"}
 
 
 def data_url(part: Image | Document) -> str:
-    """Give its URL, or all of it inside of one.
+    """Return the URL of a part, or a data URL that holds its bytes.
 
     >>> data_url(Image(b"GIF89a"))
     'data:image/gif;base64,R0lGODlh'
@@ -135,21 +152,46 @@ def data_url(part: Image | Document) -> str:
 
 
 def file_name(document: Document) -> str:
-    """Name a document, with the ending by which its kind is known there.
+    """Return a file name for a document, with the suffix by which OpenAI knows its media type.
 
     >>> file_name(Document(b"%PDF-1.7", title="Report"))
     'Report.pdf'
     """
-    name, ending = document.title or "document", _ENDINGS.get(document.media_type or "", "")
-    return name if name.lower().endswith(ending) else name + ending
+    name, suffix = document.title or "document", _SUFFIXES.get(document.media_type or "", "")
+    return name if name.lower().endswith(suffix) else name + suffix
 
 
-def read_out(part: Part) -> Part:
-    r"""Put the text of a plain document in its place, below its title; any other part stays as it is.
+def inline_document(part: Part) -> Part:
+    r"""Replace a plain-text document by its text, below its title; return any other part unchanged.
 
-    >>> read_out(Document(b"disk: 97 %", "text/plain", title="df")).text
+    >>> inline_document(Document(b"disk: 97 %", "text/plain", title="df")).text
     'df:\n\ndisk: 97 %\n\n'
     """
     if not isinstance(part, Document) or not part.plain:
         return part
     return Text(f"{part.title or 'document'}:\n\n{part.text}\n\n")
+
+
+# --- Settings
+
+
+def merge_settings(settings: Iterable[Settings]) -> Settings:
+    """Merge settings into one, in their order."""
+    fields: dict[str, object] = {}
+    warnings: list[str] = []
+    for more_fields, more_warnings in settings:
+        fields.update(more_fields)
+        warnings.extend(more_warnings)
+    return fields, tuple(warnings)
+
+
+def output_limit(target: Target, request: LLMRequest) -> int | None:
+    """Return the cap on output tokens that the request sets, or else the configuration."""
+    return request.preferences.max_tokens or target.config.max_tokens
+
+
+def sampling(target: Target, request: LLMRequest) -> dict[str, float]:
+    """Return the ``temperature`` and ``top_p`` that are set; the request takes precedence over the configuration."""
+    temperature, top_p = request.preferences.temperature, request.preferences.top_p
+    values = {"temperature": target.config.temperature if temperature is None else temperature, "top_p": top_p}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Embeddings, as OpenAI and every compatible server speak of them, and the in-process model too."""
+"""Embeddings in the protocol of OpenAI, of every compatible server and of the in-process model."""
 
 import base64
 import binascii
@@ -7,8 +7,8 @@ import struct
 from attrs import evolve
 from returns.result import Failure, Result, Success
 
+from llm_effects.providers.draft import openai_usage
 from llm_effects.providers.error_mapping import classify, classify_error_object, request_id
-from llm_effects.providers.openai_chat import usage_of
 from llm_effects.providers.target import Target, wire_request
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import InvalidRequest, LLMError, MalformedResponse
@@ -17,7 +17,7 @@ from llm_effects.values.responses import Usage, Vector, Vectors
 
 
 def encode(target: Target, texts: tuple[str, ...], dimensions: int | None) -> WireRequest:
-    """Write the request; numbers are asked for packed (base64) where the server is known to take that.
+    """Encode a request; ask for packed numbers (base64) where the server is known to support that.
 
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of
@@ -35,63 +35,63 @@ def encode(target: Target, texts: tuple[str, ...], dimensions: int | None) -> Wi
 
 
 def decode(target: Target, response: WireResponse, count: int, dimensions: int | None) -> Result[Vectors, LLMError]:
-    """Read an answer to ``count`` texts, whatever its status."""
+    """Decode an answer to ``count`` texts, whatever its status."""
     if not 200 <= response.status < 300:
         return Failure(classify(target, response))
-    told = parse(response.body)
-    if record(told).get("error"):
-        error = classify_error_object(target, told, headers=response.headers, received=response.received)
+    body = parse(response.body)
+    if record(body).get("error"):
+        error = classify_error_object(target, body, headers=response.headers, received=response.received)
         return Failure(error)
-    named = read(target, told, count, dimensions)
-    return named.map(lambda vectors: evolve(vectors, request_id=request_id(response.headers)))
+    decoded = read(target, body, count, dimensions)
+    return decoded.map(lambda vectors: evolve(vectors, request_id=request_id(response.headers)))
 
 
-def read(target: Target, told: object, count: int, dimensions: int | None) -> Result[Vectors, LLMError]:
+def read(target: Target, body: object, count: int, dimensions: int | None) -> Result[Vectors, LLMError]:
     """Read the JSON of an answer: one finite vector for each text, in the order of the texts, all of one length."""
-    answer = record(told)
-    found = _in_order(items(answer.get("data")))
-    vectors = tuple(_vector(record(each).get("embedding")) for each in found)
-    whole_ones = tuple(vector for vector in vectors if vector is not None)
-    if len(whole_ones) != count or len(vectors) != count:
-        return Failure(_malformed(target, f"the answer has {len(whole_ones)} whole vectors for {count} texts"))
-    problem = _wrong_length(target, {len(vector) for vector in whole_ones}, dimensions)
+    answer = record(body)
+    data = _in_order(items(answer.get("data")))
+    decoded = tuple(_vector(record(each).get("embedding")) for each in data)
+    vectors = tuple(vector for vector in decoded if vector is not None)
+    if len(vectors) != count or len(decoded) != count:
+        return Failure(_malformed(target, f"the answer has {len(vectors)} valid vectors for {count} texts"))
+    problem = _length_problem(target, {len(vector) for vector in vectors}, dimensions)
     if problem is not None:
         return Failure(problem)
     usage, served = _usage(record(answer.get("usage"))), string(answer.get("model")) or None
-    return Success(Vectors(vectors=whole_ones, usage=usage, served_model=served))
+    return Success(Vectors(vectors=vectors, usage=usage, served_model=served))
 
 
 def _in_order(data: list[object]) -> list[object]:
-    """By their ``index``, where all have one of their own; some servers give none."""
+    """Sort by ``index`` if every vector has its own; some servers send none."""
     numbers = [whole(record(each).get("index")) for each in data]
     placed = {number: each for number, each in zip(numbers, data, strict=True) if number is not None}
     return [placed[number] for number in range(len(data))] if placed.keys() == set(range(len(data))) else data
 
 
-def _vector(told: object) -> Vector | None:
-    """From base64 or from a list: servers that do not know the one give the other."""
+def _vector(value: object) -> Vector | None:
+    """Decode base64 or a list: servers that do not know the one send the other."""
     try:
-        if isinstance(told, str):
-            vector = Vector(base64.b64decode(told, validate=True))
+        if isinstance(value, str):
+            vector = Vector(base64.b64decode(value, validate=True))
             return vector if vector.finite else None
-        vector = Vector.of(each for each in items(told) if isinstance(each, int | float))
+        vector = Vector.of(each for each in items(value) if isinstance(each, int | float))
     except (binascii.Error, ValueError, OverflowError, struct.error):
         return None
-    return vector if len(vector) == len(items(told)) and vector.finite else None
+    return vector if len(vector) == len(items(value)) and vector.finite else None
 
 
-def _wrong_length(target: Target, lengths: set[int], dimensions: int | None) -> LLMError | None:
+def _length_problem(target: Target, lengths: set[int], dimensions: int | None) -> LLMError | None:
     if len(lengths) > 1:
         return _malformed(target, "the vectors of one answer have different lengths")
     if dimensions is None or lengths == {dimensions}:
         return None
-    message = f"dimensions: {target.name} gave {lengths.pop()} for {dimensions}: leave it out, it is not heeded there"
+    message = f"dimensions: {target.name} sent {lengths.pop()} for {dimensions}: remove it, the server ignores it"
     return InvalidRequest(model=target.name, provider=target.preset.name, message=message)
 
 
-def _usage(told: dict[str, object]) -> Usage:
-    """An embedding has no output."""
-    usage = usage_of(told)
+def _usage(counts: dict[str, object]) -> Usage:
+    """Set the output to 0 tokens: an embedding has none."""
+    usage = openai_usage(counts)
     return usage if usage.input_tokens is None else evolve(usage, output_tokens=0, reasoning_tokens=0)
 
 

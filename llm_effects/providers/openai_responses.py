@@ -1,7 +1,7 @@
-"""OpenAI's Responses: the request, and the protocol's record."""
+"""OpenAI's Responses."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 from returns.pipeline import is_successful
@@ -10,23 +10,45 @@ from returns.result import Failure, Result, Success
 from llm_effects.providers.base import Provider
 from llm_effects.providers.capabilities import EFFORTS, gpt_rules
 from llm_effects.providers.draft import (
+    NO_EVENTS,
     Draft,
+    Events,
+    Object,
     PartDraft,
+    PartKind,
+    citations_of_annotations,
     compare_models,
-    interrupted,
+    delta_of,
+    grow,
     malformed,
-    of_annotations,
+    not_json,
+    openai_usage,
+    parse_body,
+    reported_error,
     response_of,
 )
-from llm_effects.providers.error_mapping import classify, classify_error_object, filtered, request_id
+from llm_effects.providers.error_mapping import classify, filtered_categories, is_error, request_id
 from llm_effects.providers.json_schema import openai_format
-from llm_effects.providers.message_encoding import data_url, file_name, invalid, read_out, sent_arguments, unsendable
-from llm_effects.providers.openai_chat import usage_of
+from llm_effects.providers.message_encoding import (
+    NO_SETTINGS,
+    Encoded,
+    Settings,
+    data_url,
+    encode_arguments,
+    file_name,
+    inline_document,
+    invalid,
+    merge_settings,
+    message_problem,
+    output_limit,
+    sampling,
+    tool_head,
+)
 from llm_effects.providers.sse import ServerEvent
-from llm_effects.providers.target import Target, written
+from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import LLMError
-from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.values.events import StreamEvent, ToolCallDelta
 from llm_effects.values.json import Unreadable, items, json_text, parse, record, string, whole
 from llm_effects.values.messages import (
     Citation,
@@ -44,380 +66,70 @@ from llm_effects.values.messages import (
 from llm_effects.values.requests import LLMRequest, ReasoningEffort, Tool, conversation
 from llm_effects.values.responses import FinishReason, LLMResponse
 
-# The items of Responses' answers: each is a part of the draft, grown by deltas and completed by what is told whole.
-
-
-Object: TypeAlias = dict[str, object]
-"""A JSON object as it came."""
-
-Told: TypeAlias = Result[tuple[StreamEvent, ...], LLMError]
-"""What one event brought."""
-
-Key: TypeAlias = int | str
-"""Where in the answer an item stands, or its id where a server does not say."""
-
-NOTHING: Final[Told] = Success(())
-_APART: Final = "\n\n"
-
-
-def take_item(draft: Draft, key: Key, item: Object) -> Told:
-    """Take an item as far as it is told; taking it again adds what is new. Those of other tools tell nothing."""
-    match item.get("type"):
-        case "message":
-            _take_refusal(draft, item)
-            part = _part(draft, key, "text")
-            part.citations = tuple(_cited(item)) or part.citations
-            return Success(_complete(draft, part, "".join(_said(item, "output_text", "text"))))
-        case "reasoning":
-            part = _part(draft, key, "reasoning")
-            if item.get("encrypted_content") or item.get("content"):  # else there is nothing to be sent back
-                part.opaque = json_text(item)
-            return Success(_complete(draft, part, _APART.join(filter(None, _thoughts(item)))))
-        case "function_call" | "custom_tool_call":
-            return _take_call(draft, key, item)
-        case _:
-            return NOTHING
-
-
-def _take_refusal(draft: Draft, item: Object) -> None:
-    refused = list(_said(item, "refusal", "refusal"))
-    if refused:
-        draft.refusal, draft.refusal_text = "refusal", refused
-
-
-def _said(item: Object, kind: str, field: str) -> Iterator[str]:
-    for told in map(record, items(item.get("content"))):
-        if told.get("type") == kind:
-            yield string(told.get(field))
-
-
-def _cited(item: Object) -> Iterator[Citation]:
-    """Each piece of a message counts its own characters."""
-    offset = 0
-    for told in map(record, items(item.get("content"))):
-        length = len(string(told.get("text"))) if told.get("type") == "output_text" else 0
-        yield from of_annotations(told.get("annotations"), offset, length)
-        offset += length
-
-
-def _thoughts(item: Object) -> Iterator[str]:
-    """The summary of the thinking, and the thinking itself where a server shows it."""
-    for told in map(record, (*items(item.get("summary")), *items(item.get("content")))):
-        yield string(told.get("text"))
-
-
-def _take_call(draft: Draft, key: Key, item: Object) -> Told:
-    name = string(item.get("name")).strip()
-    if not name:
-        return Failure(malformed(draft, "a tool call has no name"))
-    part = _part(draft, key, "tool")
-    begun = _named(part, name, string(item.get("call_id")).strip() or string(item.get("id")).strip())
-    whole = json_text(item.get("arguments", item.get("input")))
-    return Success((*begun, *_complete(draft, part, whole)))
-
-
-def _named(part: PartDraft, name: str, call_id: str) -> tuple[StreamEvent, ...]:
-    if part.name:
-        return ()
-    part.name, part.id = name, call_id or f"call_{part.index}"
-    return (ToolCallDelta(part.index, part.id, name, "".join(part.pieces)),)
-
-
-def grow_text(draft: Draft, key: Key, piece: str) -> tuple[StreamEvent, ...]:
-    """Take more text of a message."""
-    return _grow(_part(draft, key, "text"), piece)
-
-
-def grow_call(draft: Draft, key: Key, piece: str) -> tuple[StreamEvent, ...]:
-    """Take more of a call's arguments; until its name is known they are kept and not told."""
-    return _grow(_part(draft, key, "tool"), piece)
-
-
-def grow_thinking(draft: Draft, key: Key, paragraph: str, piece: str) -> tuple[StreamEvent, ...]:
-    """Take more thinking; a blank line stands between its paragraphs."""
-    part, place = _part(draft, key, "reasoning"), f"{key}/{paragraph}"
-    if not piece:
-        return ()
-    begins = bool(part.pieces) and place not in draft.slots
-    draft.slots[place] = part
-    return _grow(part, _APART + piece if begins else piece)
-
-
-def complete_call(draft: Draft, key: Key, arguments: str) -> tuple[StreamEvent, ...]:
-    """Take a call's arguments whole."""
-    return _complete(draft, _part(draft, key, "tool"), arguments)
-
-
-def _part(draft: Draft, key: Key, kind: Literal["text", "reasoning", "tool"]) -> PartDraft:
-    part = draft.slots.get(key)
-    if part is None or part.kind != kind:
-        part = PartDraft(kind=kind, index=sum(each.kind == "tool" for each in draft.parts))
-        draft.parts.append(part)
-        draft.slots[key] = part
-    return part
-
-
-def _grow(part: PartDraft, piece: str) -> tuple[StreamEvent, ...]:
-    if not piece:
-        return ()
-    part.pieces.append(piece)
-    return _event(part, piece)
-
-
-def _complete(draft: Draft, part: PartDraft, whole: str) -> tuple[StreamEvent, ...]:
-    """Make a part what it is told to be as a whole, and tell what of it was not told yet."""
-    told = "".join(part.pieces)
-    if not whole or whole == told:
-        return ()
-    part.pieces[:] = [whole]
-    if whole.startswith(told):
-        return _event(part, whole[len(told) :])
-    draft.warnings.append("what the stream told piece by piece is not what it told as a whole, which was taken")
-    return ()
-
-
-def _event(part: PartDraft, piece: str) -> tuple[StreamEvent, ...]:
-    match part.kind:
-        case "text":
-            return (TextDelta(piece),)
-        case "reasoning":
-            return (ReasoningDelta(piece),)
-        case "tool":
-            return (ToolCallDelta(part.index, part.id, part.name, piece),) if part.name else ()
-
-
-# Reading Responses: whole answers and event streams, both by way of one draft.
-
-
-_UNHEARD: Final = WireResponse(status=200)
-_SPEECHLESS: Final = {"code": "server_error", "message": "the server gave up without a word"}
-_TERMINALS: Final = frozenset({"completed", "incomplete", "failed"})
-_DONE: Final = "[DONE]"
-
-
-def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
-    """Read a whole 2xx answer; an error inside of it is what its own code says."""
-    draft = Draft(target=target, request_id=request_id(response.headers))
-    body = parse(response.body)
-    if isinstance(body, Unreadable):
-        return Failure(malformed(draft, f"the answer is not JSON ({body.reason}): is the endpoint right?"))
-    answer = record(body)
-    if _tells_error(answer) or answer.get("status") == "failed":
-        return Failure(_failed(draft, answer, response))
-    if not isinstance(answer.get("output"), list):
-        return Failure(malformed(draft, "the answer holds no output: is the endpoint right?"))
-    ended = _end(draft, answer, string(answer.get("status")))
-    return finish(draft) if is_successful(ended) else Failure(ended.failure())
-
-
-def decode_event(draft: Draft, event: ServerEvent) -> Told:
-    """Take one event into the draft and tell what it brought; unknown ones, and all after the end, are ignored."""
-    if draft.done or event.data.startswith(_DONE):
-        return NOTHING
-    body = parse(event.data)
-    if isinstance(body, Unreadable):
-        return _no_json(draft, event, body)
-    told = record(body)
-    if event.name == "error" or _tells_error(told):
-        return Failure(_failed(draft, told))
-    take = _EVENTS.get(string(told.get("type")) or string(told.get("object")) or event.name)
-    return NOTHING if take is None else take(draft, told)
-
-
-def finish(draft: Draft) -> Result[LLMResponse, LLMError]:
-    """Read the draft when the stream has ended: only a terminal event makes a whole answer."""
-    if draft.finish_reason is FinishReason.STOP and any(part.kind == "tool" for part in draft.parts):
-        draft.finish_reason = FinishReason.TOOL_CALLS
-    compare_models(draft)
-    return response_of(draft)
-
-
-def _tells_error(told: Object) -> bool:
-    return bool(told.get("error")) or told.get("type") == "error" or told.get("object") == "error"
-
-
-def _failed(draft: Draft, told: Object, heard: WireResponse = _UNHEARD) -> LLMError:
-    _note(draft, told)
-    error = told.get("error") or (_SPEECHLESS if told.get("status") == "failed" else told)
-    kind = classify_error_object(draft.target, error, headers=heard.headers, received=heard.received)
-    return interrupted(draft, kind)
-
-
-def _no_json(draft: Draft, event: ServerEvent, why: Unreadable) -> Told:
-    if event.name == "error":
-        return Failure(interrupted(draft, classify_error_object(draft.target, event.data)))
-    return Failure(malformed(draft, f"an event is not JSON: {why.reason}")) if event.data.strip() else NOTHING
-
-
-def _note(draft: Draft, response: Object) -> None:
-    draft.served_model = string(response.get("model")) or draft.served_model
-    draft.request_id = draft.request_id or string(response.get("id")) or None
-    told = record(response.get("usage"))
-    if told:
-        details = {"prompt_tokens_details": told.get("input_tokens_details")}
-        draft.usage = usage_of({**told, **details, "completion_tokens_details": told.get("output_tokens_details")})
-
-
-def _begun(draft: Draft, told: Object) -> Told:
-    _note(draft, record(told.get("response")))
-    return NOTHING
-
-
-def _item(draft: Draft, told: Object) -> Told:
-    item = record(told.get("item"))
-    named = string(item.get("id"))
-    key = _key({"item_id": named, **told})
-    taken = take_item(draft, key, item)
-    if named and key in draft.slots:
-        draft.slots.setdefault(named, draft.slots[key])
-    return taken
-
-
-def _key(told: Object) -> Key:
-    """Where an item stands, or its id where the place is not told: some servers change ids from event to event."""
-    place = whole(told.get("output_index"))
-    return string(told.get("item_id")) if place is None else place
-
-
-def _text(draft: Draft, told: Object) -> Told:
-    return Success(grow_text(draft, _key(told), string(told.get("delta"))))
-
-
-def _arguments(draft: Draft, told: Object) -> Told:
-    return Success(grow_call(draft, _key(told), string(told.get("delta"))))
-
-
-def _all_arguments(draft: Draft, told: Object) -> Told:
-    return Success(complete_call(draft, _key(told), string(told.get("arguments")) or string(told.get("input"))))
-
-
-def _summary(draft: Draft, told: Object) -> Told:
-    paragraph = f"summary {whole(told.get('summary_index'))}"
-    return Success(grow_thinking(draft, _key(told), paragraph, string(told.get("delta"))))
-
-
-def _thinking(draft: Draft, told: Object) -> Told:
-    paragraph = f"content {whole(told.get('content_index'))}"
-    return Success(grow_thinking(draft, _key(told), paragraph, string(told.get("delta"))))
-
-
-def _refusal(draft: Draft, told: Object) -> Told:
-    draft.refusal = draft.refusal or "refusal"
-    draft.refusal_text.append(string(told.get("delta")))
-    return NOTHING
-
-
-def _ended(draft: Draft, told: Object) -> Told:
-    response = record(told.get("response")) or told
-    status = string(response.get("status"))
-    named = string(told.get("type")).removeprefix("response.")
-    return _end(draft, response, status if status in _TERMINALS else named)
-
-
-def _end(draft: Draft, response: Object, status: str) -> Told:
-    if status == "failed" or response.get("error"):
-        return Failure(_failed(draft, {**response, "status": "failed"}))
-    _note(draft, response)
-    told = _take_all(draft, items(response.get("output")))
-    if is_successful(told):
-        _set_end(draft, response, status)
-    return told if draft.done else Failure(malformed(draft, f"the answer is {status!r}, not completed"))
-
-
-def _take_all(draft: Draft, output: list[object]) -> Told:
-    """Take every item whole: what was told piece by piece is completed, and brought into this order."""
-    events: list[StreamEvent] = []
-    places: dict[int, int] = {}
-    for place, item in enumerate(map(record, output)):
-        key = _key_among(draft, (string(item.get("id")), place, f"whole {place}"), places)
-        told = take_item(draft, key, item)
-        if not is_successful(told):
-            return told
-        events.extend(told.unwrap())
-        if key in draft.slots:
-            places[id(draft.slots[key])] = place
-    draft.parts.sort(key=lambda part: places.get(id(part), len(places)))
-    return Success(tuple(events))
-
-
-def _key_among(draft: Draft, keys: tuple[Key, ...], taken: Mapping[int, int]) -> Key:
-    """The first key by which a part is known that is not taken, else the last one."""
-    known = (key for key in keys if key in draft.slots and id(draft.slots[key]) not in taken)
-    return next(known, keys[-1])
-
-
-def _set_end(draft: Draft, response: Object, status: str) -> None:
-    if status not in {"", "completed", "incomplete"}:
-        return
-    reason = string(record(response.get("incomplete_details")).get("reason"))
-    draft.done = True
-    draft.finish_reason = FinishReason.LENGTH if status == "incomplete" else FinishReason.STOP
-    if not status:
-        draft.warnings.append("the server gave no status: it was taken as 'completed'")
-    if reason == "content_filter":
-        draft.refusal = draft.refusal or _struck(response) or reason
-    elif status == "incomplete" and reason not in {"max_output_tokens", "max_tokens"}:
-        draft.warnings.append(f"the answer is incomplete for {reason!r}")
-
-
-def _struck(response: Object) -> str:
-    """The categories in which the filters of Azure struck."""
-    filters = map(record, items(response.get("content_filters")))
-    return ", ".join(filter(None, (filtered(each.get("content_filter_results")) for each in filters)))
-
-
-_EVENTS: Final[Mapping[str, Callable[[Draft, Object], Told]]] = {
-    **dict.fromkeys(("response.created", "response.queued", "response.in_progress"), _begun),
-    **dict.fromkeys(("response.output_item.added", "response.output_item.done"), _item),
-    "response.output_text.delta": _text,
-    "response.refusal.delta": _refusal,
-    **dict.fromkeys(("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"), _arguments),
-    **dict.fromkeys(("response.function_call_arguments.done", "response.custom_tool_call_input.done"), _all_arguments),
-    "response.reasoning_summary_text.delta": _summary,
-    "response.reasoning_text.delta": _thinking,
-    **dict.fromkeys(("response.completed", "response.incomplete", "response.failed", "response"), _ended),
-}
-
-
-# The messages of a request as items of input: turns, calls of tools, their results, and sealed thinking.
-
-
-Item: TypeAlias = Mapping[str, object] | msgspec.Raw
-"""An item of input; a raw one goes out byte for byte as it once came."""
-
-
-def items_of(target: Target, request: LLMRequest) -> list[Item]:
-    """Write every message; the request's system text is no item, but the ``instructions``.
+# === Encoding requests
+
+
+def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequest, LLMError]:
+    """Encode a request for ``/responses``, one that the server does not store.
+
+    Settings that the model does not accept are dropped, with a warning; messages that cannot be sent are an error.
+
+    >>> from llm_effects import ModelConfig
+    >>> from llm_effects.providers.registry import target_of
+    >>> gpt = target_of("gpt", ModelConfig(provider="openai-responses", model="gpt-4.1", api_key="sk-x")).unwrap()
+    >>> encode(gpt, LLMRequest(prompt="hi", system="Be brief."), False).unwrap().body
+    b'{"model":"gpt-4.1","instructions":"Be brief.","input":[{"role":"user","content":"hi"}],"store":false}'
+    """
+    turns = encode_messages(target, request)
+    problem = message_problem(request, turns)
+    if problem is not None:
+        return Failure(invalid(target, request, problem))
+    settings, warnings = merge_settings(encoder(target, request) for encoder in _SETTINGS)
+    body = {
+        **({"model": target.wire_model} if target.wire_model else {}),
+        **({"instructions": request.system} if request.system else {}),
+        "input": turns,
+        **settings,
+        "store": False,
+        **({"stream": True} if stream else {}),
+    }
+    return Success(openai_request(target, "/responses", body, warnings))
+
+
+# --- Messages, as input items: turns, tool calls, their results and sealed thinking
+
+
+def encode_messages(target: Target, request: LLMRequest) -> list[Encoded]:
+    """Encode every message; the request's system text is no item, but the ``instructions``.
 
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of
     >>> gpt = target_of("gpt", ModelConfig(provider="openai-responses", model="gpt-6-luna", api_key="sk-x")).unwrap()
-    >>> items_of(gpt, LLMRequest(prompt="hi"))
+    >>> encode_messages(gpt, LLMRequest(prompt="hi"))
     [{'role': 'user', 'content': 'hi'}]
     """
-    return [item for message in conversation(request) for item in _items(target, message)]
+    return [item for message in conversation(request) for item in _input_items(target, message)]
 
 
-def _items(target: Target, message: Message) -> list[Item]:
+def _input_items(target: Target, message: Message) -> list[Encoded]:
     if message.role != "assistant":
-        return list(_asked(message))
-    answer = [item for part in message.parts for item in _answered(target, part)]
+        return list(_user_items(message))
+    answer = [item for part in message.parts for item in _assistant_items(target, part)]
     while answer and isinstance(answer[-1], msgspec.Raw):
-        answer.pop()  # thinking is refused without what it led to
+        answer.pop()  # the server refuses thinking without the item that followed it
     return answer
 
 
-def _asked(message: Message) -> Iterator[Item]:
-    """A result stands alone, before what is said about it."""
+def _user_items(message: Message) -> Iterator[Encoded]:
+    """Yield an item for each tool result, then one for the rest of the message."""
     for part in message.parts:
         if isinstance(part, ToolResult):
             yield {"type": "function_call_output", "call_id": part.call_id, "output": part.content}
     role = "system" if message.role == "system" else "user"
-    told = map(read_out, message.parts)
-    shown = [part for part in told if isinstance(part, Text | Image | Document)]
-    if any(isinstance(part, Image | Document) for part in shown):
-        yield {"role": role, "content": [_block(part) for part in shown]}
-    elif text := text_of(shown):
+    rest = [part for part in map(inline_document, message.parts) if isinstance(part, Text | Image | Document)]
+    if any(isinstance(part, Image | Document) for part in rest):
+        yield {"role": role, "content": [_block(part) for part in rest]}
+    elif text := text_of(rest):
         yield {"role": role, "content": text}
 
 
@@ -433,21 +145,21 @@ def _block(part: Text | Image | Document) -> Mapping[str, object]:
             return {"type": "input_file", "filename": file_name(part), "file_data": data_url(part)}
 
 
-def _answered(target: Target, part: Part) -> Iterator[Item]:
+def _assistant_items(target: Target, part: Part) -> Iterator[Encoded]:
     match part:
         case Text() if part.text:
             yield {"role": "assistant", "content": part.text}
         case ToolCall():
-            arguments = sent_arguments(part.arguments)
+            arguments = encode_arguments(part.arguments)
             yield {"type": "function_call", "call_id": part.id, "name": part.name, "arguments": arguments}
-        case Reasoning(opaque=str() as sealed) if part.origin == _here(target) and _is_thinking(sealed):
+        case Reasoning(opaque=str() as sealed) if part.origin == _origin(target) and _is_thinking(sealed):
             yield msgspec.Raw(sealed.encode())
         case _:
             return
 
 
-def _here(target: Target) -> Origin | None:
-    """Thinking goes back to the very model that thought it, and to no other."""
+def _origin(target: Target) -> Origin | None:
+    """Return the only origin whose thinking may be sent to the target: the same model."""
     return None if target.wire_model is None else Origin(target.preset.name, target.wire_model)
 
 
@@ -455,143 +167,387 @@ def _is_thinking(sealed: str) -> bool:
     return record(parse(sealed)).get("type") == "reasoning"
 
 
-# A request's settings in the words of Responses; what the model or the protocol refuses is dropped, with a warning.
+# --- Settings
 
-
-Setting: TypeAlias = tuple[Mapping[str, object], tuple[str, ...]]
-"""Fields of the body, and what was dropped or changed on the way to them."""
-
-_NONE: Final[Setting] = ({}, ())
 _LEAST_LIMIT: Final = 16
+_NO_REASONING: Final = (None, "none")
 
 
-def settings_of(target: Target, request: LLMRequest) -> Setting:
-    """All settings in one."""
-    told = tuple(setting(target, request) for setting in _SETTINGS)
-    fields = {name: value for some, _ in told for name, value in some.items()}
-    return fields, tuple(warning for _, warnings in told for warning in warnings)
+def _limit(target: Target, request: LLMRequest) -> Settings:
+    limit = output_limit(target, request)
+    if limit is None:
+        return NO_SETTINGS
+    if limit < _LEAST_LIMIT:
+        warning = f"max_tokens: {limit} is sent as {_LEAST_LIMIT}, the least that the protocol accepts"
+        return {"max_output_tokens": _LEAST_LIMIT}, (warning,)
+    return {"max_output_tokens": limit}, ()
 
 
-def _limit(target: Target, request: LLMRequest) -> Setting:
-    wanted = request.preferences.max_tokens or target.config.max_tokens
-    if wanted is None:
-        return _NONE
-    if wanted < _LEAST_LIMIT:
-        why = f"max_tokens: {wanted} is sent as {_LEAST_LIMIT}, the least that the protocol takes"
-        return {"max_output_tokens": _LEAST_LIMIT}, (why,)
-    return {"max_output_tokens": wanted}, ()
-
-
-def _sampling(target: Target, request: LLMRequest) -> Setting:
-    given = request.preferences.temperature
-    temperature = target.config.temperature if given is None else given
-    both = {"temperature": temperature, "top_p": request.preferences.top_p}
-    wanted = {name: value for name, value in both.items() if value is not None}
-    refusal = _no_sampling(target, request)
-    return (wanted, ()) if refusal is None else ({}, tuple(f"{name}: dropped, {refusal}" for name in wanted))
+def _sampling(target: Target, request: LLMRequest) -> Settings:
+    values, reason = sampling(target, request), _no_sampling(target, request)
+    return (values, ()) if reason is None else ({}, tuple(f"{name}: dropped, {reason}" for name in values))
 
 
 def _no_sampling(target: Target, request: LLMRequest) -> str | None:
     if target.capabilities.sampling is False:
-        return f"{target.name} does not take it"
-    return "a model that thinks takes no sampling settings" if _effort(target, request)[0] not in _QUIET else None
+        return f"{target.name} does not accept it"
+    effort, _ = _effort(target, request)
+    return None if effort in _NO_REASONING else "a model that reasons accepts no sampling settings"
 
 
-def _unknown(_: Target, request: LLMRequest) -> Setting:
-    given = {"stop": request.preferences.stop or None, "seed": request.preferences.seed}
-    return {}, tuple(f"{name}: dropped, Responses takes none" for name, value in given.items() if value is not None)
+def _unsupported(_: Target, request: LLMRequest) -> Settings:
+    values = {"stop": request.preferences.stop or None, "seed": request.preferences.seed}
+    return {}, tuple(f"{name}: dropped, Responses has none" for name, value in values.items() if value is not None)
 
 
-_QUIET: Final = (None, "none")
-
-
-def _reasoning(target: Target, request: LLMRequest) -> Setting:
-    """Thinking is told in summary where it was asked for, and comes back sealed: nothing is stored to refer to."""
+def _reasoning(target: Target, request: LLMRequest) -> Settings:
+    """Ask for a summary of requested thinking, and for sealed thinking: nothing is stored at the server to refer to."""
     sealed = {"include": ["reasoning.encrypted_content"]} if target.capabilities.reasoning is True else {}
     effort, warnings = _effort(target, request)
     if effort is None:
         return sealed, warnings
-    told = {} if effort in _QUIET else {"summary": "auto"}
-    return {"reasoning": {"effort": effort, **told}, **sealed}, warnings
+    summary = {} if effort in _NO_REASONING else {"summary": "auto"}
+    return {"reasoning": {"effort": effort, **summary}, **sealed}, warnings
 
 
 def _effort(target: Target, request: LLMRequest) -> tuple[ReasoningEffort | None, tuple[str, ...]]:
-    """The wanted effort, or the nearest one that the model takes, the next higher one first."""
-    wanted = request.preferences.reasoning_effort
-    if wanted is None:
+    """Return the requested effort, or the nearest one that the model accepts, preferring the next higher one."""
+    effort = request.preferences.reasoning_effort
+    if effort is None:
         return None, ()
     if target.capabilities.reasoning is False:
-        return None, (f"reasoning_effort: dropped, {target.name} does not take it",)
-    taken = gpt_rules(target.wire_model or "").efforts
-    if wanted in taken:
-        return wanted, ()
-    nearest = _nearest(wanted, taken)
-    return nearest, (f"reasoning_effort: {wanted} is sent as {nearest}",)
+        return None, (f"reasoning_effort: dropped, {target.name} does not accept it",)
+    accepted = gpt_rules(target.wire_model or "").efforts
+    if effort in accepted:
+        return effort, ()
+    nearest = next((each for each in accepted if EFFORTS.index(each) > EFFORTS.index(effort)), accepted[-1])
+    return nearest, (f"reasoning_effort: {effort} is sent as {nearest}",)
 
 
-def _nearest(wanted: ReasoningEffort, taken: tuple[ReasoningEffort, ...]) -> ReasoningEffort:
-    for effort in taken:
-        if EFFORTS.index(effort) > EFFORTS.index(wanted):
-            return effort
-    return taken[-1]
-
-
-def _format(target: Target, request: LLMRequest) -> Setting:
+def _answer_format(target: Target, request: LLMRequest) -> Settings:
     if request.response_schema is None:
-        return _NONE
-    form, told = openai_format(target, request.response_schema)
-    return {"text": {"format": {"type": "json_schema", **form}}}, told
+        return NO_SETTINGS
+    form, warnings = openai_format(target, request.response_schema)
+    return {"text": {"format": {"type": "json_schema", **form}}}, warnings
 
 
-def _tools(_: Target, request: LLMRequest) -> Setting:
+def _tools(_: Target, request: LLMRequest) -> Settings:
     if not request.tools:
-        return _NONE
-    chosen = request.tool_choice
-    plain = chosen in {"auto", "none", "required"}
-    choice = {} if chosen is None else {"tool_choice": chosen if plain else {"type": "function", "name": chosen}}
-    return {"tools": [_tool(tool) for tool in request.tools], **choice}, ()
+        return NO_SETTINGS
+    choice = request.tool_choice
+    value = choice if choice in {None, "auto", "none", "required"} else {"type": "function", "name": choice}
+    return {"tools": [_tool(tool) for tool in request.tools], **({"tool_choice": value} if value else {})}, ()
 
 
 def _tool(tool: Tool) -> Mapping[str, object]:
-    described = {"description": tool.description} if tool.description else {}
-    # left out, strict would be on: it refuses many a schema, and makes every argument a required one
-    return {"type": "function", "name": tool.name, **described, "parameters": tool.parameters, "strict": False}
+    # Strict is the default there: it refuses many schemas and makes every argument a required one.
+    return {"type": "function", **tool_head(tool), "parameters": tool.parameters, "strict": False}
 
 
-_SETTINGS: Final[tuple[Callable[[Target, LLMRequest], Setting], ...]] = (
+_SETTINGS: Final[tuple[Callable[[Target, LLMRequest], Settings], ...]] = (
     _limit,
     _sampling,
-    _unknown,
+    _unsupported,
     _reasoning,
-    _format,
+    _answer_format,
     _tools,
 )
 
 
-def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequest, LLMError]:
-    """Write a request for ``/responses``, of which the server keeps nothing; what cannot be sent is told.
+# === Decoding whole answers
 
-    >>> from llm_effects import ModelConfig
-    >>> from llm_effects.providers.registry import target_of
-    >>> gpt = target_of("gpt", ModelConfig(provider="openai-responses", model="gpt-4.1", api_key="sk-x")).unwrap()
-    >>> encode(gpt, LLMRequest(prompt="hi", system="Be brief."), False).unwrap().body
-    b'{"model":"gpt-4.1","instructions":"Be brief.","input":[{"role":"user","content":"hi"}],"store":false}'
-    """
-    turns = items_of(target, request)
-    problem = unsendable(request, turns)
-    if problem is not None:
-        return Failure(invalid(target, request, problem))
-    settings, warnings = settings_of(target, request)
-    body = {
-        **({"model": target.wire_model} if target.wire_model else {}),
-        **({"instructions": request.system} if request.system else {}),
-        "input": turns,
-        **settings,
-        "store": False,
-        **({"stream": True} if stream else {}),
-    }
-    return written(target, "/responses", body, warnings)
 
+def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
+    """Decode a whole 2xx answer; an error inside it is classified by its own code."""
+    draft = Draft(target=target, request_id=request_id(response.headers))
+    return parse_body(draft, response.body).bind(lambda answer: _decode_answer(draft, answer, response))
+
+
+def _decode_answer(draft: Draft, answer: Object, response: WireResponse) -> Result[LLMResponse, LLMError]:
+    if is_error(answer) or answer.get("status") == "failed":
+        return Failure(_failure(draft, answer, response))
+    if not isinstance(answer.get("output"), list):
+        return Failure(malformed(draft, "the answer has no output: check the endpoint"))
+    return _add_end(draft, answer, string(answer.get("status"))).bind(lambda _: finish(draft))
+
+
+_NO_RESPONSE: Final = WireResponse(status=200)
+_NO_REASON: Final = {"code": "server_error", "message": "the server failed without a reason"}
+
+
+def _failure(draft: Draft, answer: Object, response: WireResponse = _NO_RESPONSE) -> LLMError:
+    _add_metadata(draft, answer)
+    error = answer.get("error") or (_NO_REASON if answer.get("status") == "failed" else answer)
+    return reported_error(draft, error, response)
+
+
+def _add_metadata(draft: Draft, response: Object) -> None:
+    draft.served_model = string(response.get("model")) or draft.served_model
+    draft.request_id = draft.request_id or string(response.get("id")) or None
+    usage = record(response.get("usage"))
+    if usage:
+        details = {"prompt_tokens_details": usage.get("input_tokens_details")}
+        details["completion_tokens_details"] = usage.get("output_tokens_details")
+        draft.usage = openai_usage({**usage, **details})
+
+
+def _add_end(draft: Draft, response: Object, status: str) -> Events:
+    """Add the whole response at the end and return the events of what was not streamed."""
+    if status == "failed" or response.get("error"):
+        return Failure(_failure(draft, {**response, "status": "failed"}))
+    _add_metadata(draft, response)
+    events = _add_output(draft, items(response.get("output")))
+    if is_successful(events):
+        _set_finish_reason(draft, response, status)
+    return events if draft.done else Failure(malformed(draft, f"the answer is {status!r}, not completed"))
+
+
+def _set_finish_reason(draft: Draft, response: Object, status: str) -> None:
+    if status not in {"", "completed", "incomplete"}:
+        return
+    reason = string(record(response.get("incomplete_details")).get("reason"))
+    draft.done = True
+    draft.finish_reason = FinishReason.LENGTH if status == "incomplete" else FinishReason.STOP
+    if not status:
+        draft.warnings.append("the server sent no status: 'completed' was assumed")
+    if reason == "content_filter":
+        draft.refusal = draft.refusal or _azure_categories(response) or reason
+    elif status == "incomplete" and reason not in {"max_output_tokens", "max_tokens"}:
+        draft.warnings.append(f"the answer is incomplete because of {reason!r}")
+
+
+def _azure_categories(response: Object) -> str:
+    """Return the categories in which Azure's filters struck."""
+    filters = map(record, items(response.get("content_filters")))
+    categories = (filtered_categories(each.get("content_filter_results")) for each in filters)
+    return ", ".join(filter(None, categories))
+
+
+def _add_output(draft: Draft, output: list[object]) -> Events:
+    """Add every item whole: complete the streamed ones, and put the parts into the order of the output."""
+    events: list[StreamEvent] = []
+    positions: dict[int, int] = {}
+    for position, item in enumerate(map(record, output)):
+        slot = _known_slot(draft, (string(item.get("id")), position, f"whole {position}"), positions)
+        added = add_item(draft, slot, item)
+        if not is_successful(added):
+            return added
+        events.extend(added.unwrap())
+        if slot in draft.slots:
+            positions[id(draft.slots[slot])] = position
+    draft.parts.sort(key=lambda part: positions.get(id(part), len(positions)))
+    return Success(tuple(events))
+
+
+# === Decoding streams
+
+Slot: TypeAlias = int | str
+"""The index of an item in the answer, or its id where the server sends no index."""
+
+_DONE: Final = "[DONE]"
+_TERMINALS: Final = frozenset({"completed", "incomplete", "failed"})
+
+
+def decode_event(draft: Draft, event: ServerEvent) -> Events:
+    """Add an event to the draft and return the events to emit; ignore unknown events and all after the end."""
+    if draft.done or event.data.startswith(_DONE):
+        return NO_EVENTS
+    value = parse(event.data)
+    if isinstance(value, Unreadable):
+        return not_json(draft, event, value)
+    body = record(value)
+    if event.name == "error" or is_error(body):
+        return Failure(_failure(draft, body))
+    handle = _HANDLERS.get(string(body.get("type")) or string(body.get("object")) or event.name)
+    return NO_EVENTS if handle is None else handle(draft, body)
+
+
+def finish(draft: Draft) -> Result[LLMResponse, LLMError]:
+    """Read the draft at the end of the stream: only a terminal event makes a whole answer."""
+    if draft.finish_reason is FinishReason.STOP and draft.calls:
+        draft.finish_reason = FinishReason.TOOL_CALLS
+    compare_models(draft)
+    return response_of(draft)
+
+
+def _slot(event: Object) -> Slot:
+    """Return the index of an item, or its id where there is no index: some servers change ids from event to event."""
+    index = whole(event.get("output_index"))
+    return string(event.get("item_id")) if index is None else index
+
+
+def _known_slot(draft: Draft, slots: tuple[Slot, ...], taken: Mapping[int, int]) -> Slot:
+    """Return the first slot of a part that is not taken, else the last slot."""
+    known = (slot for slot in slots if slot in draft.slots and id(draft.slots[slot]) not in taken)
+    return next(known, slots[-1])
+
+
+def _on_start(draft: Draft, event: Object) -> Events:
+    _add_metadata(draft, record(event.get("response")))
+    return NO_EVENTS
+
+
+def _on_item(draft: Draft, event: Object) -> Events:
+    item = record(event.get("item"))
+    item_id = string(item.get("id"))
+    slot = _slot({"item_id": item_id, **event})
+    events = add_item(draft, slot, item)
+    if item_id and slot in draft.slots:
+        draft.slots.setdefault(item_id, draft.slots[slot])
+    return events
+
+
+def _on_text(draft: Draft, event: Object) -> Events:
+    return Success(grow(_part(draft, _slot(event), "text"), string(event.get("delta"))))
+
+
+def _on_arguments(draft: Draft, event: Object) -> Events:
+    return Success(grow(_part(draft, _slot(event), "tool"), string(event.get("delta"))))
+
+
+def _on_all_arguments(draft: Draft, event: Object) -> Events:
+    arguments = string(event.get("arguments")) or string(event.get("input"))
+    return Success(_complete(draft, _part(draft, _slot(event), "tool"), arguments))
+
+
+def _on_summary(draft: Draft, event: Object) -> Events:
+    return Success(_grow_thinking(draft, event, f"summary {whole(event.get('summary_index'))}"))
+
+
+def _on_thinking(draft: Draft, event: Object) -> Events:
+    return Success(_grow_thinking(draft, event, f"content {whole(event.get('content_index'))}"))
+
+
+def _grow_thinking(draft: Draft, event: Object, paragraph: str) -> tuple[StreamEvent, ...]:
+    """Append a piece of thinking, with a blank line before a new paragraph."""
+    slot, piece = _slot(event), string(event.get("delta"))
+    part, place = _part(draft, slot, "reasoning"), f"{slot}/{paragraph}"
+    if not piece:
+        return ()
+    starts = bool(part.pieces) and place not in draft.slots
+    draft.slots[place] = part
+    return grow(part, _BLANK_LINE + piece if starts else piece)
+
+
+def _on_refusal(draft: Draft, event: Object) -> Events:
+    draft.refusal = draft.refusal or "refusal"
+    draft.refusal_text.append(string(event.get("delta")))
+    return NO_EVENTS
+
+
+def _on_end(draft: Draft, event: Object) -> Events:
+    response = record(event.get("response")) or event
+    status = string(response.get("status"))
+    named = string(event.get("type")).removeprefix("response.")
+    return _add_end(draft, response, status if status in _TERMINALS else named)
+
+
+_HANDLERS: Final[Mapping[str, Callable[[Draft, Object], Events]]] = {
+    **dict.fromkeys(("response.created", "response.queued", "response.in_progress"), _on_start),
+    **dict.fromkeys(("response.output_item.added", "response.output_item.done"), _on_item),
+    "response.output_text.delta": _on_text,
+    "response.refusal.delta": _on_refusal,
+    **dict.fromkeys(("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"), _on_arguments),
+    **dict.fromkeys(
+        ("response.function_call_arguments.done", "response.custom_tool_call_input.done"), _on_all_arguments
+    ),
+    "response.reasoning_summary_text.delta": _on_summary,
+    "response.reasoning_text.delta": _on_thinking,
+    **dict.fromkeys(("response.completed", "response.incomplete", "response.failed", "response"), _on_end),
+}
+
+
+# === The items of answers, whole or streamed: each is a part of the draft
+
+_BLANK_LINE: Final = "\n\n"
+
+
+def add_item(draft: Draft, slot: Slot, item: Object) -> Events:
+    """Add an item as far as it goes; adding it again adds what is new. Ignore the items of other tools."""
+    match item.get("type"):
+        case "message":
+            _add_refusal(draft, item)
+            part = _part(draft, slot, "text")
+            part.citations = tuple(_citations(item)) or part.citations
+            return Success(_complete(draft, part, "".join(_texts(item, "output_text", "text"))))
+        case "reasoning":
+            part = _part(draft, slot, "reasoning")
+            if item.get("encrypted_content") or item.get("content"):  # otherwise there is nothing to send back
+                part.opaque = json_text(item)
+            return Success(_complete(draft, part, _BLANK_LINE.join(filter(None, _thoughts(item)))))
+        case "function_call" | "custom_tool_call":
+            return _add_call(draft, slot, item)
+        case _:
+            return NO_EVENTS
+
+
+def _add_refusal(draft: Draft, item: Object) -> None:
+    refusals = list(_texts(item, "refusal", "refusal"))
+    if refusals:
+        draft.refusal, draft.refusal_text = "refusal", refusals
+
+
+def _texts(item: Object, kind: str, field: str) -> Iterator[str]:
+    for block in map(record, items(item.get("content"))):
+        if block.get("type") == kind:
+            yield string(block.get(field))
+
+
+def _citations(item: Object) -> Iterator[Citation]:
+    """Yield the citations of a message, in which each block counts its own characters."""
+    offset = 0
+    for block in map(record, items(item.get("content"))):
+        length = len(string(block.get("text"))) if block.get("type") == "output_text" else 0
+        yield from citations_of_annotations(block.get("annotations"), offset, length)
+        offset += length
+
+
+def _thoughts(item: Object) -> Iterator[str]:
+    """Yield the summaries of the thinking, and the thinking itself where the server shows it."""
+    for block in map(record, (*items(item.get("summary")), *items(item.get("content")))):
+        yield string(block.get("text"))
+
+
+def _add_call(draft: Draft, slot: Slot, item: Object) -> Events:
+    name = string(item.get("name")).strip()
+    if not name:
+        return Failure(malformed(draft, "a tool call has no name"))
+    part = _part(draft, slot, "tool")
+    opened = _name_call(part, name, string(item.get("call_id")).strip() or string(item.get("id")).strip())
+    arguments = json_text(item.get("arguments", item.get("input")))
+    return Success((*opened, *_complete(draft, part, arguments)))
+
+
+def _name_call(part: PartDraft, name: str, call_id: str) -> tuple[StreamEvent, ...]:
+    if part.name:
+        return ()
+    part.name, part.id = name, call_id or f"call_{part.index}"
+    return (ToolCallDelta(part.index, part.id, name, "".join(part.pieces)),)
+
+
+def _part(draft: Draft, slot: Slot, kind: PartKind) -> PartDraft:
+    """Return the part of a slot; open a new one if there is none of this kind."""
+    part = draft.slots.get(slot)
+    if part is None or part.kind != kind:
+        part = PartDraft(kind=kind, index=len(draft.calls))
+        draft.parts.append(part)
+        draft.slots[slot] = part
+    return part
+
+
+def _complete(draft: Draft, part: PartDraft, complete: str) -> tuple[StreamEvent, ...]:
+    """Set the complete text of a part and return the event of what was not streamed."""
+    streamed = "".join(part.pieces)
+    if not complete or complete == streamed:
+        return ()
+    part.pieces[:] = [complete]
+    if complete.startswith(streamed):
+        return delta_of(part, complete[len(streamed) :])
+    draft.warnings.append("the streamed pieces differ from the complete text, which replaced them")
+    return ()
+
+
+# === The record
 
 OPENAI_RESPONSES: Final = Provider(
     encode=encode, decode=decode, classify=classify, decode_event=decode_event, finish=finish

@@ -1,4 +1,4 @@
-"""The kinds of servers that are known, as rows of data."""
+"""The known kinds of servers, as rows of data."""
 
 from collections.abc import Mapping
 from typing import Final, TypedDict
@@ -12,7 +12,7 @@ class _Embeddings(TypedDict):
     packed_embeddings: bool
 
 
-# OpenAI takes 2,048 texts and 300,000 tokens in one request.
+# OpenAI accepts 2,048 texts and 300,000 tokens in one request.
 _OPENAI_EMBEDDINGS: Final = _Embeddings(embedded_texts=2048, embedded_tokens=200_000, packed_embeddings=True)
 
 
@@ -70,7 +70,7 @@ _GEMINI: Final = Preset(
     endpoint="https://generativelanguage.googleapis.com/v1beta/openai",
     needs_key=True,
     needs_model=True,
-    seed_field=None,  # a field that it does not know is refused with a 400
+    seed_field=None,  # an unknown field is refused with a 400
     embedded_texts=100,
 )
 
@@ -80,8 +80,8 @@ _MISTRAL: Final = Preset(
     endpoint="https://api.mistral.ai/v1",
     needs_key=True,
     needs_model=True,
-    seed_field="random_seed",  # a field that it does not know is refused with a 422
-    stream_usage=False,  # a stream bears its token counts unasked
+    seed_field="random_seed",  # an unknown field is refused with a 422
+    stream_usage=False,  # a stream reports its token counts without being asked
     short_call_ids=True,
 )
 
@@ -115,7 +115,7 @@ _ROWS: Final = (
     _gpt("openai-chat"),
     _gpt("openai-responses", wire="openai-responses"),
     _CLAUDE,
-    # In this process there is no way to and fro to save, and a small portion leaves its slot soon.
+    # In this process there are no round trips to save, and a small batch frees its slot soon.
     Preset(name="llama", wire="llama", family="local", embedded_texts=8, embedded_tokens=1_000),
     _local("lm-studio", 1234, named_tool_choice=False),
     _local("llama-cpp", 8080),
@@ -131,4 +131,4 @@ _ROWS: Final = (
 )
 
 PRESETS: Final[Mapping[str, Preset]] = {row.name: row for row in _ROWS}
-"""Every kind of server by the name that ``ModelConfig.provider`` gives it."""
+"""Every kind of server by its name in ``ModelConfig.provider``."""

@@ -1,8 +1,9 @@
-"""What a provider says of its limits beside its answers, from its headers.
+"""Rate limits and retry hints in the headers of answers.
 
-``x-ratelimit-{limit,remaining,reset}-{requests,tokens}`` is OpenAI's and of many that speak as it does;
-``anthropic-ratelimit-{requests,tokens,input-tokens,output-tokens}-{limit,remaining,reset}`` is Anthropic's, whose
-resets are dates. Anthropic counts prompts and answers apart, where we have one sum: there only "none left" is heeded.
+``x-ratelimit-{limit,remaining,reset}-{requests,tokens}`` comes from OpenAI and many compatible servers;
+``anthropic-ratelimit-{requests,tokens,input-tokens,output-tokens}-{limit,remaining,reset}`` from Anthropic, whose
+resets are dates. Anthropic counts prompts and answers separately, where this library has one sum: of these only "none
+left" counts.
 """
 
 import math
@@ -10,20 +11,18 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from math import isfinite
 from typing import Final
 
 from attrs import evolve
 
 from llm_effects.limits.quotas import Allowance, RateLimits
 
-# Whether and when (in seconds) a provider wants to be asked again, from its headers or its words.
-
+# --- Retry hints
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PIECE: Final = r"(\d+(?:\.\d+)?)\s*(milliseconds?|ms|days?|d|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
 _DURATION: Final = re.compile(_PIECE, re.IGNORECASE)
-_SAID: Final = re.compile(rf"(?:try again|retry)\s+(?:in|after)\s+((?:{_PIECE}\s*)+)", re.IGNORECASE)
+_HINT: Final = re.compile(rf"(?:try again|retry)\s+(?:in|after)\s+((?:{_PIECE}\s*)+)", re.IGNORECASE)
 _LIMITS: Final = (
     *((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens")),
     *(
@@ -34,11 +33,11 @@ _LIMITS: Final = (
 
 
 def retry_after(headers: Mapping[str, str], message: str = "", now_date: datetime | None = None) -> float | None:
-    """How many seconds to wait before asking again, or ``None`` if nothing usable is said.
+    """Return the seconds to wait before the next attempt, or ``None`` if there is no usable hint.
 
-    The first that says something wins: ``retry-after-ms``, ``retry-after`` (seconds or an HTTP date), the reset
-    of a rate limit that is used up, the ``message``. A date counts from the answer's own ``date`` header, or from
-    ``now_date``; without either it is no use. What is past, zero, negative, infinite or unreadable says nothing.
+    The first usable hint wins: ``retry-after-ms``, ``retry-after`` (seconds or an HTTP date), the reset of an
+    exhausted rate limit, the ``message``. A date counts from the answer's own ``date`` header, or from ``now_date``;
+    without either it is ignored, as is a time that is past, zero, negative, infinite or malformed.
 
     >>> retry_after({"retry-after": "2"}), retry_after({"retry-after": "2", "retry-after-ms": "150"})
     (2.0, 0.15)
@@ -50,7 +49,7 @@ def retry_after(headers: Mapping[str, str], message: str = "", now_date: datetim
 
 
 def should_retry(headers: Mapping[str, str]) -> bool | None:
-    """Say whether the provider wants to be asked again, where it says so (``x-should-retry``, of OpenAI and Anthropic).
+    """Return the value of ``x-should-retry`` (OpenAI and Anthropic), or ``None`` without one.
 
     >>> should_retry({"x-should-retry": "false"}), should_retry({})
     (False, None)
@@ -63,8 +62,8 @@ def _hints(headers: Mapping[str, str], message: str, now: datetime | None) -> It
     yield number(headers.get("retry-after", ""))
     yield _until(http_date(headers.get("retry-after", "")), now)
     yield _resets(headers, now)
-    said = _SAID.search(message)
-    yield _duration(said[1]) if said else math.nan
+    match = _HINT.search(message)
+    yield _duration(match[1]) if match else math.nan
 
 
 def _usable(hint: float) -> bool:
@@ -72,18 +71,18 @@ def _usable(hint: float) -> bool:
 
 
 def _resets(headers: Mapping[str, str], now: datetime | None) -> float:
-    spent = (reset for remaining, reset in _LIMITS if number(headers.get(remaining, "")) == 0)
-    waits = (reset_in(headers.get(reset, ""), now) for reset in spent)
+    exhausted = (reset for remaining, reset in _LIMITS if number(headers.get(remaining, "")) == 0)
+    waits = (reset_in(headers.get(reset, ""), now) for reset in exhausted)
     return max(filter(_usable, waits), default=math.nan)
 
 
 def reset_in(text: str, now: datetime | None) -> float:
-    """Read in how many seconds a limit is reset, from a date or a duration; NaN if that is unreadable."""
+    """Parse a date or a duration as the seconds until a limit is reset; return NaN if it is malformed."""
     return _until(_iso_date(text), now) if "T" in text else _duration(text)
 
 
 def number(text: str) -> float:
-    """Read a number; what is none is NaN."""
+    """Parse a number; return NaN for anything else."""
     try:
         return float(text)
     except ValueError:
@@ -106,7 +105,7 @@ def _until(date: datetime | None, now: datetime | None) -> float:
 
 
 def http_date(text: str) -> datetime | None:
-    """Read a date as HTTP writes it."""
+    """Parse an HTTP date."""
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, OverflowError):
@@ -122,6 +121,8 @@ def _iso_date(text: str) -> datetime | None:
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
+# --- Rate limits
+
 _OPENAI: Final = {
     what: tuple(f"x-ratelimit-{of}-{what}" for of in ("limit", "remaining", "reset")) for what in ("requests", "tokens")
 }
@@ -129,39 +130,39 @@ _ANTHROPIC: Final = tuple(
     tuple(f"anthropic-ratelimit-{what}-{of}" for of in ("limit", "remaining", "reset"))
     for what in ("requests", "tokens", "input-tokens", "output-tokens")
 )
-_SILENCE: Final = Allowance()
+_UNKNOWN: Final = Allowance()
 
 
 def rate_limits(headers: Mapping[str, str], received: datetime | None, at: float) -> RateLimits | None:
-    """Read what was said, ``at`` a time on the clock of ``anyio.current_time()``; ``None`` if nothing was.
+    """Parse the rate limits of an answer, ``at`` a time on the clock of ``anyio.current_time()``; ``None`` without any.
 
-    Dates count from the answer's own ``date`` header, or from when it was ``received``. What is unreadable, negative
-    or past says nothing.
+    Dates count from the answer's own ``date`` header, or from when it was ``received``. Malformed, negative and past
+    values are ignored.
 
-    >>> said = rate_limits({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}, None, 1.0)
-    >>> said.requests
+    >>> limits = rate_limits({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}, None, 1.0)
+    >>> limits.requests
     Allowance(limit=None, remaining=0, reset=360.0)
     >>> rate_limits({"content-type": "application/json"}, None, 1.0) is None
     True
     """
-    if not any(name in headers for name in _FIRST):
+    if not any(name in headers for name in _LIMIT_HEADERS):
         return None
     now = http_date(headers.get("date", "")) or received
     requests, *tokens = (_allowance(headers, names, now) for names in _ANTHROPIC)
-    requests = requests if requests != _SILENCE else _allowance(headers, _OPENAI["requests"], now)
-    walls = [evolve(each, limit=None) for each in tokens if each.remaining == 0 and each.reset is not None]
-    wall = max(walls, key=lambda each: each.reset or 0.0, default=None)
-    return RateLimits(requests=requests, tokens=wall or _allowance(headers, _OPENAI["tokens"], now), at=at)
+    requests = requests if requests != _UNKNOWN else _allowance(headers, _OPENAI["requests"], now)
+    exhausted = [evolve(each, limit=None) for each in tokens if each.remaining == 0 and each.reset is not None]
+    longest = max(exhausted, key=lambda each: each.reset or 0.0, default=None)
+    return RateLimits(requests=requests, tokens=longest or _allowance(headers, _OPENAI["tokens"], now), at=at)
 
 
-_FIRST: Final = tuple(name for names in (*_OPENAI.values(), *_ANTHROPIC) for name in names[:2])
+_LIMIT_HEADERS: Final = tuple(name for names in (*_OPENAI.values(), *_ANTHROPIC) for name in names[:2])
 
 
 def _allowance(headers: Mapping[str, str], names: tuple[str, ...], now: datetime | None) -> Allowance:
     limit, remaining = (number(headers.get(name, "")) for name in names[:2])
     reset = reset_in(headers.get(names[2], ""), now)
     return Allowance(
-        limit=int(limit) if isfinite(limit) and limit >= 1 else None,
-        remaining=int(remaining) if isfinite(remaining) and remaining >= 0 else None,
-        reset=reset if isfinite(reset) and reset > 0 else None,
+        limit=int(limit) if math.isfinite(limit) and limit >= 1 else None,
+        remaining=int(remaining) if math.isfinite(remaining) and remaining >= 0 else None,
+        reset=reset if math.isfinite(reset) and reset > 0 else None,
     )

@@ -1,4 +1,4 @@
-"""How to see whether a server is ready: paths to ask, and readers of what comes back, as rows of data."""
+"""Probes of whether a server is ready: paths and readers of their answers, as rows of data."""
 
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias, final
@@ -13,8 +13,8 @@ from llm_effects.values.json import items, parse, record, string, whole
 
 @final
 @frozen(kw_only=True)
-class Reading:
-    """What a server said of itself: ``loaded`` models, whether the wanted one is ``ready``, its window in tokens."""
+class Readiness:
+    """The state of a server: its ``loaded`` models, whether the wanted one is ``ready``, its window in tokens."""
 
     ready: bool
     loaded: tuple[str, ...] = ()
@@ -22,14 +22,14 @@ class Reading:
     message: str = ""
 
 
-Reader: TypeAlias = Callable[[object, str | None], Reading | None]
-"""From decoded JSON and the wanted model to a reading; ``None`` where it is something else."""
+Reader: TypeAlias = Callable[[object, str | None], Readiness | None]
+"""A function from decoded JSON and the wanted model to the readiness, or to ``None`` for other JSON."""
 
 
 @final
 @frozen
 class Probe:
-    """A path below the server's root, and who reads the answer."""
+    """A path below the server's root, and the reader of its answer."""
 
     path: str
     read: Reader
@@ -38,24 +38,24 @@ class Probe:
 @final
 @frozen
 class _Model:
-    """A model that is there: its name, the other one it may be asked by, its window in tokens."""
+    """An available model: its name, another name that it answers to, its window in tokens."""
 
     name: str
     alias: str = ""
     window: int | None = None
 
 
-def read_lm_studio(body: object, wanted: str | None) -> Reading | None:
-    """Read ``GET /api/v1/models`` of LM Studio 0.4 and later: each model tells its loaded instances.
+def read_lm_studio(body: object, wanted: str | None) -> Readiness | None:
+    """Read ``GET /api/v1/models`` of LM Studio 0.4 and later: each model lists its loaded instances.
 
-    An instance is asked by its own id or by its model's key; one that only embeds answers nobody.
+    A request names an instance by its own id or by its model's key; models that only embed are skipped.
 
     >>> body = {"models": [{"key": "q", "loaded_instances": [{"id": "q:2", "config": {"context_length": 8192}}]}]}
     >>> read_lm_studio(body, "q")
-    Reading(ready=True, loaded=('q:2',), context_length=8192, message='')
+    Readiness(ready=True, loaded=('q:2',), context_length=8192, message='')
     """
     models = _rows(body, "models")
-    return None if models is None else _reading([each for model in models for each in _instances(model)], wanted)
+    return None if models is None else _readiness([each for model in models for each in _instances(model)], wanted)
 
 
 def _instances(model: dict[str, object]) -> list[_Model]:
@@ -67,13 +67,13 @@ def _instances(model: dict[str, object]) -> list[_Model]:
     ]
 
 
-def read_lm_studio_v0(body: object, wanted: str | None) -> Reading | None:
-    """Read ``GET /api/v0/models`` of older LM Studios: each model tells its state."""
+def read_lm_studio_v0(body: object, wanted: str | None) -> Readiness | None:
+    """Read ``GET /api/v0/models`` of older LM Studios: each model has a state."""
     models = _rows(body, "data")
     if models is None or not all("state" in model for model in models):
         return None
     loaded = [model for model in models if model.get("state") == "loaded" and not _embeds(model)]
-    return _reading([_Model(string(model.get("id")), window=_window_v0(model)) for model in loaded], wanted)
+    return _readiness([_Model(string(model.get("id")), window=_window_v0(model)) for model in loaded], wanted)
 
 
 def _window_v0(model: dict[str, object]) -> int | None:
@@ -84,69 +84,75 @@ def _embeds(model: dict[str, object]) -> bool:
     return string(model.get("type")).startswith("embedding")
 
 
-def read_ollama(body: object, wanted: str | None) -> Reading | None:
-    """Read ``GET /api/tags`` of Ollama: what is pulled is loaded on demand, so it is ready."""
+def read_ollama(body: object, wanted: str | None) -> Readiness | None:
+    """Read ``GET /api/tags`` of Ollama: a pulled model is loaded on demand, so it is ready."""
     models = _rows(body, "models")
     pulled = None if models is None else [string(model.get("name")) for model in models]
-    return None if pulled is None else _reading([_Model(name, name.removesuffix(":latest")) for name in pulled], wanted)
+    return (
+        None if pulled is None else _readiness([_Model(name, name.removesuffix(":latest")) for name in pulled], wanted)
+    )
 
 
-def read_llama_cpp(body: object, wanted: str | None) -> Reading | None:  # noqa: ARG001 - one model, whatever its name
-    """Read ``GET /props`` of llama.cpp's server: one model, answering whatever name is asked."""
+def read_llama_cpp(body: object, wanted: str | None) -> Readiness | None:  # noqa: ARG001 - one model, whatever its name
+    """Read ``GET /props`` of llama.cpp's server: one model, which answers to any name."""
     props = record(body)
     settings = record(props.get("default_generation_settings"))
     name = string(props.get("model_alias")) or string(props.get("model_path"))
     if "n_ctx" not in settings:
         return None
-    return Reading(ready=True, loaded=(name,) if name else (), context_length=whole(settings["n_ctx"]))
+    return Readiness(ready=True, loaded=(name,) if name else (), context_length=whole(settings["n_ctx"]))
 
 
-def read_models(body: object, wanted: str | None) -> Reading | None:
-    """Read ``GET /v1/models`` as OpenAI, Anthropic and their like speak it.
+def read_models(body: object, wanted: str | None) -> Readiness | None:
+    """Read ``GET /v1/models`` as OpenAI, Anthropic and compatible servers answer it.
 
     >>> read_models({"data": [{"id": "a"}]}, "b").message
-    "'b' is not there: the server has a"
+    "'b' is not available: the server has a"
     """
     models = _rows(body, "data")
-    return None if models is None else _reading([_Model(string(model.get("id"))) for model in models], wanted)
+    return None if models is None else _readiness([_Model(string(model.get("id"))) for model in models], wanted)
 
 
-def read_listed(body: object, wanted: str | None) -> Reading | None:
-    """Read ``GET /v1/models`` of a server that may list what it has on its disk: nobody knows what it has loaded.
+def read_listed(body: object, wanted: str | None) -> Readiness | None:
+    """Read ``GET /v1/models`` of a server that may also list models on disk, so that the loaded ones are unknown.
 
     >>> read_listed({"data": [{"id": "a"}]}, "a").ready
     False
     """
-    reading = read_models(body, wanted)
-    if reading is None or not reading.ready:
-        return reading if reading is None else evolve(reading, loaded=())
-    unknown = f"the server lists {_few(reading.loaded)}, but not what is loaded: look there, or send a small request"
-    return Reading(ready=False, message=unknown)
+    readiness = read_models(body, wanted)
+    if readiness is None or not readiness.ready:
+        return readiness if readiness is None else evolve(readiness, loaded=())
+    unknown = (
+        f"the server lists {_first_few(readiness.loaded)}, but not which are loaded: check it, or send a small request"
+    )
+    return Readiness(ready=False, message=unknown)
 
 
-def read_one(body: object, wanted: str | None) -> Reading | None:  # noqa: ARG001 - it was asked for by its path
-    """Read ``GET /v1/models/{id}`` of Anthropic, where an alias leads to the model that it stands for."""
+def read_one(body: object, wanted: str | None) -> Readiness | None:  # noqa: ARG001 - the path names it
+    """Read ``GET /v1/models/{id}`` of Anthropic, where an alias returns its model."""
     name = string(record(body).get("id"))
-    return Reading(ready=True, loaded=(name,)) if name else None
+    return Readiness(ready=True, loaded=(name,)) if name else None
 
 
 def _rows(body: object, name: str) -> list[dict[str, object]] | None:
-    """Give a list of objects, or ``None`` where there is no such list."""
+    """Return a list of objects, or ``None`` if there is no such list."""
     fields = record(body)
     return [record(row) for row in items(fields[name])] if isinstance(fields.get(name), list) else None
 
 
-def _reading(there: list[_Model], wanted: str | None) -> Reading:
-    names = tuple(model.name for model in there if model.name)
-    chosen = next((model for model in there if wanted in {None, model.name, model.alias}), None)
+def _readiness(models: list[_Model], wanted: str | None) -> Readiness:
+    names = tuple(model.name for model in models if model.name)
+    chosen = next((model for model in models if wanted in {None, model.name, model.alias}), None)
     if not names:
-        return Reading(ready=False, message="no model that chats is loaded: load one in the server")
+        return Readiness(ready=False, message="no chat model is loaded: load one in the server")
     if chosen is None:
-        return Reading(ready=False, loaded=names, message=f"{wanted!r} is not there: the server has {_few(names)}")
-    return Reading(ready=True, loaded=names, context_length=chosen.window)
+        return Readiness(
+            ready=False, loaded=names, message=f"{wanted!r} is not available: the server has {_first_few(names)}"
+        )
+    return Readiness(ready=True, loaded=names, context_length=chosen.window)
 
 
-def _few(names: tuple[str, ...]) -> str:
+def _first_few(names: tuple[str, ...]) -> str:
     return ", ".join(name[:80] for name in names[:8])
 
 
@@ -158,18 +164,18 @@ PROBES: Final[Mapping[str, tuple[Probe, ...]]] = {
     "llama-cpp": (Probe("/props", read_llama_cpp), _MODELS),
     "ollama": (Probe("/api/tags", read_ollama), _MODELS),
 }
-"""Probes by preset, the most telling first."""
+"""Probes by preset, the most informative first."""
 
 
 def probes_of(target: Target) -> tuple[Probe, ...]:
-    """Give the probes of a server, the most telling first."""
+    """Return the probes of a server, the most informative first."""
     if target.preset.wire == "anthropic" and target.wire_model is not None:  # its list comes in pages, without aliases
         return (Probe(f"/v1/models/{quote(target.wire_model, safe='')}", read_one),)
     return PROBES.get(target.preset.name, (_MODELS,))
 
 
 def root_of(endpoint: str) -> str:
-    """Give the server's root below which the probes lie.
+    """Return the server's root URL, below which the probes are.
 
     >>> root_of("http://localhost:1234/v1"), root_of("https://api.anthropic.com")
     ('http://localhost:1234', 'https://api.anthropic.com')
@@ -177,6 +183,6 @@ def root_of(endpoint: str) -> str:
     return endpoint.removesuffix("/v1")
 
 
-def read(probe: Probe, response: WireResponse, wanted: str | None) -> Reading | None:
-    """Read an answer, or ``None`` if it is not what this probe reads."""
+def read(probe: Probe, response: WireResponse, wanted: str | None) -> Readiness | None:
+    """Read an answer; return ``None`` if it is not one of this probe."""
     return probe.read(parse(response.body), wanted) if response.status == 200 else None

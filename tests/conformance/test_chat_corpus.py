@@ -13,7 +13,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
 from llm_effects.config.models import Capabilities, ModelConfig
-from llm_effects.providers.draft import Draft, rest_of
+from llm_effects.providers.draft import Draft, flush_held
 from llm_effects.providers.openai_chat import OPENAI_CHAT
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Preset, Target
@@ -255,7 +255,7 @@ def test_what_was_told_is_the_content_wherever_the_stream_ends(row: Row) -> None
             if not is_successful(step):
                 break
             told.extend(step.unwrap())
-        told.extend(rest_of(draft))
+        told.extend(flush_held(draft))
         result = OPENAI_CHAT.finish(draft)
         content = result.unwrap().content if is_successful(result) else result.failure().partial
         assert "".join(event.text for event in told if isinstance(event, TextDelta)) == content

@@ -11,7 +11,7 @@ from returns.result import Failure, Result
 
 from llm_effects.config.models import ModelConfig
 from llm_effects.providers.anthropic import ANTHROPIC
-from llm_effects.providers.draft import Draft, rest_of
+from llm_effects.providers.draft import Draft, flush_held
 from llm_effects.providers.registry import target_of
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target
@@ -194,7 +194,7 @@ def test_what_was_told_is_the_content_wherever_the_stream_ends(row: Row) -> None
             if not is_successful(step):
                 break
             told.extend(step.unwrap())
-        told.extend(rest_of(draft))
+        told.extend(flush_held(draft))
         answer = ANTHROPIC.finish(draft)
         content = answer.unwrap().content if is_successful(answer) else answer.failure().partial
         assert "".join(event.text for event in told if isinstance(event, TextDelta)) == content

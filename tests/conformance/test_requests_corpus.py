@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llm_effects.config.models import ModelConfig
-from llm_effects.providers.message_encoding import unpaired
+from llm_effects.providers.message_encoding import unpaired_call
 from llm_effects.providers.presets import PRESETS
 from llm_effects.providers.registry import provider_of, target_of
 from llm_effects.providers.target import Target
@@ -270,7 +270,7 @@ def test_recorded_requests_go_out_in_documented_fields_only() -> None:
             seen[f"{row['endpoint']}: not ours to ask"] += 1
             continue
         encoded = provider_of(target).encode(target, request, row["stream"])
-        if unpaired(request) is not None:  # it goes on with an answer that the server keeps
+        if unpaired_call(request) is not None:  # it goes on with an answer that the server keeps
             assert "result" in encoded.failure().message, row["id"]
             seen[f"{row['endpoint']}: continued"] += 1
             continue

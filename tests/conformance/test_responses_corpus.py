@@ -176,7 +176,7 @@ def test_a_whole_answer_is_what_its_body_holds(row: Row) -> None:
 def test_a_folded_stream_is_what_its_events_hold(row: Row) -> None:
     result, told = folded(target_for(row), events_of(row))
     check(held_by_stream(row), result)
-    if is_successful(result) and not any("piece by piece" in warning for warning in result.unwrap().warnings):
+    if is_successful(result) and not any("streamed pieces" in warning for warning in result.unwrap().warnings):
         same_deltas(told, result.unwrap())
 
 
@@ -214,4 +214,4 @@ def test_a_stream_cut_anywhere_is_never_a_silent_success(row: Row) -> None:
         said += "".join(each.text for each in told if isinstance(each, TextDelta))
         error = OPENAI_RESPONSES.finish(draft).failure()
         assert error.tag in {"MalformedResponse", "ContentRefused"}
-        assert error.partial == said or any("piece by piece" in warning for warning in draft.warnings)
+        assert error.partial == said or any("streamed pieces" in warning for warning in draft.warnings)
