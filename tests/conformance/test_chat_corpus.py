@@ -1,6 +1,6 @@
-"""Recorded traffic: every chat answer decodes to what its body holds, or to the error that it is.
+"""Recorded traffic: every chat answer decodes to the content of its body, or to its error.
 
-What is expected is read straight from the JSON here, by other code than the provider's.
+The expected content is read straight from the JSON, by other code than the provider's.
 """
 
 import json
@@ -46,7 +46,7 @@ ERRORS = rows("errors", "errors_quoted")
 pytestmark = pytest.mark.skipif(not CORPUS.exists(), reason=f"no recorded traffic at {CORPUS}")
 
 
-def named(row: Row) -> str:
+def row_id(row: Row) -> str:
     return f"{row['provider']}-{row['id'][:12]}"
 
 
@@ -60,9 +60,9 @@ def target_for(row: Row) -> Target:
 
 
 def response_for(row: Row) -> WireResponse:
-    told = row["response"]
-    headers = {name.lower(): str(value) for name, value in (told.get("headers") or {}).items()}
-    return WireResponse(status=told["status"], headers=headers, body=(told["body"] or "").encode())
+    emitted = row["response"]
+    headers = {name.lower(): str(value) for name, value in (emitted.get("headers") or {}).items()}
+    return WireResponse(status=emitted["status"], headers=headers, body=(emitted["body"] or "").encode())
 
 
 def events_of(body: str) -> Iterator[ServerEvent]:
@@ -81,20 +81,20 @@ def events_of(body: str) -> Iterator[ServerEvent]:
 
 
 def folded(row: Row) -> tuple[Result[LLMResponse, LLMError], list[object]]:
-    draft, told = Draft(target=target_for(row)), list[object]()
+    draft, emitted = Draft(target=target_for(row)), list[object]()
     for event in events_of(row["response"]["body"]):
         step = OPENAI_CHAT.decode_event(draft, event)
         if not is_successful(step):
-            return Failure(step.failure()), told
-        told.extend(step.unwrap())
-    return OPENAI_CHAT.finish(draft), told
+            return Failure(step.failure()), emitted
+        emitted.extend(step.unwrap())
+    return OPENAI_CHAT.finish(draft), emitted
 
 
-# What the JSON holds.
+# The content of the JSON
 
 
-class Held:
-    """Text, thinking, calls, finish reason, usage, refusal and error of one row, read without the provider."""
+class Expected:
+    """The text, thinking, calls, finish reason, usage, refusal and error of one row, read without the provider."""
 
     def __init__(self, row: Row) -> None:
         self.text, self.thought, self.refusal = "", "", ""
@@ -112,24 +112,24 @@ class Held:
                 break
             self.take(json.loads(event.data), whole=False)
 
-    def take(self, told: dict[str, Any], *, whole: bool) -> None:
-        self.error = self.error or told.get("error")
-        self.usage = told.get("usage") or (told.get("x_groq") or {}).get("usage") or self.usage
-        for choice in told.get("choices") or []:
+    def take(self, emitted: dict[str, Any], *, whole: bool) -> None:
+        self.error = self.error or emitted.get("error")
+        self.usage = emitted.get("usage") or (emitted.get("x_groq") or {}).get("usage") or self.usage
+        for choice in emitted.get("choices") or []:
             if choice.get("index"):
                 continue
             self.has_choices = True
-            said = choice.get("message" if whole else "delta") or {}
-            self.say(said)
-            for call in said.get("tool_calls") or []:
+            delta = choice.get("message" if whole else "delta") or {}
+            self.say(delta)
+            for call in delta.get("tool_calls") or []:
                 self.call(call, whole=whole)
-            legacy = said.get("function_call")
+            legacy = delta.get("function_call")
             if legacy and legacy.get("name"):
                 self.calls.append({"id": "", "name": legacy["name"], "arguments": legacy["arguments"]})
             self.finish = self.finish or choice.get("finish_reason")
 
-    def say(self, said: dict[str, Any]) -> None:
-        content = said.get("content")
+    def say(self, delta: dict[str, Any]) -> None:
+        content = delta.get("content")
         if isinstance(content, str):
             self.text += content
         elif isinstance(content, list):
@@ -139,100 +139,102 @@ class Held:
                 self.text += part.get("text", "")
         elif isinstance(content, dict):
             self.text += json.dumps(content, separators=(",", ":"))
-        elif said.get("audio"):
-            self.text += said["audio"].get("transcript", "")
-        thought = said.get("reasoning") or said.get("reasoning_content")
-        details = said.get("reasoning_details") or []
-        self.thought += thought or "".join(part.get("text") or part.get("summary") or "" for part in details)
-        self.refusal += said.get("refusal") or ""
+        elif delta.get("audio"):
+            self.text += delta["audio"].get("transcript", "")
+        thinking = delta.get("reasoning") or delta.get("reasoning_content")
+        details = delta.get("reasoning_details") or []
+        self.thought += thinking or "".join(part.get("text") or part.get("summary") or "" for part in details)
+        self.refusal += delta.get("refusal") or ""
 
     def call(self, call: dict[str, Any], *, whole: bool) -> None:
         function = call.get("function") or call.get("custom") or {}
         arguments = function.get("arguments", function.get("input")) or ""
-        same = [each for each in self.calls if each["key"] == str(call.get("index"))]
-        if whole or not same or (call.get("id") and call["id"] != same[-1]["id"]):
+        assert_same = [each for each in self.calls if each["key"] == str(call.get("index"))]
+        if whole or not assert_same or (call.get("id") and call["id"] != assert_same[-1]["id"]):
             fresh = {"id": call.get("id") or "", "name": function.get("name") or "", "arguments": arguments}
             self.calls.append({**fresh, "key": str(call.get("index"))})
         else:
-            same[-1]["arguments"] += arguments
+            assert_same[-1]["arguments"] += arguments
 
 
 FINISHES = {"stop": "stop", "eos": "stop", "end_turn": "stop", "length": "length", "tool_calls": "tool_calls"}
 
 
 def check(row: Row, result: Result[LLMResponse, LLMError]) -> None:
-    held = Held(row)
-    if held.error is not None or not held.has_choices:
+    expected = Expected(row)
+    if expected.error is not None or not expected.has_choices:
         error = result.failure()
         assert error.tag == {"f9dd86c66c7c": "MalformedResponse", "70a11955ad95": "ContentRefused"}.get(
             row["id"], "InvalidRequest"
         )
-    elif held.refusal:
+    elif expected.refusal:
         error = result.failure()
         assert error.tag == "ContentRefused"
-        assert held.refusal == getattr(error, "message", None)
+        assert expected.refusal == getattr(error, "message", None)
     else:
-        same(held, result.unwrap())
+        assert_same(expected, result.unwrap())
 
 
-def same(held: Held, response: LLMResponse) -> None:
-    thought = "".join(part.text for part in response.parts if isinstance(part, Reasoning))
-    if held.text.lstrip().startswith("<think>"):
-        inside, _, after = held.text.lstrip().removeprefix("<think>").partition("</think>")
-        assert (response.content, thought.strip()) == (after.lstrip(), inside.strip())
+def assert_same(expected: Expected, response: LLMResponse) -> None:
+    thinking = "".join(part.text for part in response.parts if isinstance(part, Reasoning))
+    if expected.text.lstrip().startswith("<think>"):
+        inside, _, after = expected.text.lstrip().removeprefix("<think>").partition("</think>")
+        assert (response.content, thinking.strip()) == (after.lstrip(), inside.strip())
     else:
-        assert response.content == held.text
-        assert thought == held.thought
+        assert response.content == expected.text
+        assert thinking == expected.thought
     assert "".join(part.text for part in response.parts if isinstance(part, Text)) == response.content
-    same_calls(held, response)
-    wanted = FINISHES.get(held.finish or "stop", held.finish)
-    assert response.finish_reason.value == ("tool_calls" if response.tool_calls and wanted != "length" else wanted)
-    same_usage(held, response)
+    assert_calls(expected, response)
+    expected_value = FINISHES.get(expected.finish or "stop", expected.finish)
+    assert response.finish_reason.value == (
+        "tool_calls" if response.tool_calls and expected_value != "length" else expected_value
+    )
+    assert_usage(expected, response)
 
 
-def same_calls(held: Held, response: LLMResponse) -> None:
-    told = [(call.name, call.arguments) for call in response.tool_calls]
-    assert told == [(call["name"], call["arguments"]) for call in held.calls]
-    for call, wanted in zip(response.tool_calls, held.calls, strict=True):
-        assert call.id == wanted["id"] or (not wanted["id"] and call.id.startswith("call_"))
+def assert_calls(expected: Expected, response: LLMResponse) -> None:
+    emitted = [(call.name, call.arguments) for call in response.tool_calls]
+    assert emitted == [(call["name"], call["arguments"]) for call in expected.calls]
+    for call, expected_value in zip(response.tool_calls, expected.calls, strict=True):
+        assert call.id == expected_value["id"] or (not expected_value["id"] and call.id.startswith("call_"))
 
 
-def same_usage(held: Held, response: LLMResponse) -> None:
-    if held.usage is None:
+def assert_usage(expected: Expected, response: LLMResponse) -> None:
+    if expected.usage is None:
         assert response.usage.total_tokens is None
         return
-    prompt, answer = held.usage["prompt_tokens"], held.usage["completion_tokens"]
-    asked = held.usage.get("prompt_tokens_details") or {}
-    thought = (held.usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
-    if thought and held.usage["total_tokens"] == prompt + answer + thought:
-        answer += thought
+    prompt, answer = expected.usage["prompt_tokens"], expected.usage["completion_tokens"]
+    asked = expected.usage.get("prompt_tokens_details") or {}
+    thinking = (expected.usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    if thinking and expected.usage["total_tokens"] == prompt + answer + thinking:
+        answer += thinking
     assert (response.usage.prompt_tokens, response.usage.output_tokens) == (prompt, answer)
-    assert response.usage.reasoning_tokens == min(thought or held.usage.get("reasoning_tokens") or 0, answer)
+    assert response.usage.reasoning_tokens == min(thinking or expected.usage.get("reasoning_tokens") or 0, answer)
     assert response.usage.cache_read_tokens >= min(asked.get("cached_tokens") or 0, prompt)
 
 
-@pytest.mark.parametrize("row", PLAIN, ids=named)
-def test_a_whole_answer_is_what_its_body_holds(row: Row) -> None:
+@pytest.mark.parametrize("row", PLAIN, ids=row_id)
+def test_a_whole_answer_equals_its_body(row: Row) -> None:
     check(row, OPENAI_CHAT.decode(target_for(row), response_for(row)))
 
 
-@pytest.mark.parametrize("row", STREAMED, ids=named)
-def test_a_folded_stream_is_what_its_events_hold(row: Row) -> None:
-    result, told = folded(row)
+@pytest.mark.parametrize("row", STREAMED, ids=row_id)
+def test_a_folded_stream_equals_its_events(row: Row) -> None:
+    result, emitted = folded(row)
     check(row, result)
     if is_successful(result):
         response = result.unwrap()
-        assert "".join(event.text for event in told if isinstance(event, TextDelta)) == response.content
-        thought = "".join(part.text for part in response.parts if isinstance(part, Reasoning))
-        assert "".join(event.text for event in told if isinstance(event, ReasoningDelta)) == thought
-        deltas = [event for event in told if isinstance(event, ToolCallDelta)]
+        assert "".join(event.text for event in emitted if isinstance(event, TextDelta)) == response.content
+        thinking = "".join(part.text for part in response.parts if isinstance(part, Reasoning))
+        assert "".join(event.text for event in emitted if isinstance(event, ReasoningDelta)) == thinking
+        deltas = [event for event in emitted if isinstance(event, ToolCallDelta)]
         for index, call in enumerate(response.tool_calls):
             mine = [event for event in deltas if event.index == index]
             assert {event.id for event in mine} == {call.id}
             assert "".join(event.arguments for event in mine) == call.arguments
 
 
-@pytest.mark.parametrize("row", STREAMED, ids=named)
+@pytest.mark.parametrize("row", STREAMED, ids=row_id)
 def test_a_stream_cut_anywhere_is_never_a_silent_success(row: Row) -> None:
     events = list(events_of(row["response"]["body"]))
     ends = next(
@@ -245,23 +247,23 @@ def test_a_stream_cut_anywhere_is_never_a_silent_success(row: Row) -> None:
     assert OPENAI_CHAT.finish(draft).failure().tag in {"MalformedResponse", "ContentRefused"}
 
 
-@pytest.mark.parametrize("row", STREAMED, ids=named)
-def test_what_was_told_is_the_content_wherever_the_stream_ends(row: Row) -> None:
+@pytest.mark.parametrize("row", STREAMED, ids=row_id)
+def test_emitted_text_equals_the_content_wherever_the_stream_ends(row: Row) -> None:
     events = list(events_of(row["response"]["body"]))
     for ends in {len(events), *range(0, len(events), 1 + len(events) // 12)}:
-        draft, told = Draft(target=target_for(row)), list[object]()
+        draft, emitted = Draft(target=target_for(row)), list[object]()
         for event in events[:ends]:
             step = OPENAI_CHAT.decode_event(draft, event)
             if not is_successful(step):
                 break
-            told.extend(step.unwrap())
-        told.extend(flush_held(draft))
+            emitted.extend(step.unwrap())
+        emitted.extend(flush_held(draft))
         result = OPENAI_CHAT.finish(draft)
         content = result.unwrap().content if is_successful(result) else result.failure().partial
-        assert "".join(event.text for event in told if isinstance(event, TextDelta)) == content
+        assert "".join(event.text for event in emitted if isinstance(event, TextDelta)) == content
 
 
-# The error that each row is; the others are what their status says.
+# The errors of rows by id; the others follow from their status.
 KINDS = {
     "25d1f0494d48": "ModelUnavailable",
     "4cbd8b36ea6f": "ModelUnavailable",
@@ -294,15 +296,15 @@ BY_STATUS = {
 }
 
 
-@pytest.mark.parametrize("row", [row for row in ERRORS if row["response"]["status"] != 200], ids=named)
-def test_an_error_answer_is_the_error_that_it_is(row: Row) -> None:
+@pytest.mark.parametrize("row", [row for row in ERRORS if row["response"]["status"] != 200], ids=row_id)
+def test_an_error_answer_is_classified(row: Row) -> None:
     error = OPENAI_CHAT.classify(target_for(row), response_for(row))
     assert error.tag == KINDS.get(row["id"], BY_STATUS[row["response"]["status"]])
     assert error.status == row["response"]["status"]
 
 
-@pytest.mark.parametrize("row", [row for row in ERRORS if row["response"]["status"] == 200], ids=named)
-def test_an_error_inside_a_success_is_the_error_that_it_is(row: Row) -> None:
+@pytest.mark.parametrize("row", [row for row in ERRORS if row["response"]["status"] == 200], ids=row_id)
+def test_an_error_inside_a_2xx_answer_is_classified(row: Row) -> None:
     streamed = "event-stream" in row["response"]["headers"]["content-type"]
     result = folded(row)[0] if streamed else OPENAI_CHAT.decode(target_for(row), response_for(row))
     assert result.failure().tag == KINDS.get(row["id"], "ModelUnavailable")

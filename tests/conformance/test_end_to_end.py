@@ -1,4 +1,4 @@
-"""Every recorded stream through the whole library, cut at random: what the consumer got is what the answer holds."""
+"""Every recorded stream through the whole library, cut at random: the emitted events equal the answer."""
 
 import json
 import random
@@ -37,14 +37,14 @@ FILES = {
     "openai_responses_stream": "openai-responses",
     "anthropic_messages_stream": "anthropic",
 }
-# Recorded with deltas that were shortened by hand: its deltas and its end do not say the same.
+# Its deltas were shortened by hand, so that they differ from its last event.
 CONTRADICTORY = {"0c12a6497ab5"}
 
 Row = dict[str, Any]
 
 
 class Cut(httpx.AsyncByteStream):
-    """A body that comes in chunks cut at random."""
+    """A body cut into chunks at random."""
 
     def __init__(self, body: bytes, seed: str) -> None:
         self.body, self.random = body, random.Random(seed)
@@ -66,15 +66,17 @@ def rows(name: str) -> list[Row]:
 
 def replaying(current: list[Row]) -> Transport:
     def answer(_: httpx.Request) -> httpx.Response:
-        told = current[-1]["response"]
-        kind = {key.lower(): value for key, value in told["headers"].items()}.get("content-type", "text/event-stream")
-        body = Cut(told["body"].encode(), current[-1]["id"])
-        return httpx.Response(told["status"], headers={"content-type": kind}, stream=body)
+        stream_events = current[-1]["response"]
+        kind = {key.lower(): value for key, value in stream_events["headers"].items()}.get(
+            "content-type", "text/event-stream"
+        )
+        body = Cut(stream_events["body"].encode(), current[-1]["id"])
+        return httpx.Response(stream_events["status"], headers={"content-type": kind}, stream=body)
 
     return Transport(make_pool=lambda _: httpx.MockTransport(answer))
 
 
-async def told(env: LLMEnv) -> list[StreamEvent]:
+async def stream_events(env: LLMEnv) -> list[StreamEvent]:
     events: list[StreamEvent] = []
 
     async def sink(event: StreamEvent) -> None:
@@ -105,7 +107,7 @@ def check(row: Row, events: list[StreamEvent]) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_recorded_stream_arrives_whole(name: str) -> None:
+def test_every_recorded_stream_arrives_complete(name: str) -> None:
     recorded = rows(name)
 
     async def replay_all() -> dict[str, int]:
@@ -116,7 +118,7 @@ def test_every_recorded_stream_arrives_whole(name: str) -> None:
         async with open_env(config, transport=lambda: replaying(current)) as env:
             for row in recorded:
                 current.append(row)
-                events = await told(env)
+                events = await stream_events(env)
                 if row["id"] not in CONTRADICTORY:
                     check(row, events)
                 counts[type(events[-1]).__name__] = counts.get(type(events[-1]).__name__, 0) + 1

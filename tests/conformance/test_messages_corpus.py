@@ -1,4 +1,4 @@
-"""Recorded exchanges with the Messages API: what the body holds is what comes out, or the error that it is."""
+"""Recorded traffic of the Messages API: every answer decodes to the content of its body, or to its error."""
 
 import json
 from collections.abc import Iterator
@@ -56,8 +56,8 @@ def target(row: Row) -> Target:
 
 
 def wire(row: Row) -> WireResponse:
-    told = row["response"]
-    return WireResponse(status=told["status"], headers=told["headers"], body=told["body"].encode())
+    emitted = row["response"]
+    return WireResponse(status=emitted["status"], headers=emitted["headers"], body=emitted["body"].encode())
 
 
 def events(text: str) -> Iterator[ServerEvent]:
@@ -70,31 +70,31 @@ def events(text: str) -> Iterator[ServerEvent]:
 
 
 def replayed(row: Row) -> tuple[list[StreamEvent], Result[LLMResponse, LLMError]]:
-    draft, told = Draft(target=target(row)), list[StreamEvent]()
+    draft, emitted = Draft(target=target(row)), list[StreamEvent]()
     for event in events(row["response"]["body"]):
         step = ANTHROPIC.decode_event(draft, event)
         if not is_successful(step):
-            return told, Failure(step.failure())
-        told.extend(step.unwrap())
-    return told, ANTHROPIC.finish(draft)
+            return emitted, Failure(step.failure())
+        emitted.extend(step.unwrap())
+    return emitted, ANTHROPIC.finish(draft)
 
 
 def folded(text: str) -> Row:
-    """The message that a stream describes, by a fold that knows nothing of the library."""
+    """Return the message that a stream describes, folded without the library."""
     blocks: dict[int, Row] = {}
     message: Row = {"usage": {}}
     for event in events(text):
-        told: Row = json.loads(event.data) if event.data != "[DONE]" else {"type": "ping"}
-        match told["type"]:
+        emitted: Row = json.loads(event.data) if event.data != "[DONE]" else {"type": "ping"}
+        match emitted["type"]:
             case "message_start":
-                message["usage"] |= told["message"]["usage"]
+                message["usage"] |= emitted["message"]["usage"]
             case "content_block_start":
-                blocks[told["index"]] = {"json": "", **told["content_block"]}
+                blocks[emitted["index"]] = {"json": "", **emitted["content_block"]}
             case "content_block_delta":
-                grow(blocks[told["index"]], told["delta"])
+                grow(blocks[emitted["index"]], emitted["delta"])
             case "message_delta":
-                message |= told["delta"]
-                message["usage"] |= {name: n for name, n in told["usage"].items() if n is not None}
+                message |= emitted["delta"]
+                message["usage"] |= {name: n for name, n in emitted["usage"].items() if n is not None}
             case "message_stop":
                 break
             case _:
@@ -113,23 +113,23 @@ def grow(block: Row, delta: Row) -> None:
 def check(response: LLMResponse, message: Row) -> None:
     blocks = message["content"]
     assert response.content == text_of(response.parts) == join(blocks, "text")
-    thought = [part for part in response.parts if isinstance(part, Reasoning)]
-    assert "".join(part.text for part in thought) == join(blocks, "thinking")
-    assert [json.loads(part.opaque) for part in thought if part.opaque] == replayable(blocks)
+    reasoning = [part for part in response.parts if isinstance(part, Reasoning)]
+    assert "".join(part.text for part in reasoning) == join(blocks, "thinking")
+    assert [json.loads(part.opaque) for part in reasoning if part.opaque] == replayable(blocks)
     calls = [block for block in blocks if block["type"] == "tool_use"]
     assert [(call.id, call.name) for call in response.tool_calls] == [(call["id"], call["name"]) for call in calls]
-    assert [loose(call.arguments) for call in response.tool_calls] == [arguments(call) for call in calls]
+    assert [json_or_text(call.arguments) for call in response.tool_calls] == [arguments(call) for call in calls]
     assert response.finish_reason.value == FINISH[message["stop_reason"]]
     check_usage(response, message["usage"])
 
 
 def check_usage(response: LLMResponse, usage: Row) -> None:
-    told = response.usage
-    assert told.input_tokens == usage.get("input_tokens")
-    assert told.output_tokens == usage.get("output_tokens")
-    assert told.cache_read_tokens == (usage.get("cache_read_input_tokens") or 0)
-    assert told.cache_write_tokens == (usage.get("cache_creation_input_tokens") or 0)
-    assert told.reasoning_tokens == ((usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0)
+    emitted = response.usage
+    assert emitted.input_tokens == usage.get("input_tokens")
+    assert emitted.output_tokens == usage.get("output_tokens")
+    assert emitted.cache_read_tokens == (usage.get("cache_read_input_tokens") or 0)
+    assert emitted.cache_write_tokens == (usage.get("cache_creation_input_tokens") or 0)
+    assert emitted.reasoning_tokens == ((usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0)
 
 
 def join(blocks: list[Row], kind: str) -> str:
@@ -138,15 +138,15 @@ def join(blocks: list[Row], kind: str) -> str:
 
 def replayable(blocks: list[Row]) -> list[Row]:
     kinds = {"thinking", "redacted_thinking"}
-    thought = [{name: block[name] for name in block if name != "json"} for block in blocks if block["type"] in kinds]
-    return [block for block in thought if block["type"] == "redacted_thinking" or block.get("signature")]
+    reasoning = [{name: block[name] for name in block if name != "json"} for block in blocks if block["type"] in kinds]
+    return [block for block in reasoning if block["type"] == "redacted_thinking" or block.get("signature")]
 
 
 def arguments(call: Row) -> object:
-    return loose(call["json"]) if call.get("json") else call["input"]
+    return json_or_text(call["json"]) if call.get("json") else call["input"]
 
 
-def loose(text: str) -> object:
+def json_or_text(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError:
@@ -154,7 +154,7 @@ def loose(text: str) -> object:
 
 
 @pytest.mark.parametrize("row", rows("anthropic_messages.jsonl"))
-def test_a_recorded_answer_says_what_its_body_holds(row: Row) -> None:
+def test_a_recorded_answer_equals_its_body(row: Row) -> None:
     message = json.loads(row["response"]["body"])
     answer = ANTHROPIC.decode(target(row), wire(row))
     if message["stop_reason"] == "refusal":
@@ -165,8 +165,8 @@ def test_a_recorded_answer_says_what_its_body_holds(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", rows("anthropic_messages_stream.jsonl"))
-def test_a_recorded_stream_says_what_its_events_hold(row: Row) -> None:
-    told, answer = replayed(row)
+def test_a_recorded_stream_equals_its_events(row: Row) -> None:
+    emitted, answer = replayed(row)
     spliced = "msg_first" in row["response"]["body"]
     message = {} if spliced else folded(row["response"]["body"])
     if spliced or message["stop_reason"] == "refusal":
@@ -174,34 +174,34 @@ def test_a_recorded_stream_says_what_its_events_hold(row: Row) -> None:
         return
     response = answer.unwrap()
     check(response, message)
-    assert "".join(event.text for event in told if isinstance(event, TextDelta)) == response.content
-    pieces = [event for event in told if isinstance(event, ToolCallDelta)]
+    assert "".join(event.text for event in emitted if isinstance(event, TextDelta)) == response.content
+    pieces = [event for event in emitted if isinstance(event, ToolCallDelta)]
     for call in response.tool_calls:
         given = "".join(piece.arguments for piece in pieces if piece.id == call.id)
         assert given == call.arguments
-    assert "".join(event.text for event in told if isinstance(event, ReasoningDelta)) == join(
+    assert "".join(event.text for event in emitted if isinstance(event, ReasoningDelta)) == join(
         message["content"], "thinking"
     )
 
 
 @pytest.mark.parametrize("row", rows("anthropic_messages_stream.jsonl"))
-def test_what_was_told_is_the_content_wherever_the_stream_ends(row: Row) -> None:
-    told_by_server = list(events(row["response"]["body"]))
-    for ends in {len(told_by_server), *range(0, len(told_by_server), 1 + len(told_by_server) // 12)}:
-        draft, told = Draft(target=target(row)), list[StreamEvent]()
-        for event in told_by_server[:ends]:
+def test_emitted_text_equals_the_content_wherever_the_stream_ends(row: Row) -> None:
+    server_events = list(events(row["response"]["body"]))
+    for ends in {len(server_events), *range(0, len(server_events), 1 + len(server_events) // 12)}:
+        draft, emitted = Draft(target=target(row)), list[StreamEvent]()
+        for event in server_events[:ends]:
             step = ANTHROPIC.decode_event(draft, event)
             if not is_successful(step):
                 break
-            told.extend(step.unwrap())
-        told.extend(flush_held(draft))
+            emitted.extend(step.unwrap())
+        emitted.extend(flush_held(draft))
         answer = ANTHROPIC.finish(draft)
         content = answer.unwrap().content if is_successful(answer) else answer.failure().partial
-        assert "".join(event.text for event in told if isinstance(event, TextDelta)) == content
+        assert "".join(event.text for event in emitted if isinstance(event, TextDelta)) == content
 
 
 @pytest.mark.parametrize("row", rows("errors.jsonl") + rows("errors_quoted.jsonl"))
-def test_a_recorded_error_is_the_error_that_it_is(row: Row) -> None:
+def test_a_recorded_error_is_classified(row: Row) -> None:
     status, body = row["response"]["status"], row["response"]["body"]
     if status == 200:
         error = replayed(row)[1].failure()

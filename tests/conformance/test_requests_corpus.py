@@ -1,4 +1,4 @@
-"""Recorded traffic: what was asked there can be asked here, in fields that the vendors document and no others."""
+"""Recorded traffic: its requests can be sent with this library, in fields that the vendors document."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 pytestmark = pytest.mark.skipif(not CORPUS.exists(), reason=f"no recorded traffic at {CORPUS}")
 
-# By protocol: each field by its path. A path that ends in * holds what a user gives: a schema, or arguments.
+# The fields of each protocol by path. A path that ends in * holds user data: a schema, or arguments.
 FIELDS = {
     "chat": """
         model max_tokens max_completion_tokens temperature top_p stop seed random_seed reasoning_effort
@@ -65,21 +65,21 @@ _KNOWN = {"chat": "openai-chat", "responses": "openai-responses", "messages": "a
 
 
 class ForeignError(Exception):
-    """Something is asked that has no place in a request here."""
+    """A recorded request that this library cannot express."""
 
 
 def rows() -> Iterator[Json]:
     for path in sorted(CORPUS.glob("*.jsonl")) if CORPUS.exists() else ():
         for line in filter(None, path.read_text("utf-8").split("\n")):
             row = json.loads(line)
-            asked = row.get("request", {}).get("body")
-            if isinstance(asked, str) and asked.startswith("{"):
-                asked = json.loads(asked)
-            if row.get("endpoint") in DOCUMENTED and isinstance(asked, dict) and asked.get("model"):
-                yield {**row, "asked": asked}
+            requested = row.get("request", {}).get("body")
+            if isinstance(requested, str) and requested.startswith("{"):
+                requested = json.loads(requested)
+            if row.get("endpoint") in DOCUMENTED and isinstance(requested, dict) and requested.get("model"):
+                yield {**row, "asked": requested}
 
 
-# From a recorded body to a request.
+# From a recorded body to a request
 
 
 def listed(content: Any) -> list[Json]:
@@ -116,8 +116,8 @@ def turn(role: str, parts: Iterator[Part] | list[Part]) -> Iterator[Message]:
         yield Message("system" if role == "developer" else role, said)  # type: ignore[arg-type]
 
 
-def chat_turns(asked: Json, origin: Origin) -> Iterator[Message]:
-    for message in asked["messages"]:
+def chat_turns(requested: Json, origin: Origin) -> Iterator[Message]:
+    for message in requested["messages"]:
         if not isinstance(message, dict):
             raise ForeignError(message)
         if message["role"] == "tool":
@@ -131,8 +131,8 @@ def chat_turns(asked: Json, origin: Origin) -> Iterator[Message]:
         yield from turn(message["role"], [*parts_of(message.get("content"), origin), *calls])
 
 
-def input_turns(asked: Json, origin: Origin) -> Iterator[Message]:
-    given = asked.get("input")
+def input_turns(requested: Json, origin: Origin) -> Iterator[Message]:
+    given = requested.get("input")
     for item in [{"role": "user", "content": given}] if isinstance(given, str) else given or []:
         match item:
             case {"role": str(role), "content": content}:
@@ -148,7 +148,7 @@ def input_turns(asked: Json, origin: Origin) -> Iterator[Message]:
 
 
 def merged(turns: Iterator[Message]) -> Iterator[Message]:
-    """An answer that came in items is one message."""
+    """Merge successive assistant messages: an answer may be recorded as several items."""
     last: Message | None = None
     for message in turns:
         if last is not None and last.role == message.role == "assistant":
@@ -181,40 +181,40 @@ def choice_of(given: Any) -> str | None:
             return given if isinstance(given, str) else None
 
 
-def schema_of(asked: Json) -> Json | None:
-    told = asked.get("text") or asked.get("output_config") or {"format": asked.get("response_format")}
+def schema_of(requested: Json) -> Json | None:
+    told = requested.get("text") or requested.get("output_config") or {"format": requested.get("response_format")}
     given = told.get("format") or {}
     schema = given.get("schema") or (given.get("json_schema") or {}).get("schema")
     return schema if isinstance(schema, dict) else None
 
 
-def preferences_of(asked: Json) -> Preferences:
-    limit = asked.get("max_tokens") or asked.get("max_completion_tokens") or asked.get("max_output_tokens")
-    told = asked.get("reasoning") or asked.get("output_config") or {}
-    effort = asked.get("reasoning_effort") or told.get("effort")
+def preferences_of(requested: Json) -> Preferences:
+    limit = requested.get("max_tokens") or requested.get("max_completion_tokens") or requested.get("max_output_tokens")
+    told = requested.get("reasoning") or requested.get("output_config") or {}
+    effort = requested.get("reasoning_effort") or told.get("effort")
     return Preferences(
         max_tokens=limit,
-        temperature=asked.get("temperature"),
-        top_p=asked.get("top_p"),
-        stop=asked.get("stop") or asked.get("stop_sequences") or (),
-        seed=asked.get("seed"),
+        temperature=requested.get("temperature"),
+        top_p=requested.get("top_p"),
+        stop=requested.get("stop") or requested.get("stop_sequences") or (),
+        seed=requested.get("seed"),
         reasoning_effort=effort,
     )
 
 
 def request_of(row: Json, target: Target) -> LLMRequest:
-    asked = row["asked"]
+    requested = row["asked"]
     origin = Origin(target.preset.name, target.wire_model or "")
     turns = input_turns if row["endpoint"] == "responses" else chat_turns
-    system = asked.get("instructions") or "".join(block["text"] for block in listed(asked.get("system")))
-    tools = tuple(tool_of(tool) for tool in asked.get("tools") or ())
+    system = requested.get("instructions") or "".join(block["text"] for block in listed(requested.get("system")))
+    tools = tuple(tool_of(tool) for tool in requested.get("tools") or ())
     return LLMRequest(
-        messages=tuple(merged(turns(asked, origin))),
+        messages=tuple(merged(turns(requested, origin))),
         system=system or None,
         tools=tools,
-        tool_choice=choice_of(asked.get("tool_choice")) if tools else None,
-        response_schema=schema_of(asked),
-        preferences=preferences_of(asked),
+        tool_choice=choice_of(requested.get("tool_choice")) if tools else None,
+        response_schema=schema_of(requested),
+        preferences=preferences_of(requested),
     )
 
 
@@ -234,7 +234,7 @@ def target_for(row: Json) -> Target:
     ).unwrap()
 
 
-# What goes out.
+# The encoded request
 
 
 def paths(value: Any, at: str, free: frozenset[str]) -> Iterator[str]:
@@ -260,17 +260,17 @@ def strings(value: Any) -> Iterator[str]:
         yield from strings(inner)
 
 
-def test_recorded_requests_go_out_in_documented_fields_only() -> None:
+def test_recorded_requests_are_sent_in_documented_fields_only() -> None:
     seen: Counter[str] = Counter()
     for row in rows():
         target = target_for(row)
         try:
             request = request_of(row, target)
         except (ForeignError, InvalidValue):
-            seen[f"{row['endpoint']}: not ours to ask"] += 1
+            seen[f"{row['endpoint']}: not expressible"] += 1
             continue
         encoded = provider_of(target).encode(target, request, row["stream"])
-        if unpaired_call(request) is not None:  # it goes on with an answer that the server keeps
+        if unpaired_call(request) is not None:  # it continues an answer stored at the server
             assert "result" in encoded.failure().message, row["id"]
             seen[f"{row['endpoint']}: continued"] += 1
             continue
@@ -280,9 +280,9 @@ def test_recorded_requests_go_out_in_documented_fields_only() -> None:
         sent = "\n".join(strings(body))
         parts = [part for message in request.messages for part in message.parts]
         assert all(part.text.strip() in sent for part in parts if isinstance(part, Text)), row["id"]
-        seen[f"{row['endpoint']}: asked"] += 1
+        seen[f"{row['endpoint']}: sent"] += 1
     print(dict(seen))
-    assert min(seen[f"{endpoint}: asked"] for endpoint in DOCUMENTED) > 100
+    assert min(seen[f"{endpoint}: sent"] for endpoint in DOCUMENTED) > 100
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_recorded_requests_go_out_in_documented_fields_only() -> None:
         ("azure", {"max_tokens"}, {"seed", "stream_options", "max_completion_tokens"}),
     ],
 )
-def test_each_server_is_told_in_its_own_words(provider: str, absent: set[str], present: set[str]) -> None:
+def test_each_server_gets_its_own_field_names(provider: str, absent: set[str], present: set[str]) -> None:
     endpoint = "https://x.example/openai/v1"
     config = ModelConfig(provider=provider, model="m", api_key="k", endpoint=endpoint)
     target = target_of("m", config).unwrap()

@@ -37,13 +37,13 @@ PLAIN = rows("openai_responses")
 STREAMED = rows("openai_responses_stream")
 
 
-def named(row: Row) -> str:
+def row_id(row: Row) -> str:
     return f"{row['provider']}-{row['id'][:12]}"
 
 
 def target_for(row: Row) -> Target:
-    asked = row["request"].get("body")
-    body = json.loads(asked) if isinstance(asked, str) and asked.startswith("{") else asked or {}
+    requested = row["request"].get("body")
+    body = json.loads(requested) if isinstance(requested, str) and requested.startswith("{") else requested or {}
     model = body.get("model") if isinstance(body, dict) else None
     config = ModelConfig(provider="openai-responses", model=model or None, api_key="test-key-123")
     preset = Preset(name=row["provider"], wire="openai-responses")
@@ -56,28 +56,28 @@ def events_of(row: Row) -> list[ServerEvent]:
 
 
 def folded(target: Target, events: list[ServerEvent]) -> tuple[Result[LLMResponse, LLMError], list[object]]:
-    draft, told = Draft(target=target), list[object]()
+    draft, emitted = Draft(target=target), list[object]()
     for event in events:
         step = OPENAI_RESPONSES.decode_event(draft, event)
         if not is_successful(step):
-            return Failure(step.failure()), told
-        told.extend(step.unwrap())
-    return OPENAI_RESPONSES.finish(draft), told
+            return Failure(step.failure()), emitted
+        emitted.extend(step.unwrap())
+    return OPENAI_RESPONSES.finish(draft), emitted
 
 
-# What the JSON holds.
+# The content of the JSON
 
 
-def held_by_stream(row: Row) -> Row:
-    """The response of the first terminal; where it leaves its items out, those that were told as done."""
+def final_response(row: Row) -> Row:
+    """Return the response of the first terminal event, with the streamed items if it has none."""
     done: dict[int, Row] = {}
     for event in events_of(row):
-        told = json.loads(event.data)
-        if told["type"] == "response.output_item.done":
-            done[told["output_index"]] = told["item"]
-        if told["type"] in {"response.completed", "response.incomplete", "response.failed"}:
-            items = told["response"]["output"] or [done[index] for index in sorted(done)]
-            return {"status": told["type"].removeprefix("response."), **told["response"], "output": items}
+        emitted = json.loads(event.data)
+        if emitted["type"] == "response.output_item.done":
+            done[emitted["output_index"]] = emitted["item"]
+        if emitted["type"] in {"response.completed", "response.incomplete", "response.failed"}:
+            items = emitted["response"]["output"] or [done[index] for index in sorted(done)]
+            return {"status": emitted["type"].removeprefix("response."), **emitted["response"], "output": items}
     return pytest.fail("no terminal")
 
 
@@ -88,8 +88,8 @@ def texts(response: Row, kind: str, field: str) -> str:
 
 def thoughts(response: Row) -> list[str]:
     items = (item for item in response["output"] if item["type"] == "reasoning")
-    told = ([*(item.get("summary") or ()), *(item.get("content") or ())] for item in items)
-    joined = ("\n\n".join(part["text"] for part in parts if part["text"]) for parts in told)
+    emitted = ([*(item.get("summary") or ()), *(item.get("content") or ())] for item in items)
+    joined = ("\n\n".join(part["text"] for part in parts if part["text"]) for parts in emitted)
     return [text for text in joined if text]
 
 
@@ -109,92 +109,92 @@ def finish_of(response: Row) -> str:
     return "tool_calls" if calls(response) else "stop"
 
 
-def check(held: Row, result: Result[LLMResponse, LLMError]) -> None:
-    refusal = texts(held, "refusal", "refusal")
-    if held["status"] not in {"completed", "incomplete"}:
+def check(expected: Row, result: Result[LLMResponse, LLMError]) -> None:
+    refusal = texts(expected, "refusal", "refusal")
+    if expected["status"] not in {"completed", "incomplete"}:
         assert result.failure().tag == "MalformedResponse"
     elif refusal:
         error = result.failure()
         assert (error.tag, getattr(error, "message", "")) == ("ContentRefused", refusal)
-    elif is_empty(held):
+    elif is_empty(expected):
         assert result.failure().tag == "MalformedResponse"
     else:
-        same(held, result.unwrap())
+        assert_same(expected, result.unwrap())
 
 
-def is_empty(held: Row) -> bool:
-    said = texts(held, "output_text", "text") or thoughts(held) or calls(held)
-    return not said and not (held.get("usage") or {}).get("output_tokens")
+def is_empty(expected: Row) -> bool:
+    said = texts(expected, "output_text", "text") or thoughts(expected) or calls(expected)
+    return not said and not (expected.get("usage") or {}).get("output_tokens")
 
 
-def same(held: Row, response: LLMResponse) -> None:
-    assert response.content == texts(held, "output_text", "text")
-    assert [part.text for part in response.parts if isinstance(part, Reasoning) and part.text] == thoughts(held)
-    assert [(call.id, call.name, call.arguments) for call in response.tool_calls] == calls(held)
-    assert response.finish_reason.value == finish_of(held)
-    assert response.served_model == held["model"]
-    same_order(held, response)
-    same_seals(held, response)
-    same_usage(held.get("usage"), response)
+def assert_same(expected: Row, response: LLMResponse) -> None:
+    assert response.content == texts(expected, "output_text", "text")
+    assert [part.text for part in response.parts if isinstance(part, Reasoning) and part.text] == thoughts(expected)
+    assert [(call.id, call.name, call.arguments) for call in response.tool_calls] == calls(expected)
+    assert response.finish_reason.value == finish_of(expected)
+    assert response.served_model == expected["model"]
+    assert_order(expected, response)
+    assert_seals(expected, response)
+    assert_usage(expected.get("usage"), response)
 
 
-def same_order(held: Row, response: LLMResponse) -> None:
+def assert_order(expected: Row, response: LLMResponse) -> None:
     kinds = {"message": "Text", "reasoning": "Reasoning", "function_call": "ToolCall", "custom_tool_call": "ToolCall"}
-    wanted = [kinds[item["type"]] for item in held["output"] if item["type"] in kinds]
+    wanted = [kinds[item["type"]] for item in expected["output"] if item["type"] in kinds]
     found = [type(part).__name__ for part in response.parts]
     left = iter(wanted)
     assert all(kind in left for kind in found), f"{found} is no part of {wanted}"
 
 
-def same_seals(held: Row, response: LLMResponse) -> None:
-    sealed = [item for item in held["output"] if item["type"] == "reasoning" and item.get("encrypted_content")]
+def assert_seals(expected: Row, response: LLMResponse) -> None:
+    sealed = [item for item in expected["output"] if item["type"] == "reasoning" and item.get("encrypted_content")]
     opaque = [json.loads(part.opaque) for part in response.parts if isinstance(part, Reasoning) and part.opaque]
     assert [item for item in opaque if item.get("encrypted_content")] == sealed
 
 
-def same_usage(usage: Row | None, response: LLMResponse) -> None:
+def assert_usage(usage: Row | None, response: LLMResponse) -> None:
     found = response.usage
     if not usage:
         assert found.total_tokens is None
         return
-    asked, answered = usage.get("input_tokens_details") or {}, usage.get("output_tokens_details") or {}
+    requested, answered = usage.get("input_tokens_details") or {}, usage.get("output_tokens_details") or {}
     assert (found.prompt_tokens, found.output_tokens) == (usage["input_tokens"], usage["output_tokens"])
     assert found.total_tokens == usage["total_tokens"]
-    assert found.cache_read_tokens == min(asked.get("cached_tokens") or 0, usage["input_tokens"])
+    assert found.cache_read_tokens == min(requested.get("cached_tokens") or 0, usage["input_tokens"])
     assert found.reasoning_tokens == min(answered.get("reasoning_tokens") or 0, usage["output_tokens"])
 
 
-@pytest.mark.parametrize("row", PLAIN, ids=named)
-def test_a_whole_answer_is_what_its_body_holds(row: Row) -> None:
-    told = row["response"]
-    headers = {name.lower(): str(value) for name, value in (told.get("headers") or {}).items()}
-    response = WireResponse(status=told["status"], headers=headers, body=told["body"].encode())
-    check(json.loads(told["body"]), OPENAI_RESPONSES.decode(target_for(row), response))
+@pytest.mark.parametrize("row", PLAIN, ids=row_id)
+def test_a_whole_answer_equals_its_body(row: Row) -> None:
+    emitted = row["response"]
+    headers = {name.lower(): str(value) for name, value in (emitted.get("headers") or {}).items()}
+    response = WireResponse(status=emitted["status"], headers=headers, body=emitted["body"].encode())
+    check(json.loads(emitted["body"]), OPENAI_RESPONSES.decode(target_for(row), response))
 
 
-@pytest.mark.parametrize("row", STREAMED, ids=named)
-def test_a_folded_stream_is_what_its_events_hold(row: Row) -> None:
-    result, told = folded(target_for(row), events_of(row))
-    check(held_by_stream(row), result)
+@pytest.mark.parametrize("row", STREAMED, ids=row_id)
+def test_a_folded_stream_equals_its_events(row: Row) -> None:
+    result, emitted = folded(target_for(row), events_of(row))
+    check(final_response(row), result)
     if is_successful(result) and not any("streamed pieces" in warning for warning in result.unwrap().warnings):
-        same_deltas(told, result.unwrap())
+        assert_deltas(emitted, result.unwrap())
 
 
-def same_deltas(told: list[object], response: LLMResponse) -> None:
-    assert "".join(event.text for event in told if isinstance(event, TextDelta)) == response.content
+def assert_deltas(emitted: list[object], response: LLMResponse) -> None:
+    assert "".join(event.text for event in emitted if isinstance(event, TextDelta)) == response.content
     thought = "".join(part.text for part in response.parts if isinstance(part, Reasoning))
-    assert "".join(event.text for event in told if isinstance(event, ReasoningDelta)) == thought
-    deltas = [event for event in told if isinstance(event, ToolCallDelta)]
+    assert "".join(event.text for event in emitted if isinstance(event, ReasoningDelta)) == thought
+    deltas = [event for event in emitted if isinstance(event, ToolCallDelta)]
     for index, call in enumerate(response.tool_calls):
         mine = [event for event in deltas if event.index == index]
         assert {(event.id, event.name) for event in mine} == {(call.id, call.name)}
         assert "".join(event.arguments for event in mine) == call.arguments
 
 
-@pytest.mark.parametrize("row", STREAMED, ids=named)
-def test_a_folded_stream_is_the_same_answer_as_its_last_event_alone(row: Row) -> None:
-    held = held_by_stream(row)
-    whole = OPENAI_RESPONSES.decode(target_for(row), WireResponse(status=200, body=json.dumps(held).encode()))
+@pytest.mark.parametrize("row", STREAMED, ids=row_id)
+def test_a_folded_stream_equals_its_last_event_alone(row: Row) -> None:
+    expected = final_response(row)
+    whole = OPENAI_RESPONSES.decode(target_for(row), WireResponse(status=200, body=json.dumps(expected).encode()))
     stream, _ = folded(target_for(row), events_of(row))
     assert is_successful(whole) is is_successful(stream)
     if is_successful(whole):
@@ -202,7 +202,7 @@ def test_a_folded_stream_is_the_same_answer_as_its_last_event_alone(row: Row) ->
         assert (one.parts, one.usage, one.finish_reason) == (other.parts, other.usage, other.finish_reason)
 
 
-@pytest.mark.parametrize("row", STREAMED, ids=named)
+@pytest.mark.parametrize("row", STREAMED, ids=row_id)
 def test_a_stream_cut_anywhere_is_never_a_silent_success(row: Row) -> None:
     events = events_of(row)
     ends = ("response.completed", "response.incomplete", "response.failed")
@@ -210,8 +210,8 @@ def test_a_stream_cut_anywhere_is_never_a_silent_success(row: Row) -> None:
     draft = Draft(target=target_for(row))
     said = ""
     for event in events[:last]:
-        told = OPENAI_RESPONSES.decode_event(draft, event).unwrap()
-        said += "".join(each.text for each in told if isinstance(each, TextDelta))
+        emitted = OPENAI_RESPONSES.decode_event(draft, event).unwrap()
+        said += "".join(each.text for each in emitted if isinstance(each, TextDelta))
         error = OPENAI_RESPONSES.finish(draft).failure()
         assert error.tag in {"MalformedResponse", "ContentRefused"}
         assert error.partial == said or any("streamed pieces" in warning for warning in draft.warnings)

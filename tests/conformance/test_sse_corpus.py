@@ -18,7 +18,7 @@ CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
 
 Row = dict[str, Any]
 
-# Above this many bytes two-way splits are tried near the ends and here and there between.
+# Above this many bytes, two-way splits are tried near the ends and sparsely between.
 EVERY_SPLIT = 5000
 
 STREAMED = ("openai_chat_stream", "openai_responses_stream", "anthropic_messages_stream", "local_openai_compatible")
@@ -36,7 +36,7 @@ def cases() -> list[Any]:
 
 
 def run(chunks: Iterable[bytes]) -> tuple[list[ServerEvent], list[ServerEvent]]:
-    """What the chunks give, and what their end gives."""
+    """Return the events of the chunks, and those of their end."""
     parser = EventParser()
     events = [event for chunk in chunks for event in parser.feed(chunk)]
     last = parser.finish()
@@ -62,13 +62,13 @@ def split_places(stream: bytes) -> Iterable[int]:
 
 
 def expected(case: Row) -> list[ServerEvent]:
-    """What the standard says; some rows tell beside it what another reader makes of it."""
-    told = case["whatwg_events"] if "whatwg_events" in case else case["expected_events"]
-    return [ServerEvent(each["event"], each["data"]) for each in told]
+    """Return the events by the standard; some rows also have those of another parser."""
+    rows_of_case = case["whatwg_events"] if "whatwg_events" in case else case["expected_events"]
+    return [ServerEvent(each["event"], each["data"]) for each in rows_of_case]
 
 
 @pytest.mark.parametrize("case", cases())
-def test_a_case_gives_its_events_in_one_chunk_byte_by_byte_and_as_recorded(case: Row) -> None:
+def test_a_case_has_its_events_in_one_chunk_byte_by_byte_and_as_recorded(case: Row) -> None:
     stream = b64decode(case["bytes_b64"])
     whole = run([stream])
     assert whole[0] == expected(case)
@@ -78,7 +78,7 @@ def test_a_case_gives_its_events_in_one_chunk_byte_by_byte_and_as_recorded(case:
 
 
 @pytest.mark.parametrize("case", cases())
-def test_a_case_gives_its_events_cut_in_two_anywhere(case: Row) -> None:
+def test_a_case_has_its_events_cut_in_two_anywhere(case: Row) -> None:
     stream = b64decode(case["bytes_b64"])
     whole = run([stream])
     for place in split_places(stream):
@@ -88,7 +88,7 @@ def test_a_case_gives_its_events_cut_in_two_anywhere(case: Row) -> None:
 @pytest.mark.parametrize("case", cases())
 @settings(max_examples=20)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1).filter(any))
-def test_a_case_gives_its_events_cut_at_random(case: Row, sizes: list[int]) -> None:
+def test_a_case_has_its_events_cut_at_random(case: Row, sizes: list[int]) -> None:
     stream = b64decode(case["bytes_b64"])
     assert run(in_pieces(stream, sizes)) == run([stream])
 
@@ -104,34 +104,34 @@ UNFINISHED = {
 
 
 @pytest.mark.parametrize("case", cases())
-def test_what_the_standard_drops_at_the_end_comes_last(case: Row) -> None:
+def test_finish_returns_the_event_that_the_standard_drops(case: Row) -> None:
     last = run([b64decode(case["bytes_b64"])])[1]
     assert [event.data for event in last] == [UNFINISHED[name] for name in UNFINISHED if name == case["name"]]
 
 
 @cache
 def bodies(name: str) -> list[bytes]:
-    """The streamed bodies of a file, in the framing in which they came."""
+    """Return the streamed bodies of a file, in their original framing."""
     if not CORPUS.is_dir():
         pytest.skip(f"no recorded traffic at {CORPUS}")
     return [row["response"]["body"].encode() for row in rows(name) if row["stream"]]
 
 
 def data_lines(stream: bytes) -> list[str]:
-    """What stands in the data lines of a stream, without any regard to its events."""
+    """Return the contents of the data lines of a stream, regardless of its events."""
     lines = stream.decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [line.partition(":")[2].removeprefix(" ") for line in lines if line.partition(":")[0] == "data"]
 
 
 @pytest.mark.parametrize("name", STREAMED)
-def test_recorded_streams_give_all_their_data(name: str) -> None:
+def test_recorded_streams_keep_all_their_data(name: str) -> None:
     for body in bodies(name):
         events, last = run([body])
         assert [line for event in events + last for line in event.data.split("\n")] == data_lines(body)
 
 
 @pytest.mark.parametrize("name", STREAMED)
-def test_recorded_streams_give_the_same_events_in_chunks_of_any_one_size(name: str) -> None:
+def test_recorded_streams_have_the_same_events_in_chunks_of_any_one_size(name: str) -> None:
     for body in bodies(name):
         whole = run([body])
         for size in (1, 2, 3, 7, 1448, 4096):
@@ -141,7 +141,7 @@ def test_recorded_streams_give_the_same_events_in_chunks_of_any_one_size(name: s
 @pytest.mark.parametrize("name", STREAMED)
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=50)
 @given(sizes=st.lists(st.integers(0, 2000), min_size=1).filter(any), which=st.integers(0, 1_000_000))
-def test_recorded_streams_give_the_same_events_cut_at_random(name: str, sizes: list[int], which: int) -> None:
+def test_recorded_streams_have_the_same_events_cut_at_random(name: str, sizes: list[int], which: int) -> None:
     found = bodies(name)
     body = found[which % len(found)]
     assert run(in_pieces(body, sizes)) == run([body])

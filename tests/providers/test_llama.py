@@ -1,4 +1,4 @@
-"""The protocol of the in-process model: as plain functions on texts, and with the real engine behind it."""
+"""The protocol of the in-process model, on plain texts and with the real engine."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -51,23 +51,23 @@ def chunk(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) 
 
 
 START = chunk({"role": "assistant", "content": None})
-READING = chunk({"role": "assistant", "content": None}, prompt_progress={"total": 900, "processed": 128})
+PROGRESS = chunk({"role": "assistant", "content": None}, prompt_progress={"total": 900, "processed": 128})
 USAGE = json.dumps({"choices": [], "usage": {"prompt_tokens": 31, "completion_tokens": 2}})
 
 
 def read(texts: Iterable[str], target: Target = TARGET) -> tuple[Result[LLMResponse, LLMError], list[object]]:
-    """All chunks through the protocol, as its client does it."""
+    """Decode all chunks as the client does, and return the result and the emitted events."""
     draft, events = Draft(target=target), list[object]()
     for text in texts:
-        told = LLAMA.decode_event(draft, ServerEvent("message", text))
-        if not is_successful(told):
-            return Failure(told.failure()), events
-        events.extend(told.unwrap())
+        body_error = LLAMA.decode_event(draft, ServerEvent("message", text))
+        if not is_successful(body_error):
+            return Failure(body_error.failure()), events
+        events.extend(body_error.unwrap())
     return LLAMA.finish(draft), events
 
 
 class TestEncode:
-    def test_it_is_a_stream_of_chat_completions_without_an_address(self) -> None:
+    def test_a_request_is_a_stream_of_chat_completions_without_a_url(self) -> None:
         wire = LLAMA.encode(TARGET, LLMRequest(prompt="hi", system="Be brief.", preferences=SHORT), False).unwrap()
         assert (wire.url, wire.headers, wire.warnings) == ("", (), ())
         assert json.loads(wire.body) == {
@@ -81,26 +81,26 @@ class TestEncode:
             "return_progress": True,
         }
 
-    def test_tools_and_schema_go_along(self) -> None:
+    def test_tools_and_schema_are_encoded(self) -> None:
         request = LLMRequest(prompt="hi", tools=(Tool("look"),), tool_choice="required", response_schema=SCHEMA)
         body = json.loads(LLAMA.encode(TARGET, request, True).unwrap().body)
         assert body["tools"][0]["function"]["name"] == "look"
         assert body["tool_choice"] == "required"
         assert body["response_format"]["json_schema"]["schema"] == SCHEMA
 
-    def test_what_cannot_be_sent_stays_an_error(self) -> None:
+    def test_messages_that_cannot_be_sent_are_an_invalid_request(self) -> None:
         request = LLMRequest(messages=(Message("user", ToolCall("c1", "look")),))
         error = LLAMA.encode(TARGET, request, True).failure()
         assert isinstance(error, InvalidRequest)
 
-    def test_the_registry_knows_it(self) -> None:
+    def test_the_registry_returns_this_protocol(self) -> None:
         assert provider_of(TARGET) is LLAMA
 
 
 class TestDecode:
-    def test_the_end_of_the_chunks_is_the_end(self) -> None:
+    def test_a_stream_with_a_finish_reason_is_decoded(self) -> None:
         result, events = read(
-            [READING, START, chunk({"content": "Hel"}), chunk({"content": "lo"}), chunk({}, "stop"), USAGE]
+            [PROGRESS, START, chunk({"content": "Hel"}), chunk({"content": "lo"}), chunk({}, "stop"), USAGE]
         )
         response = result.unwrap()
         assert response.content == "Hello"
@@ -108,60 +108,64 @@ class TestDecode:
         assert (response.usage.input_tokens, response.usage.output_tokens) == (31, 2)
         assert events == [TextDelta("Hel"), TextDelta("lo")]
 
-    def test_without_a_finish_reason_it_was_cut(self) -> None:
+    def test_a_stream_without_a_finish_reason_is_malformed(self) -> None:
         error = read([START, chunk({"content": "Hel"}), USAGE])[0].failure()
         assert isinstance(error, MalformedResponse)
         assert error.partial == "Hel"
 
-    def test_the_folder_of_the_model_is_not_shown(self) -> None:
+    def test_the_path_of_the_model_file_is_not_shown(self) -> None:
         response = read([START, chunk({"content": "Hi"}), chunk({}, "stop")])[0].unwrap()
         assert response.served_model == "Tiny-1B.Q4_1"
         assert "/models" not in repr(response)
         assert response.warnings == ()
 
-    def test_a_model_with_the_name_of_its_file_is_no_surprise(self) -> None:
+    def test_a_model_named_as_its_file_causes_no_warning(self) -> None:
         named = evolve(TARGET, config=evolve(TARGET.config, model="tiny-1b.q4_1"))
         assert read([chunk({"content": "Hi"}, "stop")], named)[0].unwrap().warnings == ()
 
-    def test_a_whole_answer_is_read_too(self) -> None:
+    def test_a_whole_answer_is_decoded(self) -> None:
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hi"}}
         body = json.dumps({"choices": [choice], "model": "/models/Tiny-1B.Q4_1.gguf"}).encode()
         response = LLAMA.decode(TARGET, WireResponse(status=200, body=body)).unwrap()
         assert (response.content, response.served_model) == ("Hi", "Tiny-1B.Q4_1")
 
-    def test_no_chunk_at_all_is_no_answer(self) -> None:
+    def test_an_empty_stream_is_malformed(self) -> None:
         assert isinstance(read([])[0].failure(), MalformedResponse)
 
 
 class TestErrors:
-    def test_a_prompt_beyond_the_window_with_both_numbers(self) -> None:
-        told = {
+    def test_a_prompt_beyond_the_window_is_context_too_large_with_both_numbers(self) -> None:
+        body_error = {
             "code": 400,
             "message": "request (6031 tokens) exceeds the available context size (1024 tokens), try increasing it",
             "type": "exceed_context_size_error",
             "n_prompt_tokens": 6031,
             "n_ctx": 1024,
         }
-        error = read([json.dumps({"error": told})])[0].failure()
+        error = read([json.dumps({"error": body_error})])[0].failure()
         assert isinstance(error, ContextTooLarge)
         assert (error.token_count, error.limit, error.model) == (6031, 1024, "tiny")
 
-    def test_a_window_that_is_full_in_mid_answer_keeps_what_came(self) -> None:
-        told = {"code": 500, "message": "Context size has been exceeded.", "type": "server_error"}
-        error = read([START, chunk({"content": "Hel"}), json.dumps({"error": told})])[0].failure()
+    def test_a_window_that_fills_up_keeps_the_partial_text(self) -> None:
+        body_error = {"code": 500, "message": "Context size has been exceeded.", "type": "server_error"}
+        error = read([START, chunk({"content": "Hel"}), json.dumps({"error": body_error})])[0].failure()
         assert isinstance(error, ContextTooLarge)
         assert error.partial == "Hel"
 
-    def test_a_model_that_is_loading(self) -> None:
-        told = {"code": 503, "message": "Loading model", "type": "unavailable_error"}
-        error = read([json.dumps({"error": told})])[0].failure()
+    def test_a_loading_model_is_unavailable(self) -> None:
+        body_error = {"code": 503, "message": "Loading model", "type": "unavailable_error"}
+        error = read([json.dumps({"error": body_error})])[0].failure()
         assert isinstance(error, ModelUnavailable)
         assert error.reason == "loading"
 
-    def test_a_setting_that_makes_no_sense(self) -> None:
-        told = {"code": 400, "message": "Field 'temperature': type must be number", "type": "invalid_request_error"}
-        assert isinstance(read([json.dumps({"error": told})])[0].failure(), InvalidRequest)
-        body = json.dumps({"error": told}).encode()
+    def test_an_invalid_setting_is_an_invalid_request(self) -> None:
+        body_error = {
+            "code": 400,
+            "message": "Field 'temperature': type must be number",
+            "type": "invalid_request_error",
+        }
+        assert isinstance(read([json.dumps({"error": body_error})])[0].failure(), InvalidRequest)
+        body = json.dumps({"error": body_error}).encode()
         assert isinstance(LLAMA.classify(TARGET, WireResponse(status=400, body=body)), InvalidRequest)
 
 
@@ -172,7 +176,7 @@ def engine() -> Iterator[Engine]:
     engine.close()
 
 
-async def asked(engine: Engine, request: LLMRequest) -> Result[LLMResponse, LLMError]:
+async def ask_engine(engine: Engine, request: LLMRequest) -> Result[LLMResponse, LLMError]:
     texts: list[str] = []
 
     async def deliver(text: str) -> None:
@@ -186,8 +190,8 @@ async def asked(engine: Engine, request: LLMRequest) -> Result[LLMResponse, LLME
 
 @pytest.mark.anyio
 class TestWithTheEngine:
-    async def test_it_answers(self, engine: Engine) -> None:
-        response = (await asked(engine, LLMRequest(prompt="Say hello.", preferences=SHORT))).unwrap()
+    async def test_the_engine_answers(self, engine: Engine) -> None:
+        response = (await ask_engine(engine, LLMRequest(prompt="Say hello.", preferences=SHORT))).unwrap()
         assert response.content
         assert response.served_model == "SmolLM2-135M-Instruct.Q4_1"
         assert response.finish_reason in {FinishReason.STOP, FinishReason.LENGTH}
@@ -195,24 +199,24 @@ class TestWithTheEngine:
         assert response.usage.output_tokens
         assert response.warnings == ()
 
-    async def test_the_next_turn_reads_only_what_is_new(self, engine: Engine) -> None:
+    async def test_the_next_turn_processes_only_the_new_tokens(self, engine: Engine) -> None:
         talk: tuple[Message, ...] = (Message("user", "Name a fruit that is red, sweet and grows on trees."),)
-        first = (await asked(engine, LLMRequest(messages=talk, preferences=SHORT))).unwrap()
+        first = (await ask_engine(engine, LLMRequest(messages=talk, preferences=SHORT))).unwrap()
         talk = (*talk, Message("assistant", first.content), Message("user", "Another."))
-        second = (await asked(engine, LLMRequest(messages=talk, preferences=SHORT))).unwrap()
+        second = (await ask_engine(engine, LLMRequest(messages=talk, preferences=SHORT))).unwrap()
         assert second.usage.cache_read_tokens > (first.usage.prompt_tokens or 0) // 2
 
-    async def test_an_answer_keeps_to_its_schema(self, engine: Engine) -> None:
+    async def test_an_answer_follows_its_schema(self, engine: Engine) -> None:
         request = LLMRequest(
             prompt="What is the capital of France? Answer in JSON.",
             response_schema=SCHEMA,
             preferences=Preferences(max_tokens=40, temperature=0),
         )
-        response = (await asked(engine, request)).unwrap()
+        response = (await ask_engine(engine, request)).unwrap()
         assert set(json.loads(response.content)) == {"city"}
 
-    async def test_a_prompt_beyond_the_window(self, engine: Engine) -> None:
-        error = (await asked(engine, LLMRequest(prompt="word " * 1100, preferences=SHORT))).failure()
+    async def test_a_long_prompt_is_context_too_large(self, engine: Engine) -> None:
+        error = (await ask_engine(engine, LLMRequest(prompt="word " * 1100, preferences=SHORT))).failure()
         assert isinstance(error, ContextTooLarge)
         assert (error.limit, error.model, error.provider) == (1024, "tiny", "llama")
         assert error.token_count
@@ -220,14 +224,14 @@ class TestWithTheEngine:
 
 
 class TestTheServerForOtherTests:
-    def test_it_answers_over_http(self, llama_server: str) -> None:
+    def test_the_server_answers_over_http(self, llama_server: str) -> None:
         body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
         with httpx.Client(trust_env=False) as client:
             answer = client.post(f"{llama_server}/chat/completions", json=body, timeout=20)
             assert answer.status_code == 200
             assert answer.json()["choices"][0]["message"]["content"]
 
-    def test_it_wants_its_key_and_is_gone_at_the_end(self) -> None:
+    def test_the_server_requires_its_key_and_stops_at_the_end(self) -> None:
         with httpx.Client(trust_env=False) as client:
             with start(api_key="sk-test", slots=1, context_length=256) as url:
                 assert client.post(f"{url}/chat/completions", json={}, timeout=20).status_code == 401

@@ -1,4 +1,4 @@
-"""The event-stream parser: the awkward cases by name, and the laws that hold for any bytes cut anywhere."""
+"""The event-stream parser: awkward cases by name, and laws for any bytes cut anywhere."""
 
 import time
 import tracemalloc
@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_effects.providers.sse import EventParser, ServerEvent
-from llm_effects.providers.sse import ServerEvent as NameInProviders
 from llm_effects.values.errors import MalformedResponse
 from llm_effects.values.validation import InvalidValue
 
@@ -21,7 +20,7 @@ TOO_LARGE = "an event of the stream is larger than {} bytes"
 
 
 def run(chunks: Iterable[bytes], limit: int = MIB) -> tuple[list[ServerEvent], str | None]:
-    """All events of a stream, and its fault."""
+    """Return all events of a stream, and its fault."""
     parser = EventParser(limit)
     events = [event for chunk in chunks for event in parser.feed(chunk)]
     events += parser.finish()
@@ -33,12 +32,12 @@ def each_byte(stream: bytes) -> list[bytes]:
 
 
 def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
-    """Cut a stream at some places, which may lie beyond its end; empty chunks are chunks too."""
+    """Cut a stream at some places, which may lie beyond its end, into chunks that may be empty."""
     return [stream[start:end] for start, end in pairwise([0, *sorted(places), len(stream)])]
 
 
 def every_way(stream: bytes, limit: int = MIB) -> tuple[list[ServerEvent], str | None]:
-    """Read a stream whole, byte by byte, and cut in two at each place: it must be the same."""
+    """Parse a stream whole, byte by byte, and cut in two at each place; assert equal results."""
     whole = run([stream], limit)
     assert run(each_byte(stream), limit) == whole
     for place in range(len(stream) + 1):
@@ -83,7 +82,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize(("stream", "events"), WHOLE.values(), ids=WHOLE)
-def test_what_a_stream_says_wherever_it_is_cut(stream: bytes, events: list[ServerEvent]) -> None:
+def test_a_stream_has_the_same_events_wherever_it_is_cut(stream: bytes, events: list[ServerEvent]) -> None:
     assert every_way(stream) == (events, None)
 
 
@@ -99,7 +98,7 @@ UNFINISHED = {
 
 
 @pytest.mark.parametrize(("stream", "last"), UNFINISHED.values(), ids=UNFINISHED)
-def test_a_last_event_without_a_blank_line_is_given_at_the_end(stream: bytes, last: list[ServerEvent]) -> None:
+def test_a_last_event_without_a_blank_line_is_returned_by_finish(stream: bytes, last: list[ServerEvent]) -> None:
     parser = EventParser()
     assert parser.feed(stream) == messages("a")
     assert parser.finish() == last
@@ -108,12 +107,12 @@ def test_a_last_event_without_a_blank_line_is_given_at_the_end(stream: bytes, la
     assert every_way(stream) == (messages("a") + last, None)
 
 
-def test_an_event_is_given_as_soon_as_its_blank_line_is_there() -> None:
+def test_an_event_is_returned_as_soon_as_its_blank_line_arrives() -> None:
     for stream in (b"data: a\n\n", b"data: a\r\r", b"data: a\n\r"):
         assert EventParser().feed(stream) == messages("a")
 
 
-def test_an_empty_chunk_is_nothing_not_even_between_the_cr_and_the_lf_of_one_line_end() -> None:
+def test_an_empty_chunk_is_ignored_even_between_cr_and_lf() -> None:
     assert run([b"", b"data: a\r", b"", b"\ndata: b\r", b"", b"", b"\n\r", b"", b"\n"]) == (messages("a\nb"), None)
 
 
@@ -130,19 +129,19 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("stream", BROKEN.values(), ids=BROKEN)
-def test_invalid_utf8_is_a_fault_after_the_events_before_it(stream: bytes) -> None:
+def test_invalid_utf8_is_a_fault_and_earlier_events_are_returned(stream: bytes) -> None:
     assert every_way(b"data: fine\n\n" + stream + b"\n\ndata: never\n\n") == (messages("fine"), NOT_UTF8)
 
 
-def test_bytes_that_are_not_read_may_be_anything() -> None:
+def test_ignored_fields_may_hold_any_bytes() -> None:
     assert every_way(b": \xff\nid: \xff\n\xff: 1\ndata: a\n\n") == (messages("a"), None)
 
 
-def test_utf16_gives_no_event() -> None:
+def test_utf16_has_no_events() -> None:
     assert run(["data: a\n\n".encode("utf-16")]) == ([], None)
 
 
-def test_after_a_fault_nothing_comes() -> None:
+def test_no_events_are_returned_after_a_fault() -> None:
     parser = EventParser()
     assert parser.feed(b"data: a\n\ndata: \xff\n\ndata: b\n\n") == messages("a")
     assert parser.fault == MalformedResponse(message=NOT_UTF8)
@@ -162,22 +161,22 @@ OVER_TEN = {
 
 
 @pytest.mark.parametrize("block", OVER_TEN.values(), ids=OVER_TEN)
-def test_what_is_over_the_limit_is_a_fault_and_at_the_limit_is_none(block: bytes) -> None:
+def test_only_a_size_over_the_limit_is_a_fault(block: bytes) -> None:
     for end in (b"", b"\n", b"\n\n", b"\r\r", b"\n\ndata: b\n\n"):
         assert every_way(block + end, 10) == ([], TOO_LARGE.format(10))
         assert every_way(block + end, 14 if block.startswith(b"data: 6\n") else 12)[1] is None
 
 
-def test_events_before_one_that_is_too_large_are_given() -> None:
+def test_events_before_one_that_is_too_large_are_returned() -> None:
     stream = b"data: a\n\n" + b"data: %b\n\n" % (b"x" * 20) + b"data: b\n\n"
     assert every_way(stream, 10) == (messages("a"), TOO_LARGE.format(10))
 
 
-def test_comments_may_go_on_for_ever() -> None:
+def test_endless_comments_are_accepted() -> None:
     assert run([b"data: a\n", *[b": still here\n"] * 1000, b"\n"], 20) == (messages("a"), None)
 
 
-def test_the_limit_is_one_mebibyte_unless_told_otherwise() -> None:
+def test_the_default_limit_is_one_mebibyte() -> None:
     fits = b"data: " + b"x" * (MIB - 6)
     parser, other = EventParser(), EventParser()
     assert [len(event.data) for event in parser.feed(fits + b"\n\n")] == [MIB - 6]
@@ -186,22 +185,20 @@ def test_the_limit_is_one_mebibyte_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True])
-def test_a_limit_is_a_whole_number_of_bytes(limit: int) -> None:
+def test_a_limit_must_be_a_positive_integer(limit: int) -> None:
     with pytest.raises(InvalidValue, match="limit"):
         EventParser(limit)
 
 
 @given(st.integers(1, 5000), st.integers(1, 3000), st.sampled_from([b"x", b"data: ", b"data\n", b":", b"data: x\r\n"]))
-def test_an_endless_event_is_refused_before_much_more_than_the_limit_has_come(
-    limit: int, size: int, pattern: bytes
-) -> None:
+def test_an_endless_event_is_a_fault_soon_after_the_limit(limit: int, size: int, pattern: bytes) -> None:
     endless = pattern * (2 * (limit + size) // len(pattern) + 2)
-    parser, taken = EventParser(limit), 0
+    parser, consumed = EventParser(limit), 0
     while parser.fault is None:
-        assert taken < 2 * (limit + size)
-        assert parser.feed(endless[taken : taken + size]) == []
-        taken += size
-    assert taken >= min(limit, len(endless))
+        assert consumed < 2 * (limit + size)
+        assert parser.feed(endless[consumed : consumed + size]) == []
+        consumed += size
+    assert consumed >= min(limit, len(endless))
     assert parser.fault.message == TOO_LARGE.format(limit)
 
 
@@ -231,7 +228,7 @@ def test_memory_is_bounded(pattern: bytes) -> None:
 
 
 def best_of_five(chunks: Sequence[bytes]) -> float:
-    """Seconds for a whole stream, without what else the machine does."""
+    """Return the least seconds of five runs over a whole stream."""
 
     def once() -> float:
         begun = time.perf_counter()
@@ -242,7 +239,7 @@ def best_of_five(chunks: Sequence[bytes]) -> float:
 
 
 @pytest.mark.parametrize("size", [25 * MIB, 64 * 1024])
-def test_an_endless_line_is_refused_at_once(size: int) -> None:
+def test_an_endless_line_fails_quickly(size: int) -> None:
     endless = b"data: " + b"x" * (20 * 1000 * 1000)
     chunks = [endless[start : start + size] for start in range(0, len(endless), size)]
     assert run(chunks) == ([], TOO_LARGE.format(MIB))
@@ -268,14 +265,14 @@ places = st.lists(st.integers(0, 100))
 
 
 @given(spoilt, places, st.integers(1, 30) | st.just(MIB))
-def test_cuts_make_no_difference(stream: bytes, where: list[int], limit: int) -> None:
+def test_chunk_boundaries_make_no_difference(stream: bytes, where: list[int], limit: int) -> None:
     chunks = cut(stream, [min(place, len(stream)) for place in where])
     assert b"".join(chunks) == stream
     assert run(chunks, limit) == run([stream], limit) == run(each_byte(stream), limit)
 
 
-def by_the_book(text: str) -> list[ServerEvent]:
-    """The standard's own steps, on text that is all there; the end of the text counts as a blank line."""
+def parse_by_the_standard(text: str) -> list[ServerEvent]:
+    """Parse a complete text by the steps of the standard; the end of the text counts as a blank line."""
     events, name, buffer = list[ServerEvent](), "", ""
     for line in [*text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n"), ""]:
         field, _, value = line.partition(":")
@@ -292,8 +289,8 @@ def by_the_book(text: str) -> list[ServerEvent]:
 
 
 @given(spiced)
-def test_any_text_is_read_by_the_book(stream: bytes) -> None:
-    assert run([stream]) == (by_the_book(stream.decode()), None)
+def test_any_text_is_parsed_as_the_standard_says(stream: bytes) -> None:
+    assert run([stream]) == (parse_by_the_standard(stream.decode()), None)
 
 
 no_line_end = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]))
@@ -301,19 +298,15 @@ names = no_line_end.map(lambda name: name or "message")
 server_events = st.builds(ServerEvent, names, st.lists(no_line_end, min_size=1).map("\n".join))
 
 
-def written(event: ServerEvent, end: str, space: str) -> str:
-    """One event as a server writes it; the space may be left out only where the text begins with none."""
+def encode_event(event: ServerEvent, end: str, space: str) -> str:
+    """Encode an event as a server does; omit the space only where no line starts with one."""
     lines = [f"event: {event.name}", *(f"data:{space}{line}" for line in event.data.split("\n")), "", ""]
     return end.join(lines)
 
 
 @given(st.lists(server_events), st.sampled_from(["\n", "\r", "\r\n"]), places, st.booleans())
-def test_what_is_written_is_read(events: list[ServerEvent], end: str, sizes: list[int], tight: bool) -> None:
+def test_encoded_events_are_parsed_back(events: list[ServerEvent], end: str, sizes: list[int], tight: bool) -> None:
     space = "" if tight and not any(line[:1] == " " for event in events for line in event.data.split("\n")) else " "
-    stream = "".join(written(event, end, space) for event in events).encode()
+    stream = "".join(encode_event(event, end, space) for event in events).encode()
     chunks = cut(stream, [min(place, len(stream)) for place in accumulate(sizes)])
     assert run(chunks) == (events, None)
-
-
-def test_providers_take_the_same_events() -> None:
-    assert NameInProviders is ServerEvent

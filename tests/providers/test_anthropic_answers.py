@@ -1,4 +1,4 @@
-"""Answers of the Messages API: plain calls, from bytes to values."""
+"""Decoding answers and streams of Anthropic's Messages API."""
 
 import json
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from llm_effects.values.responses import FinishReason, LLMResponse, Usage
 Json = dict[str, Any]
 
 OLD = "2023-06-01"
-WEATHER = Tool("weather", "tells the weather", {"type": "object", "properties": {"city": {"type": "string"}}})
+WEATHER = Tool("weather", "reports the weather", {"type": "object", "properties": {"city": {"type": "string"}}})
 SIGNED = '{"type":"thinking","thinking":"hm","signature":"sig"}'
 
 
@@ -44,21 +44,21 @@ def read(message: object, **headers: str) -> Any:
 
 
 def events_of(message: Json, cut: int = 1_000_000) -> list[Json]:
-    """The stream that a server would make of a message, its texts cut into pieces."""
+    """Return the events in which a server would stream a message, its texts cut into pieces."""
     usage = message["usage"]
     begin = {"model": message["model"], "content": [], "usage": {**usage, "output_tokens": 1}}
-    told: list[Json] = [{"type": "message_start", "message": begin}, {"type": "ping"}]
+    emitted: list[Json] = [{"type": "message_start", "message": begin}, {"type": "ping"}]
     for index, block in enumerate(message["content"]):
-        empty, deltas = taken_apart(block)
-        told.append({"type": "content_block_start", "index": index, "content_block": empty})
-        told += [{"type": "content_block_delta", "index": index, "delta": piece} for piece in pieces(deltas, cut)]
-        told.append({"type": "content_block_stop", "index": index})
+        empty, deltas = split_block(block)
+        emitted.append({"type": "content_block_start", "index": index, "content_block": empty})
+        emitted += [{"type": "content_block_delta", "index": index, "delta": piece} for piece in pieces(deltas, cut)]
+        emitted.append({"type": "content_block_stop", "index": index})
     end = {"stop_reason": message["stop_reason"], "stop_details": message.get("stop_details")}
-    told.append({"type": "message_delta", "delta": end, "usage": {"output_tokens": usage["output_tokens"]}})
-    return [*told, {"type": "message_stop"}]
+    emitted.append({"type": "message_delta", "delta": end, "usage": {"output_tokens": usage["output_tokens"]}})
+    return [*emitted, {"type": "message_stop"}]
 
 
-def taken_apart(block: Json) -> tuple[Json, list[tuple[str, str, str]]]:
+def split_block(block: Json) -> tuple[Json, list[tuple[str, str, str]]]:
     match block["type"]:
         case "text":
             return {**block, "text": ""}, [("text_delta", "text", block["text"])]
@@ -82,15 +82,15 @@ def pieces(deltas: list[tuple[str, str, str]], cut: int) -> list[Json]:
 
 
 def stream(events: list[Json], draft: Draft | None = None) -> Any:
-    """Fold a stream: all that was told, then the end; or the first failure."""
+    """Return the emitted events of a stream, and its result or the first failure."""
     draft = draft or Draft(target=claude())
-    told: list[object] = []
+    emitted: list[object] = []
     for event in events:
         step = ANTHROPIC.decode_event(draft, ServerEvent(event.get("type", "message"), json.dumps(event)))
         if not is_successful(step):
-            return told, step
-        told += step.unwrap()
-    return told, ANTHROPIC.finish(draft)
+            return emitted, step
+        emitted += step.unwrap()
+    return emitted, ANTHROPIC.finish(draft)
 
 
 _texts = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -108,14 +108,14 @@ _reasons = st.sampled_from(["end_turn", "tool_use", "stop_sequence", "max_tokens
 
 
 @given(st.lists(_blocks, max_size=5), _reasons, st.integers(1, 7))
-def test_a_stream_folded_is_the_plain_answer(blocks: list[Json], reason: str, cut: int) -> None:
+def test_a_folded_stream_equals_the_whole_answer(blocks: list[Json], reason: str, cut: int) -> None:
     whole = answer(*blocks, reason=reason)
-    told, folded = stream(events_of(whole, cut))
+    emitted, folded = stream(events_of(whole, cut))
     plain = read(whole)
     assert folded == plain
     if is_successful(plain):
-        assert "".join(event.text for event in told if isinstance(event, TextDelta)) == plain.unwrap().content
-        assert all(event.text for event in told if isinstance(event, TextDelta | ReasoningDelta))
+        assert "".join(event.text for event in emitted if isinstance(event, TextDelta)) == plain.unwrap().content
+        assert all(event.text for event in emitted if isinstance(event, TextDelta | ReasoningDelta))
 
 
 _json = st.recursive(
@@ -144,64 +144,68 @@ _names = st.sampled_from(
 
 
 @given(_json)
-def test_no_body_is_an_exception(value: object) -> None:
-    made = read(json.dumps(value).encode())
-    assert is_successful(made) or made.failure().provider == "anthropic"
+def test_any_json_body_is_a_response_or_an_error(value: object) -> None:
+    result = read(json.dumps(value).encode())
+    assert is_successful(result) or result.failure().provider == "anthropic"
 
 
 @given(st.lists(st.tuples(_names, _json), max_size=6))
-def test_no_stream_is_an_exception(events: list[tuple[str, Any]]) -> None:
-    made = [{**(told if isinstance(told, dict) else {"delta": told}), "type": name} for name, told in events]
-    assert not is_successful(stream(made)[1])
+def test_any_stream_of_json_is_an_error(events: list[tuple[str, Any]]) -> None:
+    result = [
+        {**(emitted if isinstance(emitted, dict) else {"delta": emitted}), "type": name} for name, emitted in events
+    ]
+    assert not is_successful(stream(result)[1])
 
 
 @given(st.binary(max_size=40))
-def test_no_bytes_are_an_exception(raw: bytes) -> None:
+def test_any_bytes_are_an_error(raw: bytes) -> None:
     assert read(raw).failure().tag in {"MalformedResponse", "ModelUnavailable"}
 
 
 @pytest.mark.parametrize(
     "raw", [b"", b"<html>login</html>", b"null", b"[]", b"7", b'"x"', b"{}", b'{"content":null}', b"{", b"[" * 100_000]
 )
-def test_a_success_that_says_nothing_is_malformed(raw: bytes) -> None:
+def test_a_2xx_answer_without_content_is_malformed(raw: bytes) -> None:
     error = read(raw).failure()
     assert (error.tag, error.model) == ("MalformedResponse", "claude")
 
 
-def test_a_whole_answer() -> None:
+def test_a_whole_answer_is_decoded() -> None:
     thought = {"type": "thinking", "thinking": "hm", "signature": "sig"}
     hidden = {"type": "redacted_thinking", "data": "xyz"}
     call = {"type": "tool_use", "id": "t1", "name": "weather", "input": {}}
     text = {"type": "text", "text": "rain"}
-    made: LLMResponse = read(answer(thought, hidden, text, call, reason="tool_use"), **{"request-id": "req_1"}).unwrap()
+    result: LLMResponse = read(
+        answer(thought, hidden, text, call, reason="tool_use"), **{"request-id": "req_1"}
+    ).unwrap()
     origin = Origin("anthropic", "claude-opus-5-5")
-    assert made.parts == (
+    assert result.parts == (
         Reasoning("hm", SIGNED, origin),
         Reasoning("", '{"type":"redacted_thinking","data":"xyz"}', origin),
         Text("rain"),
         ToolCall("t1", "weather", "{}"),
     )
-    assert (made.content, made.finish_reason, made.request_id) == ("rain", FinishReason.TOOL_CALLS, "req_1")
-    assert made.usage == Usage(input_tokens=3, cache_read_tokens=5, cache_write_tokens=7, output_tokens=11)
-    assert (made.model, made.served_model, made.provider) == ("claude", "m", "anthropic")
+    assert (result.content, result.finish_reason, result.request_id) == ("rain", FinishReason.TOOL_CALLS, "req_1")
+    assert result.usage == Usage(input_tokens=3, cache_read_tokens=5, cache_write_tokens=7, output_tokens=11)
+    assert (result.model, result.served_model, result.provider) == ("claude", "m", "anthropic")
 
 
-def test_thinking_goes_back_as_it_came() -> None:
-    made = read(
+def test_decoded_thinking_is_sent_back_unchanged_to_its_model() -> None:
+    result = read(
         answer(
             {"type": "thinking", "thinking": "hm", "signature": "sig"},
             {"type": "text", "text": "a"},
             model="claude-opus-5-5-20261001",
         )
     )
-    turns = (Message("user", "q"), Message("assistant", made.unwrap().parts), Message("user", "more"))
-    for target, back in ((claude(), True), (claude("claude-sonnet-5"), False)):
+    turns = (Message("user", "q"), Message("assistant", result.unwrap().parts), Message("user", "more"))
+    for target, replayed in ((claude(), True), (claude("claude-sonnet-5"), False)):
         request = ANTHROPIC.encode(target, LLMRequest(messages=turns), False).unwrap()
-        assert (SIGNED in request.body.decode()) is back
+        assert (SIGNED in request.body.decode()) is replayed
 
 
 @pytest.mark.parametrize(
-    ("reason", "finish", "warned_of"),
+    ("reason", "finish", "warns"),
     [
         ("end_turn", FinishReason.STOP, False),
         ("stop_sequence", FinishReason.STOP, False),
@@ -212,9 +216,9 @@ def test_thinking_goes_back_as_it_came() -> None:
         ("something_new", FinishReason.STOP, True),
     ],
 )
-def test_reasons_to_stop(reason: str, finish: FinishReason, warned_of: bool) -> None:
-    made = read(answer({"type": "text", "text": "a"}, reason=reason)).unwrap()
-    assert (made.finish_reason, bool(made.warnings)) == (finish, warned_of)
+def test_stop_reasons_map_to_finish_reasons(reason: str, finish: FinishReason, warns: bool) -> None:
+    result = read(answer({"type": "text", "text": "a"}, reason=reason)).unwrap()
+    assert (result.finish_reason, bool(result.warnings)) == (finish, warns)
 
 
 def test_a_refusal_is_an_error_with_its_category() -> None:
@@ -234,24 +238,24 @@ def test_a_refusal_is_an_error_with_its_category() -> None:
         ("invalid_request_error", "InvalidRequest"),
     ],
 )
-def test_an_error_inside_a_success_is_what_its_type_says(kind: str, tag: str) -> None:
+def test_an_error_inside_a_2xx_answer_is_classified_by_its_type(kind: str, tag: str) -> None:
     error = {"type": "error", "error": {"type": kind, "message": "x"}, "request_id": "req_9"}
     plain = read(error).failure()
-    told, failed = stream([*events_of(answer({"type": "text", "text": "so far"}))[:4], error])
+    emitted, failed = stream([*events_of(answer({"type": "text", "text": "so far"}))[:4], error])
     assert (plain.tag, plain.request_id) == (tag, "req_9")
-    assert (failed.failure().tag, failed.failure().partial, len(told)) == (tag, "so far", 1)
+    assert (failed.failure().tag, failed.failure().partial, len(emitted)) == (tag, "so far", 1)
     assert failed.failure().usage.input_tokens == 3
 
 
 @pytest.mark.parametrize("left", range(1, 7))
-def test_a_stream_that_is_cut_is_no_answer(left: int) -> None:
+def test_a_cut_stream_is_malformed(left: int) -> None:
     events = events_of(answer({"type": "text", "text": "half"}))
     error = stream(events[:left])[1].failure()
     assert error.tag == "MalformedResponse"
     assert error.partial == ("half" if left > 3 else "")
 
 
-def test_a_stop_without_a_reason_is_no_answer() -> None:
+def test_message_stop_without_a_reason_is_malformed() -> None:
     assert stream(events_of(answer({"type": "text", "text": "a"}, reason=None)))[1].failure().tag == "MalformedResponse"
 
 
@@ -263,7 +267,7 @@ def test_a_second_answer_spliced_into_the_first_is_malformed() -> None:
     assert stream([*events, *events])[1] == stream(events)[1]
 
 
-def test_unknown_events_and_blocks_tell_nothing() -> None:
+def test_unknown_events_and_blocks_are_ignored() -> None:
     whole = answer({"type": "later_tool", "x": [1]}, {"type": "text", "text": "a"})
     odd: list[Json] = [
         {"type": "later", "delta": "x"},
@@ -273,27 +277,27 @@ def test_unknown_events_and_blocks_tell_nothing() -> None:
         {"type": "content_block_stop", "index": 9},
     ]
     events = events_of(whole)
-    told, made = stream([*events[:3], *odd, *events[3:]])
-    assert (told, made.unwrap().content) == ([TextDelta("a")], "a")
+    emitted, result = stream([*events[:3], *odd, *events[3:]])
+    assert (emitted, result.unwrap().content) == ([TextDelta("a")], "a")
 
 
-def test_content_without_the_beginning_of_its_block_is_not_lost() -> None:
+def test_deltas_without_a_block_start_are_kept() -> None:
     events = events_of(answer({"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "text", "text": "a"}))
-    told, made = stream([event for event in events if event["type"] != "content_block_start"])
-    assert told == [ReasoningDelta("hm"), TextDelta("a")]
-    assert [part.text for part in made.unwrap().parts if isinstance(part, Reasoning | Text)] == ["hm", "a"]
+    emitted, result = stream([event for event in events if event["type"] != "content_block_start"])
+    assert emitted == [ReasoningDelta("hm"), TextDelta("a")]
+    assert [part.text for part in result.unwrap().parts if isinstance(part, Reasoning | Text)] == ["hm", "a"]
 
 
-def test_a_call_is_told_piece_by_piece_and_one_without_arguments_has_none() -> None:
+def test_tool_calls_are_streamed_and_missing_arguments_become_an_object() -> None:
     call = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}
-    told, made = stream(events_of(answer(call, {**call, "input": {}}, reason="tool_use"), cut=4))
-    first = [event for event in told if isinstance(event, ToolCallDelta) and event.index == 0]
+    emitted, result = stream(events_of(answer(call, {**call, "input": {}}, reason="tool_use"), cut=4))
+    first = [event for event in emitted if isinstance(event, ToolCallDelta) and event.index == 0]
     assert [event.arguments for event in first] == ["", '{"a"', ":1}"]
     assert {(event.id, event.name) for event in first} == {("t", "f")}
-    assert [each.arguments for each in made.unwrap().tool_calls] == ['{"a":1}', "{}"]
+    assert [each.arguments for each in result.unwrap().tool_calls] == ['{"a":1}', "{}"]
 
 
-def test_a_call_cut_off_by_the_limit_keeps_what_it_had() -> None:
+def test_a_call_cut_off_by_the_limit_keeps_its_partial_arguments() -> None:
     call = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}
     events = events_of(answer(call, reason="max_tokens"), cut=4)
     without = [event for event in events if event["type"] != "content_block_stop" and ":1}" not in str(event)]
@@ -311,24 +315,26 @@ def test_a_call_without_an_id_gets_one() -> None:
     assert read(answer({"type": "tool_use", "name": "f", "input": {}})).unwrap().tool_calls[0].id == "toolu_0"
 
 
-def test_thinking_without_a_signature_is_kept_and_not_replayed() -> None:
-    made = read(answer({"type": "thinking", "thinking": "hm", "signature": ""}, {"type": "text", "text": "a"})).unwrap()
-    assert [(part.text, part.opaque) for part in made.parts if isinstance(part, Reasoning)] == [("hm", None)]
+def test_thinking_without_a_signature_is_kept_but_cannot_be_replayed() -> None:
+    result = read(
+        answer({"type": "thinking", "thinking": "hm", "signature": ""}, {"type": "text", "text": "a"})
+    ).unwrap()
+    assert [(part.text, part.opaque) for part in result.parts if isinstance(part, Reasoning)] == [("hm", None)]
 
 
-def test_the_last_count_told_holds() -> None:
+def test_the_last_usage_counts_win() -> None:
     events = events_of(answer({"type": "text", "text": "a"}))
     details = {"input_tokens": 30, "cache_read_input_tokens": None, "output_tokens_details": {"thinking_tokens": 2}}
     events[-2]["usage"] |= details
-    wanted = Usage(input_tokens=30, cache_read_tokens=5, cache_write_tokens=7, output_tokens=11, reasoning_tokens=2)
-    assert stream(events)[1].unwrap().usage == wanted
+    expected = Usage(input_tokens=30, cache_read_tokens=5, cache_write_tokens=7, output_tokens=11, reasoning_tokens=2)
+    assert stream(events)[1].unwrap().usage == expected
 
 
-def test_usage_that_is_not_told_is_unknown() -> None:
+def test_missing_usage_is_unknown() -> None:
     assert read(answer({"type": "text", "text": "a"}, usage=None)).unwrap().usage == Usage()
 
 
-def test_a_broken_event_ends_the_stream_with_what_was_said() -> None:
+def test_a_malformed_event_ends_the_stream_with_the_partial_text() -> None:
     draft = Draft(target=claude())
     stream(events_of(answer({"type": "text", "text": "so far"}))[:4], draft)
     error = ANTHROPIC.decode_event(draft, ServerEvent("content_block_delta", '{"type":')).failure()
@@ -342,28 +348,28 @@ def test_the_key_is_in_no_error() -> None:
     assert "canary" not in repr(read(error).failure())
 
 
-def test_a_key_that_comes_back_beside_an_answer_is_masked() -> None:
+def test_a_key_echoed_in_the_metadata_of_an_answer_is_masked() -> None:
     text = {"type": "text", "text": "a"}
-    made = read(answer(text, reason="because sk-canary", model="sk-canary"), **{"request-id": "sk-canary"}).unwrap()
-    assert (made.served_model, made.request_id) == ("***", "***")
-    assert len(made.warnings) == 1
-    assert "canary" not in repr(made)
+    result = read(answer(text, reason="because sk-canary", model="sk-canary"), **{"request-id": "sk-canary"}).unwrap()
+    assert (result.served_model, result.request_id) == ("***", "***")
+    assert len(result.warnings) == 1
+    assert "canary" not in repr(result)
     refusal = {"type": "refusal", "category": "sk-canary", "explanation": "for sk-canary"}
     refused = read(answer(text, reason="refusal", stop_details=refusal), **{"request-id": "sk-canary"}).failure()
     assert (refused.tag, refused.category, refused.request_id) == ("ContentRefused", "***", "***")
     assert "canary" not in repr(refused)
 
 
-def test_a_date_beside_an_error_inside_a_success_counts_from_when_the_answer_came() -> None:
-    told = {"type": "error", "error": {"type": "rate_limit_error", "message": "slow"}}
+def test_a_retry_date_of_an_error_inside_a_2xx_answer_counts_from_its_arrival() -> None:
+    emitted = {"type": "error", "error": {"type": "rate_limit_error", "message": "slow"}}
     headers = {"retry-after": "Mon, 05 Jan 2026 12:00:30 GMT"}
     noon = datetime(2026, 1, 5, 12, tzinfo=UTC)
-    wire = WireResponse(status=200, headers=headers, body=json.dumps(told).encode(), received=noon)
+    wire = WireResponse(status=200, headers=headers, body=json.dumps(emitted).encode(), received=noon)
     assert ANTHROPIC.decode(claude(), wire).failure().retry_after == 30.0
 
 
-def test_a_call_without_arguments_is_told_as_it_ends_up() -> None:
+def test_the_events_of_a_call_without_arguments_equal_its_final_arguments() -> None:
     call = {"type": "tool_use", "id": "t1", "name": "weather", "input": {}}
-    told, made = stream(events_of(answer(call, reason="tool_use")))
-    pieces = [event.arguments for event in told if isinstance(event, ToolCallDelta)]
-    assert "".join(pieces) == made.unwrap().tool_calls[0].arguments == "{}"
+    emitted, result = stream(events_of(answer(call, reason="tool_use")))
+    pieces = [event.arguments for event in emitted if isinstance(event, ToolCallDelta)]
+    assert "".join(pieces) == result.unwrap().tool_calls[0].arguments == "{}"

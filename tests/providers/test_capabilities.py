@@ -1,4 +1,4 @@
-"""What models can do: rows by name, the configuration first."""
+"""The capabilities of models: rows by name, overridden by the configuration."""
 
 import pytest
 from attrs import evolve
@@ -10,7 +10,7 @@ from llm_effects.providers.capabilities import EFFORTS, capabilities_of, claude_
 from llm_effects.providers.presets import PRESETS
 
 
-def able(provider: str, model: str | None, **config: object) -> Capabilities:
+def capabilities_for(provider: str, model: str | None, **config: object) -> Capabilities:
     return capabilities_of(PRESETS[provider], ModelConfig(provider=provider, model=model, **config))  # type: ignore[arg-type]
 
 
@@ -26,9 +26,9 @@ def able(provider: str, model: str | None, **config: object) -> Capabilities:
         ("claude-haiku-4-5-20251001", 200_000, 64_000),
     ],
 )
-def test_claude_windows(model: str, window: int, output: int) -> None:
-    found = able("anthropic", model)
-    assert (found.context_length, found.max_output) == (window, output)
+def test_claude_models_have_their_windows_and_output_limits(model: str, window: int, output: int) -> None:
+    actual = capabilities_for("anthropic", model)
+    assert (actual.context_length, actual.max_output) == (window, output)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_claude_windows(model: str, window: int, output: int) -> None:
         ("gpt-4o", None),
     ],
 )
-def test_gpt_windows(model: str, window: int | None) -> None:
-    assert able("openai", model).context_length == window
+def test_gpt_models_have_their_windows(model: str, window: int | None) -> None:
+    assert capabilities_for("openai", model).context_length == window
 
 
 @pytest.mark.parametrize(
@@ -60,35 +60,37 @@ def test_gpt_windows(model: str, window: int | None) -> None:
         ("claude-sonnet-4-20250514", True),
     ],
 )
-def test_sampling_depends_on_the_model_and_the_version_spoken(model: str, sampling: bool) -> None:
-    assert able("anthropic", model, wire_version="2023-06-01").sampling is sampling
-    assert able("anthropic", model, wire_version="2026-10-21").sampling is False
+def test_sampling_depends_on_the_model_and_the_protocol_version(model: str, sampling: bool) -> None:
+    assert capabilities_for("anthropic", model, wire_version="2023-06-01").sampling is sampling
+    assert capabilities_for("anthropic", model, wire_version="2026-10-21").sampling is False
 
 
 @pytest.mark.parametrize(("model", "sampling"), [("gpt-5", False), ("gpt-5.4", True), ("gpt-6-sol", False)])
-def test_gpt_sampling(model: str, sampling: bool) -> None:
-    assert able("openai-chat", model).sampling is sampling
+def test_sampling_of_gpt_models_is_known(model: str, sampling: bool) -> None:
+    assert capabilities_for("openai-chat", model).sampling is sampling
 
 
-ALWAYS_THINK = ["gpt-6-astra", "gpt-6.1-sol", "gpt-6.2-astra", "gpt-6.2-sol"]
+ALWAYS_REASON = ["gpt-6-astra", "gpt-6.1-sol", "gpt-6.2-astra", "gpt-6.2-sol"]
 
 
-@pytest.mark.parametrize("model", ALWAYS_THINK)
-def test_models_that_always_think_take_tools_over_responses_only(model: str) -> None:
-    assert able("openai-chat", model).tools is False
-    assert [able(provider, model).tools for provider in ("openai", "openai-responses", "azure")] == [True] * 3
+@pytest.mark.parametrize("model", ALWAYS_REASON)
+def test_models_that_always_reason_support_tools_over_responses_only(model: str) -> None:
+    assert capabilities_for("openai-chat", model).tools is False
+    assert [capabilities_for(provider, model).tools for provider in ("openai", "openai-responses", "azure")] == [
+        True
+    ] * 3
 
 
 @pytest.mark.parametrize("model", ["gpt-6.1-terra", "gpt-6-luna", "gpt-5.6-sol", "gpt-5.4", "gpt-4.1"])
 @pytest.mark.parametrize("provider", ["openai", "openai-chat", "openai-responses"])
-def test_others_take_them_over_both(provider: str, model: str) -> None:
-    assert able(provider, model).tools is True
+def test_other_gpt_models_support_tools_over_both_protocols(provider: str, model: str) -> None:
+    assert capabilities_for(provider, model).tools is True
 
 
 @pytest.mark.parametrize(
     ("model", "responses"),
     [
-        *((model, "tools") for model in ALWAYS_THINK),
+        *((model, "tools") for model in ALWAYS_REASON),
         ("gpt-6-luna", "thinking_tools"),
         ("gpt-5.6-sol", "thinking_tools"),
         ("gpt-5.4-mini-2026-03-17", "thinking_tools"),
@@ -106,7 +108,7 @@ def test_others_take_them_over_both(provider: str, model: str) -> None:
         ("mistral-pro", "never"),
     ],
 )
-def test_what_a_model_needs_responses_for(model: str, responses: str) -> None:
+def test_each_gpt_model_has_a_rule_for_responses(model: str, responses: str) -> None:
     assert gpt_rules(model).responses == responses
 
 
@@ -122,28 +124,28 @@ def test_what_a_model_needs_responses_for(model: str, responses: str) -> None:
         ("my-deployment", "none", "max"),
     ],
 )
-def test_which_efforts_a_model_takes(model: str, least: str, most: str) -> None:
+def test_each_gpt_model_has_its_range_of_efforts(model: str, least: str, most: str) -> None:
     efforts = gpt_rules(model).efforts
     assert (efforts[0], efforts[-1]) == (least, most)
     assert list(efforts) == [effort for effort in EFFORTS if effort in efforts]
 
 
-def test_minimal_is_gone_since_gpt_5_6() -> None:
+def test_gpt_5_6_does_not_accept_the_minimal_effort() -> None:
     assert "minimal" not in gpt_rules("gpt-5.6-sol").efforts
 
 
 @pytest.mark.parametrize(("model", "prefill"), [("claude-haiku-4-5", True), ("claude-opus-4-6", False)])
-def test_new_claudes_do_not_continue_an_answer(model: str, prefill: bool) -> None:
-    assert able("anthropic", model).prefill is prefill
+def test_newer_claude_models_do_not_support_prefill(model: str, prefill: bool) -> None:
+    assert capabilities_for("anthropic", model).prefill is prefill
 
 
 @pytest.mark.parametrize("provider", ["ollama", "lm-studio", "openai-compatible", "llama"])
-def test_little_is_presumed_of_other_servers(provider: str) -> None:
+def test_little_is_assumed_about_other_servers(provider: str) -> None:
     documents = None if provider == "openai-compatible" else False
     images = False if provider == "llama" else None
     nothing = Capabilities(documents=documents, images=images)
-    assert able(provider, "gpt-6-luna") == nothing
-    assert able(provider, "m", context_length=4096) == evolve(nothing, context_length=4096)
+    assert capabilities_for(provider, "gpt-6-luna") == nothing
+    assert capabilities_for(provider, "m", context_length=4096) == evolve(nothing, context_length=4096)
 
 
 @given(
@@ -151,13 +153,13 @@ def test_little_is_presumed_of_other_servers(provider: str) -> None:
     st.sampled_from(["claude-haiku-4-5", "claude-opus-5-5", "unheard-of"]),
     st.booleans(),
 )
-def test_what_is_configured_wins_field_by_field(field: str, model: str, flag: bool) -> None:
+def test_the_configuration_takes_precedence_field_by_field(field: str, model: str, flag: bool) -> None:
     value = 77 if field in {"context_length", "max_output"} else flag
-    found = able("anthropic", model, capabilities=Capabilities(**{field: value}))  # type: ignore[arg-type]
-    usual = able("anthropic", model)
+    actual = capabilities_for("anthropic", model, capabilities=Capabilities(**{field: value}))  # type: ignore[arg-type]
+    default = capabilities_for("anthropic", model)
     fields = Capabilities.__attrs_attrs__
-    differing = {each.name for each in fields if getattr(found, each.name) != getattr(usual, each.name)}
-    assert getattr(found, field) == value
+    differing = {each.name for each in fields if getattr(actual, each.name) != getattr(default, each.name)}
+    assert getattr(actual, field) == value
     assert differing <= {field}
 
 
@@ -173,5 +175,7 @@ def test_what_is_configured_wins_field_by_field(field: str, model: str, flag: bo
         ("claude-tomorrow-9", "disabled", True),
     ],
 )
-def test_how_thinking_is_switched_off_and_where_a_tool_may_be_forced(model: str, off: str | None, forced: bool) -> None:
+def test_each_claude_model_has_rules_for_thinking_off_and_forced_tools(
+    model: str, off: str | None, forced: bool
+) -> None:
     assert (claude_rules(model).off, claude_rules(model).forced_choice) == (off, forced)

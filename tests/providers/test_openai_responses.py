@@ -1,4 +1,4 @@
-"""Responses: what is sent for a request."""
+"""Encoding requests for OpenAI's Responses."""
 
 import json
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from llm_effects.values.requests import LLMRequest, Preferences, Tool
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
 CLOSED = {**CITY, "required": ["city"], "additionalProperties": False}
 WEATHER = Tool("weather", "Ask for it", CITY)
-ASK = LLMRequest(prompt="hi")
+MINIMAL = LLMRequest(prompt="hi")
 SEALED = '{"id":"rs_1", "type":"reasoning","summary":[], "encrypted_content":"gAAAA\\u00e9=="}'
 
 
@@ -42,12 +42,12 @@ def sent(request: LLMRequest, to: Target | None = None, *, stream: bool = False)
     return body
 
 
-def told(*messages: Message, to: Target | None = None) -> list[dict[str, Any]]:
+def input_items(*messages: Message, to: Target | None = None) -> list[dict[str, Any]]:
     items: list[dict[str, Any]] = sent(LLMRequest(messages=messages), to)["input"]
     return items
 
 
-def warned(to: Target | None = None, **preferences: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+def with_preferences(to: Target | None = None, **preferences: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     request = wire(LLMRequest(prompt="hi", preferences=Preferences(**preferences)), to)
     return json.loads(request.body), request.warnings
 
@@ -55,83 +55,83 @@ def warned(to: Target | None = None, **preferences: Any) -> tuple[dict[str, Any]
 # The frame
 
 
-def test_the_least_request_keeps_nothing_at_the_server() -> None:
+def test_a_minimal_request_is_not_stored_at_the_server() -> None:
     least = {"model": "gpt-4.1", "input": [{"role": "user", "content": "hi"}], "store": False}
-    assert sent(ASK, PLAIN) == least
-    assert wire(ASK).url == "https://api.openai.com/v1/responses"
+    assert sent(MINIMAL, PLAIN) == least
+    assert wire(MINIMAL).url == "https://api.openai.com/v1/responses"
 
 
-def test_a_stream_is_asked_for() -> None:
-    assert sent(ASK, PLAIN, stream=True)["stream"] is True
-    assert ("accept", "text/event-stream") in wire(ASK, stream=True).headers
-    assert ("accept", "application/json") in wire(ASK).headers
+def test_a_stream_is_requested() -> None:
+    assert sent(MINIMAL, PLAIN, stream=True)["stream"] is True
+    assert ("accept", "text/event-stream") in wire(MINIMAL, stream=True).headers
+    assert ("accept", "application/json") in wire(MINIMAL).headers
 
 
-def test_the_key_goes_out_and_never_shows() -> None:
-    request = wire(ASK)
+def test_the_key_is_sent_and_never_shown() -> None:
+    request = wire(MINIMAL)
     assert "sk-canary" not in repr(request)
     assert [value.reveal() for name, value in request.headers if name == "authorization"] == ["Bearer sk-canary"]  # type: ignore[union-attr]
 
 
-def test_configured_headers_win() -> None:
-    headers = wire(ASK, target(headers={"Content-Type": "application/json; v=2"})).headers
+def test_configured_headers_take_precedence() -> None:
+    headers = wire(MINIMAL, target(headers={"Content-Type": "application/json; v=2"})).headers
     assert [name for name, _ in headers].count("content-type") == 1
 
 
 # The settings
 
 
-def test_preferences_go_before_the_configuration() -> None:
+def test_preferences_take_precedence_over_the_configuration() -> None:
     to = target("gpt-4.1", max_tokens=99, temperature=0.25)
-    body, warnings = warned(to, max_tokens=50, top_p=0.5)
+    body, warnings = with_preferences(to, max_tokens=50, top_p=0.5)
     assert {"max_output_tokens": 50, "temperature": 0.25, "top_p": 0.5}.items() <= body.items()
-    assert sent(ASK, to)["max_output_tokens"] == 99
+    assert sent(MINIMAL, to)["max_output_tokens"] == 99
     assert not warnings
 
 
-def test_a_limit_below_the_least_is_raised_with_a_warning() -> None:
-    body, warnings = warned(PLAIN, max_tokens=5)
+def test_a_limit_below_the_minimum_is_raised_with_a_warning() -> None:
+    body, warnings = with_preferences(PLAIN, max_tokens=5)
     assert body["max_output_tokens"] == 16
     assert warnings == ("max_tokens: 5 is sent as 16, the least that the protocol accepts",)
 
 
-def test_what_the_protocol_does_not_know_is_dropped_with_a_warning() -> None:
-    body, warnings = warned(PLAIN, stop=("END",), seed=7)
+def test_settings_unknown_to_the_protocol_are_dropped_with_a_warning() -> None:
+    body, warnings = with_preferences(PLAIN, stop=("END",), seed=7)
     assert not {"stop", "seed"} & set(body)
     assert [warning.partition(":")[0] for warning in warnings] == ["stop", "seed"]
 
 
 @pytest.mark.parametrize(("model", "effort"), [("gpt-6-luna", None), ("gpt-5", None), ("gpt-5.2", "low")])
-def test_a_model_that_thinks_takes_no_sampling(model: str, effort: str | None) -> None:
-    body, warnings = warned(target(model), temperature=0.5, top_p=0.5, reasoning_effort=effort)
+def test_sampling_is_dropped_for_a_model_that_reasons(model: str, effort: str | None) -> None:
+    body, warnings = with_preferences(target(model), temperature=0.5, top_p=0.5, reasoning_effort=effort)
     assert not {"temperature", "top_p"} & set(body)
     assert [warning.partition(":")[0] for warning in warnings] == ["temperature", "top_p"]
 
 
 @pytest.mark.parametrize("effort", [None, "none"])
-def test_one_that_thinks_only_when_told_takes_it_otherwise(effort: str | None) -> None:
-    body, warnings = warned(target("gpt-5.2"), temperature=0.5, reasoning_effort=effort)
+def test_sampling_is_sent_to_an_optional_reasoner_that_does_not_reason(effort: str | None) -> None:
+    body, warnings = with_preferences(target("gpt-5.2"), temperature=0.5, reasoning_effort=effort)
     assert body["temperature"] == 0.5
     assert not warnings
 
 
-def test_wanted_thinking_is_told_in_summary_and_comes_back_sealed() -> None:
-    body, _ = warned(reasoning_effort="high")
+def test_requested_reasoning_asks_for_a_summary_and_sealed_content() -> None:
+    body, _ = with_preferences(reasoning_effort="high")
     assert body["reasoning"] == {"effort": "high", "summary": "auto"}
     assert body["include"] == ["reasoning.encrypted_content"]
-    quiet, _ = warned(reasoning_effort="none")
+    quiet, _ = with_preferences(reasoning_effort="none")
     assert quiet["reasoning"] == {"effort": "none"}
-    assert "reasoning" not in sent(ASK)
+    assert "reasoning" not in sent(MINIMAL)
 
 
-def test_only_a_model_that_is_known_to_think_is_asked_for_sealed_thinking() -> None:
-    assert "include" not in sent(ASK, PLAIN)
-    assert "include" not in sent(ASK, target("unheard-of"))
-    assert "include" in sent(ASK, target("unheard-of", capabilities=Capabilities(reasoning=True)))
+def test_sealed_reasoning_is_requested_only_from_known_reasoners() -> None:
+    assert "include" not in sent(MINIMAL, PLAIN)
+    assert "include" not in sent(MINIMAL, target("unheard-of"))
+    assert "include" in sent(MINIMAL, target("unheard-of", capabilities=Capabilities(reasoning=True)))
 
 
 @pytest.mark.parametrize(
-    ("model", "wanted", "effort"),
+    ("model", "requested", "effort"),
     [
         ("gpt-6.2-sol", "none", "low"),
         ("gpt-6-luna", "minimal", "low"),
@@ -143,26 +143,26 @@ def test_only_a_model_that_is_known_to_think_is_asked_for_sealed_thinking() -> N
         ("unheard-of", "max", "max"),
     ],
 )
-def test_an_effort_that_the_model_refuses_is_replaced_by_the_nearest(model: str, wanted: str, effort: str) -> None:
-    body, warnings = warned(target(model), reasoning_effort=wanted)
+def test_an_unsupported_effort_is_replaced_by_the_nearest(model: str, requested: str, effort: str) -> None:
+    body, warnings = with_preferences(target(model), reasoning_effort=requested)
     assert body["reasoning"]["effort"] == effort
-    assert warnings == (() if wanted == effort else (f"reasoning_effort: {wanted} is sent as {effort}",))
+    assert warnings == (() if requested == effort else (f"reasoning_effort: {requested} is sent as {effort}",))
 
 
-def test_a_model_that_does_not_think_is_told_no_effort() -> None:
-    body, warnings = warned(PLAIN, reasoning_effort="high")
+def test_effort_is_dropped_for_a_model_that_does_not_reason() -> None:
+    body, warnings = with_preferences(PLAIN, reasoning_effort="high")
     assert "reasoning" not in body
     assert warnings == ("reasoning_effort: dropped, mini does not accept it",)
 
 
 @pytest.mark.parametrize(("schema", "strict"), [(CLOSED, True), (CITY, None), (MappingProxyType(CLOSED), True)])
-def test_a_schema_is_strict_only_where_it_is_closed(schema: Any, strict: bool | None) -> None:
+def test_only_a_closed_schema_is_strict(schema: Any, strict: bool | None) -> None:
     form = sent(LLMRequest(prompt="where?", response_schema=schema))["text"]["format"]
     assert (form["type"], form["schema"], form.get("strict")) == ("json_schema", dict(schema), strict)
     assert form["name"]
 
 
-def test_tools_are_flat_and_not_strict() -> None:
+def test_tools_are_encoded_flat_and_not_strict() -> None:
     body = sent(LLMRequest(prompt="how warm?", tools=(WEATHER, Tool("stop"))))
     first, second = body["tools"]
     weather = {"type": "function", "name": "weather", "description": "Ask for it", "parameters": CITY, "strict": False}
@@ -172,7 +172,7 @@ def test_tools_are_flat_and_not_strict() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "said"),
+    ("choice", "expected"),
     [
         ("auto", "auto"),
         ("none", "none"),
@@ -180,15 +180,15 @@ def test_tools_are_flat_and_not_strict() -> None:
         ("weather", {"type": "function", "name": "weather"}),
     ],
 )
-def test_tool_choice(choice: str, said: object) -> None:
-    assert sent(LLMRequest(prompt="hi", tools=(WEATHER,), tool_choice=choice))["tool_choice"] == said
+def test_tool_choice_is_encoded(choice: str, expected: object) -> None:
+    assert sent(LLMRequest(prompt="hi", tools=(WEATHER,), tool_choice=choice))["tool_choice"] == expected
     assert "tool_choice" not in sent(LLMRequest(prompt="hi", tool_choice="none"))
 
 
 # The items
 
 
-def test_the_system_text_goes_into_the_instructions_and_system_turns_stay_in_their_place() -> None:
+def test_the_system_text_becomes_instructions_and_system_messages_keep_their_place() -> None:
     turns = (Message("user", "a"), Message("system", "b"), Message("user", "c"))
     body = sent(LLMRequest(messages=turns, system="Be brief."))
     assert body["instructions"] == "Be brief."
@@ -199,9 +199,9 @@ def test_the_system_text_goes_into_the_instructions_and_system_turns_stay_in_the
     ]
 
 
-def test_images_go_with_their_text() -> None:
+def test_images_are_sent_with_their_text() -> None:
     shown = (Text("what is it?"), Image(data=b"\x89PNG", media_type="image/png"), Image(url="https://x.example/a.png"))
-    [item] = told(Message("user", shown))
+    [item] = input_items(Message("user", shown))
     assert item["content"] == [
         {"type": "input_text", "text": "what is it?"},
         {"type": "input_image", "image_url": "data:image/png;base64,iVBORw=="},
@@ -209,10 +209,10 @@ def test_images_go_with_their_text() -> None:
     ]
 
 
-def test_calls_and_results_are_items_of_their_own() -> None:
+def test_calls_and_results_are_separate_items() -> None:
     call = Message("assistant", (Text("Let me see."), ToolCall("call_1", "weather", ' {"city":"Oslo"}')))
     result = Message("tool", (ToolResult("call_1", "12 C"), Text("and now?")))
-    assert told(call, result) == [
+    assert input_items(call, result) == [
         {"role": "assistant", "content": "Let me see."},
         {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": '{"city":"Oslo"}'},
         {"type": "function_call_output", "call_id": "call_1", "output": "12 C"},
@@ -220,9 +220,10 @@ def test_calls_and_results_are_items_of_their_own() -> None:
     ]
 
 
-def test_a_call_without_arguments_is_sent_with_none() -> None:
+def test_a_call_without_arguments_is_sent_with_an_empty_object() -> None:
     assert (
-        told(Message("assistant", ToolCall("c", "stop", "")), Message("tool", ToolResult("c")))[0]["arguments"] == "{}"
+        input_items(Message("assistant", ToolCall("c", "stop", "")), Message("tool", ToolResult("c")))[0]["arguments"]
+        == "{}"
     )
 
 
@@ -230,12 +231,12 @@ def thought(provider: str = "openai-responses", model: str = "gpt-6-luna", opaqu
     return Reasoning("hm", opaque, Origin(provider, model))
 
 
-def answered(*parts: Part) -> LLMRequest:
+def conversation_with(*parts: Part) -> LLMRequest:
     return LLMRequest(messages=(Message("user", "a"), Message("assistant", parts), Message("user", "b")))
 
 
-def test_thinking_goes_back_byte_for_byte_to_the_model_that_thought_it() -> None:
-    assert SEALED.encode() in wire(answered(thought(), Text("yes"))).body
+def test_reasoning_is_replayed_byte_for_byte_to_its_own_model() -> None:
+    assert SEALED.encode() in wire(conversation_with(thought(), Text("yes"))).body
 
 
 @pytest.mark.parametrize(
@@ -251,27 +252,27 @@ def test_thinking_goes_back_byte_for_byte_to_the_model_that_thought_it() -> None
         Reasoning("hm"),
     ],
 )
-def test_any_other_thinking_is_left_out(part: Reasoning) -> None:
-    assert wire(answered(part, Text("yes"))).body == wire(answered(Text("yes"))).body
+def test_other_reasoning_is_not_sent(part: Reasoning) -> None:
+    assert wire(conversation_with(part, Text("yes"))).body == wire(conversation_with(Text("yes"))).body
 
 
-def test_thinking_that_led_to_nothing_is_left_out() -> None:
-    assert wire(answered(Text("yes"), thought(), thought())).body == wire(answered(Text("yes"))).body
+def test_reasoning_without_a_following_item_is_not_sent() -> None:
+    assert wire(conversation_with(Text("yes"), thought(), thought())).body == wire(conversation_with(Text("yes"))).body
 
 
-def test_without_a_configured_model_nobody_knows_who_thought() -> None:
+def test_reasoning_is_not_sent_without_a_configured_model() -> None:
     nameless = target_of("mini", ModelConfig(provider="openai-compatible", endpoint="http://localhost:1/v1")).unwrap()
-    request = answered(thought("openai-compatible", "mini"), Text("yes"))
+    request = conversation_with(thought("openai-compatible", "mini"), Text("yes"))
     assert SEALED.encode() not in wire(request, nameless).body
     assert "model" not in sent(request, nameless)
 
 
-def test_what_was_decoded_can_be_sent_back() -> None:
+def test_decoded_parts_can_be_sent_back() -> None:
     call = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "weather", "arguments": "{}"}
     body = {"object": "response", "status": "completed", "model": "gpt-6-luna", "output": [json.loads(SEALED), call]}
     answer = OPENAI_RESPONSES.decode(target(), WireResponse(status=200, body=json.dumps(body).encode())).unwrap()
     turns = (Message("user", "a"), Message("assistant", answer.parts), Message("tool", ToolResult("call_1", "12 C")))
-    _, thinking, asked, _ = told(*turns)
+    _, thinking, asked, _ = input_items(*turns)
     assert thinking == json.loads(SEALED)
     assert (asked["call_id"], "id" in asked) == ("call_1", False)
 
@@ -285,14 +286,14 @@ def test_what_was_decoded_can_be_sent_back() -> None:
         (Message("assistant", Image(url="https://x.example/a.png")),),
     ],
 )
-def test_what_cannot_be_sent_is_an_invalid_request(messages: tuple[Message, ...]) -> None:
+def test_messages_that_cannot_be_sent_are_an_invalid_request(messages: tuple[Message, ...]) -> None:
     error = OPENAI_RESPONSES.encode(target(), LLMRequest(messages=messages), False).failure()
     assert isinstance(error, InvalidRequest)
     assert error.message.startswith("messages")
 
 
-def test_half_a_surrogate_pair_goes_out_mended() -> None:
-    assert told(Message("user", "a\ud83d"))[0]["content"] == "a\ufffd"
+def test_a_lone_surrogate_is_replaced_before_it_is_sent() -> None:
+    assert input_items(Message("user", "a\ud83d"))[0]["content"] == "a\ufffd"
 
 
 PARTS = st.one_of(
@@ -307,7 +308,7 @@ TURNS = st.builds(
 
 
 @given(st.lists(TURNS, min_size=1), st.booleans())
-def test_every_conversation_is_json_or_an_invalid_request(turns: list[Message], stream: bool) -> None:
+def test_any_conversation_is_json_or_an_invalid_request(turns: list[Message], stream: bool) -> None:
     encoded = OPENAI_RESPONSES.encode(target(), LLMRequest(messages=turns), stream)
     if is_successful(encoded):
         assert json.loads(encoded.unwrap().body)["input"]

@@ -1,4 +1,4 @@
-"""Requests to the Messages API: plain calls, from values to bytes."""
+"""Encoding requests for Anthropic's Messages API."""
 
 import json
 from collections import deque
@@ -23,7 +23,7 @@ from llm_effects.values.secrets import Secret
 Json = dict[str, Any]
 
 OLD = "2023-06-01"
-WEATHER = Tool("weather", "tells the weather", {"type": "object", "properties": {"city": {"type": "string"}}})
+WEATHER = Tool("weather", "reports the weather", {"type": "object", "properties": {"city": {"type": "string"}}})
 SIGNED = '{"type":"thinking","thinking":"hm","signature":"sig"}'
 
 
@@ -32,29 +32,29 @@ def claude(model: str = "claude-opus-5-5", **config: Any) -> Target:
     return target_of("claude", ModelConfig(**given_config)).unwrap()
 
 
-def sent(target: Target, stream: bool = False, **request: Any) -> WireRequest:
+def encoded(target: Target, stream: bool = False, **request: Any) -> WireRequest:
     return ANTHROPIC.encode(target, LLMRequest(**{"prompt": "why?", **request}), stream).unwrap()
 
 
 def body(target: Target, **request: Any) -> Json:
-    told: Json = json.loads(sent(target, **request).body)
-    return told
+    expected: Json = json.loads(encoded(target, **request).body)
+    return expected
 
 
-def said(target: Target, *messages: Message, **request: Any) -> list[Json]:
+def encoded_messages(target: Target, *messages: Message, **request: Any) -> list[Json]:
     return list(body(target, prompt=None, messages=messages, **request)["messages"])
 
 
-def asked(target: Target, **preferences: Any) -> Json:
+def body_with(target: Target, **preferences: Any) -> Json:
     return body(target, preferences=Preferences(**preferences))
 
 
-def warned(target: Target, **request: Any) -> str:
-    return " | ".join(sent(target, **request).warnings)
+def warnings_of(target: Target, **request: Any) -> str:
+    return " | ".join(encoded(target, **request).warnings)
 
 
-def test_a_request_goes_to_messages_with_its_key_and_its_version() -> None:
-    request = sent(claude(wire_version=OLD, headers={"anthropic-beta": "b"}))
+def test_a_request_has_the_url_key_and_version_headers() -> None:
+    request = encoded(claude(wire_version=OLD, headers={"anthropic-beta": "b"}))
     headers = dict(request.headers)
     assert request.url == "https://api.anthropic.com/v1/messages"
     assert headers["x-api-key"] == Secret("sk-canary")
@@ -64,34 +64,34 @@ def test_a_request_goes_to_messages_with_its_key_and_its_version() -> None:
     assert "canary" not in repr(request)
 
 
-def test_a_plain_question_says_no_more_than_is_needed() -> None:
+def test_a_plain_question_sends_only_required_fields() -> None:
     assert body(claude()) == {
         "model": "claude-opus-5-5",
         "max_tokens": 8192,
         "messages": [{"role": "user", "content": [{"type": "text", "text": "why?"}]}],
     }
-    assert json.loads(sent(claude(), stream=True).body)["stream"] is True
+    assert json.loads(encoded(claude(), stream=True).body)["stream"] is True
 
 
-def test_the_limit_comes_from_the_request_then_the_model_then_the_table() -> None:
-    assert asked(claude(max_tokens=50), max_tokens=20)["max_tokens"] == 20
+def test_max_tokens_comes_from_the_request_then_the_configuration_then_the_capabilities() -> None:
+    assert body_with(claude(max_tokens=50), max_tokens=20)["max_tokens"] == 20
     assert body(claude(max_tokens=50))["max_tokens"] == 50
     assert body(claude(capabilities=Capabilities(max_output=4096)))["max_tokens"] == 4096
     small, wanted = claude(capabilities=Capabilities(max_output=4096)), Preferences(max_tokens=9000)
     assert body(small, preferences=wanted)["max_tokens"] == 4096
-    assert "max_tokens: 9000 is sent as 4096" in warned(small, preferences=wanted)
+    assert "max_tokens: 9000 is sent as 4096" in warnings_of(small, preferences=wanted)
 
 
-def test_all_system_texts_stand_at_the_top_and_a_late_one_is_told() -> None:
+def test_system_texts_are_merged_at_the_top_with_a_warning_for_late_ones() -> None:
     turns = (Message("system", "b"), Message("user", "hi"), Message("system", "c"))
     whole = body(claude(), prompt=None, messages=turns, system="a")
     assert whole["system"] == "a\n\nb\n\nc"
     assert [turn["role"] for turn in whole["messages"]] == ["user"]
-    assert "messages[2]: the system message was moved" in warned(claude(), prompt=None, messages=turns)
+    assert "messages[2]: the system message was moved" in warnings_of(claude(), prompt=None, messages=turns)
 
 
-def test_neighbours_of_one_role_are_one_turn_and_results_come_first() -> None:
-    turns = said(
+def test_messages_of_one_role_are_merged_with_tool_results_first() -> None:
+    turns = encoded_messages(
         claude(),
         Message("user", "weather?"),
         Message("assistant", (Text("let me see"), ToolCall("call:1", "weather", '{"city": "Oslo"}'))),
@@ -110,18 +110,20 @@ def test_neighbours_of_one_role_are_one_turn_and_results_come_first() -> None:
     ("arguments", "wanted"),
     [("", {}), ("null", {}), (" { } ", {}), ('{"a":', {"INVALID_JSON": '{"a":'}), ("[1]", {"INVALID_JSON": "[1]"})],
 )
-def test_arguments_that_are_no_object_become_one(arguments: str, wanted: Json) -> None:
-    turns = said(claude(), Message("assistant", (ToolCall("1", "t", arguments),)), Message("tool", (ToolResult("1"),)))
+def test_arguments_are_always_sent_as_an_object(arguments: str, wanted: Json) -> None:
+    turns = encoded_messages(
+        claude(), Message("assistant", (ToolCall("1", "t", arguments),)), Message("tool", (ToolResult("1"),))
+    )
     assert turns[0]["content"][0]["input"] == wanted
 
 
-def test_images_go_as_bytes_or_as_addresses() -> None:
+def test_images_are_sent_as_base64_or_as_urls() -> None:
     pictures = (
         Image(b"\x01", "image/png"),
         Image(url="https://a.example/x.png"),
         Image(url="data:image/gif;base64,AQ=="),
     )
-    sources = [block["source"] for block in said(claude(), Message("user", pictures))[0]["content"]]
+    sources = [block["source"] for block in encoded_messages(claude(), Message("user", pictures))[0]["content"]]
     assert sources == [
         {"type": "base64", "media_type": "image/png", "data": "AQ=="},
         {"type": "url", "url": "https://a.example/x.png"},
@@ -150,18 +152,18 @@ def test_thinking_is_replayed_byte_for_byte_to_its_own_model_only(
         Message("assistant", (Reasoning("hm", opaque, origin), Text("b"))),
         Message("user", "c"),
     )
-    text = sent(claude(), prompt=None, messages=turns).body.decode()
+    text = encoded(claude(), prompt=None, messages=turns).body.decode()
     assert (SIGNED in text) is kept
     assert "forged" not in text
     assert len(json.loads(text)["messages"][1]["content"]) == 1 + kept
 
 
-def test_an_answer_is_continued_only_where_the_model_can() -> None:
+def test_prefill_is_refused_unless_the_model_supports_it() -> None:
     turns = (Message("user", "count"), Message("assistant", "one, two "))
     refusal = ANTHROPIC.encode(claude(), LLMRequest(messages=turns), False).failure()
     assert (refusal.tag, refusal.model) == ("InvalidRequest", "claude")
     assert "messages: " in str(refusal)
-    assert said(claude("claude-haiku-4-5"), *turns)[-1]["content"] == [{"type": "text", "text": "one, two"}]
+    assert encoded_messages(claude("claude-haiku-4-5"), *turns)[-1]["content"] == [{"type": "text", "text": "one, two"}]
 
 
 @pytest.mark.parametrize(
@@ -172,43 +174,43 @@ def test_an_answer_is_continued_only_where_the_model_can() -> None:
         Message("user", " "),
     ],
 )
-def test_what_cannot_be_said_is_an_invalid_request_that_names_its_place(message: Message) -> None:
+def test_a_message_that_cannot_be_sent_is_an_invalid_request_with_its_path(message: Message) -> None:
     error = ANTHROPIC.encode(claude(), LLMRequest(messages=(message,)), False).failure()
     assert error.tag == "InvalidRequest"
     assert "messages" in str(error)
 
 
-def test_half_a_surrogate_pair_is_mended_before_it_is_sent() -> None:
+def test_a_lone_surrogate_is_replaced_before_it_is_sent() -> None:
     assert body(claude(), prompt="a\ud83d")["messages"][0]["content"] == [{"type": "text", "text": "a\ufffd"}]
 
 
 @pytest.mark.parametrize(("model", "version"), [("claude-haiku-4-5", "2026-10-21"), ("claude-sonnet-5", OLD)])
-def test_sampling_settings_are_dropped_aloud_where_they_are_refused(model: str, version: str) -> None:
+def test_unsupported_sampling_settings_are_dropped_with_a_warning(model: str, version: str) -> None:
     target = claude(model, wire_version=version, temperature=0.3)
-    whole, warnings = asked(target, top_p=0.9), warned(target, preferences=Preferences(top_p=0.9))
+    whole, warnings = body_with(target, top_p=0.9), warnings_of(target, preferences=Preferences(top_p=0.9))
     assert "temperature" not in whole
     assert "top_p" not in whole
     assert "temperature: dropped" in warnings
     assert "top_p: dropped" in warnings
 
 
-def test_sampling_settings_are_sent_where_they_are_taken() -> None:
+def test_supported_sampling_settings_are_sent() -> None:
     old = claude("claude-haiku-4-5", wire_version=OLD, temperature=0.3)
     assert body(old)["temperature"] == 0.3
-    assert asked(old, temperature=0.0)["temperature"] == 0.0
-    assert asked(old, temperature=1.5)["temperature"] == 1.0
-    assert asked(claude("claude-haiku-4-5", wire_version=OLD), top_p=0.5)["top_p"] == 0.5
+    assert body_with(old, temperature=0.0)["temperature"] == 0.0
+    assert body_with(old, temperature=1.5)["temperature"] == 1.0
+    assert body_with(claude("claude-haiku-4-5", wire_version=OLD), top_p=0.5)["top_p"] == 0.5
     both = Preferences(temperature=0.2, top_p=0.5)
     assert "top_p" not in body(old, preferences=both)
-    assert "top_p: dropped" in warned(old, preferences=both)
-    assert "temperature" not in asked(old, reasoning_effort="high")
+    assert "top_p: dropped" in warnings_of(old, preferences=both)
+    assert "temperature" not in body_with(old, reasoning_effort="high")
 
 
-def test_stop_texts_are_sent_and_a_seed_is_dropped_aloud() -> None:
+def test_stop_sequences_are_sent_and_a_seed_is_dropped_with_a_warning() -> None:
     wanted = Preferences(stop=("END", "\n"), seed=7)
     assert body(claude(), preferences=wanted)["stop_sequences"] == ["END"]
-    assert "seed: dropped" in warned(claude(), preferences=wanted)
-    assert "stop: dropped, white space alone" in warned(claude(), preferences=wanted)
+    assert "seed: dropped" in warnings_of(claude(), preferences=wanted)
+    assert "stop: dropped, white space alone" in warnings_of(claude(), preferences=wanted)
 
 
 @pytest.mark.parametrize(
@@ -226,10 +228,10 @@ def test_stop_texts_are_sent_and_a_seed_is_dropped_aloud() -> None:
         ("claude-3-5-haiku-latest", "low", None, None),
     ],
 )
-def test_effort_is_told_in_the_words_of_each_model(model: str, effort: str, thinking: object, output: object) -> None:
-    whole = asked(claude(model), reasoning_effort=effort)
-    told = {"type": "adaptive", "display": "summarized"} if thinking == "adaptive" else thinking
-    assert (whole.get("thinking"), whole.get("output_config")) == (told, output)
+def test_effort_is_encoded_for_each_model(model: str, effort: str, thinking: object, output: object) -> None:
+    whole = body_with(claude(model), reasoning_effort=effort)
+    expected = {"type": "adaptive", "display": "summarized"} if thinking == "adaptive" else thinking
+    assert (whole.get("thinking"), whole.get("output_config")) == (expected, output)
 
 
 @pytest.mark.parametrize(
@@ -241,12 +243,12 @@ def test_effort_is_told_in_the_words_of_each_model(model: str, effort: str, thin
         ("claude-haiku-4-5", Preferences(reasoning_effort="high", max_tokens=500)),
     ],
 )
-def test_an_effort_that_is_not_taken_is_dropped_aloud(model: str, preferences: Preferences) -> None:
-    assert "reasoning_effort: " in warned(claude(model), preferences=preferences)
+def test_an_unsupported_effort_causes_a_warning(model: str, preferences: Preferences) -> None:
+    assert "reasoning_effort: " in warnings_of(claude(model), preferences=preferences)
 
 
 @pytest.mark.parametrize(
-    ("choice", "told"),
+    ("choice", "expected"),
     [
         ("auto", {"type": "auto"}),
         ("none", {"type": "none"}),
@@ -255,38 +257,38 @@ def test_an_effort_that_is_not_taken_is_dropped_aloud(model: str, preferences: P
         (None, None),
     ],
 )
-def test_tools_and_their_choice(choice: str | None, told: Json | None) -> None:
+def test_tools_and_tool_choice_are_encoded(choice: str | None, expected: Json | None) -> None:
     whole = body(claude("claude-opus-5"), tools=(WEATHER,), tool_choice=choice)
     assert whole["tools"] == [
-        {"name": "weather", "description": "tells the weather", "input_schema": dict(WEATHER.parameters)}
+        {"name": "weather", "description": "reports the weather", "input_schema": dict(WEATHER.parameters)}
     ]
-    assert whole.get("tool_choice") == told
+    assert whole.get("tool_choice") == expected
 
 
 @pytest.mark.parametrize("choice", ["required", "weather"])
-def test_a_model_that_cannot_be_forced_is_asked_and_that_is_told(choice: str) -> None:
+def test_a_forced_tool_becomes_auto_with_a_warning_where_the_model_cannot_be_forced(choice: str) -> None:
     assert body(claude(), tools=(WEATHER,), tool_choice=choice)["tool_choice"] == {"type": "auto"}
-    assert "tool_choice: " in warned(claude(), tools=(WEATHER,), tool_choice=choice)
+    assert "tool_choice: " in warnings_of(claude(), tools=(WEATHER,), tool_choice=choice)
 
 
-def test_a_forced_tool_and_optional_thinking_exclude_each_other() -> None:
+def test_a_forced_tool_drops_optional_reasoning() -> None:
     effort = Preferences(reasoning_effort="high")
     request = {"tools": (WEATHER,), "tool_choice": "required", "preferences": effort}
     assert "thinking" not in body(claude("claude-sonnet-4-6"), **request)
-    assert "reasoning_effort: dropped" in warned(claude("claude-sonnet-4-6"), **request)
+    assert "reasoning_effort: dropped" in warnings_of(claude("claude-sonnet-4-6"), **request)
 
 
-def test_a_schema_is_sent_beside_the_effort_or_dropped_aloud() -> None:
+def test_a_schema_is_sent_with_the_effort_or_dropped_with_a_warning() -> None:
     schema = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
     whole = body(claude(), response_schema=schema, preferences=Preferences(reasoning_effort="high"))
     assert whole["output_config"] == {"effort": "high", "format": {"type": "json_schema", "schema": schema}}
     old = claude("claude-sonnet-4-20250514")
     assert "output_config" not in body(old, response_schema=schema)
-    assert "response_schema: dropped" in warned(old, response_schema=schema)
+    assert "response_schema: dropped" in warnings_of(old, response_schema=schema)
 
 
 @given(st.lists(st.sampled_from(["user", "assistant", "tool", "system"]), max_size=8), st.text(min_size=1))
-def test_turns_always_alternate(roles: list[Any], text: str) -> None:
+def test_roles_always_alternate(roles: list[Any], text: str) -> None:
     turns = tuple(Message(role, text) for role in roles)
     made = ANTHROPIC.encode(claude("claude-haiku-4-5"), LLMRequest(messages=(Message("user", "a"), *turns)), False)
     if is_successful(made):
@@ -294,8 +296,8 @@ def test_turns_always_alternate(roles: list[Any], text: str) -> None:
         assert all(one != other for one, other in pairwise(sides))
 
 
-def test_a_schema_may_be_made_of_any_mapping_and_sequence() -> None:
+def test_a_schema_may_consist_of_any_mapping_and_sequence() -> None:
     number = MappingProxyType({"type": "integer"})
     schema = MappingProxyType({"type": "object", "properties": {"a": number}, "required": deque(["a"])})
-    told = body(claude(), response_schema=schema)["output_config"]["format"]["schema"]
-    assert (told["properties"], told["required"]) == ({"a": {"type": "integer"}}, ["a"])
+    expected = body(claude(), response_schema=schema)["output_config"]["format"]["schema"]
+    assert (expected["properties"], expected["required"]) == ({"a": {"type": "integer"}}, ["a"])

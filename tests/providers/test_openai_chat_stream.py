@@ -1,4 +1,4 @@
-"""Streams of chat completions: folded, they are the plain answer; cut, they are never one."""
+"""Decoding streams of chat completions: a folded stream equals the whole answer; a cut one is an error."""
 
 import json
 from itertools import pairwise
@@ -36,52 +36,54 @@ def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, **more
     return {"object": "chat.completion.chunk", "model": "gpt-x", "choices": [choice], **more}
 
 
-def say(text: str) -> dict[str, Any]:
+def text_chunk(text: str) -> dict[str, Any]:
     return chunk({"content": text})
 
 
 def call(*, id: str | None = None, name: str | None = None, piece: object = None, **more: Any) -> dict[str, Any]:  # noqa: A002
-    told = {"id": id, "function": {"name": name, "arguments": piece}, **more}
-    return chunk({"tool_calls": [told]})
+    emitted = {"id": id, "function": {"name": name, "arguments": piece}, **more}
+    return chunk({"tool_calls": [emitted]})
 
 
 END = chunk({}, "stop")
-CALLED = chunk({}, "tool_calls")
-COUNTED = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+TOOL_END = chunk({}, "tool_calls")
+USAGE_CHUNK = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
 
 
 def fold(*chunks: object, name: str = "message") -> tuple[Result[LLMResponse, LLMError], list[StreamEvent]]:
-    draft, told = Draft(target=TARGET), list[StreamEvent]()
+    draft, emitted = Draft(target=TARGET), list[StreamEvent]()
     for each in chunks:
         data = each if isinstance(each, str) else json.dumps(each)
         step = OPENAI_CHAT.decode_event(draft, ServerEvent(name, data))
         if not is_successful(step):
-            return Failure(step.failure()), told
-        told.extend(step.unwrap())
-    return OPENAI_CHAT.finish(draft), told
+            return Failure(step.failure()), emitted
+        emitted.extend(step.unwrap())
+    return OPENAI_CHAT.finish(draft), emitted
 
 
-def test_text_comes_piece_by_piece_and_whole_at_the_end() -> None:
-    result, told = fold(chunk({"role": "assistant", "content": ""}), say("Hel"), say("lo"), END, COUNTED, DONE)
+def test_text_is_emitted_in_pieces_and_whole_at_the_end() -> None:
+    result, emitted = fold(
+        chunk({"role": "assistant", "content": ""}), text_chunk("Hel"), text_chunk("lo"), END, USAGE_CHUNK, DONE
+    )
     response = result.unwrap()
-    assert told == [TextDelta("Hel"), TextDelta("lo")]
+    assert emitted == [TextDelta("Hel"), TextDelta("lo")]
     assert (response.content, response.finish_reason) == ("Hello", FinishReason.STOP)
     assert response.usage == Usage(input_tokens=3, output_tokens=2)
 
 
 @given(st.text(max_size=20), st.lists(st.text(min_size=1, max_size=4), max_size=6))
-def test_a_folded_stream_is_the_plain_answer(first: str, others: list[str]) -> None:
+def test_a_folded_stream_equals_the_whole_answer(first: str, others: list[str]) -> None:
     text = first + "".join(others)
     usage = {"prompt_tokens": 3, "completion_tokens": 2}
     plain = {"model": "gpt-x", "choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": usage}
     whole = OPENAI_CHAT.decode(TARGET, WireResponse(status=200, body=json.dumps(plain).encode()))
-    assert fold(*map(say, [first, *others]), END, COUNTED, DONE)[0] == whole
+    assert fold(*map(text_chunk, [first, *others]), END, USAGE_CHUNK, DONE)[0] == whole
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
-def test_thinking_in_a_field_of_its_own(field: str) -> None:
-    result, told = fold(chunk({field: "hm"}), chunk({"content": "a", field: None}), END)
-    assert told == [ReasoningDelta("hm"), TextDelta("a")]
+def test_thinking_in_a_separate_field_is_emitted_as_reasoning(field: str) -> None:
+    result, emitted = fold(chunk({field: "hm"}), chunk({"content": "a", field: None}), END)
+    assert emitted == [ReasoningDelta("hm"), TextDelta("a")]
     assert result.unwrap().content == "a"
 
 
@@ -89,40 +91,40 @@ TAGGED = "<think>\nfirst < then</think>\n\nso </think> it <think>is"
 
 
 @given(st.sets(st.integers(1, len(TAGGED) - 1)))
-def test_tagged_thinking_is_the_same_however_it_is_cut(cuts: set[int]) -> None:
+def test_tagged_thinking_is_the_same_at_any_chunk_boundaries(cuts: set[int]) -> None:
     edges = [0, *sorted(cuts), len(TAGGED)]
-    result, told = fold(*(say(TAGGED[a:b]) for a, b in pairwise(edges)), END)
+    result, emitted = fold(*(text_chunk(TAGGED[a:b]) for a, b in pairwise(edges)), END)
     response = result.unwrap()
     assert [part.text for part in response.parts if isinstance(part, Reasoning)] == ["first < then"]
     assert response.content == "so </think> it <think>is"
-    assert "".join(event.text for event in told if isinstance(event, TextDelta)) == response.content
+    assert "".join(event.text for event in emitted if isinstance(event, TextDelta)) == response.content
 
 
 @given(st.text("<thinkSo/> \n", max_size=20), st.sets(st.integers(1, 40)), st.booleans())
-def test_what_was_told_is_the_content_wherever_the_stream_ends(text: str, cuts: set[int], ended: bool) -> None:
+def test_emitted_text_equals_the_content_wherever_the_stream_ends(text: str, cuts: set[int], ended: bool) -> None:
     text = "<think>" + text
     edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    draft, told = Draft(target=TARGET), list[StreamEvent]()
-    for each in (*([END] if ended else []), *(say(text[a:b]) for a, b in pairwise(edges))):
-        told += OPENAI_CHAT.decode_event(draft, ServerEvent("message", json.dumps(each))).unwrap()
-    told += flush_held(draft)
+    draft, emitted = Draft(target=TARGET), list[StreamEvent]()
+    for each in (*([END] if ended else []), *(text_chunk(text[a:b]) for a, b in pairwise(edges))):
+        emitted += OPENAI_CHAT.decode_event(draft, ServerEvent("message", json.dumps(each))).unwrap()
+    emitted += flush_held(draft)
     result = OPENAI_CHAT.finish(draft)
     content = result.unwrap().content if is_successful(result) else result.failure().partial
-    assert "".join(event.text for event in told if isinstance(event, TextDelta)) == content
+    assert "".join(event.text for event in emitted if isinstance(event, TextDelta)) == content
     assert flush_held(draft) == ()
 
 
-def test_what_is_held_back_when_the_connection_breaks_can_be_told_before_the_end() -> None:
+def test_held_text_can_be_flushed_when_the_connection_breaks() -> None:
     draft = Draft(target=TARGET)
-    for each in (END, say("<thi")):
+    for each in (END, text_chunk("<thi")):
         assert OPENAI_CHAT.decode_event(draft, ServerEvent("message", json.dumps(each))).unwrap() == ()
     assert flush_held(draft) == (TextDelta("<thi"),)
     assert OPENAI_CHAT.finish(draft).unwrap().content == "<thi"
 
 
-def test_what_only_looks_like_a_tag_is_told_at_the_end() -> None:
-    result, told = fold(say("<thi"), END, DONE)
-    assert told == [TextDelta("<thi")]
+def test_text_that_only_looks_like_a_tag_is_emitted_at_the_end() -> None:
+    result, emitted = fold(text_chunk("<thi"), END, DONE)
+    assert emitted == [TextDelta("<thi")]
     assert result.unwrap().content == "<thi"
 
 
@@ -192,46 +194,48 @@ def test_what_only_looks_like_a_tag_is_told_at_the_end() -> None:
         ),
     ],
 )
-def test_fault_100_tool_calls_are_put_together(chunks: list[object], calls: list[tuple[str, str, str]]) -> None:
-    result, told = fold(*chunks, CALLED, DONE)
+def test_fault_100_tool_calls_are_assembled_from_any_deltas(
+    chunks: list[object], calls: list[tuple[str, str, str]]
+) -> None:
+    result, emitted = fold(*chunks, TOOL_END, DONE)
     response = result.unwrap()
     assert [(each.id, each.name, each.arguments) for each in response.tool_calls] == calls
     assert response.finish_reason is FinishReason.TOOL_CALLS
-    deltas = [event for event in told if isinstance(event, ToolCallDelta)]
-    for index, (made, _, arguments) in enumerate(calls):
+    deltas = [event for event in emitted if isinstance(event, ToolCallDelta)]
+    for index, (call_id, _, arguments) in enumerate(calls):
         mine = [event for event in deltas if event.index == index]
-        assert {event.id for event in mine} == {made}
+        assert {event.id for event in mine} == {call_id}
         assert "".join(event.arguments for event in mine) == arguments
 
 
-def test_tool_calls_after_the_finish_reason_still_count() -> None:
+def test_tool_calls_after_the_finish_reason_are_kept() -> None:
     response = fold(END, call(index=0, id="a", name="f", piece="{}"), DONE)[0].unwrap()
     assert (len(response.tool_calls), response.finish_reason) == (1, FinishReason.TOOL_CALLS)
 
 
-def test_arguments_cut_off_by_the_limit_stay_as_they_are() -> None:
+def test_arguments_cut_off_by_the_limit_are_kept() -> None:
     response = fold(call(index=0, id="a", name="f", piece='{"x": "lo'), chunk({}, "length"), DONE)[0].unwrap()
     assert (response.tool_calls[0].arguments, response.finish_reason) == ('{"x": "lo', FinishReason.LENGTH)
 
 
-def test_faults_86_87_a_finish_reason_is_enough() -> None:
-    assert fold(say("a"), END)[0].unwrap().content == "a"
-    assert fold(say("a"), chunk({}, "length"), END, DONE)[0].unwrap().finish_reason is FinishReason.LENGTH
+def test_faults_86_87_a_finish_reason_completes_a_stream() -> None:
+    assert fold(text_chunk("a"), END)[0].unwrap().content == "a"
+    assert fold(text_chunk("a"), chunk({}, "length"), END, DONE)[0].unwrap().finish_reason is FinishReason.LENGTH
 
 
-def test_fault_88_without_one_the_answer_is_cut() -> None:
-    error = fold(say("half"), COUNTED)[0].failure()
+def test_fault_88_a_stream_without_a_finish_reason_is_malformed() -> None:
+    error = fold(text_chunk("half"), USAGE_CHUNK)[0].failure()
     assert (error.tag, error.partial) == ("MalformedResponse", "half")
-    assert fold(say("half"), DONE)[0].failure().tag == "MalformedResponse"
+    assert fold(text_chunk("half"), DONE)[0].failure().tag == "MalformedResponse"
 
 
-def test_a_server_that_counts_and_says_done_may_forget_the_finish_reason() -> None:
-    response = fold(say("a"), COUNTED, DONE)[0].unwrap()
+def test_a_missing_finish_reason_is_accepted_with_usage_and_done() -> None:
+    response = fold(text_chunk("a"), USAGE_CHUNK, DONE)[0].unwrap()
     assert (response.content, response.finish_reason, len(response.warnings)) == ("a", FinishReason.STOP, 1)
 
 
-@pytest.mark.parametrize("chunks", [(), (DONE,), (END, DONE), (COUNTED, DONE)])
-def test_fault_90_an_empty_stream_is_no_answer(chunks: tuple[object, ...]) -> None:
+@pytest.mark.parametrize("chunks", [(), (DONE,), (END, DONE), (USAGE_CHUNK, DONE)])
+def test_fault_90_an_empty_stream_is_malformed(chunks: tuple[object, ...]) -> None:
     assert fold(*chunks)[0].failure().tag == "MalformedResponse"
 
 
@@ -249,17 +253,17 @@ def test_fault_90_an_empty_stream_is_no_answer(chunks: tuple[object, ...]) -> No
         ("[" * 100_000, "MalformedResponse"),
     ],
 )
-def test_faults_91_to_94_an_error_in_the_stream_keeps_what_was_told(event: object, tag: str) -> None:
-    error = fold(say("ha"), say("lf"), event)[0].failure()
+def test_faults_91_to_94_an_error_in_the_stream_keeps_the_partial_text(event: object, tag: str) -> None:
+    error = fold(text_chunk("ha"), text_chunk("lf"), event)[0].failure()
     assert (error.tag, error.partial) == (tag, "half")
 
 
 @pytest.mark.parametrize("data", ['{"message":"slow","code":429}', "slow"])
-def test_an_event_named_error_is_one_whatever_it_holds(data: str) -> None:
+def test_an_event_named_error_is_an_error_whatever_its_data(data: str) -> None:
     assert fold(data, name="error")[0].failure().tag in {"RateLimitExceeded", "ModelUnavailable"}
 
 
-def test_faults_98_99_what_is_empty_or_unknown_is_ignored() -> None:
+def test_faults_98_99_empty_and_unknown_events_are_ignored() -> None:
     nothing = [
         {"choices": [{"index": 0, "delta": None}]},
         {"choices": [{"index": 0}]},
@@ -274,48 +278,48 @@ def test_faults_98_99_what_is_empty_or_unknown_is_ignored() -> None:
         "7",
         "",
     ]
-    result, told = fold(say("a"), *nothing, END, COUNTED, COUNTED, DONE)
-    assert told == [TextDelta("a")]
+    result, emitted = fold(text_chunk("a"), *nothing, END, USAGE_CHUNK, USAGE_CHUNK, DONE)
+    assert emitted == [TextDelta("a")]
     assert result.unwrap().usage == Usage(input_tokens=3, output_tokens=2)
 
 
-def test_fault_102_nothing_counts_after_the_end() -> None:
-    assert fold(say("a"), END, DONE, say("b"), "not json", {"error": "late"})[0].unwrap().content == "a"
+def test_fault_102_events_after_the_end_are_ignored() -> None:
+    assert fold(text_chunk("a"), END, DONE, text_chunk("b"), "not json", {"error": "late"})[0].unwrap().content == "a"
 
 
-def test_a_refusal_is_told_at_the_end() -> None:
-    result, told = fold(chunk({"refusal": "I "}), chunk({"refusal": "can't."}), END, DONE)
+def test_a_streamed_refusal_is_content_refused_at_the_end() -> None:
+    result, emitted = fold(chunk({"refusal": "I "}), chunk({"refusal": "can't."}), END, DONE)
     error = result.failure()
     assert isinstance(error, ContentRefused)
-    assert (told, error.message) == ([], "I can't.")
+    assert (emitted, error.message) == ([], "I can't.")
 
 
-def test_a_filter_that_cuts_in_keeps_what_was_told() -> None:
+def test_a_content_filter_keeps_the_partial_text() -> None:
     verdicts = {"violence": {"filtered": True}, "hate": {"filtered": False}}
     last = {
         "choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter", "content_filter_results": verdicts}]
     }
-    error = fold(say("half"), last, DONE)[0].failure()
+    error = fold(text_chunk("half"), last, DONE)[0].failure()
     assert isinstance(error, ContentRefused)
     assert (error.partial, error.category) == ("half", "violence")
 
 
-def test_a_server_that_sends_the_whole_message_as_one_event() -> None:
+def test_a_whole_message_as_the_only_event_is_decoded() -> None:
     whole = {"choices": [{"index": 0, "message": {"content": "all"}, "finish_reason": "stop"}]}
-    result, told = fold(whole, DONE)
-    assert (told, result.unwrap().content) == ([TextDelta("all")], "all")
+    result, emitted = fold(whole, DONE)
+    assert (emitted, result.unwrap().content) == ([TextDelta("all")], "all")
 
 
-def test_usage_in_a_field_of_the_servers_own() -> None:
+def test_usage_in_a_server_specific_field_is_read() -> None:
     usage = (
-        fold(say("a"), chunk({}, "stop", x_groq={"usage": {"prompt_tokens": 3, "completion_tokens": 2}}))[0]
+        fold(text_chunk("a"), chunk({}, "stop", x_groq={"usage": {"prompt_tokens": 3, "completion_tokens": 2}}))[0]
         .unwrap()
         .usage
     )
     assert usage == Usage(input_tokens=3, output_tokens=2)
 
 
-def test_an_emoji_cut_in_half_by_the_server_does_not_crash() -> None:
+def test_a_lone_surrogate_in_a_delta_is_replaced() -> None:
     cut = '{"choices":[{"index":0,"delta":{"content":"\\ud83d"}}]}'
     assert fold(cut, END)[0].unwrap().content == "\ufffd"
 
@@ -324,11 +328,11 @@ def test_an_emoji_cut_in_half_by_the_server_does_not_crash() -> None:
     st.lists(
         st.sampled_from(
             [
-                say("a"),
-                say("<think>"),
+                text_chunk("a"),
+                text_chunk("<think>"),
                 END,
-                CALLED,
-                COUNTED,
+                TOOL_END,
+                USAGE_CHUNK,
                 DONE,
                 call(name="f"),
                 call(piece="{"),
@@ -337,5 +341,5 @@ def test_an_emoji_cut_in_half_by_the_server_does_not_crash() -> None:
         )
     )
 )
-def test_no_order_of_events_crashes_it(chunks: list[object]) -> None:
+def test_any_order_of_events_is_decoded_without_an_exception(chunks: list[object]) -> None:
     fold(*chunks)

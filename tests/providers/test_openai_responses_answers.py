@@ -1,4 +1,4 @@
-"""Responses: whole answers, and streams that fold to the same."""
+"""Decoding answers and streams of OpenAI's Responses."""
 
 import json
 from collections.abc import Iterator
@@ -34,13 +34,13 @@ CALL = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "loo
 
 
 def message(*texts: str, **more: Any) -> Json:
-    said = [{"type": "output_text", "text": text, "annotations": []} for text in texts]
-    return {"type": "message", "id": "msg_1", "role": "assistant", "content": said, **more}
+    blocks = [{"type": "output_text", "text": text, "annotations": []} for text in texts]
+    return {"type": "message", "id": "msg_1", "role": "assistant", "content": blocks, **more}
 
 
 def thinking(*summary: str, **more: Any) -> Json:
-    told = [{"type": "summary_text", "text": text} for text in summary]
-    return {"type": "reasoning", "id": "rs_1", "summary": told, **more}
+    emitted = [{"type": "summary_text", "text": text} for text in summary]
+    return {"type": "reasoning", "id": "rs_1", "summary": emitted, **more}
 
 
 def refusal(text: str) -> Json:
@@ -62,28 +62,28 @@ def event(kind: str, **fields: Any) -> Json:
 
 
 def fold(*events: object) -> tuple[Answer, list[StreamEvent]]:
-    draft, told = Draft(target=TARGET), list[StreamEvent]()
+    draft, emitted = Draft(target=TARGET), list[StreamEvent]()
     for each in events:
         data = each if isinstance(each, str) else json.dumps(each)
         name = each["type"] if isinstance(each, dict) and isinstance(each.get("type"), str) else "message"
         step = OPENAI_RESPONSES.decode_event(draft, ServerEvent(name, data))
         if not is_successful(step):
-            return Failure(step.failure()), told
-        told += step.unwrap()
-    return OPENAI_RESPONSES.finish(draft), told
+            return Failure(step.failure()), emitted
+        emitted += step.unwrap()
+    return OPENAI_RESPONSES.finish(draft), emitted
 
 
-def told_in_pieces(place: int, item: Json, size: int) -> Iterator[Json]:
-    """The events of one item, its texts cut into pieces of a size."""
-    where = {"output_index": place, "item_id": item.get("id", "")}
-    yield event("output_item.added", output_index=place, item=begun(item))
+def events_of_item(place: int, item: Json, size: int) -> Iterator[Json]:
+    """Yield the events of one item, its texts cut into pieces of a size."""
+    location = {"output_index": place, "item_id": item.get("id", "")}
+    yield event("output_item.added", output_index=place, item=empty_item(item))
     for kind, fields, text in texts_of(item):
         for at in range(0, len(text), size):
-            yield event(kind, **where, **fields, delta=text[at : at + size])
+            yield event(kind, **location, **fields, delta=text[at : at + size])
     yield event("output_item.done", output_index=place, item=item)
 
 
-def begun(item: Json) -> Json:
+def empty_item(item: Json) -> Json:
     empty = {"content": [], "summary": [], "arguments": "", "encrypted_content": "another"}
     return {key: empty.get(key, value) if value else value for key, value in item.items()}
 
@@ -100,7 +100,7 @@ def texts_of(item: Json) -> Iterator[tuple[str, Json, str]]:
 
 
 def stream_of(whole: Json, size: int = 3) -> list[Json]:
-    pieces = [each for at, item in enumerate(whole["output"]) for each in told_in_pieces(at, item, size)]
+    pieces = [each for at, item in enumerate(whole["output"]) for each in events_of_item(at, item, size)]
     start = {**whole, "status": "in_progress", "output": [], "usage": None}
     return [event("created", response=start), *pieces, event(whole["status"], response=whole)]
 
@@ -124,23 +124,23 @@ WHOLE = st.builds(
 )
 
 
-def same(one: Answer, other: Answer) -> bool:
+def equivalent(one: Answer, other: Answer) -> bool:
     return one == other or (not is_successful(one) and one.failure().tag == other.failure().tag)
 
 
 @given(WHOLE, st.integers(1, 9))
-def test_a_folded_stream_is_the_plain_answer(whole: Json, size: int) -> None:
-    answer, told = fold(*stream_of(whole, size))
-    assert same(answer, read(whole))
+def test_a_folded_stream_equals_the_whole_answer(whole: Json, size: int) -> None:
+    answer, emitted = fold(*stream_of(whole, size))
+    assert equivalent(answer, read(whole))
     if is_successful(answer):
-        tells(told, answer.unwrap())
+        assert_emitted(emitted, answer.unwrap())
 
 
-def tells(told: list[StreamEvent], whole: LLMResponse) -> None:
-    assert "".join(each.text for each in told if isinstance(each, TextDelta)) == whole.content
+def assert_emitted(emitted: list[StreamEvent], whole: LLMResponse) -> None:
+    assert "".join(each.text for each in emitted if isinstance(each, TextDelta)) == whole.content
     thought = "".join(part.text for part in whole.parts if isinstance(part, Reasoning))
-    assert "".join(each.text for each in told if isinstance(each, ReasoningDelta)) == thought
-    pieces = [each for each in told if isinstance(each, ToolCallDelta)]
+    assert "".join(each.text for each in emitted if isinstance(each, ReasoningDelta)) == thought
+    pieces = [each for each in emitted if isinstance(each, ToolCallDelta)]
     for index, call in enumerate(whole.tool_calls):
         mine = [each for each in pieces if each.index == index]
         assert "".join(each.arguments for each in mine) == call.arguments
@@ -148,7 +148,7 @@ def tells(told: list[StreamEvent], whole: LLMResponse) -> None:
 
 
 @given(WHOLE, st.data())
-def test_the_end_holds_all_whatever_was_lost_before(whole: Json, data: st.DataObject) -> None:
+def test_the_last_event_restores_whatever_was_lost_before(whole: Json, data: st.DataObject) -> None:
     *events, end = stream_of(whole)
     kept = [each for each in events if data.draw(st.booleans())]
     answer, _ = fold(*kept, end)
@@ -159,18 +159,18 @@ def test_the_end_holds_all_whatever_was_lost_before(whole: Json, data: st.DataOb
 
 
 @given(WHOLE)
-def test_an_end_that_leaves_the_items_out_keeps_those_that_were_told(whole: Json) -> None:
+def test_a_last_event_without_items_keeps_the_streamed_ones(whole: Json) -> None:
     *events, end = stream_of(whole)
     bare = {**end, "response": {**whole, "output": []}}
-    assert same(fold(*events, bare)[0], read(whole))
+    assert equivalent(fold(*events, bare)[0], read(whole))
 
 
 @given(WHOLE, st.data())
-def test_a_stream_cut_before_its_end_is_no_answer(whole: Json, data: st.DataObject) -> None:
+def test_a_stream_cut_before_its_end_is_an_error_with_the_partial_text(whole: Json, data: st.DataObject) -> None:
     events = stream_of(whole)[:-1]
-    answer, told = fold(*events[: data.draw(st.integers(0, len(events)))])
+    answer, emitted = fold(*events[: data.draw(st.integers(0, len(events)))])
     assert answer.failure().tag in {"MalformedResponse", "ContentRefused"}
-    assert answer.failure().partial == "".join(each.text for each in told if isinstance(each, TextDelta))
+    assert answer.failure().partial == "".join(each.text for each in emitted if isinstance(each, TextDelta))
 
 
 JSON = st.recursive(
@@ -196,19 +196,19 @@ ODD = st.recursive(
 
 
 @given(st.binary() | ODD.map(lambda value: json.dumps(value).encode()))
-def test_no_body_is_an_exception(raw: bytes) -> None:
+def test_any_body_is_a_response_or_an_error(raw: bytes) -> None:
     answer = read(raw)
     assert is_successful(answer) or answer.failure().tag
 
 
 @given(st.lists(st.tuples(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(FIELDS), ODD, max_size=6))))
-def test_no_stream_is_an_exception(events: list[tuple[str, Json]]) -> None:
+def test_any_stream_of_json_is_a_response_or_an_error(events: list[tuple[str, Json]]) -> None:
     answer, _ = fold(*({**fields, "type": kind} for kind, fields in events))
     assert is_successful(answer) or answer.failure().tag
 
 
 @given(st.lists(st.text()))
-def test_no_event_is_an_exception(events: list[str]) -> None:
+def test_any_texts_as_events_are_an_error(events: list[str]) -> None:
     answer, _ = fold(*events)
     assert not is_successful(answer)
 
@@ -216,7 +216,7 @@ def test_no_event_is_an_exception(events: list[str]) -> None:
 # Whole answers
 
 
-def test_a_whole_answer() -> None:
+def test_a_whole_answer_is_decoded() -> None:
     sealed = thinking("First.", "Then.", encrypted_content="gAAA")
     answer = read(response(sealed, message("It is ", "warm."), CALL, usage=COUNTED), **{"x-request-id": "req_9"})
     whole = answer.unwrap()
@@ -231,27 +231,27 @@ def test_a_whole_answer() -> None:
     assert (whole.request_id, whole.warnings) == ("req_9", ())
 
 
-def test_usage_goes_into_buckets_that_do_not_overlap() -> None:
+def test_usage_is_sorted_into_disjoint_buckets() -> None:
     usage = read(response(message("hi"), usage=COUNTED)).unwrap().usage
     buckets = Usage(input_tokens=30, cache_read_tokens=60, cache_write_tokens=10, output_tokens=30, reasoning_tokens=20)
     assert usage == buckets
     assert usage.total_tokens == 130
 
 
-def test_fault_64_what_is_not_told_stays_unknown() -> None:
+def test_fault_64_missing_metadata_stays_unknown() -> None:
     whole = read({"status": "completed", "output": [message("hi")]}).unwrap()
     assert (whole.usage, whole.served_model, whole.request_id) == (Usage(), None, None)
 
 
-def test_fault_65_what_is_unknown_is_ignored() -> None:
+def test_fault_65_unknown_items_and_fields_are_ignored() -> None:
     odd = {"type": "hologram", "id": "h_1", "content": [{"type": "output_text", "text": "no"}]}
-    said = {**message("hi"), "content": [{"type": "smell"}, {"type": "output_text", "text": "hi"}, None, 7]}
-    whole = read(response(odd, said, mood="good")).unwrap()
+    blocks = {**message("hi"), "content": [{"type": "smell"}, {"type": "output_text", "text": "hi"}, None, 7]}
+    whole = read(response(odd, blocks, mood="good")).unwrap()
     assert whole.parts == (Text("hi"),)
 
 
 @pytest.mark.parametrize(
-    ("more", "finish", "warned_of"),
+    ("more", "finish", "warning"),
     [
         ({}, FinishReason.STOP, ""),
         ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, FinishReason.LENGTH, ""),
@@ -259,21 +259,21 @@ def test_fault_65_what_is_unknown_is_ignored() -> None:
         ({"status": None}, FinishReason.STOP, "no status"),
     ],
 )
-def test_fault_78_how_an_answer_ends(more: Json, finish: FinishReason, warned_of: str) -> None:
+def test_fault_78_statuses_map_to_finish_reasons(more: Json, finish: FinishReason, warning: str) -> None:
     whole = read(response(message("hi"), **more)).unwrap()
     assert whole.finish_reason is finish
-    assert bool(whole.warnings) is bool(warned_of)
-    assert warned_of in "".join(whole.warnings)
+    assert bool(whole.warnings) is bool(warning)
+    assert warning in "".join(whole.warnings)
 
 
-def test_an_answer_cut_off_while_thinking_is_empty_but_whole() -> None:
+def test_an_answer_cut_off_while_reasoning_is_empty_but_complete() -> None:
     cut = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
     whole = read(response(thinking(), **cut)).unwrap()
     assert (whole.content, whole.parts, whole.finish_reason) == ("", (), FinishReason.LENGTH)
 
 
 @pytest.mark.parametrize("status", ["queued", "in_progress", "cancelled", "dreaming"])
-def test_an_answer_that_is_not_there_yet_is_none(status: str) -> None:
+def test_an_answer_that_is_not_completed_is_malformed(status: str) -> None:
     error = read(response(message("hi"), status=status)).failure()
     assert (error.tag, getattr(error, "message", "")) == (
         "MalformedResponse",
@@ -281,19 +281,19 @@ def test_an_answer_that_is_not_there_yet_is_none(status: str) -> None:
     )
 
 
-def test_fault_79_a_refusal_is_an_error_with_its_words() -> None:
+def test_fault_79_a_refusal_is_content_refused_with_its_text() -> None:
     error = read(response(refusal("I would rather not."))).failure()
     assert isinstance(error, ContentRefused)
     assert (error.message, error.category) == ("I would rather not.", "refusal")
 
 
-STRUCK = [{"content_filter_results": {"hate": {"filtered": False}, "violence": {"filtered": True}}}]
+FILTERED = [{"content_filter_results": {"hate": {"filtered": False}, "violence": {"filtered": True}}}]
 
 
-@pytest.mark.parametrize(("told", "category"), [({}, "content_filter"), ({"content_filters": STRUCK}, "violence")])
-def test_fault_79_a_filter_that_cuts_in_keeps_what_was_said(told: Json, category: str) -> None:
+@pytest.mark.parametrize(("emitted", "category"), [({}, "content_filter"), ({"content_filters": FILTERED}, "violence")])
+def test_fault_79_a_content_filter_keeps_the_partial_text(emitted: Json, category: str) -> None:
     cut = {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}
-    error = read(response(message("Mix two"), **cut, **told)).failure()
+    error = read(response(message("Mix two"), **cut, **emitted)).failure()
     assert isinstance(error, ContentRefused)
     assert (error.category, error.partial) == (category, "Mix two")
 
@@ -310,7 +310,7 @@ def test_fault_79_a_filter_that_cuts_in_keeps_what_was_said(told: Json, category
         (None, "ModelUnavailable"),
     ],
 )
-def test_faults_56_and_92_a_failure_is_what_its_code_says(error: Json | None, tag: str) -> None:
+def test_faults_56_and_92_a_failure_is_classified_by_its_code(error: Json | None, tag: str) -> None:
     failed = response(message("half"), status="failed", error=error)
     plain = read(failed, **{"retry-after": "7"}).failure()
     assert (plain.tag, plain.retry_after, plain.request_id) == (tag, 7.0, "resp_1")
@@ -336,23 +336,23 @@ def test_faults_56_and_92_a_failure_is_what_its_code_says(error: Json | None, ta
         json.dumps(response(usage=None)).encode(),
     ],
 )
-def test_faults_58_to_71_a_success_that_says_nothing_is_malformed(raw: bytes) -> None:
+def test_faults_58_to_71_a_2xx_answer_without_content_is_malformed(raw: bytes) -> None:
     assert read(raw).failure().tag == "MalformedResponse"
 
 
-def test_faults_69_and_75_a_byte_order_mark_and_half_an_emoji_are_read() -> None:
+def test_faults_69_and_75_a_byte_order_mark_and_a_lone_surrogate_are_accepted() -> None:
     raw = b"\xef\xbb\xbf" + json.dumps(response(message("a\ud83db"))).encode()
     assert read(raw).unwrap().content == "a\ufffdb"
 
 
-def test_fault_76_another_model_than_the_one_asked_is_told() -> None:
+def test_fault_76_another_served_model_causes_a_warning() -> None:
     whole = read(response(message("hi"), model="tiny-7b")).unwrap()
     assert (whole.served_model, whole.warnings) == ("tiny-7b", ("'tiny-7b' answered instead of 'gpt-x'",))
     assert not read(response(message("hi"), model="gpt-x-2026-03-05")).unwrap().warnings
 
 
 @pytest.mark.parametrize(
-    ("call", "made"),
+    ("call", "expected"),
     [
         ({**CALL, "arguments": '{"q'}, ToolCall("call_1", "look", '{"q')),
         ({**CALL, "arguments": {"q": 1}}, ToolCall("call_1", "look", '{"q":1}')),
@@ -361,8 +361,8 @@ def test_fault_76_another_model_than_the_one_asked_is_told() -> None:
         ({"type": "custom_tool_call", "call_id": "c", "name": "sh", "input": "ls"}, ToolCall("c", "sh", "ls")),
     ],
 )
-def test_fault_77_calls_are_kept_as_they_came(call: Json, made: ToolCall) -> None:
-    assert read(response(call)).unwrap().tool_calls == (made,)
+def test_fault_77_calls_are_decoded_in_every_shape(call: Json, expected: ToolCall) -> None:
+    assert read(response(call)).unwrap().tool_calls == (expected,)
 
 
 def test_a_call_without_a_name_is_malformed() -> None:
@@ -377,27 +377,27 @@ def test_the_key_is_in_no_error() -> None:
 # Streams
 
 
-def test_text_comes_piece_by_piece() -> None:
-    answer, told = fold(*stream_of(response(message("abcdef"))))
-    assert told == [TextDelta("abc"), TextDelta("def")]
+def test_text_is_emitted_in_pieces() -> None:
+    answer, emitted = fold(*stream_of(response(message("abcdef"))))
+    assert emitted == [TextDelta("abc"), TextDelta("def")]
     assert answer.unwrap().content == "abcdef"
 
 
-def test_a_call_is_told_with_its_call_id_from_the_start() -> None:
-    _, told = fold(*stream_of(response(CALL), 4))
-    assert told == [
+def test_a_call_is_emitted_with_its_id_from_the_start() -> None:
+    _, emitted = fold(*stream_of(response(CALL), 4))
+    assert emitted == [
         ToolCallDelta(0, "call_1", "look", ""),
         ToolCallDelta(0, "call_1", "look", '{"q"'),
         ToolCallDelta(0, "call_1", "look", ":1}"),
     ]
 
 
-def test_paragraphs_of_thinking_stand_apart() -> None:
-    _, told = fold(*stream_of(response(thinking("First.", "Then."), message("hi")), 9))
-    assert told == [ReasoningDelta("First."), ReasoningDelta("\n\nThen."), TextDelta("hi")]
+def test_paragraphs_of_reasoning_are_separated_by_a_blank_line() -> None:
+    _, emitted = fold(*stream_of(response(thinking("First.", "Then."), message("hi")), 9))
+    assert emitted == [ReasoningDelta("First."), ReasoningDelta("\n\nThen."), TextDelta("hi")]
 
 
-def test_sealed_thinking_is_that_of_the_end() -> None:
+def test_sealed_reasoning_comes_from_the_last_event() -> None:
     first, last = (thinking(encrypted_content=word) for word in ("early", "late"))
     added, done = (event(f"output_item.{word}", output_index=0, item=first) for word in ("added", "done"))
     answer, _ = fold(added, done, event("completed", response=response(last, message("hi"))))
@@ -405,7 +405,7 @@ def test_sealed_thinking_is_that_of_the_end() -> None:
     assert json.loads(thought.opaque or "") == last
 
 
-def test_ids_that_change_from_event_to_event_are_no_matter() -> None:
+def test_ids_that_change_between_events_are_accepted() -> None:
     whole = response(message("abcdef"), CALL)
     events = [{**each, "item_id": f"id_{at}"} for at, each in enumerate(stream_of(whole)[:-1])]
     renamed = [
@@ -415,47 +415,47 @@ def test_ids_that_change_from_event_to_event_are_no_matter() -> None:
     assert fold(*renamed, event("completed", response=whole))[0] == read(whole)
 
 
-def test_without_places_items_are_known_by_their_ids() -> None:
+def test_items_without_an_index_are_identified_by_their_ids() -> None:
     whole = response(thinking("Hm."), message("abcdef"), CALL)
     events = [{key: value for key, value in each.items() if key != "output_index"} for each in stream_of(whole)]
-    answer, told = fold(*events)
+    answer, emitted = fold(*events)
     assert answer == read(whole)
-    tells(told, answer.unwrap())
+    assert_emitted(emitted, answer.unwrap())
 
 
-def test_places_that_the_end_counts_anew_are_no_matter() -> None:
+def test_indexes_that_the_last_event_renumbers_are_accepted() -> None:
     whole = response(message("abcdef", id="msg_1"), message("ghijkl", id="msg_2"))
     moved = [
         {**each, "output_index": each["output_index"] * 2} if "output_index" in each else each
         for each in stream_of(whole)
     ]
-    answer, told = fold(*moved)
+    answer, emitted = fold(*moved)
     assert answer == read(whole)
-    tells(told, answer.unwrap())
+    assert_emitted(emitted, answer.unwrap())
 
 
-def test_what_a_server_did_not_tell_piece_by_piece_is_told_at_the_end() -> None:
+def test_content_that_was_not_streamed_is_emitted_at_the_end() -> None:
     whole = response(thinking("Hm."), message("abcdef"), CALL)
-    answer, told = fold(event("completed", response=whole))
+    answer, emitted = fold(event("completed", response=whole))
     assert answer == read(whole)
-    tells(told, answer.unwrap())
+    assert_emitted(emitted, answer.unwrap())
 
 
-def test_arguments_that_come_before_their_call_are_kept() -> None:
+def test_arguments_that_precede_their_call_are_kept() -> None:
     piece = event("function_call_arguments.delta", output_index=0, item_id="fc_1", delta='{"q"')
     rest = event("function_call_arguments.done", output_index=0, item_id="fc_1", arguments='{"q":1}')
-    _, told = fold(piece, rest, event("output_item.done", output_index=0, item=CALL))
-    assert told == [ToolCallDelta(0, "call_1", "look", '{"q":1}')]
+    _, emitted = fold(piece, rest, event("output_item.done", output_index=0, item=CALL))
+    assert emitted == [ToolCallDelta(0, "call_1", "look", '{"q":1}')]
 
 
-def test_pieces_that_contradict_the_whole_give_way_with_a_warning() -> None:
+def test_pieces_that_contradict_the_complete_text_are_replaced_with_a_warning() -> None:
     piece = event("output_text.delta", output_index=0, item_id="msg_1", delta="xyz")
-    answer, told = fold(piece, event("completed", response=response(message("abc"))))
-    assert (answer.unwrap().content, told) == ("abc", [TextDelta("xyz")])
+    answer, emitted = fold(piece, event("completed", response=response(message("abc"))))
+    assert (answer.unwrap().content, emitted) == ("abc", [TextDelta("xyz")])
     assert "streamed pieces" in answer.unwrap().warnings[0]
 
 
-def test_an_incomplete_end_is_an_end() -> None:
+def test_an_incomplete_response_ends_the_stream() -> None:
     cut = response(
         {**CALL, "arguments": '{"q'}, status="incomplete", incomplete_details={"reason": "max_output_tokens"}
     )
@@ -463,19 +463,19 @@ def test_an_incomplete_end_is_an_end() -> None:
     assert (whole.finish_reason, whole.tool_calls[0].arguments) == (FinishReason.LENGTH, '{"q')
 
 
-def test_fault_87_done_is_not_needed_and_does_no_harm() -> None:
+def test_fault_87_done_is_optional() -> None:
     events = stream_of(response(message("hi")))
     assert fold(*events, "[DONE]") == fold(*events)
     assert fold(*events[:-1], "[DONE]")[0].failure().tag == "MalformedResponse"
 
 
-def test_fault_88_without_an_end_the_answer_is_cut() -> None:
+def test_fault_88_a_stream_without_its_last_event_is_malformed() -> None:
     error = fold(*stream_of(response(message("abcdef")))[:-1])[0].failure()
     assert (error.tag, error.partial) == ("MalformedResponse", "abcdef")
 
 
 @pytest.mark.parametrize("events", [(), ("[DONE]",), (event("created", response={}),)])
-def test_fault_90_an_empty_stream_is_no_answer(events: tuple[object, ...]) -> None:
+def test_fault_90_an_empty_stream_is_malformed(events: tuple[object, ...]) -> None:
     assert fold(*events)[0].failure().tag == "MalformedResponse"
 
 
@@ -490,18 +490,18 @@ def test_fault_90_an_empty_stream_is_no_answer(events: tuple[object, ...]) -> No
         ('{"type": "response.output_te', "MalformedResponse"),
     ],
 )
-def test_faults_91_to_94_an_error_in_the_stream_keeps_what_was_told(problem: object, tag: str) -> None:
+def test_faults_91_to_94_an_error_in_the_stream_keeps_the_partial_text(problem: object, tag: str) -> None:
     assert fold(problem)[0].failure().tag == tag
     late = fold(*stream_of(response(message("half")))[:-1], problem)[0].failure()
     assert (late.tag, late.partial, late.request_id) == (tag, "half", "resp_1")
 
 
 @pytest.mark.parametrize("data", ["overloaded", '{"message":"busy"}', '{"type":"response.created"}'])
-def test_an_event_named_error_is_one_whatever_it_holds(data: str) -> None:
+def test_an_event_named_error_is_an_error_whatever_its_data(data: str) -> None:
     assert not is_successful(OPENAI_RESPONSES.decode_event(Draft(target=TARGET), ServerEvent("error", data)))
 
 
-def test_fault_99_what_is_empty_or_unknown_is_ignored() -> None:
+def test_fault_99_empty_and_unknown_events_are_ignored() -> None:
     odd = [
         *("", " ", "null", "[]", "{}", '{"type":null}'),
         *(event("dream.delta", delta="no"), {"type": "keepalive", "sequence_number": 3}),
@@ -510,22 +510,22 @@ def test_fault_99_what_is_empty_or_unknown_is_ignored() -> None:
         event("web_search_call.searching", output_index=1, item_id="ws_1"),
     ]
     whole = response(message("hi"))
-    answer, told = fold(*odd, *stream_of(whole))
-    assert (answer, told) == (read(whole), [TextDelta("hi")])
+    answer, emitted = fold(*odd, *stream_of(whole))
+    assert (answer, emitted) == (read(whole), [TextDelta("hi")])
 
 
-def test_fault_101_a_whole_answer_as_the_only_event_is_one() -> None:
+def test_fault_101_a_whole_answer_as_the_only_event_is_decoded() -> None:
     whole = response(message("hi"))
     assert fold(whole)[0] == read(whole)
 
 
-def test_fault_102_nothing_counts_after_the_end() -> None:
+def test_fault_102_events_after_the_end_are_ignored() -> None:
     first, second = (stream_of(response(message(text))) for text in ("one", "two"))
     assert fold(*first, *second, {"type": "error", "message": "oops"}) == fold(*first)
 
 
-def test_a_refusal_is_told_at_the_end() -> None:
-    answer, told = fold(*stream_of(response(refusal("I would rather not."))))
+def test_a_streamed_refusal_is_content_refused_at_the_end() -> None:
+    answer, emitted = fold(*stream_of(response(refusal("I would rather not."))))
     error = answer.failure()
     assert isinstance(error, ContentRefused)
-    assert (error.message, told) == ("I would rather not.", [])
+    assert (error.message, emitted) == ("I would rather not.", [])

@@ -1,4 +1,4 @@
-"""Chat completions: what is sent for a request, and what a whole answer is read as."""
+"""Encoding requests for chat completions, and decoding whole answers."""
 
 import json
 from types import MappingProxyType
@@ -41,56 +41,57 @@ def sent(request: LLMRequest, to: Target | None = None, *, stream: bool = False)
     return body
 
 
-ASK = LLMRequest(prompt="hi")
+MINIMAL = LLMRequest(prompt="hi")
 
 
-def test_the_least_request_holds_nothing_that_was_not_asked() -> None:
-    assert sent(ASK) == {"model": "gpt-x", "messages": [{"role": "user", "content": "hi"}]}
-    assert "model" not in sent(ASK, target(model=None))
-    assert wire(ASK).url == "https://api.example.com/v1/chat/completions"
+def test_a_minimal_request_sends_only_required_fields() -> None:
+    assert sent(MINIMAL) == {"model": "gpt-x", "messages": [{"role": "user", "content": "hi"}]}
+    assert "model" not in sent(MINIMAL, target(model=None))
+    assert wire(MINIMAL).url == "https://api.example.com/v1/chat/completions"
 
 
-def test_a_stream_asks_for_its_usage() -> None:
-    body = sent(ASK, stream=True)
+def test_a_stream_requests_its_usage() -> None:
+    body = sent(MINIMAL, stream=True)
     assert (body["stream"], body["stream_options"]) == (True, {"include_usage": True})
-    assert ("accept", "text/event-stream") in wire(ASK, stream=True).headers
+    assert ("accept", "text/event-stream") in wire(MINIMAL, stream=True).headers
 
 
-def test_a_key_goes_into_the_header_of_its_preset_and_never_shows() -> None:
-    keyed = wire(ASK, target(api_key="sk-canary"))
+def test_the_key_is_sent_in_the_header_of_the_preset_and_never_shown() -> None:
+    keyed = wire(MINIMAL, target(api_key="sk-canary"))
     assert "sk-canary" not in repr(keyed)
     assert [str(getattr(v, "reveal", str)()) for n, v in keyed.headers if n == "authorization"] == ["Bearer sk-canary"]
-    assert "authorization" not in dict(wire(ASK).headers)
-    other = wire(ASK, target(api_key="k", preset={"key_header": "api-key"}))
+    assert "authorization" not in dict(wire(MINIMAL).headers)
+    other = wire(MINIMAL, target(api_key="k", preset={"key_header": "api-key"}))
     assert "api-key" in dict(other.headers)
 
 
-def test_configured_headers_win() -> None:
-    headers = wire(ASK, target(headers={"Content-Type": "application/json; v=2"})).headers
+def test_configured_headers_take_precedence() -> None:
+    headers = wire(MINIMAL, target(headers={"Content-Type": "application/json; v=2"})).headers
     assert [name for name, _ in headers].count("content-type") == 1
 
 
-def test_preferences_go_before_the_configuration() -> None:
+def test_preferences_take_precedence_over_the_configuration() -> None:
     wanted = Preferences(max_tokens=9, top_p=0.5, stop=("END",), seed=7, reasoning_effort="low")
     body = sent(LLMRequest(prompt="hi", preferences=wanted), target(max_tokens=99, temperature=0.25))
     kept = {"max_tokens": 9, "temperature": 0.25, "top_p": 0.5, "stop": ["END"], "seed": 7, "reasoning_effort": "low"}
     assert kept.items() <= body.items()
     assert (
-        sent(ASK, target(max_tokens=99, preset={"limit_field": "max_completion_tokens"}))["max_completion_tokens"] == 99
+        sent(MINIMAL, target(max_tokens=99, preset={"limit_field": "max_completion_tokens"}))["max_completion_tokens"]
+        == 99
     )
     cold = LLMRequest(prompt="hi", preferences=Preferences(temperature=0))
     assert sent(cold, target(temperature=0.9))["temperature"] == 0
 
 
-def test_what_the_model_refuses_is_left_out_with_a_warning() -> None:
+def test_unsupported_settings_are_dropped_with_a_warning() -> None:
     wanted = LLMRequest(prompt="hi", preferences=Preferences(temperature=1, top_p=0.5, reasoning_effort="low"))
     written = wire(wanted, target(able=Capabilities(sampling=False, reasoning=False)))
     assert json.loads(written.body).keys() == {"model", "messages"}
     assert [warning.partition(":")[0] for warning in written.warnings] == ["temperature", "top_p", "reasoning_effort"]
-    assert wire(ASK, target(able=Capabilities(sampling=False))).warnings == ()
+    assert wire(MINIMAL, target(able=Capabilities(sampling=False))).warnings == ()
 
 
-def test_tools_and_their_choice() -> None:
+def test_tools_and_tool_choice_are_encoded() -> None:
     body = sent(LLMRequest(prompt="hi", tools=TOOLS, tool_choice="look"))
     assert body["tools"][0]["function"] == {
         "name": "look",
@@ -103,7 +104,7 @@ def test_tools_and_their_choice() -> None:
     assert "tool_choice" not in sent(LLMRequest(prompt="hi", tool_choice="none"))
 
 
-def test_a_server_that_takes_no_tool_names_gets_that_tool_alone() -> None:
+def test_a_named_tool_is_sent_alone_as_required_where_names_are_unsupported() -> None:
     written = wire(
         LLMRequest(prompt="hi", tools=TOOLS, tool_choice="stop"), target(preset={"named_tool_choice": False})
     )
@@ -112,29 +113,29 @@ def test_a_server_that_takes_no_tool_names_gets_that_tool_alone() -> None:
     assert len(written.warnings) == 1
 
 
-@pytest.mark.parametrize(("model", "quiet"), [("gpt-6-luna", True), ("gpt-5.4-mini", True), ("gpt-4.1", False)])
-def test_newer_gpt_models_take_tools_only_without_reasoning(model: str, quiet: bool) -> None:
+@pytest.mark.parametrize(("model", "reasoning_off"), [("gpt-6-luna", True), ("gpt-5.4-mini", True), ("gpt-4.1", False)])
+def test_newer_gpt_models_get_tools_with_reasoning_off(model: str, reasoning_off: bool) -> None:
     gpt = target(model=model, preset={"family": "gpt"})
     request = LLMRequest(prompt="hi", tools=TOOLS)
-    assert (sent(request, gpt).get("reasoning_effort") == "none") is quiet
-    assert "reasoning_effort" not in sent(ASK, gpt)
-    loud = LLMRequest(prompt="hi", tools=TOOLS, preferences=Preferences(reasoning_effort="high"))
-    assert bool(wire(loud, gpt).warnings) is quiet
+    assert (sent(request, gpt).get("reasoning_effort") == "none") is reasoning_off
+    assert "reasoning_effort" not in sent(MINIMAL, gpt)
+    with_effort = LLMRequest(prompt="hi", tools=TOOLS, preferences=Preferences(reasoning_effort="high"))
+    assert bool(wire(with_effort, gpt).warnings) is reasoning_off
 
 
-def test_a_schema_is_strict_only_where_it_is_closed() -> None:
+def test_only_a_closed_schema_is_strict() -> None:
     closed: dict[str, Any] = {
         "type": "object",
         "properties": {"a": {"type": "string"}},
         "required": ["a"],
         "additionalProperties": False,
     }
-    inner: dict[str, Any] = {**closed, "properties": {"a": {"type": "object", "properties": {}}}}
+    open_schema: dict[str, Any] = {**closed, "properties": {"a": {"type": "object", "properties": {}}}}
     assert sent(LLMRequest(prompt="hi", response_schema=closed))["response_format"] == {
         "type": "json_schema",
         "json_schema": {"name": "answer", "strict": True, "schema": closed},
     }
-    assert "strict" not in sent(LLMRequest(prompt="hi", response_schema=inner))["response_format"]["json_schema"]
+    assert "strict" not in sent(LLMRequest(prompt="hi", response_schema=open_schema))["response_format"]["json_schema"]
 
 
 def test_a_schema_may_be_a_frozen_mapping() -> None:
@@ -142,15 +143,15 @@ def test_a_schema_may_be_a_frozen_mapping() -> None:
     assert sent(LLMRequest(prompt="hi", response_schema=frozen))["response_format"]["json_schema"]["schema"] == frozen
 
 
-def test_a_whole_conversation_with_tools_and_pictures() -> None:
-    thought = Reasoning("hm", "opaque")
+def test_a_conversation_with_tools_and_images_is_encoded() -> None:
+    thinking = Reasoning("hm", "opaque")
     messages = (
         Message("user", (Text("what is this?"), Image(b"abc", "image/png"), Image(url="https://x/y.png"))),
         Message(
-            "assistant", (thought, Text("let me see"), ToolCall("c1", "look", '{"q":1}'), ToolCall("c2", "stop", ""))
+            "assistant", (thinking, Text("let me see"), ToolCall("c1", "look", '{"q":1}'), ToolCall("c2", "stop", ""))
         ),
         Message("tool", (ToolResult("c1", "a cat"), ToolResult("c2", "ok"))),
-        Message("assistant", (thought,)),
+        Message("assistant", (thinking,)),
         Message("assistant", ToolCall("c3", "wait")),
         Message("user", (ToolResult("c3", "late"), Text("so?"))),
     )
@@ -184,7 +185,7 @@ def test_a_whole_conversation_with_tools_and_pictures() -> None:
         (Message("assistant", (Reasoning("hm"),)), "messages: there is nothing to send"),
     ],
 )
-def test_a_part_that_cannot_be_sent_is_refused_and_not_dropped(message: Message, path: str) -> None:
+def test_a_part_that_cannot_be_sent_is_an_invalid_request_with_its_path(message: Message, path: str) -> None:
     request = LLMRequest(messages=(message,))
     problem = OPENAI_CHAT.encode(target(), request, False).failure()
     assert isinstance(problem, InvalidRequest)
@@ -192,7 +193,7 @@ def test_a_part_that_cannot_be_sent_is_refused_and_not_dropped(message: Message,
     assert (problem.model, problem.provider, problem.request) == ("mini", "openai-chat", request)
 
 
-def test_fault_132_a_key_that_comes_back_beside_an_answer_is_masked() -> None:
+def test_fault_132_a_key_echoed_in_the_metadata_of_an_answer_is_masked() -> None:
     key = "my-own-canary"
     body = {
         "model": key,
@@ -207,7 +208,7 @@ def test_fault_132_a_key_that_comes_back_beside_an_answer_is_masked() -> None:
 
 
 @pytest.mark.parametrize("choice", [{"finish_reason": "content_filter"}, {"message": {"refusal": "my-own-canary"}}, {}])
-def test_fault_132_a_key_that_comes_back_beside_a_broken_answer_is_masked(choice: dict[str, Any]) -> None:
+def test_fault_132_a_key_echoed_in_a_malformed_answer_is_masked(choice: dict[str, Any]) -> None:
     key = "my-own-canary"
     verdicts = {"content_filter_results": {key: {"filtered": True}}}
     body = {"id": key, "model": key, "choices": [{**choice, **verdicts}]}
@@ -217,7 +218,7 @@ def test_fault_132_a_key_that_comes_back_beside_a_broken_answer_is_masked(choice
     assert key not in repr(error)
 
 
-def test_what_a_server_calls_itself_is_shown_in_part() -> None:
+def test_long_names_and_ids_from_a_server_are_truncated() -> None:
     body = {
         "id": "i" * 9999,
         "model": "m" * 9999,
@@ -228,7 +229,7 @@ def test_what_a_server_calls_itself_is_shown_in_part() -> None:
     assert {len(warning) for warning in response.warnings} == {500}
 
 
-def test_fault_75_half_a_surrogate_pair_is_mended_before_it_is_sent() -> None:
+def test_fault_75_a_lone_surrogate_is_replaced_before_it_is_sent() -> None:
     request = LLMRequest(prompt="a\ud83d", response_schema={"title": "\ud83d"}, tools=(Tool("t", "\ud83d"),))
     body = sent(request)
     assert body["messages"][0]["content"] == "a\ufffd"
@@ -236,7 +237,7 @@ def test_fault_75_half_a_surrogate_pair_is_mended_before_it_is_sent() -> None:
     assert body["tools"][0]["function"]["description"] == "\ufffd"
 
 
-# Whole answers.
+# Decoding whole answers
 
 
 def read(body: object, **headers: str) -> Result[LLMResponse, LLMError]:
@@ -249,16 +250,16 @@ def answer(message: dict[str, Any], finish: str | None = "stop", **more: Any) ->
     return {"model": "gpt-x", "choices": [{"index": 0, "message": message, "finish_reason": finish}], **more}
 
 
-def test_an_answer_is_read_whole() -> None:
-    told = {"prompt_tokens": 100, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 80}}
-    response = read(answer({"content": "hello"}, usage=told), x_request_id="req_1").unwrap()
+def test_a_whole_answer_is_decoded() -> None:
+    fields = {"prompt_tokens": 100, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 80}}
+    response = read(answer({"content": "hello"}, usage=fields), x_request_id="req_1").unwrap()
     assert (response.content, response.model, response.provider) == ("hello", "mini", "openai-chat")
     assert (response.request_id, response.served_model, response.warnings) == ("req_1", "gpt-x", ())
     assert response.usage == Usage(input_tokens=20, cache_read_tokens=80, output_tokens=7)
 
 
 @pytest.mark.parametrize(
-    ("told", "usage"),
+    ("fields", "usage"),
     [
         (None, Usage()),
         ({}, Usage()),
@@ -287,8 +288,8 @@ def test_an_answer_is_read_whole() -> None:
         ({"prompt_tokens": "many", "completion_tokens": -1}, Usage()),
     ],
 )
-def test_fault_64_usage_falls_into_disjoint_buckets_and_unknown_is_not_0(told: object, usage: Usage) -> None:
-    assert read(answer({"content": "x"}, usage=told)).unwrap().usage == usage
+def test_fault_64_usage_is_sorted_into_disjoint_buckets_and_unknown_is_not_0(fields: object, usage: Usage) -> None:
+    assert read(answer({"content": "x"}, usage=fields)).unwrap().usage == usage
 
 
 @given(
@@ -298,18 +299,18 @@ def test_fault_64_usage_falls_into_disjoint_buckets_and_unknown_is_not_0(told: o
     st.integers(0, 99),
     st.integers(0, 99),
 )
-def test_the_buckets_add_up_to_the_prompt(told: dict[str, Any], cached: int, thought: int) -> None:
+def test_the_input_buckets_add_up_to_the_prompt(fields: dict[str, Any], cached: int, thinking: int) -> None:
     details = {
         "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"reasoning_tokens": thought},
+        "completion_tokens_details": {"reasoning_tokens": thinking},
     }
-    usage = read(answer({"content": "x"}, usage={**told, **details})).unwrap().usage
-    assert usage.prompt_tokens == told["prompt_tokens"]
+    usage = read(answer({"content": "x"}, usage={**fields, **details})).unwrap().usage
+    assert usage.prompt_tokens == fields["prompt_tokens"]
     assert usage.reasoning_tokens <= (usage.output_tokens or 0)
 
 
 @pytest.mark.parametrize(
-    ("message", "text", "thought"),
+    ("message", "text", "thinking"),
     [
         ({"content": "a", "reasoning": "t"}, "a", "t"),
         ({"content": "a", "reasoning_content": "t"}, "a", "t"),
@@ -335,14 +336,14 @@ def test_the_buckets_add_up_to_the_prompt(told: dict[str, Any], cached: int, tho
         ({"content": "a", "reasoning_details": [{"type": "reasoning.summary", "summary": "t"}]}, "a", "t"),
     ],
 )
-def test_text_and_thinking_are_told_apart_in_every_spelling(message: dict[str, Any], text: str, thought: str) -> None:
+def test_text_and_thinking_are_separated_in_every_spelling(message: dict[str, Any], text: str, thinking: str) -> None:
     response = read(answer(message, usage={"completion_tokens": 3})).unwrap()
     assert response.content == text
-    assert "".join(part.text for part in response.parts if isinstance(part, Reasoning)) == thought
+    assert "".join(part.text for part in response.parts if isinstance(part, Reasoning)) == thinking
 
 
 @pytest.mark.parametrize(
-    ("told", "calls"),
+    ("fields", "calls"),
     [
         ({"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": '{"x":1}'}}]}, [("a", "f", '{"x":1}')]),
         ({"tool_calls": [{"function": {"name": "f", "arguments": None}}]}, [("call_0", "f", "")]),
@@ -361,13 +362,13 @@ def test_text_and_thinking_are_told_apart_in_every_spelling(message: dict[str, A
         ),
     ],
 )
-def test_fault_77_tool_calls_are_values_whatever_they_hold(told: dict[str, Any], calls: list[tuple[str, ...]]) -> None:
-    response = read(answer({"content": None, **told}, "stop")).unwrap()
+def test_fault_77_tool_calls_are_decoded_in_every_shape(fields: dict[str, Any], calls: list[tuple[str, ...]]) -> None:
+    response = read(answer({"content": None, **fields}, "stop")).unwrap()
     assert [(call.id, call.name, call.arguments) for call in response.tool_calls] == calls
     assert response.finish_reason is FinishReason.TOOL_CALLS
 
 
-def test_a_tool_call_without_a_name_is_malformed_and_an_empty_one_is_nothing() -> None:
+def test_a_tool_call_without_a_name_is_malformed_and_an_empty_one_is_ignored() -> None:
     nameless = answer({"tool_calls": [{"id": "a", "function": {"arguments": "{}"}}]}, "tool_calls")
     assert read(nameless).failure().tag == "MalformedResponse"
     empty = answer({"content": "4", "function_call": {"name": "", "arguments": ""}, "tool_calls": None})
@@ -385,21 +386,23 @@ def test_a_tool_call_without_a_name_is_malformed_and_an_empty_one_is_nothing() -
         ("", FinishReason.STOP, True),
     ],
 )
-def test_fault_78_finish_reasons(word: str | None, reason: FinishReason, warned: bool) -> None:
+def test_fault_78_finish_reasons_are_mapped_with_warnings_for_unknown_ones(
+    word: str | None, reason: FinishReason, warned: bool
+) -> None:
     response = read(answer({"content": "a"}, word)).unwrap()
     assert (response.finish_reason, bool(response.warnings)) == (reason, warned)
 
 
-def test_fault_79_a_refusal_and_a_filter_are_refusals() -> None:
-    said = read(answer({"content": None, "refusal": "I can't."})).failure()
-    assert isinstance(said, ContentRefused)
-    assert (said.message, said.category) == ("I can't.", "refusal")
+def test_fault_79_refusals_and_filters_are_content_refused() -> None:
+    refusal = read(answer({"content": None, "refusal": "I can't."})).failure()
+    assert isinstance(refusal, ContentRefused)
+    assert (refusal.message, refusal.category) == ("I can't.", "refusal")
     cut = read(answer({"content": "half"}, "content_filter", usage={"completion_tokens": 3})).failure()
     assert isinstance(cut, ContentRefused)
     assert (cut.partial, cut.category, cut.usage) == ("half", "content_filter", Usage(output_tokens=3))
 
 
-def test_fault_56_an_error_in_a_success_is_classified_with_its_request_id() -> None:
+def test_fault_56_an_error_in_a_2xx_answer_is_classified_with_its_request_id() -> None:
     error = read({"error": {"message": "too long", "code": "context_length_exceeded"}}, x_request_id="req_9").failure()
     assert isinstance(error, ContextTooLarge)
     assert error.request_id == "req_9"
@@ -430,13 +433,13 @@ def test_fault_56_an_error_in_a_success_is_classified_with_its_request_id() -> N
         pytest.param(b"[" * 100_000, id="fault-71"),
     ],
 )
-def test_a_success_that_cannot_be_read_is_malformed(body: bytes) -> None:
+def test_an_unreadable_2xx_answer_is_malformed(body: bytes) -> None:
     error = read(body).failure()
     assert isinstance(error, MalformedResponse)
     assert error.message
 
 
-def test_what_may_be_forgiven_is() -> None:
+def test_harmless_defects_are_accepted() -> None:
     good = json.dumps(answer({"content": "é"})).encode()
     assert read(b"\xef\xbb\xbf" + good).unwrap().content == "é", "fault 69: a byte order mark"
     assert read(b"\n   \n" + good).unwrap().content == "é", "white space that keeps the connection alive"
@@ -444,7 +447,7 @@ def test_what_may_be_forgiven_is() -> None:
     assert read(b'{"choices":[{"message":{"content":"a"}}],"x":1,"x":2}').unwrap().content == "a", "faults 65, 66"
 
 
-def test_fault_75_half_a_surrogate_pair_is_mended() -> None:
+def test_fault_75_a_lone_surrogate_in_an_answer_is_replaced() -> None:
     response = read(
         b'{"choices":[{"message":{"content":"a\\ud83d b \\\\ud83d \\ud83d\\ude00"},"finish_reason":"stop"}]}'
     ).unwrap()
@@ -453,7 +456,7 @@ def test_fault_75_half_a_surrogate_pair_is_mended() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "served", "warned"),
+    ("requested", "served", "warned"),
     [
         ("gpt-x", "gpt-x", False),
         ("gpt-x", "gpt-x-2026-01-31", False),
@@ -467,14 +470,14 @@ def test_fault_75_half_a_surrogate_pair_is_mended() -> None:
         (None, "whatever", False),
     ],
 )
-def test_fault_76_another_model_than_the_one_asked_is_told(asked: str | None, served: str, warned: bool) -> None:
+def test_fault_76_another_served_model_causes_a_warning(requested: str | None, served: str, warned: bool) -> None:
     body = json.dumps({**answer({"content": "a"}), "model": served}).encode()
-    response = OPENAI_CHAT.decode(target(model=asked), WireResponse(status=200, body=body)).unwrap()
+    response = OPENAI_CHAT.decode(target(model=requested), WireResponse(status=200, body=body)).unwrap()
     assert (response.served_model, bool(response.warnings)) == (served, warned)
 
 
 @given(st.binary(max_size=99))
-def test_no_bytes_crash_it(body: bytes) -> None:
+def test_any_bytes_are_decoded_without_an_exception(body: bytes) -> None:
     read(body)
 
 
@@ -490,25 +493,25 @@ ODD = st.recursive(
     st.dictionaries(st.sampled_from(["content", "tool_calls", "function_call", "reasoning", "refusal", "audio"]), ODD),
     ODD,
 )
-def test_no_json_crashes_it(message: dict[str, Any], usage: object) -> None:
+def test_any_json_is_decoded_without_an_exception(message: dict[str, Any], usage: object) -> None:
     read(answer(message, usage=usage))
 
 
-ASKED = Message("user", "how warm is it?")
+QUESTION = Message("user", "how warm is it?")
 CALL = Message("assistant", ToolCall("c1", "look"))
 RESULT = Message("tool", ToolResult("c1", "warm"))
 
 
 @pytest.mark.parametrize(
-    ("messages", "says"),
+    ("messages", "problem_text"),
     [
-        ((ASKED, CALL), "messages[1].parts[0]: the call 'c1' has no result"),
-        ((ASKED, CALL, Message("user", "well?")), "messages[1].parts[0]: the call 'c1' has no result"),
-        ((ASKED, RESULT), "messages[1].parts[0]: no call 'c1' before it waits for a result"),
-        ((ASKED, CALL, RESULT, RESULT), "messages[3].parts[0]: no call 'c1' before it waits for a result"),
+        ((QUESTION, CALL), "messages[1].parts[0]: the call 'c1' has no result"),
+        ((QUESTION, CALL, Message("user", "well?")), "messages[1].parts[0]: the call 'c1' has no result"),
+        ((QUESTION, RESULT), "messages[1].parts[0]: no call 'c1' before it waits for a result"),
+        ((QUESTION, CALL, RESULT, RESULT), "messages[3].parts[0]: no call 'c1' before it waits for a result"),
     ],
 )
-def test_a_call_and_its_result_are_sent_together_or_not_at_all(messages: tuple[Message, ...], says: str) -> None:
+def test_an_unpaired_call_or_result_is_an_invalid_request(messages: tuple[Message, ...], problem_text: str) -> None:
     error = OPENAI_CHAT.encode(target(), LLMRequest(messages=messages), False).failure()
     assert isinstance(error, InvalidRequest)
-    assert error.message.startswith(says)
+    assert error.message.startswith(problem_text)

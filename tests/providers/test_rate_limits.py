@@ -1,4 +1,4 @@
-"""What providers say of their limits: read from their headers, and heeded before the wall is hit."""
+"""Rate limits and retry hints: parsed from headers, and respected before a limit is hit."""
 
 from datetime import UTC, datetime
 
@@ -18,7 +18,7 @@ from llm_effects.providers.rate_limits import rate_limits
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def test_openais_headers() -> None:
+def test_openai_headers_are_parsed() -> None:
     said = rate_limits(
         {
             "x-ratelimit-limit-requests": "500",
@@ -38,7 +38,7 @@ def test_openais_headers() -> None:
     )
 
 
-def test_anthropics_headers() -> None:
+def test_anthropic_headers_are_parsed() -> None:
     headers = {
         "anthropic-ratelimit-requests-limit": "50",
         "anthropic-ratelimit-requests-remaining": "49",
@@ -54,11 +54,13 @@ def test_anthropics_headers() -> None:
     said = rate_limits(headers, NOON, 7.0)
     assert said is not None
     assert said.requests == Allowance(limit=50, remaining=49, reset=2.0)
-    assert said.tokens == Allowance(remaining=0, reset=30.0)  # of one kind; its limit is not that of all tokens
+    assert said.tokens == Allowance(
+        remaining=0, reset=30.0
+    )  # of output tokens only: their limit is not that of all tokens
 
 
 @pytest.mark.parametrize("reset", ["-1", "0", "0s", "soon", "", "2025-01-01T00:00:00Z", "nan"])
-def test_a_reset_that_says_nothing_makes_nobody_wait(reset: str) -> None:
+def test_an_unusable_reset_is_ignored(reset: str) -> None:
     said = rate_limits({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": reset}, NOON, 0.0)
     assert said is not None
     assert said.requests.reset is None
@@ -68,7 +70,7 @@ NAMES = [f"x-ratelimit-{of}-{what}" for of in ("limit", "remaining", "reset") fo
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=8)))
-def test_whatever_a_server_says_is_read_or_passed_over(headers: dict[str, str]) -> None:
+def test_any_header_value_is_parsed_or_ignored(headers: dict[str, str]) -> None:
     said = rate_limits(headers, NOON, 0.0) or RateLimits()
     for each in (said.requests, said.tokens):
         assert each.limit is None or each.limit >= 1
@@ -76,14 +78,14 @@ def test_whatever_a_server_says_is_read_or_passed_over(headers: dict[str, str]) 
         assert each.reset is None or each.reset > 0
 
 
-# --- through the whole library
+# Through the whole library
 
 CONFIG = LLMConfig(
     models={"gpt": ModelConfig(provider="openai-chat", model="m", api_key="sk-test", endpoint="https://gpt.test/v1")},
     routing=RoutingConfig(max_retries=0),
 )
 ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}]}
-SPENT = {
+EXHAUSTED = {
     "x-ratelimit-limit-requests": "500",
     "x-ratelimit-remaining-requests": "0",
     "x-ratelimit-reset-requests": "6m0s",
@@ -91,16 +93,16 @@ SPENT = {
 
 
 async def ask(env: LLMEnv, prompt: str) -> object:
-    wanted = LLMRequest(prompt=prompt, preferences=Preferences(timeout_ms=2000))
-    result = await run(generate(wanted), env)
+    request = LLMRequest(prompt=prompt, preferences=Preferences(timeout_ms=2000))
+    result = await run(generate(request), env)
     return result.value_or(None) or result.failure()
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("status", [200, 429])
-async def test_fault_41_a_wall_that_was_announced_is_not_run_into(httpx_mock: HTTPXMock, status: int) -> None:
+async def test_fault_41_an_exhausted_rate_limit_blocks_the_next_call(httpx_mock: HTTPXMock, status: int) -> None:
     body = ANSWER if status == 200 else {"error": {"code": "rate_limit_exceeded", "message": "slow down"}}
-    httpx_mock.add_response(status_code=status, json=body, headers=SPENT)
+    httpx_mock.add_response(status_code=status, json=body, headers=EXHAUSTED)
     async with open_env(CONFIG) as env:
         await ask(env, "first")
         began = anyio.current_time()
@@ -112,12 +114,12 @@ async def test_fault_41_a_wall_that_was_announced_is_not_run_into(httpx_mock: HT
 
 
 @pytest.mark.anyio
-async def test_a_stream_is_heard_too(httpx_mock: HTTPXMock) -> None:
+async def test_the_headers_of_a_stream_count_too(httpx_mock: HTTPXMock) -> None:
     from llm_effects import stream
 
     chunk = '{"choices":[{"index":0,"delta":{"content":"ok"},"finish_reason":"stop"}]}'
     text = f"data: {chunk}\n\ndata: [DONE]\n\n"
-    httpx_mock.add_response(text=text, headers={**SPENT, "content-type": "text/event-stream"})
+    httpx_mock.add_response(text=text, headers={**EXHAUSTED, "content-type": "text/event-stream"})
 
     async def sink(_: object) -> None:
         await anyio.lowlevel.checkpoint()
