@@ -107,7 +107,7 @@ def read_models(body: object, wanted: str | None) -> Readiness | None:
     """Read ``GET /v1/models`` as OpenAI, Anthropic and compatible servers answer it.
 
     >>> read_models({"data": [{"id": "a"}]}, "b").message
-    "'b' is not available: the server has a"
+    "'b' is not there: the server has a"
     """
     models = _rows(body, "data")
     return None if models is None else _readiness([_Model(string(model.get("id"))) for model in models], wanted)
@@ -123,7 +123,7 @@ def read_listed(body: object, wanted: str | None) -> Readiness | None:
     if readiness is None or not readiness.ready:
         return readiness if readiness is None else evolve(readiness, loaded=())
     unknown = (
-        f"the server lists {_first_few(readiness.loaded)}, but not which are loaded: check it, or send a small request"
+        f"the server lists {_first_few(readiness.loaded)}, but not what is loaded: check it, or send a small request"
     )
     return Readiness(ready=False, message=unknown)
 
@@ -147,7 +147,7 @@ def _readiness(models: list[_Model], wanted: str | None) -> Readiness:
         return Readiness(ready=False, message="no chat model is loaded: load one in the server")
     if chosen is None:
         return Readiness(
-            ready=False, loaded=names, message=f"{wanted!r} is not available: the server has {_first_few(names)}"
+            ready=False, loaded=names, message=f"{wanted!r} is not there: the server has {_first_few(names)}"
         )
     return Readiness(ready=True, loaded=names, context_length=chosen.window)
 

@@ -102,11 +102,11 @@ def _url_problem(text: str, url: SplitResult) -> str | None:
     if url.scheme not in {"http", "https"} or not text.lower().startswith(f"{url.scheme}://"):
         return "must start with https:// (or http:// for a server on this machine)"
     if "@" in url.netloc:
-        return "must not contain a user name or password: use api_key or headers"
+        return "must not hold a user name or password: use api_key or headers"
     if not url.hostname or url.port == 0:
         return "has no host: write it as https://host/v1"
     if "?" in text or "#" in text:
-        return "must not contain a query or a fragment: use only scheme, host and path"
+        return "must not hold a query or a fragment: use only scheme, host and path"
     return _link_local(url.hostname)
 
 

@@ -77,9 +77,9 @@ def test_max_tokens_comes_from_the_request_then_the_configuration_then_the_capab
     assert body_with(claude(max_tokens=50), max_tokens=20)["max_tokens"] == 20
     assert body(claude(max_tokens=50))["max_tokens"] == 50
     assert body(claude(capabilities=Capabilities(max_output=4096)))["max_tokens"] == 4096
-    small, wanted = claude(capabilities=Capabilities(max_output=4096)), Preferences(max_tokens=9000)
-    assert body(small, preferences=wanted)["max_tokens"] == 4096
-    assert "max_tokens: 9000 is sent as 4096" in warnings_of(small, preferences=wanted)
+    small, preferences = claude(capabilities=Capabilities(max_output=4096)), Preferences(max_tokens=9000)
+    assert body(small, preferences=preferences)["max_tokens"] == 4096
+    assert "max_tokens: 9000 is sent as 4096" in warnings_of(small, preferences=preferences)
 
 
 def test_system_texts_are_merged_at_the_top_with_a_warning_for_late_ones() -> None:
@@ -107,14 +107,14 @@ def test_messages_of_one_role_are_merged_with_tool_results_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "wanted"),
+    ("arguments", "expected"),
     [("", {}), ("null", {}), (" { } ", {}), ('{"a":', {"INVALID_JSON": '{"a":'}), ("[1]", {"INVALID_JSON": "[1]"})],
 )
-def test_arguments_are_always_sent_as_an_object(arguments: str, wanted: Json) -> None:
+def test_arguments_are_always_sent_as_an_object(arguments: str, expected: Json) -> None:
     turns = encoded_messages(
         claude(), Message("assistant", (ToolCall("1", "t", arguments),)), Message("tool", (ToolResult("1"),))
     )
-    assert turns[0]["content"][0]["input"] == wanted
+    assert turns[0]["content"][0]["input"] == expected
 
 
 def test_images_are_sent_as_base64_or_as_urls() -> None:
@@ -207,10 +207,10 @@ def test_supported_sampling_settings_are_sent() -> None:
 
 
 def test_stop_sequences_are_sent_and_a_seed_is_dropped_with_a_warning() -> None:
-    wanted = Preferences(stop=("END", "\n"), seed=7)
-    assert body(claude(), preferences=wanted)["stop_sequences"] == ["END"]
-    assert "seed: dropped" in warnings_of(claude(), preferences=wanted)
-    assert "stop: dropped, white space alone" in warnings_of(claude(), preferences=wanted)
+    preferences = Preferences(stop=("END", "\n"), seed=7)
+    assert body(claude(), preferences=preferences)["stop_sequences"] == ["END"]
+    assert "seed: dropped" in warnings_of(claude(), preferences=preferences)
+    assert "stop: dropped, white space alone" in warnings_of(claude(), preferences=preferences)
 
 
 @pytest.mark.parametrize(
@@ -290,9 +290,9 @@ def test_a_schema_is_sent_with_the_effort_or_dropped_with_a_warning() -> None:
 @given(st.lists(st.sampled_from(["user", "assistant", "tool", "system"]), max_size=8), st.text(min_size=1))
 def test_roles_always_alternate(roles: list[Any], text: str) -> None:
     turns = tuple(Message(role, text) for role in roles)
-    made = ANTHROPIC.encode(claude("claude-haiku-4-5"), LLMRequest(messages=(Message("user", "a"), *turns)), False)
-    if is_successful(made):
-        sides = [turn["role"] for turn in json.loads(made.unwrap().body)["messages"]]
+    result = ANTHROPIC.encode(claude("claude-haiku-4-5"), LLMRequest(messages=(Message("user", "a"), *turns)), False)
+    if is_successful(result):
+        sides = [turn["role"] for turn in json.loads(result.unwrap().body)["messages"]]
         assert all(one != other for one, other in pairwise(sides))
 
 

@@ -5,9 +5,21 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_effects import (
+    Document,
+    Image,
+    LLMConfig,
+    LLMRequest,
+    Message,
+    explain,
+    generate,
+    run,
+    scripted_env,
+)
 from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.providers.capabilities import EFFORTS, capabilities_of, claude_rules, gpt_rules
 from llm_effects.providers.presets import PRESETS
+from llm_effects.values import Part
 
 
 def capabilities_for(provider: str, model: str | None, **config: object) -> Capabilities:
@@ -179,3 +191,58 @@ def test_each_claude_model_has_rules_for_thinking_off_and_forced_tools(
     model: str, off: str | None, forced: bool
 ) -> None:
     assert (claude_rules(model).off, claude_rules(model).forced_choice) == (off, forced)
+
+
+# Images and documents
+
+GIF = b"GIF89a" + bytes((3, 0, 4, 0))
+REPORT = Document(b"%PDF-1.7 << /Type /Page >>", title="Report", cite=True)
+
+CLAUDE = ModelConfig(provider="anthropic", model="claude-haiku-5-5", api_key="k")
+GPT = ModelConfig(provider="openai", model="gpt-6-luna", api_key="k")
+CHAT = ModelConfig(provider="openai-chat", model="gpt-6-luna", api_key="k")
+STUDIO = ModelConfig(provider="lm-studio")
+LOCAL = ModelConfig(provider="llama", model_path="m.gguf")
+
+
+def request_with(*parts: Part) -> LLMRequest:
+    return LLMRequest(messages=(Message("user", parts),))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("model", "part", "reason"),
+    [
+        (STUDIO, REPORT, "it does not take documents except plain text"),
+        (LOCAL, Image(GIF), "it does not take images"),
+        (CLAUDE, Image(b"BM", "image/bmp"), "it does not take image/bmp"),
+        (CLAUDE, Document(b"PK", "application/msword"), "it does not take application/msword"),
+        (CLAUDE, Image(GIF + bytes(4 * 2**20)), "image/gif of 5592420 bytes, as sent, is more than its 5242880"),
+        (CHAT, Document(url="https://a.example/x.pdf"), "it does not fetch documents"),
+    ],
+)
+async def test_unsupported_media_excludes_a_model_with_the_reason(model: ModelConfig, part: Part, reason: str) -> None:
+    fetches = isinstance(part, Document) and part.url
+    other = GPT if fetches else ModelConfig(provider="openai-compatible", model="x", endpoint="https://a.example/v1")
+    env = scripted_env("answered", config=LLMConfig(models={"unable": model, "other": other}))
+    decision = (await run(explain(request_with(part)), env)).unwrap()
+    assert [(each.model, each.reason) for each in decision.excluded] == [("unable", reason)]
+    assert (await run(generate(request_with(part)), env)).unwrap().model == "other"
+
+
+@pytest.mark.anyio
+async def test_media_that_no_model_supports_is_an_invalid_request_with_the_reasons() -> None:
+    env = scripted_env(config=LLMConfig(models={"local": LOCAL}))
+    error = (await run(generate(request_with(Image(GIF))), env)).failure()
+    assert error.tag == "InvalidRequest"
+    assert "local: it does not take images" in error.message  # type: ignore[union-attr]
+
+
+@pytest.mark.anyio
+async def test_configured_image_support_includes_a_model_but_not_for_urls() -> None:
+    with_projector = ModelConfig(provider="llama", model_path="m.gguf", capabilities=Capabilities(images=True))
+    at_url = Image(url="https://a.example/x.png")
+    env = scripted_env("answered", config=LLMConfig(models={"local": with_projector}))
+    assert (await run(generate(request_with(Image(GIF))), env)).unwrap().content == "answered"
+    error = (await run(generate(request_with(at_url)), env)).failure()
+    assert "it does not fetch URLs" in error.message  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from returns.result import Result
 
-from llm_effects import LLMRequest, Message, ModelConfig, ToolCall, ToolResult
+from llm_effects import Document, LLMRequest, Message, ModelConfig, Text, ToolCall, ToolResult
 from llm_effects.providers.message_encoding import encode_arguments
 from llm_effects.providers.registry import provider_of, target_of
 from llm_effects.providers.wire import WireRequest
+from llm_effects.values import Part
 from llm_effects.values.errors import LLMError
 
 
@@ -58,3 +60,51 @@ def test_fault_77_malformed_arguments_are_sent_back_inside_an_object() -> None:
 @given(st.text() | st.recursive(st.none() | st.booleans() | st.integers(), st.lists).map(json.dumps))
 def test_encoded_arguments_are_always_an_object(arguments: str) -> None:
     assert isinstance(json.loads(encode_arguments(arguments)), dict)
+
+
+# Images and documents
+
+CLAUDE = ModelConfig(provider="anthropic", model="claude-haiku-5-5", api_key="k")
+GPT = ModelConfig(provider="openai", model="gpt-6-luna", api_key="k")
+CHAT = ModelConfig(provider="openai-chat", model="gpt-6-luna", api_key="k")
+RESPONSES = ModelConfig(provider="openai-responses", model="gpt-6-luna", api_key="k")
+STUDIO = ModelConfig(provider="lm-studio")
+LOCAL = ModelConfig(provider="llama", model_path="m.gguf")
+
+REPORT = Document(b"%PDF-1.7 << /Type /Page >>", title="Report", cite=True)
+LOG = Document(b"disk: 97 %", "text/plain", title="df")
+
+
+def encoded_content(model: ModelConfig, *parts: Part) -> Any:
+    target, request = target_of("m", model).unwrap(), LLMRequest(messages=(Message("user", parts),))
+    body: Mapping[str, Any] = json.loads(provider_of(target, request).encode(target, request, False).unwrap().body)
+    return (body.get("messages") or body["input"])[-1]["content"]
+
+
+def test_anthropic_gets_documents_with_optional_citations() -> None:
+    pdf, log = encoded_content(CLAUDE, REPORT, LOG)
+    assert pdf["source"]["type"] == "base64"
+    assert (pdf["title"], pdf["citations"]) == ("Report", {"enabled": True})
+    assert log["source"] == {"type": "text", "media_type": "text/plain", "data": "disk: 97 %"}
+    assert "citations" not in log
+    (by_url,) = encoded_content(CLAUDE, Document(url="https://a.example/x.pdf"))
+    assert by_url["source"] == {"type": "url", "url": "https://a.example/x.pdf"}
+
+
+def test_openai_gets_documents_as_files() -> None:
+    (chat,) = encoded_content(CHAT, REPORT)
+    assert chat["file"]["filename"] == "Report.pdf"
+    assert chat["file"]["file_data"].startswith("data:application/pdf;base64,")
+    (item,) = encoded_content(RESPONSES, REPORT)
+    assert (item["type"], item["filename"]) == ("input_file", "Report.pdf")
+
+
+def test_a_document_at_a_url_is_sent_over_responses() -> None:
+    assert encoded_content(GPT, Document(url="https://a.example/x.pdf")) == [
+        {"type": "input_file", "file_url": "https://a.example/x.pdf"}
+    ]
+
+
+@pytest.mark.parametrize("model", [CHAT, RESPONSES, STUDIO, LOCAL])
+def test_a_plain_text_document_is_inlined_where_documents_are_unsupported(model: ModelConfig) -> None:
+    assert encoded_content(model, LOG, Text("why?")) == "df:\n\ndisk: 97 %\n\nwhy?"

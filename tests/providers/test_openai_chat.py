@@ -71,8 +71,8 @@ def test_configured_headers_take_precedence() -> None:
 
 
 def test_preferences_take_precedence_over_the_configuration() -> None:
-    wanted = Preferences(max_tokens=9, top_p=0.5, stop=("END",), seed=7, reasoning_effort="low")
-    body = sent(LLMRequest(prompt="hi", preferences=wanted), target(max_tokens=99, temperature=0.25))
+    preferences = Preferences(max_tokens=9, top_p=0.5, stop=("END",), seed=7, reasoning_effort="low")
+    body = sent(LLMRequest(prompt="hi", preferences=preferences), target(max_tokens=99, temperature=0.25))
     kept = {"max_tokens": 9, "temperature": 0.25, "top_p": 0.5, "stop": ["END"], "seed": 7, "reasoning_effort": "low"}
     assert kept.items() <= body.items()
     assert (
@@ -84,8 +84,8 @@ def test_preferences_take_precedence_over_the_configuration() -> None:
 
 
 def test_unsupported_settings_are_dropped_with_a_warning() -> None:
-    wanted = LLMRequest(prompt="hi", preferences=Preferences(temperature=1, top_p=0.5, reasoning_effort="low"))
-    written = wire(wanted, target(able=Capabilities(sampling=False, reasoning=False)))
+    request = LLMRequest(prompt="hi", preferences=Preferences(temperature=1, top_p=0.5, reasoning_effort="low"))
+    written = wire(request, target(able=Capabilities(sampling=False, reasoning=False)))
     assert json.loads(written.body).keys() == {"model", "messages"}
     assert [warning.partition(":")[0] for warning in written.warnings] == ["temperature", "top_p", "reasoning_effort"]
     assert wire(MINIMAL, target(able=Capabilities(sampling=False))).warnings == ()

@@ -272,9 +272,9 @@ def test_decoded_parts_can_be_sent_back() -> None:
     body = {"object": "response", "status": "completed", "model": "gpt-6-luna", "output": [json.loads(SEALED), call]}
     answer = OPENAI_RESPONSES.decode(target(), WireResponse(status=200, body=json.dumps(body).encode())).unwrap()
     turns = (Message("user", "a"), Message("assistant", answer.parts), Message("tool", ToolResult("call_1", "12 C")))
-    _, thinking, asked, _ = input_items(*turns)
+    _, thinking, tool_call, _ = input_items(*turns)
     assert thinking == json.loads(SEALED)
-    assert (asked["call_id"], "id" in asked) == ("call_1", False)
+    assert (tool_call["call_id"], "id" in tool_call) == ("call_1", False)
 
 
 @pytest.mark.parametrize(

@@ -195,8 +195,8 @@ def test_a_target_has_the_protocol_of_its_preset() -> None:
 
 
 def request_with(*, tools: bool = False, effort: str | None = None) -> LLMRequest:
-    wanted = Preferences(reasoning_effort=effort)  # type: ignore[arg-type]
-    return LLMRequest(prompt="hi", tools=(Tool("look"),) if tools else (), preferences=wanted)
+    preferences = Preferences(reasoning_effort=effort)  # type: ignore[arg-type]
+    return LLMRequest(prompt="hi", tools=(Tool("look"),) if tools else (), preferences=preferences)
 
 
 CHAT, RESPONSES = "openai-chat", "openai-responses"
