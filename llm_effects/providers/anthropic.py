@@ -20,13 +20,13 @@ from llm_effects.providers.draft import (
     Object,
     PartDraft,
     citations_of_passages,
+    decode_answer,
     grow,
     malformed,
-    parse_body,
     reported_error,
     response_of,
 )
-from llm_effects.providers.error_mapping import classify, request_id
+from llm_effects.providers.error_mapping import classify
 from llm_effects.providers.json_schema import anthropic_format, schema_problem
 from llm_effects.providers.message_encoding import (
     NO_SETTINGS,
@@ -343,11 +343,10 @@ _SETTINGS: Final[tuple[Callable[[Target, LLMRequest], Settings], ...]] = (
 
 def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
     """Decode a whole 2xx answer; an error inside it is classified by its own type."""
-    draft = Draft(target=target, request_id=request_id(response.headers))
-    return parse_body(draft, response.body).bind(lambda message: _decode_message(draft, message, response))
+    return decode_answer(target, response, _read_message)
 
 
-def _decode_message(draft: Draft, message: Object, response: WireResponse) -> Result[LLMResponse, LLMError]:
+def _read_message(draft: Draft, message: Object, response: WireResponse) -> Result[LLMResponse, LLMError]:
     if message.get("error") or message.get("type") == "error":
         return Failure(reported_error(draft, message, response))
     _add_metadata(draft, message)

@@ -1,14 +1,14 @@
 """Answers under construction, the same for all protocols: streams and whole answers end as one ``Draft``."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, pairwise
 from typing import Final, Literal, TypeAlias, final
 
 from attrs import define, evolve, field
 from returns.result import Failure, Result, Success
 
-from llm_effects.providers.error_mapping import classify_error_object
+from llm_effects.providers.error_mapping import classify_error_object, request_id
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, redact, redact_name
 from llm_effects.providers.wire import WireResponse
@@ -142,12 +142,17 @@ def add_pieces(draft: Draft, pieces: Iterable[Piece]) -> tuple[ContentEvent, ...
 _NO_RESPONSE: Final = WireResponse(status=200)
 
 
-def parse_body(draft: Draft, body: bytes) -> Result[Object, LLMError]:
-    """Parse the body of a whole answer."""
-    value = parse(body)
+AnswerReader: TypeAlias = Callable[[Draft, Object, WireResponse], Result[LLMResponse, LLMError]]
+"""A function that adds the JSON object of a whole answer to a draft, and finishes it."""
+
+
+def decode_answer(target: Target, response: WireResponse, read: AnswerReader) -> Result[LLMResponse, LLMError]:
+    """Decode a whole answer: parse its JSON and ``read`` it into a draft."""
+    draft = Draft(target=target, request_id=request_id(response.headers))
+    value = parse(response.body)
     if isinstance(value, Unreadable):
         return Failure(malformed(draft, f"the answer is not JSON ({value.reason}): check the endpoint"))
-    return Success(record(value))
+    return read(draft, record(value), response)
 
 
 def not_json(draft: Draft, event: ServerEvent, problem: Unreadable) -> Events:
@@ -171,8 +176,8 @@ def malformed(draft: Draft, message: str) -> MalformedResponse:
 
 def interrupted(draft: Draft, error: LLMError) -> LLMError:
     """Add the content so far to the error that interrupted the answer."""
-    request_id = error.request_id or redact_name(draft.target, draft.request_id)
-    return evolve(error, partial=draft.text, usage=draft.usage, request_id=request_id)
+    exchange = error.request_id or redact_name(draft.target, draft.request_id)
+    return evolve(error, partial=draft.text, usage=draft.usage, request_id=exchange)
 
 
 def reported_error(draft: Draft, error: object, response: WireResponse = _NO_RESPONSE) -> LLMError:

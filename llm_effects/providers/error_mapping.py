@@ -312,7 +312,8 @@ def _wrong_endpoint(fault: Fault, remedy: str) -> LLMError:
 
 def proxy_authentication(fault: Fault, _: Match = None) -> LLMError:
     """Build the error of a proxy that requires authentication."""
-    return _wrong_endpoint(fault, f"a proxy requires a user name and password: set them, or bypass it ({_text(fault)})")
+    remedy = "a proxy on the way requires a user name and a password: configure them, or bypass the proxy"
+    return _wrong_endpoint(fault, f"{remedy} ({_text(fault)})")
 
 
 def requires_tls(fault: Fault, _: Match = None) -> LLMError:

@@ -21,16 +21,16 @@ from llm_effects.providers.draft import (
     citations_of_annotations,
     citations_of_sources,
     compare_models,
+    decode_answer,
     flush_held,
     malformed,
     not_json,
     openai_usage,
-    parse_body,
     reported_error,
     response_of,
     split_thinking,
 )
-from llm_effects.providers.error_mapping import classify, filtered_categories, is_error, request_id
+from llm_effects.providers.error_mapping import classify, filtered_categories, is_error
 from llm_effects.providers.json_schema import openai_format
 from llm_effects.providers.message_encoding import (
     NO_SETTINGS,
@@ -218,11 +218,10 @@ def _answer_format(target: Target, request: LLMRequest) -> Settings:
 
 def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
     """Decode a whole 2xx answer; an error inside it is classified by its own code."""
-    draft = Draft(target=target, request_id=request_id(response.headers))
-    return parse_body(draft, response.body).bind(lambda answer: _decode_answer(draft, answer, response))
+    return decode_answer(target, response, _read_answer)
 
 
-def _decode_answer(draft: Draft, answer: Object, response: WireResponse) -> Result[LLMResponse, LLMError]:
+def _read_answer(draft: Draft, answer: Object, response: WireResponse) -> Result[LLMResponse, LLMError]:
     _add_metadata(draft, answer)
     if is_error(answer):
         return Failure(reported_error(draft, answer, response))

@@ -18,16 +18,16 @@ from llm_effects.providers.draft import (
     PartKind,
     citations_of_annotations,
     compare_models,
+    decode_answer,
     delta_of,
     grow,
     malformed,
     not_json,
     openai_usage,
-    parse_body,
     reported_error,
     response_of,
 )
-from llm_effects.providers.error_mapping import classify, filtered_categories, is_error, request_id
+from llm_effects.providers.error_mapping import classify, filtered_categories, is_error
 from llm_effects.providers.json_schema import openai_format
 from llm_effects.providers.message_encoding import (
     NO_SETTINGS,
@@ -220,8 +220,15 @@ def _effort(target: Target, request: LLMRequest) -> tuple[ReasoningEffort | None
     accepted = gpt_rules(target.wire_model or "").efforts
     if effort in accepted:
         return effort, ()
-    nearest = next((each for each in accepted if EFFORTS.index(each) > EFFORTS.index(effort)), accepted[-1])
+    nearest = _nearest(effort, accepted)
     return nearest, (f"reasoning_effort: {effort} is sent as {nearest}",)
+
+
+def _nearest(effort: ReasoningEffort, accepted: tuple[ReasoningEffort, ...]) -> ReasoningEffort:
+    for candidate in accepted:
+        if EFFORTS.index(candidate) > EFFORTS.index(effort):
+            return candidate
+    return accepted[-1]
 
 
 def _answer_format(target: Target, request: LLMRequest) -> Settings:
@@ -259,16 +266,16 @@ _SETTINGS: Final[tuple[Callable[[Target, LLMRequest], Settings], ...]] = (
 
 def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
     """Decode a whole 2xx answer; an error inside it is classified by its own code."""
-    draft = Draft(target=target, request_id=request_id(response.headers))
-    return parse_body(draft, response.body).bind(lambda answer: _decode_answer(draft, answer, response))
+    return decode_answer(target, response, _read_answer)
 
 
-def _decode_answer(draft: Draft, answer: Object, response: WireResponse) -> Result[LLMResponse, LLMError]:
+def _read_answer(draft: Draft, answer: Object, response: WireResponse) -> Result[LLMResponse, LLMError]:
     if is_error(answer) or answer.get("status") == "failed":
         return Failure(_failure(draft, answer, response))
     if not isinstance(answer.get("output"), list):
         return Failure(malformed(draft, "the answer has no output: check the endpoint"))
-    return _add_end(draft, answer, string(answer.get("status"))).bind(lambda _: finish(draft))
+    ended = _add_end(draft, answer, string(answer.get("status")))
+    return finish(draft) if is_successful(ended) else Failure(ended.failure())
 
 
 _NO_RESPONSE: Final = WireResponse(status=200)

@@ -8,6 +8,7 @@ from typing import Final, assert_never
 from urllib.parse import SplitResult, urlsplit
 
 import attrs
+from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.config.models import Family, ModelConfig
@@ -36,7 +37,9 @@ def target_of(name: str, model: ModelConfig) -> Result[Target, LLMError]:
     if preset is None:
         return _refused(name, "provider", _unknown_provider(model.provider))
     endpoint = _model_file(name, model) if preset.wire == "llama" else _endpoint(name, model, preset)
-    return endpoint.bind(lambda url: _target(name, model, preset, url))
+    if not is_successful(endpoint):
+        return Failure(endpoint.failure())
+    return _target(name, model, preset, endpoint.unwrap())
 
 
 def _target(name: str, model: ModelConfig, preset: Preset, endpoint: str) -> Result[Target, LLMError]:

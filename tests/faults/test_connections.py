@@ -216,7 +216,7 @@ async def test_015_a_proxy_that_wants_a_password_is_told_as_such_and_without_our
         models = {"first": first, "second": evolve(first, endpoint=f"{scheme}://127.0.0.1:9/other/v1")}
         outcome = await run_case(chaos, models, transport=lambda: Transport(make_pool=made), unheard=1)
     assert outcome.error.tag == "ConfigurationError"
-    assert "a proxy requires a user name and password" in describe(outcome.error)
+    assert "a proxy on the way requires a user name and a password" in describe(outcome.error)
 
 
 @pytest.mark.parametrize("mode", MODES)

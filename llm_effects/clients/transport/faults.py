@@ -96,7 +96,7 @@ def network_error(phase: NetworkPhase, request: WireRequest, cause: Cause | None
 
 def _turned_back(request: WireRequest, cause: Cause) -> LLMError:
     if any(word in cause.message.lower() for word in _ASKS_WHO):
-        message = "a proxy on the way wants a name and a password: set it up, or go round it"
+        message = "a proxy on the way requires a user name and a password: configure them, or bypass the proxy"
         return ConfigurationError(message=message, cause=cause)
     return network_error("intermediary", request, cause)
 
