@@ -14,7 +14,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.clients.local_engine import Engine
 from llm_effects.clients.transport.faults import TransportFault
-from llm_effects.clients.transport.transport import Streamed, Transport
+from llm_effects.clients.transport.transport import StreamedResponse, Transport
 from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import AttemptRecord, Call, Sink
 from llm_effects.providers.base import Provider
@@ -265,7 +265,7 @@ async def _streamed(transport: Transport, reception: ResponseReader, wire: WireR
         return await _cut(reception, fault.error, wire)
 
 
-async def _received(reception: ResponseReader, answer: Streamed, wire: WireRequest) -> Answer:
+async def _received(reception: ResponseReader, answer: StreamedResponse, wire: WireRequest) -> Answer:
     reception.draft.request_id = request_id(answer.headers)
     reception.hear(answer.headers, answer.received)
     first = await _first(answer)
@@ -276,7 +276,7 @@ async def _received(reception: ResponseReader, answer: Streamed, wire: WireReque
     return await reception.finish(wire) if broken is None else await _cut(reception, broken, wire)
 
 
-async def _first(answer: Streamed) -> bytes:
+async def _first(answer: StreamedResponse) -> bytes:
     """Read up to the first byte that says something."""
     read = b""
     async for chunk in answer.chunks():
@@ -286,7 +286,7 @@ async def _first(answer: Streamed) -> bytes:
     return read
 
 
-async def _unstreamed(reception: ResponseReader, answer: Streamed, first: bytes, wire: WireRequest) -> Answer:
+async def _unstreamed(reception: ResponseReader, answer: StreamedResponse, first: bytes, wire: WireRequest) -> Answer:
     """An error, or a server that answers whole though it was asked for a stream."""
     body = first + await answer.read()
     whole = WireResponse(status=answer.status, headers=answer.headers, body=body, received=answer.received)
@@ -296,7 +296,7 @@ async def _unstreamed(reception: ResponseReader, answer: Streamed, first: bytes,
     return read.map(lambda told: warned(told, wire))
 
 
-async def _events(reception: ResponseReader, answer: Streamed, first: bytes) -> LLMError | None:
+async def _events(reception: ResponseReader, answer: StreamedResponse, first: bytes) -> LLMError | None:
     """Take the stream in to its end; gives what broke it off, if anything did."""
     parser = EventParser()
     broken = await reception.take(parser.feed(first)) or parser.fault
@@ -311,7 +311,7 @@ async def _events(reception: ResponseReader, answer: Streamed, first: bytes) -> 
     return broken
 
 
-async def _chunk(reception: ResponseReader, answer: Streamed) -> bytes | None:
+async def _chunk(reception: ResponseReader, answer: StreamedResponse) -> bytes | None:
     if reception.draft.finish_reason is None:
         return await anext(answer.chunks(), None)
     with anyio.move_on_after(spare(reception.call.deadline)):

@@ -98,7 +98,7 @@ async def test_104_wire_15_cancelled_anywhere_and_twice_nothing_is_left(chaos: C
 
 
 async def test_105_a_crowd_is_served_without_an_error(chaos: Chaos) -> None:
-    """That it is served in its order is tested where that is kept: test_pools.py."""
+    """That it is served in its order is tested where that is kept: tests/clients/test_pool.py."""
     first, served = model(chaos, good, timeout_ms=20_000), set[int]()
     small = open_env(config_of({"first": first}), transport=lambda: Transport(max_connections=10, pool_size=5))
     patient = Preferences(timeout_ms=20_000)

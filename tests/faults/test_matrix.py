@@ -18,7 +18,7 @@ BODIES: Final = "faults/test_bodies_200.py"
 STREAMS: Final = "faults/test_streams_cut.py"
 LIFETIMES: Final = "faults/test_lifetimes.py"
 SECRETS: Final = "faults/test_secrets.py"
-TRANSPORTS: Final = "test_transports.py"
+TRANSPORTS: Final = "clients/test_transport.py"
 CACHING: Final = "test_caching.py"
 SQLITE: Final = "test_cache_sqlite.py"
 REDIS: Final = "test_cache_redis.py"
@@ -97,7 +97,7 @@ WIRE: Final[dict[int, tuple[tuple[str, str], ...]]] = {
         (BREAKERS, "test_there_is_one_probe_at_a_time"),
     ),
     15: ((LIFETIMES, "test_104_wire_15_cancelled_anywhere"), (TRANSPORTS, "test_fault_104_random_cancellations")),
-    16: ((LIFETIMES, "test_105_a_crowd_is_served"), ("test_pools.py", "test_fault_105_the_queue")),
+    16: ((LIFETIMES, "test_105_a_crowd_is_served"), ("clients/test_pool.py", "test_fault_105_the_queue")),
     26: (
         (QUOTAS, "test_no_minute_exceeds_its_quota"),
         (LIMITS, "test_tokens_are_reserved"),

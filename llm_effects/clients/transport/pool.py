@@ -1,7 +1,7 @@
-"""The connections of one event loop, in many small pools with a queue in front.
+"""Connection pools: many small ones for each event loop, behind a first-come, first-served limiter.
 
-httpx's own pool loses places when a call that queues in it is cancelled, and its bookkeeping grows with the square of
-its connections. So nobody ever queues there: a call gets a place here first, and place ``n`` belongs to the small
+httpx's own pool leaks connections when a call that queues in it is cancelled, and its bookkeeping is quadratic in its
+connections. So calls never queue there: a call acquires a numbered slot here first, and slot ``n`` belongs to the small
 pool ``n // size``, which never has more calls than connections.
 """
 
@@ -20,98 +20,98 @@ from attrs import define, field
 
 from llm_effects.providers.wire import CLOSING_S
 
-# A queue with numbered places: first come, first served.
-
 
 @final
 @define(eq=False)
-class Admission:
-    """So many ``places``; the lowest free one is given, since what belongs to it was used last.
+class ConnectionLimiter:
+    """A first-come, first-served limiter of ``capacity`` numbered slots.
+
+    It hands out the lowest free slot, since the connection of that slot was used last.
 
     >>> async def visit():
-    ...     admission = Admission(1)
-    ...     place = await admission.take()
-    ...     admission.give(place)
-    ...     return place, admission.held
+    ...     limiter = ConnectionLimiter(1)
+    ...     slot = await limiter.acquire()
+    ...     limiter.release(slot)
+    ...     return slot, limiter.in_use
     >>> anyio.run(visit)
     (0, 0)
     """
 
-    places: int
-    _begun: int = field(default=0, init=False)
+    capacity: int
+    _created: int = field(default=0, init=False)
     _free: list[int] = field(factory=list[int], init=False)
     _queue: OrderedDict[anyio.Event, None] = field(factory=OrderedDict[anyio.Event, None], init=False)
-    _given: dict[anyio.Event, int] = field(factory=dict[anyio.Event, int], init=False)
+    _assigned: dict[anyio.Event, int] = field(factory=dict[anyio.Event, int], init=False)
 
     @property
-    def held(self) -> int:
-        """How many places are held now."""
-        return self._begun - len(self._free)
+    def in_use(self) -> int:
+        """The number of acquired slots."""
+        return self._created - len(self._free)
 
     @property
     def waiting(self) -> int:
-        """How many wait for one."""
+        """The number of queued calls."""
         return len(self._queue)
 
-    async def take(self) -> int:
-        """Wait for a place and give its number, which goes back once, by ``give``."""
+    async def acquire(self) -> int:
+        """Wait for a slot and return its number; release it once."""
         if self._free:
             return heappop(self._free)
-        if self._begun < self.places:
-            self._begun += 1
-            return self._begun - 1
-        return await self._queued()
+        if self._created < self.capacity:
+            self._created += 1
+            return self._created - 1
+        return await self._wait_in_queue()
 
-    def give(self, place: int) -> None:
-        """Hand a place to whoever waits longest, or put it back."""
+    def release(self, slot: int) -> None:
+        """Pass a slot to the longest waiter, or put it back."""
         if not self._queue:
-            heappush(self._free, place)
+            heappush(self._free, slot)
             return
-        turn, _ = self._queue.popitem(last=False)
-        self._given[turn] = place
-        turn.set()
+        waiter, _ = self._queue.popitem(last=False)
+        self._assigned[waiter] = slot
+        waiter.set()
 
-    async def _queued(self) -> int:
-        turn, came = anyio.Event(), False
-        self._queue[turn] = None
+    async def _wait_in_queue(self) -> int:
+        waiter, woken = anyio.Event(), False
+        self._queue[waiter] = None
         try:
-            await turn.wait()
-            came = True
+            await waiter.wait()
+            woken = True
         finally:
-            if not came:
-                self._forget(turn)
-        return self._given.pop(turn)
+            if not woken:
+                self._abandon(waiter)
+        return self._assigned.pop(waiter)
 
-    def _forget(self, turn: anyio.Event) -> None:
-        """Leave the queue; a place that came at the very moment of being cancelled goes to the next."""
-        self._queue.pop(turn, None)
-        if turn in self._given:
-            self.give(self._given.pop(turn))
+    def _abandon(self, waiter: anyio.Event) -> None:
+        """Leave the queue; a slot assigned in the moment of the cancellation goes to the next waiter."""
+        self._queue.pop(waiter, None)
+        if waiter in self._assigned:
+            self.release(self._assigned.pop(waiter))
 
 
 MakePool: TypeAlias = Callable[[int], httpx.AsyncBaseTransport]
-"""Makes one pool of so many connections."""
+"""A factory of pools, from their number of connections."""
 
 IDLE_S: Final = 30.0
-"""How long an unused connection is kept, in seconds."""
+"""Seconds that an unused connection is kept."""
 
 
 @functools.cache
-def _verified() -> ssl.SSLContext:
-    """Load the known authorities once: it takes as long as many calls."""
+def _ssl_context() -> ssl.SSLContext:
+    """Load the trusted certificates once: loading takes as long as many calls."""
     return httpx.create_ssl_context()
 
 
 def http_pool(size: int) -> httpx.AsyncBaseTransport:
-    """Make a pool of at most ``size`` connections, which retries nothing and follows no redirect."""
+    """Open a pool of at most ``size`` connections, without retries and redirects."""
     limits = httpx.Limits(max_connections=size, max_keepalive_connections=size, keepalive_expiry=IDLE_S)
-    return httpx.AsyncHTTPTransport(verify=_verified(), limits=limits)
+    return httpx.AsyncHTTPTransport(verify=_ssl_context(), limits=limits)
 
 
 @final
 @define(eq=False)
 class Shard:
-    """One small pool and how many calls use it; a retired one gets no new call and is closed by its last."""
+    """One small pool and its number of calls; a retired shard accepts no new calls and its last call closes it."""
 
     pool: httpx.AsyncBaseTransport
     calls: int = 0
@@ -121,62 +121,62 @@ class Shard:
 
 @final
 @define(eq=False)
-class Place:
-    """Where one call is: its number and its shard."""
+class Slot:
+    """The slot of one call: its number and its shard."""
 
     number: int
     shard: Shard
 
     @property
     def pool(self) -> httpx.AsyncBaseTransport:
-        """The pool that the call is sent through."""
+        """The pool that sends the call."""
         return self.shard.pool
 
 
 @final
 @define(eq=False)
-class Pools:
-    """The pools of one event loop, made as places need them; ``users`` counts the calls and scopes that hold them."""
+class ShardedPool:
+    """The small pools of one event loop, opened on demand; ``users`` counts the calls and scopes that hold it."""
 
     make: MakePool
     size: int
-    admission: Admission
+    limiter: ConnectionLimiter
     users: int = 0
     _shards: dict[int, Shard] = field(factory=dict[int, Shard], init=False)
-    _look_at: float = field(default=0.0, init=False)
+    _next_sweep: float = field(default=0.0, init=False)
 
     @asynccontextmanager
-    async def place(self) -> AsyncGenerator[Place]:
-        """Wait for a place and hold it."""
-        number = await self.admission.take()
-        place = Place(number, self._entered(number))
+    async def slot(self) -> AsyncGenerator[Slot]:
+        """Wait for a slot and hold it."""
+        number = await self.limiter.acquire()
+        slot = Slot(number, self._join(number))
         try:
-            yield place
+            yield slot
         finally:
-            self.admission.give(number)
-            await closed([*self._left(place.shard), *self._idle()])
+            self.limiter.release(number)
+            await close_all([*self._leave(slot.shard), *self._pop_idle()])
 
-    async def renew(self, place: Place) -> None:
-        """Move to a new pool: no connection there is an old one."""
-        self.retire(place)
-        old, place.shard = place.shard, self._entered(place.number)
-        await closed(self._left(old))
+    async def renew(self, slot: Slot) -> None:
+        """Move a slot to a new shard, which has no old connections."""
+        self.retire(slot)
+        old, slot.shard = slot.shard, self._join(slot.number)
+        await close_all(self._leave(old))
 
-    def retire(self, place: Place) -> None:
-        """Give no more calls to the pool of a place."""
-        place.shard.retired = True
-        index = place.number // self.size
-        if self._shards.get(index) is place.shard:
+    def retire(self, slot: Slot) -> None:
+        """Send no more calls to the shard of a slot."""
+        slot.shard.retired = True
+        index = slot.number // self.size
+        if self._shards.get(index) is slot.shard:
             del self._shards[index]
 
     async def aclose(self) -> None:
-        """Close what is idle now, and let the last call of each other pool close it."""
+        """Close the idle shards now; the last call of each other shard closes it."""
         shards, self._shards = tuple(self._shards.values()), {}
         for shard in shards:
             shard.retired = True
-        await closed(shard.pool for shard in shards if not shard.calls)
+        await close_all(shard.pool for shard in shards if not shard.calls)
 
-    def _entered(self, number: int) -> Shard:
+    def _join(self, number: int) -> Shard:
         index = number // self.size
         shard = self._shards.get(index)
         if shard is None:
@@ -184,57 +184,57 @@ class Pools:
         shard.calls += 1
         return shard
 
-    def _left(self, shard: Shard) -> tuple[httpx.AsyncBaseTransport, ...]:
-        """Leave a shard, and give its pool if that must be closed now."""
+    def _leave(self, shard: Shard) -> tuple[httpx.AsyncBaseTransport, ...]:
+        """Leave a shard and return the pool to close now, if any."""
         shard.calls -= 1
         shard.idle_since = anyio.current_time()
         return (shard.pool,) if shard.retired and not shard.calls else ()
 
-    def _idle(self) -> tuple[httpx.AsyncBaseTransport, ...]:
-        """Take out the pools that a burst left behind: nobody else would look at their connections again."""
+    def _pop_idle(self) -> tuple[httpx.AsyncBaseTransport, ...]:
+        """Remove the shards that a burst left idle: without new calls, httpx does not expire their connections."""
         now = anyio.current_time()
-        if now < self._look_at:
+        if now < self._next_sweep:
             return ()
-        self._look_at = now + IDLE_S / 10
-        old = [index for index, each in self._shards.items() if not each.calls and each.idle_since < now - IDLE_S]
-        return tuple(self._shards.pop(index).pool for index in old)
+        self._next_sweep = now + IDLE_S / 10
+        idle = [index for index, each in self._shards.items() if not each.calls and each.idle_since < now - IDLE_S]
+        return tuple(self._shards.pop(index).pool for index in idle)
 
 
 @final
 @define(eq=False, kw_only=True)
 class LoopPools:
-    """The pools of every event loop that is using them: a connection never meets another loop than its own."""
+    """One sharded pool for each event loop in use, so a connection never meets another loop than its own."""
 
     make: MakePool
-    places: int
+    max_connections: int
     size: int
-    _loops: dict[EventLoopToken, Pools] = field(factory=dict[EventLoopToken, Pools], init=False)
+    _loops: dict[EventLoopToken, ShardedPool] = field(factory=dict[EventLoopToken, ShardedPool], init=False)
 
     @asynccontextmanager
-    async def held(self) -> AsyncGenerator[Pools]:
-        """Hold the pools of the running loop; the last who lets go of them closes them."""
+    async def hold(self) -> AsyncGenerator[ShardedPool]:
+        """Hold the pool of the running loop; its last holder closes it."""
         loop = current_token()
-        pools = self._loops.get(loop)
-        if pools is None:
-            pools = self._loops[loop] = Pools(self.make, self.size, Admission(self.places))
-        pools.users += 1
+        pool = self._loops.get(loop)
+        if pool is None:
+            pool = self._loops[loop] = ShardedPool(self.make, self.size, ConnectionLimiter(self.max_connections))
+        pool.users += 1
         try:
-            yield pools
+            yield pool
         finally:
-            pools.users -= 1
-            if not pools.users:
+            pool.users -= 1
+            if not pool.users:
                 del self._loops[loop]
-                await pools.aclose()
+                await pool.aclose()
 
     async def aclose(self) -> None:
-        """Close the idle connections of the running loop; those in use, or of other loops, close after their use."""
-        pools = self._loops.get(current_token())
-        if pools is not None:
-            await pools.aclose()
+        """Close the idle connections of the running loop; the others close after their use."""
+        pool = self._loops.get(current_token())
+        if pool is not None:
+            await pool.aclose()
 
 
-async def closed(pools: Iterable[httpx.AsyncBaseTransport]) -> None:
-    """Close pools, also while being cancelled, in bounded time."""
+async def close_all(pools: Iterable[httpx.AsyncBaseTransport]) -> None:
+    """Close pools in bounded time, also under cancellation."""
     for pool in pools:
         with anyio.move_on_after(CLOSING_S, shield=True):
             await pool.aclose()

@@ -1,8 +1,7 @@
-"""The HTTP edge: from a ``WireRequest`` to bytes and back, with each way to fail told as an error.
+"""The HTTP transport: from a ``WireRequest`` to bytes and back; every failure is a ``TransportFault``.
 
-httpx's transports are driven directly, without its client: no redirect is followed, no cookie kept, no proxy or
-netrc looked up, and a call costs less. No call is bounded as a whole, nor sent again because of its answer:
-that is for the layers above.
+It drives httpx's transports directly, without httpx's client: no redirects, cookies, proxies or netrc, and less time
+for each call. It bounds no call as a whole and resends none because of its response: that is for the layers above.
 """
 
 import functools
@@ -18,52 +17,47 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.clients.transport.body import Body, Decoder
-from llm_effects.clients.transport.faults import WIRE_PROBLEMS, TransportFault, WireProblem, fault_of
-from llm_effects.clients.transport.pool import LoopPools, MakePool, Place, Pools, http_pool
+from llm_effects.clients.transport.faults import WIRE_PROBLEMS, ToError, TransportFault, WireProblem, map_exception
+from llm_effects.clients.transport.pool import LoopPools, MakePool, ShardedPool, Slot, http_pool
 from llm_effects.effects.tasks import Admitted, unheard
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
 from llm_effects.values.errors import ConfigurationError, LLMError, MalformedResponse, cause_of
 from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import number
 
-# From a ``WireRequest`` to httpx's request: the one place where secrets are revealed.
-
-
 Method: TypeAlias = Literal["GET", "POST"]
-"""What is done at a URL."""
-
 Headers: TypeAlias = list[tuple[bytes, bytes]]
-"""Header lines as they are sent."""
 
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)?")
 
 
-def outgoing(method: Method, wire: WireRequest, limits: Timeouts) -> Result[httpx.Request, LLMError]:
-    """Make the request that a pool takes; a URL or a header that cannot be sent is a ``ConfigurationError``.
+def build_request(method: Method, wire: WireRequest, limits: Timeouts) -> Result[httpx.Request, LLMError]:
+    """Build httpx's request, the only place that reveals secrets; a bad URL or header is a ``ConfigurationError``.
 
     >>> wire = WireRequest(url="https://api.openai.com/v1", headers=(("authorization", Secret("Bearer sk")),), body=b"")
-    >>> outgoing("GET", wire, Timeouts()).unwrap().headers["host"]
+    >>> build_request("GET", wire, Timeouts()).unwrap().headers["host"]
     'api.openai.com'
     """
-    url = _url(wire.url)
-    if not is_successful(url):
-        return Failure(url.failure())
-    waits = {"connect": limits.connect_s, "read": limits.read_s, "write": limits.send_s, "pool": None}
-    return _headers(method, wire, url.unwrap()).map(
-        lambda headers: httpx.Request(
-            method, url.unwrap(), headers=headers, stream=_Whole(wire.body), extensions={"timeout": waits}
+    timeout = {"connect": limits.connect_s, "read": limits.read_s, "write": limits.send_s, "pool": None}
+
+    def with_url(url: httpx.URL) -> Result[httpx.Request, LLMError]:
+        return _headers(method, wire, url).map(
+            lambda headers: httpx.Request(
+                method, url, headers=headers, stream=_RequestBody(wire.body), extensions={"timeout": timeout}
+            )
         )
-    )
+
+    return _parse_url(wire.url).bind(with_url)
 
 
 @functools.lru_cache(maxsize=256)
-def _url(text: str) -> Result[httpx.URL, LLMError]:
-    """Parse a URL, which takes long, once."""
+def _parse_url(text: str) -> Result[httpx.URL, LLMError]:
+    """Parse and check a URL; parsing is slow, so results are cached."""
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, UnicodeError) as problem:
-        return Failure(ConfigurationError(message="the endpoint is no URL: copy it again", cause=cause_of(problem)))
+        return Failure(ConfigurationError(message="the endpoint is not a URL: copy it again", cause=cause_of(problem)))
     if url.scheme not in {"http", "https"} or not url.host:
         return Failure(ConfigurationError(message="the endpoint must be like https://host/v1"))
     if url.userinfo:
@@ -72,18 +66,18 @@ def _url(text: str) -> Result[httpx.URL, LLMError]:
 
 
 def _headers(method: Method, wire: WireRequest, url: httpx.URL) -> Result[Headers, LLMError]:
-    """Reveal the caller's headers and add those that are missing."""
-    given = [(name, value.reveal() if isinstance(value, Secret) else value) for name, value in wire.headers]
-    for name, value in given:
+    """Return the caller's headers, revealed, and the default ones that are missing."""
+    revealed = [(name, value.reveal() if isinstance(value, Secret) else value) for name, value in wire.headers]
+    for name, value in revealed:
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
-            problem = f"the header {name[:40]!r} holds a character that no header may hold, such as the end of a line"
+            problem = f"the header {name[:40]!r} holds a character that headers cannot contain, such as a line break"
             return Failure(ConfigurationError(message=problem))
-    names = {name.lower() for name, _ in given}
-    own = [header for header in _own(method, wire, url) if header[0] not in names]
-    return Success([(name.encode("ascii"), value.encode("ascii")) for name, value in (*own, *given)])
+    names = {name.lower() for name, _ in revealed}
+    defaults = [header for header in _default_headers(method, wire, url) if header[0] not in names]
+    return Success([(name.encode("ascii"), value.encode("ascii")) for name, value in (*defaults, *revealed)])
 
 
-def _own(method: Method, wire: WireRequest, url: httpx.URL) -> tuple[tuple[str, str], ...]:
+def _default_headers(method: Method, wire: WireRequest, url: httpx.URL) -> tuple[tuple[str, str], ...]:
     length = () if method == "GET" else (("content-length", str(len(wire.body))),)
     return (
         ("host", url.netloc.decode("ascii")),
@@ -95,20 +89,20 @@ def _own(method: Method, wire: WireRequest, url: httpx.URL) -> tuple[tuple[str, 
 
 
 @final
-class _Whole(httpx.ByteStream):
-    """A body in one piece; httpx's own is read by a generator, which a cancelled call leaves for the collector."""
+class _RequestBody(httpx.ByteStream):
+    """A request body in one piece; httpx's own uses a generator, which a cancelled call leaves to the collector."""
 
     def __init__(self, body: bytes) -> None:
         super().__init__(body)
         self._body = body
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Once(self._body)
+        return _SingleChunk(self._body)
 
 
 @final
 @define(eq=False, repr=False)
-class _Once(AsyncIterator[bytes]):
+class _SingleChunk(AsyncIterator[bytes]):
     _body: bytes | None
 
     async def __anext__(self) -> bytes:
@@ -120,10 +114,10 @@ class _Once(AsyncIterator[bytes]):
 
 @final
 @define(eq=False)
-class Streamed:
-    """An answer that is still coming in: header names in lower case, ``chunks`` decoded from their transfer.
+class StreamedResponse:
+    """A response whose body is still arriving; header names are in lower case, chunks are decoded.
 
-    ``received`` is the wall time of its headers, against which a server's dates are read.
+    ``received`` is the wall time of the headers; dates from the server are relative to it.
     """
 
     status: int
@@ -133,11 +127,11 @@ class Streamed:
     _max_bytes: int
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """Give the body piece by piece; a break raises ``TransportFault``."""
+        """Return the body piece by piece; a broken connection raises ``TransportFault``."""
         return self._body
 
     async def read(self) -> bytes:
-        """Give the rest of the body at once; one of more than ``max_bytes`` is refused."""
+        """Return the rest of the body at once, or raise ``TransportFault`` if it is larger than ``max_bytes``."""
         pieces, size = list[bytes](), 0
         async for piece in self._body:
             pieces.append(piece)
@@ -150,11 +144,11 @@ class Streamed:
 @final
 @define(eq=False, kw_only=True)
 class Transport:
-    """Sends requests over connections that it keeps for each event loop; every failure is a ``TransportFault``.
+    """A sender of requests over pooled connections of each event loop; every failure is a ``TransportFault``.
 
-    At most ``max_connections`` calls are under way in a loop, in pools of ``pool_size``; others wait in order, and
-    ``admitted`` is called when their turn has come. A body read at once may have
-    ``max_bytes``, one read as it comes ``max_stream_bytes``.
+    A loop has at most ``max_connections`` calls in flight, in pools of ``pool_size``; further calls queue in order, and
+    ``admitted`` is called when a call leaves the queue. ``max_bytes`` limits a body that is read at once,
+    ``max_stream_bytes`` a streamed one.
 
     >>> import anyio
     >>> def echo(request):
@@ -174,55 +168,54 @@ class Transport:
     _closed: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._pools = LoopPools(make=self.make_pool, places=self.max_connections, size=self.pool_size)
+        self._pools = LoopPools(make=self.make_pool, max_connections=self.max_connections, size=self.pool_size)
 
     async def exchange(self, request: WireRequest, limits: Timeouts, admitted: Admitted = unheard) -> WireResponse:
-        """Post a request and read its whole answer, whatever its status."""
-        async with self._answer("POST", request, limits, admitted) as answer:
-            return await _whole(answer)
+        """Send a POST request and return its whole response, whatever its status."""
+        async with self._send("POST", request, limits, admitted) as response:
+            return await _read_all(response)
 
     def stream(
         self, request: WireRequest, limits: Timeouts, admitted: Admitted = unheard
-    ) -> AbstractAsyncContextManager[Streamed]:
-        """Post a request and read its answer as it comes; leaving early closes the connection."""
-        return self._answer("POST", request, limits, admitted)
+    ) -> AbstractAsyncContextManager[StreamedResponse]:
+        """Send a POST request and stream its response; leaving early closes the connection."""
+        return self._send("POST", request, limits, admitted)
 
     async def fetch(self, url: str, headers: tuple[tuple[str, str | Secret], ...], limits: Timeouts) -> WireResponse:
-        """Get what is at a URL."""
+        """Send a GET request and return its whole response."""
         request = WireRequest(url=url, headers=headers, body=b"")
-        async with self._answer("GET", request, limits) as answer:
-            return await _whole(answer)
+        async with self._send("GET", request, limits) as response:
+            return await _read_all(response)
 
     @asynccontextmanager
     async def scope(self) -> AsyncGenerator[None]:
-        """Keep connections of this event loop for the next call, until the scope ends."""
-        async with self._pools.held():
+        """Keep the connections of this event loop open between calls, until the scope ends."""
+        async with self._pools.hold():
             yield
 
     async def aclose(self) -> None:
-        """Take no more calls; those under way end as they would. Closing twice is fine."""
+        """Reject new calls; calls in flight finish. Closing twice is fine."""
         self._closed = True
         await self._pools.aclose()
 
     @asynccontextmanager
-    async def _answer(
+    async def _send(
         self, method: Method, wire: WireRequest, limits: Timeouts, admitted: Admitted = unheard
-    ) -> AsyncGenerator[Streamed]:
+    ) -> AsyncGenerator[StreamedResponse]:
         self._require_open()
-        request = outgoing(method, wire, limits)
+        request = build_request(method, wire, limits)
         if not is_successful(request):
             raise TransportFault(request.failure())
-        async with self._pools.held() as pools, pools.place() as place:
-            self._require_open()  # it may have been closed while this call stood in the queue
+        to_error = functools.partial(map_exception, request=wire, limits=limits)
+        async with self._pools.hold() as pool, pool.slot() as slot:
+            self._require_open()  # it may have been closed while this call was queued
             admitted()
-            explain = _Explain(wire, limits)
-            response = await _response(pools, place, request.unwrap(), explain)
-            headers = _lowered(response.headers.raw)
-            body = Body(
-                _stream(response), Decoder(headers.get("content-encoding", "").lower(), self.max_stream_bytes), explain
-            )
+            response = await _send_fresh(pool, slot, request.unwrap(), to_error)
+            headers = _merged_headers(response.headers.raw)
+            decoder = Decoder(headers.get("content-encoding", "").lower(), self.max_stream_bytes)
+            body = Body(_stream(response), decoder, to_error)
             try:
-                yield Streamed(response.status_code, headers, datetime.now(UTC), body, self.max_bytes)
+                yield StreamedResponse(response.status_code, headers, datetime.now(UTC), body, self.max_bytes)
             finally:
                 await body.aclose()
 
@@ -232,66 +225,56 @@ class Transport:
 
 
 @final
-@frozen
-class _Explain:
-    """What an exception of the wire means for one request."""
-
-    wire: WireRequest
-    limits: Timeouts
-
-    def __call__(self, problem: WireProblem, begun: bool) -> LLMError:
-        return fault_of(problem, self.wire, self.limits, begun=begun)
-
-
-@final
 @define(eq=False)
 class _Trace:
-    """What the pool tells of a call's connection: that it is being made, and that it is an old one."""
+    """The pool's trace of a call: whether its connection is being made, and whether it was kept from earlier."""
 
     connecting: bool = False
-    kept: bool = False
-    fresh: bool = False
+    reused: bool = False
+    _connected: bool = False
 
     async def __call__(self, event: str, _: Mapping[str, object]) -> None:
         if event == "connection.connect_tcp.started":
-            self.connecting = self.fresh = True
+            self.connecting = self._connected = True
         elif event == "http11.send_request_headers.started":
-            self.connecting, self.kept = False, not self.fresh
+            self.connecting, self.reused = False, not self._connected
 
 
 @final
 @frozen
-class _Lost:
-    """A request without an answer; ``stale`` says that its connection was an old one, closed before any byte."""
+class _SendFailure:
+    """A request without a response; ``stale`` means that the server had closed its reused connection before."""
 
     error: LLMError
     stale: bool
 
 
-async def _response(pools: Pools, place: Place, request: httpx.Request, explain: _Explain) -> httpx.Response:
-    """Send a request; when the server had closed the kept connection meanwhile, once more on a new one."""
-    answer = await _sent(pools, place, request, explain)
-    if isinstance(answer, _Lost) and answer.stale:
-        await pools.renew(place)
-        answer = await _sent(pools, place, request, explain)
-    if isinstance(answer, _Lost):
-        raise TransportFault(answer.error)
-    return answer
+async def _send_fresh(pool: ShardedPool, slot: Slot, request: httpx.Request, to_error: ToError) -> httpx.Response:
+    """Send a request; if its reused connection turns out to be closed, send it once more on a new one."""
+    response = await _try_send(pool, slot, request, to_error)
+    if isinstance(response, _SendFailure) and response.stale:
+        await pool.renew(slot)
+        response = await _try_send(pool, slot, request, to_error)
+    if isinstance(response, _SendFailure):
+        raise TransportFault(response.error)
+    return response
 
 
-async def _sent(pools: Pools, place: Place, request: httpx.Request, explain: _Explain) -> httpx.Response | _Lost:
+async def _try_send(
+    pool: ShardedPool, slot: Slot, request: httpx.Request, to_error: ToError
+) -> httpx.Response | _SendFailure:
     request.extensions["trace"] = trace = _Trace()
     try:
-        return await place.pool.handle_async_request(request)
+        return await slot.pool.handle_async_request(request)
     except WIRE_PROBLEMS as problem:
         trace.connecting = False
-        return _Lost(explain(problem, False), trace.kept and _unanswered(problem))
+        return _SendFailure(to_error(problem, False), trace.reused and _is_unanswered(problem))
     finally:
-        if trace.connecting:  # cancelled: httpcore may keep a connection that it never uses nor closes
-            pools.retire(place)
+        if trace.connecting:  # cancelled: httpcore may keep a connection that it neither uses nor closes
+            pool.retire(slot)
 
 
-def _unanswered(problem: WireProblem) -> bool:
+def _is_unanswered(problem: WireProblem) -> bool:
     match problem:
         case httpx.ReadError() | httpx.WriteError():
             return True
@@ -304,17 +287,17 @@ def _unanswered(problem: WireProblem) -> bool:
 def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
     if isinstance(response.stream, httpx.AsyncByteStream):
         return response.stream
-    msg = f"the pool gave a stream that cannot be awaited: {type(response.stream).__name__}"
+    msg = f"the pool returned a stream that cannot be awaited: {type(response.stream).__name__}"
     raise TypeError(msg)
 
 
-async def _whole(answer: Streamed) -> WireResponse:
-    body = await answer.read()
-    return WireResponse(status=answer.status, headers=answer.headers, body=body, received=answer.received)
+async def _read_all(response: StreamedResponse) -> WireResponse:
+    body = await response.read()
+    return WireResponse(status=response.status, headers=response.headers, body=body, received=response.received)
 
 
-def _lowered(raw: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
-    """Read header lines: the same name twice is one list."""
+def _merged_headers(raw: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
+    """Decode header lines; the values of a repeated name are joined by commas."""
     headers: dict[str, str] = {}
     for key, value in raw:
         name, text = key.decode("latin-1").lower(), value.decode("latin-1")

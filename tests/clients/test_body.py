@@ -30,8 +30,8 @@ def bare_deflate(data: bytes) -> bytes:
 
 def decoded(encoding: str, chunks: list[bytes], cap: int = 2**20) -> tuple[bytes, LLMError | None]:
     decoder = Decoder(encoding, cap)
-    whole = b"".join(piece for chunk in chunks for piece in decoder.pieces(chunk))
-    return whole, decoder.unfinished()
+    whole = b"".join(piece for chunk in chunks for piece in decoder.decode(chunk))
+    return whole, decoder.finish()
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:

@@ -475,7 +475,7 @@ PROGRAM = """
 import ctypes, os, signal, sys, anyio
 from pathlib import Path
 from llm_effects.clients.local_engine import Engine
-from tests.test_engines import LONG, ask, ignore, target_at
+from tests.clients.test_local_engine import LONG, ask, ignore, target_at
 
 handler_of = ctypes.pythonapi.PyOS_getsig
 handler_of.restype = ctypes.c_void_p
