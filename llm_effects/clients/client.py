@@ -1,7 +1,7 @@
-"""The live edge: from a call to bytes and back, over HTTP or to the model in this process."""
+"""The live clients: every configured model, over HTTP or in this process."""
 
-from collections.abc import Mapping
-from typing import ClassVar, final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import ClassVar, TypeVar, final
 
 from attrs import define, field
 from returns.future import FutureResult
@@ -16,17 +16,20 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import Call
 from llm_effects.providers.registry import target_of
+from llm_effects.providers.target import Target
 from llm_effects.values.errors import LLMError
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.responses import LLMResponse, Vectors
+
+_T = TypeVar("_T")
 
 
 @final
 @define(kw_only=True)
 class LiveClients:
-    """Every configured model. ``engines`` are those of the models that run in this process, by name.
+    """The clients of every configured model; ``engines`` are those of the in-process models, by name.
 
-    ``keeps_time`` says that each attempt is ended in its time here, counted from when it has left the queue.
+    ``keeps_time`` means that the time-out of an attempt is enforced here, starting when it leaves the queue.
     """
 
     keeps_time: ClassVar[bool] = True
@@ -36,48 +39,50 @@ class LiveClients:
     engines: Mapping[str, Engine] = field(factory=dict[str, Engine])
 
     def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
-        """Ask ``call.model`` once; events go to ``call.sink`` where there is one."""
-        return FutureResult(self._complete(call))
+        """Send ``call`` to its model once; events go to ``call.sink``, if there is one."""
+
+        async def complete_at(target: Target) -> Result[LLMResponse, LLMError]:
+            engine = self.engines.get(call.model)
+            if engine is not None:
+                return await ask_engine(engine, target, call)
+            return await ask_server(self.transport, target, call)
+
+        return FutureResult(_at(call.model, self.config.models[call.model], complete_at))
 
     def embed(self, call: Call, texts: tuple[str, ...], dimensions: int | None) -> FutureResult[Vectors, LLMError]:
-        """Ask ``call.model`` once for a vector of each text, of so many numbers where that is said."""
-        return FutureResult(self._embed(call, texts, dimensions))
+        """Ask the model of ``call`` once for a vector of each text, of ``dimensions`` numbers if given."""
+
+        async def embed_at(target: Target) -> Result[Vectors, LLMError]:
+            engine = self.engines.get(call.model)
+            if engine is not None:
+                return await embed_in_engine(engine, target, call, texts, dimensions)
+            return await embed_at_server(self.transport, target, call, texts, dimensions)
+
+        return FutureResult(_at(call.model, self.config.models[call.model], embed_at))
 
     def probe(self, name: str, model: ModelConfig) -> FutureResult[ModelHealth, LLMError]:
-        """See how a model is without asking it anything."""
-        return FutureResult(self._probe(name, model))
+        """Check the health of a model without sending it a prompt."""
+
+        async def probe_at(target: Target) -> Result[ModelHealth, LLMError]:
+            if target.preset.wire != "llama":
+                return await probe_server(self.transport, target)
+            engine = self.engines.get(name)
+            if engine is None or engine.target != target:  # the name may mean another model than the configured one
+                engine = Engine(target)
+            return await probe_engine(engine, target)
+
+        return FutureResult(_at(name, model, probe_at))
 
     async def aclose(self) -> None:
-        """Close every connection and free the models in this process; closing twice is fine."""
+        """Close every connection and free the in-process models; closing twice is fine."""
         for engine in self.engines.values():
             engine.close()
         await self.transport.aclose()
 
-    async def _complete(self, call: Call) -> Result[LLMResponse, LLMError]:
-        target = target_of(call.model, self.config.models[call.model])
-        if not is_successful(target):
-            return Failure(target.failure())
-        engine = self.engines.get(call.model)
-        if engine is not None:
-            return await ask_engine(engine, target.unwrap(), call)
-        return await ask_server(self.transport, target.unwrap(), call)
 
-    async def _embed(self, call: Call, texts: tuple[str, ...], dimensions: int | None) -> Result[Vectors, LLMError]:
-        target = target_of(call.model, self.config.models[call.model])
-        if not is_successful(target):
-            return Failure(target.failure())
-        engine = self.engines.get(call.model)
-        if engine is not None:
-            return await embed_in_engine(engine, target.unwrap(), call, texts, dimensions)
-        return await embed_at_server(self.transport, target.unwrap(), call, texts, dimensions)
-
-    async def _probe(self, name: str, model: ModelConfig) -> Result[ModelHealth, LLMError]:
-        target = target_of(name, model)
-        if not is_successful(target):
-            return Failure(target.failure())
-        ready, engine = target.unwrap(), self.engines.get(name)
-        if ready.preset.wire != "llama":
-            return await probe_server(self.transport, ready)
-        if engine is None or engine.target != ready:  # the name may mean another model than the configured one
-            engine = Engine(ready)
-        return await probe_engine(engine, ready)
+async def _at(
+    name: str, model: ModelConfig, work: Callable[[Target], Awaitable[Result[_T, LLMError]]]
+) -> Result[_T, LLMError]:
+    """Do some work with the target of a model, unless the model is misconfigured."""
+    target = target_of(name, model)
+    return await work(target.unwrap()) if is_successful(target) else Failure(target.failure())

@@ -1,4 +1,7 @@
-"""Seeing how a model is: one request to its server, or one look at the engine."""
+"""Health checks: one request to a model's server, or a look at the in-process engine.
+
+Reachable and ready are different answers: a server without a loaded model is reachable, but not ready.
+"""
 
 from typing import Final
 
@@ -22,19 +25,77 @@ from llm_effects.values.errors import ConfigurationError, LLMError, describe
 from llm_effects.values.records import ModelHealth
 
 PROBE_SECONDS: Final = 5.0
-"""How long a server may take to say how it is."""
+"""Seconds that a server may take to answer a health check."""
+
+
+def check_health() -> Effect[tuple[ModelHealth, ...]]:
+    """Check every configured model concurrently; return them in the order of the configuration.
+
+    A model that is down is not a failure.
+
+    >>> import anyio
+    >>> from llm_effects import run, scripted_env
+    >>> [health.ready for health in anyio.run(run, check_health(), scripted_env()).unwrap()]
+    [True]
+    """
+
+    async def perform(env: LLMEnv) -> Result[tuple[ModelHealth, ...], LLMError]:
+        health: dict[str, ModelHealth] = {}
+
+        async def probe(name: str, model: ModelConfig) -> None:
+            health[name] = await _probe(env, name, model)
+
+        async with anyio.create_task_group() as group:
+            for name, model in env.config.models.items():
+                group.start_soon(probe, name, model)
+        return Success(tuple(health[name] for name in env.config.models))
+
+    return effect(perform)
+
+
+def check_local_model_health(endpoint: str) -> Effect[ModelHealth]:
+    """Check the local server at ``endpoint``, such as ``http://localhost:1234/v1``, configured or not.
+
+    It is probed as an LM Studio, then as any server that lists its models; such a list does not tell what is ready.
+
+    >>> import anyio
+    >>> from llm_effects import run, scripted_env
+    >>> anyio.run(run, check_local_model_health("http://localhost:1234/v1"), scripted_env()).unwrap().reachable
+    True
+    """
+
+    async def perform(env: LLMEnv) -> Result[ModelHealth, LLMError]:
+        probed = await result_of(env.clients.probe("local", ModelConfig(provider="lm-studio", endpoint=endpoint)))
+        return probed.alt(_without_name)
+
+    return effect(perform)
+
+
+def _without_name(error: LLMError) -> LLMError:
+    """Remove the model name from an error: the endpoint is in no configuration."""
+    if not isinstance(error, ConfigurationError):
+        return error
+    return evolve(error, model=None, message=error.message.removeprefix("models.local."))
+
+
+async def _probe(env: LLMEnv, name: str, model: ModelConfig) -> ModelHealth:
+    result = await result_of(env.clients.probe(name, model))
+    if is_successful(result):
+        return result.unwrap()
+    # Without the endpoint, which may be the wrong value, and may hold a password.
+    return ModelHealth(model=name, provider=model.provider, message=describe(result.failure()))
 
 
 async def probe_server(transport: Transport, target: Target) -> Result[ModelHealth, LLMError]:
-    """Ask a server how it is; what is missing is said in ``message``."""
+    """Check a server; ``message`` tells what is missing."""
     started = anyio.current_time()
     health = _health(target, message=f"no answer within {PROBE_SECONDS:g} seconds")
     with anyio.move_on_after(PROBE_SECONDS):
-        health = await _ask(transport, target)
+        health = await _probe_in_order(transport, target)
     return Success(evolve(health, latency_ms=(anyio.current_time() - started) * 1000))
 
 
-async def _ask(transport: Transport, target: Target) -> ModelHealth:
+async def _probe_in_order(transport: Transport, target: Target) -> ModelHealth:
     response = WireResponse(status=0)
     for probe in probes_of(target):
         try:
@@ -43,8 +104,8 @@ async def _ask(transport: Transport, target: Target) -> ModelHealth:
             return _health(target, message=describe(evolve(fault.error, model=target.name)))
         reading = read(probe, response, target.wire_model)
         if reading is not None:
-            return _told(target, reading)
-    return _health(target, reachable=True, message=_why_not(target, response))
+            return _health_from(target, reading)
+    return _health(target, reachable=True, message=_reason(target, response))
 
 
 async def _fetch(transport: Transport, target: Target, path: str) -> WireResponse:
@@ -54,13 +115,13 @@ async def _fetch(transport: Transport, target: Target, path: str) -> WireRespons
     return await transport.fetch(root_of(target.endpoint) + path, (*fixed, *own), limits)
 
 
-def _why_not(target: Target, response: WireResponse) -> str:
+def _reason(target: Target, response: WireResponse) -> str:
     if 200 <= response.status < 300:
         return f"what answers at {target.endpoint} is not a model server: check the endpoint"
     return describe(provider_of(target).classify(target, response))
 
 
-def _told(target: Target, reading: Readiness) -> ModelHealth:
+def _health_from(target: Target, reading: Reading) -> ModelHealth:
     return evolve(
         _health(target, reachable=True, message=reading.message),
         ready=reading.ready,
@@ -80,7 +141,7 @@ def _health(target: Target, *, reachable: bool = False, message: str = "") -> Mo
 
 
 async def probe_engine(engine: Engine, target: Target) -> Result[ModelHealth, LLMError]:
-    """Look whether the in-process model would answer; it is not loaded for that."""
+    """Check the in-process model without loading it."""
     started = anyio.current_time()
     checked = await anyio.to_thread.run_sync(engine.check)
     ready = engine.loaded or is_successful(checked)
@@ -96,62 +157,3 @@ async def probe_engine(engine: Engine, target: Target) -> Result[ModelHealth, LL
         message="" if ready else describe(checked.failure()),
     )
     return Success(health)
-
-
-# How the models are: reachable and ready are different answers.
-
-
-def check_health() -> Effect[tuple[ModelHealth, ...]]:
-    """Probe every configured model at once, in the order of the configuration. A model that is down is an answer.
-
-    >>> import anyio
-    >>> from llm_effects import run, scripted_env
-    >>> [health.ready for health in anyio.run(run, check_health(), scripted_env()).unwrap()]
-    [True]
-    """
-
-    async def perform(env: LLMEnv) -> Result[tuple[ModelHealth, ...], LLMError]:
-        found: dict[str, ModelHealth] = {}
-
-        async def look(name: str, model: ModelConfig) -> None:
-            found[name] = await _probe(env, name, model)
-
-        async with anyio.create_task_group() as group:
-            for name, model in env.config.models.items():
-                group.start_soon(look, name, model)
-        return Success(tuple(found[name] for name in env.config.models))
-
-    return effect(perform)
-
-
-def check_local_model_health(endpoint: str) -> Effect[ModelHealth]:
-    """Probe the local server at ``endpoint``, such as ``http://localhost:1234/v1``, configured or not.
-
-    It is taken for an LM Studio, then for any server that lists its models, which does not say what is ready.
-
-    >>> import anyio
-    >>> from llm_effects import run, scripted_env
-    >>> anyio.run(run, check_local_model_health("http://localhost:1234/v1"), scripted_env()).unwrap().reachable
-    True
-    """
-
-    async def perform(env: LLMEnv) -> Result[ModelHealth, LLMError]:
-        probed = await result_of(env.clients.probe("local", ModelConfig(provider="lm-studio", endpoint=endpoint)))
-        return probed.alt(_of_the_endpoint)
-
-    return effect(perform)
-
-
-def _of_the_endpoint(error: LLMError) -> LLMError:
-    """Speak of what the caller gave: the endpoint is in no configuration."""
-    if not isinstance(error, ConfigurationError):
-        return error
-    return evolve(error, model=None, message=error.message.removeprefix("models.local."))
-
-
-async def _probe(env: LLMEnv, name: str, model: ModelConfig) -> ModelHealth:
-    result = await result_of(env.clients.probe(name, model))
-    if is_successful(result):
-        return result.unwrap()
-    # without the endpoint, which may be what is wrong, and hold a password
-    return ModelHealth(model=name, provider=model.provider, message=describe(result.failure()))

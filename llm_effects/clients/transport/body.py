@@ -132,7 +132,7 @@ class Body:
         return piece
 
     async def aclose(self) -> None:
-        """Return the connection to its pool if the body was read to its end; otherwise close it, even when cancelled."""
+        """Keep the connection if the body was read to its end; otherwise close it, even when cancelled."""
         with anyio.move_on_after(CLOSING_S, shield=True):
             await self._stream.aclose()
         if self._suspended:
@@ -149,7 +149,7 @@ class Body:
         else:
             self._suspended = self._started = True
             return chunk
-        # Raised outside of the handlers: the wire's exception holds the request with its key, and must not be the context.
+        # Outside of the handlers: the wire's exception holds the request with its key, and must not become the context.
         if fault is not None:
             raise TransportFault(fault)
         raise StopAsyncIteration
