@@ -27,7 +27,7 @@ from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry
 from llm_effects.pipeline import generate, open_stream, stream
 from llm_effects.providers.registry import target_of
 from llm_effects.routing.candidates import RoutingContext, RoutingDecision
-from llm_effects.routing.model_registry import is_here, price_list, ready_targets
+from llm_effects.routing.model_registry import is_on_this_machine, price_list, ready_targets
 from llm_effects.routing.prices import PriceList, not_listed
 from llm_effects.routing.router import route
 from llm_effects.stores.conversations.memory import MemoryConversations
@@ -339,7 +339,7 @@ def create_default_local_client(environ: Mapping[str, str] | None = None) -> LLM
 def _only_local(config: LLMConfig) -> LLMConfig:
     """Keep the models of this machine, and those that are wrongly configured, to be told."""
     made = {name: target_of(name, model) for name, model in config.models.items()}
-    kept = {name for name, target in made.items() if not is_successful(target) or is_here(target.unwrap())}
+    kept = {name for name, target in made.items() if not is_successful(target) or is_on_this_machine(target.unwrap())}
     return evolve(config, models={name: model for name, model in config.models.items() if name in kept})
 
 

@@ -265,7 +265,7 @@ async def test_a_model_that_embeds_is_not_asked_for_answers() -> None:
     env, model = env_of("because")
     assert (await run(generate(LLMRequest(prompt="why?")), env)).unwrap().model == "chat"
     refused = (await run(generate(LLMRequest(prompt="why?", model="small")), env)).failure()
-    assert "it gives embeddings, not answers" in str(refused)
+    assert "it returns embeddings, not answers" in str(refused)
     assert len(model.calls) == 1
 
 

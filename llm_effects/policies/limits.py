@@ -19,7 +19,7 @@ from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.quotas import ActualUsage, Allowance, Demand, Permit, Quota, RateLimits, quota_of
-from llm_effects.routing.candidates import EXPECTED_ANSWER
+from llm_effects.routing.candidates import EXPECTED_ANSWER_TOKENS
 from llm_effects.values.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -55,7 +55,7 @@ def expected_usage(call: Call, env: LLMEnv) -> Usage:
     prompt = call.turn.tokens if call.turn is not None else None
     if prompt is None:
         prompt = ceil(env.tokens.estimate(call.request) * env.tokens.ratio(call.model))
-    longest = call.request.preferences.max_tokens or env.config.models[call.model].max_tokens or EXPECTED_ANSWER
+    longest = call.request.preferences.max_tokens or env.config.models[call.model].max_tokens or EXPECTED_ANSWER_TOKENS
     return Usage(input_tokens=prompt, output_tokens=longest)
 
 

@@ -14,7 +14,7 @@ from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import target_of
 from llm_effects.routing.candidates import RoutingContext
-from llm_effects.routing.router import Ranked, left_after, order
+from llm_effects.routing.router import Ranked, fallbacks_after, order
 from llm_effects.values.errors import Fallback, LLMError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
 from llm_effects.values.messages import Message, Text
@@ -46,7 +46,7 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
         call.history.note(result.failure())
         if attempt.committed and call.request.recovery is Recovery.FAIL:
             return result
-        left = left_after(result.failure(), chosen, rest, call.request.allow)
+        left = fallbacks_after(result.failure(), chosen, rest, call.request.allow)
         if not left or len(call.history.attempts) >= env.config.routing.max_attempts:
             return Failure(_final(result.failure(), call))
         chosen, *rest = left
@@ -89,7 +89,7 @@ def routing_context(
         now=anyio.current_time(),
         at=env.now(),
         streamed=streamed,
-        opened=env.limits.opened(),
+        open_until=env.limits.opened(),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a routing decision is made of, and the decision: values that show every number."""
+"""Routing decisions as values, and the filter that excludes models which cannot take a request."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,111 +18,45 @@ from llm_effects.values.records import Statistics
 from llm_effects.values.requests import LLMRequest, TaskType
 from llm_effects.values.responses import Cost
 
-# Which models can take a request at all: what is not known of a model passes.
-
-
-@final
-@frozen
-class Excluded:
-    """A configured model that may not answer, and why."""
-
-    model: str
-    reason: str
-
-
-@final
-@frozen
-class Filtered:
-    """Who may answer a request, in the order of the configuration, and who may not."""
-
-    suited: tuple[Target, ...]
-    excluded: tuple[Excluded, ...]
-
-
-@final
-@frozen
-class Needs:
-    """What a request asks of a model: its prompt of so many tokens, and what is ``shown`` beside text."""
-
-    request: LLMRequest
-    tokens: int
-    shown: tuple[Image | Document, ...]
-
-
-def needs_of(request: LLMRequest, tokens: int) -> Needs:
-    """Look a request through once, for however many models there are."""
-    parts = (part for message in request.messages for part in message.parts)  # a mere prompt shows nothing
-    return Needs(request, tokens, tuple(part for part in parts if isinstance(part, Image | Document)))
-
-
-def filter_candidates(request: LLMRequest, targets: tuple[Target, ...], tokens: int) -> Result[Filtered, LLMError]:
-    """Tell the models that can take a request of so many tokens from the others; an error where there is none."""
-    needs = needs_of(request, tokens)
-    reasons = [(target, unsuited(needs, target)) for target in targets]
-    suited = tuple(target for target, reason in reasons if not reason)
-    excluded = tuple(Excluded(target.name, reason) for target, reason in reasons if reason)
-    return Success(Filtered(suited, excluded)) if suited else Failure(nobody(needs, targets, excluded))
-
-
-def unsuited(needs: Needs, target: Target) -> str:
-    """Say why a model cannot take a request, or nothing; what is not known of it passes."""
-    request, can = needs.request, target.capabilities
-    if request.model is not None and request.model not in {target.name, target.wire_model}:
-        return f"the request is pinned to {request.model!r}"
-    if can.embeddings:
-        return "it gives embeddings, not answers"
-    needed = needs.tokens + (request.preferences.max_tokens or 0)
-    if can.context_length is not None and needed > can.context_length:
-        return f"about {needed} tokens do not fit its window of {can.context_length}"
-    if request.tools and can.tools is False:
-        return "it does not take tools"
-    hidden = next(filter(None, (unsupported_media(target, part) for part in needs.shown)), "") if needs.shown else ""
-    if hidden or request.response_schema is None:
-        return hidden
-    if can.schema is False:
-        return "it does not take a response schema"
-    return schema_problem(target, request.response_schema)
-
-
-def nobody(needs: Needs, targets: tuple[Target, ...], excluded: tuple[Excluded, ...]) -> LLMError:
-    """Say why nobody can take a request: no such model, a window too small for all, or else each reason."""
-    request = needs.request
-    names = [target.name for target in targets]
-    asked = [target for target in targets if request.model in {None, target.name, target.wire_model}]
-    if not asked:
-        remedy = f"model: {request.model!r} is not configured; configured are {', '.join(names)}"
-        return InvalidRequest(message=remedy, request=request)
-    reasons = "; ".join(
-        f"{each.model}: {each.reason}" for each in excluded if each.model in {one.name for one in asked}
-    )
-    roomier = [target for target in asked if not unsuited(needs, _with_any_window(target))]
-    if roomier:
-        limit = max(target.capabilities.context_length or 0 for target in roomier)
-        return ContextTooLarge(token_count=needs.tokens, limit=limit, message=reasons)
-    return InvalidRequest(message=f"no configured model can take this request: {reasons}", request=request)
-
-
-def _with_any_window(target: Target) -> Target:
-    return evolve(target, capabilities=evolve(target.capabilities, context_length=None))
-
-
-EXPECTED_ANSWER: Final = 512
-"""Tokens of an answer when nobody says, for comparing costs."""
+EXPECTED_ANSWER_TOKENS: Final = 512
+"""Tokens of an answer without ``max_tokens``, for cost estimates."""
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @final
 @frozen(kw_only=True)
-class Candidate:
-    """A model that may answer, with what its place was decided by. A lower ``score`` is asked earlier.
+class RoutingContext:
+    """The inputs of a decision besides the request and the configuration.
 
-    Times are milliseconds: expected of a whole answer, of the first content of a stream, and of an attempt that fails;
-    ``None`` where none is known. ``error_rate`` and ``confidence`` (from 0 to 1) are of what ``attempts`` attempts
-    told, faded by the time since; ``calls_since`` counts the calls that were routed since, to whatever model. The cost
-    is this request's estimate, by the price of ``price_source``. ``context_length`` is tokens. A model that is
-    ``cooled_down`` asked for a pause of ``parked_s`` seconds more; one that is ``open`` is left alone by its breaker, for
-    ``open_s`` seconds more.
+    ``tokens`` is the estimate of the prompt, ``last_model`` the model that its conversation used last, ``calls`` the
+    number of calls routed before, and ``drawn`` a number from 0 up to 1 that decides about exploring. ``open_until``
+    tells until when circuit breakers are open; like ``Statistics.cooldown_until`` it is on the clock of ``now``. ``at``
+    is the date, for prices and for the decay of statistics.
+    """
+
+    statistics: Mapping[str, Statistics]
+    prices: Prices
+    tokens: int = 0
+    last_model: str | None = None
+    calls: int = 0
+    drawn: float = 0.0
+    now: float = 0.0
+    at: datetime = EPOCH
+    streamed: bool = False
+    open_until: Mapping[str, float] = field(factory=dict[str, float])
+
+
+@final
+@frozen(kw_only=True)
+class Candidate:
+    """A model that may answer, with the numbers that decided its rank; a lower ``score`` is asked earlier.
+
+    Times are expected milliseconds of a whole answer, of the first content of a stream, and of a failed attempt;
+    ``None`` if unknown. ``error_rate`` and ``confidence`` (from 0 to 1) come from ``attempts`` attempts and decay with
+    time; ``calls_since`` counts the calls routed since then, to any model. ``estimated_cost`` is for this request, at
+    the price of ``price_source``. ``context_length`` is tokens. A ``cooled_down`` model asked for a pause that lasts
+    ``cooldown_s`` more seconds; the circuit breaker of an ``open`` model stays open for ``open_s`` more seconds.
     """
 
     model: str
@@ -140,28 +74,37 @@ class Candidate:
     attempts: int = 0
     calls_since: int = 0
     context_length: int | None = None
-    parked_s: float = 0.0
+    cooldown_s: float = 0.0
     open_s: float = 0.0
     last_resort: bool = field(default=False, repr=False)
 
     @property
     def cooled_down(self) -> bool:
         """Whether the model asked for a pause that is not over."""
-        return self.parked_s > 0
+        return self.cooldown_s > 0
 
     @property
     def open(self) -> bool:
-        """Whether its breaker leaves the model alone."""
+        """Whether the circuit breaker of the model is open."""
         return self.open_s > 0
+
+
+@final
+@frozen
+class Excluded:
+    """A configured model that cannot take a request, and the reason."""
+
+    model: str
+    reason: str
 
 
 @final
 @frozen(kw_only=True)
 class RoutingDecision:
-    """The candidates in the order in which they are asked, and the models left out.
+    """The candidates in the order in which they are asked, and the excluded models.
 
-    ``drawn`` is the number that decided whether this call is ``exploring``: whether it asks first who may have become
-    better since it was last heard of.
+    ``drawn`` is the number that decided whether this call is ``exploring``: whether it first asks a model that may have
+    improved since its last attempt.
     """
 
     task_type: TaskType
@@ -173,24 +116,76 @@ class RoutingDecision:
     streamed: bool = False
 
 
+# The filter: an unknown capability passes.
+
+
 @final
-@frozen(kw_only=True)
-class RoutingContext:
-    """What a decision is made of besides the request and the configuration.
+@frozen
+class Filtered:
+    """The models that can take a request, in the order of the configuration, and the excluded ones."""
 
-    ``tokens`` is the estimate of the prompt, ``last_model`` the one a conversation used last, ``calls`` how many were
-    routed before, ``drawn`` a number from 0 up to 1 that decides about exploring. ``opened`` tells until when breakers
-    leave models alone: like ``Statistics.cooldown_until`` a time on the clock of ``now``. ``at`` is the date, for prices
-    and for fading.
-    """
+    candidates: tuple[Target, ...]
+    excluded: tuple[Excluded, ...]
 
-    statistics: Mapping[str, Statistics]
-    prices: Prices
-    tokens: int = 0
-    last_model: str | None = None
-    calls: int = 0
-    drawn: float = 0.0
-    now: float = 0.0
-    at: datetime = EPOCH
-    streamed: bool = False
-    opened: Mapping[str, float] = field(factory=dict[str, float])
+
+@final
+@frozen
+class _Requirements:
+    """What a request requires of a model: a window for ``tokens``, and support for its ``attachments``."""
+
+    request: LLMRequest
+    tokens: int
+    attachments: tuple[Image | Document, ...]
+
+
+def _requirements_of(request: LLMRequest, tokens: int) -> _Requirements:
+    parts = (part for message in request.messages for part in message.parts)  # a bare prompt has no attachments
+    return _Requirements(request, tokens, tuple(part for part in parts if isinstance(part, Image | Document)))
+
+
+def filter_candidates(request: LLMRequest, targets: tuple[Target, ...], tokens: int) -> Result[Filtered, LLMError]:
+    """Separate the models that can take a request of ``tokens`` tokens from the others; fail if there is none."""
+    requirements = _requirements_of(request, tokens)
+    reasons = [(target, _exclusion_reason(requirements, target)) for target in targets]
+    candidates = tuple(target for target, reason in reasons if not reason)
+    excluded = tuple(Excluded(target.name, reason) for target, reason in reasons if reason)
+    return Success(Filtered(candidates, excluded)) if candidates else Failure(_no_candidate(requirements, reasons))
+
+
+def _exclusion_reason(requirements: _Requirements, target: Target) -> str:
+    """Return why a model cannot take a request, or an empty string."""
+    request, can = requirements.request, target.capabilities
+    if request.model is not None and request.model not in {target.name, target.wire_model}:
+        return f"the request is pinned to {request.model!r}"
+    if can.embeddings:
+        return "it returns embeddings, not answers"
+    needed = requirements.tokens + (request.preferences.max_tokens or 0)
+    if can.context_length is not None and needed > can.context_length:
+        return f"about {needed} tokens do not fit its window of {can.context_length}"
+    if request.tools and can.tools is False:
+        return "it does not support tools"
+    attachments = requirements.attachments
+    unsupported = next(filter(None, (unshowable(target, each) for each in attachments)), "") if attachments else ""
+    if unsupported or request.response_schema is None:
+        return unsupported
+    return "it does not support a response schema" if can.schema is False else misfit(target, request.response_schema)
+
+
+def _no_candidate(requirements: _Requirements, reasons: list[tuple[Target, str]]) -> LLMError:
+    """Return the error of a request without candidates: unknown model, window too small, or every reason."""
+    request = requirements.request
+    matching = [(each, reason) for each, reason in reasons if request.model in {None, each.name, each.wire_model}]
+    if not matching:
+        names = ", ".join(target.name for target, _ in reasons)
+        message = f"model: {request.model!r} is not configured; configured are {names}"
+        return InvalidRequest(message=message, request=request)
+    explanation = "; ".join(f"{target.name}: {reason}" for target, reason in matching)
+    too_small = [each for each, _ in matching if not _exclusion_reason(requirements, _without_window(each))]
+    if too_small:
+        limit = max(target.capabilities.context_length or 0 for target in too_small)
+        return ContextTooLarge(token_count=requirements.tokens, limit=limit, message=explanation)
+    return InvalidRequest(message=f"no configured model can take this request: {explanation}", request=request)
+
+
+def _without_window(target: Target) -> Target:
+    return evolve(target, capabilities=evolve(target.capabilities, context_length=None))

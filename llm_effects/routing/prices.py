@@ -1,4 +1,4 @@
-"""What tokens cost: from prices by bucket to a ``Cost``."""
+"""Prices of tokens: the cost of a usage, configured prices, and the list of genai-prices."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -21,14 +21,14 @@ MILLION: Final = Decimal(1_000_000)
 
 FREE: Final = Price(input=0, output=0)
 
-Listed: TypeAlias = Callable[[str, datetime], Price | None]
-"""The price of a configured model, by its name, in a list that others keep."""
+PriceLookup: TypeAlias = Callable[[str, datetime], Price | None]
+"""A lookup of a configured model's price, by name and date, in an external price list."""
 
 
 def cost_of(price: Price | None, usage: Usage, at: datetime) -> Cost:
-    """Price some usage ``at`` a time; unknown where the price or the usage is.
+    """Return the cost of a usage ``at`` a time; unknown if the price or the usage is.
 
-    Every token is in one bucket only, so nothing is paid twice: see ``Usage``.
+    Every token is in exactly one bucket (see ``Usage``), so nothing is paid twice.
 
     >>> price, at = Price(input="2", output="10", cache_read="0.1"), datetime(2026, 11, 23, tzinfo=UTC)
     >>> str(cost_of(price, Usage(input_tokens=500_000, output_tokens=1000), at))
@@ -43,44 +43,44 @@ def cost_of(price: Price | None, usage: Usage, at: datetime) -> Cost:
     prompt = usage.prompt_tokens
     if prompt is None or usage.output_tokens is None:
         return Cost.UNKNOWN
-    return Cost(_dollars(rates_of(price, prompt, at), usage, usage.input_tokens or 0, usage.output_tokens))
+    return Cost(_total_usd(rates_of(price, prompt, at), usage, usage.input_tokens or 0, usage.output_tokens))
 
 
 def rates_of(price: Price, prompt_tokens: int, at: datetime) -> Rates:
-    """The rates of a day for a prompt of this length: the newest change, and in it the highest tier that is passed.
+    """Return the rates on a day for a prompt length: the latest price change, and its highest tier that is exceeded.
 
-    A tier holds for all tokens of the request, as OpenAI, Anthropic and Google bill long prompts.
+    A tier applies to all tokens of the request, as OpenAI, Anthropic and Google bill long prompts.
     """
     if not price.changes and not price.tiers:
         return price
     today = at.astimezone(UTC).date()
-    changed = (change for change in price.changes if change.since <= today)
-    dated = max(changed, key=lambda change: change.since, default=price)
-    passed = (tier for tier in dated.tiers if prompt_tokens > tier.above_tokens)
-    return max(passed, key=lambda tier: tier.above_tokens, default=dated)
+    effective = (change for change in price.changes if change.since <= today)
+    dated = max(effective, key=lambda change: change.since, default=price)
+    exceeded = (tier for tier in dated.tiers if prompt_tokens > tier.above_tokens)
+    return max(exceeded, key=lambda tier: tier.above_tokens, default=dated)
 
 
-def _dollars(rates: Rates, usage: Usage, fresh: int, output: int) -> Decimal:
-    thought = min(usage.reasoning_tokens, output)
+def _total_usd(rates: Rates, usage: Usage, fresh: int, output: int) -> Decimal:
+    reasoning = min(usage.reasoning_tokens, output)
     buckets = (
         (fresh, rates.input),
         (usage.cache_read_tokens, rates.input if rates.cache_read is None else rates.cache_read),
         (usage.cache_write_tokens, rates.input if rates.cache_write is None else rates.cache_write),
-        (output - thought, rates.output),
-        (thought, rates.output if rates.reasoning is None else rates.reasoning),
+        (output - reasoning, rates.output),
+        (reasoning, rates.output if rates.reasoning is None else rates.reasoning),
     )
     return sum((tokens * rate for tokens, rate in buckets if tokens), Decimal(0)) / MILLION
 
 
-def not_listed(model: str, at: datetime) -> Price | None:  # noqa: ARG001 - as every list is asked
-    """The list that has no price."""
+def not_listed(model: str, at: datetime) -> Price | None:  # noqa: ARG001 - the signature of every lookup
+    """Return no price: the empty price list."""
     return None
 
 
 @final
 @frozen
 class PriceList:
-    """Prices by configured model name: those that were given, and for the others a list that others keep.
+    """Prices by configured model name, with a fallback to an external price list.
 
     >>> at = datetime(2026, 11, 23, tzinfo=UTC)
     >>> PriceList({"mine": FREE}).cost("mine", Usage(), at), PriceList({"mine": FREE}).source("mine", at)
@@ -88,19 +88,19 @@ class PriceList:
     """
 
     prices: Mapping[str, Price] = field(factory=dict[str, Price])
-    listed: Listed = not_listed
+    listed: PriceLookup = not_listed
     list_name: str = ""
 
     def cost(self, model: str, usage: Usage, at: datetime) -> Cost:
-        """Price the usage of a configured model ``at`` a time; unknown where the price or the usage is."""
+        """Return the cost of a usage ``at`` a time; unknown if the price or the usage is."""
         return cost_of(self._price(model, at), usage, at)
 
     def load(self) -> None:
-        """Read the list that others keep, which may take some tenths of a second the first time."""
+        """Load the external price list, which takes some tenths of a second the first time."""
         self.listed("", datetime.now(UTC))
 
     def source(self, model: str, at: datetime) -> str:
-        """Say where the price of a model comes from; nothing where there is none."""
+        """Return the source of a model's price, or an empty string if there is none."""
         if model in self.prices:
             return "local" if self.prices[model] is FREE else "configuration"
         return "" if self.listed(model, at) is None else self.list_name
@@ -109,95 +109,95 @@ class PriceList:
         return self.prices[model] if model in self.prices else self.listed(model, at)
 
 
-# The price list of genai-prices (extra ``prices``), for the models without a price in the configuration.
+# The price list of genai-prices (extra ``prices``), for models without a configured price.
 #
-# A server's address says whose prices hold, so a proxy or a gateway of one's own has none. The list is the one in the
-# installed package. Nothing is fetched here; who runs that package's own ``UpdatePrices`` gets its newer list.
+# The address of the server decides whose prices apply, so a private proxy or gateway has none. The list is the one in
+# the installed package: nothing is fetched here, but a list that the package's own ``UpdatePrices`` fetched is used.
 
 
 GENAI_PRICES: Final = "genai-prices"
 
 
-def listed_prices(models: Mapping[str, tuple[str, str]]) -> Listed:
-    """Make the look-up of configured models, each by the address of its server and its name there.
+def listed_prices(models: Mapping[str, tuple[str, str]]) -> PriceLookup:
+    """Return the lookup of configured models, each given by its server address and remote name.
 
-    The package is imported by the first look-up, which takes some tenths of a second (see ``PriceList.load``); later
-    ones take microseconds.
+    The first lookup imports the package, which takes some tenths of a second (see ``PriceList.load``); later ones take
+    microseconds.
 
     >>> from datetime import UTC
-    >>> look_up = listed_prices({"mine": ("http://localhost:1234/v1", "gpt-6-luna")})
-    >>> look_up("mine", datetime(2026, 11, 23, tzinfo=UTC)) is None
+    >>> lookup = listed_prices({"mine": ("http://localhost:1234/v1", "gpt-6-luna")})
+    >>> lookup("mine", datetime(2026, 11, 23, tzinfo=UTC)) is None
     True
     """
-    return _LookUp(models) if models and find_spec("genai_prices") else not_listed
+    return _GenaiPrices(models) if models and find_spec("genai_prices") else not_listed
 
 
 @final
 @define
-class _LookUp:
-    """Finds each model and reads each price once, for as long as the package has the same list."""
+class _GenaiPrices:
+    """A lookup that finds each model and converts each price once per snapshot of the list."""
 
     models: Mapping[str, tuple[str, str]]
-    _newest: "Callable[[], DataSnapshot] | None" = None
-    _list: "DataSnapshot | None" = None
-    _found: "dict[str, ModelInfo | None]" = field(factory=dict[str, "ModelInfo | None"])
-    _read: "dict[int, Price | None]" = field(factory=dict[int, Price | None])
+    _get_snapshot: "Callable[[], DataSnapshot] | None" = None
+    _snapshot_in_use: "DataSnapshot | None" = None
+    _models_found: "dict[str, ModelInfo | None]" = field(factory=dict[str, "ModelInfo | None"])
+    _converted: "dict[int, Price | None]" = field(factory=dict[int, Price | None])
 
     def __call__(self, name: str, at: datetime) -> Price | None:
-        newest = self._snapshot()
-        if newest is not self._list:
-            self._read = {}
-            self._found = {each: _find(newest, *address) for each, address in self.models.items()}
-            self._list = newest  # last: until then another thread does the same
-        found = self._found.get(name)
-        return None if found is None else self._price(found.get_prices(at))  # which knows days, and hours of the day
+        newest = self._newest_snapshot()
+        if newest is not self._snapshot_in_use:
+            self._converted = {}
+            self._models_found = {each: _find_model(newest, *address) for each, address in self.models.items()}
+            self._snapshot_in_use = newest  # last: until then another thread does the same work
+        model = self._models_found.get(name)
+        return None if model is None else self._price(model.get_prices(at))  # prices can depend on the day and the hour
 
-    def _snapshot(self) -> "DataSnapshot":
-        if self._newest is None:
+    def _newest_snapshot(self) -> "DataSnapshot":
+        if self._get_snapshot is None:
             from genai_prices.data_snapshot import get_snapshot
 
-            self._newest = get_snapshot
-        return self._newest()
+            self._get_snapshot = get_snapshot
+        return self._get_snapshot()
 
     def _price(self, listed: "ModelPrice") -> Price | None:
-        if id(listed) not in self._read:  # the list holds its prices for as long as we hold the list
-            self._read[id(listed)] = price_of(listed)
-        return self._read[id(listed)]
+        if id(listed) not in self._converted:  # ids stay unique: the snapshot in use holds its prices
+            self._converted[id(listed)] = price_of(listed)
+        return self._converted[id(listed)]
 
 
-def _find(newest: "DataSnapshot", endpoint: str, model: str) -> "ModelInfo | None":
-    url = _plain(endpoint)
-    owner = next((each for each in newest.providers if _covers(each.api_pattern, url)), None)
+def _find_model(newest: "DataSnapshot", endpoint: str, model: str) -> "ModelInfo | None":
+    url = _normalised(endpoint)
+    owner = next((each for each in newest.providers if _matches_host(each.api_pattern, url)), None)
     return None if owner is None else owner.find_model(model, all_providers=newest.providers)
 
 
-def _plain(endpoint: str) -> str:
-    """An address as its host is compared. A path keeps no dots: no host is read out of a gateway's path."""
+def _normalised(endpoint: str) -> str:
+    """Return an address for matching hosts, without dots in its path: a gateway's path may contain a host name."""
     url = urlsplit(endpoint)
     return f"{url.scheme}://{url.hostname or ''}{url.path.replace('.', '_')}"
 
 
-def _covers(pattern: str, url: str) -> bool:
-    """Whether a pattern of the list holds for all of a host, and not only for how it begins.
+def _matches_host(pattern: str, url: str) -> bool:
+    """Return whether a pattern of the list matches a whole host, not only its beginning.
 
-    One that leaves the last label open (``api.moonshot.``) holds for any single one.
+    A pattern with an open last label (``api.moonshot.``) matches any single label.
     """
-    found = re.match(pattern, url)
-    if found is None:
+    match = re.match(pattern, url)
+    if match is None:
         return False
-    rest = url[found.end() :].partition("/")[0]
-    whole = not rest or url[found.end() - 1] == "/"
-    return whole or (url[found.end() - 1] == "." and "." not in rest)
+    rest = url[match.end() :].partition("/")[0]
+    whole = not rest or url[match.end() - 1] == "/"
+    return whole or (url[match.end() - 1] == "." and "." not in rest)
 
 
 def price_of(listed: "ModelPrice") -> Price | None:
-    """Read a price of the list, or none where it asks for more than tokens.
+    """Convert a price of the list; return ``None`` if it charges for more than tokens.
 
-    Batches and service tiers have prices of their own there, which are not read: we ask for neither.
+    The list's prices of batches and service tiers are ignored: requests use neither.
     """
     if listed.input_mtok is None or listed.requests_kcount is not None:
         return None
-    if listed.output_mtok is None and set(vars(listed)) != {"input_mtok"}:  # an embedding has no output to pay
+    if listed.output_mtok is None and set(vars(listed)) != {"input_mtok"}:  # embeddings have no output
         return None
     tiers = tuple(PriceTier(above_tokens=start, **_rates(listed, start)) for start in _starts(listed))
     return Price(**_rates(listed, 0), tiers=tiers)
@@ -227,7 +227,7 @@ def _rates(listed: "ModelPrice", start: int) -> _Buckets:
 
 
 def _rate(price: "Decimal | TieredPrices | None", start: int) -> Decimal | None:
-    """The rate of the highest tier that begins at or below ``start``."""
+    """Return the rate of the highest tier that starts at or below ``start``."""
     if isinstance(price, Decimal | None):
         return price
     return next((tier.price for tier in reversed(price.tiers) if tier.start <= start), price.base)

@@ -1,4 +1,4 @@
-"""What attempts teach about a model: moving averages that fade with every attempt and with time."""
+"""Statistics of a model: moving averages over its attempts that decay with time."""
 
 import math
 from datetime import datetime
@@ -16,75 +16,78 @@ from llm_effects.values.errors import (
 from llm_effects.values.records import Statistics
 from llm_effects.values.responses import SUCCESS, Attempt
 
-NEWEST: Final = 0.2
-"""Weight of the newest attempt in the moving averages: about the last nine count."""
+SMOOTHING: Final = 0.2
+"""Weight of the newest attempt in the moving averages: about the last nine attempts count."""
 
 HALF_LIFE_S: Final = 1800.0
-"""Seconds in which what is known loses half of its weight: after an hour without an attempt a quarter is left."""
+"""Seconds in which statistics lose half of their weight: after an hour without attempts a quarter is left."""
 
 PRIOR: Final = 0.1
-"""Weight of the belief that a model answers, against what was seen: half an attempt's."""
+"""Weight of the prior belief that a model answers, against its statistics: half of an attempt's."""
 
-BLAMED: Final = frozenset(
+INFORMATIVE_OUTCOMES: Final = frozenset(
     error.tag for error in (ModelUnavailable, RateLimitExceeded, AuthenticationFailed, RequestTimeout, NetworkError)
 ) | {MalformedResponse.tag, SchemaMismatch.tag, SUCCESS}
-"""Outcomes that say something of the model; others are the request's, the caller's, or a defect."""
+"""Outcomes that tell something about the model, not about the request, the caller, or a defect."""
 
 
-def learn(known: Statistics, attempt: Attempt, at: datetime, calls: int = 0) -> Statistics:
-    """Take an attempt into what is known: it ended ``at`` a time, when so many calls had been routed.
+def learn(statistics: Statistics, attempt: Attempt, at: datetime, calls: int = 0) -> Statistics:
+    """Return the statistics of a model updated by an attempt that ended ``at`` a time, after ``calls`` routed calls.
 
-    Averages begin with the first attempt as it is, and after a long pause the newest one outweighs all before it.
+    Averages start with the first attempt, and after a long pause the newest attempt outweighs all earlier ones.
 
     >>> from datetime import UTC
     >>> ended = datetime(2026, 1, 1, tzinfo=UTC)
-    >>> known = learn(Statistics(), Attempt(model="m", provider="p", outcome=SUCCESS, latency_ms=40.0), ended)
-    >>> known.latency_ms, known.confidence, known.error_rate
+    >>> attempt = Attempt(model="m", provider="p", outcome=SUCCESS, latency_ms=40.0)
+    >>> statistics = learn(Statistics(), attempt, ended)
+    >>> statistics.latency_ms, statistics.confidence, statistics.error_rate
     (40.0, 0.2, 0.0)
     """
-    if attempt.outcome not in BLAMED:
-        return known
-    before = kept(known, at)
-    confidence = before + NEWEST * (1 - before)
-    share = NEWEST / confidence
-    took, begun = attempt.latency_ms, attempt.first_content_ms
-    whole = attempt.succeeded and begun is None  # the time of a whole stream is its consumer's too
+    if attempt.outcome not in INFORMATIVE_OUTCOMES:
+        return statistics
+    before = confidence_at(statistics, at)
+    confidence = before + SMOOTHING * (1 - before)
+    share = SMOOTHING / confidence
+    latency, first_content = attempt.latency_ms, attempt.first_content_ms
+    whole = attempt.succeeded and first_content is None  # the time of a whole stream includes its consumer's
     return Statistics(
-        attempts=known.attempts + 1,
-        error_rate=known.error_rate + share * (float(not attempt.succeeded) - known.error_rate),
-        latency_ms=_moved(known.latency_ms, took if whole else None, share),
-        first_content_ms=_moved(known.first_content_ms, begun if attempt.succeeded else None, share),
-        failure_ms=_moved(known.failure_ms, None if attempt.succeeded else took, share),
+        attempts=statistics.attempts + 1,
+        error_rate=statistics.error_rate + share * (float(not attempt.succeeded) - statistics.error_rate),
+        latency_ms=_moving_average(statistics.latency_ms, latency if whole else None, share),
+        first_content_ms=_moving_average(
+            statistics.first_content_ms, first_content if attempt.succeeded else None, share
+        ),
+        failure_ms=_moving_average(statistics.failure_ms, None if attempt.succeeded else latency, share),
         confidence=confidence,
         at=at,
         calls=calls,
-        cooldown_until=known.cooldown_until,
+        cooldown_until=statistics.cooldown_until,
     )
 
 
-def _moved(average: float | None, newest: float | None, share: float) -> float | None:
+def _moving_average(average: float | None, newest: float | None, share: float) -> float | None:
     if average is None or newest is None:
         return average if newest is None else newest
     return average + share * (newest - average)
 
 
-def kept(known: Statistics, now: datetime) -> float:
-    """How much of its weight (0 to 1) what is known has ``now``.
+def confidence_at(statistics: Statistics, now: datetime) -> float:
+    """Return the confidence (0 to 1) in statistics ``now``; it decays since their last attempt.
 
     >>> from datetime import UTC, timedelta
     >>> noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
-    >>> kept(Statistics(confidence=0.8, at=noon), noon + timedelta(seconds=HALF_LIFE_S))
+    >>> confidence_at(Statistics(confidence=0.8, at=noon), noon + timedelta(seconds=HALF_LIFE_S))
     0.4
     """
-    if known.at is None:
-        return known.confidence if known.attempts else 0.0
-    return known.confidence * math.exp2(-max(0.0, (now - known.at).total_seconds()) / HALF_LIFE_S)
+    if statistics.at is None:
+        return statistics.confidence if statistics.attempts else 0.0
+    return statistics.confidence * math.exp2(-max(0.0, (now - statistics.at).total_seconds()) / HALF_LIFE_S)
 
 
-def faded(error_rate: float, confidence: float) -> float:
-    """The error rate to expect: old failures fade, since nobody knows that they would happen again.
+def expected_error_rate(error_rate: float, confidence: float) -> float:
+    """Return the error rate to expect: the measured one, weighted by its confidence, so that old failures decay.
 
-    >>> [round(faded(0.9, confidence), 2) for confidence in (1.0, 0.25, 0.0)]
+    >>> [round(expected_error_rate(0.9, confidence), 2) for confidence in (1.0, 0.25, 0.0)]
     [0.82, 0.64, 0.0]
     """
     return error_rate * confidence / (confidence + PRIOR)

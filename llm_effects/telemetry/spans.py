@@ -14,7 +14,7 @@ from returns.result import Result
 from llm_effects.config import LLMConfig
 from llm_effects.effects.call import Call, CallHistory
 from llm_effects.providers.target import Target, key_headers
-from llm_effects.routing.model_registry import of_newest, ready_targets
+from llm_effects.routing.model_registry import cached_per_config, ready_targets
 from llm_effects.telemetry import conventions as names
 from llm_effects.telemetry.conventions import INPUT_MESSAGES, OUTPUT_MESSAGES, SYSTEM_INSTRUCTIONS, TOOL_DEFINITIONS
 from llm_effects.values.errors import LLMError
@@ -37,7 +37,7 @@ _Mask: TypeAlias = Callable[[str], str]
 _FINISHED: Final = {FinishReason.TOOL_CALLS: "tool_call"}
 
 
-@of_newest
+@cached_per_config
 def mask_of(config: LLMConfig) -> _Mask:
     """Make the mask of all that is secret in a configuration."""
     targets = ready_targets(config).values()
@@ -115,7 +115,7 @@ _SETTINGS: Final = {
 }
 
 
-@of_newest
+@cached_per_config
 def places_of(config: LLMConfig) -> Mapping[str, Attributes]:
     """Give what every attempt at a model says of it, by its configured name.
 

@@ -472,10 +472,13 @@ def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 PROGRAM = """
-import ctypes, os, signal, sys, anyio
+import ctypes, logging, os, signal, sys, anyio
 from pathlib import Path
 from llm_effects.clients.local_engine import Engine
 from tests.clients.test_local_engine import LONG, ask, ignore, target_at
+
+# -X dev makes asyncio report every step of the loop over 0.1 s: on a busy machine, loading the model (under the GIL) is one
+logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).startswith("Executing %s took"))
 
 handler_of = ctypes.pythonapi.PyOS_getsig
 handler_of.restype = ctypes.c_void_p

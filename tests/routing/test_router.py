@@ -33,7 +33,7 @@ from llm_effects.routing import RoutingDecision
 from llm_effects.routing.candidates import Candidate, RoutingContext
 from llm_effects.routing.model_registry import targets_of
 from llm_effects.routing.prices import PriceList
-from llm_effects.routing.router import expected_waits, left_after, route, trust
+from llm_effects.routing.router import expected_waits, fallbacks_after, route, trust
 from llm_effects.routing.router import order as placed
 from llm_effects.routing.statistics import HALF_LIFE_S
 from llm_effects.values import Statistics, Tool
@@ -204,7 +204,7 @@ def test_the_decision_shows_every_number_that_it_was_made_of() -> None:
         drawn=0.97,
         now=40.0,
         at=at,
-        opened={"gpt": 45.0, "claude": 30.0},
+        open_until={"gpt": 45.0, "claude": 30.0},
     )
     assert (found.exploring, found.drawn, found.streamed) == (True, 0.97, False)
     by_name = {each.model: each for each in found.candidates}
@@ -213,15 +213,15 @@ def test_the_decision_shows_every_number_that_it_was_made_of() -> None:
     assert (gpt.attempts, gpt.calls_since, gpt.confidence) == (7, 2, 0.5)
     assert gpt.error_rate == pytest.approx(0.5 * 0.5 / 0.6)
     assert (gpt.estimated_tokens, gpt.estimated_cost.usd, gpt.price_source) == (50, Decimal("0.00105"), "configuration")
-    assert (gpt.cooled_down, gpt.parked_s, gpt.open, gpt.open_s) == (True, 20.0, True, 5.0)
+    assert (gpt.cooled_down, gpt.cooldown_s, gpt.open, gpt.open_s) == (True, 20.0, True, 5.0)
     assert by_name["claude"].open is False
     wait = expected_waits([gpt], streamed=False)[0]
     assert gpt.score == pytest.approx(wait * trust(gpt))
 
 
 def test_a_model_that_its_breaker_leaves_alone_is_asked_after_the_others() -> None:
-    assert order(ask(), opened={"studio": 50.0}, now=49.0) == ["gpt", "claude", "studio", "small"]
-    assert order(ask(), opened={"studio": 50.0}, now=50.0) == ["studio", "gpt", "claude", "small"]
+    assert order(ask(), open_until={"studio": 50.0}, now=49.0) == ["gpt", "claude", "studio", "small"]
+    assert order(ask(), open_until={"studio": 50.0}, now=50.0) == ["studio", "gpt", "claude", "small"]
 
 
 @pytest.mark.parametrize("strategy", ["balanced", "performance"])
@@ -283,7 +283,7 @@ def test_a_request_that_nobody_can_take_names_each_reason() -> None:
     fleet = {"a": ModelConfig(provider="lm-studio", capabilities=Capabilities(tools=False))}
     error = make_model_router(LLMConfig(models=fleet))(ask(tools=(Tool("look"),))).failure()
     assert isinstance(error, InvalidRequest)
-    assert "a: it does not take tools" in error.message
+    assert "a: it does not support tools" in error.message
 
 
 def test_a_pin_may_be_the_configured_or_the_provider_s_name() -> None:
@@ -343,7 +343,7 @@ def test_after_an_error_only_those_remain_that_may_help() -> None:
     rest = (candidate("small", window=4000, usd="1"), candidate("large", window=9000, usd="3"), candidate("unknown"))
 
     def left(error: object, *allow: Allow) -> list[str]:
-        return [each.model for each in left_after(error, failed, rest, frozenset(allow))]  # type: ignore[arg-type]
+        return [each.model for each in fallbacks_after(error, failed, rest, frozenset(allow))]  # type: ignore[arg-type]
 
     assert left(NetworkError()) == ["small", "large", "unknown"]
     assert left(InvalidRequest(message="prompt: no")) == []

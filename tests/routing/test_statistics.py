@@ -33,8 +33,8 @@ from llm_effects.config import RoutingConfig
 from llm_effects.effects import Call
 from llm_effects.effects.env import Health
 from llm_effects.manager import warm
-from llm_effects.routing.router import EXPLORING
-from llm_effects.routing.statistics import HALF_LIFE_S, faded, kept, learn
+from llm_effects.routing.router import EXPLORATION_RATE
+from llm_effects.routing.statistics import HALF_LIFE_S, confidence_at, expected_error_rate, learn
 from llm_effects.stores.health import KEPT, MemoryHealth
 from llm_effects.testing import Chunks, answer
 from llm_effects.testing.scripted import Delayed, scripted
@@ -91,11 +91,14 @@ def test_a_failure_teaches_how_long_failing_takes_and_leaves_the_answers_alone()
 
 def test_what_is_known_fades_with_time_and_old_failures_with_it() -> None:
     known = taught(*[attempt(outcome="NetworkError")] * 20)
-    rates = [faded(known.error_rate, kept(known, NOON + timedelta(hours=hours))) for hours in (0, 1, 3, 12)]
+    rates = [
+        expected_error_rate(known.error_rate, confidence_at(known, NOON + timedelta(hours=hours)))
+        for hours in (0, 1, 3, 12)
+    ]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] > 0.9
     assert rates[-1] < 0.01
-    assert kept(known, NOON + timedelta(seconds=HALF_LIFE_S)) == pytest.approx(known.confidence / 2)
+    assert confidence_at(known, NOON + timedelta(seconds=HALF_LIFE_S)) == pytest.approx(known.confidence / 2)
 
 
 def test_after_a_long_pause_the_newest_attempt_outweighs_all_before_it() -> None:
@@ -109,7 +112,7 @@ def test_after_a_long_pause_the_newest_attempt_outweighs_all_before_it() -> None
 
 def test_a_clock_that_goes_back_does_not_make_anything_more_certain() -> None:
     known = taught(*[attempt()] * 5)
-    assert kept(known, NOON - timedelta(hours=1)) == known.confidence
+    assert confidence_at(known, NOON - timedelta(hours=1)) == known.confidence
 
 
 def test_the_quantiles_are_of_the_newest_answers_of_each_kind() -> None:
@@ -206,7 +209,7 @@ def test_a_repaired_model_is_asked_again_within_a_bounded_number_of_calls(pause:
     answered = run_in_virtual_time(main)
     assert answered[:49].count("a") >= 45
     assert "a" not in answered[50:99]
-    assert answered[100:].index("a") <= 2 / EXPLORING
+    assert answered[100:].index("a") <= 2 / EXPLORATION_RATE
     assert answered[-50:].count("a") >= 45
 
 
@@ -233,7 +236,7 @@ def test_exploring_never_takes_more_than_its_share_of_the_calls() -> None:
         rows = unsafe_perform_io((await env.ledger.rows()).unwrap())
         return sum(row.attempt.model == "a" for row in rows[100:])
 
-    assert 1 <= run_in_virtual_time(main) <= EXPLORING * 1000 + 1
+    assert 1 <= run_in_virtual_time(main) <= EXPLORATION_RATE * 1000 + 1
 
 
 def test_explain_draws_what_generate_draws() -> None:

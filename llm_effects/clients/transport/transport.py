@@ -39,16 +39,15 @@ def build_request(method: Method, wire: WireRequest, limits: Timeouts) -> Result
     >>> build_request("GET", wire, Timeouts()).unwrap().headers["host"]
     'api.openai.com'
     """
+    url = _parse_url(wire.url)
+    if not is_successful(url):
+        return Failure(url.failure())
     timeout = {"connect": limits.connect_s, "read": limits.read_s, "write": limits.send_s, "pool": None}
-
-    def with_url(url: httpx.URL) -> Result[httpx.Request, LLMError]:
-        return _headers(method, wire, url).map(
-            lambda headers: httpx.Request(
-                method, url, headers=headers, stream=_RequestBody(wire.body), extensions={"timeout": timeout}
-            )
+    return _headers(method, wire, url.unwrap()).map(
+        lambda headers: httpx.Request(
+            method, url.unwrap(), headers=headers, stream=_RequestBody(wire.body), extensions={"timeout": timeout}
         )
-
-    return _parse_url(wire.url).bind(with_url)
+    )
 
 
 @functools.lru_cache(maxsize=256)
