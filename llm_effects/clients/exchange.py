@@ -1,10 +1,13 @@
-"""One exchange with a model: a request out, an answer in, whole or event by event."""
+"""One exchange with a model: a request out, a response in, whole or event by event.
+
+The model is at a server or in this process. The time-outs of the attempt are enforced here.
+"""
 
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Final, TypeAlias, TypeVar, final
+from typing import Final, TypeVar, final
 
 import anyio
 from anyio.lowlevel import current_token
@@ -17,6 +20,7 @@ from llm_effects.clients.transport.faults import TransportFault
 from llm_effects.clients.transport.transport import StreamedResponse, Transport
 from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import AttemptRecord, Call, Sink
+from llm_effects.effects.effect import Answer
 from llm_effects.providers.base import Provider
 from llm_effects.providers.draft import Draft, events_of, flush_held, interrupted
 from llm_effects.providers.error_mapping import classify_error_object, request_id
@@ -31,90 +35,81 @@ from llm_effects.values.events import Restarted, Started, StreamEvent
 from llm_effects.values.json import dump, parse, record
 from llm_effects.values.responses import LLMResponse, Vectors
 
-# The clocks of one attempt: until its first content, between contents, and for all of it.
+_T = TypeVar("_T")
+
+# The timers of one attempt: until its first content, between contents, and for all of it.
 #
-# Only waiting for the model counts: while the call stands in a queue, and while the consumer has an event, the clocks
-# stand still. Pings and other events without content do not set them back.
+# Only waiting for the model counts: the timers are paused while the call is queued, and while the consumer handles an
+# event. Pings and other events without content do not reset them.
 #
-# One cancel scope stands around the whole attempt. Setting its deadline costs more than reading an event does, so it is
-# set a little late and then left alone for a while: a clock strikes at its time or up to a tenth later.
+# A single cancel scope covers the whole attempt. Setting its deadline costs more than reading an event, so it is set a
+# little late and then left alone for a while: a timer fires on time or up to a tenth of its limit later.
+
+TIMER_SLACK: Final = 0.1
+"""How late a timer may fire, as a share of its limit."""
 
 
-LATE: Final = 0.1
-"""How late a clock may strike, as a share of its time."""
-
-
-def loop_clock() -> Callable[[], float]:
-    """Give the clock behind ``anyio.current_time()``, where it can be had without asking for the backend each time."""
+def _loop_clock() -> Callable[[], float]:
+    """Return the clock of ``anyio.current_time()``, on asyncio without its look-up of the backend at each call."""
     loop = current_token().native_token
     return loop.time if isinstance(loop, asyncio.AbstractEventLoop) else anyio.current_time
-
-
-def spare(deadline: float) -> float:
-    """How long (seconds) an answer that is all there may wait for what comes after it: half of the time left.
-
-    A call must not run out over a server that keeps its connection open after the last word.
-    """
-    return (deadline - anyio.current_time()) / 2
 
 
 @final
 @define
 class Timers:
-    """Who is waited for (``phase``) and until when; ``scope`` ends the wait. No clock runs before ``start``.
+    """The timers of an attempt: ``phase`` is what it waits for, and ``scope`` ends the wait.
 
-    An answer that comes whole (not ``streamed``) has only the time of the attempt.
+    No timer runs before ``start``. A response that is not ``streamed`` only has the limit of the attempt.
     """
 
     config: ModelConfig
-    record: AttemptRecord = field(factory=AttemptRecord)
-    streamed: bool = True
+    record: AttemptRecord
+    streamed: bool
     phase: TimeoutPhase = "queue"
-    attempt_by: float = math.inf
     scope: anyio.CancelScope = field(factory=anyio.CancelScope)
-    _clock: Callable[[], float] = field(factory=loop_clock)
-    _left_at: float = 0.0
+    _attempt_deadline: float = math.inf
+    _clock: Callable[[], float] = field(factory=_loop_clock)
+    _paused_at: float = 0.0
 
     def __attrs_post_init__(self) -> None:
         self.record.queued_since = self._clock()
 
     def start(self) -> None:
-        """Start all clocks: from now on the model has the call."""
+        """Start the timers, because the call has left the queue."""
         now = self._clock()
-        self.record.queued_s, self.record.queued_since = now - self._queued_at(now), None
-        self.attempt_by = now + self.config.timeout_ms / 1000
+        queued_since = now if self.record.queued_since is None else self.record.queued_since
+        self.record.queued_s, self.record.queued_since = now - queued_since, None
+        self._attempt_deadline = now + self.config.timeout_ms / 1000
         self.phase = "first_content" if self.streamed else "attempt"
-        first = now + self.config.first_content_ms / 1000 if self.streamed else math.inf
-        self.scope.deadline = min(first, self.attempt_by)
+        first_content = now + self.config.first_content_ms / 1000 if self.streamed else math.inf
+        self.scope.deadline = min(first_content, self._attempt_deadline)
 
-    def _queued_at(self, now: float) -> float:
-        return now if self.record.queued_since is None else self.record.queued_since
-
-    def consumer(self) -> None:
-        """The consumer has content now: the clocks stand still, and only its own limit holds."""
+    def wait_for_consumer(self) -> None:
+        """Pause the timers while the consumer has an event; only the consumer's own limit runs."""
         now, limit = self._clock(), self.config.sink_ms / 1000
         if self.phase != "sink":
-            self.phase, self._left_at = "sink", now
-        self._strike(now + limit, limit * LATE)
+            self.phase, self._paused_at = "sink", now
+        self._set_deadline(now + limit, limit * TIMER_SLACK)
 
-    def model(self) -> None:
-        """The consumer is done: wait for the model's next content."""
+    def wait_for_model(self) -> None:
+        """Resume the timers for the model's next content."""
         now = self._clock()
         self.phase = "between_content"
-        self.attempt_by += now - self._left_at
+        self._attempt_deadline += now - self._paused_at
         limit, attempt = self.config.between_content_ms / 1000, self.config.timeout_ms / 1000
-        if now + limit <= self.attempt_by:
-            self._strike(now + limit, limit * LATE)
+        if now + limit <= self._attempt_deadline:
+            self._set_deadline(now + limit, limit * TIMER_SLACK)
         else:
-            self._strike(self.attempt_by, min(limit, attempt) * LATE)
+            self._set_deadline(self._attempt_deadline, min(limit, attempt) * TIMER_SLACK)
 
-    def _strike(self, due: float, late: float) -> None:
-        if not due <= self.scope.deadline <= due + late:
-            self.scope.deadline = due + late
+    def _set_deadline(self, due: float, slack: float) -> None:
+        if not due <= self.scope.deadline <= due + slack:
+            self.scope.deadline = due + slack
 
-    def overdue(self) -> RequestTimeout:
-        """Say whose time was up."""
-        if self.phase != "sink" and self._clock() >= self.attempt_by:
+    def expired(self) -> RequestTimeout:
+        """Return the error of the timer that fired."""
+        if self.phase != "sink" and self._clock() >= self._attempt_deadline:
             return RequestTimeout(timeout_ms=self.config.timeout_ms, phase="attempt")
         limits = {
             "sink": self.config.sink_ms,
@@ -124,285 +119,287 @@ class Timers:
         return RequestTimeout(timeout_ms=limits.get(self.phase, self.config.timeout_ms), phase=self.phase)
 
 
-Answer: TypeAlias = Result[LLMResponse, LLMError]
+async def _within(timers: Timers, exchange: Awaitable[Result[_T, LLMError]]) -> Result[_T, LLMError] | RequestTimeout:
+    """Await an exchange, or return the time-out that ended it."""
+    with timers.scope:
+        return await exchange
+    return timers.expired()
 
-DRAINING_S: Final = 0.25
-"""How long to read on after the answer's end, in seconds, so that the connection can be used again."""
 
-_BLANK: Final = b"\xef\xbb\xbf \t\r\n"
-_WHOLE: Final = (b"{", b"[", b"<")
-"""How JSON and HTML begin, and no event stream does."""
+def _wire_timeouts(target: Target) -> Timeouts:
+    """Return limits for the transport: no stricter than the timers, which can tell content from pings."""
+    return Timeouts(connect_s=target.config.connect_ms / 1000, read_s=target.config.timeout_ms / 1000)
 
-_PREAMBLE: Final = 4096
-"""Blank bytes that may stand before an answer, as some servers send while they work on it."""
+
+def _with_model(target: Target, error: LLMError) -> LLMError:
+    return evolve(error, model=target.name, provider=target.preset.name)
+
+
+async def _post(
+    transport: Transport, target: Target, timers: Timers, wire: WireRequest
+) -> Result[WireResponse, LLMError]:
+    """Send a request, return its whole response, and record the rate limits that it reports."""
+    try:
+        response = await transport.exchange(wire, _wire_timeouts(target), timers.start)
+    except TransportFault as fault:
+        return Failure(_with_model(target, fault.error))
+    _record_limits(timers.record, response.headers, response.received)
+    return Success(response)
+
+
+def _record_limits(attempt: AttemptRecord, headers: Mapping[str, str], received: datetime | None) -> None:
+    attempt.rate_limits = rate_limits(headers, received, anyio.current_time())
+
+
+# A completion: its events go into a draft, and on to the sink.
 
 
 @final
 @define
 class ResponseReader:
-    """An answer being taken in: events into the draft, and what they tell on to the sink."""
+    """A reader of one response: it decodes events into ``draft`` and delivers their content to the sink."""
 
     call: Call
     target: Target
     provider: Provider
-    draft: Draft
+    wire: WireRequest
     timers: Timers
-    opened: bool = False
+    draft: Draft
+    _opened: bool = False
 
     @classmethod
-    def of(cls, call: Call, target: Target, *, streamed: bool) -> "ResponseReader":
-        """Begin to listen; the clocks start when the call has left the queue."""
+    def of(cls, call: Call, target: Target, *, streamed: bool) -> "Result[ResponseReader, LLMError]":
+        """Encode the request and return a reader of its response."""
         timers = Timers(target.config, call.attempt.record, streamed)
-        return cls(call, target, provider_of(target, call.request), Draft(target=target), timers)
+        provider = provider_of(target, call.request)
+        encoded = provider.encode(target, call.request, streamed)
+        return encoded.map(lambda wire: cls(call, target, provider, wire, timers, Draft(target=target)))
 
-    async def take(self, events: Iterable[ServerEvent]) -> LLMError | None:
-        """Take events in and tell what they bring; gives the error that ends the answer, if there is one."""
-        told: list[StreamEvent] = []
-        broken: LLMError | None = None
+    async def run(self, exchange: Awaitable[Answer]) -> Answer:
+        """Await an exchange within its time-outs."""
+        answer = await _within(self.timers, exchange)
+        if not isinstance(answer, RequestTimeout):
+            return answer
+        return Failure(self.with_partial(answer)) if answer.phase == "sink" else await self.end(answer)
+
+    async def feed(self, events: Iterable[ServerEvent]) -> LLMError | None:
+        """Decode events and deliver their content; return the error that ends the response, if any."""
+        content: list[StreamEvent] = []
+        error: LLMError | None = None
         for event in events:
             decoded = self.provider.decode_event(self.draft, event)
             if not is_successful(decoded):
-                broken = decoded.failure()
+                error = decoded.failure()
                 break
-            told.extend(decoded.unwrap())
-        if told:
-            await self.tell(told)
-        return broken
+            content.extend(decoded.unwrap())
+        if content:
+            await self.deliver(content)
+        return error
 
-    async def tell(self, events: Iterable[StreamEvent]) -> None:
-        """Give content to the consumer, while the model's clocks stand still."""
+    async def deliver(self, events: Iterable[StreamEvent]) -> None:
+        """Deliver content to the consumer, while the timers of the model are paused."""
         if self.call.sink is not None:
-            await self._deliver(events, self.call.sink)
-        self.timers.model()
+            await self._send(events, self.call.sink)
+        self.timers.wait_for_model()
 
-    async def _deliver(self, events: Iterable[StreamEvent], sink: Sink) -> None:
-        opening = None if self.opened else self._open()
+    async def _send(self, events: Iterable[StreamEvent], sink: Sink) -> None:
+        opening = None if self._opened else self._open()
         for event in events if opening is None else (opening, *events):
-            self.timers.consumer()
+            self.timers.wait_for_consumer()
             await sink(event)
 
     def _open(self) -> StreamEvent | None:
-        self.opened, self.call.attempt.record.content_at = True, anyio.current_time()
+        self._opened, self.call.attempt.record.content_at = True, anyio.current_time()
         return opening_of(self.call)
 
-    def hear(self, headers: Mapping[str, str], received: datetime | None) -> None:
-        """Note what the server says of its limits, for whoever keeps them."""
-        self.call.attempt.record.rate_limits = rate_limits(headers, received, anyio.current_time())
+    def decode(self, response: WireResponse) -> Answer:
+        """Decode a whole response, whatever its status."""
+        if 200 <= response.status < 300:
+            return self.provider.decode(self.target, response).map(self._with_warnings)
+        return Failure(self.provider.classify(self.target, response))
 
-    async def finish(self, wire: WireRequest) -> Answer:
-        """Tell what was held back and read the whole answer, with what had to be dropped from the request."""
-        rest = flush_held(self.draft)
+    async def end(self, error: LLMError | None = None) -> Answer:
+        """End a stream that broke off with ``error``, if any; an error after the protocol's own end is ignored."""
+        if error is None:
+            return await self._finish()
+        if self.draft.finish_reason is not None and not isinstance(error, ContentRefused):
+            answer = await self._finish()
+            if is_successful(answer) or isinstance(answer.failure(), ContentRefused):
+                return answer
+        return Failure(self.with_partial(error))
+
+    async def _finish(self) -> Answer:
+        """Deliver the content that was held back and return the whole response."""
+        rest = rest_of(self.draft)
         answer = self.provider.finish(self.draft)
-        if rest or (is_successful(answer) and not self.opened):
-            await self.tell(rest)
-        return answer.map(lambda told: warned(told, wire))
+        if rest or (is_successful(answer) and not self._opened):
+            await self.deliver(rest)
+        return answer.map(self._with_warnings)
 
-    def named(self, error: LLMError) -> LLMError:
-        """The error that broke the answer off, with the model and what it had told until then."""
-        return interrupted(self.draft, signed(self.target, error))
+    def _with_warnings(self, response: LLMResponse) -> LLMResponse:
+        """Add the warnings about parts of the request that were dropped."""
+        return evolve(response, warnings=self.wire.warnings + response.warnings) if self.wire.warnings else response
+
+    def with_partial(self, error: LLMError) -> LLMError:
+        """Add the model, and the content received so far, to the error that broke off the response."""
+        return interrupted(self.draft, _with_model(self.target, error))
 
 
 def opening_of(call: Call) -> StreamEvent | None:
-    """What comes before the first content: a start, a restart after another model's content, or nothing."""
+    """Return the event before the first content: a start, a restart after another model's content, or none."""
     if call.attempt.continues:
         return None
     return Restarted(call.model) if call.history.contents else Started(call.model)
 
 
-def warned(answer: LLMResponse, wire: WireRequest) -> LLMResponse:
-    """Say in the answer what had to be dropped from the request."""
-    return evolve(answer, warnings=wire.warnings + answer.warnings) if wire.warnings else answer
+# A completion from a server.
+
+DRAINING_S: Final = 0.25
+"""Seconds to read on after the end of a stream, so that its connection can be reused."""
+
+_BLANK: Final = b"\xef\xbb\xbf \t\r\n"
+
+_NOT_A_STREAM: Final = (b"{", b"[", b"<")
+"""How JSON and HTML start; event streams never do."""
+
+_MAX_PREAMBLE: Final = 4096
+"""Blank bytes accepted before a response; some servers send them while they work on it."""
 
 
 async def ask_server(transport: Transport, target: Target, call: Call) -> Answer:
-    """Send a call to a server: read its answer whole, or event by event where there is a sink."""
-    reception = ResponseReader.of(call, target, streamed=call.sink is not None)
-    encoded = reception.provider.encode(target, call.request, call.sink is not None)
-    if not is_successful(encoded):
-        return Failure(encoded.failure())
-    exchange = _whole if call.sink is None else _streamed
-    return await _timed(reception, exchange(transport, reception, encoded.unwrap()), encoded.unwrap())
+    """Send a call to a server; read its response whole, or event by event if there is a sink."""
+    reader = ResponseReader.of(call, target, streamed=call.sink is not None)
+    if not is_successful(reader):
+        return Failure(reader.failure())
+    exchange = _exchange_whole if call.sink is None else _exchange_streamed
+    return await reader.unwrap().run(exchange(transport, reader.unwrap()))
 
 
-async def _timed(reception: ResponseReader, exchange: Awaitable[Answer], wire: WireRequest) -> Answer:
-    with reception.timers.scope:
-        return await exchange
-    overdue = reception.timers.overdue()
-    return Failure(reception.named(overdue)) if overdue.phase == "sink" else await _cut(reception, overdue, wire)
+async def _exchange_whole(transport: Transport, reader: ResponseReader) -> Answer:
+    response = await _post(transport, reader.target, reader.timers, reader.wire)
+    return reader.decode(response.unwrap()) if is_successful(response) else Failure(response.failure())
 
 
-async def _whole(transport: Transport, reception: ResponseReader, wire: WireRequest) -> Answer:
-    target = reception.target
+async def _exchange_streamed(transport: Transport, reader: ResponseReader) -> Answer:
     try:
-        response = await transport.exchange(wire, timeouts_of(target), reception.timers.start)
+        async with transport.stream(reader.wire, _wire_timeouts(reader.target), reader.timers.start) as response:
+            return await _read_streamed(reader, response)
     except TransportFault as fault:
-        return Failure(signed(target, fault.error))
-    reception.hear(response.headers, response.received)
-    return _read(reception, response).map(lambda answer: warned(answer, wire))
+        return await reader.end(fault.error)
 
 
-def timeouts_of(target: Target) -> Timeouts:
-    """Silences are timed by the timers, which know content from pings; the transport need only be no stricter."""
-    return Timeouts(connect_s=target.config.connect_ms / 1000, read_s=target.config.timeout_ms / 1000)
+async def _read_streamed(reader: ResponseReader, response: StreamedResponse) -> Answer:
+    reader.draft.request_id = request_id(response.headers)
+    _record_limits(reader.timers.record, response.headers, response.received)
+    start = await _read_start(response)
+    # The content type is unreliable: proxies label streams as JSON and JSON as a stream.
+    if not 200 <= response.status < 300 or start.lstrip(_BLANK)[:1] in _NOT_A_STREAM:
+        return await _read_unstreamed(reader, response, start)
+    return await reader.end(await _read_events(reader, response, start))
 
 
-def signed(target: Target, error: LLMError) -> LLMError:
-    """Name the model in its error."""
-    return evolve(error, model=target.name, provider=target.preset.name)
-
-
-def _read(reception: ResponseReader, response: WireResponse) -> Answer:
-    if 200 <= response.status < 300:
-        return reception.provider.decode(reception.target, response)
-    return Failure(reception.provider.classify(reception.target, response))
-
-
-async def _streamed(transport: Transport, reception: ResponseReader, wire: WireRequest) -> Answer:
-    try:
-        async with transport.stream(wire, timeouts_of(reception.target), reception.timers.start) as answer:
-            return await _received(reception, answer, wire)
-    except TransportFault as fault:
-        return await _cut(reception, fault.error, wire)
-
-
-async def _received(reception: ResponseReader, answer: StreamedResponse, wire: WireRequest) -> Answer:
-    reception.draft.request_id = request_id(answer.headers)
-    reception.hear(answer.headers, answer.received)
-    first = await _first(answer)
-    # What it is called says little: servers in between label streams as JSON and JSON as a stream.
-    if not 200 <= answer.status < 300 or first.lstrip(_BLANK)[:1] in _WHOLE:
-        return await _unstreamed(reception, answer, first, wire)
-    broken = await _events(reception, answer, first)
-    return await reception.finish(wire) if broken is None else await _cut(reception, broken, wire)
-
-
-async def _first(answer: StreamedResponse) -> bytes:
-    """Read up to the first byte that says something."""
-    read = b""
-    async for chunk in answer.chunks():
-        read += chunk
-        if read.lstrip(_BLANK) or len(read) > _PREAMBLE:
+async def _read_start(response: StreamedResponse) -> bytes:
+    """Read up to the first byte that is not blank."""
+    start = b""
+    async for chunk in response.chunks():
+        start += chunk
+        if start.lstrip(_BLANK) or len(start) > _MAX_PREAMBLE:
             break
-    return read
+    return start
 
 
-async def _unstreamed(reception: ResponseReader, answer: StreamedResponse, first: bytes, wire: WireRequest) -> Answer:
-    """An error, or a server that answers whole though it was asked for a stream."""
-    body = first + await answer.read()
-    whole = WireResponse(status=answer.status, headers=answer.headers, body=body, received=answer.received)
-    read = _read(reception, whole)
-    if is_successful(read):
-        await reception.tell(events_of(read.unwrap()))
-    return read.map(lambda told: warned(told, wire))
+async def _read_unstreamed(reader: ResponseReader, response: StreamedResponse, start: bytes) -> Answer:
+    """Read an error, or the whole response of a server that ignores the request for a stream."""
+    body = start + await response.read()
+    whole = WireResponse(status=response.status, headers=response.headers, body=body, received=response.received)
+    answer = reader.decode(whole)
+    if is_successful(answer):
+        await reader.deliver(events_of(answer.unwrap()))
+    return answer
 
 
-async def _events(reception: ResponseReader, answer: StreamedResponse, first: bytes) -> LLMError | None:
-    """Take the stream in to its end; gives what broke it off, if anything did."""
+async def _read_events(reader: ResponseReader, response: StreamedResponse, start: bytes) -> LLMError | None:
+    """Read a stream to its end; return the error that broke it off, if any."""
     parser = EventParser()
-    broken = await reception.take(parser.feed(first)) or parser.fault
-    while broken is None and not reception.draft.done:
-        chunk = await _chunk(reception, answer)
+    error = await reader.feed(parser.feed(start)) or parser.fault
+    while error is None and not reader.draft.done:
+        chunk = await _next_chunk(reader, response)
         if chunk is None:
-            return await reception.take(parser.finish()) or parser.fault
-        broken = await reception.take(parser.feed(chunk)) or parser.fault
-    if broken is None:
-        with anyio.move_on_after(min(DRAINING_S, spare(reception.call.deadline))):
-            await answer.read()
-    return broken
+            return await reader.feed(parser.finish()) or parser.fault
+        error = await reader.feed(parser.feed(chunk)) or parser.fault
+    if error is None:
+        with anyio.move_on_after(min(DRAINING_S, _grace_s(reader.call.deadline))):
+            await response.read()
+    return error
 
 
-async def _chunk(reception: ResponseReader, answer: StreamedResponse) -> bytes | None:
-    if reception.draft.finish_reason is None:
-        return await anext(answer.chunks(), None)
-    with anyio.move_on_after(spare(reception.call.deadline)):
-        return await anext(answer.chunks(), None)
+async def _next_chunk(reader: ResponseReader, response: StreamedResponse) -> bytes | None:
+    if reader.draft.finish_reason is None:
+        return await anext(response.chunks(), None)
+    with anyio.move_on_after(_grace_s(reader.call.deadline)):
+        return await anext(response.chunks(), None)
     return None
 
 
-async def _cut(reception: ResponseReader, error: LLMError, wire: WireRequest) -> Answer:
-    """A break after the protocol's own end took nothing away."""
-    if reception.draft.finish_reason is not None and not isinstance(error, ContentRefused):
-        ended = await reception.finish(wire)
-        if is_successful(ended) or isinstance(ended.failure(), ContentRefused):
-            return ended
-    return Failure(reception.named(error))
+def _grace_s(deadline: float) -> float:
+    """Return the seconds that a complete response may wait for the end of its stream: half of the time left.
+
+    A server that keeps its connection open after the last event must not make the call miss its deadline.
+    """
+    return (deadline - anyio.current_time()) / 2
+
+
+# A completion from the model in this process.
 
 
 async def ask_engine(engine: Engine, target: Target, call: Call) -> Answer:
     """Run a call in this process, token by token."""
-    reception = ResponseReader.of(call, target, streamed=True)
-    encoded = reception.provider.encode(target, call.request, True)
-    if not is_successful(encoded):
-        return Failure(encoded.failure())
-    return await _timed(reception, _run(engine, reception, encoded.unwrap()), encoded.unwrap())
+    reader = ResponseReader.of(call, target, streamed=True)
+    if not is_successful(reader):
+        return Failure(reader.failure())
+    return await reader.unwrap().run(_complete_in_engine(engine, reader.unwrap()))
 
 
-async def _run(engine: Engine, reception: ResponseReader, wire: WireRequest) -> Answer:
+async def _complete_in_engine(engine: Engine, reader: ResponseReader) -> Answer:
     async def deliver(chunk: str) -> LLMError | None:
-        return await reception.take((ServerEvent("message", chunk),))
+        return await reader.feed((ServerEvent("message", chunk),))
 
-    ran = await engine.run(wire.body, deliver, reception.timers.start)
-    if not is_successful(ran):
-        return Failure(interrupted(reception.draft, ran.failure()))
-    return await reception.finish(wire)
-
-
-# One exchange with a model that embeds: texts out, vectors in, from a server or in this process.
+    result = await engine.run(reader.wire.body, deliver, reader.timers.start)
+    if not is_successful(result):
+        return Failure(interrupted(reader.draft, result.failure()))
+    return await reader.end()
 
 
-_Embedded: TypeAlias = Result[Vectors, LLMError]
-_Came = TypeVar("_Came")
+# Embeddings: texts out, vectors in.
 
 
 async def embed_at_server(
     transport: Transport, target: Target, call: Call, texts: tuple[str, ...], dimensions: int | None
-) -> _Embedded:
-    """Ask a server."""
+) -> Result[Vectors, LLMError]:
+    """Ask a server for the vectors of some texts."""
     if target.preset.wire == "anthropic":
         message = f"models.{target.name}.capabilities.embeddings: {target.preset.name} gives none; configure another"
         return Failure(ConfigurationError(model=target.name, message=message))
     timers = Timers(target.config, call.attempt.record, streamed=False)
-    wire = encode(target, texts, dimensions)
-    answer = await _timed_embedding(target, timers, _asked(transport, target, call, timers, wire))
-    if not is_successful(answer):
-        return Failure(answer.failure())
-    return decode(target, answer.unwrap(), len(texts), dimensions)
-
-
-async def _timed_embedding(
-    target: Target, timers: Timers, exchange: Awaitable[Result[_Came, LLMError]]
-) -> Result[_Came, LLMError]:
-    with timers.scope:
-        return await exchange
-    return Failure(signed(target, timers.overdue()))
-
-
-async def _asked(
-    transport: Transport, target: Target, call: Call, timers: Timers, wire: WireRequest
-) -> Result[WireResponse, LLMError]:
-    try:
-        response = await transport.exchange(wire, timeouts_of(target), timers.start)
-    except TransportFault as fault:
-        return Failure(signed(target, fault.error))
-    call.attempt.record.rate_limits = rate_limits(response.headers, response.received, anyio.current_time())
-    return Success(response)
+    response = await _within(timers, _post(transport, target, timers, encode(target, texts, dimensions)))
+    if isinstance(response, RequestTimeout):
+        return Failure(_with_model(target, response))
+    if not is_successful(response):
+        return Failure(response.failure())
+    return decode(target, response.unwrap(), len(texts), dimensions)
 
 
 async def embed_in_engine(
     engine: Engine, target: Target, call: Call, texts: tuple[str, ...], dimensions: int | None
-) -> _Embedded:
-    """Ask the model in this process; it reads a batch to its end, also where nobody waits for it any more."""
+) -> Result[Vectors, LLMError]:
+    """Ask the model in this process for the vectors of some texts; it finishes a batch even after a cancellation."""
     timers = Timers(target.config, call.attempt.record, streamed=False)
-    return await _timed_embedding(target, timers, _run_embedding(engine, target, timers, texts, dimensions))
-
-
-async def _run_embedding(
-    engine: Engine, target: Target, timers: Timers, texts: tuple[str, ...], dimensions: int | None
-) -> _Embedded:
-    ran = await engine.embed(dump({"input": texts}), timers.start)
-    if not is_successful(ran):
-        return Failure(ran.failure())
-    told = parse(ran.unwrap())
-    if record(told).get("error"):
-        return Failure(classify_error_object(target, told))
-    return read(target, told, len(texts), dimensions)
+    result = await _within(timers, engine.embed(dump({"input": texts}), timers.start))
+    if isinstance(result, RequestTimeout):
+        return Failure(_with_model(target, result))
+    if not is_successful(result):
+        return Failure(result.failure())
+    body = parse(result.unwrap())
+    if record(body).get("error"):
+        return Failure(classify_error_object(target, body))
+    return read(target, body, len(texts), dimensions)
