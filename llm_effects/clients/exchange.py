@@ -127,7 +127,7 @@ async def _within(timers: Timers, exchange: Awaitable[Result[_T, LLMError]]) -> 
 
 
 def _wire_timeouts(target: Target) -> Timeouts:
-    """Return limits for the transport: no stricter than the timers, which can tell content from pings."""
+    """Return limits for the transport: no stricter than the timers, which distinguish content from pings."""
     return Timeouts(connect_s=target.config.connect_ms / 1000, read_s=target.config.timeout_ms / 1000)
 
 

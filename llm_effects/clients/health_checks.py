@@ -56,7 +56,7 @@ def check_health() -> Effect[tuple[ModelHealth, ...]]:
 def check_local_model_health(endpoint: str) -> Effect[ModelHealth]:
     """Check the local server at ``endpoint``, such as ``http://localhost:1234/v1``, configured or not.
 
-    It is probed as an LM Studio, then as any server that lists its models; such a list does not tell what is ready.
+    It is probed as an LM Studio, then as any server that lists its models; such a list does not show what is ready.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
@@ -87,7 +87,7 @@ async def _probe(env: LLMEnv, name: str, model: ModelConfig) -> ModelHealth:
 
 
 async def probe_server(transport: Transport, target: Target) -> Result[ModelHealth, LLMError]:
-    """Check a server; ``message`` tells what is missing."""
+    """Check a server; ``message`` explains what is missing."""
     started = anyio.current_time()
     health = _health(target, message=f"no answer within {PROBE_SECONDS:g} seconds")
     with anyio.move_on_after(PROBE_SECONDS):

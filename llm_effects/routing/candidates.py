@@ -31,7 +31,7 @@ class RoutingContext:
 
     ``tokens`` is the estimate of the prompt, ``last_model`` the model that its conversation used last, ``calls`` the
     number of calls routed before, and ``drawn`` a number from 0 up to 1 that decides about exploring. ``open_until``
-    tells until when circuit breakers are open; like ``Statistics.cooldown_until`` it is on the clock of ``now``. ``at``
+    is until when circuit breakers are open; like ``Statistics.cooldown_until`` it is on the clock of ``now``. ``at``
     is the date, for prices and for the decay of statistics.
     """
 
@@ -131,7 +131,7 @@ class Filtered:
 @final
 @frozen
 class _Requirements:
-    """What a request requires of a model: a window for ``tokens``, and support for its ``attachments``."""
+    """The requirements of a request: a window for ``tokens``, and support for its ``attachments``."""
 
     request: LLMRequest
     tokens: int

@@ -28,7 +28,7 @@ PRIOR: Final = 0.1
 INFORMATIVE_OUTCOMES: Final = frozenset(
     error.tag for error in (ModelUnavailable, RateLimitExceeded, AuthenticationFailed, RequestTimeout, NetworkError)
 ) | {MalformedResponse.tag, SchemaMismatch.tag, SUCCESS}
-"""Outcomes that tell something about the model, not about the request, the caller, or a defect."""
+"""Outcomes that are informative about the model, not about the request, the caller, or a defect."""
 
 
 def learn(statistics: Statistics, attempt: Attempt, at: datetime, calls: int = 0) -> Statistics:

@@ -1,4 +1,4 @@
-"""Bodies: what is decoded is what was meant, in any chunks, and never more than the cap."""
+"""Response bodies: decoded from any chunks, and never beyond the cap."""
 
 import gzip
 import tracemalloc
@@ -14,7 +14,7 @@ from llm_effects.clients.transport.body import STEP, Decoder
 from llm_effects.clients.transport.faults import TransportFault
 from llm_effects.values.errors import LLMError
 
-WAYS: dict[str, Callable[[bytes], bytes]] = {
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     "identity": bytes,
     "gzip": gzip.compress,
@@ -34,24 +34,24 @@ def decoded(encoding: str, chunks: list[bytes], cap: int = 2**20) -> tuple[bytes
     return whole, decoder.finish()
 
 
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    bounds = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+def cut(data: bytes, positions: list[int]) -> list[bytes]:
+    bounds = sorted({0, len(data), *(position % (len(data) + 1) for position in positions)})
     return [data[start:end] for start, end in pairwise(bounds)]
 
 
-@given(st.binary(max_size=3000), st.lists(st.integers(min_value=0)), st.sampled_from(sorted(WAYS)))
-def test_any_chunks_give_the_same_body(data: bytes, places: list[int], way: str) -> None:
-    assert decoded(way, cut(WAYS[way](data), places)) == (data, None)
+@given(st.binary(max_size=3000), st.lists(st.integers(min_value=0)), st.sampled_from(sorted(ENCODERS)))
+def test_a_body_does_not_depend_on_its_chunks(data: bytes, positions: list[int], encoding: str) -> None:
+    assert decoded(encoding, cut(ENCODERS[encoding](data), positions)) == (data, None)
 
 
 @pytest.mark.parametrize("size", [0, 1, STEP - 1, STEP, STEP + 1, 3 * STEP, 3 * STEP + 5])
-@pytest.mark.parametrize("way", ["gzip", "deflate"])
-def test_sizes_around_the_step_are_whole(way: str, size: int) -> None:
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_bodies_around_the_step_size_are_complete(encoding: str, size: int) -> None:
     data = bytes(size)
-    assert decoded(way, [WAYS[way](data)]) == (data, None)
+    assert decoded(encoding, [ENCODERS[encoding](data)]) == (data, None)
 
 
-def test_a_bare_deflate_stream_is_taken_too() -> None:
+def test_a_bare_deflate_stream_is_decoded() -> None:
     assert decoded("deflate", [bare_deflate(b"hello" * 50)]) == (b"hello" * 50, None)
 
 
@@ -60,11 +60,11 @@ def test_several_gzip_members_are_one_body() -> None:
 
 
 @given(st.binary(min_size=1, max_size=300), st.integers(min_value=1))
-def test_a_cut_compressed_body_is_never_a_success(data: bytes, place: int) -> None:
-    packed = gzip.compress(data)
-    kept = packed[: 1 + place % (len(packed) - 1)] if len(packed) > 1 else packed
-    if kept != packed:
-        assert decoded("gzip", [kept])[1] is not None
+def test_a_truncated_compressed_body_never_succeeds(data: bytes, position: int) -> None:
+    compressed = gzip.compress(data)
+    truncated = compressed[: 1 + position % (len(compressed) - 1)] if len(compressed) > 1 else compressed
+    if truncated != compressed:
+        assert decoded("gzip", [truncated])[1] is not None
 
 
 def test_fault_74_broken_gzip_is_a_network_error() -> None:
@@ -74,7 +74,7 @@ def test_fault_74_broken_gzip_is_a_network_error() -> None:
     assert caught.value.__context__ is None
 
 
-def test_an_encoding_nobody_asked_for_is_malformed() -> None:
+def test_an_unrequested_encoding_is_malformed() -> None:
     with pytest.raises(TransportFault) as caught:
         decoded("br", [b"x"])
     assert caught.value.error.tag == "MalformedResponse"
@@ -85,17 +85,17 @@ def test_an_empty_body_of_any_encoding_is_empty() -> None:
     assert decoded("gzip", []) == (b"", None)
 
 
-@pytest.mark.parametrize("way", ["", "gzip", "deflate"])
-def test_the_cap_counts_decoded_bytes(way: str) -> None:
-    packed = WAYS[way](bytes(1000))
-    assert decoded(way, [packed], cap=1000)[0] == bytes(1000)
+@pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])
+def test_the_cap_counts_decoded_bytes(encoding: str) -> None:
+    compressed = ENCODERS[encoding](bytes(1000))
+    assert decoded(encoding, [compressed], cap=1000)[0] == bytes(1000)
     with pytest.raises(TransportFault) as caught:
-        decoded(way, [packed], cap=999)
+        decoded(encoding, [compressed], cap=999)
     assert caught.value.error.tag == "MalformedResponse"
     assert "999 bytes" in str(caught.value.error)
 
 
-def test_fault_72_a_gzip_bomb_costs_its_cap_and_a_little() -> None:
+def test_fault_72_a_gzip_bomb_uses_little_more_memory_than_its_cap() -> None:
     engine = zlib.compressobj(9, wbits=zlib.MAX_WBITS | 16)
     bomb = b"".join(engine.compress(bytes(2**20)) for _ in range(200)) + engine.flush()
     cap = 4 * 2**20

@@ -1,4 +1,4 @@
-"""From a request to the wire and back, through every layer, without a network."""
+"""The live clients, through every layer, with mocked HTTP."""
 
 import json
 
@@ -57,7 +57,7 @@ async def ask(request: LLMRequest, **models: ModelConfig) -> Result[LLMResponse,
         return await run(generate(request), env)
 
 
-async def test_openai_is_spoken_and_read(httpx_mock: HTTPXMock) -> None:
+async def test_a_call_to_openai_is_encoded_and_decoded(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(json=CHAT, headers={"x-request-id": "req_1"})
     response = (await ask(ASK, gpt=GPT)).unwrap()
     assert (response.content, response.model, response.served_model) == ("because", "gpt", "gpt-4.1-mini")
@@ -74,7 +74,7 @@ async def test_openai_is_spoken_and_read(httpx_mock: HTTPXMock) -> None:
     }
 
 
-async def test_anthropic_is_spoken_and_what_it_refuses_is_dropped_visibly(httpx_mock: HTTPXMock) -> None:
+async def test_a_call_to_anthropic_drops_unsupported_options_with_a_warning(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(json=MESSAGE, headers={"request-id": "req_2"})
     response = (await ask(ASK, claude=CLAUDE)).unwrap()
     assert (response.content, response.usage.input_tokens) == ("because", 10)
@@ -86,7 +86,7 @@ async def test_anthropic_is_spoken_and_what_it_refuses_is_dropped_visibly(httpx_
     assert (body["system"], body["max_tokens"], "temperature" in body) == ("be brief", 20, False)
 
 
-async def test_a_refused_connection_falls_over_at_once(httpx_mock: HTTPXMock) -> None:
+async def test_a_refused_connection_falls_back_at_once(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_exception(httpx.ConnectError("refused"), url="http://localhost:1234/v1/chat/completions")
     httpx_mock.add_response(json=CHAT, url="https://api.openai.com/v1/chat/completions")
     response = (await ask(ASK, studio=STUDIO, gpt=GPT)).unwrap()
@@ -96,7 +96,7 @@ async def test_a_refused_connection_falls_over_at_once(httpx_mock: HTTPXMock) ->
     ]
 
 
-async def test_a_login_page_is_a_malformed_answer(httpx_mock: HTTPXMock) -> None:
+async def test_a_login_page_is_a_malformed_response(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(html="<html><body>Please log in</body></html>")
     error = (await ask(ASK, studio=STUDIO)).failure()
     assert error.tag == "MalformedResponse"
@@ -109,7 +109,7 @@ async def test_a_redirect_is_not_followed(httpx_mock: HTTPXMock) -> None:
     assert len(httpx_mock.get_requests()) == 1
 
 
-async def test_the_key_is_in_no_error_even_if_the_server_repeats_it(httpx_mock: HTTPXMock) -> None:
+async def test_a_key_repeated_by_the_server_is_in_no_error(httpx_mock: HTTPXMock) -> None:
     for _ in range(2):
         httpx_mock.add_response(
             status_code=401,
@@ -121,7 +121,7 @@ async def test_the_key_is_in_no_error_even_if_the_server_repeats_it(httpx_mock: 
     assert "canary" not in f"{error!r} {describe(error)} {error.errors!r} {error.cause}"
 
 
-async def test_a_full_quota_is_told_with_provider_and_status(httpx_mock: HTTPXMock) -> None:
+async def test_an_exhausted_quota_reports_model_status_and_code(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(
         status_code=429, json={"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
     )
@@ -130,7 +130,7 @@ async def test_a_full_quota_is_told_with_provider_and_status(httpx_mock: HTTPXMo
     assert (error.quota, error.model, error.status, error.code) == (True, "gpt", 429, "insufficient_quota")
 
 
-async def test_images_go_only_where_they_are_taken(httpx_mock: HTTPXMock) -> None:
+async def test_images_are_sent_only_to_models_that_support_them(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(json=MESSAGE)
     blind = ModelConfig(provider="lm-studio", capabilities=Capabilities(images=False))
     picture = Message("user", (Text("what is this?"), Image(data=b"\x89PNG", media_type="image/png")))
@@ -138,7 +138,7 @@ async def test_images_go_only_where_they_are_taken(httpx_mock: HTTPXMock) -> Non
     assert response.model == "claude"
 
 
-async def test_keys_never_leave_over_plain_http() -> None:
+async def test_keys_are_not_sent_over_plain_http() -> None:
     exposed = ModelConfig(
         provider="openai-compatible", model="m", endpoint="http://example.com/v1", api_key="sk-canary-1"
     )

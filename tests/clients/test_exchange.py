@@ -1,4 +1,4 @@
-"""Streams of real servers on the loopback that do everything wrong, through the whole library."""
+"""Exchanges with misbehaving servers on the loopback, through the whole library."""
 
 import asyncio
 import gzip
@@ -59,7 +59,7 @@ def piece(text: str) -> bytes:
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk of a transfer."""
+    """Encode one chunk of a chunked transfer."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
@@ -68,8 +68,8 @@ GOOD = piece("be") + piece("cause") + STOP + DONE
 
 
 @define
-class Told:
-    """A sink that remembers."""
+class RecordingSink:
+    """A sink that records its events."""
 
     events: list[StreamEvent] = field(factory=list[StreamEvent])
 
@@ -81,38 +81,38 @@ class Told:
         return "".join(event.text for event in self.events if isinstance(event, TextDelta))
 
 
-def of(server: Server, **settings: Any) -> LLMConfig:
+def config_of(server: Server, **settings: Any) -> LLMConfig:
     model = ModelConfig(provider="lm-studio", model="m", endpoint=server.url)
     fresh = CacheConfig(enabled=False)
     return LLMConfig(models={"m": evolve(model, **settings)}, routing=RoutingConfig(max_retries=0), cache=fresh)
 
 
 @asynccontextmanager
-async def tidy(server: Server, **settings: Any) -> AsyncGenerator[LLMEnv]:
-    """An environment that must leave neither a connection nor a task behind."""
+async def tidy_env(server: Server, **settings: Any) -> AsyncGenerator[LLMEnv]:
+    """Open an environment that must leave neither a connection nor a task behind."""
     before = len(anyio.get_running_tasks())
-    async with open_env(of(server, **settings)) as env:
+    async with open_env(config_of(server, **settings)) as env:
         yield env
         await anyio.wait_all_tasks_blocked()
         assert len(anyio.get_running_tasks()) == before
     assert server.settled() == 0
 
 
-async def streamed(behave: Behave, **settings: Any) -> tuple[Result[LLMResponse, LLMError], Told]:
-    told = Told()
+async def streamed(behave: Behave, **settings: Any) -> tuple[Result[LLMResponse, LLMError], RecordingSink]:
+    sink = RecordingSink()
     with serving(behave) as server:
-        async with tidy(server, **settings) as env:
+        async with tidy_env(server, **settings) as env:
             with anyio.fail_after(5):
-                result = await run(stream(ASK, told), env)
+                result = await run(stream(ASK, sink), env)
         assert len(server.requests) == 1
-    last = told.events[-1]
+    last = sink.events[-1]
     assert last == (Completed(result.unwrap()) if isinstance(last, Completed) else Failed(result.failure()))
-    return result, told
+    return result, sink
 
 
-# --- Streams that are right, however they come --------------------------------------------------------------------
+# --- Valid streams in every form ----------------------------------------------------------------------------------
 
-RIGHT: dict[str, bytes] = {
+VALID: dict[str, bytes] = {
     "in one chunk": chunked(GOOD),
     "a byte at a time": chunked(*(bytes([byte]) for byte in GOOD)),
     "cut in odd places": chunked(*(GOOD[at : at + 7] for at in range(0, len(GOOD), 7))),
@@ -139,45 +139,45 @@ RIGHT: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
-async def test_a_right_answer_is_told_whatever_way_it_comes(name: str) -> None:
-    result, told = await streamed(sending(RIGHT[name]))
-    assert result.unwrap().content == told.text == "because"
-    assert told.events[0] == Started("m")
-    assert [type(each) for each in told.events[1:-1]] in ([TextDelta, TextDelta], [TextDelta])
+@pytest.mark.parametrize("name", VALID)
+async def test_a_valid_stream_is_read_in_any_form(name: str) -> None:
+    result, sink = await streamed(sending(VALID[name]))
+    assert result.unwrap().content == sink.text == "because"
+    assert sink.events[0] == Started("m")
+    assert [type(each) for each in sink.events[1:-1]] in ([TextDelta, TextDelta], [TextDelta])
 
 
-async def test_letters_of_several_bytes_survive_every_cut() -> None:
+async def test_multibyte_characters_survive_any_chunking() -> None:
     text = "naïve 日本 🙂\x00\x85\u2028 end"
     data = piece(text) + STOP + DONE
-    result, told = await streamed(sending(chunked(*(bytes([byte]) for byte in data))))
-    assert result.unwrap().content == told.text == text
+    result, sink = await streamed(sending(chunked(*(bytes([byte]) for byte in data))))
+    assert result.unwrap().content == sink.text == text
 
 
-async def test_a_server_that_holds_the_connection_after_the_end_does_not_hold_the_answer() -> None:
+async def test_a_connection_kept_open_after_the_end_does_not_delay_the_response() -> None:
     with anyio.fail_after(2):
         result, _ = await streamed(sending(chunked(GOOD, end=False), hold=True))
     assert result.unwrap().content == "because"
 
 
-async def test_a_reset_after_the_end_took_nothing_away() -> None:
+async def test_a_reset_after_the_end_is_ignored() -> None:
     result, _ = await streamed(sending(chunked(GOOD, end=False), reset=True))
     assert result.unwrap().content == "because"
 
 
-async def test_streams_that_ended_well_share_a_connection() -> None:
+async def test_completed_streams_share_a_connection() -> None:
     with serving(answering(chunked(GOOD))) as server:
-        async with tidy(server) as env:
+        async with tidy_env(server) as env:
             for _ in range(3):
-                assert (await run(stream(ASK, Told()), env)).unwrap().content == "because"
+                assert (await run(stream(ASK, RecordingSink()), env)).unwrap().content == "because"
         assert (server.accepted, len(server.requests)) == (1, 3)
 
 
-# --- Answers that are wrong ---------------------------------------------------------------------------------------
+# --- Invalid responses --------------------------------------------------------------------------------------------
 
 ERROR = b'data: {"error": {"message": "no memory left", "type": "server_error", "code": 500}}\n\n'
 
-WRONG: dict[str, tuple[bytes, str, str]] = {
+INVALID: dict[str, tuple[bytes, str, str]] = {
     "a page": (reply(b"<html>It works!</html>").replace(b"application/json", b"text/html"), "MalformedResponse", ""),
     "JSON that is no answer": (reply(b'{"ok": true}'), "MalformedResponse", ""),
     "JSON cut short": (reply(b'{"choices": ['), "MalformedResponse", ""),
@@ -204,34 +204,34 @@ WRONG: dict[str, tuple[bytes, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-async def test_a_wrong_answer_is_an_error_with_what_was_told(name: str) -> None:
-    answer, tag, partial = WRONG[name]
-    result, told = await streamed(sending(answer))
+@pytest.mark.parametrize("name", INVALID)
+async def test_an_invalid_response_is_an_error_with_the_partial_text(name: str) -> None:
+    answer, tag, partial = INVALID[name]
+    result, sink = await streamed(sending(answer))
     error = result.failure()
-    assert (error.tag, error.partial or "", told.text) == (tag, partial, partial)
+    assert (error.tag, error.partial or "", sink.text) == (tag, partial, partial)
     assert (error.model, error.provider) == ("m", "lm-studio")
     assert [attempt.outcome for attempt in error.attempts] == [tag]
 
 
-async def test_a_reset_in_the_middle_is_a_network_error_with_what_was_told() -> None:
+async def test_a_reset_in_the_middle_is_a_network_error_with_the_partial_text() -> None:
     async def behave(peer: Peer) -> None:
         await peer.request()
         await peer.send(HEAD + chunk(piece("be")))
-        await asyncio.sleep(0.05)  # or the client would lose what it has not read yet
+        await asyncio.sleep(0.05)  # a reset discards what the client has not read yet
         peer.reset()
 
-    result, told = await streamed(behave)
+    result, sink = await streamed(behave)
     error = result.failure()
     assert isinstance(error, NetworkError)
-    assert (error.phase, error.partial, told.text) == ("reset", "be", "be")
+    assert (error.phase, error.partial, sink.text) == ("reset", "be", "be")
 
 
-# --- Clocks -------------------------------------------------------------------------------------------------------
+# --- Timers -------------------------------------------------------------------------------------------------------
 
 
 def dripping(start: bytes, drop: bytes) -> Behave:
-    """Send a start, and then the same again and again."""
+    """Send a start, then the same bytes again and again."""
 
     async def behave(peer: Peer) -> None:
         await peer.request()
@@ -246,7 +246,7 @@ def dripping(start: bytes, drop: bytes) -> Behave:
 PING = b": ping\n\n"
 EMPTY = event({"role": "assistant", "content": ""})
 
-LATE: dict[str, tuple[Behave, dict[str, float], str, str]] = {
+TIMEOUTS: dict[str, tuple[Behave, dict[str, float], str, str]] = {
     "silence": (sending(b"", hold=True), {"first_content_ms": 50}, "first_content", ""),
     "a head and silence": (sending(HEAD, hold=True), {"first_content_ms": 50}, "first_content", ""),
     "pings": (dripping(b"", PING), {"first_content_ms": 50}, "first_content", ""),
@@ -273,31 +273,31 @@ LATE: dict[str, tuple[Behave, dict[str, float], str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", LATE)
-async def test_only_content_sets_the_clocks_back(name: str) -> None:
-    behave, limits, phase, partial = LATE[name]
+@pytest.mark.parametrize("name", TIMEOUTS)
+async def test_only_content_resets_the_timers(name: str) -> None:
+    behave, limits, phase, partial = TIMEOUTS[name]
     with anyio.fail_after(2):
-        result, told = await streamed(behave, **limits)
+        result, sink = await streamed(behave, **limits)
     error = result.failure()
     assert isinstance(error, RequestTimeout)
-    assert (error.phase, error.timeout_ms, error.partial or "", told.text) == (phase, 50, partial, partial)
+    assert (error.phase, error.timeout_ms, error.partial or "", sink.text) == (phase, 50, partial, partial)
 
 
-async def test_an_endless_answer_ends_with_its_attempt() -> None:
-    result, told = await streamed(dripping(b"", piece("x")), timeout_ms=300)
+async def test_an_endless_response_ends_with_its_attempt() -> None:
+    result, sink = await streamed(dripping(b"", piece("x")), timeout_ms=300)
     error = result.failure()
     assert isinstance(error, RequestTimeout)
     assert (error.phase, error.timeout_ms) == ("attempt", 300)
-    assert error.partial == told.text
-    assert len(told.text) > 2
+    assert error.partial == sink.text
+    assert len(sink.text) > 2
 
 
-async def test_a_whole_answer_has_the_time_of_its_attempt_and_no_other_clock() -> None:
+async def test_a_whole_response_has_only_the_limit_of_its_attempt() -> None:
     limits = {"first_content_ms": 10, "between_content_ms": 10}
     with serving(answering(reply_json(WHOLE), delay=0.1)) as server:
-        async with tidy(server, **limits) as env:
+        async with tidy_env(server, **limits) as env:
             assert (await run(generate(ASK), env)).unwrap().content == "because"
-        async with tidy(server, **limits, timeout_ms=30) as env:
+        async with tidy_env(server, **limits, timeout_ms=30) as env:
             error = (await run(generate(ASK), env)).failure()
     assert isinstance(error, RequestTimeout)
     assert (error.phase, error.timeout_ms, error.model) == ("attempt", 30, "m")
@@ -306,23 +306,23 @@ async def test_a_whole_answer_has_the_time_of_its_attempt_and_no_other_clock() -
 # --- Consumers ----------------------------------------------------------------------------------------------------
 
 
-async def test_the_time_of_the_consumer_is_not_the_model_s() -> None:
+async def test_time_in_the_consumer_does_not_count_against_the_model() -> None:
     async def slowly(event: StreamEvent) -> None:
         await anyio.sleep(0.35 if isinstance(event, TextDelta) else 0)
 
     with serving(answering(chunked(piece("be"), piece("cause"), STOP, DONE))) as server:
-        async with tidy(server, timeout_ms=300, first_content_ms=300, between_content_ms=300) as env:
+        async with tidy_env(server, timeout_ms=300, first_content_ms=300, between_content_ms=300) as env:
             assert (await run(stream(ASK, slowly), env)).unwrap().content == "because"
 
 
 @pytest.mark.parametrize("start", [piece("be"), piece("because") + STOP + DONE], ids=["amid", "at the end"])
-async def test_a_consumer_that_never_comes_back_ends_the_call(start: bytes) -> None:
+async def test_a_consumer_that_never_returns_ends_the_call(start: bytes) -> None:
     async def never(event: StreamEvent) -> None:
         if isinstance(event, TextDelta):
             await anyio.sleep_forever()
 
     with serving(sending(chunked(start, end=False), hold=True)) as server:
-        async with tidy(server, sink_ms=50) as env:
+        async with tidy_env(server, sink_ms=50) as env:
             with anyio.fail_after(2):
                 error = (await run(stream(ASK, never), env)).failure()
             assert server.settled() == 0
@@ -331,7 +331,7 @@ async def test_a_consumer_that_never_comes_back_ends_the_call(start: bytes) -> N
 
 
 def flooding(sent: list[int]) -> Behave:
-    """Send content as fast as it is taken, for ever."""
+    """Send endless content as fast as it is read."""
 
     async def behave(peer: Peer) -> None:
         await peer.request()
@@ -343,7 +343,7 @@ def flooding(sent: list[int]) -> Behave:
     return behave
 
 
-async def test_a_consumer_that_waits_makes_the_server_wait() -> None:
+async def test_a_slow_consumer_slows_the_server() -> None:
     sent: list[int] = []
     seen: list[int] = []
     with anyio.CancelScope() as scope, serving(flooding(sent)) as server:
@@ -357,10 +357,10 @@ async def test_a_consumer_that_waits_makes_the_server_wait() -> None:
             scope.cancel()
             await anyio.sleep_forever()
 
-        async with open_env(of(server)) as env:
+        async with open_env(config_of(server)) as env:
             await run(stream(ASK, slowly), env)
     assert scope.cancelled_caught
-    assert 0 < seen[0] < 16 * 2**20  # what the system's buffers hold
+    assert 0 < seen[0] < 16 * 2**20  # the buffers of the system
     assert seen[0] == seen[1]
 
 
@@ -374,7 +374,7 @@ async def test_leaving_early_closes_the_connection_at_once(how: str) -> None:
             await anyio.lowlevel.checkpoint()
 
     with serving(dripping(b"", piece("x"))) as server:
-        async with tidy(server) as env:
+        async with tidy_env(server) as env:
             with anyio.CancelScope() as scope:
                 with pytest.raises(KeyError) if how == "raising" else nullcontext():
                     await run(stream(ASK, leaving), env)
@@ -389,13 +389,13 @@ async def asking(env: LLMEnv, sink: Callable[[StreamEvent], Any] | None, **prefe
     return await run(generate(request) if sink is None else stream(request, sink), env)
 
 
-@pytest.mark.parametrize("sink", [None, Told()], ids=["whole", "streamed"])
-async def test_fault_9_time_in_the_queue_is_not_the_model_s(sink: Told | None) -> None:
+@pytest.mark.parametrize("sink", [None, RecordingSink()], ids=["whole", "streamed"])
+async def test_fault_9_time_in_the_queue_does_not_count_against_the_model(sink: RecordingSink | None) -> None:
     answer = reply_json(WHOLE)
     limits = {"timeout_ms": 400, "first_content_ms": 400}
     results: list[Result[Any, LLMError]] = []
     with serving(answering(answer, delay=0.12)) as server:
-        async with open_env(of(server, **limits), transport=lambda: Transport(max_connections=1)) as env:
+        async with open_env(config_of(server, **limits), transport=lambda: Transport(max_connections=1)) as env:
 
             async def ask() -> None:
                 results.append(await asking(env, sink))
@@ -409,11 +409,11 @@ async def test_fault_9_time_in_the_queue_is_not_the_model_s(sink: Told | None) -
     assert (known.attempts, known.error_rate) == (6, 0.0)
 
 
-@pytest.mark.parametrize("sink", [None, Told()], ids=["whole", "streamed"])
-async def test_fault_9_only_the_deadline_of_the_call_ends_its_wait_in_the_queue(sink: Told | None) -> None:
+@pytest.mark.parametrize("sink", [None, RecordingSink()], ids=["whole", "streamed"])
+async def test_fault_9_only_the_deadline_ends_the_wait_in_the_queue(sink: RecordingSink | None) -> None:
     with serving(sending(HEAD, hold=True)) as server:
         limits = {"timeout_ms": 10_000, "first_content_ms": 10_000}
-        opened = open_env(of(server, **limits), transport=lambda: Transport(max_connections=1))
+        opened = open_env(config_of(server, **limits), transport=lambda: Transport(max_connections=1))
         async with opened as env, anyio.create_task_group() as tasks:
             tasks.start_soon(run, generate(ASK), env)
             assert await anyio.to_thread.run_sync(server.asked) == 1
@@ -424,22 +424,22 @@ async def test_fault_9_only_the_deadline_of_the_call_ends_its_wait_in_the_queue(
             tasks.cancel_scope.cancel()
 
 
-# --- What a body is called, and consumers that take their time -----------------------------------------------------
+# --- Content types, and slow consumers ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON", "text/plain", "text/event-stream", "x/y"])
-async def test_fault_101_a_whole_answer_to_a_stream_is_read_whatever_it_is_called(kind: str) -> None:
+async def test_fault_101_a_whole_response_to_a_stream_is_read_despite_its_content_type(kind: str) -> None:
     body = json.dumps(WHOLE).encode()
     head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-    result, told = await streamed(answering(head + body))
+    result, sink = await streamed(answering(head + body))
     assert result.unwrap().content == "because"
-    assert told.events[1:-1] == [TextDelta("because")]
+    assert sink.events[1:-1] == [TextDelta("because")]
 
 
-async def test_a_slow_consumer_of_a_burst_is_waited_for_event_by_event() -> None:
+async def test_a_slow_consumer_of_a_burst_has_its_limit_for_each_event() -> None:
     pieces = [piece("x") for _ in range(30)]
     with serving(answering(chunked(b"".join(pieces) + STOP + DONE))) as server:
-        async with tidy(server, sink_ms=60) as env:
+        async with tidy_env(server, sink_ms=60) as env:
 
             async def slow(event: StreamEvent) -> None:
                 await anyio.sleep(0.01)
@@ -448,7 +448,7 @@ async def test_a_slow_consumer_of_a_burst_is_waited_for_event_by_event() -> None
     assert response.content == "x" * 30
 
 
-async def test_blanks_without_an_end_are_no_answer_and_cost_no_memory() -> None:
-    result, told = await streamed(dripping(b"", b" " * 1000), timeout_ms=200)
+async def test_endless_blanks_time_out_without_content() -> None:
+    result, sink = await streamed(dripping(b"", b" " * 1000), timeout_ms=200)
     assert isinstance(result.failure(), RequestTimeout)
-    assert [type(event) for event in told.events] == [Failed]
+    assert [type(event) for event in sink.events] == [Failed]

@@ -1,4 +1,4 @@
-"""Reachable and ready are different answers."""
+"""Health checks: reachable and ready are different answers."""
 
 import httpx
 import pytest
@@ -24,7 +24,7 @@ async def probed(**models: ModelConfig) -> tuple[ModelHealth, ...]:
         return (await run(check_health(), env)).unwrap()
 
 
-async def test_lm_studio_tells_what_is_loaded_and_its_window(httpx_mock: HTTPXMock) -> None:
+async def test_lm_studio_reports_the_loaded_model_and_its_window(httpx_mock: HTTPXMock) -> None:
     loaded = {"id": "qwen3", "config": {"context_length": 8192, "parallel": 4}}
     idle = {"key": "other", "type": "llm", "loaded_instances": []}
     httpx_mock.add_response(
@@ -42,17 +42,17 @@ async def test_a_server_without_a_loaded_model_is_reachable_but_not_ready(httpx_
     assert "load one" in health.message
 
 
-async def test_an_older_lm_studio_is_asked_in_its_older_ways(httpx_mock: HTTPXMock) -> None:
+async def test_an_old_lm_studio_is_probed_by_its_old_endpoints(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(url=f"{STUDIO}/api/v1/models", status_code=404, json={"error": "Unexpected endpoint"})
     httpx_mock.add_response(url=f"{STUDIO}/api/v0/models", status_code=404, json={"error": "Unexpected endpoint"})
     httpx_mock.add_response(url=f"{STUDIO}/v1/models", json={"data": [{"id": "a", "object": "model"}]})
     health = await probe()
-    # the list may be of what was downloaded: it does not tell what is loaded
+    # the list may be of downloaded models: it does not tell which are loaded
     assert (health.reachable, health.ready, health.loaded) == (True, False, ())
     assert "lists a, but not what is loaded" in health.message
 
 
-async def test_an_older_lm_studio_tells_what_is_loaded_too(httpx_mock: HTTPXMock) -> None:
+async def test_an_old_lm_studio_reports_the_loaded_model(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(url=f"{STUDIO}/api/v1/models", status_code=404, json={"error": "Unexpected endpoint"})
     models = [
         {"id": "idle", "type": "llm", "state": "not-loaded"},
@@ -64,7 +64,7 @@ async def test_an_older_lm_studio_tells_what_is_loaded_too(httpx_mock: HTTPXMock
     assert (health.ready, health.loaded, health.context_length) == (True, ("q",), 4096)
 
 
-async def test_a_loaded_model_that_only_embeds_is_not_ready(httpx_mock: HTTPXMock) -> None:
+async def test_a_loaded_embedding_model_is_not_ready(httpx_mock: HTTPXMock) -> None:
     nomic = {"key": "nomic", "type": "embedding", "loaded_instances": [{"id": "nomic", "config": {}}]}
     httpx_mock.add_response(url=f"{STUDIO}/api/v1/models", json={"models": [nomic]})
     health = await probe()
@@ -72,7 +72,7 @@ async def test_a_loaded_model_that_only_embeds_is_not_ready(httpx_mock: HTTPXMoc
 
 
 @pytest.mark.parametrize("asked", ["q", "q:2"])
-async def test_a_loaded_instance_is_asked_by_its_own_name_or_its_model_s(httpx_mock: HTTPXMock, asked: str) -> None:
+async def test_a_loaded_instance_is_found_by_its_name_or_its_model(httpx_mock: HTTPXMock, asked: str) -> None:
     loaded = {"key": "q", "type": "llm", "loaded_instances": [{"id": "q:2", "config": {"context_length": 2048}}]}
     httpx_mock.add_response(url=f"{STUDIO}/api/v1/models", json={"models": [loaded]})
     [health] = await probed(studio=ModelConfig(provider="lm-studio", model=asked))
@@ -90,7 +90,7 @@ async def test_a_loaded_instance_is_asked_by_its_own_name_or_its_model_s(httpx_m
         b"<html>",
     ],
 )
-async def test_what_is_no_list_of_models_is_told_as_such(httpx_mock: HTTPXMock, body: bytes) -> None:
+async def test_an_invalid_list_of_models_is_not_a_model_server(httpx_mock: HTTPXMock, body: bytes) -> None:
     httpx_mock.add_response(content=body, is_reusable=True)
     for health in await probed(
         studio=ModelConfig(provider="lm-studio"),
@@ -103,7 +103,7 @@ async def test_what_is_no_list_of_models_is_told_as_such(httpx_mock: HTTPXMock, 
 
 
 @pytest.mark.parametrize("window", ["lots", -1, 2.5, True, None, [1]])
-async def test_a_window_that_is_no_number_is_unknown(httpx_mock: HTTPXMock, window: object) -> None:
+async def test_an_invalid_window_is_unknown(httpx_mock: HTTPXMock, window: object) -> None:
     instance = {"id": "q", "config": {"context_length": window}}
     httpx_mock.add_response(
         url=f"{STUDIO}/api/v1/models", json={"models": [3, {"key": "q", "loaded_instances": [instance, "odd"]}]}
@@ -112,7 +112,7 @@ async def test_a_window_that_is_no_number_is_unknown(httpx_mock: HTTPXMock, wind
     assert (health.ready, health.context_length) == (True, None)
 
 
-async def test_claude_is_asked_for_the_very_model_as_its_protocol_demands(httpx_mock: HTTPXMock) -> None:
+async def test_claude_is_probed_for_the_configured_model(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(
         url="https://api.anthropic.com/v1/models/claude-sonnet-5-5", json={"type": "model", "id": "claude-sonnet-5-5-1"}
     )
@@ -124,7 +124,7 @@ async def test_claude_is_asked_for_the_very_model_as_its_protocol_demands(httpx_
     assert (sent.headers["anthropic-version"], sent.headers["x-api-key"]) == (claude.wire_version, "sk-ant-canary-1")
 
 
-async def test_a_configured_version_of_the_protocol_is_sent_once(httpx_mock: HTTPXMock) -> None:
+async def test_a_configured_protocol_version_is_sent_once(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(json={"id": "m"})
     own = {"Anthropic-Version": "2027-01-01"}
     await probed(claude=ModelConfig(provider="anthropic", model="m", api_key="sk-ant-canary-1", headers=own))
@@ -133,7 +133,7 @@ async def test_a_configured_version_of_the_protocol_is_sent_once(httpx_mock: HTT
     assert sent.headers.get_list("anthropic-version") == ["2027-01-01"]
 
 
-async def test_a_model_that_claude_does_not_have_is_told(httpx_mock: HTTPXMock) -> None:
+async def test_a_model_unknown_to_claude_is_not_ready(httpx_mock: HTTPXMock) -> None:
     missing = {"type": "error", "error": {"type": "not_found_error", "message": "model: claude-9"}}
     httpx_mock.add_response(status_code=404, json=missing)
     [health] = await probed(claude=ModelConfig(provider="anthropic", model="claude-9", api_key="sk-ant-canary-1"))
@@ -153,7 +153,7 @@ async def test_a_password_never_shows() -> None:
     assert describe(error).startswith("ConfigurationError: endpoint: must not hold a user name or password")
 
 
-async def test_a_configured_model_of_that_name_is_not_the_one_at_the_endpoint(httpx_mock: HTTPXMock) -> None:
+async def test_a_configured_model_named_local_is_not_the_one_at_the_endpoint(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(url=f"{STUDIO}/api/v1/models", json={"models": []})
     config = LLMConfig(models={"local": ModelConfig(provider="llama", model_path="/nowhere/model.gguf")})
     async with open_env(config) as env:
@@ -161,7 +161,7 @@ async def test_a_configured_model_of_that_name_is_not_the_one_at_the_endpoint(ht
     assert (health.provider, health.endpoint, health.reachable) == ("lm-studio", f"{STUDIO}/v1", True)
 
 
-async def test_another_file_under_a_configured_name_is_looked_at_itself() -> None:
+async def test_another_file_under_a_configured_name_is_probed_itself() -> None:
     config = LLMConfig(models={"mine": ModelConfig(provider="llama", model_path="/nowhere/one.gguf")})
     async with open_env(config) as env:
         probing = env.clients.probe("mine", ModelConfig(provider="llama", model_path="/nowhere/two.gguf"))
@@ -169,7 +169,7 @@ async def test_another_file_under_a_configured_name_is_looked_at_itself() -> Non
     assert "/nowhere/two.gguf" in health.message
 
 
-async def test_the_wanted_model_must_be_the_loaded_one(httpx_mock: HTTPXMock) -> None:
+async def test_the_configured_model_must_be_loaded(httpx_mock: HTTPXMock) -> None:
     loaded = {"key": "a", "loaded_instances": [{"id": "a", "config": {}}]}
     httpx_mock.add_response(url=f"{STUDIO}/api/v1/models", json={"models": [loaded]})
     [health] = await probed(studio=ModelConfig(provider="lm-studio", model="b"))
@@ -177,21 +177,21 @@ async def test_the_wanted_model_must_be_the_loaded_one(httpx_mock: HTTPXMock) ->
     assert "'b' is not there" in health.message
 
 
-async def test_a_refused_connection_is_an_answer(httpx_mock: HTTPXMock) -> None:
+async def test_a_refused_connection_is_unreachable_and_not_a_failure(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_exception(httpx.ConnectError("All connection attempts failed"))
     health = await probe()
     assert (health.reachable, health.ready) == (False, False)
     assert health.message.startswith("NetworkError (local)")
 
 
-async def test_something_else_at_the_endpoint_is_reachable_but_no_model(httpx_mock: HTTPXMock) -> None:
+async def test_another_service_at_the_endpoint_is_reachable_but_not_ready(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(html="<html>It works!</html>", is_reusable=True)
     health = await probe()
     assert (health.reachable, health.ready) == (True, False)
     assert "not a model server" in health.message
 
 
-async def test_a_refused_key_is_told(httpx_mock: HTTPXMock) -> None:
+async def test_a_rejected_key_is_reported(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(
         url="https://api.openai.com/v1/models", status_code=401, json={"error": {"message": "bad key"}}
     )
@@ -200,14 +200,14 @@ async def test_a_refused_key_is_told(httpx_mock: HTTPXMock) -> None:
     assert health.message.startswith("AuthenticationFailed")
 
 
-async def test_a_wrong_endpoint_is_a_failure_for_one_and_a_line_for_all() -> None:
+async def test_a_wrong_endpoint_fails_a_single_check_and_is_a_message_among_all() -> None:
     async with open_env(LLMConfig(models={"a": ModelConfig(provider="lm-studio", endpoint="nowhere")})) as env:
         assert (await run(check_local_model_health("nowhere"), env)).failure().tag == "ConfigurationError"
         [health] = (await run(check_health(), env)).unwrap()
     assert "endpoint" in health.message
 
 
-async def test_a_missing_file_is_told_with_the_remedy() -> None:
+async def test_a_missing_model_file_is_reported_with_its_path() -> None:
     [health] = await probed(mine=ModelConfig(provider="llama", model_path="/nowhere/model.gguf"))
     assert not health.ready
     assert "/nowhere/model.gguf" in health.message

@@ -52,7 +52,7 @@ def ask(prompt: str, max_tokens: int = 6, **more: object) -> bytes:
 
 
 LONG = "word " * 900
-"""A prompt that takes the model some seconds to read."""
+"""A prompt that the model reads for some seconds."""
 
 
 def contents(chunks: list[str]) -> list[str]:
@@ -63,13 +63,13 @@ def contents(chunks: list[str]) -> list[str]:
 async def ignore(_: str) -> None: ...
 
 
-class Collected(list[str]):
+class Chunks(list[str]):
     async def deliver(self, chunk: str) -> None:
         self.append(chunk)
 
 
 class Watched:
-    """The real engine, with every callback counted, and every load."""
+    """The real engine, with its callbacks and loads counted."""
 
     def __init__(self) -> None:
         self.loads = 0
@@ -97,7 +97,7 @@ class Watched:
             self.changed.notify_all()
 
     async def quiet(self) -> None:
-        """Wait until the engine has given up what nobody waits for."""
+        """Wait until the engine has stopped abandoned work."""
 
         def wait() -> bool:
             with self.changed:
@@ -106,31 +106,31 @@ class Watched:
         assert await anyio.to_thread.run_sync(wait)
 
     def freed(self) -> bool:
-        """Whether the last loaded server leaves the memory; the thread that used it may need a moment to let go."""
-        patience = time.monotonic() + 5
-        while self._last() is not None and time.monotonic() < patience:
+        """Return whether the last loaded server is freed, after a moment for the thread that used it."""
+        deadline = time.monotonic() + 5
+        while self._last() is not None and time.monotonic() < deadline:
             time.sleep(0.002)
         return self._last() is None
 
 
 class _WatchedServer:
-    def __init__(self, seen: Watched, server: object) -> None:
-        self.seen, self.server = seen, server
+    def __init__(self, watched: Watched, server: object) -> None:
+        self.watched, self.server = watched, server
 
     def handle_chat_completions(self, body: str, callback: Callable[[str], bool]) -> None:
         def counted(chunk: str) -> bool:
-            self.seen.callbacks += 1
+            self.watched.callbacks += 1
             return callback(chunk)
 
-        self.seen.step(1)
+        self.watched.step(1)
         try:
             self.server.handle_chat_completions(body, counted)  # type: ignore[attr-defined]
         finally:
-            self.seen.step(-1)
+            self.watched.step(-1)
 
 
 class _Slow:
-    """An engine that takes a tenth of a second for every answer."""
+    """An engine that needs a tenth of a second for every answer."""
 
     def __init__(self, _: object) -> None: ...
 
@@ -147,22 +147,22 @@ def slow_engine(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def seen() -> Watched:
+def watched() -> Watched:
     return Watched()
 
 
 @pytest.fixture(scope="module")
-def engine(seen: Watched) -> Iterator[Engine]:
+def engine(watched: Watched) -> Iterator[Engine]:
     """One engine for all tests of this file: it outlives their event loops."""
-    engine = Engine(target_at(model_or_skip()), seen.importer)
+    engine = Engine(target_at(model_or_skip()), watched.importer)
     yield engine
     engine.close()
 
 
 @pytest.mark.anyio
 class TestAnswers:
-    async def test_chunks_come_in_order_and_end_with_the_usage(self, engine: Engine) -> None:
-        chunks = Collected()
+    async def test_chunks_arrive_in_order_and_end_with_the_usage(self, engine: Engine) -> None:
+        chunks = Chunks()
         result = await engine.run(ask("Say hello.", stream_options={"include_usage": True}), chunks.deliver)
         assert result == Success(None)
         assert contents(chunks)
@@ -171,8 +171,8 @@ class TestAnswers:
         assert last["choices"] == []
         assert last["usage"]["completion_tokens"] == 6
 
-    async def test_the_same_seed_gives_the_same_answer_however_slowly_it_is_taken(self, engine: Engine) -> None:
-        quick, slow = Collected(), Collected()
+    async def test_a_seed_gives_the_same_answer_to_a_slow_consumer(self, engine: Engine) -> None:
+        quick, slow = Chunks(), Chunks()
 
         async def hesitate(chunk: str) -> None:
             await anyio.sleep(0.005)
@@ -192,9 +192,9 @@ class TestAnswers:
         await engine.run(ask("Hi."), deliver)
         assert places == {(task, thread)}
 
-    async def test_more_calls_than_slots_all_finish_and_overlap(self, engine: Engine, seen: Watched) -> None:
-        await seen.quiet()
-        seen.most_under_way = 0
+    async def test_more_calls_than_slots_all_finish_and_overlap(self, engine: Engine, watched: Watched) -> None:
+        await watched.quiet()
+        watched.most_under_way = 0
         order: list[int] = []
         results: list[object] = []
 
@@ -209,11 +209,11 @@ class TestAnswers:
                 group.start_soon(call, number)
         assert results == [Success(None)] * 6
         assert set(order) == set(range(6))
-        assert seen.most_under_way == 4
+        assert watched.most_under_way == 4
         switches = sum(here != there for here, there in pairwise(order))
         assert switches > 6, f"the answers came one after another: {order}"
 
-    async def test_another_thread_with_its_own_loop_at_the_same_time(
+    async def test_two_threads_with_their_own_loops_share_an_engine(
         self, engine: Engine, anyio_backend_name: str
     ) -> None:
         def elsewhere() -> object:
@@ -232,9 +232,9 @@ class TestAnswers:
 
 @pytest.mark.anyio
 class TestLeaving:
-    async def test_cancelled_while_it_answers_it_stops_within_a_token(self, engine: Engine, seen: Watched) -> None:
-        await seen.quiet()
-        seen.callbacks = 0
+    async def test_a_cancelled_answer_stops_within_a_token(self, engine: Engine, watched: Watched) -> None:
+        await watched.quiet()
+        watched.callbacks = 0
         with anyio.CancelScope() as scope:
 
             async def deliver(chunk: str) -> None:
@@ -244,26 +244,28 @@ class TestLeaving:
 
             await engine.run(ask("Tell me a long story.", 500, ignore_eos=True), deliver)
         assert scope.cancelled_caught
-        at_once = seen.callbacks
-        await seen.quiet()
-        assert seen.callbacks <= at_once + 1
+        at_once = watched.callbacks
+        await watched.quiet()
+        assert watched.callbacks <= at_once + 1
 
-    async def test_cancelled_while_it_reads_the_prompt_it_returns_at_once(self, engine: Engine, seen: Watched) -> None:
-        await seen.quiet()
-        seen.callbacks = 0
+    async def test_a_call_cancelled_while_reading_the_prompt_returns_at_once(
+        self, engine: Engine, watched: Watched
+    ) -> None:
+        await watched.quiet()
+        watched.callbacks = 0
         began = time.monotonic()
         with anyio.move_on_after(0.1) as scope:
             await engine.run(ask(LONG + str(began)), ignore)
         assert scope.cancelled_caught
         assert time.monotonic() - began < 0.5
-        # and the slot is free again long before the prompt would have been read: it has 900 tokens, a step 128
-        at_once = seen.callbacks
-        await seen.quiet()
-        assert seen.callbacks <= at_once + 1
+        # and the slot is free long before the prompt would have been read: it has 900 tokens, a step 128
+        at_once = watched.callbacks
+        await watched.quiet()
+        assert watched.callbacks <= at_once + 1
 
-    async def test_cancelled_in_the_queue_it_never_starts(self, engine: Engine, seen: Watched) -> None:
-        await seen.quiet()
-        chunks = Collected()
+    async def test_a_call_cancelled_in_the_queue_never_starts(self, engine: Engine, watched: Watched) -> None:
+        await watched.quiet()
+        chunks = Chunks()
         async with anyio.create_task_group() as group:
             for number in range(4):
                 group.start_soon(engine.run, ask(f"Count from {number}.", 12, ignore_eos=True), ignore)
@@ -273,8 +275,8 @@ class TestLeaving:
             assert scope.cancelled_caught
         assert chunks == []
 
-    async def test_its_turn_is_told_when_it_has_come(self, engine: Engine, seen: Watched) -> None:
-        await seen.quiet()
+    async def test_admitted_is_called_when_a_call_leaves_the_queue(self, engine: Engine, watched: Watched) -> None:
+        await watched.quiet()
         order: list[str] = []
 
         async def call(name: str) -> None:
@@ -291,7 +293,7 @@ class TestLeaving:
         assert all(order.index(f"{name} begins") < order.index(f"{name} answers") for name in "abcde")
         assert len(order) == len([each for each in order if "answers" in each]) + 5
 
-    async def test_fault_9_time_in_the_queue_is_not_the_model_s(self, tmp_path: Path) -> None:
+    async def test_fault_9_time_in_the_queue_does_not_count_against_the_model(self, tmp_path: Path) -> None:
         path = tmp_path / "fake.gguf"
         path.write_bytes(b"GGUF")
         target = target_at(path, slots=1, first_content_ms=400, timeout_ms=400)
@@ -308,22 +310,22 @@ class TestLeaving:
                 group.start_soon(call)
         assert results == ["because"] * 8
 
-    async def test_an_exception_of_deliver_comes_out_as_itself_and_stops_the_model(
-        self, engine: Engine, seen: Watched
+    async def test_an_exception_of_deliver_propagates_and_stops_the_model(
+        self, engine: Engine, watched: Watched
     ) -> None:
-        await seen.quiet()
-        seen.callbacks = 0
+        await watched.quiet()
+        watched.callbacks = 0
 
         async def deliver(chunk: str) -> None:
             raise KeyError(chunk)
 
         with pytest.raises(KeyError):
             await engine.run(ask("Tell me a long story.", 500, ignore_eos=True), deliver)
-        at_once = seen.callbacks
-        await seen.quiet()
-        assert seen.callbacks <= at_once + 1
+        at_once = watched.callbacks
+        await watched.quiet()
+        assert watched.callbacks <= at_once + 1
 
-    async def test_it_answers_after_all_that(self, engine: Engine) -> None:
+    async def test_an_engine_answers_after_many_cancellations(self, engine: Engine) -> None:
         for _ in range(8):
             with anyio.move_on_after(0.01):
                 await engine.run(ask("Tell me a long story.", 500), ignore)
@@ -333,8 +335,8 @@ class TestLeaving:
 
 @pytest.mark.anyio
 class TestRefusals:
-    async def test_a_prompt_that_outgrows_the_slot_is_told_as_a_chunk_with_both_numbers(self, engine: Engine) -> None:
-        chunks = Collected()
+    async def test_a_prompt_larger_than_the_slot_is_an_error_chunk_with_both_sizes(self, engine: Engine) -> None:
+        chunks = Chunks()
         assert await engine.run(ask("word " * (CONTEXT + 1)), chunks.deliver) == Success(None)
         (error,) = [json.loads(chunk)["error"] for chunk in chunks]
         assert error["type"] == "exceed_context_size_error"
@@ -342,14 +344,14 @@ class TestRefusals:
         assert error["n_prompt_tokens"] > CONTEXT
 
     @pytest.mark.parametrize("body", [b"{", b"\xff", b'{"messages": 3}', ask("Hi.", tools=[{"type": "x"}])])
-    async def test_a_body_that_makes_no_sense_is_an_invalid_request(self, engine: Engine, body: bytes) -> None:
+    async def test_an_invalid_body_is_an_invalid_request(self, engine: Engine, body: bytes) -> None:
         result = await engine.run(body, ignore)
         error = result.failure()
         assert isinstance(error, InvalidRequest)
         assert (error.model, error.provider) == ("tiny", "llama")
         assert error.message
 
-    async def test_without_a_model_file(self, tmp_path: Path) -> None:
+    async def test_a_missing_model_file_is_a_configuration_error(self, tmp_path: Path) -> None:
         engine = Engine(target_at(tmp_path / "none.gguf"))
         error = (await engine.run(ask("Hi."), ignore)).failure()
         assert isinstance(error, ConfigurationError)
@@ -360,7 +362,7 @@ class TestRefusals:
         assert not is_successful(engine.check())
 
     @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"GGUF\x03\0\0\0" + b"\xff" * 64])
-    async def test_with_a_damaged_model_file(self, tmp_path: Path, content: bytes) -> None:
+    async def test_a_damaged_model_file_is_a_configuration_error(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "damaged.gguf"
         path.write_bytes(content)
         error = (await Engine(target_at(path)).run(ask("Hi."), ignore)).failure()
@@ -368,19 +370,19 @@ class TestRefusals:
         assert str(path) in error.message
         assert "damaged" in error.message
 
-    async def test_with_a_folder_for_a_model_file(self, tmp_path: Path) -> None:
+    async def test_a_folder_as_model_file_is_a_configuration_error(self, tmp_path: Path) -> None:
         error = (await Engine(target_at(tmp_path)).run(ask("Hi."), ignore)).failure()
         assert isinstance(error, ConfigurationError)
         assert str(tmp_path) in error.message
 
-    @pytest.mark.parametrize("path", ["~nobody-of-that-name/model.gguf", "model\0.gguf"])
-    async def test_with_a_path_that_can_be_none(self, path: str) -> None:
+    @pytest.mark.parametrize("path", ["~unknown-user/model.gguf", "model\0.gguf"])
+    async def test_an_impossible_path_is_a_configuration_error(self, path: str) -> None:
         error = (await Engine(target_at(path)).run(ask("Hi."), ignore)).failure()
         assert isinstance(error, ConfigurationError)
         assert path in error.message or repr(path) in error.message
         assert "damaged" not in error.message
 
-    async def test_a_window_beyond_all_bounds(self) -> None:
+    async def test_an_enormous_context_length_is_a_configuration_error(self) -> None:
         error = (await Engine(target_at(model_or_skip(), context_length=10**12)).run(ask("Hi."), ignore)).failure()
         assert isinstance(error, ConfigurationError)
         assert "context_length" in error.message
@@ -392,7 +394,7 @@ class TestRefusals:
             (ImportError("libgomp.so.1: no such file"), "libgomp.so.1"),
         ],
     )
-    async def test_without_an_engine(self, problem: ImportError, remedy: str) -> None:
+    async def test_a_missing_engine_is_a_configuration_error(self, problem: ImportError, remedy: str) -> None:
         def importer(_: str) -> ModuleType:
             raise problem
 
@@ -402,7 +404,7 @@ class TestRefusals:
         assert remedy in error.message
         assert not is_successful(engine.check())
 
-    async def test_a_file_that_comes_later_is_found(self, tmp_path: Path) -> None:
+    async def test_a_model_file_added_later_is_found(self, tmp_path: Path) -> None:
         path = tmp_path / "later.gguf"
         engine = Engine(target_at(path, slots=1))
         assert isinstance((await engine.run(ask("Hi."), ignore)).failure(), ConfigurationError)
@@ -414,18 +416,18 @@ class TestRefusals:
 
 class TestMemory:
     def test_one_engine_over_two_event_loops_loads_once(self) -> None:
-        seen = Watched()
-        engine = Engine(target_at(model_or_skip(), slots=2), seen.importer)
+        watched = Watched()
+        engine = Engine(target_at(model_or_skip(), slots=2), watched.importer)
         assert (is_successful(engine.check()), engine.loaded) == (True, False)
         for backend in ("asyncio", "trio", "asyncio"):
             assert anyio.run(engine.run, ask("Hi.", 1), ignore, backend=backend) == Success(None)
         assert engine.loaded
-        assert seen.loads == 1
+        assert watched.loads == 1
         engine.close()
 
-    def test_first_calls_at_once_load_once(self) -> None:
-        seen = Watched()
-        engines = [Engine(target_at(model_or_skip()), seen.importer) for _ in range(2)]
+    def test_concurrent_first_calls_load_once(self) -> None:
+        watched = Watched()
+        engines = [Engine(target_at(model_or_skip()), watched.importer) for _ in range(2)]
 
         async def main() -> None:
             async with anyio.create_task_group() as group:
@@ -433,12 +435,12 @@ class TestMemory:
                     group.start_soon(engine.run, ask("Hi.", 1), ignore)
 
         anyio.run(main)
-        assert seen.loads == 1
+        assert watched.loads == 1
         assert all(engine.loaded for engine in engines)
 
-    def test_the_last_close_frees_it(self) -> None:
-        seen = Watched()
-        first, second = (Engine(target_at(model_or_skip()), seen.importer) for _ in range(2))
+    def test_the_last_close_frees_the_model(self) -> None:
+        watched = Watched()
+        first, second = (Engine(target_at(model_or_skip()), watched.importer) for _ in range(2))
         anyio.run(first.run, ask("Hi.", 1), ignore)
         first.close()
         first.close()
@@ -446,15 +448,15 @@ class TestMemory:
         assert second.loaded
         assert anyio.run(second.run, ask("Hi.", 1), ignore) == Success(None)
         second.close()
-        assert seen.freed()
-        assert seen.loads == 1
+        assert watched.freed()
+        assert watched.loads == 1
 
-    def test_an_engine_that_was_only_forgotten_frees_it_too(self) -> None:
-        seen = Watched()
-        anyio.run(Engine(target_at(model_or_skip()), seen.importer).run, ask("Hi.", 1), ignore)
-        assert seen.freed()
+    def test_a_garbage_collected_engine_frees_the_model(self) -> None:
+        watched = Watched()
+        anyio.run(Engine(target_at(model_or_skip()), watched.importer).run, ask("Hi.", 1), ignore)
+        assert watched.freed()
 
-    def test_a_closed_engine_says_so(self) -> None:
+    def test_a_closed_engine_is_a_configuration_error(self) -> None:
         engine = Engine(target_at(model_or_skip()))
         engine.close()
         result = anyio.run(engine.run, ask("Hi."), ignore)
@@ -462,8 +464,8 @@ class TestMemory:
         assert result == engine.check()
         assert not is_successful(engine.check())
 
-    def test_other_settings_are_another_model_in_memory(self, seen: Watched, engine: Engine) -> None:
-        assert not Engine(target_at(model_or_skip(), slots=3), seen.importer).loaded
+    def test_other_settings_are_another_model_in_memory(self, watched: Watched, engine: Engine) -> None:
+        assert not Engine(target_at(model_or_skip(), slots=3), watched.importer).loaded
 
 
 def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -477,7 +479,7 @@ from pathlib import Path
 from llm_effects.clients.local_engine import Engine
 from tests.clients.test_local_engine import LONG, ask, ignore, target_at
 
-# -X dev makes asyncio report every step of the loop over 0.1 s: on a busy machine, loading the model (under the GIL) is one
+# In dev mode asyncio reports steps of over 0.1 s: loading the model holds the GIL for longer on a busy machine.
 logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).startswith("Executing %s took"))
 
 handler_of = ctypes.pythonapi.PyOS_getsig
@@ -487,7 +489,7 @@ engine = Engine(target_at(sys.argv[1]))
 """
 
 ENDINGS = {
-    "with handlers of signals as they were, no port for others, and without closing": """
+    "with unchanged signal handlers, no open port, and without closing": """
 anyio.run(engine.run, ask('Hi.', 2), ignore)
 assert handlers == [handler_of(number) for number in (signal.SIGINT, signal.SIGTERM)]
 try:
@@ -506,13 +508,13 @@ async def main():
         await engine.run(ask(LONG), ignore)
 anyio.run(main, backend='trio')
 """,
-    "with a loop closed over an answer": """
+    "with an event loop closed during an answer": """
 import asyncio
 loop = asyncio.new_event_loop()
 task = loop.create_task(engine.run(ask(LONG), ignore))
 loop.run_until_complete(asyncio.sleep(0.4))
 loop.close()
-task._log_destroy_pending = False  # asyncio's own complaint of such programs
+task._log_destroy_pending = False  # asyncio's own warning about such programs
 """,
     "with a damaged file": """
 Path(sys.argv[2]).write_bytes(b'GGUF' + bytes(64))
@@ -523,7 +525,7 @@ assert anyio.run(Engine(target_at(sys.argv[2])).run, ask('Hi.'), ignore).failure
 
 class TestProcesses:
     @pytest.mark.parametrize("ending", ENDINGS)
-    def test_it_ends_silently(self, ending: str, tmp_path: Path) -> None:
+    def test_a_process_exits_silently(self, ending: str, tmp_path: Path) -> None:
         done = python(PROGRAM + ENDINGS[ending], str(model_or_skip()), str(tmp_path / "damaged.gguf"))
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

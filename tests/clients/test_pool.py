@@ -1,4 +1,4 @@
-"""Places and pools: first come first served, nothing lost to a cancellation, nothing left open."""
+"""The connection limiter and the pools: first come, first served; cancellations leak nothing; nothing stays open."""
 
 import random
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 @define(eq=False)
 class Counted(httpx.AsyncBaseTransport):
-    """A pool that only knows whether it is open."""
+    """A pool that counts how often it was closed."""
 
     size: int
     closed: int = 0
@@ -28,8 +28,8 @@ class Counted(httpx.AsyncBaseTransport):
 
 
 @define(eq=False)
-class Making:
-    """Makes pools and remembers them."""
+class PoolFactory:
+    """A factory that records the pools it opened."""
 
     made: list[Counted] = field(factory=list[Counted])
 
@@ -39,16 +39,16 @@ class Making:
 
 
 @pytest.fixture
-def making() -> Making:
-    return Making()
+def factory() -> PoolFactory:
+    return PoolFactory()
 
 
 @pytest.fixture
-def pools(making: Making) -> LoopPools:
-    return LoopPools(make=making, max_connections=6, size=2)
+def pools(factory: PoolFactory) -> LoopPools:
+    return LoopPools(make=factory, max_connections=6, size=2)
 
 
-async def test_places_go_lowest_first_and_come_back() -> None:
+async def test_the_lowest_free_slot_is_acquired_first() -> None:
     limiter = ConnectionLimiter(3)
     assert [await limiter.acquire() for _ in range(3)] == [0, 1, 2]
     limiter.release(2)
@@ -61,17 +61,17 @@ async def test_fault_105_the_queue_is_first_come_first_served() -> None:
     limiter, served = ConnectionLimiter(1), list[int]()
 
     async def call(number: int) -> None:
-        place = await limiter.acquire()
+        slot = await limiter.acquire()
         served.append(number)
         await anyio.lowlevel.checkpoint()
-        limiter.release(place)
+        limiter.release(slot)
 
     async with anyio.create_task_group() as tasks:
-        place = await limiter.acquire()
+        slot = await limiter.acquire()
         for number in range(20):
             tasks.start_soon(call, number)
             await anyio.wait_all_tasks_blocked()
-        limiter.release(place)
+        limiter.release(slot)
     assert served == list(range(20))
     assert (limiter.in_use, limiter.waiting) == (0, 0)
 
@@ -80,35 +80,35 @@ async def test_a_late_caller_does_not_overtake_the_queue() -> None:
     limiter, served = ConnectionLimiter(1), list[str]()
 
     async def call(name: str) -> None:
-        place = await limiter.acquire()
+        slot = await limiter.acquire()
         served.append(name)
-        limiter.release(place)
+        limiter.release(slot)
 
     async with anyio.create_task_group() as tasks:
-        place = await limiter.acquire()
+        slot = await limiter.acquire()
         tasks.start_soon(call, "early")
         await anyio.wait_all_tasks_blocked()
-        limiter.release(place)
+        limiter.release(slot)
         await call("late")
     assert served == ["early", "late"]
 
 
-async def test_a_waiter_cancelled_as_its_place_comes_hands_it_on() -> None:
+async def test_a_waiter_cancelled_on_wake_up_passes_its_slot_on() -> None:
     limiter, served = ConnectionLimiter(1), list[str]()
 
     async def call(name: str, scope: anyio.CancelScope) -> None:
         with scope:
-            place = await limiter.acquire()
+            slot = await limiter.acquire()
             served.append(name)
-            limiter.release(place)
+            limiter.release(slot)
 
     async with anyio.create_task_group() as tasks:
-        place = await limiter.acquire()
+        slot = await limiter.acquire()
         scopes = [anyio.CancelScope(), anyio.CancelScope()]
         for name, scope in zip(("first", "second"), scopes, strict=True):
             tasks.start_soon(call, name, scope)
             await anyio.wait_all_tasks_blocked()
-        limiter.release(place)
+        limiter.release(slot)
         scopes[0].cancel()
     assert "second" in served
     assert (limiter.in_use, limiter.waiting) == (0, 0)
@@ -117,13 +117,13 @@ async def test_a_waiter_cancelled_as_its_place_comes_hands_it_on() -> None:
 async def test_fault_104_cancelled_waiters_leave_nothing_behind() -> None:
     limiter, draw = ConnectionLimiter(4), random.Random(7)
 
-    async def call(patience: float) -> None:
-        with anyio.move_on_after(patience):
-            place = await limiter.acquire()
+    async def call(timeout: float) -> None:
+        with anyio.move_on_after(timeout):
+            slot = await limiter.acquire()
             try:
                 await anyio.sleep(draw.random() * 0.0005)
             finally:
-                limiter.release(place)
+                limiter.release(slot)
 
     async with anyio.create_task_group() as tasks:
         for _ in range(3000):
@@ -133,8 +133,8 @@ async def test_fault_104_cancelled_waiters_leave_nothing_behind() -> None:
 
 
 @given(st.sampled_from(["asyncio", "trio"]), st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=60))
-def test_no_place_is_ever_held_twice(backend: str, steps: list[int | None]) -> None:
-    """``None`` takes a place where there is one; a number gives one of the held back."""
+def test_no_slot_is_acquired_twice(backend: str, steps: list[int | None]) -> None:
+    """``None`` acquires a free slot; a number releases one of those held."""
 
     async def play() -> None:
         limiter, held = ConnectionLimiter(6), list[int]()
@@ -144,77 +144,77 @@ def test_no_place_is_ever_held_twice(backend: str, steps: list[int | None]) -> N
             elif step is not None and held:
                 limiter.release(held.pop(step % len(held)))
             assert len(set(held)) == len(held) == limiter.in_use
-            assert all(0 <= place < 6 for place in held)
+            assert all(0 <= slot < 6 for slot in held)
 
     anyio.run(play, backend=backend)
 
 
-async def test_places_share_small_pools_in_order(pools: LoopPools, making: Making) -> None:
+async def test_slots_share_small_pools_in_order(pools: LoopPools, factory: PoolFactory) -> None:
     async with pools.hold() as here:
         async with here.slot() as one, here.slot() as two, here.slot() as three:
             assert one.pool is two.pool
             assert three.pool is not one.pool
         async with here.slot() as again:
             assert again.pool is one.pool
-        assert [pool.size for pool in making.made] == [2, 2]
-        assert [pool.closed for pool in making.made] == [0, 0]
-    assert [pool.closed for pool in making.made] == [1, 1]
+        assert [pool.size for pool in factory.made] == [2, 2]
+        assert [pool.closed for pool in factory.made] == [0, 0]
+    assert [pool.closed for pool in factory.made] == [1, 1]
 
 
-async def test_the_last_who_holds_the_pools_closes_them(pools: LoopPools, making: Making) -> None:
+async def test_the_last_holder_closes_the_pools(pools: LoopPools, factory: PoolFactory) -> None:
     async with pools.hold() as scope:
         async with pools.hold() as call, call.slot():
             assert call is scope
-        assert [pool.closed for pool in making.made] == [0]
+        assert [pool.closed for pool in factory.made] == [0]
     async with pools.hold() as later, later.slot():
         assert later is not scope
-    assert [pool.closed for pool in making.made] == [1, 1]
+    assert [pool.closed for pool in factory.made] == [1, 1]
 
 
-async def test_a_renewed_place_is_in_a_new_pool_and_the_old_closes_after_its_last_call(
-    pools: LoopPools, making: Making
+async def test_a_renewed_slot_gets_a_new_pool_and_the_last_call_closes_the_old_one(
+    pools: LoopPools, factory: PoolFactory
 ) -> None:
-    async with pools.hold() as here, here.slot() as place:
+    async with pools.hold() as here, here.slot() as slot:
         async with here.slot() as neighbour:
-            await here.renew(place)
-            assert place.pool is not neighbour.pool
-            assert making.made[0].closed == 0
-        assert making.made[0].closed == 1
-        assert making.made[1].closed == 0
+            await here.renew(slot)
+            assert slot.pool is not neighbour.pool
+            assert factory.made[0].closed == 0
+        assert factory.made[0].closed == 1
+        assert factory.made[1].closed == 0
 
 
-async def test_closing_ends_what_is_idle_and_leaves_calls_alone(pools: LoopPools, making: Making) -> None:
+async def test_closing_closes_idle_pools_and_keeps_those_in_use(pools: LoopPools, factory: PoolFactory) -> None:
     async with pools.hold() as here:
         async with here.slot():
             async with here.slot(), here.slot():
                 pass
             await pools.aclose()
             await pools.aclose()
-            assert [pool.closed for pool in making.made] == [0, 1]
-        assert [pool.closed for pool in making.made] == [1, 1]
+            assert [pool.closed for pool in factory.made] == [0, 1]
+        assert [pool.closed for pool in factory.made] == [1, 1]
 
 
-async def test_closing_is_not_cut_short_by_a_cancellation(pools: LoopPools, making: Making) -> None:
+async def test_a_cancellation_does_not_interrupt_closing(pools: LoopPools, factory: PoolFactory) -> None:
     with anyio.CancelScope() as scope:
         async with pools.hold() as here, here.slot():
             scope.cancel()
             await anyio.lowlevel.checkpoint()
-    assert [pool.closed for pool in making.made] == [1]
+    assert [pool.closed for pool in factory.made] == [1]
 
 
-def test_pools_of_different_loops_never_meet(making: Making, anyio_backend: str) -> None:
-    pools = LoopPools(make=making, max_connections=2, size=2)
+def test_event_loops_do_not_share_pools(factory: PoolFactory, anyio_backend: str) -> None:
+    pools = LoopPools(make=factory, max_connections=2, size=2)
 
     async def call() -> None:
         async with pools.hold() as here, here.slot():
             await anyio.lowlevel.checkpoint()
 
     for _ in range(3):
-        anyio.run(call, backend=anyio_backend)  # each run is a loop of its own
-    assert [pool.closed for pool in making.made] == [1, 1, 1]
+        anyio.run(call, backend=anyio_backend)  # each run has its own loop
+    assert [pool.closed for pool in factory.made] == [1, 1, 1]
 
 
-async def test_the_default_pool_is_httpx_s() -> None:
+async def test_the_default_pool_is_a_transport_of_httpx() -> None:
     pool = http_pool(3)
     assert isinstance(pool, httpx.AsyncHTTPTransport)
     await pool.aclose()

@@ -1,4 +1,4 @@
-"""The HTTP edge against real servers on the loopback that do everything wrong, and against mocked wires."""
+"""The HTTP transport, against misbehaving servers on the loopback and mocked transports."""
 
 import asyncio
 import errno
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 CANARY = "canary-7f3e9d-never-seen"
 LIMITS = Timeouts(connect_s=5, read_s=5, send_s=5)
-HASTY = Timeouts(connect_s=0.05, read_s=0.05, send_s=0.05)
+IMPATIENT = Timeouts(connect_s=0.05, read_s=0.05, send_s=0.05)
 
 
 def asking(url: str, body: bytes = b"{}", *headers: tuple[str, str | Secret]) -> WireRequest:
@@ -39,12 +39,12 @@ def asking(url: str, body: bytes = b"{}", *headers: tuple[str, str | Secret]) ->
 
 
 async def failing(transport: Transport, url: str, limits: Timeouts = LIMITS) -> LLMError:
-    """Make a call that must fail, and see that nothing of it holds the key."""
+    """Make a call that must fail, and check that nothing about it shows the key."""
     with pytest.raises(TransportFault) as caught:
         await transport.exchange(asking(url), limits)
     fault = caught.value
-    told = "".join(traceback.TracebackException.from_exception(fault, capture_locals=True).format())
-    assert CANARY not in told + repr(fault) + repr(fault.error) + str(fault.error.cause)
+    text = "".join(traceback.TracebackException.from_exception(fault, capture_locals=True).format())
+    assert CANARY not in text + repr(fault) + repr(fault.error) + str(fault.error.cause)
     assert fault.__context__ is None
     return fault.error
 
@@ -54,10 +54,10 @@ def transport() -> Transport:
     return Transport(max_bytes=2**20)
 
 
-# --- What goes out, and what comes back ---------------------------------------------------------------------------
+# --- Requests and responses ---------------------------------------------------------------------------------------
 
 
-async def test_a_call_sends_its_request_and_gives_the_whole_answer(transport: Transport) -> None:
+async def test_a_call_sends_its_request_and_returns_the_whole_response(transport: Transport) -> None:
     with serving(answering(reply(b'{"ok":1}', "200 OK", "X-Request-Id: r1"))) as server:
         answer = await transport.exchange(asking(server.url, b'{"q":1}', ("x-own", "yes")), LIMITS)
     assert (answer.status, answer.body, answer.headers["x-request-id"]) == (200, b'{"ok":1}', "r1")
@@ -70,7 +70,7 @@ async def test_a_call_sends_its_request_and_gives_the_whole_answer(transport: Tr
     assert f"host: 127.0.0.1:{server.port}\r\n".encode() in sent
 
 
-async def test_a_header_of_the_caller_replaces_ours(httpx_mock: HTTPXMock, transport: Transport) -> None:
+async def test_a_header_of_the_caller_replaces_the_default(httpx_mock: HTTPXMock, transport: Transport) -> None:
     httpx_mock.add_response()
     await transport.exchange(asking("https://api.test/v1", b"{}", ("User-Agent", "mine")), LIMITS)
     (request,) = httpx_mock.get_requests()
@@ -79,7 +79,7 @@ async def test_a_header_of_the_caller_replaces_ours(httpx_mock: HTTPXMock, trans
     assert request.content == b"{}"
 
 
-async def test_fetch_gets_without_a_body(httpx_mock: HTTPXMock, transport: Transport) -> None:
+async def test_fetch_sends_a_get_request_without_a_body(httpx_mock: HTTPXMock, transport: Transport) -> None:
     httpx_mock.add_response(method="GET", url="http://localhost:1234/v1/models", json={"data": []})
     answer = await transport.fetch("http://localhost:1234/v1/models", (), LIMITS)
     assert json.loads(answer.body) == {"data": []}
@@ -87,7 +87,7 @@ async def test_fetch_gets_without_a_body(httpx_mock: HTTPXMock, transport: Trans
 
 
 @pytest.mark.parametrize("status", [200, 204, 400, 401, 429, 500, 503, 529])
-async def test_every_status_is_an_answer(httpx_mock: HTTPXMock, transport: Transport, status: int) -> None:
+async def test_every_status_is_a_response(httpx_mock: HTTPXMock, transport: Transport, status: int) -> None:
     httpx_mock.add_response(status_code=status, headers=[("Retry-After", "3")])
     answer = await transport.exchange(asking("https://api.test/v1"), LIMITS)
     assert (answer.status, answer.headers["retry-after"]) == (status, "3")
@@ -103,7 +103,7 @@ async def test_fault_16_17_a_redirect_is_not_followed(transport: Transport, stat
     assert other.requests == []
 
 
-async def test_headers_of_one_name_are_one_list_and_bytes_beyond_ascii_are_kept(transport: Transport) -> None:
+async def test_repeated_headers_are_joined_and_non_ascii_bytes_kept(transport: Transport) -> None:
     with serving(answering(reply(b"", "200 OK", "Warn: a", "warn: b", "x-name: Zoë"))) as server:
         answer = await transport.exchange(asking(server.url), LIMITS)
     assert answer.headers["warn"] == "a, b"
@@ -111,17 +111,17 @@ async def test_headers_of_one_name_are_one_list_and_bytes_beyond_ascii_are_kept(
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
-async def test_a_body_is_decoded_from_its_transfer(transport: Transport, encoding: str) -> None:
+async def test_a_body_is_decompressed(transport: Transport, encoding: str) -> None:
     body = gzip.compress(b"hello" * 100) if encoding == "gzip" else b"hello" * 100
     with serving(answering(reply(body, "200 OK", f"content-encoding: {encoding}"))) as server:
         answer = await transport.exchange(asking(server.url), LIMITS)
     assert answer.body == b"hello" * 100
 
 
-# --- Connections: kept, given back, closed ------------------------------------------------------------------------
+# --- Connections: kept, reused, closed ----------------------------------------------------------------------------
 
 
-async def test_in_a_scope_a_connection_is_used_again(transport: Transport) -> None:
+async def test_a_scope_reuses_its_connection(transport: Transport) -> None:
     with serving(answering()) as server:
         async with transport.scope():
             for _ in range(5):
@@ -130,7 +130,7 @@ async def test_in_a_scope_a_connection_is_used_again(transport: Transport) -> No
         assert server.settled() == 0
 
 
-async def test_outside_of_a_scope_no_connection_is_left(transport: Transport) -> None:
+async def test_no_connection_is_kept_outside_of_a_scope(transport: Transport) -> None:
     with serving(answering()) as server:
         for _ in range(3):
             await transport.exchange(asking(server.url), LIMITS)
@@ -139,11 +139,11 @@ async def test_outside_of_a_scope_no_connection_is_left(transport: Transport) ->
 
 
 @pytest.mark.parametrize("reset", [True, False])
-async def test_fault_4_a_kept_connection_that_died_is_replaced_once(transport: Transport, reset: bool) -> None:
+async def test_fault_4_a_stale_connection_is_replaced_once(transport: Transport, reset: bool) -> None:
     async def one_each(peer: Peer) -> None:
         await peer.request()
         await peer.send(reply())
-        await peer.request()  # the next one on this connection is dropped, unanswered
+        await peer.request()  # the next request on this connection is dropped without a response
         if reset:
             peer.reset()
 
@@ -155,7 +155,7 @@ async def test_fault_4_a_kept_connection_that_died_is_replaced_once(transport: T
 
 
 @pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n"])
-async def test_fault_4_only_a_connection_that_died_is_replaced(transport: Transport, answer: bytes) -> None:
+async def test_fault_4_only_a_stale_connection_is_replaced(transport: Transport, answer: bytes) -> None:
     async def one_good(peer: Peer) -> None:
         await peer.request()
         await peer.send(reply())
@@ -166,12 +166,12 @@ async def test_fault_4_only_a_connection_that_died_is_replaced(transport: Transp
     with serving(one_good) as server:
         async with transport.scope():
             await transport.exchange(asking(server.url), LIMITS)
-            error = await failing(transport, server.url, HASTY)
+            error = await failing(transport, server.url, IMPATIENT)
     assert error.tag == ("NetworkError" if answer else "TimeoutError")
     assert (server.accepted, len(server.requests)) == (1, 2)
 
 
-async def test_fault_3_a_new_connection_that_is_dropped_is_not_tried_again(transport: Transport) -> None:
+async def test_fault_3_a_dropped_new_connection_is_not_retried(transport: Transport) -> None:
     with serving(sending(b"")) as server:
         error = await failing(transport, server.url)
     assert (error.tag, server.accepted) == ("NetworkError", 1)
@@ -213,7 +213,7 @@ def test_fault_108_two_threads_with_two_loops_share_a_transport(transport: Trans
         assert server.settled() == 0
 
 
-async def test_fault_108_after_closing_a_call_is_a_configuration_error(transport: Transport) -> None:
+async def test_fault_108_a_call_after_closing_is_a_configuration_error(transport: Transport) -> None:
     with serving(answering()) as server:
         async with transport.scope():
             await transport.exchange(asking(server.url), LIMITS)
@@ -223,7 +223,7 @@ async def test_fault_108_after_closing_a_call_is_a_configuration_error(transport
             assert (await failing(transport, server.url)).tag == "ConfigurationError"
 
 
-async def test_fault_108_closing_lets_calls_under_way_end_and_refuses_those_in_the_queue() -> None:
+async def test_fault_108_closing_finishes_calls_in_flight_and_rejects_queued_ones() -> None:
     transport, ended = Transport(max_connections=1), list[str]()
 
     async def call(url: str) -> None:
@@ -243,12 +243,12 @@ async def test_fault_108_closing_lets_calls_under_way_end_and_refuses_those_in_t
         assert server.settled() == 0
 
 
-async def test_fault_9_more_calls_than_places_wait_their_turn() -> None:
-    transport = Transport(max_connections=4, pool_size=2)
-    with serving(answering(delay=0.002)) as server:
+async def test_fault_9_calls_beyond_the_limit_queue() -> None:
+    transport, limits = Transport(max_connections=4, pool_size=2), Timeouts(connect_s=0.25, read_s=0.25, send_s=0.25)
+    with serving(answering(delay=0.03)) as server:
         async with transport.scope(), anyio.create_task_group() as tasks:
             for _ in range(40):
-                tasks.start_soon(transport.exchange, asking(server.url), HASTY)
+                tasks.start_soon(transport.exchange, asking(server.url), limits)  # the last ones queue for longer
         assert (len(server.requests), server.most) == (40, 4)
         assert server.settled() == 0
 
@@ -256,7 +256,7 @@ async def test_fault_9_more_calls_than_places_wait_their_turn() -> None:
 # --- Cancellation -------------------------------------------------------------------------------------------------
 
 
-async def test_fault_104_random_cancellations_lose_no_place_and_no_connection() -> None:
+async def test_fault_104_random_cancellations_leak_no_slot_and_no_connection() -> None:
     transport, draw, done = Transport(max_connections=6, pool_size=3), random.Random(11), list[int]()
 
     async def call(url: str, longest: float) -> None:
@@ -273,12 +273,12 @@ async def test_fault_104_random_cancellations_lose_no_place_and_no_connection() 
         async with transport.scope():
             began = anyio.current_time()
             await transport.exchange(asking(server.url), LIMITS)
-            longest = max(0.03, 10 * (anyio.current_time() - began))  # on a slow machine some must come through, too
+            longest = max(0.03, 10 * (anyio.current_time() - began))  # on a slow machine some calls must succeed, too
             for _ in range(6):
                 async with anyio.create_task_group() as tasks:
                     for _ in range(50):
                         tasks.start_soon(call, server.url, longest)
-            with anyio.fail_after(5):  # every place and every connection can still be had, all at once
+            with anyio.fail_after(5):  # all slots and connections are still available at once
                 async with anyio.create_task_group() as tasks:
                     for _ in range(6):
                         tasks.start_soon(transport.exchange, asking(server.url), LIMITS)
@@ -303,15 +303,15 @@ async def test_fault_104_calls_cancelled_while_connecting_leave_the_pool_usable(
 
 
 class CancelledOnceConnected(httpx.AsyncHTTPTransport):
-    """Cancels the scopes it is given, one for each call, at the moment when the connection is there."""
+    """A transport that cancels a scope for each call, in the moment its connection is made."""
 
     scopes: ClassVar[list[anyio.CancelScope]] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        tell = request.extensions["trace"]
+        inner = request.extensions["trace"]
 
         async def trace(event: str, info: Mapping[str, object]) -> None:
-            await tell(event, info)
+            await inner(event, info)
             if event == "connection.connect_tcp.complete" and self.scopes:
                 self.scopes.pop().cancel()
 
@@ -319,7 +319,7 @@ class CancelledOnceConnected(httpx.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
 
-async def test_fault_104_a_call_cancelled_between_connecting_and_sending_does_not_spoil_its_pool() -> None:
+async def test_fault_104_a_call_cancelled_between_connecting_and_sending_leaves_the_pool_usable() -> None:
     def make_pool(size: int) -> httpx.AsyncBaseTransport:
         return CancelledOnceConnected(limits=httpx.Limits(max_connections=size), verify=False)
 
@@ -339,7 +339,7 @@ async def test_fault_104_a_call_cancelled_between_connecting_and_sending_does_no
 # --- Streams ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_stream_gives_its_pieces_as_they_come(transport: Transport) -> None:
+async def test_a_stream_yields_its_pieces(transport: Transport) -> None:
     with serving(answering(chunked(b"one", b"two", b"three"))) as server:
         async with transport.stream(asking(server.url), LIMITS) as answer:
             assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream")
@@ -352,7 +352,7 @@ async def test_a_stream_can_be_read_at_once(transport: Transport) -> None:
             assert (answer.status, await answer.read()) == (404, b"no such model")
 
 
-async def test_a_stream_read_to_its_end_gives_its_connection_back(transport: Transport) -> None:
+async def test_a_stream_read_to_its_end_keeps_its_connection(transport: Transport) -> None:
     with serving(answering(chunked(b"one", b"two"))) as server:
         async with transport.scope():
             for _ in range(3):
@@ -383,7 +383,7 @@ async def test_a_cancelled_stream_closes_its_connection_at_once(transport: Trans
             assert server.settled() == 0
 
 
-async def test_an_exception_of_the_reader_comes_out_as_itself(transport: Transport) -> None:
+async def test_an_exception_of_the_reader_propagates_unchanged(transport: Transport) -> None:
     with serving(sending(chunked(b"one", end=False), hold=True)) as server:
         with pytest.raises(KeyError):
             async with transport.stream(asking(server.url), LIMITS) as answer:
@@ -392,7 +392,7 @@ async def test_an_exception_of_the_reader_comes_out_as_itself(transport: Transpo
         assert server.settled() == 0
 
 
-async def test_a_stream_of_a_mocked_wire_may_be_left_early(httpx_mock: HTTPXMock, transport: Transport) -> None:
+async def test_a_stream_of_a_mocked_transport_can_be_left_early(httpx_mock: HTTPXMock, transport: Transport) -> None:
     class Endless(httpx.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
             while True:
@@ -420,7 +420,7 @@ def phase_of(error: LLMError) -> tuple[str, str]:
     return error.tag, str(getattr(error, "phase", ""))
 
 
-async def test_fault_1_refused(transport: Transport) -> None:
+async def test_fault_1_a_refused_connection(transport: Transport) -> None:
     with serving(answering()) as server:
         pass
     error = await failing(transport, server.url)
@@ -428,16 +428,16 @@ async def test_fault_1_refused(transport: Transport) -> None:
     assert "is the server running?" in str(error)
 
 
-async def test_fault_2_a_connection_that_does_not_come_is_a_timeout(transport: Transport) -> None:
+async def test_fault_2_a_connection_that_is_never_accepted_times_out(transport: Transport) -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         port = full.getsockname()[1]
-        waiting = [socket.socket() for _ in range(3)]  # fill the queue: the next is never accepted
+        waiting = [socket.socket() for _ in range(3)]  # fill the backlog: the next connection is never accepted
         for one in waiting:
             one.setblocking(False)
             one.connect_ex(("127.0.0.1", port))
-        error = await failing(transport, f"http://127.0.0.1:{port}/v1", HASTY)
+        error = await failing(transport, f"http://127.0.0.1:{port}/v1", IMPATIENT)
         for one in waiting:
             one.close()
     assert phase_of(error) == ("TimeoutError", "connect")
@@ -458,7 +458,7 @@ CUTS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", CUTS)
-async def test_a_broken_answer_is_a_network_error(transport: Transport, case: str) -> None:
+async def test_a_broken_response_is_a_network_error(transport: Transport, case: str) -> None:
     answer, phase = CUTS[case]
     with serving(sending(answer)) as server:
         error = await failing(transport, server.url)
@@ -467,7 +467,7 @@ async def test_a_broken_answer_is_a_network_error(transport: Transport, case: st
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"])
-async def test_fault_5_reset(transport: Transport, answer: bytes) -> None:
+async def test_fault_5_a_reset_connection(transport: Transport, answer: bytes) -> None:
     with serving(sending(answer, reset=True)) as server:
         assert phase_of(await failing(transport, server.url)) == ("NetworkError", "reset")
 
@@ -480,16 +480,16 @@ async def test_fault_5_reset(transport: Transport, answer: bytes) -> None:
         (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf", "between_content"),
     ],
 )
-async def test_fault_7_a_silent_server_is_a_timeout(transport: Transport, answer: bytes, phase: str) -> None:
+async def test_fault_7_a_silent_server_times_out(transport: Transport, answer: bytes, phase: str) -> None:
     with serving(sending(answer, hold=True)) as server:
-        error = await failing(transport, server.url, HASTY)
+        error = await failing(transport, server.url, IMPATIENT)
         assert phase_of(error) == ("TimeoutError", phase)
         assert server.settled() == 0
 
 
-async def test_fault_8_a_server_that_takes_nothing_is_a_timeout(transport: Transport) -> None:
+async def test_fault_8_a_server_that_reads_nothing_times_out(transport: Transport) -> None:
     async def deaf(peer: Peer) -> None:
-        await asyncio.sleep(2)  # it reads nothing: after some megabytes nothing more is taken
+        await asyncio.sleep(2)  # it reads nothing: after some megabytes the buffers are full
 
     request = asking("", bytes(32 * 2**20))
     with serving(deaf) as server, pytest.raises(TransportFault) as caught:
@@ -504,7 +504,9 @@ async def test_fault_10_a_host_without_an_address(transport: Transport) -> None:
     assert phase_of(error) == ("NetworkError", "dns")
 
 
-async def test_fault_19_no_descriptor_left_is_a_local_limit(httpx_mock: HTTPXMock, transport: Transport) -> None:
+async def test_fault_19_running_out_of_descriptors_is_a_local_error(
+    httpx_mock: HTTPXMock, transport: Transport
+) -> None:
     problem = httpx.ConnectError("All connection attempts failed")
     problem.__cause__ = OSError(errno.EMFILE, "Too many open files")
     httpx_mock.add_exception(problem)
@@ -512,7 +514,7 @@ async def test_fault_19_no_descriptor_left_is_a_local_limit(httpx_mock: HTTPXMoc
 
 
 @pytest.mark.parametrize(
-    ("problem", "told"),
+    ("problem", "expected"),
     [
         (httpx.PoolTimeout("x"), ("TimeoutError", "queue")),
         (httpx.WriteTimeout("x"), ("TimeoutError", "send")),
@@ -525,11 +527,11 @@ async def test_fault_19_no_descriptor_left_is_a_local_limit(httpx_mock: HTTPXMoc
         (httpx.ConnectError(f"with {CANARY} in it"), ("NetworkError", "connect")),
     ],
 )
-async def test_every_exception_of_the_wire_is_an_error(
-    httpx_mock: HTTPXMock, transport: Transport, problem: Exception, told: tuple[str, str]
+async def test_every_wire_exception_is_mapped_to_an_error(
+    httpx_mock: HTTPXMock, transport: Transport, problem: Exception, expected: tuple[str, str]
 ) -> None:
     httpx_mock.add_exception(problem)
-    assert phase_of(await failing(transport, "https://api.test/v1")) == told
+    assert phase_of(await failing(transport, "https://api.test/v1")) == expected
 
 
 @pytest.mark.parametrize(
@@ -545,12 +547,12 @@ async def test_every_exception_of_the_wire_is_an_error(
         "http://a:b/",
     ],
 )
-async def test_a_url_that_cannot_be_called_is_a_configuration_error(transport: Transport, url: str) -> None:
+async def test_an_invalid_url_is_a_configuration_error(transport: Transport, url: str) -> None:
     assert (await failing(transport, url)).tag == "ConfigurationError"
 
 
 @pytest.mark.parametrize("value", [f"{CANARY}\r\nx: 1", f"{CANARY}é", f"{CANARY}\x00", f" {CANARY}"])
-async def test_fault_135_a_key_that_no_header_may_hold_is_never_sent(transport: Transport, value: str) -> None:
+async def test_fault_135_a_key_that_is_not_a_valid_header_is_never_sent(transport: Transport, value: str) -> None:
     with pytest.raises(TransportFault) as caught:
         await transport.exchange(asking("http://localhost/v1", b"", ("x-api-key", Secret(value))), LIMITS)
     assert caught.value.error.tag == "ConfigurationError"
@@ -587,9 +589,7 @@ async def test_an_unknown_encoding_is_malformed(transport: Transport) -> None:
 # --- TLS ----------------------------------------------------------------------------------------------------------
 
 
-async def test_fault_12_a_certificate_that_nobody_vouches_for(
-    transport: Transport, own_authority: ssl.SSLContext
-) -> None:
+async def test_fault_12_an_untrusted_certificate(transport: Transport, own_authority: ssl.SSLContext) -> None:
     with serving(answering(), tls=own_authority) as server:
         error = await failing(transport, server.url)
     assert error.tag == "ConfigurationError"
@@ -597,7 +597,7 @@ async def test_fault_12_a_certificate_that_nobody_vouches_for(
     assert server.requests == []
 
 
-async def test_fault_13_tls_cut_in_its_handshake(transport: Transport) -> None:
+async def test_fault_13_a_tls_handshake_that_is_cut_off(transport: Transport) -> None:
     async def cut(peer: Peer) -> None:
         await peer.reader.read(100)
 
@@ -606,7 +606,7 @@ async def test_fault_13_tls_cut_in_its_handshake(transport: Transport) -> None:
     assert error.tag == "NetworkError"
 
 
-async def test_fault_14_plain_http_where_tls_was_meant(transport: Transport) -> None:
+async def test_fault_14_plain_http_instead_of_tls(transport: Transport) -> None:
     async def plain(peer: Peer) -> None:
         await peer.reader.read(100)
         await peer.send(reply(b"", "400 Bad Request"))
@@ -631,7 +631,7 @@ async def test_fault_132_no_log_shows_the_key(transport: Transport, caplog: pyte
     assert CANARY not in caplog.text
 
 
-async def test_a_call_is_told_when_its_turn_has_come() -> None:
+async def test_admitted_is_called_when_a_call_acquires_its_slot() -> None:
     transport, turns = Transport(max_connections=1), list[str]()
     with serving(answering(delay=0.02)) as server:
 

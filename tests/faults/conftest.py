@@ -1,4 +1,4 @@
-"""One chaos server for all cases of a run, and a watch over what is logged."""
+"""One chaos server for all cases of a run, and a check that no key is logged."""
 
 import logging
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def chaos() -> Iterator[Chaos]:
 
 @pytest.fixture(autouse=True)
 def no_key_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever a case does, no logger tells the key, at any level."""
+    """Check that no logger shows the key, at any level."""
     caplog.set_level(logging.DEBUG)
     yield
     assert CANARY not in caplog.text

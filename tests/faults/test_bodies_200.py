@@ -1,4 +1,4 @@
-"""Faults 57 to 79: successes that are none, and odd ones that are."""
+"""Faults 57 to 79: successes that are errors, and unusual ones that are not."""
 
 import gzip
 import json
@@ -33,12 +33,12 @@ HTML: Final = reply(b"<html><h1>Please sign in</h1></html>").replace(b"applicati
 DEEP: Final = b'{"choices":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 
-def body(told: bytes) -> bytes:
-    return reply(told, "200 OK", NAMED)
+def body(content: bytes) -> bytes:
+    return reply(content, "200 OK", NAMED)
 
 
-def text(told: object, **more: object) -> dict[str, object]:
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": told}, **more}
+def text(content: object, **more: object) -> dict[str, object]:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}, **more}
     return {**WHOLE, "choices": [choice]}
 
 
@@ -86,7 +86,7 @@ BODIES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize(("case", "mode", "anyio_backend"), rows_by_turns(BODIES))
-async def test_a_success_that_cannot_be_read_is_an_error(chaos: Chaos, case: Case, mode: str) -> None:
+async def test_an_undecodable_success_is_an_error(chaos: Chaos, case: Case, mode: str) -> None:
     await assert_case(chaos, case, mode)
 
 
@@ -96,7 +96,7 @@ HUGE: Final = reply(b'{"choices":"' + b"x" * 3 * 2**20 + b'"}')
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("answer", [BOMB, HUGE], ids=["072_compression_bomb", "073_huge_body"])
-async def test_an_answer_beyond_the_cap_is_dropped_with_its_connection(chaos: Chaos, answer: bytes, mode: str) -> None:
+async def test_a_response_beyond_the_cap_is_dropped_with_its_connection(chaos: Chaos, answer: bytes, mode: str) -> None:
     small = lambda: Transport(max_bytes=2**20, max_stream_bytes=2**21)  # noqa: E731
     models = {"first": model(chaos, closes(answer)), "second": model(chaos, good)}
     tracemalloc.start()
@@ -110,10 +110,10 @@ async def test_an_answer_beyond_the_cap_is_dropped_with_its_connection(chaos: Ch
     assert [attempt.outcome for attempt in outcome.response.attempts][:2] == ["MalformedResponse"] * 2
 
 
-# --- Odd, and right all the same ----------------------------------------------------------------------------------
+# --- Unusual, but valid -------------------------------------------------------------------------------------------
 
 BECAUSE: Final = json.dumps(WHOLE).encode()
-ODD: dict[str, bytes] = {
+UNUSUAL: dict[str, bytes] = {
     "061_as_plain_text": body(BECAUSE).replace(b"application/json", b"text/plain"),
     "061_without_a_type": body(BECAUSE).replace(b"content-type: application/json\r\n", b""),
     "064_without_id_model_and_usage": reply_json({"choices": WHOLE["choices"]}),
@@ -126,51 +126,51 @@ ODD: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ODD)
-async def test_an_odd_success_is_one(chaos: Chaos, name: str, mode: str) -> None:
-    outcome = await run_case(chaos, {"first": model(chaos, says(ODD[name]))}, mode=mode)
+@pytest.mark.parametrize("name", UNUSUAL)
+async def test_an_unusual_success_is_accepted(chaos: Chaos, name: str, mode: str) -> None:
+    outcome = await run_case(chaos, {"first": model(chaos, says(UNUSUAL[name]))}, mode=mode)
     assert (outcome.response.content, outcome.asked) == ("because", {"first": 1})
     assert outcome.response.usage.estimated == name.startswith("064")
     assert outcome.response.usage.input_tokens == 3 or outcome.response.usage.estimated
 
 
-async def answered(chaos: Chaos, told: object, mode: str, request: LLMRequest = ASK, **settings: Any) -> Outcome:
+async def answered(chaos: Chaos, response: object, mode: str, request: LLMRequest = ASK, **settings: Any) -> Outcome:
     return await run_case(
-        chaos, {"first": model(chaos, says(reply_json(told)), **settings)}, mode=mode, request=request
+        chaos, {"first": model(chaos, says(reply_json(response)), **settings)}, mode=mode, request=request
     )
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_075_half_an_emoji_is_mended_and_kept(chaos: Chaos, mode: str) -> None:
+async def test_075_half_an_emoji_is_replaced(chaos: Chaos, mode: str) -> None:
     raw = json.dumps(text("half \ud83d here")).encode()
     outcome = await run_case(chaos, {"first": model(chaos, says(body(raw)))}, mode=mode)
     assert outcome.response.content == "half \ufffd here"
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_076_another_model_than_the_one_asked_is_told(chaos: Chaos, mode: str) -> None:
+async def test_076_a_different_served_model_is_reported(chaos: Chaos, mode: str) -> None:
     outcome = await answered(chaos, {**WHOLE, "model": "other-7b"}, mode)
     assert (outcome.response.model, outcome.response.served_model) == ("first", "other-7b")
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_077_tool_calls_are_values_whatever_they_hold(chaos: Chaos, mode: str) -> None:
+async def test_077_tool_calls_are_returned_even_when_invalid(chaos: Chaos, mode: str) -> None:
     calls = [
         {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": '}},
-        {"type": "function", "function": {"name": "nobody knows it", "arguments": "{}"}},
+        {"type": "function", "function": {"name": "unknown tool", "arguments": "{}"}},
     ]
     message = {"role": "assistant", "content": None, "tool_calls": calls}
-    told = {**WHOLE, "choices": [{"index": 0, "finish_reason": "tool_calls", "message": message}]}
+    answer = {**WHOLE, "choices": [{"index": 0, "finish_reason": "tool_calls", "message": message}]}
     request = evolve(ASK, tools=(Tool(name="look", description="look", parameters={"type": "object"}),))
-    response = (await answered(chaos, told, mode, request)).response
-    assert [call.name for call in response.tool_calls] == ["look", "nobody knows it"]
+    response = (await answered(chaos, answer, mode, request)).response
+    assert [call.name for call in response.tool_calls] == ["look", "unknown tool"]
     assert [call.arguments for call in response.tool_calls] == ['{"at": ', "{}"]
     assert all(call.id for call in response.tool_calls)
-    assert response.finish_reason is FinishReason.TOOL_CALLS  # and so it is not kept in the cache
+    assert response.finish_reason is FinishReason.TOOL_CALLS  # so it is not cached
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_078_an_answer_cut_off_at_its_limit_says_so_and_is_not_kept(chaos: Chaos, mode: str) -> None:
+async def test_078_an_answer_cut_off_at_its_limit_is_marked_and_not_cached(chaos: Chaos, mode: str) -> None:
     outcome = await answered(chaos, text("beca", finish_reason="length"), mode)
     assert (outcome.response.content, outcome.response.finish_reason) == ("beca", FinishReason.LENGTH)
     full = {**CLAUDE, "stop_reason": "model_context_window_exceeded"}
@@ -187,9 +187,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", REFUSED)
-async def test_079_a_refusal_is_an_error_and_not_kept(chaos: Chaos, name: str, mode: str) -> None:
-    told, settings = REFUSED[name]
-    case = Case(step=says(reply_json(told)), tag="ContentRefused", tries=1, moves_on=False, model=settings)
+async def test_079_a_refusal_is_an_error_and_not_cached(chaos: Chaos, name: str, mode: str) -> None:
+    answer, settings = REFUSED[name]
+    case = Case(step=says(reply_json(answer)), tag="ContentRefused", tries=1, moves_on=False, model=settings)
     await alone(chaos, case, mode)
     await with_another(chaos, case, mode)
     models = {"first": model(chaos, case.step, **settings), "second": model(chaos, good)}

@@ -1,4 +1,4 @@
-"""Faults 1 to 19: connections that do not come, break, stall, or lead elsewhere."""
+"""Faults 1 to 19: connections that fail, break, stall, or lead elsewhere."""
 
 import asyncio
 import os
@@ -46,7 +46,7 @@ CONNECTIONS: dict[str, Case] = {
 
 
 @pytest.mark.parametrize(("case", "mode"), rows(CONNECTIONS))
-async def test_a_connection_that_breaks_is_tried_again_and_passed_by(chaos: Chaos, case: Case, mode: str) -> None:
+async def test_a_broken_connection_is_retried_then_falls_back(chaos: Chaos, case: Case, mode: str) -> None:
     await assert_case(chaos, case, mode)
 
 
@@ -57,7 +57,7 @@ def closed_port() -> str:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_001_refused_is_tried_again_only_where_nobody_else_is_left(chaos: Chaos, mode: str) -> None:
+async def test_001_a_refused_connection_is_retried_only_at_the_last_candidate(chaos: Chaos, mode: str) -> None:
     shut = model(chaos, good, endpoint=closed_port())
     alone = await run_case(chaos, {"first": shut}, mode=mode, unheard=3)
     assert (alone.error.tag, getattr(alone.error, "phase", "")) == ("RequestFailed", "")
@@ -69,7 +69,7 @@ async def test_001_refused_is_tried_again_only_where_nobody_else_is_left(chaos: 
 
 @contextmanager
 def blackhole() -> Iterator[str]:
-    """A port whose connections are never accepted: its queue is full."""
+    """Open a port that never accepts a connection, because its backlog is full."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -82,7 +82,7 @@ def blackhole() -> Iterator[str]:
             one.close()
 
 
-async def test_002_a_connection_that_does_not_come_costs_its_own_time_only(chaos: Chaos) -> None:
+async def test_002_a_connection_that_is_never_accepted_costs_only_its_own_time_out(chaos: Chaos) -> None:
     with blackhole() as nowhere:
         models = {"first": model(chaos, good, endpoint=nowhere, connect_ms=50), "second": model(chaos, good)}
         outcome = await run_case(chaos, models, unheard=2)
@@ -93,7 +93,7 @@ async def test_002_a_connection_that_does_not_come_costs_its_own_time_only(chaos
 
 
 @pytest.mark.parametrize("reset", [True, False])
-async def test_004_a_kept_connection_that_died_is_replaced_free_of_charge(chaos: Chaos, reset: bool) -> None:
+async def test_004_a_stale_connection_is_replaced_without_another_attempt(chaos: Chaos, reset: bool) -> None:
     first = model(chaos, good, resets() if reset else closes(), good)
     async with open_env(config_of({"first": first}, max_retries=0)) as env:
         for number in range(2):
@@ -103,9 +103,9 @@ async def test_004_a_kept_connection_that_died_is_replaced_free_of_charge(chaos:
     assert chaos.asked[plan_of(first)] == 3
 
 
-async def test_008_a_server_that_takes_nothing_is_a_timeout(chaos: Chaos) -> None:
+async def test_008_a_server_that_reads_nothing_times_out(chaos: Chaos) -> None:
     async def deaf(peer: Peer) -> None:
-        await asyncio.sleep(2)  # it reads nothing: after some megabytes nothing more is taken
+        await asyncio.sleep(2)  # it reads nothing: after some megabytes the buffers are full
 
     large = evolve(ASK, prompt="x" * 16 * 2**20)
     with serving(deaf) as server:
@@ -114,7 +114,7 @@ async def test_008_a_server_that_takes_nothing_is_a_timeout(chaos: Chaos) -> Non
     assert {each.tag for each in getattr(outcome.error, "errors", ())} == {"TimeoutError"}
 
 
-async def test_009_a_full_queue_is_waited_for_to_the_deadline_and_no_attempt_is_booked(chaos: Chaos) -> None:
+async def test_009_a_call_queues_up_to_its_deadline_and_records_no_attempt(chaos: Chaos) -> None:
     silent = model(chaos, holds(), timeout_ms=2000)
     narrow = open_env(config_of({"first": silent}), transport=lambda: Transport(max_connections=1))
     async with narrow as env, anyio.create_task_group() as tasks:
@@ -127,7 +127,7 @@ async def test_009_a_full_queue_is_waited_for_to_the_deadline_and_no_attempt_is_
     assert chaos.server.settled() == 0
 
 
-async def test_010_a_name_without_an_address_is_asked_for_once_more_and_passed_by(chaos: Chaos) -> None:
+async def test_010_an_unresolvable_host_is_retried_then_falls_back(chaos: Chaos) -> None:
     models = {"first": model(chaos, good, endpoint="https://no-such-host.invalid/v1"), "second": model(chaos, good)}
     outcome = await run_case(chaos, models, unheard=2)
     alone = await run_case(chaos, {"first": models["first"]}, unheard=2)
@@ -135,7 +135,7 @@ async def test_010_a_name_without_an_address_is_asked_for_once_more_and_passed_b
     assert [attempt.outcome for attempt in outcome.response.attempts] == ["NetworkError", "NetworkError", "success"]
 
 
-async def test_011_of_two_addresses_one_may_be_dead(chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_011_one_of_two_addresses_may_be_dead(chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
     live, asked = ("127.0.0.1", chaos.server.port), list[object]()
 
     def two(*wanted: object, **__: object) -> list[tuple[object, ...]]:
@@ -145,14 +145,14 @@ async def test_011_of_two_addresses_one_may_be_dead(chaos: Chaos, monkeypatch: p
 
     first = model(chaos, good)
     named = evolve(first, endpoint=(first.endpoint or "").replace("127.0.0.1", "localhost"))
-    monkeypatch.setattr(socket, "getaddrinfo", two)  # the system's resolver is the one thing that cannot be handed in
+    monkeypatch.setattr(socket, "getaddrinfo", two)  # the resolver of the system cannot be passed in
     outcome = await run_case(chaos, {"first": named})
     assert (outcome.response.content, outcome.asked) == ("because", {"first": 1})
     assert asked
 
 
 async def tls_refused(chaos: Chaos, server: Server, mode: str) -> str:
-    """Nothing about it gets better with time or with another model; gives what is said of it."""
+    """Check that a fault is neither retried nor passed to another model; return its description."""
     first = model(chaos, good, endpoint=server.url.replace("http:", "https:"))
     for models in ({"first": first}, {"first": first, "second": model(chaos, good)}):
         outcome = await run_case(chaos, models, mode=mode, unheard=1)
@@ -162,7 +162,7 @@ async def tls_refused(chaos: Chaos, server: Server, mode: str) -> str:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_012_a_certificate_that_nobody_vouches_for_is_a_matter_of_set_up(
+async def test_012_an_untrusted_certificate_is_a_configuration_error(
     chaos: Chaos, own_authority: ssl.SSLContext, mode: str
 ) -> None:
     with serving(answering(), tls=own_authority) as server:
@@ -171,7 +171,7 @@ async def test_012_a_certificate_that_nobody_vouches_for_is_a_matter_of_set_up(
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_013_tls_that_is_cut_off_in_its_handshake_is_tried_again_and_passed_by(chaos: Chaos, mode: str) -> None:
+async def test_013_a_tls_handshake_that_is_cut_off_is_retried_then_falls_back(chaos: Chaos, mode: str) -> None:
     async def cut(peer: Peer) -> None:
         await peer.reader.read(100)
 
@@ -184,7 +184,7 @@ async def test_013_tls_that_is_cut_off_in_its_handshake_is_tried_again_and_passe
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_014_plain_http_where_tls_was_meant_is_told_as_such(chaos: Chaos, mode: str) -> None:
+async def test_014_plain_http_instead_of_tls_is_a_configuration_error(chaos: Chaos, mode: str) -> None:
     async def plain(peer: Peer) -> None:
         await peer.reader.read(100)
         await peer.send(reply(b"", "400 Bad Request"))
@@ -196,7 +196,7 @@ async def test_014_plain_http_where_tls_was_meant_is_told_as_such(chaos: Chaos, 
 
 
 @pytest.mark.parametrize("word", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
-async def test_015_a_proxy_of_the_environment_is_not_used_unasked(
+async def test_015_a_proxy_of_the_environment_is_not_used(
     chaos: Chaos, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     monkeypatch.setenv(word, f"http://me:{CANARY}@127.0.0.1:1")
@@ -208,7 +208,7 @@ def through(proxy: str) -> MakePool:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_015_a_proxy_that_wants_a_password_is_told_as_such_and_without_ours(chaos: Chaos, scheme: str) -> None:
+async def test_015_a_proxy_that_requires_a_password_is_reported_without_the_key(chaos: Chaos, scheme: str) -> None:
     who = answering(reply(b"", "407 Proxy Authentication Required"))
     with serving(who) as proxy:
         made = through(f"http://me:{CANARY}@127.0.0.1:{proxy.port}")
@@ -221,7 +221,7 @@ async def test_015_a_proxy_that_wants_a_password_is_told_as_such_and_without_our
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_016_017_a_redirect_is_not_followed_and_neither_prompt_nor_key_goes_elsewhere(
+async def test_016_017_a_redirect_is_not_followed_and_sends_neither_prompt_nor_key(
     chaos: Chaos, status: int, mode: str
 ) -> None:
     with serving(answering()) as other:
@@ -244,7 +244,7 @@ async def test_018_the_next_version_of_http_is_not_offered(chaos: Chaos) -> None
 @contextmanager
 def no_descriptor_left() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = [os.dup(0) for _ in range(3)]  # so that there is no gap below the highest
+    taken = [os.dup(0) for _ in range(3)]  # so that no descriptor below the highest is free
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1, hard))
     try:
         yield
@@ -254,7 +254,7 @@ def no_descriptor_left() -> Iterator[None]:
             os.close(one)
 
 
-async def test_019_no_descriptor_left_is_a_limit_of_this_machine(chaos: Chaos) -> None:
+async def test_019_running_out_of_descriptors_is_a_local_error(chaos: Chaos) -> None:
     async with open_env(config_of({"first": model(chaos, good)}, max_retries=0)) as env:
         with no_descriptor_left():
             gone = await run(generate(ASK), env)

@@ -1,4 +1,4 @@
-"""Faults 35 to 52: what a server says of when, and whether, it wants to be asked again."""
+"""Faults 35 to 52: hints of a server on when, and whether, to retry."""
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -22,26 +22,26 @@ HINTS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("headers", HINTS.values(), ids=HINTS)
-async def test_a_hint_that_fits_the_deadline_is_the_least_pause(chaos: Chaos, headers: tuple[str, ...]) -> None:
+async def test_a_hint_within_the_deadline_is_the_minimum_pause(chaos: Chaos, headers: tuple[str, ...]) -> None:
     outcome = await run_case(chaos, {"first": model(chaos, says(problem(429, "slow down", *headers)), good)})
     assert outcome.asked == {"first": 2}
     assert outcome.response.attempts[1].wait_ms >= SOON * 1000
     assert outcome.took >= SOON
 
 
-async def test_036_041_a_date_counts_from_the_server_s_own_clock(chaos: Chaos) -> None:
-    there = datetime(2031, 5, 1, 12, tzinfo=UTC)  # a server whose clock is years ahead
+async def test_036_041_a_date_is_relative_to_the_clock_of_the_server(chaos: Chaos) -> None:
+    there = datetime(2031, 5, 1, 12, tzinfo=UTC)  # the clock of this server is years ahead
     soon = there + timedelta(seconds=1)
     headers = f"date: {format_datetime(there, usegmt=True)}", f"retry-after: {format_datetime(soon, usegmt=True)}"
     spent = "anthropic-ratelimit-tokens-remaining: 0", f"anthropic-ratelimit-tokens-reset: {soon.isoformat()}"
-    for told in (headers, (headers[0], *spent)):
-        limited = model(chaos, says(problem(429, "slow down", *told)))
+    for hint in (headers, (headers[0], *spent)):
+        limited = model(chaos, says(problem(429, "slow down", *hint)))
         outcome = await run_case(chaos, {"first": limited}, max_retries=0)
         assert outcome.error.retry_after == 1.0
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_035_a_hint_beyond_the_deadline_is_not_slept_and_the_model_is_left_alone_until_then(
+async def test_035_a_hint_beyond_the_deadline_falls_back_at_once_and_cools_the_model_down(
     chaos: Chaos, mode: str
 ) -> None:
     limited, other = model(chaos, says(problem(429, "", "retry-after: 60"))), model(chaos, good)
@@ -53,7 +53,7 @@ async def test_035_a_hint_beyond_the_deadline_is_not_slept_and_the_model_is_left
     assert alone.took < 1
 
 
-async def test_wire_12_13_a_model_that_asked_to_be_left_alone_is_the_last_to_be_asked(chaos: Chaos) -> None:
+async def test_wire_12_13_a_cooled_down_model_is_asked_last(chaos: Chaos) -> None:
     limited = model(chaos, says(problem(429, "", "retry-after: 60")))
     models = {"first": limited, "second": model(chaos, good, says(problem(500)))}
     fresh = LLMRequest(prompt="why?", cache=CachePolicy.BYPASS, preferences=ASK.preferences)
@@ -61,11 +61,11 @@ async def test_wire_12_13_a_model_that_asked_to_be_left_alone_is_the_last_to_be_
         assert (await run(generate(fresh), env)).unwrap().model == "second"
         error = (await run(generate(fresh), env)).failure()
     assert isinstance(error, RequestFailed)
-    assert [each.model for each in error.errors] == ["second", "first"]  # the last usable one is never left out
+    assert [each.model for each in error.errors] == ["second", "first"]  # the last usable candidate is never removed
     assert error.retry_after == pytest.approx(60, abs=5)
 
 
-async def test_052_a_server_that_says_whether_to_ask_again_is_obeyed_within_our_bounds(chaos: Chaos) -> None:
+async def test_052_x_should_retry_is_obeyed_within_bounds(chaos: Chaos) -> None:
     for status, word, tries in ((500, "false", 1), (429, "false", 1), (400, "true", 2), (500, "maybe", 3)):
         outcome = await run_case(chaos, {"first": model(chaos, says(problem(status, "", f"x-should-retry: {word}")))})
         assert outcome.asked == {"first": tries}

@@ -1,4 +1,4 @@
-"""Faults 104 to 109: calls that are cancelled, crowded, raced, closed upon, forked."""
+"""Faults 104 to 109: cancellation, contention, races, closing, forks."""
 
 import os
 import random
@@ -37,13 +37,13 @@ STAGES: Final[dict[str, Step]] = {
 }
 
 
-async def booked(env: LLMEnv) -> list[str]:
+async def recorded(env: LLMEnv) -> list[str]:
     return [row.attempt.outcome for row in (await result_of(env.ledger.rows())).unwrap()]
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stage", STAGES)
-async def test_104_a_cancelled_call_is_booked_and_gives_everything_back(chaos: Chaos, stage: str, mode: str) -> None:
+async def test_104_a_cancelled_call_is_recorded_and_releases_everything(chaos: Chaos, stage: str, mode: str) -> None:
     first, told = model(chaos, STAGES[stage], good), Told()
     effect = generate(ASK) if mode == "whole" else stream(ASK, told)
     narrow = open_env(config_of({"first": first}), transport=lambda: Transport(max_connections=1))
@@ -54,12 +54,12 @@ async def test_104_a_cancelled_call_is_booked_and_gives_everything_back(chaos: C
             await anyio.sleep(0.02)
             tasks.cancel_scope.cancel()
         assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
-        assert await booked(env) == [CANCELLED]
+        assert await recorded(env) == [CANCELLED]
         known = env.health.statistics().get("first", Statistics())
-        assert (known.attempts, known.error_rate) == (0, 0.0)  # nobody is blamed for it
-        with anyio.fail_after(2):  # the only place is free
+        assert (known.attempts, known.error_rate) == (0, 0.0)  # it does not count against the model
+        with anyio.fail_after(2):  # the only slot is free
             assert is_successful(await run(generate(ASK), env))
-    assert [event for event in told.events if not isinstance(event, TextDelta)][1:] == []  # no end is told
+    assert [event for event in told.events if not isinstance(event, TextDelta)][1:] == []  # no final event
 
 
 async def test_104_a_call_cancelled_in_the_queue_was_never_sent(chaos: Chaos) -> None:
@@ -71,12 +71,12 @@ async def test_104_a_call_cancelled_in_the_queue_was_never_sent(chaos: Chaos) ->
         with anyio.move_on_after(0.02) as scope:
             await run(generate(evolve(ASK, prompt="me too")), env)
         assert scope.cancelled_caught
-        assert (await booked(env), chaos.asked[plan_of(first)]) == ([], 1)
+        assert (await recorded(env), chaos.asked[plan_of(first)]) == ([], 1)
         tasks.cancel_scope.cancel()
 
 
-async def test_104_wire_15_cancelled_anywhere_and_twice_nothing_is_left(chaos: Chaos) -> None:
-    """The whole onion under cancellations at random moments, some of them during the clean-up of another."""
+async def test_104_wire_15_repeated_cancellations_at_any_point_leak_nothing(chaos: Chaos) -> None:
+    """Cancel calls through the whole pipeline at random moments, some during the clean-up of another."""
     first, draw = model(chaos, good, timeout_ms=5000), random.Random(3)
     crowd = open_env(config_of({"first": first}), transport=lambda: Transport(max_connections=4, pool_size=2))
 
@@ -90,15 +90,15 @@ async def test_104_wire_15_cancelled_anywhere_and_twice_nothing_is_left(chaos: C
             async with anyio.create_task_group() as tasks:
                 for number in range(start, start + 60):
                     tasks.start_soon(one, env, number)
-        with anyio.fail_after(5):  # every place can still be had, all at once
+        with anyio.fail_after(5):  # all slots are still available at once
             async with anyio.create_task_group() as tasks:
                 for number in range(4):
                     tasks.start_soon(run, generate(evolve(ASK, prompt=f"last {number}")), env)
     assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
 
 
-async def test_105_a_crowd_is_served_without_an_error(chaos: Chaos) -> None:
-    """That it is served in its order is tested where that is kept: tests/clients/test_pool.py."""
+async def test_105_many_calls_are_served_without_an_error(chaos: Chaos) -> None:
+    """The order is tested in tests/clients/test_pool.py."""
     first, served = model(chaos, good, timeout_ms=20_000), set[int]()
     small = open_env(config_of({"first": first}), transport=lambda: Transport(max_connections=10, pool_size=5))
     patient = Preferences(timeout_ms=20_000)
@@ -116,13 +116,13 @@ async def test_105_a_crowd_is_served_without_an_error(chaos: Chaos) -> None:
     assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
 
 
-async def test_106_an_answer_at_the_very_moment_of_the_time_out_is_one_or_the_other(chaos: Chaos) -> None:
-    await run_case(chaos, {"first": model(chaos, good)})  # the first call of all takes longer
+async def test_106_an_answer_at_the_moment_of_the_time_out_is_either_a_success_or_a_time_out(chaos: Chaos) -> None:
+    await run_case(chaos, {"first": model(chaos, good)})  # the very first call is slower
     for late in (0.145, 0.15, 0.155):
         first = model(chaos, says(reply_json(WHOLE), after=late), timeout_ms=150)
-        outcome = await run_case(chaos, {"first": first}, max_retries=0)  # which compares attempts, ledger and cache
-        told = "success" if is_successful(outcome.result) else outcome.error.tag
-        assert told in {"success", "TimeoutError"}
+        outcome = await run_case(chaos, {"first": first}, max_retries=0)  # it compares attempts, ledger and cache
+        outcome_tag = "success" if is_successful(outcome.result) else outcome.error.tag
+        assert outcome_tag in {"success", "TimeoutError"}
 
 
 @final
@@ -141,7 +141,7 @@ class Clinging(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_106_a_connection_that_cannot_be_closed_keeps_no_call_beyond_its_deadline(
+async def test_106_a_connection_that_cannot_be_closed_does_not_delay_a_call_beyond_its_deadline(
     chaos: Chaos, mode: str
 ) -> None:
     clinging, hasty = (
@@ -155,7 +155,7 @@ async def test_106_a_connection_that_cannot_be_closed_keeps_no_call_beyond_its_d
 
 
 @pytest.mark.parametrize("at", ["Started", "TextDelta"])
-async def test_107_an_exception_of_the_consumer_is_its_own_and_asks_nobody_again(chaos: Chaos, at: str) -> None:
+async def test_107_an_exception_of_the_consumer_propagates_without_a_retry(chaos: Chaos, at: str) -> None:
     async def broken(event: StreamEvent) -> None:
         if type(event).__name__ == at:
             raise LookupError(at)
@@ -168,7 +168,7 @@ async def test_107_an_exception_of_the_consumer_is_its_own_and_asks_nobody_again
     assert (chaos.asked[plan_of(first)], chaos.asked[plan_of(second)]) == (1, 0)
 
 
-async def test_108_closing_lets_a_call_under_way_end_and_refuses_the_next(chaos: Chaos) -> None:
+async def test_108_closing_finishes_a_call_in_flight_and_rejects_the_next(chaos: Chaos) -> None:
     first, results = model(chaos, says(reply_json(WHOLE), after=0.05)), list[Result[Any, Any]]()
     manager = make_llm_manager(config_of({"first": first}))
 
@@ -193,35 +193,35 @@ FORKING: Final = """
     model = ModelConfig(provider="openai-chat", model="m", endpoint=sys.argv[1])
     manager = make_llm_manager(LLMConfig(models={"m": model}))
 
-    def asked(prompt):
+    def ask(prompt):
         return anyio.run(manager.run, generate(LLMRequest(prompt=prompt))).unwrap().content
 
-    print(asked("before"), flush=True)
+    print(ask("before"), flush=True)
     child = os.fork()
-    print(asked(f"after {child == 0}"), flush=True)
+    print(ask(f"after {child == 0}"), flush=True)
     if child:
         os.waitpid(child, 0)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_108_a_fork_may_go_on_asking(chaos: Chaos) -> None:
+def test_108_calls_work_in_both_processes_after_a_fork(chaos: Chaos) -> None:
     endpoint = chaos.endpoint(chaos.plan(good))
     program = [sys.executable, "-c", textwrap.dedent(FORKING), endpoint]
-    said = subprocess.run(program, capture_output=True, text=True, check=True, timeout=20)
-    assert said.stdout.count("because") == 3
+    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=20)
+    assert done.stdout.count("because") == 3
 
 
-async def test_109_a_model_that_lost_is_cancelled_at_once_and_booked(chaos: Chaos) -> None:
+async def test_109_a_timed_out_model_is_cancelled_at_once_and_recorded(chaos: Chaos) -> None:
     slow = model(chaos, drips(HEAD, chunk(b": ping\n\n")), first_content_ms=50)
     outcome = await run_case(chaos, {"first": slow, "second": model(chaos, good)}, mode="streamed", max_retries=0)
     lost, won = outcome.response.attempts
     assert (lost.model, lost.outcome, won.model, won.succeeded) == ("first", "TimeoutError", "second", True)
-    assert lost.cost.usd is None  # it may have been billed: unknown is not nothing
+    assert lost.cost.usd is None  # it may have been billed: unknown, not zero
     assert outcome.response.cost.usd is None
 
 
-async def test_109_a_hedge_that_lost_is_cancelled_at_once_and_booked(chaos: Chaos) -> None:
+async def test_109_a_losing_hedge_is_cancelled_at_once_and_recorded(chaos: Chaos) -> None:
     first = model(chaos, good, good, good, holds(), good)
     hedging = HedgingConfig(enabled=True, budget=1.0, min_attempts=3, percentile=0.5)
     async with open_env(config_of({"first": first}, hedging=hedging)) as env:
@@ -229,5 +229,5 @@ async def test_109_a_hedge_that_lost_is_cancelled_at_once_and_booked(chaos: Chao
             response = (await run(generate(evolve(ASK, prompt=f"why? {number}")), env)).unwrap()
         lost = next(attempt for attempt in response.attempts if not attempt.succeeded)
         assert (lost.outcome, lost.cost.usd, len(response.attempts)) == (CANCELLED, None, 2)
-        assert Counter(await booked(env)) == {"success": 4, CANCELLED: 1}
+        assert Counter(await recorded(env)) == {"success": 4, CANCELLED: 1}
     assert await anyio.to_thread.run_sync(chaos.server.settled) == 0

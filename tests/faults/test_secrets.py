@@ -1,4 +1,4 @@
-"""Faults 131 to 138: no key, no prompt where it does not belong, and no request with a key that is none.
+"""Faults 131 to 134: keys and prompts never show where they do not belong.
 
 Every other case of this folder looks for the key as well: in results, events and logs (tests/fixtures/faults.py).
 """
@@ -19,20 +19,20 @@ from llm_effects.manager import make_llm_manager
 from tests.fixtures.chaos import CANARY, Chaos, closes, good, problem, says
 from tests.fixtures.faults import ASK, Told, config_of, model, run_case
 
-# What is shown of a value does not depend on the event loop.
+# The representation of a value does not depend on the event loop.
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
-PROMPT: Final = "a prompt of nobody else's business"
+PROMPT: Final = "a confidential prompt"
 
 
 def shown(value: Any) -> str:
-    """Every way that Python has of showing a value."""
+    """Return every representation of a value that Python has."""
     ways = [repr, str, format, lambda each: json.dumps(each, default=repr)]
     inside = attrs.asdict(value) if attrs.has(type(value)) else {}
     return "".join(way(value) for way in ways) + repr(inside) + repr(getattr(value, "__dict__", ""))
 
 
-async def test_131_nothing_that_holds_a_key_shows_it(chaos: Chaos) -> None:
+async def test_131_no_value_with_a_key_shows_it(chaos: Chaos) -> None:
     config = config_of({"first": model(chaos, closes(), headers={"x-other": f"{CANARY} too"})})
     manager = make_llm_manager(config)
     async with manager:
@@ -44,19 +44,19 @@ async def test_131_nothing_that_holds_a_key_shows_it(chaos: Chaos) -> None:
         pickle.dumps(config)
 
 
-async def test_131_a_defect_with_all_its_locals_does_not_show_it(chaos: Chaos) -> None:
+async def test_131_a_traceback_with_locals_does_not_show_the_key(chaos: Chaos) -> None:
     async def broken(_: object) -> None:
         raise LookupError
 
     async with open_env(config_of({"first": model(chaos, good)})) as env:
         with pytest.raises(LookupError) as caught:
             await run(stream(ASK, broken), env)
-    told = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
-    assert CANARY not in told
+    text = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert CANARY not in text
 
 
 @pytest.mark.parametrize("name", ["authorization", "x-api-key", "api-key"])
-async def test_132_a_key_that_comes_back_in_any_place_is_masked(chaos: Chaos, name: str) -> None:
+async def test_132_a_key_repeated_by_the_server_is_masked_everywhere(chaos: Chaos, name: str) -> None:
     provider = "anthropic" if name == "x-api-key" else "openai-chat"
     headers = f"x-request-id: {CANARY}", f"location: http://x/?key={CANARY}", f"retry-after: {CANARY}"
     for status in (307, 400, 401, 429, 500):
@@ -65,17 +65,17 @@ async def test_132_a_key_that_comes_back_in_any_place_is_masked(chaos: Chaos, na
         await run_case(chaos, {"first": model(chaos, says(answer), provider=provider, **settings)}, max_retries=0)
 
 
-async def test_134_what_is_asked_and_answered_is_not_logged(chaos: Chaos, caplog: pytest.LogCaptureFixture) -> None:
+async def test_134_prompts_and_answers_are_not_logged(chaos: Chaos, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     request = LLMRequest(prompt=PROMPT, system=f"system of {PROMPT}")
     for step in (good, says(problem(500, "oops")), closes()):
         await run_case(chaos, {"first": model(chaos, step)}, request=request, mode="streamed", max_retries=0)
-    assert "send_request_headers" in caplog.text  # others do log here
+    assert "send_request_headers" in caplog.text  # other loggers do log
     assert PROMPT not in caplog.text
     assert "because" not in caplog.text
 
 
-async def test_134_a_repr_of_the_environment_shows_no_question(chaos: Chaos) -> None:
+async def test_134_a_repr_of_the_environment_shows_no_prompt(chaos: Chaos) -> None:
     async with open_env(config_of({"first": model(chaos, good)})) as env:
         assert is_successful(await run(generate(LLMRequest(prompt=PROMPT)), env))
         await run(stream(LLMRequest(prompt=PROMPT), Told()), env)

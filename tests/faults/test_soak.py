@@ -1,4 +1,4 @@
-"""The soak and the cancels of tests/benchmarks, small: ``python -m tests.benchmarks.soak`` is the full one."""
+"""Small versions of the soak test and of the cancellations in tests/benchmarks."""
 
 import pytest
 
@@ -9,11 +9,11 @@ from tests.fixtures.chaos import Chaos
 pytestmark = pytest.mark.anyio
 
 
-async def test_105_under_faults_of_all_kinds_every_call_ends_in_time_and_nothing_is_left() -> None:
+async def test_105_under_all_kinds_of_faults_every_call_ends_in_time_and_nothing_leaks() -> None:
     report = await soak(calls=200, in_flight=100, rounds=2, longest_s=0.5)
     report.check()
     assert report.ends["success"]
 
 
-async def test_104_cancels_under_contention_leave_no_place_taken(chaos: Chaos) -> None:
+async def test_104_cancellations_under_contention_leak_no_slot(chaos: Chaos) -> None:
     assert (await cancels(300, chaos)).cancelled >= 300

@@ -1,4 +1,4 @@
-"""Faults 20 to 56: every status that a server may give, and what it asks for.
+"""Faults 20 to 56: every status that a server may return, and its handling.
 
 Each row goes through the whole library, whole and streamed: alone, with another model behind it, and passing after one
 time. Where DESIGN.md and the matrix of faults differ, the rows follow DESIGN.md.
@@ -29,7 +29,7 @@ def bare(status: int, body: bytes) -> bytes:
     return reply(body, f"{status} Wrong", f"x-request-id: {REQUEST_ID}")
 
 
-def is_(tag: str, tries: int, answer: bytes, *, moves_on: bool = True, **told: object) -> Case:
+def expect(tag: str, tries: int, answer: bytes, *, moves_on: bool = True, **told: object) -> Case:
     return Case(step=says(answer), tag=tag, tries=tries, moves_on=moves_on, told=told)
 
 
@@ -41,46 +41,50 @@ OVERLOADED: Final = {"reason": "overloaded"}
 NO: Final = {"moves_on": False}
 
 STATUSES: dict[str, Case] = {
-    "014_plain_http_where_tls_is_spoken": is_(
+    "014_plain_http_where_tls_is_spoken": expect(
         "ConfigurationError", 1, reply(b"<p>The plain HTTP request was sent to HTTPS port</p>", "400 Bad Request"), **NO
     ),
-    "015_407": is_("ConfigurationError", 1, problem(407, "who are you?"), **NO, status=407),
-    "020_400": is_("InvalidRequest", 1, problem(400, "messages: required"), **NO, status=400, request_id=REQUEST_ID),
-    "021_400_context_overflow": is_(
+    "015_407": expect("ConfigurationError", 1, problem(407, "who are you?"), **NO, status=407),
+    "020_400": expect("InvalidRequest", 1, problem(400, "messages: required"), **NO, status=400, request_id=REQUEST_ID),
+    "021_400_context_overflow": expect(
         "ContextTooLarge",
         1,
         problem(400, "This model's maximum context length is 8192 tokens, however you requested 9000 tokens."),
         token_count=9000,
         limit=8192,
     ),
-    "022_400_content_filter": is_("ContentRefused", 1, problem(400, "filtered", code="content_filter"), **NO),
-    "023_401": is_("AuthenticationFailed", 1, problem(401, "Incorrect API key", code="invalid_api_key"), status=401),
-    "024_402": is_("RateLimitExceeded", 1, problem(402, "pay"), quota=True, retry_after=None),
-    "025_403": is_("AuthenticationFailed", 1, problem(403, "country not supported"), status=403),
-    "026_403_page": is_("NetworkError", 1, page(403), phase="intermediary"),
-    "027_404_model": is_(
+    "022_400_content_filter": expect("ContentRefused", 1, problem(400, "filtered", code="content_filter"), **NO),
+    "023_401": expect("AuthenticationFailed", 1, problem(401, "Incorrect API key", code="invalid_api_key"), status=401),
+    "024_402": expect("RateLimitExceeded", 1, problem(402, "pay"), quota=True, retry_after=None),
+    "025_403": expect("AuthenticationFailed", 1, problem(403, "country not supported"), status=403),
+    "026_403_page": expect("NetworkError", 1, page(403), phase="intermediary"),
+    "027_404_model": expect(
         "ModelUnavailable", 1, problem(404, "The model m does not exist"), reason="unknown_model", status=404
     ),
-    "028_404_path": is_("ConfigurationError", 1, bare(404, b'{"detail":"Not Found"}'), **NO, status=404),
-    "028_405": is_("ConfigurationError", 1, bare(405, b'{"detail":"Method Not Allowed"}'), **NO),
-    "029_408": is_("TimeoutError", 2, problem(408), phase="server"),
-    "030_409": is_("ModelUnavailable", 3, problem(409, "locked"), **OVERLOADED),
-    "031_413": is_("InvalidRequest", 1, problem(413, "too many bytes"), **NO, status=413),
-    "032_415": is_("InvalidRequest", 1, problem(415), **NO),
-    "032_422": is_(
+    "028_404_path": expect("ConfigurationError", 1, bare(404, b'{"detail":"Not Found"}'), **NO, status=404),
+    "028_405": expect("ConfigurationError", 1, bare(405, b'{"detail":"Method Not Allowed"}'), **NO),
+    "029_408": expect("TimeoutError", 2, problem(408), phase="server"),
+    "030_409": expect("ModelUnavailable", 3, problem(409, "locked"), **OVERLOADED),
+    "031_413": expect("InvalidRequest", 1, problem(413, "too many bytes"), **NO, status=413),
+    "032_415": expect("InvalidRequest", 1, problem(415), **NO),
+    "032_422": expect(
         "InvalidRequest", 1, bare(422, b'{"detail":[{"loc":["body"],"msg":"no"}]}'), **NO, message="body: no"
     ),
-    "033_425": is_("ModelUnavailable", 3, problem(425), **OVERLOADED),
-    "034_429": is_("RateLimitExceeded", 3, problem(429, "slow down"), quota=False, retry_after=None),
-    "038_429_huge_hint": is_("RateLimitExceeded", 1, problem(429, "", "retry-after: 99999999"), retry_after=99999999.0),
-    "039_429_infinite_hint": is_("RateLimitExceeded", 3, problem(429, "", "retry-after: inf"), retry_after=None),
-    "040_429_hint_that_is_no_number": is_("RateLimitExceeded", 3, problem(429, "", "retry-after: nan")),
-    "040_429_negative_hint": is_("RateLimitExceeded", 3, problem(429, "", "retry-after: -5"), retry_after=None),
-    "040_429_hint_in_words": is_("RateLimitExceeded", 3, problem(429, "", "retry-after: soon"), retry_after=None),
-    "040_429_past_date": is_(
+    "033_425": expect("ModelUnavailable", 3, problem(425), **OVERLOADED),
+    "034_429": expect("RateLimitExceeded", 3, problem(429, "slow down"), quota=False, retry_after=None),
+    "038_429_huge_hint": expect(
+        "RateLimitExceeded", 1, problem(429, "", "retry-after: 99999999"), retry_after=99999999.0
+    ),
+    "039_429_infinite_hint": expect("RateLimitExceeded", 3, problem(429, "", "retry-after: inf"), retry_after=None),
+    "040_429_hint_that_is_no_number": expect("RateLimitExceeded", 3, problem(429, "", "retry-after: nan")),
+    "040_429_negative_hint": expect("RateLimitExceeded", 3, problem(429, "", "retry-after: -5"), retry_after=None),
+    "040_429_hint_in_words": expect("RateLimitExceeded", 3, problem(429, "", "retry-after: soon"), retry_after=None),
+    "040_429_past_date": expect(
         "RateLimitExceeded", 3, problem(429, "", "retry-after: Fri, 31 Dec 1999 23:59:59 GMT"), retry_after=None
     ),
-    "042_429_quota": is_("RateLimitExceeded", 1, problem(429, "You exceeded your current quota", **QUOTA), quota=True),
+    "042_429_quota": expect(
+        "RateLimitExceeded", 1, problem(429, "You exceeded your current quota", **QUOTA), quota=True
+    ),
     "042_429_spend_limit_of_claude": Case(
         step=says(
             reply_json(
@@ -101,27 +105,32 @@ STATUSES: dict[str, Case] = {
         told={"quota": True},
         model={"provider": "anthropic"},
     ),
-    "043_429_larger_than_the_window": is_(
+    "043_429_larger_than_the_window": expect(
         "ContextTooLarge",
         1,
         problem(429, "Request too large for m on tokens per min (TPM): Limit 30000, Requested 45000.", type="tokens"),
         token_count=45000,
         limit=30000,
     ),
-    "044_500": is_("ModelUnavailable", 3, problem(500, "oops"), **OVERLOADED, status=500, request_id=REQUEST_ID),
-    "045_501": is_("ModelUnavailable", 1, problem(501, "not here"), reason="unknown_model"),
-    "046_502": is_("ModelUnavailable", 3, problem(502), **OVERLOADED),
-    "046_503": is_("ModelUnavailable", 3, problem(503), **OVERLOADED),
-    "047_504": is_("TimeoutError", 2, problem(504), phase="server"),
-    "047_524": is_("TimeoutError", 2, page(524), phase="server"),
-    "048_529": is_("ModelUnavailable", 3, problem(529, "Overloaded", type="overloaded_error"), **OVERLOADED),
-    **{f"049_{status}": is_("ModelUnavailable", 3, page(status), **OVERLOADED) for status in (520, 521, 522, 523, 527)},
-    **{f"050_{status}": is_("InvalidRequest", 1, problem(status), **NO, status=status) for status in (418, 451, 499)},
-    "051_300_without_location": is_("MalformedResponse", 2, bare(300, b"")),
-    "051_204": is_("MalformedResponse", 2, b"HTTP/1.1 204 No Content\r\n\r\n"),
-    "053_502_page": is_("ModelUnavailable", 3, page(502), message=("Bad gateway cloudflare " * 30)[:500]),
+    "044_500": expect("ModelUnavailable", 3, problem(500, "oops"), **OVERLOADED, status=500, request_id=REQUEST_ID),
+    "045_501": expect("ModelUnavailable", 1, problem(501, "not here"), reason="unknown_model"),
+    "046_502": expect("ModelUnavailable", 3, problem(502), **OVERLOADED),
+    "046_503": expect("ModelUnavailable", 3, problem(503), **OVERLOADED),
+    "047_504": expect("TimeoutError", 2, problem(504), phase="server"),
+    "047_524": expect("TimeoutError", 2, page(524), phase="server"),
+    "048_529": expect("ModelUnavailable", 3, problem(529, "Overloaded", type="overloaded_error"), **OVERLOADED),
     **{
-        f"054_500_{name}": is_("ModelUnavailable", 3, bare(500, body), **OVERLOADED)
+        f"049_{status}": expect("ModelUnavailable", 3, page(status), **OVERLOADED)
+        for status in (520, 521, 522, 523, 527)
+    },
+    **{
+        f"050_{status}": expect("InvalidRequest", 1, problem(status), **NO, status=status) for status in (418, 451, 499)
+    },
+    "051_300_without_location": expect("MalformedResponse", 2, bare(300, b"")),
+    "051_204": expect("MalformedResponse", 2, b"HTTP/1.1 204 No Content\r\n\r\n"),
+    "053_502_page": expect("ModelUnavailable", 3, page(502), message=("Bad gateway cloudflare " * 30)[:500]),
+    **{
+        f"054_500_{name}": expect("ModelUnavailable", 3, bare(500, body), **OVERLOADED)
         for name, body in {
             "empty": b"",
             "text": b"oops",
@@ -135,48 +144,50 @@ STATUSES: dict[str, Case] = {
             "binary": bytes(range(256)),
         }.items()
     },
-    "054_400_flat": is_(
+    "054_400_flat": expect(
         "InvalidRequest", 1, bare(400, b'{"object":"error","message":"no","code":400}'), **NO, message="no"
     ),
     "055_500_that_is_the_callers_fault": local(
-        is_("InvalidRequest", 1, problem(500, "Failed to parse tools", type="server_error"), **NO), "llama-cpp"
+        expect("InvalidRequest", 1, problem(500, "Failed to parse tools", type="server_error"), **NO), "llama-cpp"
     ),
-    "056_200_with_an_error": is_("RateLimitExceeded", 3, problem(200, "slow", code="rate_limit_exceeded"), quota=False),
-    "056_200_with_an_error_string": is_("ModelUnavailable", 3, bare(200, b'{"error":"oops"}'), **OVERLOADED),
-    "056_200_with_a_spent_quota": is_("RateLimitExceeded", 1, problem(200, "spent", **QUOTA), quota=True),
+    "056_200_with_an_error": expect(
+        "RateLimitExceeded", 3, problem(200, "slow", code="rate_limit_exceeded"), quota=False
+    ),
+    "056_200_with_an_error_string": expect("ModelUnavailable", 3, bare(200, b'{"error":"oops"}'), **OVERLOADED),
+    "056_200_with_a_spent_quota": expect("RateLimitExceeded", 1, problem(200, "spent", **QUOTA), quota=True),
 }
 
 
 @pytest.mark.parametrize(("case", "mode", "anyio_backend"), rows_by_turns(STATUSES))
-async def test_a_status_is_told_tried_again_and_passed_by_as_it_means(chaos: Chaos, case: Case, mode: str) -> None:
+async def test_a_status_is_reported_retried_and_falls_back_by_its_meaning(chaos: Chaos, case: Case, mode: str) -> None:
     await assert_case(chaos, case, mode)
 
 
-# --- Odds and ends ------------------------------------------------------------------------------------------------
+# --- Single cases -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("window", "asked"), [(4_000, 0), (200_000, 1), (None, 1)])
-async def test_021_a_prompt_too_large_goes_to_a_larger_window_only(
+async def test_021_a_prompt_too_large_falls_back_only_to_a_larger_window(
     chaos: Chaos, window: int | None, asked: int
 ) -> None:
-    told = says(problem(400, "too long", code="context_length_exceeded"))
+    refusal = says(problem(400, "too long", code="context_length_exceeded"))
     models = {
-        "first": model(chaos, told, context_length=8_000),
+        "first": model(chaos, refusal, context_length=8_000),
         "second": model(chaos, good, capabilities=Capabilities(context_length=window)),
     }
     assert (await run_case(chaos, models)).asked == {"first": 1, "second": asked}
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_022_079_what_one_model_refuses_another_is_asked_only_by_leave(chaos: Chaos, mode: str) -> None:
-    told = says(problem(400, "filtered", code="content_filter"))
+async def test_022_079_a_refusal_falls_back_only_if_allowed(chaos: Chaos, mode: str) -> None:
+    refusal = says(problem(400, "filtered", code="content_filter"))
     for allow, asked in ((frozenset[Allow](), 0), (frozenset({Allow.FALLBACK_ON_REFUSAL}), 1)):
-        models = {"first": model(chaos, told), "second": model(chaos, good)}
+        models = {"first": model(chaos, refusal), "second": model(chaos, good)}
         outcome = await run_case(chaos, models, mode=mode, request=evolve(ASK, allow=allow))
         assert outcome.asked == {"first": 1, "second": asked}
 
 
-async def test_046_a_model_that_is_being_loaded_is_waited_for(chaos: Chaos) -> None:
+async def test_046_a_call_waits_for_a_loading_model(chaos: Chaos) -> None:
     loading = says(reply_json({"error": {"message": "Loading model", "type": "unavailable_error"}}, "503 Busy"))
     alone = await run_case(chaos, {"first": model(chaos, loading, good, provider="llama-cpp")}, max_retries=0)
     assert (alone.asked, alone.response.content) == ({"first": 2}, "because")
@@ -186,7 +197,7 @@ async def test_046_a_model_that_is_being_loaded_is_waited_for(chaos: Chaos) -> N
     assert hopeless.took < 0.45
 
 
-async def test_051_noise_before_the_answer_is_no_answer(chaos: Chaos) -> None:
+async def test_051_informational_responses_are_skipped(chaos: Chaos) -> None:
     noise = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"
     outcome = await run_case(chaos, {"first": model(chaos, says(noise + reply_json(WHOLE)))})
     assert (outcome.response.content, outcome.asked) == ("because", {"first": 1})

@@ -1,4 +1,4 @@
-"""Faults 80 to 103: streams, right however they come, wrong before any content, and wrong after some of it."""
+"""Faults 80 to 103: valid streams in any form, and streams that break before or after their first content."""
 
 import gc
 from contextlib import nullcontext
@@ -83,18 +83,18 @@ RIGHT: dict[str, Step] = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-async def test_a_right_stream_is_told_whatever_way_it_comes(chaos: Chaos, name: str) -> None:
+async def test_a_valid_stream_is_delivered_in_any_form(chaos: Chaos, name: str) -> None:
     outcome = await run_case(chaos, {"first": model(chaos, RIGHT[name])}, mode="streamed")
     assert (outcome.response.content, outcome.asked) == ("because", {"first": 1})
     assert outcome.events[0] == Started("first")
 
 
-async def test_085_letters_that_some_take_for_the_end_of_a_line_are_none(chaos: Chaos) -> None:
+async def test_085_unicode_line_separators_do_not_end_a_line(chaos: Chaos) -> None:
     told = bytewise(piece(ODD) + STOP + DONE)
     assert (await run_case(chaos, {"first": model(chaos, told)}, mode="streamed")).text == ODD
 
 
-async def test_100_tool_calls_in_pieces_are_put_together(chaos: Chaos) -> None:
+async def test_100_tool_calls_in_pieces_are_joined(chaos: Chaos) -> None:
     def part(told: dict[str, object]) -> bytes:
         return event({"tool_calls": [told]})
 
@@ -113,7 +113,7 @@ async def test_100_tool_calls_in_pieces_are_put_together(chaos: Chaos) -> None:
     ]
 
 
-# --- Wrong, before and after the first content --------------------------------------------------------------------
+# --- Broken before and after the first content --------------------------------------------------------------------
 
 ERROR: Final = data({"error": {"message": "no memory left", "type": "server_error", "code": 500}})
 CLAUDE_BUSY: Final = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"busy"}}\n\n'
@@ -156,7 +156,7 @@ BEFORE: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("name", BEFORE)
-async def test_a_stream_that_breaks_before_its_content_is_tried_again_unseen(chaos: Chaos, name: str) -> None:
+async def test_a_stream_that_breaks_before_its_content_is_retried_silently(chaos: Chaos, name: str) -> None:
     await assert_case(chaos, BEFORE[name], "streamed")
 
 
@@ -179,7 +179,7 @@ AFTER: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("name", AFTER)
-async def test_a_stream_that_breaks_after_some_content_tells_it_and_is_not_begun_again(chaos: Chaos, name: str) -> None:
+async def test_a_stream_that_breaks_after_content_fails_with_it_and_is_not_restarted(chaos: Chaos, name: str) -> None:
     case = AFTER[name]
     models = {"first": model(chaos, case.step, **case.model), "second": model(chaos, good)}
     outcome = await run_case(chaos, models, mode="streamed")
@@ -188,7 +188,7 @@ async def test_a_stream_that_breaks_after_some_content_tells_it_and_is_not_begun
     assert (outcome.error.partial, outcome.text) == ("be", "be")
 
 
-async def test_092_a_broken_stream_begins_again_with_another_model_if_that_was_asked_for(chaos: Chaos) -> None:
+async def test_092_a_broken_stream_restarts_with_another_model_if_requested(chaos: Chaos) -> None:
     models = {"first": model(chaos, closing(BE)), "second": model(chaos, good)}
     outcome = await run_case(chaos, models, mode="streamed", request=evolve(ASK, recovery=Recovery.RESTART))
     at = outcome.events.index(Restarted("second"))
@@ -198,20 +198,20 @@ async def test_092_a_broken_stream_begins_again_with_another_model_if_that_was_a
 
 
 @pytest.mark.parametrize("told", [STREAM, STREAM[: -len(DONE)]], ids=["done", "no_done"])
-async def test_087_a_whole_answer_is_not_lost_by_a_server_that_does_not_close(chaos: Chaos, told: bytes) -> None:
+async def test_087_a_complete_answer_survives_a_server_that_does_not_close(chaos: Chaos, told: bytes) -> None:
     hasty = evolve(ASK, preferences=Preferences(timeout_ms=200))
     outcome = await run_case(chaos, {"first": model(chaos, holds(HEAD + chunk(told)))}, mode="streamed", request=hasty)
     assert outcome.response.content == "because"
 
 
-async def test_096_what_a_consumer_never_took_is_not_told_as_delivered(chaos: Chaos) -> None:
+async def test_096_content_that_the_consumer_never_took_is_not_partial_text(chaos: Chaos) -> None:
     both = model(chaos, holds(HEAD + chunk(BE + piece("cause"))))
     hasty, taken = evolve(ASK, preferences=Preferences(timeout_ms=100)), list[StreamEvent]()
     async with open_env(config_of({"first": both})) as env, open_stream(hasty)(env) as events:
         async for event in events:
             taken.append(event)
             if event == TextDelta("be"):
-                await anyio.sleep(0.2)  # the second piece is offered meanwhile, and the deadline passes
+                await anyio.sleep(0.2)  # meanwhile the second piece is offered and the deadline passes
     assert taken[:-1] == [Started("first"), TextDelta("be")]
     assert isinstance(taken[-1], Failed)
     assert taken[-1].error.partial == "be"
@@ -239,7 +239,7 @@ async def leave(how: str, scope: anyio.CancelScope) -> None:
 
 
 @pytest.mark.parametrize("how", LEAVING)
-async def test_103_a_consumer_that_leaves_closes_the_connection_and_nothing_is_kept(chaos: Chaos, how: str) -> None:
+async def test_103_a_consumer_that_leaves_closes_the_connection_and_nothing_is_cached(chaos: Chaos, how: str) -> None:
     async with open_env(config_of({"first": model(chaos, ENDLESS)})) as env:
         with pytest.raises(KeyError) if how == "raises" else nullcontext(), anyio.CancelScope() as scope:
             async with open_stream(ASK)(env) as events:
@@ -251,7 +251,7 @@ async def test_103_a_consumer_that_leaves_closes_the_connection_and_nothing_is_k
         assert (await run(cache_stats(), env)).unwrap().entries == 0
 
 
-async def test_103_a_stream_that_is_dropped_unused_asks_nobody(chaos: Chaos) -> None:
+async def test_103_an_unused_stream_sends_no_request(chaos: Chaos) -> None:
     first = model(chaos, ENDLESS)
     async with open_env(config_of({"first": first})) as env:
         open_stream(ASK)(env)
@@ -260,7 +260,7 @@ async def test_103_a_stream_that_is_dropped_unused_asks_nobody(chaos: Chaos) -> 
         assert chaos.asked[plan_of(first)] == 0
 
 
-async def test_103_a_consumer_that_stops_reading_ends_the_call_in_its_own_time(chaos: Chaos) -> None:
+async def test_103_a_consumer_that_stops_reading_ends_the_call_at_its_own_limit(chaos: Chaos) -> None:
     async def never(event: object) -> None:
         if isinstance(event, TextDelta):
             await anyio.sleep_forever()

@@ -1,4 +1,4 @@
-"""What tokens cost: by bucket, by length, by date, and from the list of genai-prices."""
+"""Prices of tokens: by bucket, prompt length and date, and from the list of genai-prices."""
 
 import subprocess
 import sys
@@ -41,30 +41,30 @@ def test_every_bucket_has_its_own_rate_and_is_paid_once() -> None:
     assert usd(price, BUCKETS) == 1 + Decimal("0.1") + Decimal("1.25") + 6 + 8
 
 
-def test_a_bucket_without_a_rate_costs_as_fresh_input_or_as_output_does() -> None:
+def test_a_bucket_without_a_rate_has_the_rate_of_input_or_output() -> None:
     assert usd(Price(input=1, output=10), BUCKETS) == 3 + 10
 
 
-def test_a_provider_that_reports_more_thoughts_than_output_is_not_paid_for_them() -> None:
+def test_reasoning_tokens_beyond_the_output_are_not_paid() -> None:
     price = Price(input=0, output=10, reasoning=20)
     assert usd(price, Usage(input_tokens=0, output_tokens=100, reasoning_tokens=900)) == Decimal("0.002")
 
 
-def test_a_tier_holds_for_all_tokens_of_a_request_whose_whole_prompt_is_longer() -> None:
+def test_a_tier_applies_to_all_tokens_of_a_longer_prompt() -> None:
     price = Price(input=2, output=10, cache_read="0.1", tiers=[PriceTier(above_tokens=272_000, input=4, output=15)])
     assert usd(price, Usage(input_tokens=272_000, output_tokens=1_000_000)) == Decimal("10.544")
     long = Usage(input_tokens=72_001, cache_read_tokens=200_000, output_tokens=1_000_000)
-    assert usd(price, long) == Decimal("16.088004")  # a tier that tells no rate for reads has its input's
+    assert usd(price, long) == Decimal("16.088004")  # a tier without a rate for cache reads uses its input rate
 
 
-def test_the_highest_tier_that_is_passed_counts_in_whatever_order_they_are_told() -> None:
+def test_the_highest_exceeded_tier_applies_in_any_order() -> None:
     tiers = [PriceTier(above_tokens=size, input=rate, output=0) for size, rate in ((200, 3), (100, 2), (300, 4))]
     price = Price(input=1, output=0, tiers=tiers)
     paid = [usd(price, Usage(input_tokens=size, output_tokens=0)) * 1_000_000 / size for size in (100, 101, 201, 301)]
     assert paid == [1, 2, 3, 4]
 
 
-def test_a_change_holds_from_its_day_on_by_utc() -> None:
+def test_a_price_change_applies_from_its_day_in_utc() -> None:
     price = Price(input=2, output=10, changes=[PriceChange(since="2026-12-01", input=3, output=15)])
     ask, midnight = Usage(input_tokens=1_000_000, output_tokens=0), datetime(2026, 12, 1, tzinfo=UTC)
     assert usd(price, ask, midnight - timedelta(seconds=1)) == 2
@@ -73,7 +73,7 @@ def test_a_change_holds_from_its_day_on_by_utc() -> None:
     assert usd(price, ask, datetime(2026, 11, 30, 17, tzinfo=west)) == 3  # it is December in UTC
 
 
-def test_what_is_not_known_stays_unknown_and_local_is_free() -> None:
+def test_unknown_prices_and_usages_cost_unknown_and_local_is_free() -> None:
     known = Usage(input_tokens=1, output_tokens=1)
     assert cost_of(None, known, NOW) == Cost.UNKNOWN
     assert cost_of(Price(input=1, output=1), Usage(), NOW) == Cost.UNKNOWN
@@ -82,7 +82,7 @@ def test_what_is_not_known_stays_unknown_and_local_is_free() -> None:
 
 
 @given(st.builds(Usage, input_tokens=COUNTS, cache_read_tokens=COUNTS, output_tokens=COUNTS), st.integers(1, 100))
-def test_with_one_rate_for_all_the_cost_is_that_of_the_total(usage: Usage, rate: int) -> None:
+def test_with_a_single_rate_the_cost_is_that_of_the_total(usage: Usage, rate: int) -> None:
     assert usage.total_tokens is not None
     assert usd(Price(input=rate, output=rate), usage) == Decimal(usage.total_tokens * rate) / 1_000_000
 
@@ -122,14 +122,14 @@ def test_a_price_is_read_from_toml(tmp_path: Path) -> None:
         ({"tiers": [{"above_tokens": 9, "input": -1, "output": 1}]}, "price.tiers[0].input: must be an amount"),
     ],
 )
-def test_a_broken_price_names_its_place(price: Mapping[str, object], problem: str) -> None:
+def test_an_invalid_price_is_reported_with_its_path(price: Mapping[str, object], problem: str) -> None:
     shape = {"models": {"gpt": {"provider": "openai", "price": {"input": 1, "output": 1, **price}}}}
     result = load_config(shape, environ={})
     assert not is_successful(result)
     assert f"models.gpt.{problem}" in result.failure().message
 
 
-# The list of genai-prices, against the providers' own pages as of November 2026: input, write, read, output.
+# The list of genai-prices, compared with the providers' own pages as of November 2026: input, write, read, output.
 OPENAI = PRESETS["openai"].endpoint or ""
 ANTHROPIC = PRESETS["anthropic"].endpoint or ""
 PUBLISHED = [
@@ -162,7 +162,7 @@ def test_the_list_has_the_published_prices(endpoint: str, model: str, base: str,
     assert found == Price(**rates(base), tiers=higher)  # type: ignore[arg-type]
 
 
-def test_the_list_knows_since_when_a_price_holds() -> None:
+def test_the_list_has_prices_by_date() -> None:
     look_up = listed_prices({"sol": (OPENAI, "gpt-5.6-sol")})
     before, after = (look_up("sol", datetime(2026, 8, day, tzinfo=UTC)) for day in (20, 21))
     assert before is not None
@@ -170,7 +170,7 @@ def test_the_list_knows_since_when_a_price_holds() -> None:
     assert (before.output, after.output) == (30, 20)
 
 
-def test_the_list_knows_the_hours_of_the_day() -> None:
+def test_the_list_has_prices_by_hour_of_the_day() -> None:
     look_up = listed_prices({"deepseek": (PRESETS["deepseek"].endpoint or "", "deepseek-v4-pro")})
     day = datetime(2026, 11, 23, tzinfo=UTC)
     assert len({look_up("deepseek", day + timedelta(hours=hour)) for hour in range(24)}) > 1
@@ -180,16 +180,16 @@ def test_the_list_knows_the_hours_of_the_day() -> None:
     ("endpoint", "model"),
     [
         (OPENAI, "gpt-99"),
-        ("https://gateway.test/v1", "gpt-6-luna"),  # whose prices hold there nobody but its owner knows
+        ("https://gateway.test/v1", "gpt-6-luna"),  # only the owner of a gateway knows its prices
         ("http://localhost:1234/v1", "gpt-6-luna"),
-        ("https://api.openai.com.evil.test/v1", "gpt-6-luna"),  # another host, which only begins like it
+        ("https://api.openai.com.evil.test/v1", "gpt-6-luna"),  # another host with the same beginning
         ("https://api.openai.com@evil.test/v1", "gpt-6-luna"),
         ("https://api.moonshot.evil.test/v1", "kimi-k2"),
         ("https://gateway.test/proxy/generativelanguage.googleapis.com/v1beta", "gemini-2.5-pro"),
         ("https://router.huggingface.co/cerebras-of-ours/v1", "openai/gpt-oss-120b"),
     ],
 )
-def test_what_is_not_listed_stays_unknown(endpoint: str, model: str) -> None:
+def test_an_unlisted_model_has_an_unknown_price(endpoint: str, model: str) -> None:
     assert listed_prices({"it": (endpoint, model)})("it", NOW) is None
     assert listed_prices({"it": (endpoint, model)})("another", NOW) is None
 
@@ -204,11 +204,11 @@ def test_what_is_not_listed_stays_unknown(endpoint: str, model: str) -> None:
         ("https://router.huggingface.co/cerebras/v1", "openai/gpt-oss-120b"),
     ],
 )
-def test_a_host_is_known_however_it_is_written(endpoint: str, model: str) -> None:
+def test_a_host_is_recognised_in_any_spelling(endpoint: str, model: str) -> None:
     assert listed_prices({"it": (endpoint, model)})("it", NOW) is not None
 
 
-WHERE_IT_IS_IMPORTED = """
+IMPORT_PROGRAM = """
 import sys, threading, anyio
 from llm_effects import LLMConfig, ModelConfig, open_env
 
@@ -228,23 +228,23 @@ anyio.run(main)
 
 
 def test_opening_an_environment_reads_the_list_in_a_thread() -> None:
-    run = subprocess.run([sys.executable, "-c", WHERE_IT_IS_IMPORTED], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", IMPORT_PROGRAM], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "True"]
 
 
-def test_the_same_price_is_read_once() -> None:
+def test_a_listed_price_is_converted_once() -> None:
     look_up = listed_prices({"it": (OPENAI, "gpt-6-luna")})
     assert look_up("it", NOW) is look_up("it", NOW)
 
 
-def test_a_price_that_is_not_only_for_tokens_is_not_half_told() -> None:
+def test_a_price_for_more_than_tokens_is_not_used_in_part() -> None:
     assert price_of(ModelPrice(input_mtok=Decimal(1), output_mtok=Decimal(2), requests_kcount=Decimal(5))) is None
     assert price_of(ModelPrice(input_mtok=Decimal(1), output_image_mtok=Decimal(2))) is None
     assert price_of(ModelPrice(audio_hours=Decimal(1))) is None
     assert price_of(ModelPrice(input_mtok=Decimal(1))) == Price(input=1, output=0)  # an embedding
 
 
-def test_each_bucket_may_have_its_own_tiers() -> None:
+def test_each_bucket_can_have_its_own_tiers() -> None:
     tiered = TieredPrices(base=Decimal(1), tiers=[Tier(start=200, price=Decimal(3)), Tier(start=100, price=Decimal(2))])
     listed = ModelPrice(input_mtok=tiered, output_mtok=TieredPrices(Decimal(5), [Tier(150, Decimal(6))]))
     assert price_of(listed) == Price(
@@ -258,7 +258,7 @@ def test_each_bucket_may_have_its_own_tiers() -> None:
     )
 
 
-def test_a_configured_price_comes_first_then_local_then_the_list() -> None:
+def test_configured_prices_precede_local_ones_and_the_list() -> None:
     gpt = ModelConfig(provider="openai", model="gpt-6-luna", api_key="sk-x")
     models = {
         "mine": ModelConfig(provider="openai", model="gpt-6-luna", api_key="sk-x", price=Price(input=7, output=7)),
@@ -282,6 +282,6 @@ def test_without_the_package_prices_are_unknown(monkeypatch: pytest.MonkeyPatch)
     assert listed_prices({"it": (OPENAI, "gpt-6-luna")})("it", NOW) is None
 
 
-def test_a_model_that_nobody_configured_has_no_price() -> None:
+def test_an_unconfigured_model_has_no_price() -> None:
     assert PriceList().cost("it", Usage(input_tokens=1, output_tokens=1), NOW) == Cost.UNKNOWN
     assert PriceList().source("it", NOW) == ""

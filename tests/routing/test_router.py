@@ -1,4 +1,4 @@
-"""The ranking, as plain calls: filter, order, fallback."""
+"""The router as pure functions: filter, order, fallback."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -34,7 +34,7 @@ from llm_effects.routing.candidates import Candidate, RoutingContext
 from llm_effects.routing.model_registry import targets_of
 from llm_effects.routing.prices import PriceList
 from llm_effects.routing.router import expected_waits, fallbacks_after, route, trust
-from llm_effects.routing.router import order as placed
+from llm_effects.routing.router import order as ordered
 from llm_effects.routing.statistics import HALF_LIFE_S
 from llm_effects.values import Statistics, Tool
 
@@ -42,29 +42,29 @@ GPT = ModelConfig(provider="openai-chat", model="gpt-6.1-terra", api_key="sk-tes
 CLAUDE = ModelConfig(provider="anthropic", model="claude-sonnet-5-5", api_key="sk-test")
 STUDIO = ModelConfig(provider="lm-studio")
 RESORT = ModelConfig(provider="llama", model_path="small.gguf", last_resort=True)
-USUAL = RoutingConfig()
-FLEET = {"small": RESORT, "studio": STUDIO, "gpt": GPT, "claude": CLAUDE}
+DEFAULT = RoutingConfig()
+MODELS = {"small": RESORT, "studio": STUDIO, "gpt": GPT, "claude": CLAUDE}
 
 
 def order(
     request: LLMRequest,
     *,
-    fleet: Mapping[str, ModelConfig] = FLEET,
-    routing: RoutingConfig = USUAL,
-    **facts: object,
+    models: Mapping[str, ModelConfig] = MODELS,
+    routing: RoutingConfig = DEFAULT,
+    **context: object,
 ) -> list[str]:
-    return [each.model for each in decision(request, fleet=fleet, routing=routing, **facts).candidates]
+    return [each.model for each in decision(request, models=models, routing=routing, **context).candidates]
 
 
 def decision(
     request: LLMRequest,
     *,
-    fleet: Mapping[str, ModelConfig] = FLEET,
-    routing: RoutingConfig = USUAL,
-    **facts: object,
+    models: Mapping[str, ModelConfig] = MODELS,
+    routing: RoutingConfig = DEFAULT,
+    **context: object,
 ) -> RoutingDecision:
-    known = RoutingContext(**{"statistics": {}, "prices": PriceList(), **facts})  # type: ignore[arg-type]
-    return route(request, LLMConfig(models=fleet, routing=routing), known).unwrap()
+    inputs = RoutingContext(**{"statistics": {}, "prices": PriceList(), **context})  # type: ignore[arg-type]
+    return route(request, LLMConfig(models=models, routing=routing), inputs).unwrap()
 
 
 def ask(task: str = "general", **fields: object) -> LLMRequest:
@@ -81,28 +81,28 @@ def ask(task: str = "general", **fields: object) -> LLMRequest:
         (TaskType("triage"), ["studio", "gpt", "claude", "small"]),
     ],
 )
-def test_balanced_goes_by_the_task_and_the_last_resort_is_last(task: TaskType, expected: list[str]) -> None:
+def test_balanced_orders_by_task_and_the_last_resort_is_last(task: TaskType, expected: list[str]) -> None:
     assert order(ask(task)) == expected
 
 
-def test_a_task_can_have_an_order_of_its_own_by_name_or_family() -> None:
+def test_a_custom_task_is_ordered_by_names_and_families() -> None:
     routing = RoutingConfig(tasks={"triage": ("gpt", "local")})
     assert order(ask("triage"), routing=routing) == ["gpt", "studio", "claude", "small"]
 
 
-def test_the_fallback_order_ranks_what_follows_the_first() -> None:
+def test_the_fallback_order_ranks_all_but_the_first() -> None:
     routing = RoutingConfig(fallback_order=("gpt", "studio"))
     assert order(ask(TaskType.ANALYSIS), routing=routing) == ["claude", "gpt", "studio", "small"]
     assert order(ask(TaskType.GENERAL), routing=routing) == ["studio", "gpt", "claude", "small"]
 
 
-def test_cost_asks_the_cheapest_first_and_the_unknown_last() -> None:
+def test_cost_ranks_the_cheapest_first_and_unknown_costs_last() -> None:
     prices = PriceList({"studio": Price(input=0, output=0), "claude": Price(input=2, output=10)})
     routing = RoutingConfig(strategy="cost")
     assert order(ask(), routing=routing, prices=prices, tokens=100) == ["studio", "claude", "gpt", "small"]
 
 
-def test_performance_weighs_latency_and_errors_and_tries_the_unknown_first() -> None:
+def test_performance_weighs_latency_and_errors_and_tries_unmeasured_models_first() -> None:
     statistics = {
         "gpt": Statistics(attempts=10, latency_ms=900),
         "claude": Statistics(attempts=10, error_rate=0.8, latency_ms=500),
@@ -118,7 +118,7 @@ def test_performance_weighs_latency_and_errors_and_tries_the_unknown_first() -> 
 PERFORMANCE = RoutingConfig(strategy="performance")
 
 
-def test_performance_now_and_then_asks_first_who_was_not_heard_of_for_long() -> None:
+def test_performance_explores_a_model_without_recent_attempts() -> None:
     at = datetime(2026, 11, 23, 12, tzinfo=UTC)
     statistics = {name: Statistics(attempts=50, latency_ms=100, at=at) for name in ("gpt", "claude")}
     statistics["studio"] = Statistics(attempts=5, latency_ms=400, at=at - timedelta(hours=3))
@@ -126,16 +126,16 @@ def test_performance_now_and_then_asks_first_who_was_not_heard_of_for_long() -> 
     assert order(ask(), **known, drawn=0.5)[:3] == ["gpt", "claude", "studio"]
     assert order(ask(), **known, drawn=0.97)[0] == "studio"
     fresh = {**known, "statistics": {**statistics, "studio": Statistics(attempts=5, latency_ms=400, at=at)}}
-    assert order(ask(), **fresh, drawn=0.97)[0] == "gpt"  # there is nothing to find out
+    assert order(ask(), **fresh, drawn=0.97)[0] == "gpt"  # there is nothing to explore
 
 
-def test_the_other_calls_make_a_model_less_known_too() -> None:
+def test_calls_to_other_models_reduce_the_trust_in_measurements() -> None:
     known = {name: Statistics(attempts=50, latency_ms=100, calls=1000) for name in ("gpt", "claude")}
     known["studio"] = Statistics(attempts=5, latency_ms=400, calls=850)
     assert order(ask(), routing=PERFORMANCE, statistics=known, calls=1000, drawn=0.97)[0] == "studio"
 
 
-def test_streams_are_ranked_by_their_first_content_and_whole_answers_by_their_time() -> None:
+def test_streams_are_ranked_by_first_content_and_whole_answers_by_latency() -> None:
     statistics = {
         "studio": Statistics(attempts=9, latency_ms=900, first_content_ms=800),
         "gpt": Statistics(attempts=9, latency_ms=4000, first_content_ms=100),
@@ -145,14 +145,14 @@ def test_streams_are_ranked_by_their_first_content_and_whole_answers_by_their_ti
     assert order(ask(), routing=PERFORMANCE, statistics=statistics, streamed=True)[0] == "gpt"
 
 
-def test_a_time_of_the_other_kind_stands_in_while_there_are_none_of_this() -> None:
+def test_latencies_of_whole_answers_rank_streams_while_none_is_measured() -> None:
     statistics = {"gpt": Statistics(attempts=9, latency_ms=400), "claude": Statistics(attempts=9, latency_ms=200)}
     statistics["studio"] = Statistics(attempts=9, latency_ms=300)
     found = order(ask(), routing=PERFORMANCE, statistics=statistics, streamed=True)
     assert found[0] == "claude"
 
 
-def test_a_failure_that_hangs_weighs_more_than_one_that_comes_at_once_which_still_weighs_something() -> None:
+def test_slow_failures_weigh_more_than_immediate_ones() -> None:
     def wait(failure_ms: float | None, error_rate: float = 0.5) -> float:
         one = Candidate(
             model="m",
@@ -170,7 +170,7 @@ def test_a_failure_that_hangs_weighs_more_than_one_that_comes_at_once_which_stil
     assert wait(1.0, 1.0) > 1e9
 
 
-def test_who_only_failed_is_thought_as_slow_as_the_slowest() -> None:
+def test_a_model_that_only_failed_is_assumed_as_slow_as_the_slowest() -> None:
     statistics = {"gpt": Statistics(attempts=9, latency_ms=400), "claude": Statistics(attempts=9, latency_ms=900)}
     statistics["studio"] = Statistics(attempts=1, error_rate=1.0, failure_ms=1.0)
     found = decision(ask(), routing=RoutingConfig(strategy="performance"), statistics=statistics)
@@ -178,7 +178,7 @@ def test_who_only_failed_is_thought_as_slow_as_the_slowest() -> None:
     assert scores["gpt"] < scores["claude"] < scores["studio"] < 20 * scores["claude"]
 
 
-def test_the_decision_shows_every_number_that_it_was_made_of() -> None:
+def test_a_decision_shows_every_number_behind_it() -> None:
     at = datetime(2026, 11, 23, 12, tzinfo=UTC)
     statistics = {
         "gpt": Statistics(
@@ -219,32 +219,32 @@ def test_the_decision_shows_every_number_that_it_was_made_of() -> None:
     assert gpt.score == pytest.approx(wait * trust(gpt))
 
 
-def test_a_model_that_its_breaker_leaves_alone_is_asked_after_the_others() -> None:
+def test_a_model_with_an_open_breaker_is_ranked_last_until_it_closes() -> None:
     assert order(ask(), open_until={"studio": 50.0}, now=49.0) == ["gpt", "claude", "studio", "small"]
     assert order(ask(), open_until={"studio": 50.0}, now=50.0) == ["studio", "gpt", "claude", "small"]
 
 
 @pytest.mark.parametrize("strategy", ["balanced", "performance"])
-def test_nothing_is_priced_that_does_not_decide(strategy: str) -> None:
-    class Unasked:
+def test_strategies_other_than_cost_compute_no_prices(strategy: str) -> None:
+    class NoPrices:
         def cost(self, model: str, usage: Usage, at: datetime) -> Cost:
             raise AssertionError(model)
 
         def source(self, model: str, at: datetime) -> str:
             raise AssertionError(model)
 
-    config = LLMConfig(models=FLEET, routing=RoutingConfig(strategy=strategy))  # type: ignore[arg-type]
-    facts = RoutingContext(statistics={}, prices=Unasked())
-    assert {each.model for each in placed(ask(), config, facts).unwrap()} == set(FLEET)
+    config = LLMConfig(models=MODELS, routing=RoutingConfig(strategy=strategy))  # type: ignore[arg-type]
+    context = RoutingContext(statistics={}, prices=NoPrices())
+    assert {each.model for each in ordered(ask(), config, context).unwrap()} == set(MODELS)
 
 
-def test_a_parked_model_is_asked_after_the_others_until_its_time_has_come() -> None:
+def test_a_cooled_down_model_is_ranked_last_until_its_cooldown_ends() -> None:
     statistics = {"studio": Statistics(cooldown_until=50.0)}
     assert order(ask(), statistics=statistics, now=49.0) == ["gpt", "claude", "studio", "small"]
     assert order(ask(), statistics=statistics, now=50.0) == ["studio", "gpt", "claude", "small"]
 
 
-def test_a_conversation_prefers_the_model_it_used_last() -> None:
+def test_a_conversation_prefers_its_last_model() -> None:
     assert order(ask(TaskType.ANALYSIS), last_model="gpt") == ["gpt", "claude", "studio", "small"]
 
 
@@ -261,49 +261,49 @@ def test_a_conversation_prefers_the_model_it_used_last() -> None:
         ),
     ],
 )
-def test_what_a_model_cannot_do_leaves_it_out_and_the_unknown_passes(
+def test_a_model_without_a_needed_capability_is_excluded_and_unknown_ones_pass(
     lacking: Capabilities, fields: dict[str, object], reason: str
 ) -> None:
-    fleet = {"poor": ModelConfig(provider="lm-studio", capabilities=lacking), "studio": STUDIO}
-    found = decision(ask(**fields), fleet=fleet, tokens=10)
+    models = {"poor": ModelConfig(provider="lm-studio", capabilities=lacking), "studio": STUDIO}
+    found = decision(ask(**fields), models=models, tokens=10)
     assert [each.model for each in found.candidates] == ["studio"]
     assert [each.model for each in found.excluded] == ["poor"]
     assert reason in found.excluded[0].reason
 
 
-def test_a_prompt_that_fits_nobody_says_so_with_both_numbers() -> None:
-    fleet = {name: ModelConfig(provider="lm-studio", context_length=size) for name, size in (("a", 100), ("b", 200))}
-    result = route(ask(), LLMConfig(models=fleet), RoutingContext(statistics={}, prices=PriceList(), tokens=500))
+def test_a_prompt_too_large_for_every_window_reports_both_sizes() -> None:
+    models = {name: ModelConfig(provider="lm-studio", context_length=size) for name, size in (("a", 100), ("b", 200))}
+    result = route(ask(), LLMConfig(models=models), RoutingContext(statistics={}, prices=PriceList(), tokens=500))
     error = result.failure()
     assert isinstance(error, ContextTooLarge)
     assert (error.token_count, error.limit) == (500, 200)
 
 
-def test_a_request_that_nobody_can_take_names_each_reason() -> None:
-    fleet = {"a": ModelConfig(provider="lm-studio", capabilities=Capabilities(tools=False))}
-    error = make_model_router(LLMConfig(models=fleet))(ask(tools=(Tool("look"),))).failure()
+def test_a_request_without_candidates_reports_each_reason() -> None:
+    models = {"a": ModelConfig(provider="lm-studio", capabilities=Capabilities(tools=False))}
+    error = make_model_router(LLMConfig(models=models))(ask(tools=(Tool("look"),))).failure()
     assert isinstance(error, InvalidRequest)
     assert "a: it does not support tools" in error.message
 
 
-def test_a_pin_may_be_the_configured_or_the_provider_s_name() -> None:
+def test_a_pinned_model_is_found_by_its_configured_or_remote_name() -> None:
     assert order(ask(model="claude")) == ["claude"]
     assert order(ask(model="claude-sonnet-5-5")) == ["claude"]
 
 
-def test_environments_that_take_turns_have_their_models_made_ready_once() -> None:
-    here, there = LLMConfig(models=FLEET), LLMConfig(models=FLEET)
+def test_alternating_configurations_derive_their_targets_once() -> None:
+    here, there = LLMConfig(models=MODELS), LLMConfig(models=MODELS)
     made = [targets_of(here), targets_of(there)]
     assert all(again is first for again, first in zip((targets_of(here), targets_of(there)), made, strict=True))
 
 
-def test_without_any_model_the_error_says_what_to_do() -> None:
+def test_a_configuration_without_models_is_an_error_with_the_remedy() -> None:
     error = make_model_router(LLMConfig(models={}))(ask()).failure()
     assert isinstance(error, ConfigurationError)
     assert "none is configured" in error.message
 
 
-names = st.sampled_from(sorted(FLEET))
+names = st.sampled_from(sorted(MODELS))
 statistics = st.builds(
     Statistics,
     attempts=st.integers(1, 20),
@@ -315,22 +315,22 @@ statistics = st.builds(
 
 @given(
     st.sampled_from(["balanced", "cost", "performance"]),
-    st.permutations(sorted(FLEET)),
+    st.permutations(sorted(MODELS)),
     st.dictionaries(names, statistics),
     st.tuples(names, names),
     st.sampled_from(["analysis", "general", "mine"]),
 )
-def test_every_decision_ranks_each_suited_model_once_with_the_last_resort_last(
+def test_every_candidate_is_ranked_once_with_the_last_resort_last(
     strategy: str, names: list[str], known: dict[str, Statistics], first: tuple[str, str], task: str
 ) -> None:
     routing = RoutingConfig(strategy=strategy, fallback_order=first)  # type: ignore[arg-type]
-    fleet = {name: FLEET[name] for name in names}
-    ranked = order(ask(task), fleet=fleet, routing=routing, statistics=known, now=50.0)
-    assert sorted(ranked) == sorted(FLEET)
+    models = {name: MODELS[name] for name in names}
+    ranked = order(ask(task), models=models, routing=routing, statistics=known, now=50.0)
+    assert sorted(ranked) == sorted(MODELS)
     assert ranked[-1] == "small"
-    facts = RoutingContext(statistics=known, prices=PriceList(), now=50.0)
-    asked = placed(ask(task), LLMConfig(models=fleet, routing=routing), facts).unwrap()
-    assert ranked == [each.model for each in asked]  # what is told is what is done
+    context = RoutingContext(statistics=known, prices=PriceList(), now=50.0)
+    asked = ordered(ask(task), LLMConfig(models=models, routing=routing), context).unwrap()
+    assert ranked == [each.model for each in asked]  # the shown order is the one that is used
 
 
 def candidate(model: str, *, window: int | None = None, usd: str | None = None) -> Candidate:
@@ -338,18 +338,18 @@ def candidate(model: str, *, window: int | None = None, usd: str | None = None) 
     return Candidate(model=model, provider="p", family="other", context_length=window, estimated_cost=cost)
 
 
-def test_after_an_error_only_those_remain_that_may_help() -> None:
+def test_after_an_error_only_useful_fallbacks_remain() -> None:
     failed = candidate("failed", window=8000, usd="2")
     rest = (candidate("small", window=4000, usd="1"), candidate("large", window=9000, usd="3"), candidate("unknown"))
 
-    def left(error: object, *allow: Allow) -> list[str]:
+    def remaining(error: object, *allow: Allow) -> list[str]:
         return [each.model for each in fallbacks_after(error, failed, rest, frozenset(allow))]  # type: ignore[arg-type]
 
-    assert left(NetworkError()) == ["small", "large", "unknown"]
-    assert left(InvalidRequest(message="prompt: no")) == []
-    assert left(ContextTooLarge()) == ["large", "unknown"]
-    assert left(ContentRefused()) == []
-    assert left(ContentRefused(), Allow.FALLBACK_ON_REFUSAL) == ["small", "large", "unknown"]
+    assert remaining(NetworkError()) == ["small", "large", "unknown"]
+    assert remaining(InvalidRequest(message="prompt: no")) == []
+    assert remaining(ContextTooLarge()) == ["large", "unknown"]
+    assert remaining(ContentRefused()) == []
+    assert remaining(ContentRefused(), Allow.FALLBACK_ON_REFUSAL) == ["small", "large", "unknown"]
     broke = BudgetExceeded(budget="day", spent=Cost.ZERO, limit=Cost.ZERO)
-    assert left(broke) == []
-    assert left(broke, Allow.CHEAPER_MODEL) == ["small"]
+    assert remaining(broke) == []
+    assert remaining(broke, Allow.CHEAPER_MODEL) == ["small"]

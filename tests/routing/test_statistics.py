@@ -1,4 +1,4 @@
-"""What attempts teach: averages that fade, and what the process keeps of them."""
+"""Statistics of attempts: averages that decay, and the health that keeps them."""
 
 from datetime import UTC, datetime, timedelta
 from typing import final
@@ -49,11 +49,11 @@ def attempt(ms: float = 100.0, *, outcome: str = "success", first: float | None 
     return Attempt(model=model, provider="p", outcome=outcome, latency_ms=ms, first_content_ms=first)
 
 
-def taught(*attempts: Attempt, every: float = 0.0) -> Statistics:
-    known = Statistics()
+def learned_from(*attempts: Attempt, every: float = 0.0) -> Statistics:
+    statistics = Statistics()
     for number, each in enumerate(attempts):
-        known = learn(known, each, NOON + timedelta(seconds=number * every), number)
-    return known
+        statistics = learn(statistics, each, NOON + timedelta(seconds=number * every), number)
+    return statistics
 
 
 attempts = st.builds(
@@ -62,60 +62,60 @@ attempts = st.builds(
 
 
 @given(st.lists(attempts, max_size=30), st.floats(0, 1e6))
-def test_averages_stay_within_what_was_seen(seen: list[Attempt], every: float) -> None:
-    known = taught(*seen, every=every)
-    told = [each for each in seen if each.outcome in {"success", "NetworkError"}]
-    answers = [each.latency_ms for each in told if each.succeeded]
-    assert known.attempts == len(told)
-    assert 0 <= known.error_rate <= 1
-    assert 0 <= known.confidence <= 1
-    assert (known.latency_ms is None) == (not answers)
-    if known.latency_ms is not None:
-        assert min(answers) - 1e-6 <= known.latency_ms <= max(answers) + 1e-6
+def test_averages_stay_within_the_observed_range(seen: list[Attempt], every: float) -> None:
+    statistics = learned_from(*seen, every=every)
+    informative = [each for each in seen if each.outcome in {"success", "NetworkError"}]
+    answers = [each.latency_ms for each in informative if each.succeeded]
+    assert statistics.attempts == len(informative)
+    assert 0 <= statistics.error_rate <= 1
+    assert 0 <= statistics.confidence <= 1
+    assert (statistics.latency_ms is None) == (not answers)
+    if statistics.latency_ms is not None:
+        assert min(answers) - 1e-6 <= statistics.latency_ms <= max(answers) + 1e-6
 
 
-def test_a_cancelled_attempt_and_a_refusal_say_nothing_of_the_model() -> None:
-    assert taught(attempt(outcome="cancelled"), attempt(outcome="InvalidRequest")) == Statistics()
+def test_cancelled_attempts_and_invalid_requests_do_not_change_statistics() -> None:
+    assert learned_from(attempt(outcome="cancelled"), attempt(outcome="InvalidRequest")) == Statistics()
 
 
-def test_a_stream_teaches_its_first_content_and_not_the_time_of_its_consumer() -> None:
-    known = taught(attempt(60_000.0, first=300.0), attempt(900.0))
-    assert (known.first_content_ms, known.latency_ms) == (300.0, 900.0)
+def test_a_stream_updates_the_first_content_but_not_the_latency() -> None:
+    statistics = learned_from(attempt(60_000.0, first=300.0), attempt(900.0))
+    assert (statistics.first_content_ms, statistics.latency_ms) == (300.0, 900.0)
 
 
-def test_a_failure_teaches_how_long_failing_takes_and_leaves_the_answers_alone() -> None:
-    known = taught(attempt(900.0), attempt(20_000.0, outcome="TimeoutError"))
-    assert (known.latency_ms, known.failure_ms) == (900.0, 20_000.0)
-    assert 0.4 < known.error_rate < 0.7
+def test_a_failure_updates_the_failure_time_but_not_the_latency() -> None:
+    statistics = learned_from(attempt(900.0), attempt(20_000.0, outcome="TimeoutError"))
+    assert (statistics.latency_ms, statistics.failure_ms) == (900.0, 20_000.0)
+    assert 0.4 < statistics.error_rate < 0.7
 
 
-def test_what_is_known_fades_with_time_and_old_failures_with_it() -> None:
-    known = taught(*[attempt(outcome="NetworkError")] * 20)
+def test_confidence_and_error_rate_decay_with_time() -> None:
+    statistics = learned_from(*[attempt(outcome="NetworkError")] * 20)
     rates = [
-        expected_error_rate(known.error_rate, confidence_at(known, NOON + timedelta(hours=hours)))
+        expected_error_rate(statistics.error_rate, confidence_at(statistics, NOON + timedelta(hours=hours)))
         for hours in (0, 1, 3, 12)
     ]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] > 0.9
     assert rates[-1] < 0.01
-    assert confidence_at(known, NOON + timedelta(seconds=HALF_LIFE_S)) == pytest.approx(known.confidence / 2)
+    assert confidence_at(statistics, NOON + timedelta(seconds=HALF_LIFE_S)) == pytest.approx(statistics.confidence / 2)
 
 
-def test_after_a_long_pause_the_newest_attempt_outweighs_all_before_it() -> None:
-    known = taught(*[attempt(100.0)] * 50)
-    soon, late = (learn(known, attempt(1000.0), NOON + timedelta(hours=hours)) for hours in (0, 12))
+def test_after_a_long_pause_the_newest_attempt_outweighs_all_earlier_ones() -> None:
+    statistics = learned_from(*[attempt(100.0)] * 50)
+    soon, late = (learn(statistics, attempt(1000.0), NOON + timedelta(hours=hours)) for hours in (0, 12))
     assert soon.latency_ms is not None
     assert late.latency_ms is not None
     assert soon.latency_ms < 300
     assert late.latency_ms > 990
 
 
-def test_a_clock_that_goes_back_does_not_make_anything_more_certain() -> None:
-    known = taught(*[attempt()] * 5)
-    assert confidence_at(known, NOON - timedelta(hours=1)) == known.confidence
+def test_a_clock_that_goes_back_does_not_raise_the_confidence() -> None:
+    statistics = learned_from(*[attempt()] * 5)
+    assert confidence_at(statistics, NOON - timedelta(hours=1)) == statistics.confidence
 
 
-def test_the_quantiles_are_of_the_newest_answers_of_each_kind() -> None:
+def test_quantiles_are_of_the_newest_answers_of_each_kind() -> None:
     health = MemoryHealth()
     for ms in range(1, 1001):
         health.observe(attempt(float(ms)), NOON)
@@ -124,7 +124,7 @@ def test_the_quantiles_are_of_the_newest_answers_of_each_kind() -> None:
         health.observe(attempt(9_999.0, first=float(ms)), NOON)
     assert health.latency("m", 0.5, first_content=False) == 1000 - KEPT / 2
     assert health.latency("m", 0.95, first_content=True) == 19.0
-    assert health.latency("m", 0.99, first_content=True) is None  # of 20 nobody knows the slowest of a hundred
+    assert health.latency("m", 0.99, first_content=True) is None  # 20 samples do not have a 99th percentile
     assert health.latency("other", 0.5, first_content=True) is None
 
 
@@ -133,7 +133,7 @@ def two(strategy: str = "performance") -> LLMConfig:
     return LLMConfig(models=models, routing=RoutingConfig(strategy=strategy, max_retries=0))  # type: ignore[arg-type]
 
 
-def test_health_that_is_warmed_by_the_ledger_is_as_if_it_had_seen_all() -> None:
+def test_health_warmed_from_the_ledger_equals_the_observed_one() -> None:
     async def main() -> tuple[Health, Health]:
         clients = scripted(Delayed(0.2, "ok"), Delayed(0.1, "ok"), Delayed(0.1, ModelUnavailable()), Delayed(0.3, "ok"))
         env = scripted_env(config=two(), clients=clients)
@@ -144,17 +144,17 @@ def test_health_that_is_warmed_by_the_ledger_is_as_if_it_had_seen_all() -> None:
         return env.health, again.health
 
     seen, warmed = run_in_virtual_time(main)
-    for name, known in seen.statistics().items():
+    for name, statistics in seen.statistics().items():
         again = warmed.statistics()[name]
         assert (again.attempts, again.error_rate, again.latency_ms) == (
-            known.attempts,
-            known.error_rate,
-            known.latency_ms,
+            statistics.attempts,
+            statistics.error_rate,
+            statistics.latency_ms,
         )
         assert warmed.latency(name, 0.5, first_content=False) == seen.latency(name, 0.5, first_content=False)
 
 
-def test_the_first_content_of_a_stream_is_in_its_attempt_and_in_the_quantiles() -> None:
+def test_the_first_content_of_a_stream_is_in_its_attempt_and_the_quantiles() -> None:
     async def nothing(_: object) -> None: ...
 
     async def main() -> tuple[Attempt, float | None]:
@@ -173,7 +173,7 @@ def test_the_first_content_of_a_stream_is_in_its_attempt_and_in_the_quantiles() 
 @final
 @frozen
 class Changing:
-    """Two models: ``a`` answers in half the time of ``b``, but breaks down for some of the calls."""
+    """Two models: ``a`` answers in half the time of ``b``, but fails for the calls in ``broken``."""
 
     broken: range
 
@@ -196,8 +196,8 @@ def changing_env(broken: range) -> LLMEnv:
 
 
 @pytest.mark.parametrize("pause", [0.1, 60.0, 3600.0])
-def test_a_repaired_model_is_asked_again_within_a_bounded_number_of_calls(pause: float) -> None:
-    """The faster model breaks down for 50 calls, and the slower one answers well all the while."""
+def test_a_recovered_model_is_found_again_within_a_bounded_number_of_calls(pause: float) -> None:
+    """The faster model fails for 50 calls; the slower one always answers."""
 
     async def main() -> list[str]:
         env, answered = changing_env(range(50, 100)), list[str]()
@@ -213,9 +213,9 @@ def test_a_repaired_model_is_asked_again_within_a_bounded_number_of_calls(pause:
     assert answered[-50:].count("a") >= 45
 
 
-@pytest.mark.parametrize(("timeout_ms", "blamed"), [(50, 0.0), (900, 1.0)])
-def test_a_caller_in_a_hurry_is_not_held_against_the_model(timeout_ms: int, blamed: float) -> None:
-    """The model takes half a second: who waits longer in vain has found something out."""
+@pytest.mark.parametrize(("timeout_ms", "error_rate"), [(50, 0.0), (900, 1.0)])
+def test_a_short_deadline_of_the_caller_does_not_count_against_the_model(timeout_ms: int, error_rate: float) -> None:
+    """The model needs half a second: only a longer wait tells something about it."""
 
     async def main() -> float:
         env = changing_env(range(0))
@@ -225,10 +225,10 @@ def test_a_caller_in_a_hurry_is_not_held_against_the_model(timeout_ms: int, blam
             await run(generate(evolve(ASK, model="a", preferences=Preferences(timeout_ms=timeout_ms))), slow)
         return env.health.statistics()["a"].error_rate
 
-    assert run_in_virtual_time(main) == pytest.approx(blamed, abs=0.02)
+    assert run_in_virtual_time(main) == pytest.approx(error_rate, abs=0.02)
 
 
-def test_exploring_never_takes_more_than_its_share_of_the_calls() -> None:
+def test_exploration_never_exceeds_its_rate() -> None:
     async def main() -> int:
         env = changing_env(range(10**6))
         for _ in range(1000):
@@ -239,15 +239,15 @@ def test_exploring_never_takes_more_than_its_share_of_the_calls() -> None:
     assert 1 <= run_in_virtual_time(main) <= EXPLORATION_RATE * 1000 + 1
 
 
-def test_explain_draws_what_generate_draws() -> None:
+def test_explain_and_generate_use_the_same_draw() -> None:
     async def main() -> list[tuple[str, str]]:
         env, pairs = changing_env(range(0)), list[tuple[str, str]]()
         for _ in range(100):
-            told = [(await run(explain(ASK), env)).unwrap() for _ in range(3)]
-            assert told[0] == told[1] == told[2]
-            pairs.append((told[0].candidates[0].model, (await run(generate(ASK), env)).unwrap().model))
+            decisions = [(await run(explain(ASK), env)).unwrap() for _ in range(3)]
+            assert decisions[0] == decisions[1] == decisions[2]
+            pairs.append((decisions[0].candidates[0].model, (await run(generate(ASK), env)).unwrap().model))
         return pairs
 
     pairs = run_in_virtual_time(main)
-    assert all(told == asked for told, asked in pairs)
+    assert all(explained == asked for explained, asked in pairs)
     assert {asked for _, asked in pairs[10:]} == {"a", "b"}

@@ -1,6 +1,6 @@
-"""Strategies in a changing world, under a virtual clock: ``python -m tests.simulation.routing [hours] [seed]``.
+"""A simulation of routing strategies under a virtual clock: ``python -m tests.simulation.routing [hours] [seed]``.
 
-The oracle ranks by how the models really are at that time. Regret is the mean time of a call less the oracle's.
+The oracle ranks by the true state of the models at that time. Regret is the mean time of a call minus the oracle's.
 """
 
 import sys
@@ -25,10 +25,10 @@ from llm_effects.values import Statistics
 from tests.simulation.worlds import HOUR, KINDS, Hour, World, WorldClients, hour_of, make_world
 
 ATTEMPT_MS: Final = 20_000
-"""Time of one attempt: a model that hangs costs this."""
+"""Time-out of one attempt: the cost of a model that hangs."""
 
 CALL_MS: Final = 30_000
-"""Time of a whole call: an answer that comes later is of no use."""
+"""Time-out of a whole call."""
 
 PROVIDERS: Final = {"claude": "anthropic", "gpt": "openai-chat", "other": "openai-compatible", "studio": "lm-studio"}
 
@@ -36,7 +36,7 @@ PROVIDERS: Final = {"claude": "anthropic", "gpt": "openai-chat", "other": "opena
 @final
 @frozen(kw_only=True)
 class Outcome:
-    """What became of the calls of a strategy."""
+    """The results of the calls of a strategy."""
 
     seconds: tuple[float, ...]
     answered: int
@@ -53,46 +53,46 @@ class Outcome:
         return self.answered / len(self.seconds)
 
     def percentile(self, share: float) -> float:
-        """The time within which that share of the calls ended."""
+        """Return the seconds within which that share of the calls ended."""
         return sorted(self.seconds)[int(share * (len(self.seconds) - 1))]
 
 
 @final
 @define
 class OracleHealth:
-    """Knows how the models really are, and learns nothing."""
+    """A health that knows the true state of the models."""
 
     world: World
 
     def observe(self, attempt: Attempt, at: datetime) -> None:
-        """There is nothing to learn."""
+        """Ignore an attempt: there is nothing to learn."""
 
     def cool_down(self, model: str, until: float) -> None:
-        """A pause is part of the truth already."""
+        """Ignore a cooldown: the true state includes it."""
 
     def begin_call(self) -> None:
-        """Nothing is drawn."""
+        """Count nothing: no call explores."""
 
     def calls(self) -> int:
-        """Nothing is drawn, so no call explores."""
+        """Return 0, so that no call explores."""
         return 0
 
     def latency(self, model: str, share: float, *, first_content: bool) -> float | None:
-        """Nobody hedges here."""
+        """Return nothing: no call is hedged."""
 
     def statistics(self) -> Mapping[str, Statistics]:
-        """Tell the truth."""
-        return {name: _truth(hour_of(self.world, name, anyio.current_time())) for name in self.world}
+        """Return the true state."""
+        return {name: _true_statistics(hour_of(self.world, name, anyio.current_time())) for name in self.world}
 
 
-def _truth(hour: Hour) -> Statistics:
+def _true_statistics(hour: Hour) -> Statistics:
     failure_ms = min(hour.failure_s * 1000, ATTEMPT_MS)
-    error_rate = hour.error_rate * (1 + PRIOR)  # so that what the prior takes away is there again
+    error_rate = hour.error_rate * (1 + PRIOR)  # compensates for the prior
     return Statistics(attempts=1, error_rate=error_rate, latency_ms=hour.answer_s * 1000, failure_ms=failure_ms)
 
 
 def config_of(strategy: Strategy) -> LLMConfig:
-    """The models of the world under a strategy; the fixed order is a table's."""
+    """Return a configuration of the models for a strategy, with a table for the fixed order."""
     models = {
         name: ModelConfig(
             provider=PROVIDERS[name],
@@ -109,7 +109,7 @@ def config_of(strategy: Strategy) -> LLMConfig:
 
 
 def simulate(strategy: Strategy, world: World, *, per_hour: int, seed: int, oracle: bool = False) -> Outcome:
-    """Send calls through the whole onion, evenly spread over all hours of a world."""
+    """Send calls through the whole pipeline, evenly spread over the hours of a world."""
     env = scripted_env(config=config_of(strategy), clients=WorldClients(world, seed))
     env = evolve(env, now=lambda: EPOCH + timedelta(seconds=anyio.current_time()))
     return run_in_virtual_time(_calls, evolve(env, health=OracleHealth(world)) if oracle else env, world, per_hour)

@@ -18,7 +18,7 @@ def test_performance_beats_a_fixed_order_in_a_changing_world(outcomes: dict[str,
     assert outcomes["performance"].success >= outcomes["fixed order"].success
 
 
-def test_cost_is_the_cheapest_and_the_oracle_the_fastest(outcomes: dict[str, Outcome]) -> None:
+def test_the_cost_strategy_is_the_cheapest_and_the_oracle_the_fastest(outcomes: dict[str, Outcome]) -> None:
     assert min(outcomes, key=lambda name: outcomes[name].dollars) == "cost"
     assert min(outcomes, key=lambda name: outcomes[name].mean_s) == "oracle"
 
@@ -30,5 +30,5 @@ def test_the_same_seed_replays_exactly() -> None:
     assert world == make_world(4, 1) != make_world(4, 2)
 
 
-def test_the_fixed_order_is_that_of_the_table() -> None:
+def test_the_fixed_order_is_the_configured_table() -> None:
     assert config_of("balanced").routing.tasks["general"] == tuple(KINDS)

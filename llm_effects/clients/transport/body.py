@@ -38,7 +38,7 @@ def _gzip(_: int) -> _Decompressor:
 
 
 def _deflate(first: int) -> _Decompressor:
-    """Decompress zlib data, or the bare stream that some servers send; the first byte tells which."""
+    """Decompress zlib data, or the bare stream that some servers send; the first byte shows which."""
     return zlib.decompressobj(zlib.MAX_WBITS if first & 0x0F == zlib.DEFLATED else -zlib.MAX_WBITS)
 
 
