@@ -17,12 +17,12 @@ from tests.fixtures.faults import (
     MODES,
     Case,
     Outcome,
-    alone,
+    assert_alone,
     assert_case,
+    assert_with_another,
     model,
-    rows_by_turns,
+    rows_alternating,
     run_case,
-    with_another,
 )
 from tests.fixtures.servers import reply, reply_json
 
@@ -43,7 +43,7 @@ def text(content: object, **more: object) -> dict[str, object]:
 
 
 def malformed(answer: bytes, tries: int = 2) -> Case:
-    return Case(step=says(answer), tag="MalformedResponse", tries=tries, moves_on=True)
+    return Case(step=says(answer), tag="MalformedResponse", tries=tries, falls_back=True)
 
 
 BODIES: dict[str, Case] = {
@@ -51,8 +51,8 @@ BODIES: dict[str, Case] = {
         step=closes(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{"),
         tag="NetworkError",
         tries=3,
-        moves_on=True,
-        told={"phase": "reset"},
+        falls_back=True,
+        fields={"phase": "reset"},
     ),
     "058_cut_json": malformed(body(b'{"choices": [')),
     "059_empty": malformed(body(b"")),
@@ -73,19 +73,19 @@ BODIES: dict[str, Case] = {
         step=closes(reply(b"\x1f\x8bno", "200 OK", "content-encoding: gzip")),
         tag="NetworkError",
         tries=3,
-        moves_on=True,
-        told={"phase": "protocol"},
+        falls_back=True,
+        fields={"phase": "protocol"},
     ),
     "074_cut_gzip": Case(
         step=closes(reply(gzip.compress(json.dumps(WHOLE).encode())[:-9], "200 OK", "content-encoding: gzip")),
         tag="NetworkError",
         tries=3,
-        moves_on=True,
+        falls_back=True,
     ),
 }
 
 
-@pytest.mark.parametrize(("case", "mode", "anyio_backend"), rows_by_turns(BODIES))
+@pytest.mark.parametrize(("case", "mode", "anyio_backend"), rows_alternating(BODIES))
 async def test_an_undecodable_success_is_an_error(chaos: Chaos, case: Case, mode: str) -> None:
     await assert_case(chaos, case, mode)
 
@@ -189,9 +189,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", REFUSED)
 async def test_079_a_refusal_is_an_error_and_not_cached(chaos: Chaos, name: str, mode: str) -> None:
     answer, settings = REFUSED[name]
-    case = Case(step=says(reply_json(answer)), tag="ContentRefused", tries=1, moves_on=False, model=settings)
-    await alone(chaos, case, mode)
-    await with_another(chaos, case, mode)
+    case = Case(step=says(reply_json(answer)), tag="ContentRefused", tries=1, falls_back=False, model=settings)
+    await assert_alone(chaos, case, mode)
+    await assert_with_another(chaos, case, mode)
     models = {"first": model(chaos, case.step, **settings), "second": model(chaos, good)}
     allowed = await run_case(chaos, models, mode=mode, request=evolve(ASK, allow={Allow.FALLBACK_ON_REFUSAL}))
     assert allowed.response.model == "second"

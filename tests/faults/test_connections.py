@@ -19,7 +19,19 @@ from llm_effects import Preferences, describe, generate, open_env, run
 from llm_effects.clients.transport.pool import MakePool
 from llm_effects.clients.transport.transport import Transport
 from tests.fixtures.chaos import CANARY, HEAD, Chaos, closes, good, holds, resets, says
-from tests.fixtures.faults import ASK, MODES, Case, assert_case, config_of, heard, leaf, model, plan_of, rows, run_case
+from tests.fixtures.faults import (
+    ASK,
+    MODES,
+    Case,
+    assert_case,
+    config_of,
+    leaf,
+    model,
+    plan_of,
+    rows,
+    run_case,
+    wait_for_requests,
+)
 from tests.fixtures.servers import Peer, Server, answering, reply, sending, serving
 
 pytestmark = pytest.mark.anyio
@@ -28,19 +40,21 @@ SHORT: Final = {"timeout_ms": 60, "first_content_ms": 60}
 
 CONNECTIONS: dict[str, Case] = {
     "003_closed_before_the_answer": Case(
-        step=closes(), tag="NetworkError", tries=3, moves_on=True, told={"phase": "reset"}
+        step=closes(), tag="NetworkError", tries=3, falls_back=True, fields={"phase": "reset"}
     ),
-    "005_reset": Case(step=resets(), tag="NetworkError", tries=3, moves_on=True, told={"phase": "reset"}),
+    "005_reset": Case(step=resets(), tag="NetworkError", tries=3, falls_back=True, fields={"phase": "reset"}),
     "006_no_http": Case(
         step=closes(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"),
         tag="NetworkError",
         tries=3,
-        moves_on=True,
-        told={"phase": "protocol"},
+        falls_back=True,
+        fields={"phase": "protocol"},
     ),
-    "007_silence": Case(step=holds(), tag="TimeoutError", tries=2, moves_on=True, told={"timeout_ms": 60}, model=SHORT),
+    "007_silence": Case(
+        step=holds(), tag="TimeoutError", tries=2, falls_back=True, fields={"timeout_ms": 60}, model=SHORT
+    ),
     "007_a_head_and_silence": Case(
-        step=holds(HEAD), tag="TimeoutError", tries=2, moves_on=True, told={"timeout_ms": 60}, model=SHORT
+        step=holds(HEAD), tag="TimeoutError", tries=2, falls_back=True, fields={"timeout_ms": 60}, model=SHORT
     ),
 }
 
@@ -59,10 +73,10 @@ def closed_port() -> str:
 @pytest.mark.parametrize("mode", MODES)
 async def test_001_a_refused_connection_is_retried_only_at_the_last_candidate(chaos: Chaos, mode: str) -> None:
     shut = model(chaos, good, endpoint=closed_port())
-    alone = await run_case(chaos, {"first": shut}, mode=mode, unheard=3)
+    alone = await run_case(chaos, {"first": shut}, mode=mode, unreached=3)
     assert (alone.error.tag, getattr(alone.error, "phase", "")) == ("RequestFailed", "")
     assert {getattr(each, "phase", "") for each in getattr(alone.error, "errors", ())} == {"refused"}
-    behind = await run_case(chaos, {"first": shut, "second": model(chaos, good)}, mode=mode, unheard=1)
+    behind = await run_case(chaos, {"first": shut, "second": model(chaos, good)}, mode=mode, unreached=1)
     assert (behind.response.model, behind.took < 1) == ("second", True)
     assert behind.response.attempts[0].cost.usd == 0
 
@@ -85,8 +99,8 @@ def blackhole() -> Iterator[str]:
 async def test_002_a_connection_that_is_never_accepted_costs_only_its_own_time_out(chaos: Chaos) -> None:
     with blackhole() as nowhere:
         models = {"first": model(chaos, good, endpoint=nowhere, connect_ms=50), "second": model(chaos, good)}
-        outcome = await run_case(chaos, models, unheard=2)
-        alone = await run_case(chaos, {"first": models["first"]}, unheard=2)
+        outcome = await run_case(chaos, models, unreached=2)
+        alone = await run_case(chaos, {"first": models["first"]}, unreached=2)
     assert (getattr(leaf(alone.error), "phase", ""), getattr(leaf(alone.error), "timeout_ms", 0)) == ("connect", 50)
     assert [attempt.outcome for attempt in outcome.response.attempts] == ["TimeoutError", "TimeoutError", "success"]
     assert outcome.took < 1
@@ -110,7 +124,7 @@ async def test_008_a_server_that_reads_nothing_times_out(chaos: Chaos) -> None:
     large = evolve(ASK, prompt="x" * 16 * 2**20)
     with serving(deaf) as server:
         models = {"first": model(chaos, good, endpoint=f"{server.url}/v1", **SHORT)}
-        outcome = await run_case(chaos, models, request=large, unheard=2, max_retries=1)
+        outcome = await run_case(chaos, models, request=large, unreached=2, max_retries=1)
     assert {each.tag for each in getattr(outcome.error, "errors", ())} == {"TimeoutError"}
 
 
@@ -119,7 +133,7 @@ async def test_009_a_call_queues_up_to_its_deadline_and_records_no_attempt(chaos
     narrow = open_env(config_of({"first": silent}), transport=lambda: Transport(max_connections=1))
     async with narrow as env, anyio.create_task_group() as tasks:
         tasks.start_soon(run, generate(ASK), env)
-        await heard(chaos, silent)
+        await wait_for_requests(chaos, silent)
         hasty = evolve(ASK, prompt="me too", preferences=Preferences(timeout_ms=60))
         error = (await run(generate(hasty), env)).failure()
         assert (error.tag, error.attempts, chaos.asked[plan_of(silent)]) == ("TimeoutError", (), 1)
@@ -129,8 +143,8 @@ async def test_009_a_call_queues_up_to_its_deadline_and_records_no_attempt(chaos
 
 async def test_010_an_unresolvable_host_is_retried_then_falls_back(chaos: Chaos) -> None:
     models = {"first": model(chaos, good, endpoint="https://no-such-host.invalid/v1"), "second": model(chaos, good)}
-    outcome = await run_case(chaos, models, unheard=2)
-    alone = await run_case(chaos, {"first": models["first"]}, unheard=2)
+    outcome = await run_case(chaos, models, unreached=2)
+    alone = await run_case(chaos, {"first": models["first"]}, unreached=2)
     assert getattr(leaf(alone.error), "phase", "") == "dns"
     assert [attempt.outcome for attempt in outcome.response.attempts] == ["NetworkError", "NetworkError", "success"]
 
@@ -155,7 +169,7 @@ async def tls_refused(chaos: Chaos, server: Server, mode: str) -> str:
     """Check that a fault is neither retried nor passed to another model; return its description."""
     first = model(chaos, good, endpoint=server.url.replace("http:", "https:"))
     for models in ({"first": first}, {"first": first, "second": model(chaos, good)}):
-        outcome = await run_case(chaos, models, mode=mode, unheard=1)
+        outcome = await run_case(chaos, models, mode=mode, unreached=1)
         assert (outcome.error.tag, sum(outcome.asked.values())) == ("ConfigurationError", 0)
     assert server.requests == []
     return describe(outcome.error)
@@ -177,8 +191,8 @@ async def test_013_a_tls_handshake_that_is_cut_off_is_retried_then_falls_back(ch
 
     with serving(cut) as server:
         first = model(chaos, good, endpoint=server.url.replace("http:", "https:"))
-        alone = await run_case(chaos, {"first": first}, mode=mode, unheard=3)
-        behind = await run_case(chaos, {"first": first, "second": model(chaos, good)}, mode=mode, unheard=3)
+        alone = await run_case(chaos, {"first": first}, mode=mode, unreached=3)
+        behind = await run_case(chaos, {"first": first, "second": model(chaos, good)}, mode=mode, unreached=3)
         assert server.settled() == 0
     assert (leaf(alone.error).tag, behind.response.model) == ("NetworkError", "second")
 
@@ -214,7 +228,7 @@ async def test_015_a_proxy_that_requires_a_password_is_reported_without_the_key(
         made = through(f"http://me:{CANARY}@127.0.0.1:{proxy.port}")
         first = model(chaos, good, endpoint=f"{scheme}://127.0.0.1:9/shut/v1")
         models = {"first": first, "second": evolve(first, endpoint=f"{scheme}://127.0.0.1:9/other/v1")}
-        outcome = await run_case(chaos, models, transport=lambda: Transport(make_pool=made), unheard=1)
+        outcome = await run_case(chaos, models, transport=lambda: Transport(make_pool=made), unreached=1)
     assert outcome.error.tag == "ConfigurationError"
     assert "a proxy on the way requires a user name and a password" in describe(outcome.error)
 
@@ -226,7 +240,7 @@ async def test_016_017_a_redirect_is_not_followed_and_sends_neither_prompt_nor_k
 ) -> None:
     with serving(answering()) as other:
         moved = says(reply(b"", f"{status} Moved", f"location: {other.url}"))
-        case = Case(step=moved, tag="ConfigurationError", tries=1, moves_on=False, told={"status": status})
+        case = Case(step=moved, tag="ConfigurationError", tries=1, falls_back=False, fields={"status": status})
         await assert_case(chaos, case, mode)
     assert (other.accepted, other.requests) == (0, [])
 
@@ -235,7 +249,7 @@ async def test_018_the_next_version_of_http_is_not_offered(chaos: Chaos) -> None
     answer = b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x80"  # settings of HTTP/2
     with serving(sending(answer)) as server:
         first = model(chaos, good, endpoint=f"{server.url}/v1")
-        outcome = await run_case(chaos, {"first": first}, unheard=3)
+        outcome = await run_case(chaos, {"first": first}, unreached=3)
     assert {getattr(each, "phase", "") for each in getattr(outcome.error, "errors", ())} == {"protocol"}
     head = server.requests[0].split(b"\r\n\r\n")[0].lower()
     assert (b" http/1.1\r\n" in head, b"upgrade" in head) == (True, False)

@@ -25,7 +25,7 @@ from llm_effects.manager import make_llm_manager
 from llm_effects.values.records import Statistics
 from llm_effects.values.responses import CANCELLED
 from tests.fixtures.chaos import HEAD, WHOLE, Chaos, Step, chunk, drips, good, holds, piece, says
-from tests.fixtures.faults import ASK, MODES, Told, config_of, heard, model, plan_of, run_case
+from tests.fixtures.faults import ASK, MODES, RecordingSink, config_of, model, plan_of, run_case, wait_for_requests
 from tests.fixtures.servers import reply_json
 
 pytestmark = pytest.mark.anyio
@@ -44,13 +44,13 @@ async def recorded(env: LLMEnv) -> list[str]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stage", STAGES)
 async def test_104_a_cancelled_call_is_recorded_and_releases_everything(chaos: Chaos, stage: str, mode: str) -> None:
-    first, told = model(chaos, STAGES[stage], good), Told()
-    effect = generate(ASK) if mode == "whole" else stream(ASK, told)
+    first, sink = model(chaos, STAGES[stage], good), RecordingSink()
+    effect = generate(ASK) if mode == "whole" else stream(ASK, sink)
     narrow = open_env(config_of({"first": first}), transport=lambda: Transport(max_connections=1))
     async with narrow as env:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run, effect, env)
-            await heard(chaos, first)
+            await wait_for_requests(chaos, first)
             await anyio.sleep(0.02)
             tasks.cancel_scope.cancel()
         assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
@@ -59,7 +59,7 @@ async def test_104_a_cancelled_call_is_recorded_and_releases_everything(chaos: C
         assert (known.attempts, known.error_rate) == (0, 0.0)  # it does not count against the model
         with anyio.fail_after(2):  # the only slot is free
             assert is_successful(await run(generate(ASK), env))
-    assert [event for event in told.events if not isinstance(event, TextDelta)][1:] == []  # no final event
+    assert [event for event in sink.events if not isinstance(event, TextDelta)][1:] == []  # no final event
 
 
 async def test_104_a_call_cancelled_in_the_queue_was_never_sent(chaos: Chaos) -> None:
@@ -67,7 +67,7 @@ async def test_104_a_call_cancelled_in_the_queue_was_never_sent(chaos: Chaos) ->
     narrow = open_env(config_of({"first": first}), transport=lambda: Transport(max_connections=1))
     async with narrow as env, anyio.create_task_group() as tasks:
         tasks.start_soon(run, generate(ASK), env)
-        await heard(chaos, first)
+        await wait_for_requests(chaos, first)
         with anyio.move_on_after(0.02) as scope:
             await run(generate(evolve(ASK, prompt="me too")), env)
         assert scope.cancelled_caught
@@ -83,7 +83,7 @@ async def test_104_wire_15_repeated_cancellations_at_any_point_leak_nothing(chao
     async def one(env: LLMEnv, number: int) -> None:
         with anyio.move_on_after(draw.random() * 0.05), anyio.move_on_after(draw.random() * 0.05):
             request = evolve(ASK, prompt=f"why? {number}")
-            await run(generate(request) if number % 2 else stream(request, Told()), env)
+            await run(generate(request) if number % 2 else stream(request, RecordingSink()), env)
 
     async with crowd as env:
         for start in range(0, 300, 60):
@@ -150,7 +150,7 @@ async def test_106_a_connection_that_cannot_be_closed_does_not_delay_a_call_beyo
     )
     async with open_env(config_of({"first": model(chaos, good)}), transport=clinging) as env:
         began = anyio.current_time()
-        error = (await run(generate(hasty) if mode == "whole" else stream(hasty, Told()), env)).failure()
+        error = (await run(generate(hasty) if mode == "whole" else stream(hasty, RecordingSink()), env)).failure()
         assert (error.tag, anyio.current_time() - began < 1) == ("TimeoutError", True)
 
 
@@ -178,7 +178,7 @@ async def test_108_closing_finishes_a_call_in_flight_and_rejects_the_next(chaos:
     with anyio.fail_after(5):
         async with manager, anyio.create_task_group() as tasks:
             tasks.start_soon(one)
-            await heard(chaos, first)
+            await wait_for_requests(chaos, first)
             await manager.aclose()
         after = await manager.run(generate(evolve(ASK, prompt="and now?")))
     assert results[0].unwrap().content == "because"

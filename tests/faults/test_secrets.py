@@ -17,7 +17,7 @@ from returns.pipeline import is_successful
 from llm_effects import LLMRequest, generate, open_env, run, stream
 from llm_effects.manager import make_llm_manager
 from tests.fixtures.chaos import CANARY, Chaos, closes, good, problem, says
-from tests.fixtures.faults import ASK, Told, config_of, model, run_case
+from tests.fixtures.faults import ASK, RecordingSink, config_of, model, run_case
 
 # The representation of a value does not depend on the event loop.
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
@@ -78,5 +78,5 @@ async def test_134_prompts_and_answers_are_not_logged(chaos: Chaos, caplog: pyte
 async def test_134_a_repr_of_the_environment_shows_no_prompt(chaos: Chaos) -> None:
     async with open_env(config_of({"first": model(chaos, good)})) as env:
         assert is_successful(await run(generate(LLMRequest(prompt=PROMPT)), env))
-        await run(stream(LLMRequest(prompt=PROMPT), Told()), env)
+        await run(stream(LLMRequest(prompt=PROMPT), RecordingSink()), env)
         assert PROMPT not in repr(env)

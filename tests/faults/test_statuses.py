@@ -12,7 +12,7 @@ from attrs import evolve
 from llm_effects import Allow, Preferences, RequestFailed
 from llm_effects.config.models import Capabilities
 from tests.fixtures.chaos import CANARY, REQUEST_ID, WHOLE, Chaos, good, problem, says
-from tests.fixtures.faults import ASK, MODES, Case, assert_case, model, rows_by_turns, run_case
+from tests.fixtures.faults import ASK, MODES, Case, assert_case, model, rows_alternating, run_case
 from tests.fixtures.servers import reply, reply_json
 
 pytestmark = pytest.mark.anyio
@@ -29,8 +29,8 @@ def bare(status: int, body: bytes) -> bytes:
     return reply(body, f"{status} Wrong", f"x-request-id: {REQUEST_ID}")
 
 
-def expect(tag: str, tries: int, answer: bytes, *, moves_on: bool = True, **told: object) -> Case:
-    return Case(step=says(answer), tag=tag, tries=tries, moves_on=moves_on, told=told)
+def expect(tag: str, tries: int, answer: bytes, *, falls_back: bool = True, **fields: object) -> Case:
+    return Case(step=says(answer), tag=tag, tries=tries, falls_back=falls_back, fields=fields)
 
 
 def local(case: Case, provider: str) -> Case:
@@ -38,7 +38,7 @@ def local(case: Case, provider: str) -> Case:
 
 
 OVERLOADED: Final = {"reason": "overloaded"}
-NO: Final = {"moves_on": False}
+NO: Final = {"falls_back": False}
 
 STATUSES: dict[str, Case] = {
     "014_plain_http_where_tls_is_spoken": expect(
@@ -101,8 +101,8 @@ STATUSES: dict[str, Case] = {
         ),
         tag="RateLimitExceeded",
         tries=1,
-        moves_on=True,
-        told={"quota": True},
+        falls_back=True,
+        fields={"quota": True},
         model={"provider": "anthropic"},
     ),
     "043_429_larger_than_the_window": expect(
@@ -158,7 +158,7 @@ STATUSES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize(("case", "mode", "anyio_backend"), rows_by_turns(STATUSES))
+@pytest.mark.parametrize(("case", "mode", "anyio_backend"), rows_alternating(STATUSES))
 async def test_a_status_is_reported_retried_and_falls_back_by_its_meaning(chaos: Chaos, case: Case, mode: str) -> None:
     await assert_case(chaos, case, mode)
 

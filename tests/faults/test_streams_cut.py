@@ -47,7 +47,17 @@ from tests.fixtures.chaos import (
     resets,
     says,
 )
-from tests.fixtures.faults import ASK, Case, Told, assert_case, assert_error, config_of, model, plan_of, run_case
+from tests.fixtures.faults import (
+    ASK,
+    Case,
+    RecordingSink,
+    assert_case,
+    assert_error,
+    config_of,
+    model,
+    plan_of,
+    run_case,
+)
 from tests.fixtures.servers import chunked, reply, reply_json
 
 pytestmark = pytest.mark.anyio
@@ -57,8 +67,8 @@ ODD: Final = "na\u00efve \u65e5\u672c \U0001f642 \u2028 \x85 \x0b end"
 LINES: Final = b'data:{"choices":[{"index":0,\ndata: "delta":{"content":"because"},"finish_reason":"stop"}]}\n\n'
 
 
-def bytewise(told: bytes) -> Step:
-    return says(chunked(*(bytes([byte]) for byte in told)))
+def bytewise(content: bytes) -> Step:
+    return says(chunked(*(bytes([byte]) for byte in content)))
 
 
 RIGHT: dict[str, Step] = {
@@ -90,15 +100,15 @@ async def test_a_valid_stream_is_delivered_in_any_form(chaos: Chaos, name: str) 
 
 
 async def test_085_unicode_line_separators_do_not_end_a_line(chaos: Chaos) -> None:
-    told = bytewise(piece(ODD) + STOP + DONE)
-    assert (await run_case(chaos, {"first": model(chaos, told)}, mode="streamed")).text == ODD
+    step = bytewise(piece(ODD) + STOP + DONE)
+    assert (await run_case(chaos, {"first": model(chaos, step)}, mode="streamed")).text == ODD
 
 
 async def test_100_tool_calls_in_pieces_are_joined(chaos: Chaos) -> None:
-    def part(told: dict[str, object]) -> bytes:
-        return event({"tool_calls": [told]})
+    def part(call: dict[str, object]) -> bytes:
+        return event({"tool_calls": [call]})
 
-    told = chunked(
+    body = chunked(
         part({"index": 0, "id": "a", "function": {"name": "look", "arguments": '{"at'}}),
         part({"index": 1, "id": "b", "function": {"name": "go", "arguments": ""}}),
         part({"index": 0, "function": {"arguments": '":1}'}}),
@@ -106,7 +116,7 @@ async def test_100_tool_calls_in_pieces_are_joined(chaos: Chaos) -> None:
         event({}, "tool_calls"),
         DONE,
     )
-    response = (await run_case(chaos, {"first": model(chaos, says(told))}, mode="streamed")).response
+    response = (await run_case(chaos, {"first": model(chaos, says(body))}, mode="streamed")).response
     assert [(call.id, call.name, call.arguments) for call in response.tool_calls] == [
         ("a", "look", '{"at":1}'),
         ("b", "go", "{}"),
@@ -121,37 +131,37 @@ HASTY: Final = {"first_content_ms": 50, "between_content_ms": 2000}
 PATIENT: Final = {"first_content_ms": 2000, "between_content_ms": 50}
 
 
-def wrong(step: Step, tag: str, tries: int, **told: object) -> Case:
-    late = {"first_content": HASTY, "between_content": PATIENT}.get(str(told.get("phase")), {})
-    return Case(step=step, tag=tag, tries=tries, moves_on=True, told=told, model=late, modes=("streamed",))
+def fails(step: Step, tag: str, tries: int, **fields: object) -> Case:
+    limits = {"first_content": HASTY, "between_content": PATIENT}.get(str(fields.get("phase")), {})
+    return Case(step=step, tag=tag, tries=tries, falls_back=True, fields=fields, model=limits, modes=("streamed",))
 
 
-def closing(told: bytes) -> Step:
-    return closes(HEAD + (chunk(told) if told else b""))
+def closing(content: bytes) -> Step:
+    return closes(HEAD + (chunk(content) if content else b""))
 
 
-def ended(told: bytes) -> Step:
-    return says(HEAD + (chunk(told) if told else b"") + END)
+def ended(content: bytes) -> Step:
+    return says(HEAD + (chunk(content) if content else b"") + END)
 
 
 BEFORE: dict[str, Case] = {
-    "088_clean_end_without_finish": wrong(ended(event({"role": "assistant"})), "MalformedResponse", 2),
-    "089_abrupt_close": wrong(closing(event({"role": "assistant"})), "NetworkError", 3, phase="reset"),
-    "090_empty": wrong(ended(b""), "MalformedResponse", 2),
-    "090_only_done": wrong(ended(DONE), "MalformedResponse", 2),
-    "090_a_finish_without_content": wrong(ended(STOP + DONE), "MalformedResponse", 2),
-    "091_error_event_first": wrong(ended(ERROR), "ModelUnavailable", 3, reason="overloaded"),
+    "088_clean_end_without_finish": fails(ended(event({"role": "assistant"})), "MalformedResponse", 2),
+    "089_abrupt_close": fails(closing(event({"role": "assistant"})), "NetworkError", 3, phase="reset"),
+    "090_empty": fails(ended(b""), "MalformedResponse", 2),
+    "090_only_done": fails(ended(DONE), "MalformedResponse", 2),
+    "090_a_finish_without_content": fails(ended(STOP + DONE), "MalformedResponse", 2),
+    "091_error_event_first": fails(ended(ERROR), "ModelUnavailable", 3, reason="overloaded"),
     "091_error_event_first_of_claude": evolve(
-        wrong(ended(CLAUDE_BUSY), "ModelUnavailable", 3, reason="overloaded", status=529),
+        fails(ended(CLAUDE_BUSY), "ModelUnavailable", 3, reason="overloaded", status=529),
         model={"provider": "anthropic"},
     ),
-    "093_error_that_is_a_text": wrong(ended(data({"error": "oops"})), "ModelUnavailable", 3),
-    "094_no_json": wrong(ended(b"data: {oops\n\n"), "MalformedResponse", 2),
-    "095_stall": wrong(holds(HEAD), "TimeoutError", 2, phase="first_content", timeout_ms=50),
-    "096_drip_of_comments": wrong(drips(HEAD, chunk(b": ping\n\n")), "TimeoutError", 2, phase="first_content"),
-    "097_endless_line": wrong(ended(b"data: " + b"x" * 2**21), "MalformedResponse", 2),
-    "101_page": wrong(says(reply(b"<html>Sign in</html>")), "MalformedResponse", 2),
-    "101_no_answer": wrong(says(reply(b'{"ok": true}')), "MalformedResponse", 2),
+    "093_error_that_is_a_text": fails(ended(data({"error": "oops"})), "ModelUnavailable", 3),
+    "094_no_json": fails(ended(b"data: {oops\n\n"), "MalformedResponse", 2),
+    "095_stall": fails(holds(HEAD), "TimeoutError", 2, phase="first_content", timeout_ms=50),
+    "096_drip_of_comments": fails(drips(HEAD, chunk(b": ping\n\n")), "TimeoutError", 2, phase="first_content"),
+    "097_endless_line": fails(ended(b"data: " + b"x" * 2**21), "MalformedResponse", 2),
+    "101_page": fails(says(reply(b"<html>Sign in</html>")), "MalformedResponse", 2),
+    "101_no_answer": fails(says(reply(b'{"ok": true}')), "MalformedResponse", 2),
 }
 
 
@@ -162,19 +172,19 @@ async def test_a_stream_that_breaks_before_its_content_is_retried_silently(chaos
 
 BE: Final = piece("be")
 AFTER: dict[str, Case] = {
-    "088_clean_end_without_finish": wrong(ended(BE), "MalformedResponse", 1, request_id=REQUEST_ID),
-    "088_done_without_finish": wrong(ended(BE + DONE), "MalformedResponse", 1),
-    "089_abrupt_close": wrong(closing(BE), "NetworkError", 1, phase="reset", request_id=REQUEST_ID),
-    "089_reset": wrong(resets(HEAD + chunk(BE)), "NetworkError", 1, phase="reset"),
-    "092_error_event": wrong(ended(BE + ERROR), "ModelUnavailable", 1, request_id=REQUEST_ID),
-    "093_error_that_is_a_text": wrong(ended(BE + data({"error": "oops"})), "ModelUnavailable", 1),
-    "094_no_json": wrong(ended(BE + b"data: {oops\n\n" + STREAM), "MalformedResponse", 1),
-    "094_no_utf8": wrong(ended(BE + b"data: \xff\xfe\n\n" + STREAM), "MalformedResponse", 1),
-    "095_stall": wrong(holds(HEAD + chunk(BE)), "TimeoutError", 1, phase="between_content", timeout_ms=50),
-    "096_drip_of_comments": wrong(
+    "088_clean_end_without_finish": fails(ended(BE), "MalformedResponse", 1, request_id=REQUEST_ID),
+    "088_done_without_finish": fails(ended(BE + DONE), "MalformedResponse", 1),
+    "089_abrupt_close": fails(closing(BE), "NetworkError", 1, phase="reset", request_id=REQUEST_ID),
+    "089_reset": fails(resets(HEAD + chunk(BE)), "NetworkError", 1, phase="reset"),
+    "092_error_event": fails(ended(BE + ERROR), "ModelUnavailable", 1, request_id=REQUEST_ID),
+    "093_error_that_is_a_text": fails(ended(BE + data({"error": "oops"})), "ModelUnavailable", 1),
+    "094_no_json": fails(ended(BE + b"data: {oops\n\n" + STREAM), "MalformedResponse", 1),
+    "094_no_utf8": fails(ended(BE + b"data: \xff\xfe\n\n" + STREAM), "MalformedResponse", 1),
+    "095_stall": fails(holds(HEAD + chunk(BE)), "TimeoutError", 1, phase="between_content", timeout_ms=50),
+    "096_drip_of_comments": fails(
         drips(HEAD + chunk(BE), chunk(b": ping\n\n")), "TimeoutError", 1, phase="between_content"
     ),
-    "097_endless_line": wrong(ended(BE + b"data: " + b"x" * 2**21), "MalformedResponse", 1),
+    "097_endless_line": fails(ended(BE + b"data: " + b"x" * 2**21), "MalformedResponse", 1),
 }
 
 
@@ -197,10 +207,12 @@ async def test_092_a_broken_stream_restarts_with_another_model_if_requested(chao
     assert isinstance(outcome.events[-1], Completed)
 
 
-@pytest.mark.parametrize("told", [STREAM, STREAM[: -len(DONE)]], ids=["done", "no_done"])
-async def test_087_a_complete_answer_survives_a_server_that_does_not_close(chaos: Chaos, told: bytes) -> None:
+@pytest.mark.parametrize("content", [STREAM, STREAM[: -len(DONE)]], ids=["done", "no_done"])
+async def test_087_a_complete_answer_survives_a_server_that_does_not_close(chaos: Chaos, content: bytes) -> None:
     hasty = evolve(ASK, preferences=Preferences(timeout_ms=200))
-    outcome = await run_case(chaos, {"first": model(chaos, holds(HEAD + chunk(told)))}, mode="streamed", request=hasty)
+    outcome = await run_case(
+        chaos, {"first": model(chaos, holds(HEAD + chunk(content)))}, mode="streamed", request=hasty
+    )
     assert outcome.response.content == "because"
 
 
@@ -243,8 +255,8 @@ async def test_103_a_consumer_that_leaves_closes_the_connection_and_nothing_is_c
     async with open_env(config_of({"first": model(chaos, ENDLESS)})) as env:
         with pytest.raises(KeyError) if how == "raises" else nullcontext(), anyio.CancelScope() as scope:
             async with open_stream(ASK)(env) as events:
-                async for told in events:
-                    if isinstance(told, TextDelta):
+                async for event in events:
+                    if isinstance(event, TextDelta):
                         await leave(how, scope)
                         break
         assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
@@ -255,7 +267,7 @@ async def test_103_an_unused_stream_sends_no_request(chaos: Chaos) -> None:
     first = model(chaos, ENDLESS)
     async with open_env(config_of({"first": first})) as env:
         open_stream(ASK)(env)
-        stream(ASK, Told())
+        stream(ASK, RecordingSink())
         gc.collect()
         assert chaos.asked[plan_of(first)] == 0
 

@@ -268,8 +268,8 @@ def test_configured_prices_precede_local_ones_and_the_list() -> None:
     }
     prices = price_list(LLMConfig(models=models))
     asked = Usage(input_tokens=100_000, output_tokens=0)
-    told = {name: (prices.source(name, NOW), prices.cost(name, asked, NOW).usd) for name in models}
-    assert told == {
+    shown = {name: (prices.source(name, NOW), prices.cost(name, asked, NOW).usd) for name in models}
+    assert shown == {
         "mine": ("configuration", Decimal("0.7")),
         "studio": ("local", 0),
         "gpt": ("genai-prices", Decimal("0.01")),
