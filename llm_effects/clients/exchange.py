@@ -230,7 +230,7 @@ class ResponseReader:
 
     async def _finish(self) -> Answer:
         """Deliver the content that was held back and return the whole response."""
-        rest = rest_of(self.draft)
+        rest = flush_held(self.draft)
         answer = self.provider.finish(self.draft)
         if rest or (is_successful(answer) and not self._opened):
             await self.deliver(rest)

@@ -121,7 +121,7 @@ def _reason(target: Target, response: WireResponse) -> str:
     return describe(provider_of(target).classify(target, response))
 
 
-def _health_from(target: Target, reading: Reading) -> ModelHealth:
+def _health_from(target: Target, reading: Readiness) -> ModelHealth:
     return evolve(
         _health(target, reachable=True, message=reading.message),
         ready=reading.ready,

@@ -300,20 +300,8 @@ def intermediary(fault: Fault, _: Match = None) -> LLMError:
     return NetworkError(**_common(fault), message=_text(fault), phase="intermediary")
 
 
-def barred(fault: Fault, _: Found = None) -> LLMError:
-    """A proxy wants to know who asks."""
-    remedy = "a proxy on the way requires a user name and a password: configure them, or bypass the proxy"
-    return ConfigurationError(**_common(fault), message=f"{fault.target.endpoint}: {remedy} ({_text(fault)})")
-
-
-def wants_tls(fault: Fault, _: Found = None) -> LLMError:
-    """The port is for TLS and was asked without."""
-    remedy = "the server speaks TLS there: begin the endpoint with https://"
-    return ConfigurationError(**_common(fault), message=f"{fault.target.endpoint}: {remedy} ({_text(fault)})")
-
-
-def no_model_server(fault: Fault, _: Found = None) -> LLMError:
-    """Some other program has the port of a model server on this machine."""
+def not_a_model_server(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of another program on the port of a model server on this machine."""
     remedy = f"what answers at {fault.target.endpoint} is not a model server: check the endpoint"
     return NetworkError(**_common(fault), message=f"{remedy} ({_text(fault)})", phase="intermediary")
 

@@ -165,10 +165,16 @@ def _exclusion_reason(requirements: _Requirements, target: Target) -> str:
     if request.tools and can.tools is False:
         return "it does not support tools"
     attachments = requirements.attachments
-    unsupported = next(filter(None, (unshowable(target, each) for each in attachments)), "") if attachments else ""
+    unsupported = (
+        next(filter(None, (unsupported_media(target, each) for each in attachments)), "") if attachments else ""
+    )
     if unsupported or request.response_schema is None:
         return unsupported
-    return "it does not support a response schema" if can.schema is False else misfit(target, request.response_schema)
+    return (
+        "it does not support a response schema"
+        if can.schema is False
+        else schema_problem(target, request.response_schema)
+    )
 
 
 def _no_candidate(requirements: _Requirements, reasons: list[tuple[Target, str]]) -> LLMError:

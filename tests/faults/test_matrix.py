@@ -64,13 +64,13 @@ BY_NAME: Final[dict[int, tuple[str, ...]]] = {
     118: ("test_a_field_that_shapes_the_answer_changes_the_key", "test_owners_do_not_share_entries"),
     119: ("test_foreign_data_is_a_miss",),
     123: ("test_a_failed_turn_keeps_its_question_and_is_taken_up_again",),
-    135: ("test_a_key_that_cannot_be_one_is_refused_without_showing_it",),
-    136: ("test_a_wrong_variable_is_named_with_what_it_allows", "test_limits_and_times_are_positive_numbers"),
+    135: ("test_an_impossible_key_is_rejected_without_showing_it",),
+    136: ("test_an_invalid_variable_is_reported_with_its_remedy", "test_limits_and_times_must_be_positive_numbers"),
     137: (
         "test_an_invalid_url_is_a_configuration_error",
         "test_keys_are_never_sent_over_plain_http_to_another_machine",
     ),
-    138: ("test_a_configuration_with_a_key_is_not_pickled", "test_131_no_value_with_a_key_shows_it"),
+    138: ("test_a_configuration_with_a_key_cannot_be_pickled", "test_131_no_value_with_a_key_shows_it"),
 }
 """Tests of a fault whose names do not have its number."""
 
@@ -88,8 +88,8 @@ WIRE: Final[dict[int, tuple[str, ...]]] = {
     ),
     13: (
         "test_wire_12_13_a_cooled_down_model_is_asked_last",
-        "test_when_every_breaker_is_open_the_last_candidate_is_asked_anyway",
-        "test_one_probe_at_a_time_and_a_cancelled_one_is_given_back",
+        "test_if_every_breaker_is_open_the_last_candidate_is_called",
+        "test_there_is_one_probe_at_a_time_and_a_cancelled_one_is_released",
     ),
     15: (
         "test_104_wire_15_repeated_cancellations_at_any_point_leak_nothing",
@@ -97,9 +97,9 @@ WIRE: Final[dict[int, tuple[str, ...]]] = {
     ),
     16: ("test_105_many_calls_are_served_without_an_error", "test_fault_105_the_queue_is_first_come_first_served"),
     26: (
-        "test_no_minute_ever_takes_more_than_it_may",
-        "test_tokens_are_reserved_by_the_longest_answer_and_settled_by_the_real_one",
-        "test_a_failure_gives_back_what_the_server_cannot_have_counted",
+        "test_no_minute_exceeds_its_quota",
+        "test_tokens_are_reserved_for_the_longest_answer_and_settled_by_actual_usage",
+        "test_a_failure_refunds_what_the_server_cannot_have_counted",
     ),
 }
 """Tests of what hurt users of other libraries most, by its number in the list of wire failures."""
