@@ -14,8 +14,8 @@ import msgspec
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.structured.json_schema import WRAPPED, Target
-from llm_effects.structured.types import (
+from llm_effects.structured.schema import WRAPPED, Target
+from llm_effects.structured.shapes import (
     REFUSALS,
     Choice,
     Field,
@@ -109,7 +109,7 @@ _SHOWN: Final = 50
 def decode_text(wanted: Target, text: str) -> Decoded:
     """Read an answer; the object around what is no object may be left out.
 
-    >>> from llm_effects.structured.json_schema import target_type
+    >>> from llm_effects.structured.schema import target_type
     >>> decode_text(target_type(list[int]).unwrap(), '{"value": [1, "2"]}').failure()
     ('$[1]: expected `int`, got `str`',)
     """

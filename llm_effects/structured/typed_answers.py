@@ -11,7 +11,7 @@ from llm_effects.effects.effect import Effect, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
 from llm_effects.structured.decoding import Decoded, decode_text
-from llm_effects.structured.json_schema import Target, target_type
+from llm_effects.structured.schema import Target, target_type
 from llm_effects.values.errors import InvalidRequest, LLMError, SchemaMismatch
 from llm_effects.values.events import Restarted, Started, StreamEvent
 from llm_effects.values.requests import CachePolicy, LLMRequest

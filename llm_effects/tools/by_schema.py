@@ -15,7 +15,7 @@ from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.draft import events_of
-from llm_effects.structured.json_schema import Definitions, Schema, taken_in
+from llm_effects.structured.schema import Definitions, Schema, taken_in
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import Started
 from llm_effects.values.json import dump, parse, record, string

@@ -15,7 +15,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.structured.decoding import Problems, decode_text
-from llm_effects.structured.json_schema import Target, target_type
+from llm_effects.structured.schema import Target, target_type
 from llm_effects.values.errors import describe
 from llm_effects.values.json import repair_surrogates
 from llm_effects.values.requests import Tool

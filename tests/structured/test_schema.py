@@ -45,7 +45,7 @@ from llm_effects.providers.json_schema import (
 )
 from llm_effects.providers.registry import target_of
 from llm_effects.structured.decoding import decode_text, json_in
-from llm_effects.structured.json_schema import target_type
+from llm_effects.structured.schema import target_type
 from llm_effects.values.errors import InvalidRequest
 
 T = TypeVar("T")

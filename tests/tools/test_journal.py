@@ -53,7 +53,7 @@ def killed_at(point: str, folder: Path) -> tuple[str, Path]:
     """Run the program until it kills itself; gives its database and its ledger."""
     url, ledger = f"sqlite:///{folder / 'runs.db'}", folder / "ledger"
     command = [sys.executable, "-m", "tests.fixtures.tool_worker", url, str(ledger), point]
-    done = subprocess.run(command, check=False, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run(command, check=False, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 9, done.stderr
     return url, ledger
 

@@ -15,7 +15,7 @@ import msgspec
 from attrs import define, field, frozen
 from returns.result import Failure, Result, Success
 
-from llm_effects.structured.types import (
+from llm_effects.structured.shapes import (
     TOLD_BETTER,
     UNTOLD,
     Choice,
