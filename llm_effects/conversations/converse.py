@@ -1,11 +1,13 @@
-"""One turn of a stored conversation: what is asked is stored, answered with all that was said before, and ended.
+"""One turn of a stored conversation: ``converse`` stores the question, builds the prompt, asks, and stores the end.
 
-Nothing is lost on the way: the question is stored before any money is spent, and whatever comes of it after.
+Nothing is lost: the question is stored before any money is spent, and the answer, or what was seen of it, afterwards.
 """
+
+from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Final, TypeAlias, final
+from typing import Final, final
 
 import anyio
 from attrs import define, evolve, field, frozen
@@ -15,7 +17,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.conversations.context import Context, context_of, provenance_of
 from llm_effects.conversations.turn_lifecycle import StartedTurn, TurnRequest, begin, finish
 from llm_effects.effects.call import Sink, TurnContext
-from llm_effects.effects.effect import Effect, Generate, effect, run
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, from_env, from_result, run, then
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import apart
 from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
@@ -28,17 +30,170 @@ from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import CANCELLED, Cost, FinishReason, LLMResponse, Usage, total_cost
 from llm_effects.values.tokens import message_tokens
 
-# What becomes of a turn: what is stored of an answer, whole or broken off, and how it is told again.
+MAX_TRIES: Final = 3
+"""How often a turn is asked if servers reply that it is too long, each time with less of the conversation."""
+
+SHRINK: Final = 0.7
+"""The share of the prompt that each further try keeps."""
+
+NOT_SAVED: Final = "conversation: this turn is not saved"
+"""The beginning of the warning on an answer that could not be stored."""
 
 
-Ending: TypeAlias = tuple[TurnState, tuple[StoredMessage, ...], str | None]
-"""How a turn ended, what came of it, and the tag of what broke it off."""
+def converse(
+    conversation_id: str,
+    message: str | Message | LLMRequest,
+    *,
+    owner: str | None = None,
+    turn_id: str | None = None,
+    sink: Sink | None = None,
+    pinned: bool = False,
+    pipeline: Generate = standard_pipeline,
+) -> Effect[LLMResponse]:
+    """Answer one turn of a stored conversation.
+
+    The messages of a whole ``LLMRequest`` are the question; its other fields apply to this turn. The same ``turn_id``
+    never stores a message twice: a turn that has ended returns its stored answer at no cost, and one that is under way
+    elsewhere is a ``ConversationConflict`` whose ``retry_after`` (seconds) is when it expires. A ``pinned`` question
+    and its answer stay in every later prompt. With a ``sink`` the answer is streamed as by ``stream``; a broken stream
+    is stored as far as it was seen. An answer that could not be stored has a warning.
+
+    >>> import anyio
+    >>> from llm_effects import run, scripted_env, start_conversation, then
+    >>> env = scripted_env(lambda request: f"I know {len(request.messages)} messages.")
+    >>> first = then(start_conversation("c"), lambda _: converse("c", "I am Ada."))
+    >>> anyio.run(run, then(first, lambda _: converse("c", "Who am I?")), env).unwrap().content
+    'I know 3 messages.'
+    >>> anyio.run(run, converse("d", "Who?"), env).failure().message
+    "conversation_id: there is no conversation 'd': create it with start_conversation"
+    """
+
+    def turn_request(env: LLMEnv) -> Result[TurnRequest, LLMError]:
+        build = partial(TurnRequest, conversation_id, turn_id or env.new_id(), pipeline=pipeline, pinned=pinned)
+        return _question(message, owner).map(build)
+
+    answer = then(then(from_env(turn_request), from_result), lambda request: _shielded(_take_turn(request, sink)))
+
+    async def answered(env: LLMEnv) -> Answer:
+        result = await run(answer, env)
+        await deliver_ending(result, sink)
+        return result
+
+    return effect(answered)
+
+
+def _question(message: str | Message | LLMRequest, owner: str | None) -> Result[LLMRequest, LLMError]:
+    if isinstance(message, LLMRequest):
+        if message.owner is None:
+            return checked(evolve, message, owner=owner)
+        if owner not in {None, message.owner}:
+            return Failure(InvalidRequest(message="owner: it differs from the owner of the request: name it once"))
+        return Success(message)
+    if isinstance(message, Message):
+        return checked(LLMRequest, messages=(message,), owner=owner)
+    return checked(LLMRequest, prompt=message, owner=owner)
+
+
+def _shielded(turn: Effect[LLMResponse]) -> Effect[LLMResponse]:
+    """Run a turn in a task of its own, where even asyncio's own cancellation cannot keep it from storing its end."""
+    return effect(lambda env: apart(partial(run, turn, env)))
+
+
+def _take_turn(request: TurnRequest, sink: Sink | None) -> Effect[LLMResponse]:
+    """Begin a turn and answer it, or return its stored answer, within the time limit of the whole call."""
+
+    async def take(env: LLMEnv) -> Answer:
+        limit_ms = request.question.preferences.timeout_ms or env.config.routing.timeout_ms
+        recorder = RecordingSink(sink)
+        with anyio.CancelScope(deadline=anyio.current_time() + limit_ms / 1000) as scope:
+            return await run(then(begin(request), lambda started: _answer(started, recorder, scope)), env)
+        return Failure(RequestTimeout(timeout_ms=limit_ms, phase="total", partial=recorder.text))
+
+    return effect(take)
+
+
+def _answer(started: StartedTurn, recorder: RecordingSink, scope: anyio.CancelScope) -> Effect[LLMResponse]:
+    if started.mine:
+        return effect(partial(_ask_and_finish, started, recorder, scope))
+    return effect(lambda _: _replay(started.turn, recorder.sink))
+
+
+async def _ask_and_finish(
+    started: StartedTurn, recorder: RecordingSink, scope: anyio.CancelScope, env: LLMEnv
+) -> Answer:
+    """Answer a turn and store its end in any case: also when cancelled, also when the consumer's sink raises."""
+    ending: Result[AnswerInContext, LLMError] | None = None
+    try:
+        answer = ending = await _ask(started, recorder, scope, env)
+    finally:
+        problem = await finish(started, *turn_result(started.request, ending, recorder, env), env)
+    response = answer.map(_response)
+    return response if problem is None else response.map(partial(_with_warning, f"{NOT_SAVED}: {problem}"))
+
+
+def _response(answer: AnswerInContext) -> LLMResponse:
+    return answer.response
+
+
+def _with_warning(warning: str, response: LLMResponse) -> LLMResponse:
+    return evolve(response, warnings=(*response.warnings, warning))
+
+
+async def _ask(
+    started: StartedTurn, recorder: RecordingSink, scope: anyio.CancelScope, env: LLMEnv
+) -> Result[AnswerInContext, LLMError]:
+    """Ask with as much of the conversation as fits; with less if a server replies that it is too long."""
+    deadline, limit, tries = scope.deadline, math.inf, 0
+    while True:
+        scope.deadline, tries = deadline, tries + 1
+        context = await run(context_of(started, limit), env)
+        if not is_successful(context):
+            return Failure(context.failure())
+        scope.deadline = math.inf  # the call keeps the deadline itself, and reports what became of each attempt
+        answer = await run(_call(started, context.unwrap(), recorder, deadline), env)
+        if is_successful(answer) or tries == MAX_TRIES or not _may_shorten(answer.failure(), context.unwrap(), env):
+            return answer
+        limit = SHRINK * min(context.unwrap().tokens, _limit(answer.failure()))
+
+
+def _call(started: StartedTurn, context: Context, recorder: RecordingSink, deadline: float) -> Effect[AnswerInContext]:
+    conversation = started.history.conversation
+    turn = TurnContext(conversation.id, conversation.last_model, context.tokens)
+    sink = None if recorder.sink is None else recorder
+    response = run_call(started.request.pipeline, context.request, sink, deadline=deadline, turn=turn)
+    return response.map(partial(_in_context, context))
+
+
+def _in_context(context: Context, response: LLMResponse) -> AnswerInContext:
+    return AnswerInContext(evolve(response, warnings=response.warnings + context.warnings), context)
+
+
+def _may_shorten(error: LLMError, context: Context, env: LLMEnv) -> bool:
+    has_older = len(context.fitted.messages) > 1
+    return isinstance(error, ContextTooLarge) and has_older and env.config.storage.window != "fail"
+
+
+def _limit(error: LLMError) -> float:
+    return (isinstance(error, ContextTooLarge) and error.limit) or math.inf
+
+
+async def _replay(turn: Turn, sink: Sink | None) -> Answer:
+    """Return the stored answer of a turn that has ended, streamed to the sink if there is one."""
+    answer = stored_answer(turn)
+    if sink is not None and is_successful(answer):
+        await sink(Started(answer.unwrap().model))
+        for event in events_of(answer.unwrap()):
+            await sink(event)
+    return answer
+
+
+# The end of a turn: what is stored of an answer, whole or partial, and how it is read again.
 
 
 @final
 @frozen
-class Answer:
-    """A whole answer, and the prompt that it is one to."""
+class AnswerInContext:
+    """A whole answer, and the prompt that it answers."""
 
     response: LLMResponse
     context: Context
@@ -47,9 +202,9 @@ class Answer:
 @final
 @define
 class RecordingSink:
-    """A sink that remembers what its consumer was given: who answered, and the text.
+    """A sink that records what its consumer receives: the model and the text.
 
-    It is noted before it is delivered: a consumer that fails half-way may have shown it.
+    An event is recorded before it is delivered, since a consumer that fails half-way may have shown it.
     """
 
     sink: Sink | None
@@ -57,7 +212,7 @@ class RecordingSink:
     pieces: list[str] = field(factory=list[str])
 
     async def __call__(self, event: StreamEvent) -> None:
-        """Take an event."""
+        """Record an event and pass it on."""
         if isinstance(event, Started | Restarted):
             self.model = event.model
             self.pieces.clear()
@@ -73,59 +228,61 @@ class RecordingSink:
 
 
 def turn_result(
-    asking: TurnRequest, answer: Result[Answer, LLMError] | None, heard: RecordingSink, env: LLMEnv
-) -> Ending:
-    """Tell how a turn ends: with its answer, with what was seen of one, or with nothing.
+    request: TurnRequest, answer: Result[AnswerInContext, LLMError] | None, recorder: RecordingSink, env: LLMEnv
+) -> tuple[TurnState, tuple[StoredMessage, ...], str | None]:
+    """Return how a turn ends: its state, the messages to store, and the tag of the error that broke it off.
 
-    No ``answer`` means that the turn was cancelled, or that the consumer raised.
+    ``answer`` is ``None`` if the turn was cancelled, or if the consumer raised.
     """
     if answer is not None and is_successful(answer):
-        return TurnState.FINISHED, (_whole(asking, answer.unwrap(), env),), None
+        return TurnState.FINISHED, (_whole_answer(request, answer.unwrap(), env),), None
     error = None if answer is None else answer.failure()
     tag = CANCELLED if error is None else error.tag
-    if heard.text.strip():
-        return TurnState.INTERRUPTED, (_partial(asking, error, heard, env),), tag
+    if recorder.text.strip():
+        return TurnState.INTERRUPTED, (_partial_answer(request, error, recorder, env),), tag
     return (TurnState.INTERRUPTED if error is None else TurnState.FAILED), (), tag
 
 
-def _whole(asking: TurnRequest, answer: Answer, env: LLMEnv) -> StoredMessage:
+def _whole_answer(request: TurnRequest, answer: AnswerInContext, env: LLMEnv) -> StoredMessage:
     response = answer.response
     parts = response.parts or (Text(response.content),)
     sealed = any(isinstance(part, Reasoning) and part.opaque for part in parts)
-    return _stored(asking, parts, provenance_of(response, answer.context.prefix if sealed else None), env)
+    return _stored(request, parts, provenance_of(response, answer.context.prefix if sealed else None), env)
 
 
-def _partial(asking: TurnRequest, error: LLMError | None, heard: RecordingSink, env: LLMEnv) -> StoredMessage:
-    known = env.config.models.get(heard.model)
+def _partial_answer(
+    request: TurnRequest, error: LLMError | None, recorder: RecordingSink, env: LLMEnv
+) -> StoredMessage:
+    model = env.config.models.get(recorder.model)
     source = Provenance(
-        model=heard.model,
-        provider="" if known is None else known.provider,
+        model=recorder.model,
+        provider="" if model is None else model.provider,
         usage=(error.usage if error is not None else None) or Usage(),
         cost=Cost.UNKNOWN if error is None else total_cost(each.cost for each in error.attempts),
     )
-    return _stored(asking, (Text(heard.text),), source, env)
+    return _stored(request, (Text(recorder.text),), source, env)
 
 
-def _stored(asking: TurnRequest, parts: tuple[Part, ...], source: Provenance, env: LLMEnv) -> StoredMessage:
+def _stored(request: TurnRequest, parts: tuple[Part, ...], source: Provenance, env: LLMEnv) -> StoredMessage:
     message = Message("assistant", parts)
     return StoredMessage(
         id=env.new_id(),
         message=message,
         at=env.now(),
-        pinned=asking.pinned,
+        pinned=request.pinned,
         tokens=message_tokens(message),
         provenance=source,
     )
 
 
-def answer_again(turn: Turn) -> Result[LLMResponse, LLMError]:
-    """Give the stored answer of a turn that has ended: as it was, from storage, at no cost.
+def stored_answer(turn: Turn) -> Result[LLMResponse, LLMError]:
+    """Return the stored answer of a turn that has ended, at no cost.
 
-    One that was interrupted is cut off (``FinishReason.LENGTH``), and says so.
+    An interrupted answer has ``FinishReason.LENGTH`` and a warning.
     """
     last = next((each for each in reversed(turn.messages) if each.message.role == "assistant"), None)
     if last is None:
-        return Failure(InvalidRequest(message=f"turn_id: {turn.id!r} was stored without an answer: take another one"))
+        return Failure(InvalidRequest(message=f"turn_id: {turn.id!r} was stored without an answer: use another one"))
     source = last.provenance or Provenance(model="", provider="")
     response = LLMResponse(
         content=last.message.text,
@@ -142,148 +299,3 @@ def answer_again(turn: Turn) -> Result[LLMResponse, LLMError]:
         return Success(response)
     note = f"conversation: this answer was interrupted ({turn.error}); a new turn_id asks again"
     return Success(evolve(response, finish_reason=FinishReason.LENGTH, warnings=(note,)))
-
-
-SQUEEZES: Final = 3
-"""How often a turn is asked when servers say that it is too long, each time with less of the conversation."""
-
-SQUEEZE: Final = 0.7
-"""The share that is left of it each time."""
-
-NOT_SAVED: Final = "conversation: this turn is not saved"
-"""How the warning of an answer begins that could not be stored."""
-
-_Answer = Result[LLMResponse, LLMError]
-
-
-def converse(
-    conversation_id: str,
-    message: str | Message | LLMRequest,
-    *,
-    owner: str | None = None,
-    turn_id: str | None = None,
-    sink: Sink | None = None,
-    pinned: bool = False,
-    pipeline: Generate = standard_pipeline,
-) -> Effect[LLMResponse]:
-    """Take one turn of a stored conversation.
-
-    A whole ``LLMRequest`` says how to ask besides: its messages are the question, everything else counts for this
-    turn. The same ``turn_id`` again never stores the message twice: a turn that has ended gives its stored answer at
-    no cost, one that is under way elsewhere is a ``ConversationConflict`` whose ``retry_after`` (seconds) is when it
-    counts as given up. What is ``pinned`` stays in every later prompt. With a ``sink`` the answer is streamed as by
-    ``stream``; what broke off is stored as far as it was seen. An answer that could not be stored says so in its
-    ``warnings``.
-
-    >>> import anyio
-    >>> from llm_effects import run, scripted_env, start_conversation, then
-    >>> env = scripted_env(lambda request: f"I know {len(request.messages)} messages.")
-    >>> first = then(start_conversation("c"), lambda _: converse("c", "I am Ada."))
-    >>> anyio.run(run, then(first, lambda _: converse("c", "Who am I?")), env).unwrap().content
-    'I know 3 messages.'
-    >>> anyio.run(run, converse("d", "Who?"), env).failure().message
-    "conversation_id: there is no conversation 'd': begin it with start_conversation"
-    """
-
-    async def perform(env: LLMEnv) -> _Answer:
-        request = _request(message, owner)
-        asking = request.map(
-            partial(TurnRequest, conversation_id, turn_id or env.new_id(), pipeline=pipeline, pinned=pinned)
-        )
-        if is_successful(asking):
-            result = await apart(partial(_turn, asking.unwrap(), env, sink))
-        else:
-            result = Failure(asking.failure())
-        await deliver_ending(result, sink)
-        return result
-
-    return effect(perform)
-
-
-def _request(message: str | Message | LLMRequest, owner: str | None) -> Result[LLMRequest, LLMError]:
-    if isinstance(message, LLMRequest):
-        if message.owner is None:
-            return checked(evolve, message, owner=owner)
-        if owner not in {None, message.owner}:
-            return Failure(InvalidRequest(message="owner: the request has another one: give it once"))
-        return Success(message)
-    if isinstance(message, Message):
-        return checked(LLMRequest, messages=(message,), owner=owner)
-    return checked(LLMRequest, prompt=message, owner=owner)
-
-
-async def _turn(asking: TurnRequest, env: LLMEnv, sink: Sink | None) -> _Answer:
-    limit_ms = asking.request.preferences.timeout_ms or env.config.routing.timeout_ms
-    deadline = anyio.current_time() + limit_ms / 1000
-    heard = RecordingSink(sink)
-    with anyio.CancelScope(deadline=deadline) as scope:
-        begun = await begin(asking, env)
-        if not is_successful(begun):
-            return Failure(begun.failure())
-        if not begun.unwrap().mine:
-            return await _told_again(begun.unwrap().turn, sink)
-        return await _answered(begun.unwrap(), heard, scope, env)
-    return Failure(RequestTimeout(timeout_ms=limit_ms, phase="total", partial=heard.text))
-
-
-async def _answered(begun: StartedTurn, heard: RecordingSink, scope: anyio.CancelScope, env: LLMEnv) -> _Answer:
-    """Answer a turn and end it in any case: also when cancelled, also when the consumer's sink raises."""
-    came: Result[Answer, LLMError] | None = None
-    try:
-        answer = came = await _asked(begun, heard, scope, env)
-    finally:
-        problem = await finish(begun, *turn_result(begun.asking, came, heard, env), env)
-    if problem is None:
-        return answer.map(_response)
-    note = f"{NOT_SAVED}: {problem}"
-    return answer.map(lambda told: evolve(told.response, warnings=(*told.response.warnings, note)))
-
-
-def _response(answer: Answer) -> LLMResponse:
-    return answer.response
-
-
-async def _asked(
-    begun: StartedTurn, heard: RecordingSink, scope: anyio.CancelScope, env: LLMEnv
-) -> Result[Answer, LLMError]:
-    """Ask with as much of the conversation as there is room for; less of it where a server knows better."""
-    deadline, most, left = scope.deadline, math.inf, SQUEEZES
-    while True:
-        scope.deadline, left = deadline, left - 1
-        made = await context_of(begun, env, most)
-        if not is_successful(made):
-            return Failure(made.failure())
-        scope.deadline = math.inf  # the call keeps the time itself, and tells what became of each attempt
-        answer = await _called(begun, made.unwrap(), heard, deadline, env)
-        if is_successful(answer) or not (left and _may_shorten(answer.failure(), made.unwrap(), env)):
-            return answer
-        most = SQUEEZE * min(made.unwrap().tokens, _limit(answer.failure()))
-
-
-async def _called(
-    begun: StartedTurn, context: Context, heard: RecordingSink, deadline: float, env: LLMEnv
-) -> Result[Answer, LLMError]:
-    conversation = begun.history.conversation
-    turn = TurnContext(conversation.id, conversation.last_model, context.tokens)
-    sink = None if heard.sink is None else heard
-    result = await run(run_call(begun.asking.pipeline, context.request, sink, deadline=deadline, turn=turn), env)
-    return result.map(lambda told: Answer(evolve(told, warnings=told.warnings + context.warnings), context))
-
-
-def _may_shorten(error: LLMError, context: Context, env: LLMEnv) -> bool:
-    older = len(context.fitted.messages) > 1
-    return isinstance(error, ContextTooLarge) and older and env.config.storage.window != "fail"
-
-
-def _limit(error: LLMError) -> float:
-    return (isinstance(error, ContextTooLarge) and error.limit) or math.inf
-
-
-async def _told_again(turn: Turn, sink: Sink | None) -> _Answer:
-    """Give the stored answer of a turn that has ended."""
-    answer = answer_again(turn)
-    if sink is not None and is_successful(answer):
-        await sink(Started(answer.unwrap().model))
-        for event in events_of(answer.unwrap()):
-            await sink(event)
-    return answer

@@ -1,12 +1,15 @@
-"""Stored conversations: begin one, read it, add to it, list them, leave one at a message, drop one.
+"""Operations on stored conversations: create, load, list, delete, append, fork, export and import.
 
-``converse`` in ``llm_effects.conversations.dialogues`` takes a turn. Every operation names an owner and sees that
-owner's only: a conversation of another owner is one that is not there.
+``converse`` in ``llm_effects.conversations.converse`` answers a turn. Every operation acts for one owner: a
+conversation of another owner does not exist for it.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Final, cast, final
+from functools import partial
+from typing import Final, TypeVar, cast, final
 
 import anyio
 import msgspec
@@ -14,81 +17,26 @@ from attrs import evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.conversations.turn_lifecycle import STORING_S, load, until_written
-from llm_effects.effects.effect import Effect, effect, result_of, run
+from llm_effects.effects.effect import Effect, effect, from_env, from_result, from_service, result_of, run, then
 from llm_effects.effects.env import LLMEnv, NewId
 from llm_effects.values.conversations import Conversation, History, StoredMessage, Summary, Turn, TurnState
-from llm_effects.values.errors import InvalidRequest, LLMError, checked
+from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked, retries_worth
 from llm_effects.values.messages import Message
 from llm_effects.values.responses import CANCELLED
 from llm_effects.values.serialization import dump_value, parse_value
 from llm_effects.values.tokens import message_tokens
 from llm_effects.values.validation import invalid, is_a, to_tuple
 
-# Copies of conversations: cut at a message, stored under another id, all of it or nothing.
+MAX_WRITES: Final = 8
+"""How often a write is tried while other writers are faster."""
 
+PAUSE_S: Final = 0.01
+"""Longest pause before the second try, in seconds; it doubles with each further try."""
 
-def cut_at(history: History, message_id: str | None) -> Result[History, LLMError]:
-    """Keep what came up to a message and the message itself, or all; turns under way are left out."""
-    ended = tuple(turn for turn in history.turns if turn.state is not TurnState.PENDING)
-    last = _newest(ended) if message_id is None else message_id
-    place = next((at for at, turn in enumerate(ended) if last in {each.id for each in turn.messages}), None)
-    if place is None and message_id is not None:
-        remedy = f"message_id: {message_id!r} is no message of the conversation's turns that have ended"
-        return Failure(InvalidRequest(message=remedy))
-    kept = () if place is None else (*ended[:place], _cut(ended[place], last))
-    source = (history.conversation.id, last)
-    conversation = evolve(history.conversation, forked_from=source, last_model=last_model_of(kept))
-    return Success(evolve(history, conversation=conversation, turns=kept, summary=_summary(history.summary, kept)))
+STORE_TIMEOUT_S: Final = 5.0
+"""Longest time for a write that cancellation does not interrupt, in seconds."""
 
-
-def _newest(turns: tuple[Turn, ...]) -> str:
-    return next((turn.messages[-1].id for turn in reversed(turns) if turn.messages), "")
-
-
-def _cut(turn: Turn, last: str) -> Turn:
-    """A turn that is cut in its middle is whole as it is: who left it there goes on from there."""
-    ids = [each.id for each in turn.messages]
-    kept = turn.messages[: ids.index(last) + 1]
-    return turn if len(kept) == len(ids) else evolve(turn, messages=kept, state=TurnState.FINISHED, error=None)
-
-
-def _summary(summary: Summary | None, kept: tuple[Turn, ...]) -> Summary | None:
-    """A summary counts on if nothing of what it covers was cut off; turns get new numbers."""
-    if summary is None or not kept or kept[-1].number <= summary.upto:
-        return None
-    return evolve(summary, upto=sum(turn.number <= summary.upto for turn in kept))
-
-
-def last_model_of(turns: tuple[Turn, ...]) -> str | None:
-    """Who answered last."""
-    sources = (each.provenance for turn in reversed(turns) for each in reversed(turn.messages))
-    return next((source.model for source in sources if source is not None), None)
-
-
-def renamed(history: History, conversation_id: str, now: datetime) -> History:
-    """Give a conversation another id, and the dates of one that is new."""
-    conversation = evolve(history.conversation, id=conversation_id, created_at=now, updated_at=now)
-    return evolve(history, conversation=conversation)
-
-
-async def keep_copy(history: History, env: LLMEnv) -> Result[Conversation, LLMError]:
-    """Store a whole conversation that is new; where that fails half-way, or is cancelled, nothing stays."""
-    store, wanted = env.conversations, history.conversation
-    started = await result_of(store.start(evolve(wanted, version=0, turns=0)))
-    if not is_successful(started) or not history.turns:
-        return started
-    whole = False
-    try:
-        kept = await result_of(store.append(wanted.id, wanted.owner, started.unwrap().version, history.turns))
-        whole = is_successful(kept)
-    finally:
-        if not whole:
-            with anyio.move_on_after(STORING_S, shield=True):
-                await result_of(store.delete(wanted.id, wanted.owner))
-    if whole and history.summary is not None:  # a copy without it is a copy too: another one is made when it is needed
-        await result_of(store.summarise(wanted.id, wanted.owner, history.summary))
-    return kept
+_Value = TypeVar("_Value")
 
 
 def start_conversation(
@@ -98,7 +46,7 @@ def start_conversation(
     metadata: Mapping[str, str] | None = None,
     owner: str | None = None,
 ) -> Effect[Conversation]:
-    """Begin a conversation, with a fresh id if none is given; one that is there already is a ``ConversationConflict``.
+    """Create a conversation, with a new id if none is given; an id that exists is a ``ConversationConflict``.
 
     ``system`` goes before every prompt of it; ``metadata`` never reaches a model.
 
@@ -111,8 +59,8 @@ def start_conversation(
     'ConversationConflict'
     """
 
-    async def perform(env: LLMEnv) -> Result[Conversation, LLMError]:
-        made = checked(
+    def build(env: LLMEnv) -> Result[Conversation, LLMError]:
+        return checked(
             Conversation,
             id=env.new_id() if conversation_id is None else conversation_id,
             created_at=(now := env.now()),
@@ -121,38 +69,43 @@ def start_conversation(
             system=system,
             metadata=metadata or {},
         )
-        return await result_of(env.conversations.start(made.unwrap())) if is_successful(made) else made
 
-    return effect(perform)
+    return then(then(from_env(build), from_result), _store_new)
+
+
+def _store_new(conversation: Conversation) -> Effect[Conversation]:
+    return from_service(lambda env: env.conversations.start(conversation))
 
 
 def load_conversation(conversation_id: str, *, owner: str | None = None, newest: int | None = None) -> Effect[History]:
-    """Read a conversation: its ``newest`` turns, or all, the oldest first."""
+    """Read a conversation: its ``newest`` turns, or all, the oldest first.
 
-    async def perform(env: LLMEnv) -> Result[History, LLMError]:
-        return await load(env, conversation_id, owner, newest)
+    >>> import anyio
+    >>> from llm_effects import run, scripted_env, then
+    >>> loaded = then(start_conversation("c"), lambda _: load_conversation("c"))
+    >>> anyio.run(run, loaded, scripted_env()).unwrap().turns
+    ()
+    >>> anyio.run(run, load_conversation("c"), scripted_env()).failure().tag
+    'InvalidRequest'
+    """
 
-    return effect(perform)
+    def existing(history: History | None) -> Result[History, LLMError]:
+        remedy = f"conversation_id: there is no conversation {conversation_id!r}: create it with start_conversation"
+        return Failure(InvalidRequest(message=remedy)) if history is None else Success(history)
+
+    return from_service(lambda env: env.conversations.load(conversation_id, owner, newest)).bind_result(existing)
 
 
 def list_conversations(
     *, owner: str | None = None, limit: int = 100, after: str | None = None
 ) -> Effect[tuple[Conversation, ...]]:
-    """Give an owner's conversations by their ids: at most ``limit``, those that come ``after`` an id."""
-
-    async def perform(env: LLMEnv) -> Result[tuple[Conversation, ...], LLMError]:
-        return await result_of(env.conversations.page(owner, limit, after))
-
-    return effect(perform)
+    """List an owner's conversations by id: at most ``limit``, beginning ``after`` an id."""
+    return from_service(lambda env: env.conversations.page(owner, limit, after))
 
 
 def delete_conversation(conversation_id: str, *, owner: str | None = None) -> Effect[bool]:
-    """Drop a conversation with all that it holds; says whether there was one."""
-
-    async def perform(env: LLMEnv) -> Result[bool, LLMError]:
-        return await result_of(env.conversations.delete(conversation_id, owner))
-
-    return effect(perform)
+    """Delete a conversation and everything in it; the value is whether there was one."""
+    return from_service(lambda env: env.conversations.delete(conversation_id, owner))
 
 
 def append_messages(
@@ -163,87 +116,201 @@ def append_messages(
     turn_id: str | None = None,
     pinned: bool = False,
 ) -> Effect[Conversation]:
-    """Add messages that are already there as one turn, all or none; the same ``turn_id`` again adds nothing.
+    """Append existing messages as one turn, all or none; a ``turn_id`` that is already stored appends nothing.
 
     >>> import anyio
     >>> from llm_effects import Message, run, scripted_env, then
-    >>> said = (Message("user", "I am Ada."), Message("assistant", "Hello Ada."))
-    >>> both = then(start_conversation("c"), lambda _: append_messages("c", said))
-    >>> anyio.run(run, both, scripted_env()).unwrap().turns
+    >>> greeting = (Message("user", "I am Ada."), Message("assistant", "Hello Ada."))
+    >>> appended = then(start_conversation("c"), lambda _: append_messages("c", greeting))
+    >>> anyio.run(run, appended, scripted_env()).unwrap().turns
     1
     """
-
-    async def perform(env: LLMEnv) -> Result[Conversation, LLMError]:
-        turn = checked(_turn, messages, turn_id or env.new_id(), pinned, env)
-        if not is_successful(turn):
-            return Failure(turn.failure())
-        return await until_written(lambda: _appended(conversation_id, owner, turn.unwrap(), env), env)
-
-    return effect(perform)
+    turn = from_env(lambda env: checked(_finished_turn, messages, turn_id or env.new_id(), pinned, env))
+    return then(then(turn, from_result), lambda turn: retry_conflicts(_append_turn(conversation_id, owner, turn)))
 
 
-def _turn(messages: Iterable[Message], turn_id: str, pinned: bool, env: LLMEnv) -> Turn:
+def _finished_turn(messages: Iterable[Message], turn_id: str, pinned: bool, env: LLMEnv) -> Turn:
     now = env.now()
-    given = to_tuple("messages", messages)
-    if not given or not all(is_a(each, Message) for each in given):
+    values = to_tuple("messages", messages)
+    if not values or not all(is_a(each, Message) for each in values):
         invalid("messages", "must be one or more values of Message")
-    stored = (
-        StoredMessage(id=env.new_id(), message=each, at=now, pinned=pinned, tokens=message_tokens(each))
-        for each in given
-    )
-    return Turn(id=turn_id, begun_at=now, lease_until=now, state=TurnState.FINISHED, messages=tuple(stored))
+    stored = tuple(stored_message(each, now, pinned, env.new_id) for each in values)
+    return Turn(id=turn_id, begun_at=now, lease_until=now, state=TurnState.FINISHED, messages=stored)
 
 
-async def _appended(conversation_id: str, owner: str | None, turn: Turn, env: LLMEnv) -> Result[Conversation, LLMError]:
-    found = await load(env, conversation_id, owner, 1)
-    if not is_successful(found):
-        return Failure(found.failure())
-    version = found.unwrap().conversation.version
-    return await result_of(env.conversations.append(conversation_id, owner, version, (turn,)))
+def stored_message(message: Message, at: datetime, pinned: bool, new_id: NewId) -> StoredMessage:
+    """Return a message as it is stored, with a new id and its estimated tokens."""
+    return StoredMessage(id=new_id(), message=message, at=at, pinned=pinned, tokens=message_tokens(message))
+
+
+def _append_turn(conversation_id: str, owner: str | None, turn: Turn) -> Effect[Conversation]:
+    def append(history: History) -> Effect[Conversation]:
+        version = history.conversation.version
+        return from_service(lambda env: env.conversations.append(conversation_id, owner, version, (turn,)))
+
+    return then(load_conversation(conversation_id, owner=owner, newest=1), append)
+
+
+def retry_conflicts(write: Effect[_Value]) -> Effect[_Value]:
+    """Repeat a read and write while other writers are faster, at most ``MAX_WRITES`` times.
+
+    A transient failure of the store is retried once: whatever it wrote is the same turn, not a second one.
+    """
+
+    async def write_until_stored(env: LLMEnv) -> Result[_Value, LLMError]:
+        result = await run(write, env)
+        for attempt in range(1, MAX_WRITES):
+            if is_successful(result) or not _is_worth_retrying(result.failure(), attempt):
+                break
+            await anyio.sleep(env.draw() * PAUSE_S * 2**attempt)
+            result = await run(write, env)
+        return result
+
+    return effect(write_until_stored)
+
+
+def _is_worth_retrying(error: LLMError, attempt: int) -> bool:
+    """Return whether a write may succeed soon; a turn under way elsewhere says when it expires (``retry_after``)."""
+    if isinstance(error, ConversationConflict):
+        return error.retry_after is None
+    return attempt <= retries_worth(error)
 
 
 def fork_conversation(
     conversation_id: str, message_id: str | None = None, *, new_id: str | None = None, owner: str | None = None
 ) -> Effect[Conversation]:
-    """Begin a conversation that shares another's past: its turns up to and with a message, or all that have ended.
+    """Copy a conversation up to and with a message, or all turns that have ended, into a new conversation.
 
-    The other one stays as it is. Turns and messages keep their ids; one that is under way is not taken along.
+    The original does not change. Turns and messages keep their ids; a turn under way is not copied.
 
     >>> import anyio
     >>> from llm_effects import Message, run, scripted_env, then
-    >>> said = (Message("user", "I am Ada."), Message("assistant", "Hello Ada."))
-    >>> first = then(start_conversation("c"), lambda _: append_messages("c", said))
-    >>> forked = then(first, lambda _: fork_conversation("c", new_id="d"))
+    >>> greeting = (Message("user", "I am Ada."), Message("assistant", "Hello Ada."))
+    >>> original = then(start_conversation("c"), lambda _: append_messages("c", greeting))
+    >>> forked = then(original, lambda _: fork_conversation("c", new_id="d"))
     >>> anyio.run(run, forked, scripted_env()).unwrap().turns
     1
     """
+    past = load_conversation(conversation_id, owner=owner).bind_result(partial(cut_at, message_id=message_id))
+    copy = then(past, lambda past: from_env(lambda env: _renamed(past, new_id or env.new_id(), env.now())))
+    return then(copy, _store_copy)
 
-    async def perform(env: LLMEnv) -> Result[Conversation, LLMError]:
-        found = await load(env, conversation_id, owner, None)
-        if not is_successful(found):
-            return Failure(found.failure())
-        cut = cut_at(found.unwrap(), message_id)
-        if not is_successful(cut):
-            return Failure(cut.failure())
-        return await keep_copy(renamed(cut.unwrap(), new_id or env.new_id(), env.now()), env)
 
-    return effect(perform)
+def export_conversation(conversation_id: str, *, owner: str | None = None) -> Effect[str]:
+    """Write a whole conversation as JSON: every turn, the origin of its answers, and sealed thinking byte for byte.
+
+    >>> import anyio
+    >>> from llm_effects import run, scripted_env, start_conversation, then
+    >>> exported = then(start_conversation("c"), lambda _: export_conversation("c"))
+    >>> anyio.run(run, exported, scripted_env()).unwrap()[:53]
+    '{"format":"llm_effects.conversation","version":1,"con'
+    """
+    return load_conversation(conversation_id, owner=owner).map(_to_json)
+
+
+def import_conversation(
+    document: str | bytes, *, owner: str | None = None, new_id: str | None = None, fresh_ids: bool = False
+) -> Effect[Conversation]:
+    """Store what ``export_conversation`` wrote, for ``owner``, under its own id or a new one.
+
+    With ``fresh_ids`` its turns and messages get new ids too. A document that is broken, or of a newer version, is an
+    ``InvalidRequest`` that names each place, and nothing of it is stored. A turn that was under way has failed.
+
+    >>> import anyio
+    >>> from llm_effects import run, scripted_env
+    >>> anyio.run(run, import_conversation("{}"), scripted_env()).failure().message
+    "document: must have 'format': 'llm_effects.conversation', as export_conversation writes it"
+    """
+
+    def adopt(archive: Archive) -> Effect[Result[History, LLMError]]:
+        return from_env(lambda env: _adopted(archive, owner, new_id, fresh_ids, env))
+
+    archive = then(from_env(lambda _: _archive_of(document)), from_result)
+    return then(then(then(archive, adopt), from_result), _store_copy)
+
+
+# Copies of conversations: cut at a message and stored under another id, completely or not at all.
+
+
+def cut_at(history: History, message_id: str | None) -> Result[History, LLMError]:
+    """Return a history up to and with a message, or all of it; turns under way are left out."""
+    ended = tuple(turn for turn in history.turns if turn.state is not TurnState.PENDING)
+    last = _newest_message(ended) if message_id is None else message_id
+    index = next((at for at, turn in enumerate(ended) if last in {each.id for each in turn.messages}), None)
+    if index is None and message_id is not None:
+        problem = f"message_id: no turn that has ended contains the message {message_id!r}"
+        return Failure(InvalidRequest(message=problem))
+    turns = () if index is None else (*ended[:index], _cut_turn(ended[index], last))
+    origin = (history.conversation.id, last)
+    conversation = evolve(history.conversation, forked_from=origin, last_model=_last_model(turns))
+    return Success(evolve(history, conversation=conversation, turns=turns, summary=_summary(history.summary, turns)))
+
+
+def _newest_message(turns: tuple[Turn, ...]) -> str:
+    return next((turn.messages[-1].id for turn in reversed(turns) if turn.messages), "")
+
+
+def _cut_turn(turn: Turn, last: str) -> Turn:
+    """Return a turn up to a message; a turn cut in its middle counts as finished, so that the copy continues there."""
+    ids = [each.id for each in turn.messages]
+    kept = turn.messages[: ids.index(last) + 1]
+    return turn if len(kept) == len(ids) else evolve(turn, messages=kept, state=TurnState.FINISHED, error=None)
+
+
+def _summary(summary: Summary | None, turns: tuple[Turn, ...]) -> Summary | None:
+    """Return a summary with the new turn numbers, if everything it covers was copied."""
+    if summary is None or not turns or turns[-1].number <= summary.upto:
+        return None
+    return evolve(summary, upto=sum(turn.number <= summary.upto for turn in turns))
+
+
+def _last_model(turns: tuple[Turn, ...]) -> str | None:
+    sources = (each.provenance for turn in reversed(turns) for each in reversed(turn.messages))
+    return next((source.model for source in sources if source is not None), None)
+
+
+def _renamed(history: History, conversation_id: str, now: datetime) -> History:
+    conversation = evolve(history.conversation, id=conversation_id, created_at=now, updated_at=now)
+    return evolve(history, conversation=conversation)
+
+
+def _store_copy(history: History) -> Effect[Conversation]:
+    """Store a whole new conversation; if that fails half-way or is cancelled, nothing of it stays."""
+
+    async def store_all(env: LLMEnv) -> Result[Conversation, LLMError]:
+        store, copy = env.conversations, history.conversation
+        created = await result_of(store.start(evolve(copy, version=0, turns=0)))
+        if not is_successful(created) or not history.turns:
+            return created
+        complete = False
+        try:
+            stored = await result_of(store.append(copy.id, copy.owner, created.unwrap().version, history.turns))
+            complete = is_successful(stored)
+        finally:
+            if not complete:
+                with anyio.move_on_after(STORE_TIMEOUT_S, shield=True):
+                    await result_of(store.delete(copy.id, copy.owner))
+        if complete and history.summary is not None:  # if this fails, a new summary is made when it is needed
+            await result_of(store.summarise(copy.id, copy.owner, history.summary))
+        return stored
+
+    return effect(store_all)
 
 
 # Conversations as JSON: out of one store and into another, or the same, with nothing lost.
 
 
 FORMAT: Final = "llm_effects.conversation"
-"""What a file of ours says that it is."""
+"""Marks the documents that ``export_conversation`` writes."""
 
 VERSION: Final = 1
-"""Of the files written here; of a newer one nothing is read."""
+"""Version of the documents written here; no other version is read."""
 
 
 @final
 @frozen(kw_only=True)
 class Archive:
-    """A whole conversation, as it is written."""
+    """A whole conversation, as ``export_conversation`` writes it."""
 
     format: str = FORMAT
     version: int = VERSION
@@ -252,88 +319,44 @@ class Archive:
     summary: Summary | None = field(default=None)
 
 
-def export_conversation(conversation_id: str, *, owner: str | None = None) -> Effect[str]:
-    """Write a whole conversation as JSON: every turn with its answers' origin, and sealed thinking byte for byte.
-
-    >>> import anyio
-    >>> from llm_effects import run, scripted_env, start_conversation, then
-    >>> exported = then(start_conversation("c"), lambda _: export_conversation("c"))
-    >>> anyio.run(run, exported, scripted_env()).unwrap()[:53]
-    '{"format":"llm_effects.conversation","version":1,"con'
-    """
-
-    async def perform(env: LLMEnv) -> Result[str, LLMError]:
-        history = await run(load_conversation(conversation_id, owner=owner), env)
-        return history.map(_written)
-
-    return effect(perform)
-
-
-def _written(history: History) -> str:
+def _to_json(history: History) -> str:
     return dump_value(Archive(conversation=history.conversation, turns=history.turns, summary=history.summary))
 
 
-def import_conversation(
-    document: str | bytes, *, owner: str | None = None, new_id: str | None = None, fresh_ids: bool = False
-) -> Effect[Conversation]:
-    """Store what ``export_conversation`` wrote, under its own id or a new one, for ``owner`` whoever had it before.
-
-    With ``fresh_ids`` its turns and messages get new ids too. A document that is broken, or of a newer version, is an
-    ``InvalidRequest`` that names each place; nothing of it is stored. A turn that was under way has failed.
-
-    >>> import anyio
-    >>> from llm_effects import run, scripted_env
-    >>> anyio.run(run, import_conversation("{}"), scripted_env()).failure().message
-    "document: must say 'format': 'llm_effects.conversation', as export_conversation writes it"
-    """
-
-    async def perform(env: LLMEnv) -> Result[Conversation, LLMError]:
-        read = _read(document)
-        if not is_successful(read):
-            return Failure(InvalidRequest(message="\n".join(read.failure())))
-        archive = _with_ids(read.unwrap(), env.new_id) if fresh_ids else read.unwrap()
-        name = new_id or (env.new_id() if fresh_ids else archive.conversation.id)
-        conversation = checked(
-            evolve, archive.conversation, id=name, owner=owner, last_model=last_model_of(archive.turns)
-        )
-        if not is_successful(conversation):
-            return conversation
-        history = History(conversation=conversation.unwrap(), turns=archive.turns, summary=archive.summary)
-        return await keep_copy(history, env)
-
-    return effect(perform)
+def _archive_of(document: str | bytes) -> Result[Archive, LLMError]:
+    return _parsed(document).alt(lambda problems: InvalidRequest(message="\n".join(problems)))
 
 
-def _read(document: str | bytes) -> Result[Archive, tuple[str, ...]]:
+def _parsed(document: str | bytes) -> Result[Archive, tuple[str, ...]]:
     try:
-        plain = msgspec.json.decode(document)
+        value = msgspec.json.decode(document)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as problem:
-        return Failure((f"document: is no JSON: {problem}",))
-    table = cast("dict[str, object]", plain) if isinstance(plain, dict) else dict[str, object]()
+        return Failure((f"document: is not JSON: {problem}",))
+    table = cast("dict[str, object]", value) if isinstance(value, dict) else dict[str, object]()
     if table.get("format") != FORMAT:
-        return Failure((f"document: must say 'format': {FORMAT!r}, as export_conversation writes it",))
+        return Failure((f"document: must have 'format': {FORMAT!r}, as export_conversation writes it",))
     if table.get("version") != VERSION:
-        return Failure((f"version: must be {VERSION}: this file is of another release",))
-    archive = parse_value(table, Archive)
-    return _sound(archive.unwrap()) if is_successful(archive) else archive
+        return Failure((f"version: must be {VERSION}: another release wrote this document",))
+    archive = parsed(table, Archive)
+    return _validated(archive.unwrap()) if is_successful(archive) else archive
 
 
-def _sound(archive: Archive) -> Result[Archive, tuple[str, ...]]:
-    """What no type tells: that ids are used once, that turns are in order, that every date has its zone."""
+def _validated(archive: Archive) -> Result[Archive, tuple[str, ...]]:
+    """Check what no type expresses: unique ids, turns in order, and dates with a time zone."""
     problems = tuple(_problems(archive))
     return Failure(problems) if problems else Success(evolve(archive, turns=tuple(map(_ended, archive.turns))))
 
 
 def _problems(archive: Archive) -> Iterator[str]:
     first = {turn.id: at for at, turn in reversed(tuple(enumerate(archive.turns)))}
-    twice = (at for at, turn in enumerate(archive.turns) if first[turn.id] != at)
-    yield from (f"turns[{at}].id: {archive.turns[at].id!r} is used twice" for at in twice)
+    repeated = (at for at, turn in enumerate(archive.turns) if first[turn.id] != at)
+    yield from (f"turns[{at}].id: {archive.turns[at].id!r} is used twice" for at in repeated)
     yield from (
         f"turns[{at}].number: must be {at + 1}, the turn's place"
         for at, turn in enumerate(archive.turns)
         if turn.number != at + 1
     )
-    yield from (f"{place}: must have a time zone" for place, when in _dates(archive) if when.tzinfo is None)
+    yield from (f"{path}: must have a time zone" for path, date in _dates(archive) if date.tzinfo is None)
     if archive.summary is not None and not 0 <= archive.summary.upto < max(1, len(archive.turns)):
         yield "summary.upto: must be the number of a turn that is not the last"
 
@@ -352,9 +375,14 @@ def _ended(turn: Turn) -> Turn:
     return evolve(turn, state=TurnState.FAILED, error=CANCELLED) if turn.state is TurnState.PENDING else turn
 
 
-def _with_ids(archive: Archive, new_id: NewId) -> Archive:
-    turns = (
-        evolve(turn, id=new_id(), messages=tuple(evolve(each, id=new_id()) for each in turn.messages))
-        for turn in archive.turns
-    )
-    return evolve(archive, turns=tuple(turns))
+def _adopted(
+    archive: Archive, owner: str | None, new_id: str | None, fresh_ids: bool, env: LLMEnv
+) -> Result[History, LLMError]:
+    turns = tuple(_with_new_ids(turn, env.new_id) for turn in archive.turns) if fresh_ids else archive.turns
+    name = new_id or (env.new_id() if fresh_ids else archive.conversation.id)
+    adopted = checked(evolve, archive.conversation, id=name, owner=owner, last_model=_last_model(turns))
+    return adopted.map(lambda conversation: History(conversation=conversation, turns=turns, summary=archive.summary))
+
+
+def _with_new_ids(turn: Turn, new_id: NewId) -> Turn:
+    return evolve(turn, id=new_id(), messages=tuple(evolve(each, id=new_id()) for each in turn.messages))

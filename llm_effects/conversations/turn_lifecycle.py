@@ -1,15 +1,22 @@
-"""How a turn begins and ends in the store: what is asked is kept before it is, what came of it in any case."""
+"""The beginning and the end of a turn in the store: its question is stored before a model is asked, its answer after.
 
-from collections.abc import Awaitable, Callable
+Neither is lost to cancellation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import Final, TypeVar, final
+from functools import partial
+from typing import Final, final
 
 import anyio
 from attrs import frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.effect import Generate, result_of
+from llm_effects.conversations.operations import STORE_TIMEOUT_S, load_conversation, retry_conflicts, stored_message
+from llm_effects.effects.effect import Effect, Generate, effect, from_env, from_service, result_of, run, then
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.conversations import History, StoredMessage, Turn, TurnState
 from llm_effects.values.errors import (
@@ -19,166 +26,128 @@ from llm_effects.values.errors import (
     StorageFailed,
     describe,
     is_retryable,
-    retry_limit,
 )
-from llm_effects.values.messages import ToolCall, ToolResult
+from llm_effects.values.messages import Part, ToolCall, ToolResult
 from llm_effects.values.requests import LLMRequest, conversation
-from llm_effects.values.tokens import message_tokens
-
-TRIES: Final = 8
-"""How often a turn is begun when other writers are faster."""
-
-PAUSE_S: Final = 0.01
-"""At most, before the second try, in seconds; it doubles with each."""
-
-STORING_S: Final = 5.0
-"""How long the store may take over the beginning or the end of a turn, in seconds; no cancellation cuts it short."""
 
 NEWEST: Final = 32
-"""Turns that are read at first; more only where the window has room for them."""
+"""Turns that are read at first; more are read only if the context window has room for them."""
 
-
-_Made = TypeVar("_Made")
+_TOO_LONG: Final = f"no answer within {STORE_TIMEOUT_S:g} s"
 
 
 @final
 @frozen
 class TurnRequest:
-    """What a turn is asked with: ``request`` has the question as its messages, and the owner; ``pipeline`` answers it."""
+    """What a turn asks: ``question`` holds its messages and owner, and ``pipeline`` answers it."""
 
     conversation_id: str
     turn_id: str
-    request: LLMRequest
+    question: LLMRequest
     pipeline: Generate
     pinned: bool = False
+
+    @property
+    def owner(self) -> str | None:
+        """The owner of the conversation."""
+        return self.question.owner
 
 
 @final
 @frozen(kw_only=True)
 class StartedTurn:
-    """A turn in its conversation, as that was just before; ``mine`` says that it is to be answered here."""
+    """A turn, and its conversation as it was just before; ``mine`` is true if this call has to answer it."""
 
-    asking: TurnRequest
+    request: TurnRequest
     history: History
     turn: Turn
     mine: bool
 
 
-async def load(env: LLMEnv, conversation_id: str, owner: str | None, newest: int | None) -> Result[History, LLMError]:
-    """Read a conversation; one that the owner has not is an ``InvalidRequest``."""
-    found = await result_of(env.conversations.load(conversation_id, owner, newest))
-    if not is_successful(found):
-        return Failure(found.failure())
-    history = found.unwrap()
-    remedy = f"conversation_id: there is no conversation {conversation_id!r}: begin it with start_conversation"
-    return Failure(InvalidRequest(message=remedy)) if history is None else Success(history)
+def begin(request: TurnRequest) -> Effect[StartedTurn]:
+    """Store the question of a turn; if another writer was faster, read the conversation and try again."""
+    return then(from_env(lambda env: _new_turn(request, env)), lambda turn: retry_conflicts(_begin_once(request, turn)))
 
 
-async def begin(asking: TurnRequest, env: LLMEnv) -> Result[StartedTurn, LLMError]:
-    """Store what is asked; where another writer was faster, read again and begin again."""
-    fresh = _turn(asking, env)
-    return await until_written(lambda: _begin_once(asking, fresh, env), env)
-
-
-async def until_written(
-    write: Callable[[], Awaitable[Result[_Made, LLMError]]], env: LLMEnv
-) -> Result[_Made, LLMError]:
-    """Read and write again while other writers are faster: so many times, then it is a ``ConversationConflict``.
-
-    A store that failed for a moment is asked once more: what it may have written is the same turn, not a second.
-    """
-    result = await write()
-    for attempt in range(1, TRIES):
-        if is_successful(result) or not _worth_another(result.failure(), attempt):
-            break
-        await anyio.sleep(env.draw() * PAUSE_S * 2**attempt)
-        result = await write()
-    return result
-
-
-def _worth_another(error: LLMError, attempt: int) -> bool:
-    """Somebody at work on the very turn says until when (``retry_after``): that is no matter of a moment."""
-    if isinstance(error, ConversationConflict):
-        return error.retry_after is None
-    return attempt <= retry_limit(error)
-
-
-def _turn(asking: TurnRequest, env: LLMEnv) -> Turn:
+def _new_turn(request: TurnRequest, env: LLMEnv) -> Turn:
     now = env.now()
-    asked = (
-        StoredMessage(id=env.new_id(), message=each, at=now, pinned=asking.pinned, tokens=message_tokens(each))
-        for each in conversation(asking.request)
+    messages = tuple(stored_message(each, now, request.pinned, env.new_id) for each in conversation(request.question))
+    lease_until = now + timedelta(seconds=env.config.storage.lease_seconds)
+    return Turn(id=request.turn_id, begun_at=now, lease_until=lease_until, writer=env.new_id(), messages=messages)
+
+
+def _begin_once(request: TurnRequest, new_turn: Turn) -> Effect[StartedTurn]:
+    def with_known_calls(history: History) -> Result[History, LLMError]:
+        problem = _result_without_call(history, new_turn)
+        return Success(history) if problem is None else Failure(problem)
+
+    history = load_conversation(request.conversation_id, owner=request.owner, newest=NEWEST)
+    return then(history.bind_result(with_known_calls), lambda history: _store_question(request, history, new_turn))
+
+
+def _store_question(request: TurnRequest, history: History, new_turn: Turn) -> Effect[StartedTurn]:
+    version = history.conversation.version
+    stored = from_service(
+        lambda env: env.conversations.begin_turn(request.conversation_id, request.owner, version, new_turn)
     )
-    lease = timedelta(seconds=env.config.storage.lease_seconds)
-    return Turn(id=asking.turn_id, begun_at=now, lease_until=now + lease, writer=env.new_id(), messages=tuple(asked))
+    claimed = then(stored, lambda turn: effect(partial(_claim, request, history, new_turn, turn)))
+
+    async def store(env: LLMEnv) -> Result[StartedTurn, LLMError]:
+        with anyio.move_on_after(STORE_TIMEOUT_S, shield=True):  # from here on the turn must be finished in any case
+            return await run(claimed, env)
+        return Failure(StorageFailed(operation="begin_turn", message=_TOO_LONG, transient=True))
+
+    return effect(store)
 
 
-async def _begin_once(asking: TurnRequest, fresh: Turn, env: LLMEnv) -> Result[StartedTurn, LLMError]:
-    owner = asking.request.owner
-    found = await load(env, asking.conversation_id, owner, NEWEST)
-    problem = found.failure() if not is_successful(found) else _stray_result(found.unwrap(), fresh)
-    if problem is not None:
-        return Failure(problem)
-    history = found.unwrap()
-    with anyio.move_on_after(STORING_S, shield=True):  # from here on the turn must be ended, whatever happens
-        begun = await result_of(
-            env.conversations.begin_turn(asking.conversation_id, owner, history.conversation.version, fresh)
-        )
-        return (
-            await _taken(asking, history, fresh, begun.unwrap(), env)
-            if is_successful(begun)
-            else Failure(begun.failure())
-        )
-    return Failure(StorageFailed(operation="begin_turn", message=_TOO_LONG, transient=True))
-
-
-_TOO_LONG: Final = f"no answer within {STORING_S:g} s"
-
-
-async def _taken(
-    asking: TurnRequest, history: History, fresh: Turn, turn: Turn, env: LLMEnv
+async def _claim(
+    request: TurnRequest, history: History, new_turn: Turn, turn: Turn, env: LLMEnv
 ) -> Result[StartedTurn, LLMError]:
-    """Whose the turn is: ours, one that has ended, or one that somebody else is at work on."""
-    begun = StartedTurn(asking=asking, history=history, turn=turn, mine=turn.writer == fresh.writer)
-    asked = tuple(each.message for each in fresh.messages)
-    if tuple(each.message for each in turn.messages[: len(asked)]) != asked:
-        if begun.mine:
-            await finish(begun, TurnState.FAILED, (), InvalidRequest.tag, env)
+    """Return the stored turn: it is ours, or has ended, or is a conflict because another writer works on it."""
+    started = StartedTurn(request=request, history=history, turn=turn, mine=turn.writer == new_turn.writer)
+    question = [each.message for each in new_turn.messages]
+    if [each.message for each in turn.messages[: len(question)]] != question:
+        if started.mine:
+            await finish(started, TurnState.FAILED, (), InvalidRequest.tag, env)
         used = f"turn_id: {turn.id!r} was used for another message: a new message needs a new turn_id"
         return Failure(InvalidRequest(message=used))
-    if not begun.mine and not turn.settled:
-        left = max(0.0, (turn.lease_until - fresh.begun_at).total_seconds())
-        return Failure(ConversationConflict(conversation_id=asking.conversation_id, retry_after=left))
-    return Success(begun)
+    if not started.mine and not turn.settled:
+        left = max(0.0, (turn.lease_until - new_turn.begun_at).total_seconds())
+        return Failure(ConversationConflict(conversation_id=request.conversation_id, retry_after=left))
+    return Success(started)
 
 
-def _stray_result(history: History, fresh: Turn) -> LLMError | None:
-    """A result of a tool that nobody called would be refused by every provider, after it was stored."""
-    given = [part.call_id for each in fresh.messages for part in each.message.parts if isinstance(part, ToolResult)]
-    if not given or not history.complete:
+def _result_without_call(history: History, new_turn: Turn) -> LLMError | None:
+    """Return an error if a tool result answers no call: every provider would refuse it, after it was stored."""
+    results = [part.call_id for part in _parts(new_turn) if isinstance(part, ToolResult)]
+    if not results or not history.complete:
         return None
-    said = (part for turn in (*history.turns, fresh) for each in turn.messages for part in each.message.parts)
-    called = {part.id for part in said if isinstance(part, ToolCall)}
-    stray = next((call for call in given if call not in called), None)
-    remedy = f"message: has a result for the tool call {stray!r}, which is not in the conversation"
-    return None if stray is None else InvalidRequest(message=remedy)
+    parts = (part for turn in (*history.turns, new_turn) for part in _parts(turn))
+    calls = {part.id for part in parts if isinstance(part, ToolCall)}
+    stray = next((call_id for call_id in results if call_id not in calls), None)
+    problem = f"message: has a result for the tool call {stray!r}, which is not in the conversation"
+    return None if stray is None else InvalidRequest(message=problem)
+
+
+def _parts(turn: Turn) -> Iterator[Part]:
+    return (part for each in turn.messages for part in each.message.parts)
 
 
 async def finish(
-    begun: StartedTurn, state: TurnState, came: tuple[StoredMessage, ...], error: str | None, env: LLMEnv
+    started: StartedTurn, state: TurnState, messages: tuple[StoredMessage, ...], error: str | None, env: LLMEnv
 ) -> str | None:
-    """Store what came of a turn, also when cancelled; gives what went wrong, which loses nobody the answer."""
-    asking, problem = begun.asking, ""
-    with anyio.move_on_after(STORING_S, shield=True):
+    """Store the end of a turn, even when cancelled, and return what went wrong; the answer is returned in any case."""
+    request, problem = started.request, ""
+    with anyio.move_on_after(STORE_TIMEOUT_S, shield=True):
         for _ in range(2):
-            done = await result_of(
+            stored = await result_of(
                 env.conversations.finish_turn(
-                    asking.conversation_id, asking.request.owner, begun.turn.id, state, came, error=error
+                    request.conversation_id, request.owner, started.turn.id, state, messages, error=error
                 )
             )
-            if is_successful(done):
+            if is_successful(stored):
                 return None
-            problem = describe(done.failure())
-            if not is_retryable(done.failure()):
+            problem = describe(stored.failure())
+            if not is_retryable(stored.failure()):
                 break
     return problem or _TOO_LONG

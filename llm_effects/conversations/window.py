@@ -1,4 +1,6 @@
-"""What of a history goes into a prompt: whole exchanges from the newest on, inside a budget of tokens."""
+"""The part of a history that goes into a prompt: whole exchanges, newest first, within a budget of tokens."""
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -15,19 +17,22 @@ from llm_effects.values.requests import LLMRequest, Tool
 from llm_effects.values.tokens import message_tokens
 
 Measure: TypeAlias = Callable[[StoredMessage], int]
-"""How many tokens a message takes."""
+"""Returns the tokens of a message."""
 
-CUT_OFF: Final = "\n\n[This answer was interrupted here.]"
-"""What follows an answer that broke off, so that the next model does not take it for a whole one."""
+INTERRUPTED_NOTE: Final = "\n\n[This answer was interrupted here.]"
+"""Appended to an interrupted answer, so that the next model does not take it for a complete one."""
 
-SUMMED_UP: Final = "[What was said before, in short]\n"
-"""What a summary begins with in a prompt."""
+SUMMARY_HEADING: Final = "[What was said before, in short]\n"
+"""The beginning of a summary in a prompt."""
+
+
+# Exchanges: which turns stay together, and which of them fit.
 
 
 @final
 @frozen(kw_only=True)
 class Exchange:
-    """Turns that stay together: a question and what came of it, with the results of every tool that was called.
+    """Turns that stay together: a question, its answers, and the results of every tool that was called.
 
     ``upto`` is the number of its last turn.
     """
@@ -37,7 +42,7 @@ class Exchange:
 
     @property
     def kept(self) -> tuple[StoredMessage, ...]:
-        """What stays of it when it is dropped: what is pinned, and all of it where that has to do with tools."""
+        """The messages that stay when it is dropped: the pinned ones, or all if one of those belongs to a tool call."""
         pinned = [each for each in self.messages if each.pinned]
         return self.messages if pinned and _calls(pinned) | _results(pinned) else tuple(pinned)
 
@@ -45,7 +50,7 @@ class Exchange:
 @final
 @frozen(kw_only=True)
 class Fitted:
-    """What goes into a prompt, in order, and what was dropped; ``tokens`` is what all ``messages`` take."""
+    """The messages of a prompt, in order, their ``tokens``, and the exchanges that were dropped."""
 
     messages: tuple[StoredMessage, ...]
     dropped: tuple[Exchange, ...] = field(default=())
@@ -53,28 +58,28 @@ class Fitted:
 
 
 def exchanges_of(turns: Iterable[Turn]) -> tuple[Exchange, ...]:
-    """Put turns that have come to an end into exchanges: a tool's result stays with its call.
+    """Group turns that have ended into exchanges: the result of a tool stays with its call.
 
-    A question that failed is left out: it was not answered, whoever asked it asks again or gave it up, and two
-    questions in a row would both be answered. So is one that is under way elsewhere.
+    The question of a failed turn is left out: it was not answered, and a model would answer two questions in a row
+    both. So is a turn that is under way elsewhere.
     """
     groups: list[tuple[Turn, ...]] = []
     for turn in turns:
         if turn.settled:
-            first = _where_it_belongs(groups, turn)
+            first = _first_related(groups, turn)
             groups[first:] = [(*chain.from_iterable(groups[first:]), turn)]
-    return tuple(Exchange(upto=group[-1].number, messages=_shown(group)) for group in groups)
+    return tuple(Exchange(upto=group[-1].number, messages=_visible(group)) for group in groups)
 
 
-def _where_it_belongs(groups: Sequence[Sequence[Turn]], turn: Turn) -> int:
-    """The first of the exchanges that this turn has results for, or a new one."""
-    missing, place = _results(turn.messages), len(groups)
+def _first_related(groups: Sequence[Sequence[Turn]], turn: Turn) -> int:
+    """Return the index of the first group that a turn has results for, or of a new group."""
+    missing, index = _results(turn.messages), len(groups)
     if missing:
         missing -= _calls(turn.messages)
-    while missing and place:
-        place -= 1
-        missing -= {call for each in groups[place] for call in _calls(each.messages)}
-    return len(groups) if missing else place
+    while missing and index:
+        index -= 1
+        missing -= {call for each in groups[index] for call in _calls(each.messages)}
+    return len(groups) if missing else index
 
 
 def _calls(messages: Iterable[StoredMessage]) -> set[str]:
@@ -85,108 +90,104 @@ def _results(messages: Iterable[StoredMessage]) -> set[str]:
     return {part.call_id for each in messages for part in each.message.parts if isinstance(part, ToolResult)}
 
 
-def _shown(turns: Iterable[Turn]) -> tuple[StoredMessage, ...]:
-    return tuple(each for turn in turns for each in _told(turn) if not _says_nothing(each))
+def _visible(turns: Iterable[Turn]) -> tuple[StoredMessage, ...]:
+    return tuple(each for turn in turns for each in _with_note(turn) if any(map(_has_content, each.message.parts)))
 
 
-def _told(turn: Turn) -> tuple[StoredMessage, ...]:
+def _with_note(turn: Turn) -> tuple[StoredMessage, ...]:
     if turn.state is not TurnState.INTERRUPTED:
         return turn.messages
     *before, last = turn.messages
-    return (*before, evolve(last, message=evolve(last.message, parts=(*last.message.parts, Text(CUT_OFF)))))
+    return (*before, evolve(last, message=evolve(last.message, parts=(*last.message.parts, Text(INTERRUPTED_NOTE)))))
 
 
-def _says_nothing(stored: StoredMessage) -> bool:
-    return not any(map(_says_something, stored.message.parts))
-
-
-def _says_something(part: Part) -> bool:
+def _has_content(part: Part) -> bool:
     return not isinstance(part, Text) or bool(part.text.strip())
 
 
 def pinned_before(turns: Iterable[Turn]) -> tuple[StoredMessage, ...]:
-    """Give what stays of older turns because it is pinned, of those that have come to an end."""
-    return tuple(each for one in exchanges_of(turns) for each in one.kept)
+    """Return the messages of older turns that stay because they are pinned, if the turns have ended."""
+    return tuple(each for exchange in exchanges_of(turns) for each in exchange.kept)
 
 
 def fit(
     exchanges: Sequence[Exchange], measure: Measure, budget: float, before: tuple[StoredMessage, ...] = ()
 ) -> Fitted:
-    """Keep the newest exchanges that fit ``budget`` tokens, all in order; what is pinned stays in any case.
+    """Keep the newest exchanges that fit into ``budget`` tokens, in order, and everything that is pinned.
 
-    ``before`` is pinned and older than all. The newest exchange stays too: it bears the question. So the result may be
-    larger than the budget, which its ``tokens`` tell.
+    ``before`` is pinned and older than all of them. The newest exchange holds the question and always stays, so the
+    ``tokens`` of the result may exceed the budget.
     """
-    kept = [one.kept for one in exchanges]
-    least = [sum(map(measure, each)) for each in kept]
-    extras = [sum(map(measure, one.messages)) - size for one, size in zip(exchanges, least, strict=True)]
+    kept = [each.kept for each in exchanges]
+    least = [sum(map(measure, messages)) for messages in kept]
+    extras = [sum(map(measure, each.messages)) - size for each, size in zip(exchanges, least, strict=True)]
     sizes = list(accumulate(reversed(extras), initial=sum(map(measure, before)) + sum(least)))
     whole = max(len(list(takewhile(lambda size: size <= budget, sizes[1:]))), min(1, len(exchanges)))
     first = len(exchanges) - whole
-    stays = chain(before, *kept[:first], *(one.messages for one in exchanges[first:]))
-    return Fitted(messages=tuple(stays), dropped=tuple(exchanges[:first]), tokens=sizes[whole])
+    messages = chain(before, *kept[:first], *(each.messages for each in exchanges[first:]))
+    return Fitted(messages=tuple(messages), dropped=tuple(exchanges[:first]), tokens=sizes[whole])
 
 
-def after(summary: Summary, exchanges: Sequence[Exchange], history: History) -> tuple[Exchange, ...]:
-    """Put a summary in the place of the exchanges that it covers; of them stays what is pinned.
+def with_summary(summary: Summary, exchanges: Sequence[Exchange], history: History) -> tuple[Exchange, ...]:
+    """Replace the exchanges that a summary covers by the summary, and keep their pinned messages.
 
-    The newest one is never covered: a question that is taken up again has the number of its first time.
+    The newest exchange is never covered: a question that is asked again has the number of its first time.
     """
     *older, newest = exchanges
-    covered = [each for one in older if one.upto <= summary.upto for each in one.kept]
-    opening = Exchange(upto=summary.upto, messages=(spoken(summary, history), *covered))
-    return (opening, *(one for one in older if one.upto > summary.upto), newest)
+    covered = [each for exchange in older if exchange.upto <= summary.upto for each in exchange.kept]
+    opening = Exchange(upto=summary.upto, messages=(_summary_message(summary, history), *covered))
+    return (opening, *(exchange for exchange in older if exchange.upto > summary.upto), newest)
 
 
-def spoken(summary: Summary, history: History) -> StoredMessage:
-    """Tell a summary as the user would: what users said must not gain the standing of the system's text."""
-    message = Message("user", SUMMED_UP + summary.text)
+def _summary_message(summary: Summary, history: History) -> StoredMessage:
+    """Return a summary as a user's message: the words of users must not get the authority of the system text."""
+    message = Message("user", SUMMARY_HEADING + summary.text)
     at = history.conversation.created_at
     return StoredMessage(id="summary", message=message, at=at, pinned=True, tokens=message_tokens(message))
 
 
-# From stored messages to those of a prompt: every call with one result, thinking only where it may go back.
+# From stored messages to those of a prompt: thinking only where it may go back, every call with one result.
 
 
 NO_RESULT: Final = "The tool gave no result."
-"""What stands for the result of a call that nobody answered."""
+"""Stands in for the missing result of a call."""
 
 
-def messages_of(stored: Sequence[StoredMessage], opening: bytes, *, whole: bool) -> tuple[Message, ...]:
-    """Make the messages of a prompt: what every provider's own form can be made of.
+def prompt_messages(stored: Sequence[StoredMessage], opening: bytes, *, whole: bool) -> tuple[Message, ...]:
+    """Return the messages of a prompt, in a form that suits every provider.
 
-    ``opening`` is a digest of what stands before them; ``whole`` says that nothing was left out.
+    ``opening`` is a digest of what comes before them; ``whole`` is true if nothing was left out.
     """
-    return merged(paired(replayable(stored, opening, whole=whole)))
+    return merge_user_messages(pair_results(without_stale_thinking(stored, opening, whole=whole)))
 
 
-def replayable(stored: Sequence[StoredMessage], opening: bytes, *, whole: bool) -> tuple[Message, ...]:
-    """Strip thinking that may not go back: some models refuse it unless all before it is as it was.
+def without_stale_thinking(stored: Sequence[StoredMessage], opening: bytes, *, whole: bool) -> tuple[Message, ...]:
+    """Strip thinking that may not go back: some models refuse it if anything before it has changed.
 
-    Where the digest of what was before an answer is known, it decides; else thinking stays while nothing was left out.
-    What stays is as it came, byte for byte; which model may read it, its provider's encoder knows.
+    If the digest of what came before an answer is known, it decides; else thinking stays while nothing was left out.
+    What stays is unchanged, byte for byte; the encoder of each provider knows which models can read it.
     """
     if not any(isinstance(part, Reasoning) for each in stored for part in each.message.parts):
         return tuple(each.message for each in stored)
     digest, kept = opening, list[Message]()
     for each in stored:
-        then = each.provenance.prefix if each.provenance is not None else None
-        same = whole if then is None else then == digest.hex()
-        message = _thinking(each.message, stays=same)
+        prefix = each.provenance.prefix if each.provenance is not None else None
+        unchanged = whole if prefix is None else prefix == digest.hex()
+        message = _with_thinking(each.message, keep=unchanged)
         if message is not None:
             kept.append(message)
-            digest = digested(digest, message)
+            digest = extend_digest(digest, message)
     return tuple(kept)
 
 
-def _thinking(message: Message, *, stays: bool) -> Message | None:
-    """Nobody takes thinking back that its provider did not seal."""
-    parts = tuple(each for each in message.parts if not isinstance(each, Reasoning) or (stays and each.opaque))
+def _with_thinking(message: Message, *, keep: bool) -> Message | None:
+    """Return a message with the thinking that its provider sealed, or with none; no provider accepts any other."""
+    parts = tuple(each for each in message.parts if not isinstance(each, Reasoning) or (keep and each.opaque))
     return evolve(message, parts=parts) if parts else None
 
 
 def opening_digest(request: LLMRequest) -> bytes:
-    """Digest what stands before all messages: the system text and the tools."""
+    """Return a digest of what comes before all messages: the system text and the tools."""
     return hashlib.sha256(dump([request.system, [_tool(each) for each in request.tools]])).digest()
 
 
@@ -194,69 +195,69 @@ def _tool(tool: Tool) -> tuple[str, str, object]:
     return tool.name, tool.description, tool.parameters
 
 
-def digested(before: bytes, message: Message) -> bytes:
-    """Digest one more message."""
+def extend_digest(digest: bytes, message: Message) -> bytes:
+    """Return the digest of a prompt with one more message."""
     parts = [(type(part).__name__, msgspec.to_builtins(part)) for part in message.parts]
-    return hashlib.sha256(before + dump([message.role, parts])).digest()
+    return hashlib.sha256(digest + dump([message.role, parts])).digest()
 
 
 def prefix_digest(stored: Iterable[StoredMessage], opening: bytes, *, whole: bool) -> str:
-    """Digest a whole prompt: what stands before its answer."""
+    """Return the digest of a whole prompt: everything before its answer."""
     digest = opening
-    for message in replayable(tuple(stored), opening, whole=whole):
-        digest = digested(digest, message)
+    for message in without_stale_thinking(tuple(stored), opening, whole=whole):
+        digest = extend_digest(digest, message)
     return digest.hex()
 
 
-def paired(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Put the one result of each call right behind it, as every provider wants them.
+def pair_results(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Put exactly one result directly after each call, as every provider requires.
 
-    A call without a result gets one that says so; a result without a call goes.
+    A missing result becomes one that says so; a result without a call is dropped.
 
-    >>> paired((Message("assistant", ToolCall("1", "time")), Message("user", "never mind")))[1].parts
+    >>> pair_results((Message("assistant", ToolCall("1", "time")), Message("user", "never mind")))[1].parts
     (ToolResult(call_id='1', content='The tool gave no result.', is_error=True),)
     """
     if not any(isinstance(part, ToolCall | ToolResult) for each in messages for part in each.parts):
         return tuple(messages)
-    results = _tool_results(messages)
-    told: list[Message] = []
+    results = _results_by_place(messages)
+    paired: list[Message] = []
     for place, message in enumerate(messages):
         rest = tuple(part for part in message.parts if not isinstance(part, ToolResult))
         if rest:
-            told.append(message if len(rest) == len(message.parts) else evolve(message, parts=rest))
+            paired.append(message if len(rest) == len(message.parts) else evolve(message, parts=rest))
         calls = dict.fromkeys(part.id for part in rest if isinstance(part, ToolCall))
         if calls:
-            told.append(Message("tool", tuple(results.get((place, call)) or _unanswered(call) for call in calls)))
-    return tuple(told)
+            paired.append(Message("tool", tuple(results.get((place, call)) or _missing_result(call) for call in calls)))
+    return tuple(paired)
 
 
-def _tool_results(messages: Sequence[Message]) -> dict[tuple[int, str], ToolResult]:
-    """The first result of each call, by the place of the call: some servers use the same ids again and again."""
+def _results_by_place(messages: Sequence[Message]) -> dict[tuple[int, str], ToolResult]:
+    """Return the first result of each call, by the place and id of the call: some servers reuse the same ids."""
     waiting: dict[str, int] = {}
-    found: dict[tuple[int, str], ToolResult] = {}
+    results: dict[tuple[int, str], ToolResult] = {}
     for place, message in enumerate(messages):
         for part in message.parts:
             if isinstance(part, ToolCall):
                 waiting[part.id] = place
             elif isinstance(part, ToolResult) and part.call_id in waiting:
-                found[waiting.pop(part.call_id), part.call_id] = part
-    return found
+                results[waiting.pop(part.call_id), part.call_id] = part
+    return results
 
 
-def _unanswered(call: str) -> ToolResult:
-    return ToolResult(call, NO_RESULT, is_error=True)
+def _missing_result(call_id: str) -> ToolResult:
+    return ToolResult(call_id, NO_RESULT, is_error=True)
 
 
-def merged(messages: Sequence[Message]) -> tuple[Message, ...]:
-    r"""Make one of neighbours of the user: the templates of many local models want roles that alternate.
+def merge_user_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
+    r"""Merge adjacent messages of the user: the templates of many local models require alternating roles.
 
-    >>> merged((Message("user", "one"), Message("user", "two")))[0].text
+    >>> merge_user_messages((Message("user", "one"), Message("user", "two")))[0].text
     'one\n\ntwo'
     """
-    told: list[Message] = []
+    merged: list[Message] = []
     for message in messages:
-        if told and told[-1].role == message.role == "user":
-            told[-1] = evolve(message, parts=(*told[-1].parts, Text("\n\n"), *message.parts))
+        if merged and merged[-1].role == message.role == "user":
+            merged[-1] = evolve(message, parts=(*merged[-1].parts, Text("\n\n"), *message.parts))
         else:
-            told.append(message)
-    return tuple(told)
+            merged.append(message)
+    return tuple(merged)

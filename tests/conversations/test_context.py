@@ -28,9 +28,9 @@ from llm_effects import (
 from llm_effects.config import StorageConfig
 from llm_effects.config.services import Window
 from llm_effects.conversations import append_messages
-from llm_effects.conversations.context import TAG, TASK
+from llm_effects.conversations.context import SUMMARY_PROMPT, SUMMARY_TAG
 from llm_effects.conversations.turn_lifecycle import NEWEST
-from llm_effects.conversations.window import SUMMED_UP
+from llm_effects.conversations.window import SUMMARY_HEADING
 from llm_effects.policies.limits import expected_usage
 from llm_effects.testing import Reply
 from llm_effects.testing.scripted import answer
@@ -154,7 +154,7 @@ async def test_only_what_may_fit_is_read_of_a_long_conversation() -> None:
 
 
 def brain(request: LLMRequest) -> Reply:
-    if request.system == TASK:
+    if request.system == SUMMARY_PROMPT:
         return "They spoke of words."
     return f"answer to {len(request.messages)}"
 
@@ -165,10 +165,10 @@ async def test_a_summary_is_made_once_stored_and_used_again() -> None:
     first = await done(converse("c", "now"), env)
     *summary_calls, turn_call = env.clients.calls
     assert first.warnings == ()
-    assert {call.request.tags for call in summary_calls} == {(TAG,)}
+    assert {call.request.tags for call in summary_calls} == {(SUMMARY_TAG,)}
     assert "q0" in summary_calls[0].request.prompt
     texts = [each.text for each in turn_call.request.messages]
-    assert texts[0].startswith(SUMMED_UP + "They spoke of words.\n\nq")
+    assert texts[0].startswith(SUMMARY_HEADING + "They spoke of words.\n\nq")
     assert texts[-1] == "now"
     assert [each.role for each in turn_call.request.messages] == ["user", "assistant"] * (len(texts) // 2) + ["user"]
     await done(converse("c", "more"), env)
@@ -206,7 +206,7 @@ async def test_a_history_too_long_for_one_summary_is_summed_up_piece_by_piece() 
 
 async def test_without_a_summary_the_oldest_are_dropped_and_the_answer_says_why() -> None:
     def broken(request: LLMRequest) -> Reply:
-        return AuthenticationFailed() if request.system == TASK else "ok"
+        return AuthenticationFailed() if request.system == SUMMARY_PROMPT else "ok"
 
     env = scripted_env(broken, config=config("summarise"))
     await talked(env, 8)

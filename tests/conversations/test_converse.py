@@ -41,7 +41,7 @@ from llm_effects import (
 )
 from llm_effects.config import RoutingConfig, StorageConfig
 from llm_effects.conversations import append_messages
-from llm_effects.conversations.window import CUT_OFF
+from llm_effects.conversations.window import INTERRUPTED_NOTE
 from llm_effects.effects.effect import result_of
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.testing import Chunks, Reply, run_in_virtual_time, scripted
@@ -189,7 +189,7 @@ async def test_a_stream_that_breaks_keeps_what_was_seen_and_the_next_turn_works(
     assert (turn.state, turn.error) == (TurnState.INTERRUPTED, "MalformedResponse")
     assert said(turn) == [("user", "why?"), ("assistant", "The disk is")]
     await done(converse("c", "go on"), env)
-    assert asked(env) == [("user", "why?"), ("assistant", "The disk is" + CUT_OFF), ("user", "go on")]
+    assert asked(env) == [("user", "why?"), ("assistant", "The disk is" + INTERRUPTED_NOTE), ("user", "go on")]
 
 
 async def collect(seen: list[StreamEvent], event: StreamEvent) -> None:

@@ -29,7 +29,7 @@ from llm_effects import (
 )
 from llm_effects.config import StorageConfig
 from llm_effects.conversations import append_messages
-from llm_effects.conversations.window import digested, opening_digest, replayable
+from llm_effects.conversations.window import extend_digest, opening_digest, without_stale_thinking
 from llm_effects.providers.registry import provider_of, target_of
 from llm_effects.testing import Reply
 from llm_effects.testing.scripted import answer
@@ -175,11 +175,11 @@ def dialogue(thoughts: list[bool], opening: bytes) -> tuple[StoredMessage, ...]:
         question = Message("user", f"q{at}")
         parts = (Reasoning("", THOUGHT, Origin("anthropic", "m")),) if thinks else ()
         reply = Message("assistant", (*parts, Text(f"a{at}")))
-        prefix = digested(digest, question)
+        prefix = extend_digest(digest, question)
         source = Provenance(model="m", provider="anthropic", prefix=prefix.hex())
         made.append(StoredMessage(id=f"q{at}", message=question, at=AT))
         made.append(StoredMessage(id=f"a{at}", message=reply, at=AT, provenance=source))
-        digest = digested(prefix, reply)
+        digest = extend_digest(prefix, reply)
     return tuple(made)
 
 
@@ -187,9 +187,9 @@ def dialogue(thoughts: list[bool], opening: bytes) -> tuple[StoredMessage, ...]:
 def test_thinking_stays_exactly_as_long_as_all_before_it_does(thoughts: list[bool], data: st.DataObject) -> None:
     opening = opening_digest(LLMRequest(prompt="?", system="s"))
     told = dialogue(thoughts, opening)
-    assert replayable(told, opening, whole=True) == tuple(each.message for each in told)
+    assert without_stale_thinking(told, opening, whole=True) == tuple(each.message for each in told)
     cut = data.draw(st.integers(1, len(thoughts))) * 2
     for kept in (told[cut:], told[:1] + told[2:]):
-        sent = replayable(kept, opening, whole=False)
+        sent = without_stale_thinking(kept, opening, whole=False)
         assert not any(isinstance(part, Reasoning) for each in sent for part in each.parts)
         assert [each.text for each in sent] == [each.message.text for each in kept]

@@ -240,7 +240,7 @@ def broken() -> Iterator[tuple[str, object, str]]:
     yield "turns", {"a": 1}, "turns"
     yield "conversation", None, "conversation"
     yield "version", 2, "version: must be 1"
-    yield "format", "zip", "document: must say"
+    yield "format", "zip", "document: must have"
     yield "summary", {"upto": 10**9, "text": "all of it"}, "summary.upto: "
     yield "surprise", 1, "surprise"
 

@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_effects import Message, ToolCall, ToolResult
-from llm_effects.conversations.window import CUT_OFF, SUMMED_UP, Exchange, after, exchanges_of, fit, merged, paired
+from llm_effects.conversations.window import (
+    INTERRUPTED_NOTE,
+    SUMMARY_HEADING,
+    Exchange,
+    exchanges_of,
+    fit,
+    merge_user_messages,
+    pair_results,
+    with_summary,
+)
 from llm_effects.values import StoredMessage, Summary, Turn, TurnState
 from llm_effects.values.messages import text_of
 from tests.fixtures.histories import history, stored, turn, turns
@@ -71,7 +80,7 @@ def test_only_turns_that_ended_are_told_and_an_interrupted_answer_says_so() -> N
             turn(4, stored("user", "d"), state=TurnState.INTERRUPTED),
         )
     )
-    assert [texts(one.messages) for one in told] == [["c", "half an" + CUT_OFF]]
+    assert [texts(one.messages) for one in told] == [["c", "half an" + INTERRUPTED_NOTE]]
 
 
 def test_an_empty_answer_is_not_told() -> None:
@@ -83,8 +92,8 @@ def test_a_summary_stands_for_what_it_covers_but_never_for_the_question() -> Non
     summary = Summary(upto=2, text="Ada likes tea.")
     older = exchanges(1, 1, 1)
     retried = Exchange(upto=1, messages=(stored("user", "again"),))
-    told = after(summary, (*older, retried), history())
-    assert texts(told[0].messages) == [SUMMED_UP + "Ada likes tea."]
+    told = with_summary(summary, (*older, retried), history())
+    assert texts(told[0].messages) == [SUMMARY_HEADING + "Ada likes tea."]
     assert told[0].messages[0].message.role == "user"
     assert told[1:] == (older[2], retried)
 
@@ -133,7 +142,7 @@ def test_for_any_history_and_budget_no_call_is_parted_from_its_result(told: tupl
 @given(turns(), st.integers(0, 300))
 def test_in_any_prompt_each_call_has_one_result_right_behind_it(told: tuple[Turn, ...], budget: int) -> None:
     fitted = fit(exchanges_of(told), measure, budget)
-    prompt = merged(paired(tuple(each.message for each in fitted.messages)))
+    prompt = merge_user_messages(pair_results(tuple(each.message for each in fitted.messages)))
     for at, message in enumerate(prompt):
         calls = list(dict.fromkeys(part.id for part in message.parts if isinstance(part, ToolCall)))
         results = [part.call_id for part in message.parts if isinstance(part, ToolResult)]
@@ -147,8 +156,8 @@ def test_in_any_prompt_each_call_has_one_result_right_behind_it(told: tuple[Turn
 
 @given(turns())
 def test_pairing_again_changes_nothing(told: tuple[Turn, ...]) -> None:
-    prompt = paired(tuple(each.message for turn in told for each in turn.messages))
-    assert paired(prompt) == prompt
+    prompt = pair_results(tuple(each.message for turn in told for each in turn.messages))
+    assert pair_results(prompt) == prompt
     assert text_of(part for each in prompt for part in each.parts) == text_of(
         part for turn in told for each in turn.messages for part in each.message.parts
     )
