@@ -39,7 +39,7 @@ _TOO_LONG: Final = f"no answer within {STORE_TIMEOUT_S:g} s"
 @final
 @frozen
 class TurnRequest:
-    """What a turn asks: ``question`` holds its messages and owner, and ``pipeline`` answers it."""
+    """The question of a turn, with its messages and owner, and the ``pipeline`` that answers it."""
 
     conversation_id: str
     turn_id: str

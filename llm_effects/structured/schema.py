@@ -1,7 +1,9 @@
-"""From a type to its JSON Schema (draft 2020-12): what a model is asked for.
+"""The JSON Schema (draft 2020-12) of a type: the form of the answer that a model is asked for.
 
-An object at the top is what every provider takes, so anything else is asked for as ``{"value": ...}``.
+Every provider accepts an object at the top, so any other type is asked for as ``{"value": ...}``.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import inspect
@@ -16,60 +18,194 @@ from attrs import define, field, frozen
 from returns.result import Failure, Result, Success
 
 from llm_effects.structured.shapes import (
-    TOLD_BETTER,
-    UNTOLD,
-    Choice,
+    SCHEMA_OVERRIDES,
+    UNKNOWN_DEFAULT,
+    Array,
+    Constrained,
+    Custom,
     Field,
-    Fixed,
-    Form,
-    Items,
+    FixedArray,
     Leaf,
-    Noted,
-    Own,
+    OneOf,
     Record,
     Shape,
     Table,
+    TypeForm,
     fields_of,
     shape_of,
 )
 from llm_effects.values.errors import InvalidRequest, LLMError, cause_of
 from llm_effects.values.json import to_json_object
 
-# The definitions of a schema: each class once, under a name of its own, whoever wrote its schema.
-
-
 Schema: TypeAlias = dict[str, object]
 
-MOST: Final = 500
-"""Classes that one schema may hold: a generic class can hold itself with ever new arguments."""
+WRAPPER: Final = "value"
+"""The property that holds an answer that is not an object."""
+
+MAX_CLASSES: Final = 500
+"""Most classes in one schema: a generic class can hold itself with ever new arguments."""
+
+
+@final
+@frozen
+class TypeSchema:
+    """The shape of a type, its JSON Schema, and whether the schema wraps it in an object."""
+
+    shape: Shape
+    schema: Mapping[str, object] = field(hash=False)
+    wrapped: bool
+
+
+def type_schema(kind: TypeForm) -> Result[TypeSchema, LLMError]:
+    """Write the schema of a type; a type that has none is an ``InvalidRequest``.
+
+    >>> from typing import Literal
+    >>> type_schema(Literal["low", "high"]).unwrap().schema["properties"]
+    {'value': {'enum': ['high', 'low']}}
+    >>> type_schema(complex).failure().message
+    "no JSON Schema can be made of <class 'complex'>: type <class 'complex'> is not supported"
+    """
+    try:
+        return Success(_type_schema(kind))
+    except RecursionError as problem:
+        name = getattr(kind, "__name__", "the type")  # its repr might be as deep
+        return Failure(_no_schema(name, "it is nested too deeply, or has no end", problem))
+    except (TypeError, NameError, ValueError, RuntimeError) as problem:  # how libraries reject a type
+        lines = str(problem).splitlines() or [type(problem).__name__]
+        return Failure(_no_schema(kind, lines[-1], problem))
+
+
+def _no_schema(kind: TypeForm, reason: str, problem: Exception) -> InvalidRequest:
+    return InvalidRequest(message=f"no JSON Schema can be made of {kind}: {reason}", cause=cause_of(problem))
+
+
+@lru_cache(maxsize=256)
+def _type_schema(kind: TypeForm) -> TypeSchema:
+    shape, definitions = shape_of(kind), Definitions()
+    root = definitions.resolve(_schema(shape, definitions))
+    wrapped = root.get("type") != "object"
+    if wrapped:
+        root = _closed_object({WRAPPER: root}, [WRAPPER])
+    used = used_definitions(root, definitions.schemas)
+    if is_infinite(root, used):
+        raise TypeError("it has no end: each value of it would have to hold another one")
+    schema = root | ({"$defs": used} if used else {})
+    return TypeSchema(shape, plain_object("response_schema", schema), wrapped)
+
+
+def _closed_object(properties: Schema, required: list[str]) -> Schema:
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _schema(shape: Shape, definitions: Definitions) -> Schema:
+    match shape:
+        case Leaf():
+            return _leaf(shape.kind, definitions)
+        case Custom():
+            return definitions.embed(shape.kind, shape.kind.model_json_schema())
+        case Record():
+            return _record(shape, definitions)
+        case Array():
+            unique = {"uniqueItems": True} if shape.make in {set, frozenset} else {}
+            return {"type": "array", "items": _schema(shape.item, definitions), **unique}
+        case FixedArray():
+            items = [_schema(each, definitions) for each in shape.items]
+            return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
+        case Table():
+            return {"type": "object", "additionalProperties": _schema(shape.value, definitions)}
+        case OneOf():
+            return {"anyOf": [_schema(each, definitions) for each in shape.options]}
+        case Constrained():
+            outline = msgspec.json.schema(shape.outline)
+            constraints = {name: value for name, value in outline.items() if name != "type"}
+            return _schema(shape.shape, definitions) | constraints
+        case _:
+            assert_never(shape)
+
+
+def _leaf(kind: TypeForm, definitions: Definitions) -> Schema:
+    if kind in SCHEMA_OVERRIDES:
+        return dict(SCHEMA_OVERRIDES[kind])
+    schema = msgspec.json.schema(kind)
+    return definitions.embed(kind, schema) if "$defs" in schema else schema
+
+
+def _record(shape: Record, definitions: Definitions) -> Schema:
+    if shape.kind not in definitions.names:
+        generic = get_origin(shape.kind)
+        kind = cast("type", generic or shape.kind)
+        name = definitions.reserve(str(shape.kind).rpartition(".")[2] if generic else kind.__name__)
+        definitions.names[shape.kind] = name
+        fields = fields_of(shape)
+        properties: Schema = {each.name: _property(each, definitions) for each in fields}
+        required = [each.name for each in fields if each.required]
+        definitions.schemas[name] = {**_description(kind), **_closed_object(properties, required)}
+    return _reference(definitions.names[shape.kind])
+
+
+def _description(kind: type) -> Schema:
+    docstring = kind.__doc__ or ""
+    generated = dataclasses.is_dataclass(kind) and docstring.startswith(f"{kind.__name__}(")
+    return {"description": inspect.cleandoc(docstring)} if docstring and not generated else {}
+
+
+def _property(each: Field, definitions: Definitions) -> Schema:
+    """Return the schema of a field; if it may be left out and its default is unknown, null counts as left out."""
+    schema = _schema(each.shape, definitions)
+    known = each.default is not UNKNOWN_DEFAULT
+    if not (each.required or known or schema.get("type") == "array"):
+        schema = {"anyOf": [schema, {"type": "null"}]}
+    description = {"description": each.description} if each.description else {}
+    return schema | description | ({"default": each.default} if known else {})
+
+
+# The definitions of a schema: each class once, under a name of its own.
 
 
 @final
 @define
 class Definitions:
-    """The definitions of a schema being written: each class once, under a name of its own."""
+    """The definitions of a schema that is being written: ``schemas`` by name, and the ``names`` of types."""
 
-    definitions: dict[str, Schema] = field(factory=dict[str, Schema])
-    names: dict[Form, str] = field(factory=dict[Form, str])
+    schemas: dict[str, Schema] = field(factory=dict[str, Schema])
+    names: dict[TypeForm, str] = field(factory=dict[TypeForm, str])
 
-    def name(self, wanted: str) -> str:
-        """Take a name that is still free."""
-        if len(self.definitions) >= MOST:
-            raise TypeError(f"it holds more than {MOST} classes")
-        base = re.sub(r"[^A-Za-z0-9]+", "_", wanted).strip("_") or "type"
-        free = (base, *(f"{base}_{number}" for number in range(2, MOST + 2)))
-        name = next(each for each in free if each not in self.definitions)
-        self.definitions[name] = {}
-        return name
+    def reserve(self, name: str) -> str:
+        """Reserve a free name like ``name`` and return it."""
+        if len(self.schemas) >= MAX_CLASSES:
+            raise TypeError(f"it holds more than {MAX_CLASSES} classes")
+        base = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or "type"
+        candidates = (base, *(f"{base}_{number}" for number in range(2, MAX_CLASSES + 2)))
+        free = next(each for each in candidates if each not in self.schemas)
+        self.schemas[free] = {}
+        return free
 
-    def resolved(self, schema: Schema) -> Schema:
-        """Look up what a reference alone stands for."""
+    def resolve(self, schema: Schema) -> Schema:
+        """Return the definition that a schema refers to, if it is nothing but a reference."""
         name = reference_of(schema)
-        return schema if name is None or len(schema) > 1 else self.definitions[name]
+        return schema if name is None or len(schema) > 1 else self.schemas[name]
+
+    def embed(self, kind: TypeForm, schema: Schema) -> Schema:
+        """Store a schema from elsewhere with its own definitions, under free names, and return a reference to it."""
+        if kind not in self.names:
+            inner = _table(schema.get("$defs"))
+            renames = {name: self.reserve(name) for name in inner}
+            for name, each in inner.items():
+                self.schemas[renames[name]] = _renamed(_table(each), renames)
+            root = _renamed({key: value for key, value in schema.items() if key != "$defs"}, renames)
+            target = reference_of(root) if len(root) == 1 else None
+            self.names[kind] = target or self.reserve(getattr(kind, "__name__", "type"))
+            if target is None:
+                self.schemas[self.names[kind]] = root
+        return _reference(self.names[kind])
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{name}"}
 
 
 def reference_of(schema: Mapping[str, object]) -> str | None:
-    """Name the definition that a schema refers to, if it does.
+    """Return the name of the definition that a schema refers to, if it is a reference.
 
     >>> reference_of({"$ref": "#/$defs/Line"})
     'Line'
@@ -78,49 +214,29 @@ def reference_of(schema: Mapping[str, object]) -> str | None:
     return target.removeprefix("#/$defs/") if isinstance(target, str) else None
 
 
-def used_of(root: Schema, definitions: Mapping[str, Schema]) -> dict[str, Schema]:
-    """Give the definitions that a schema refers to, directly or not; a reference to nothing stays one."""
-    found: dict[str, Schema] = {}
-    waiting = [root]
-    while waiting:
-        names = (set(_references(waiting.pop())) & set(definitions)) - set(found)
-        found |= {name: definitions[name] for name in names}
-        waiting.extend(definitions[name] for name in names)
-    return {name: found[name] for name in definitions if name in found}
+def _renamed(schema: Schema, renames: Mapping[str, str]) -> Schema:
+    return cast("Schema", _rename_references(schema, renames))
 
 
-def endless(root: Schema, definitions: Mapping[str, Schema]) -> bool:
-    """Whether no value can fit a schema, since each would have to hold another one, without an end.
-
-    >>> endless({"$ref": "#/$defs/A"}, {"A": {"properties": {"a": {"$ref": "#/$defs/A"}}, "required": ["a"]}})
-    True
-    """
-    ending = set[str]()
-    while more := {name for name in definitions if name not in ending and _ends(definitions[name], ending)}:
-        ending |= more
-    return len(ending) < len(definitions) and not _ends(root, ending)
+def _rename_references(value: object, renames: Mapping[str, str]) -> object:
+    if isinstance(value, list):
+        return [_rename_references(each, renames) for each in cast("list[object]", value)]
+    if not isinstance(value, dict):
+        return value
+    table = {key: _rename_references(each, renames) for key, each in cast("Schema", value).items()}
+    name = reference_of(table)
+    return table if name is None or name not in renames else table | _reference(renames[name])
 
 
-def _ends(given: Schema, ending: AbstractSet[str]) -> bool:
-    """Whether a value can fit, where those of the definitions in ``ending`` can."""
-    target, properties = reference_of(given), _table(given.get("properties"))
-    options = _list(given.get("anyOf")) or _list(given.get("oneOf"))
-    demanded = [properties.get(str(name)) for name in _list(given.get("required"))]
-    held = [given.get("items"), *_list(given.get("prefixItems"))] if given.get("minItems") else []
-    return (
-        (target is None or target in ending)
-        and (not options or any(_ends(_table(each), ending) for each in options))
-        and all(_ends(_table(each), ending) for each in (*demanded, *held, *_list(given.get("allOf"))))
-    )
-
-
-def _table(value: object) -> Schema:
-    """A class may bring a schema that is none: what is of the wrong kind counts as absent."""
-    return cast("Schema", value) if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[object]:
-    return cast("list[object]", value) if isinstance(value, list) else []
+def used_definitions(root: Schema, definitions: Mapping[str, Schema]) -> dict[str, Schema]:
+    """Return the definitions that a schema refers to, directly or not; a dangling reference stays as it is."""
+    used: dict[str, Schema] = {}
+    queue = [root]
+    while queue:
+        names = (set(_references(queue.pop())) & set(definitions)) - set(used)
+        used |= {name: definitions[name] for name in names}
+        queue.extend(definitions[name] for name in names)
+    return {name: used[name] for name in definitions if name in used}
 
 
 def _references(value: object) -> Iterator[str]:
@@ -136,149 +252,35 @@ def _references(value: object) -> Iterator[str]:
             yield from _references(each)
 
 
-def taken_in(kind: Form, written: Schema, book: Definitions) -> Schema:
-    """Take a schema of somebody else in, its definitions under names of our own."""
-    if kind not in book.names:
-        theirs = _table(written.get("$defs"))
-        ours = {name: book.name(name) for name in theirs}
-        for name, schema in theirs.items():
-            book.definitions[ours[name]] = _renamed(_table(schema), ours)
-        root = _renamed({key: value for key, value in written.items() if key != "$defs"}, ours)
-        theirs_alone = reference_of(root) if len(root) == 1 else None
-        book.names[kind] = theirs_alone or book.name(getattr(kind, "__name__", "type"))
-        if theirs_alone is None:
-            book.definitions[book.names[kind]] = root
-    return {"$ref": f"#/$defs/{book.names[kind]}"}
+def is_infinite(root: Schema, definitions: Mapping[str, Schema]) -> bool:
+    """Return whether no value can fit a schema, since each would have to hold another one without end.
 
-
-def _renamed(schema: Schema, ours: Mapping[str, str]) -> Schema:
-    return cast("Schema", _walked(schema, ours))
-
-
-def _walked(value: object, ours: Mapping[str, str]) -> object:
-    if isinstance(value, list):
-        return [_walked(each, ours) for each in cast("list[object]", value)]
-    if not isinstance(value, dict):
-        return value
-    table = {key: _walked(each, ours) for key, each in cast("Schema", value).items()}
-    name = reference_of(table)
-    return table if name is None or name not in ours else table | {"$ref": f"#/$defs/{ours[name]}"}
-
-
-WRAPPED: Final = "value"
-"""The property that holds what is no object."""
-
-
-@final
-@frozen
-class Target:
-    """What a type asks for: its shape, its schema, and whether the schema wraps it in an object."""
-
-    shape: Shape
-    schema: Mapping[str, object] = field(hash=False)
-    wrapped: bool
-
-
-def target_type(kind: Form) -> Result[Target, LLMError]:
-    """Write the schema of a type; one that has none is an ``InvalidRequest``.
-
-    >>> from typing import Literal
-    >>> target_type(Literal["low", "high"]).unwrap().schema["properties"]
-    {'value': {'enum': ['high', 'low']}}
-    >>> target_type(complex).failure().message
-    "no JSON Schema can be made of <class 'complex'>: type <class 'complex'> is not supported"
+    >>> is_infinite({"$ref": "#/$defs/A"}, {"A": {"properties": {"a": {"$ref": "#/$defs/A"}}, "required": ["a"]}})
+    True
     """
-    try:
-        return Success(_wanted(kind))
-    except RecursionError as problem:
-        name = getattr(kind, "__name__", "the type")  # to show it whole might be as deep
-        return Failure(_refused(name, "it is nested too deeply, or has no end", problem))
-    except (TypeError, NameError, ValueError, RuntimeError) as problem:  # by these, libraries refuse a type
-        says = str(problem).splitlines() or [type(problem).__name__]
-        return Failure(_refused(kind, says[-1], problem))
+    finite = set[str]()
+    while more := {name for name in definitions if name not in finite and _is_finite(definitions[name], finite)}:
+        finite |= more
+    return len(finite) < len(definitions) and not _is_finite(root, finite)
 
 
-def _refused(kind: Form, why: str, problem: Exception) -> InvalidRequest:
-    return InvalidRequest(message=f"no JSON Schema can be made of {kind}: {why}", cause=cause_of(problem))
+def _is_finite(schema: Schema, finite: AbstractSet[str]) -> bool:
+    """Return whether a value can fit a schema, if values can fit the ``finite`` definitions."""
+    target, properties = reference_of(schema), _table(schema.get("properties"))
+    options = _list(schema.get("anyOf")) or _list(schema.get("oneOf"))
+    required = [properties.get(str(name)) for name in _list(schema.get("required"))]
+    items = [schema.get("items"), *_list(schema.get("prefixItems"))] if schema.get("minItems") else []
+    return (
+        (target is None or target in finite)
+        and (not options or any(_is_finite(_table(each), finite) for each in options))
+        and all(_is_finite(_table(each), finite) for each in (*required, *items, *_list(schema.get("allOf"))))
+    )
 
 
-@lru_cache(maxsize=256)
-def _wanted(kind: Form) -> Target:
-    shape, book = shape_of(kind), Definitions()
-    root = book.resolved(_schema(shape, book))
-    wrapped = root.get("type") != "object"
-    if wrapped:
-        root = _closed({WRAPPED: root}, [WRAPPED])
-    used = used_of(root, book.definitions)
-    if endless(root, used):
-        raise TypeError("it has no end: each value of it would have to hold another one")
-    schema = root | ({"$defs": used} if used else {})
-    return Target(shape, to_json_object("response_schema", schema), wrapped)
+def _table(value: object) -> Schema:
+    """Return an object of a schema; the schema of a class may be malformed, and a wrong value counts as absent."""
+    return cast("Schema", value) if isinstance(value, dict) else {}
 
 
-def _closed(properties: Schema, required: list[str]) -> Schema:
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-
-def _schema(shape: Shape, book: Definitions) -> Schema:
-    match shape:
-        case Leaf():
-            return _of_leaf(shape.kind, book)
-        case Own():
-            return taken_in(shape.kind, shape.kind.model_json_schema(), book)
-        case Record():
-            return _of_record(shape, book)
-        case Items():
-            unique = {"uniqueItems": True} if shape.make in {set, frozenset} else {}
-            return {"type": "array", "items": _schema(shape.item, book), **unique}
-        case Fixed():
-            items = [_schema(each, book) for each in shape.items]
-            return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
-        case Table():
-            return {"type": "object", "additionalProperties": _schema(shape.value, book)}
-        case Choice():
-            return {"anyOf": [_schema(each, book) for each in shape.options]}
-        case Noted():
-            notes = {name: note for name, note in msgspec.json.schema(shape.outline).items() if name != "type"}
-            return _schema(shape.shape, book) | notes
-        case _:
-            assert_never(shape)
-
-
-def _of_leaf(kind: Form, book: Definitions) -> Schema:
-    if kind in TOLD_BETTER:
-        return dict(TOLD_BETTER[kind])
-    written = msgspec.json.schema(kind)
-    return taken_in(kind, written, book) if "$defs" in written else written
-
-
-def _of_record(shape: Record, book: Definitions) -> Schema:
-    if shape.kind not in book.names:
-        generic = get_origin(shape.kind)
-        kind = cast("type", generic or shape.kind)
-        name = book.name(str(shape.kind).rpartition(".")[2] if generic else kind.__name__)
-        book.names[shape.kind] = name
-        fields = fields_of(shape)
-        book.definitions[name] = {
-            **_described(kind),
-            **_closed(
-                {each.name: _of_field(each, book) for each in fields}, [each.name for each in fields if each.required]
-            ),
-        }
-    return {"$ref": f"#/$defs/{book.names[shape.kind]}"}
-
-
-def _described(kind: type) -> Schema:
-    written = kind.__doc__ or ""
-    made_up = dataclasses.is_dataclass(kind) and written.startswith(f"{kind.__name__}(")
-    return {"description": inspect.cleandoc(written)} if written and not made_up else {}
-
-
-def _of_field(each: Field, book: Definitions) -> Schema:
-    """Where a field may be left out and its default cannot be told, it may be null too, which counts as left out."""
-    schema = _schema(each.shape, book)
-    told = each.default is not UNTOLD
-    if not (each.required or told or schema.get("type") == "array"):
-        schema = {"anyOf": [schema, {"type": "null"}]}
-    described = {"description": each.description} if each.description else {}
-    return schema | described | ({"default": each.default} if told else {})
+def _list(value: object) -> list[object]:
+    return cast("list[object]", value) if isinstance(value, list) else []

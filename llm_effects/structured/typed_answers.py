@@ -1,5 +1,8 @@
-"""Answers of a type: asked for by its schema, read strictly, and asked for again with all that is wrong with them."""
+"""Answers of a type: ``generate_as`` asks with the schema of the type, decodes strictly, and reports every problem."""
 
+from __future__ import annotations
+
+from functools import partial
 from typing import Final, Generic, TypeVar, final, get_args, get_origin, overload
 
 from attrs import evolve, frozen
@@ -7,11 +10,11 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.call import ResponseValidator, Sink
-from llm_effects.effects.effect import Effect, effect, run
+from llm_effects.effects.effect import Effect, effect, from_env, from_result, run, succeed, then
 from llm_effects.effects.env import LLMEnv
 from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
-from llm_effects.structured.decoding import Decoded, decode_text
-from llm_effects.structured.schema import Target, target_type
+from llm_effects.structured.decoding import Decoded, Problems, decode_text
+from llm_effects.structured.schema import TypeSchema, type_schema
 from llm_effects.values.errors import InvalidRequest, LLMError, SchemaMismatch
 from llm_effects.values.events import Restarted, Started, StreamEvent
 from llm_effects.values.requests import CachePolicy, LLMRequest
@@ -24,10 +27,10 @@ _Value_co = TypeVar("_Value_co", covariant=True)
 @final
 @frozen
 class Structured(Generic[_Value_co]):
-    """A value of the type that was asked for, and the response that it was read from.
+    """A value of the requested type, and the response that it was read from.
 
-    As a type it also stands for the question: ``generate_as(request, Structured[Literal["low", "high"]])`` tells the
-    type checkers what comes back where a bare ``Literal`` or union cannot.
+    It may also be passed as the type: type checkers know what ``generate_as(request, Structured[Literal["low",
+    "high"]])`` returns, which they do not for a bare ``Literal`` or union.
     """
 
     value: _Value_co
@@ -52,10 +55,10 @@ def generate_as(
     """Answer a request with a value of ``kind``: an attrs class, a dataclass, a ``Literal``, a union, a list of them...
 
     An answer that does not fit goes back to its model with all problems, at most ``max_repairs`` times; then the next
-    candidate is asked. When none is left the failure is ``SchemaMismatch`` with the problems, the raw text and the cost
-    of all (US dollars), or ``RequestFailed`` with that of each. A type of which no schema can be made is an
-    ``InvalidRequest``, before any model is asked. ``sink`` takes the events of the stream, where a new answer comes
-    after ``Restarted``.
+    candidate is asked. If none is left, the error is ``SchemaMismatch`` with the problems, the raw text and the total
+    cost (USD), or ``RequestFailed`` with the error of each candidate. A type without a schema is an
+    ``InvalidRequest`` before any model is asked. ``sink`` receives the events of the stream, where a new answer
+    follows ``Restarted``.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
@@ -63,21 +66,26 @@ def generate_as(
     >>> anyio.run(run, ask, scripted_env("Two and three.", "[2, 3]")).unwrap().value
     [2, 3]
     >>> anyio.run(run, ask, scripted_env("Two and three.")).failure().problems
-    ('$: is no JSON: invalid character (byte 0)',)
+    ('$: is not JSON: invalid character (byte 0)',)
     """
-    asked_for = get_args(kind)[0] if get_origin(kind) is Structured else kind
+    target = get_args(kind)[0] if get_origin(kind) is Structured else kind
+    schema = then(from_env(lambda _: type_schema(target)), from_result)
+    question = schema.bind_result(partial(_question, request, max_repairs, sink))
+    structured = then(question, lambda question: _answer(question).bind_result(question.decode))
 
-    async def perform(env: LLMEnv) -> Result[Structured[object], LLMError]:
-        question = _question(request, asked_for, max_repairs, sink)
-        result = await _answered(question.unwrap(), env) if is_successful(question) else Failure(question.failure())
-        await deliver_ending(result.map(lambda structured: structured.response), sink)
+    async def answered(env: LLMEnv) -> Result[Structured[object], LLMError]:
+        result = await run(structured, env)
+        await deliver_ending(result.map(lambda each: each.response), sink)
         return result
 
-    return effect(perform)
+    return effect(answered)
+
+
+# The question: what is asked of a model, and what its answer must be.
 
 
 _CUT_OFF: Final = (
-    "$: was cut off at the most tokens: raise preferences.max_tokens, or bound the texts and lists of the type"
+    "$: was cut off at the limit of tokens: raise preferences.max_tokens, or limit the texts and lists of the type"
 )
 
 
@@ -85,97 +93,99 @@ _CUT_OFF: Final = (
 @frozen
 class _Question:
     request: LLMRequest
-    wanted: Target
+    target: TypeSchema
     max_repairs: int
     sink: Sink | None
 
     def read(self, response: LLMResponse) -> Decoded:
-        """Read an answer; one that was cut off is told to be."""
-        read = decode_text(self.wanted, response.content)
-        if is_successful(read) or response.finish_reason is not FinishReason.LENGTH:
-            return read
-        return Failure((_CUT_OFF, *read.failure()))
+        """Read the value of an answer; the problems of an answer that was cut off begin with that."""
+        value = decode_text(self.target, response.content)
+        cut_off = response.finish_reason is FinishReason.LENGTH
+        return value.alt(lambda problems: (_CUT_OFF, *problems)) if cut_off else value
 
-    def problems(self, response: LLMResponse) -> tuple[str, ...]:
-        """Tell what is wrong with an answer."""
-        read = self.read(response)
-        return () if is_successful(read) else read.failure()
+    def problems(self, response: LLMResponse) -> Problems:
+        """List what is wrong with an answer."""
+        value = self.read(response)
+        return () if is_successful(value) else value.failure()
+
+    def decode(self, response: LLMResponse) -> Result[Structured[object], LLMError]:
+        """Read the value of an answer; an answer that does not fit is a ``SchemaMismatch``."""
+        value = self.read(response)
+        return value.map(lambda value: Structured(value, response)).alt(partial(_mismatch, response))
 
 
-def _question(request: LLMRequest, kind: object, max_repairs: int, sink: Sink | None) -> Result[_Question, LLMError]:
-    made = target_type(kind)
-    if not is_successful(made):
-        return Failure(made.failure())
-    wanted = made.unwrap()
-    problem = _unfit(request, wanted)
+def _question(
+    request: LLMRequest, max_repairs: int, sink: Sink | None, target: TypeSchema
+) -> Result[_Question, LLMError]:
+    problem = _conflict(request, target)
     if problem is not None:
         return Failure(InvalidRequest(message=problem, request=request))
-    return Success(_Question(evolve(request, response_schema=wanted.schema), wanted, max_repairs, sink))
+    return Success(_Question(evolve(request, response_schema=target.schema), target, max_repairs, sink))
 
 
-def _unfit(request: LLMRequest, wanted: Target) -> str | None:
-    if request.response_schema is not None and request.response_schema != wanted.schema:
-        return "response_schema: leave it out: the type gives it"
+def _conflict(request: LLMRequest, target: TypeSchema) -> str | None:
+    if request.response_schema is not None and request.response_schema != target.schema:
+        return "response_schema: leave it out: it comes from the type"
     if request.tools and request.tool_choice != "none":
-        return "tools: an answer of a type calls none: leave them out, or set tool_choice to none"
+        return "tools: an answer of a type cannot call tools: leave them out, or set tool_choice to none"
     return None
 
 
-async def _answered(question: _Question, env: LLMEnv) -> Result[Structured[object], LLMError]:
-    result = await _asked(question, env)
-    if not is_successful(result):
-        return Failure(result.failure())
-    first = result.unwrap()
-    if question.request.cache is not CachePolicy.ONLY and question.problems(first):
-        result = await _asked_anew(question, env, first)
-    return _structured(question, result.unwrap()) if is_successful(result) else Failure(result.failure())
-
-
-async def _asked(question: _Question, env: LLMEnv) -> Result[LLMResponse, LLMError]:
-    validator = ResponseValidator(question.problems, question.max_repairs)
-    return await run(run_call(standard_pipeline, question.request, question.sink, validator=validator), env)
-
-
-async def _asked_anew(question: _Question, env: LLMEnv, first: LLMResponse) -> Result[LLMResponse, LLMError]:
-    """Ask once more where the answer came from elsewhere, unchecked: out of the cache, or shared, or joined."""
-    used = question.request.cache
-    fresh = evolve(question.request, cache=CachePolicy.REFRESH if used is CachePolicy.USE else used)
-    sink = None if question.sink is None else _restarting(question.sink)
-    result = await _asked(evolve(question, request=fresh, sink=sink), env)
-    if not is_successful(result):
-        return Failure(evolve(result.failure(), attempts=(*first.attempts, *result.failure().attempts)))
-    second = result.unwrap()
-    why = f"an answer that was not asked for here did not fit: {'; '.join(question.problems(first))}"
-    return Success(
-        evolve(
-            second,
-            attempts=(*first.attempts, *second.attempts),
-            cost=first.cost + second.cost,
-            latency_ms=first.latency_ms + second.latency_ms,
-            warnings=(why, *second.warnings),
-        )
+def _mismatch(response: LLMResponse, problems: Problems) -> LLMError:
+    return SchemaMismatch(
+        problems=problems,
+        raw=response.content,
+        model=response.model,
+        provider=response.provider,
+        attempts=response.attempts,
     )
 
 
+# The answer: repaired by the pipeline, and asked for once more if it comes from elsewhere and does not fit.
+
+
+def _answer(question: _Question) -> Effect[LLMResponse]:
+    def check(response: LLMResponse) -> Effect[LLMResponse]:
+        if question.request.cache is CachePolicy.ONLY or not question.problems(response):
+            return succeed(response)
+        return _ask_again(question, response)
+
+    return then(_ask(question), check)
+
+
+def _ask(question: _Question) -> Effect[LLMResponse]:
+    validator = ResponseValidator(question.problems, question.max_repairs)
+    return run_call(standard_pipeline, question.request, question.sink, validator=validator)
+
+
+def _ask_again(question: _Question, first: LLMResponse) -> Effect[LLMResponse]:
+    """Replace an answer that no validator has seen: one from the cache, or from a call shared with another caller."""
+    policy = question.request.cache
+    request = evolve(question.request, cache=CachePolicy.REFRESH if policy is CachePolicy.USE else policy)
+    sink = None if question.sink is None else _restarting(question.sink)
+    second = _ask(evolve(question, request=request, sink=sink))
+    return second.map(partial(_with_first, question, first)).alt(partial(_error_with_first, first))
+
+
+def _with_first(question: _Question, first: LLMResponse, second: LLMResponse) -> LLMResponse:
+    warning = f"a cached or shared answer did not fit: {'; '.join(question.problems(first))}"
+    return evolve(
+        second,
+        attempts=(*first.attempts, *second.attempts),
+        cost=first.cost + second.cost,
+        latency_ms=first.latency_ms + second.latency_ms,
+        warnings=(warning, *second.warnings),
+    )
+
+
+def _error_with_first(first: LLMResponse, error: LLMError) -> LLMError:
+    return evolve(error, attempts=(*first.attempts, *error.attempts))
+
+
 def _restarting(sink: Sink) -> Sink:
-    """The consumer has an answer already: what follows takes its place."""
+    """Return a sink that announces a new answer as ``Restarted``: the consumer has one already."""
 
     async def deliver(event: StreamEvent) -> None:
         await sink(Restarted(event.model) if isinstance(event, Started) else event)
 
     return deliver
-
-
-def _structured(question: _Question, response: LLMResponse) -> Result[Structured[object], LLMError]:
-    read = question.read(response)
-    if is_successful(read):
-        return Success(Structured(read.unwrap(), response))
-    return Failure(
-        SchemaMismatch(
-            problems=read.failure(),
-            raw=response.content,
-            model=response.model,
-            provider=response.provider,
-            attempts=response.attempts,
-        )
-    )

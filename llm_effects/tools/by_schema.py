@@ -15,7 +15,7 @@ from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Effect, Generate, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.draft import events_of
-from llm_effects.structured.schema import Definitions, Schema, taken_in
+from llm_effects.structured.schema import Definitions, Schema
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import Started
 from llm_effects.values.json import dump, parse, record, string
@@ -77,11 +77,11 @@ def _held(request: LLMRequest) -> LLMRequest:
 def _schema(tools: Sequence[Tool], *, answers: bool) -> Schema:
     book = Definitions()
     calls = [
-        _object({"tool": {"enum": [tool.name]}, "arguments": taken_in(tool.name, dict(tool.parameters), book)})
+        _object({"tool": {"enum": [tool.name]}, "arguments": book.embed(tool.name, dict(tool.parameters))})
         for tool in tools
     ]
     told = [_object({"answer": {"type": "string"}})] if answers else []
-    return {**_object({"next": {"anyOf": [*calls, *told]}}), "$defs": book.definitions}
+    return {**_object({"next": {"anyOf": [*calls, *told]}}), "$defs": book.schemas}
 
 
 def _object(properties: Mapping[str, object]) -> Schema:

@@ -15,7 +15,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.structured.decoding import Problems, decode_text
-from llm_effects.structured.schema import Target, target_type
+from llm_effects.structured.schema import TypeSchema, type_schema
 from llm_effects.values.errors import describe
 from llm_effects.values.json import repair_surrogates
 from llm_effects.values.requests import Tool
@@ -96,7 +96,7 @@ class Signature:
     """What a function takes: the tool as a model is told of it, and how the model's arguments are read."""
 
     tool: Tool
-    wanted: Target
+    wanted: TypeSchema
 
     def read(self, arguments: str) -> Result[Arguments, Problems]:
         """Read the arguments of a call (JSON text), strictly, with all that is wrong with them."""
@@ -122,7 +122,7 @@ def signature_of(function: Handler, name: str | None = None, description: str | 
     ({'host': 'db-1', 'minutes': 5}, '$.host: is missing')
     """
     told = documentation_of(_documented(function).__doc__)
-    made = target_type(_record(function, told))
+    made = type_schema(_record(function, told))
     if not is_successful(made):
         invalid(_named(function), describe(made.failure()))
     chosen = named(name or _named(function))
@@ -188,4 +188,4 @@ def any_object(arguments: str) -> Result[Arguments, Problems]:
     return Success({"arguments": read.unwrap()}) if is_successful(read) else Failure(read.failure())
 
 
-_ANY: Final = target_type(dict[str, object]).unwrap()
+_ANY: Final = type_schema(dict[str, object]).unwrap()

@@ -44,8 +44,8 @@ from llm_effects.providers.json_schema import (
     rewrite,
 )
 from llm_effects.providers.registry import target_of
-from llm_effects.structured.decoding import decode_text, json_in
-from llm_effects.structured.schema import target_type
+from llm_effects.structured.decoding import decode_text, find_json
+from llm_effects.structured.schema import type_schema
 from llm_effects.values.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -181,15 +181,15 @@ Name = NewType("Name", str)
 
 
 def schema_of(kind: object) -> Json:
-    return dict(target_type(kind).unwrap().schema)
+    return dict(type_schema(kind).unwrap().schema)
 
 
 def read(kind: object, text: str) -> Any:
-    return decode_text(target_type(kind).unwrap(), text)
+    return decode_text(type_schema(kind).unwrap(), text)
 
 
 def refusal(kind: object) -> str:
-    error = target_type(kind).failure()
+    error = type_schema(kind).failure()
     assert isinstance(error, InvalidRequest)
     return error.message
 
@@ -512,22 +512,22 @@ class TestExcerpts:
         ],
     )
     def test_the_json_of_an_answer(self, text: str) -> None:
-        assert json_in(text).unwrap() == ({"a": 1},)
+        assert find_json(text).unwrap() == ({"a": 1},)
 
     def test_among_several_the_one_that_fits_is_taken(self) -> None:
         assert read(Line, 'As [1] says, of {"a": 2}: {"article": "tea"}').unwrap() == Line("tea")
         assert read(Line, 'As [1] says, {"article": 2}').failure() == ("$: expected an object, got a list",)
 
     def test_what_is_in_a_broken_one_is_not_taken_for_the_whole(self) -> None:
-        assert "no JSON" in read(Line, '{"lines": [{"article": "tea"}], ').failure()[0]
+        assert "not JSON" in read(Line, '{"lines": [{"article": "tea"}], ').failure()[0]
 
     @pytest.mark.parametrize("text", ["", " ", "yes", "{", '{"a": 1,}', "{x} " * 10_000, "[" * 50_000, "NaN", "\ud800"])
     def test_where_there_is_none_it_says_so(self, text: str) -> None:
-        assert json_in(text).failure()
+        assert find_json(text).failure()
 
     @given(st.text())
     def test_it_never_breaks(self, text: str) -> None:
-        json_in(text)
+        find_json(text)
 
 
 class TestRewriting:
@@ -666,7 +666,7 @@ def plain(kind: Any, value: Any) -> Any:
 @given(typed_values())
 def test_a_value_fits_every_rewritten_schema_and_comes_back_from_its_json(typed: tuple[Any, Any]) -> None:
     kind, value = typed
-    wanted = target_type(kind).unwrap()
+    wanted = type_schema(kind).unwrap()
     text = plain(kind, value)
     whole = {"value": text} if wanted.wrapped else text
     assert decode_text(wanted, json.dumps(whole)).unwrap() == value

@@ -261,7 +261,7 @@ class TestCaching:
         await run(generate(probe.requests[0]), env)  # by plain ``generate``, which judges nothing
         first = (await run(wanted, env)).unwrap()
         assert first.value == Report("p99", 3)
-        assert "was not asked for here" in first.response.warnings[0]
+        assert "cached or shared answer did not fit" in first.response.warnings[0]
         assert (await run(wanted, env)).unwrap().response.cached
         assert len(model.calls) == 2
 

@@ -305,7 +305,7 @@ async def test_the_traceback_of_a_tool_that_raised_is_in_the_log(caplog: pytest.
     [
         (call("fre"), "there is no tool 'fre': did you mean free?", ToolOutcome.UNKNOWN_TOOL),
         (call("free", '{"path": 3}'), "the arguments do not fit:\n- $.path: ", ToolOutcome.BAD_ARGUMENTS),
-        (call("free", '{"path":'), "the arguments do not fit:\n- $: is no JSON", ToolOutcome.BAD_ARGUMENTS),
+        (call("free", '{"path":'), "the arguments do not fit:\n- $: is not JSON", ToolOutcome.BAD_ARGUMENTS),
         (call("free", "[" * 100_000), "the arguments do not fit:\n- $: ", ToolOutcome.BAD_ARGUMENTS),
     ],
 )

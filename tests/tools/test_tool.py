@@ -86,14 +86,14 @@ def test_arguments_become_what_the_function_takes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ('{"host": "db"', "$: is no JSON"),
+        ('{"host": "db"', "$: is not JSON"),
         ("", "$.host: is missing"),
         ("[]", "$: expected an object"),
         ('{"host": 3, "window": {"since": "x"}}', "$.host: expected `str`"),
         ('{"host": "db", "window": {"since": "x"}}', "$.window.since: expected `int`"),
         ('{"host": "db", "window": {"since": 1}, "minutes": 3}', "$.minutes: is unknown"),
         ('{"host": "db", "window": {"since": 1}, "share": 3}', "$.share"),
-        ('{"host": "\ud800', "$: is no JSON"),
+        ('{"host": "\ud800', "$: is not JSON"),
     ],
 )
 def test_what_does_not_fit_is_told_with_its_place(arguments: str, problem: str) -> None:
