@@ -1,22 +1,22 @@
-"""Tools for models that were never taught any: what they say next is held to a schema of calls and answers.
+"""Tools for models that were not trained to call any: a schema limits what they write to calls and answers.
 
-A layer around the onion, for ``run_tools(..., pipeline=tools_by_schema(standard_pipeline))``. It suits models under a grammar,
-like those of llama.cpp, whose own templates leave tools out without a word.
+A layer around the pipeline, for ``run_tools(..., pipeline=tools_by_schema(standard_pipeline))``. It suits models under
+a grammar, like those of llama.cpp, whose own templates silently leave tools out.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from attrs import evolve
 from returns.pipeline import is_successful
-from returns.result import Result
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Effect, Generate, effect, run
+from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.draft import events_of
 from llm_effects.structured.schema import Definitions, Schema
-from llm_effects.values.errors import LLMError
 from llm_effects.values.events import Started
 from llm_effects.values.json import dump, parse, record, string
 from llm_effects.values.messages import Part, Text, ToolCall, ToolResult
@@ -29,10 +29,11 @@ or {{"next": {{"answer": TEXT}}}} once you know the answer. The tools:
 {}"""
 
 
-def tools_by_schema(inner: Generate) -> Generate:
-    """Tell a model of the tools in words, and read its calls from the JSON of its answer, one at a time.
+@layer
+async def tools_by_schema(next: Generate, call: Call, env: LLMEnv) -> Answer:
+    """Describe the tools in the system text, and read one call at a time from the JSON of the answer.
 
-    A stream is told at its end: what comes before is JSON that nobody wants to see.
+    A stream has its events at the end: what comes before is JSON that no consumer wants to see.
 
     >>> import anyio
     >>> from llm_effects import run, run_tools, scripted_env, toolkit
@@ -46,42 +47,34 @@ def tools_by_schema(inner: Generate) -> Generate:
     >>> run.answers[0].result.content, run.response.content
     ('db: 3 days', '3 days')
     """
-
-    def ask(call: Call) -> Effect[LLMResponse]:
-        request = call.request
-        if not request.tools:
-            return inner(evolve(call, request=_in_words(request)))
-
-        async def perform(env: LLMEnv) -> Result[LLMResponse, LLMError]:
-            result = await run(inner(evolve(call, request=_held(request), sink=None)), env)
-            read = result.map(_read)
-            if call.sink is not None and is_successful(read):
-                for event in (Started(read.unwrap().model), *events_of(read.unwrap())):
-                    await call.sink(event)
-            return read
-
-        return effect(perform)
-
-    return ask
+    if not call.request.tools:
+        return await run(next(evolve(call, request=_in_words(call.request))), env)
+    result = await run(next(evolve(call, request=_with_schema(call.request), sink=None)).map(_read), env)
+    if call.sink is not None and is_successful(result):
+        for event in (Started(result.unwrap().model), *events_of(result.unwrap())):
+            await call.sink(event)
+    return result
 
 
-def _held(request: LLMRequest) -> LLMRequest:
-    chosen = tuple(tool for tool in request.tools if request.tool_choice in {None, "auto", "required", tool.name})
-    # all of them in every step: a server reads a prompt faster that begins as the last one did
+def _with_schema(request: LLMRequest) -> LLMRequest:
+    """Return a request without tools, with a schema of the calls and answers that its tool choice permits."""
+    allowed = tuple(tool for tool in request.tools if request.tool_choice in {None, "auto", "required", tool.name})
+    # all tools in every step: a server reads a prompt faster if it begins like the previous one
     tools = "\n".join(dump([tool.name, tool.description, tool.parameters]).decode() for tool in request.tools)
     system = "\n\n".join(filter(None, (request.system, _SYSTEM.format(tools))))
-    schema = _schema(chosen, answers=request.tool_choice in {None, "auto", "none"})
+    schema = _schema(allowed, answers=request.tool_choice in {None, "auto", "none"})
     return evolve(_in_words(request), system=system, tools=(), tool_choice=None, response_schema=schema)
 
 
 def _schema(tools: Sequence[Tool], *, answers: bool) -> Schema:
-    book = Definitions()
-    calls = [
-        _object({"tool": {"enum": [tool.name]}, "arguments": book.embed(tool.name, dict(tool.parameters))})
+    definitions = Definitions()
+    options = [
+        _object({"tool": {"enum": [tool.name]}, "arguments": definitions.embed(tool.name, dict(tool.parameters))})
         for tool in tools
     ]
-    told = [_object({"answer": {"type": "string"}})] if answers else []
-    return {**_object({"next": {"anyOf": [*calls, *told]}}), "$defs": book.schemas}
+    if answers:
+        options.append(_object({"answer": {"type": "string"}}))
+    return {**_object({"next": {"anyOf": options}}), "$defs": definitions.schemas}
 
 
 def _object(properties: Mapping[str, object]) -> Schema:
@@ -94,25 +87,25 @@ def _object(properties: Mapping[str, object]) -> Schema:
 
 
 def _in_words(request: LLMRequest) -> LLMRequest:
-    """The same conversation without parts that only models with tools know."""
+    """Return the same conversation with calls and results of tools as text."""
     messages = tuple(
-        evolve(message, role="user" if message.role == "tool" else message.role, parts=tuple(map(_word, message.parts)))
+        evolve(message, role="user" if message.role == "tool" else message.role, parts=tuple(map(_text, message.parts)))
         for message in conversation(request)
     )
     return evolve(request, prompt=None, messages=messages)
 
 
-def _word(part: Part) -> Part:
+def _text(part: Part) -> Part:
     if isinstance(part, ToolCall):
         return Text(dump({"next": {"tool": part.name, "arguments": parse(part.arguments)}}).decode())
     return Text(f"The tool says: {part.content}") if isinstance(part, ToolResult) else part
 
 
 def _read(response: LLMResponse) -> LLMResponse:
-    """Read what was said; what is not of the schema, because it was cut off, stays as it is."""
-    said = record(record(parse(response.content)).get("next"))
-    if "tool" in said:
-        call = ToolCall("call_0", string(said["tool"]), dump(said.get("arguments")).decode())
+    """Read the call or the answer in a response; one that was cut off stays as it is."""
+    step = record(record(parse(response.content)).get("next"))
+    if "tool" in step:
+        call = ToolCall("call_0", string(step["tool"]), dump(step.get("arguments")).decode())
         return evolve(response, content="", parts=(call,), finish_reason=FinishReason.TOOL_CALLS)
-    text = string(said.get("answer"))
+    text = string(step.get("answer"))
     return evolve(response, content=text, parts=(Text(text),)) if text else response

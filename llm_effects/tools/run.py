@@ -1,4 +1,6 @@
-"""The loop of a model and its tools: it asks for some, is told what came of them, and goes on until it answers."""
+"""The loop of a model and its tools: ``run_tools`` asks, runs the calls of the answer, and repeats."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +14,19 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.conversations.converse import NOT_SAVED, converse
 from llm_effects.effects.call import Call, Sink
-from llm_effects.effects.effect import Effect, Generate, effect, run
+from llm_effects.effects.effect import (
+    Answer,
+    Effect,
+    Generate,
+    effect,
+    fail,
+    from_env,
+    layer,
+    rescue,
+    run,
+    succeed,
+    then,
+)
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import apart
 from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
@@ -20,212 +34,24 @@ from llm_effects.policies.cache import request_key
 from llm_effects.tools.journal import open_journal
 from llm_effects.tools.steps import Approve, ToolAnswer, ToolEnd, ToolLimits, ToolOutcome, ToolRun, ToolSink, ToolStep
 from llm_effects.tools.tool import ToolFunction, Toolkit
-from llm_effects.tools.tool_executor import RunState, ToolExecutor, carried_out, not_run
+from llm_effects.tools.tool_executor import RunState, ToolExecutor, not_run
 from llm_effects.values.errors import BudgetExceeded, InvalidRequest, LLMError, RequestTimeout, StorageFailed, describe
 from llm_effects.values.events import Completed, Failed, StreamEvent
 from llm_effects.values.messages import Message, Part, ToolCall
 from llm_effects.values.requests import LLMRequest, conversation
 from llm_effects.values.responses import Attempt, Cost, FinishReason, LLMResponse, Usage, total_cost
 
-# What a whole run came to: the sums over its steps, in its last answer or in its error.
-
-
-_NOTES: Final = {
-    ToolEnd.CUT_OFF: "tools: the last answer is not whole: nothing of it was run",
-    ToolEnd.OUT_OF_STEPS: "tools: max_steps is reached: what the last answer asks for was not run",
-    ToolEnd.UNKNOWN: "tools: a call may or may not have happened before: see ToolRun.unknown",
-}
-
-
-def run_of(running: RunState, end: ToolEnd) -> ToolRun:
-    """End a run: its last answer bears the sums, and what there was to warn of."""
-    responses = running.responses
-    warnings = (*(each for one in responses for each in one.warnings), *running.troubles)
-    note = (_NOTES[end],) if end in _NOTES else ()
-    response = evolve(
-        responses[-1],
-        attempts=attempts_of(responses),
-        usage=total_usage(one.usage for one in responses),
-        cost=total_cost(one.cost for one in responses),
-        latency_ms=(anyio.current_time() - running.started) * 1000,
-        cached=all(one.cached for one in responses),
-        warnings=(*dict.fromkeys(warnings), *note),
-    )
-    return ToolRun(response=response, steps=tuple(running.steps), end=end, run_id=running.run_id)
-
-
-def attempts_of(responses: Iterable[LLMResponse]) -> tuple[Attempt, ...]:
-    """Give all attempts behind some answers, in order."""
-    return tuple(attempt for one in responses for attempt in one.attempts)
-
-
-def with_earlier(error: LLMError, responses: Iterable[LLMResponse]) -> LLMError:
-    """Put the attempts of the answers before an error into it."""
-    return evolve(error, attempts=(*attempts_of(responses), *error.attempts))
-
-
-def total_usage(usages: Iterable[Usage]) -> Usage:
-    """Add tokens up, bucket by bucket; one unknown number makes its sum unknown.
-
-    >>> told = total_usage((Usage(input_tokens=3, output_tokens=1), Usage(input_tokens=5)))
-    >>> told.input_tokens, told.output_tokens
-    (8, None)
-    """
-    told = tuple(usages)
-    return Usage(
-        input_tokens=_sum(each.input_tokens for each in told),
-        cache_read_tokens=sum(each.cache_read_tokens for each in told),
-        cache_write_tokens=sum(each.cache_write_tokens for each in told),
-        output_tokens=_sum(each.output_tokens for each in told),
-        reasoning_tokens=sum(each.reasoning_tokens for each in told),
-        estimated=any(each.estimated for each in told),
-    )
-
-
-def _sum(counts: Iterable[int | None]) -> int | None:
-    known = tuple(counts)
-    return None if None in known else sum(each for each in known if each is not None)
-
-
-# One question of a run: to the models, with all that was said before, or as a turn of a stored conversation.
-
-
-@final
-@frozen(kw_only=True)
-class StepRequest:
-    """How the model is asked: with all that was said, or, where there is a conversation, by a turn of it a step.
-
-    From the step ``answers_at`` on it may call no tool.
-    """
-
-    request: LLMRequest
-    pipeline: Generate
-    answers_at: float = math.inf
-    sink: Sink | None = None
-    conversation_id: str | None = None
-
-
-async def ask(asking: StepRequest, running: RunState, env: LLMEnv) -> Result[LLMResponse, LLMError]:
-    """Ask the model what comes next, by the deadline; an answer is noted before anybody acts on it."""
-    if asking.conversation_id is not None:  # a turn that has ended gives its answer again: that is its journal
-        told = await run(_turn(asking, asking.conversation_id, running, env), env)
-        return _saved(told.unwrap()) if is_successful(told) else told
-    question = request_key(evolve(asking.request, tools=(), tool_choice=None))
-    begun = await running.journal.begin_answer(running.step, question)
-    if not is_successful(begun):
-        return Failure(begun.failure())
-    known = begun.unwrap()
-    if known is not None:
-        return Success(known)
-    said = (*conversation(asking.request), *(message for each in running.steps for message in each.messages))
-    request = _saying(said, asking, running, env)
-    answer = await run(run_call(told_apart(asking.pipeline), request, _within(asking.sink)), env)
-    return await _kept(running, question, answer.unwrap()) if is_successful(answer) else answer
-
-
-async def _kept(running: RunState, question: str, answer: LLMResponse) -> Result[LLMResponse, LLMError]:
-    """An answer without calls is worth more than its note; on one with calls nothing is done without it."""
-    kept = await running.journal.keep_answer(running.step, question, answer)
-    if is_successful(kept) or answer.tool_calls:
-        return kept.alt(lambda error: with_earlier(error, (answer,)))
-    note = f"tools: this answer is not in the journal: {describe(kept.failure())}"
-    return Success(evolve(answer, warnings=(*answer.warnings, note)))
-
-
-def _turn(asking: StepRequest, conversation_id: str, running: RunState, env: LLMEnv) -> Effect[LLMResponse]:
-    newest = running.steps[-1].messages[1:] if running.steps else conversation(asking.request)
-    return converse(
-        conversation_id,
-        _saying(newest, asking, running, env),
-        turn_id=f"{running.name}/{running.step}",
-        sink=_within(asking.sink),
-        pipeline=told_apart(asking.pipeline),
-    )
-
-
-def _saying(messages: Sequence[Message], asking: StepRequest, running: RunState, env: LLMEnv) -> LLMRequest:
-    """The request of a step, with no more time than the run has left."""
-    request = asking.request
-    own_ms = request.preferences.timeout_ms or env.config.routing.timeout_ms
-    left_ms = max(1.0, (running.deadline - anyio.current_time()) * 1000)
-    return evolve(
-        request,
-        prompt=None,
-        messages=messages,
-        tool_choice=_choice(asking, running.step),
-        preferences=evolve(request.preferences, timeout_ms=min(own_ms, left_ms)),
-    )
-
-
-def _saved(answer: LLMResponse) -> Result[LLMResponse, LLMError]:
-    """Calls that are not in the conversation must not run: it could not take their results, nor tell them again."""
-    lost = next((each for each in answer.warnings if each.startswith(NOT_SAVED)), None)
-    if lost is None or not answer.tool_calls:
-        return Success(answer)
-    return Failure(with_earlier(StorageFailed(operation="finish_turn", message=lost), (answer,)))
-
-
-def _choice(asking: StepRequest, step: int) -> str | None:
-    """A choice of tool holds for the first step alone: who must always call one never comes to an end."""
-    chosen = asking.request.tool_choice
-    if step >= asking.answers_at and asking.request.tools:
-        return "none"
-    return chosen if step == 1 or chosen == "none" else None
-
-
-def _within(sink: Sink | None) -> Sink | None:
-    """Leave the last event to the run: each of its steps would have one."""
-    if sink is None:
-        return None
-
-    async def deliver(event: StreamEvent) -> None:
-        if not isinstance(event, Completed | Failed):
-            await sink(event)
-
-    return deliver
-
-
-def told_apart(inner: Generate) -> Generate:
-    """Give every call of an answer an id of its own in all that was said: results and journals go by it.
-
-    Some servers number those of each answer anew, and others refuse a conversation that uses an id twice.
-    """
-
-    def ask(call: Call) -> Effect[LLMResponse]:
-        return inner(call).map(partial(_apart, call.request))
-
-    return ask
-
-
-def _apart(request: LLMRequest, response: LLMResponse) -> LLMResponse:
-    said = (part for message in request.messages for part in message.parts)
-    taken = {part.id for part in said if isinstance(part, ToolCall)}
-    parts: list[Part] = []
-    for part in response.parts:
-        if isinstance(part, ToolCall):
-            part = evolve(part, id=_free(part.id, taken))  # noqa: PLW2901 - the part, with its new id
-            taken.add(part.id)
-        parts.append(part)
-    return evolve(response, parts=tuple(parts))
-
-
-def _free(given: str, taken: set[str]) -> str:
-    return next(each for each in (given, *(f"{given}_{at}" for at in range(1, len(taken) + 2))) if each not in taken)
-
-
-MOST_STEPS: Final = 10
-"""How often a model is asked in a run, unless the caller says otherwise."""
+MAX_STEPS: Final = 10
+"""How often a model is asked in a run, unless the caller sets ``max_steps``."""
 
 NO_LIMITS: Final = ToolLimits()
-"""The bounds of a run that says nothing of them."""
-
-_WHOLE: Final = (FinishReason.TOOL_CALLS, FinishReason.STOP)
+"""The limits of a run that sets none."""
 
 
 def run_tools(
     request: LLMRequest,
     toolkit: Toolkit,
-    max_steps: int = MOST_STEPS,
+    max_steps: int = MAX_STEPS,
     *,
     limits: ToolLimits = NO_LIMITS,
     approve: Approve | None = None,
@@ -237,134 +63,323 @@ def run_tools(
 ) -> Effect[ToolRun]:
     """Answer a request with the help of tools, asking the model at most ``max_steps`` times.
 
-    The calls of a whole answer run at once, up to ``limits.parallel``; what goes wrong with one is told to the model.
-    Every call runs at most once. With a ``run_id`` also across a crash: the same run again, with the same request,
-    goes on where it broke off, and stops with ``ToolEnd.UNKNOWN`` at a call that may or may not have happened. In a
-    conversation each step is a turn of it. ``request.preferences.timeout_ms`` is for each step, ``limits.timeout_s``
-    for all. An error of a model ends the run; it bears the attempts of all steps.
+    The calls of a whole answer run at once, up to ``limits.parallel``; the model sees what goes wrong with one. Every
+    call runs at most once. With a ``run_id`` that holds across a crash: the same run, with the same request, continues
+    where it broke off, and stops with ``ToolEnd.UNKNOWN`` at a call that may or may not have happened. In a
+    conversation each step is a turn. ``request.preferences.timeout_ms`` limits each step, ``limits.timeout_s`` all of
+    them. An error of a model ends the run; it has the attempts of all steps.
 
     >>> import anyio
     >>> from llm_effects import ToolCall, run, scripted_env, toolkit
     >>> from llm_effects.testing.scripted import calling
     >>> def free_space(path: str) -> str:
-    ...     '''Tell how much of a disk is free.'''
+    ...     '''Return how much of a disk is free.'''
     ...     return "3 %"
     >>> env = scripted_env(calling(ToolCall("c1", "free_space", '{"path": "/"}')), "It is nearly full.")
-    >>> done = anyio.run(run, run_tools(LLMRequest(prompt="How is the disk?"), toolkit(free_space)), env).unwrap()
-    >>> done.response.content, done.answers[0].result.content
+    >>> finished = anyio.run(run, run_tools(LLMRequest(prompt="How is the disk?"), toolkit(free_space)), env).unwrap()
+    >>> finished.response.content, finished.answers[0].result.content
     ('It is nearly full.', '3 %')
     >>> anyio.run(run, run_tools(LLMRequest(prompt="?"), toolkit(), 0), env).failure().message
     'max_steps: must be at least 1, not 0'
     """
     offered = request if request.tools else evolve(request, tools=toolkit.tools)
     answers_at = max_steps if limits.answer_last else math.inf
-    asking = StepRequest(
+    asker = StepAsker(
         request=offered, pipeline=pipeline, answers_at=answers_at, sink=sink, conversation_id=conversation_id
     )
-    shop = ToolExecutor(functions=_functions(offered, toolkit), limits=limits, approve=approve, on_event=on_event)
+    executor = ToolExecutor(functions=_functions(offered, toolkit), limits=limits, approve=approve, on_event=on_event)
+    problem = _conflict(offered, toolkit, executor, max_steps)
+    if problem is not None:
+        outcome: Effect[ToolRun] = fail(InvalidRequest(message=problem, request=request))
+    else:
+        outcome = then(_start(offered, limits, run_id), lambda state: _loop(asker, executor, state, max_steps))
 
-    async def work(env: LLMEnv) -> Result[ToolRun, LLMError]:
-        problem = _unfit(offered, toolkit, shop, max_steps)
-        if problem is not None:
-            return Failure(InvalidRequest(message=problem, request=request))
-        begun = await _begun(offered, limits, run_id, env)
-        if not is_successful(begun):
-            return Failure(begun.failure())
-        return await _loop(asking, shop, begun.unwrap(), max_steps, env)
-
-    async def perform(env: LLMEnv) -> Result[ToolRun, LLMError]:
-        result = await apart(partial(work, env))  # also asyncio's own cancellation lets it note what was done
-        await deliver_ending(result.map(_response), sink)
+    async def ended(env: LLMEnv) -> Result[ToolRun, LLMError]:
+        result = await apart(partial(run, outcome, env))  # results are stored even if asyncio itself cancels
+        await deliver_ending(result.map(lambda finished: finished.response), sink)
         return result
 
-    return effect(perform)
-
-
-def _response(run: ToolRun) -> LLMResponse:
-    return run.response
+    return effect(ended)
 
 
 def _functions(request: LLMRequest, toolkit: Toolkit) -> Mapping[str, ToolFunction]:
-    """The functions that may run: of the tools that the model is told of."""
+    """Return the functions that may run: those of the tools that the model sees."""
     names = set[str]() if request.tool_choice == "none" else {tool.name for tool in request.tools}
     return {each.tool.name: each for each in toolkit.functions if each.tool.name in names}
 
 
-def _unfit(request: LLMRequest, toolkit: Toolkit, shop: ToolExecutor, max_steps: int) -> str | None:
-    strange = [tool.name for tool in request.tools if tool not in toolkit.tools]
-    if strange:
-        return f"tools: {strange[0]} is not in the toolkit: leave tools out, or name some of its own"
-    dangerous = [name for name, function in shop.functions.items() if function.dangerous]
-    if dangerous and shop.approve is None:
-        return f"approve: {dangerous[0]} is dangerous: give a function that decides about its calls"
+def _conflict(request: LLMRequest, toolkit: Toolkit, executor: ToolExecutor, max_steps: int) -> str | None:
+    unknown = [tool.name for tool in request.tools if tool not in toolkit.tools]
+    if unknown:
+        return f"tools: {unknown[0]} is not in the toolkit: leave tools out, or name some of its own"
+    dangerous = [name for name, function in executor.functions.items() if function.dangerous]
+    if dangerous and executor.approve is None:
+        return f"approve: {dangerous[0]} is dangerous: pass a function that decides about its calls"
     return None if max_steps >= 1 else f"max_steps: must be at least 1, not {max_steps}"
 
 
-async def _begun(
-    request: LLMRequest, limits: ToolLimits, run_id: str | None, env: LLMEnv
-) -> Result[RunState, LLMError]:
-    started = anyio.current_time()
-    journal = await open_journal(run_id, request.owner, env)
-    if not is_successful(journal):
-        return Failure(journal.failure())
-    deadline = started + (math.inf if limits.timeout_s is None else limits.timeout_s)
-    name = run_id or env.new_id()
-    return Success(RunState(journal=journal.unwrap(), run_id=run_id, name=name, started=started, deadline=deadline))
+def _start(request: LLMRequest, limits: ToolLimits, run_id: str | None) -> Effect[RunState]:
+    async def start(env: LLMEnv) -> Result[RunState, LLMError]:
+        started = anyio.current_time()
+        deadline = math.inf if limits.timeout_s is None else started + limits.timeout_s
+        name = run_id or env.new_id()
+        build = partial(RunState, run_id=run_id, name=name, started=started, deadline=deadline)
+        return (await run(open_journal(run_id, request.owner), env)).map(lambda journal: build(journal=journal))
+
+    return effect(start)
 
 
-async def _loop(
-    asking: StepRequest, shop: ToolExecutor, running: RunState, max_steps: int, env: LLMEnv
-) -> Result[ToolRun, LLMError]:
-    """Ask and carry out, step by step; what an error ends keeps the attempts of all steps."""
-    while True:
-        asked = await ask(asking, running, env)
-        if not is_successful(asked):
-            return Failure(with_earlier(asked.failure(), running.responses))
-        response = asked.unwrap()
-        end = _end(response, last=running.step >= max_steps)
-        came = Success(_unrun(response, end)) if end else await _worked(shop, running, response, env)
-        if not is_successful(came):
-            return Failure(with_earlier(came.failure(), (*running.responses, response)))
-        step = ToolStep(number=running.step, response=response, answers=came.unwrap())
-        running.steps.append(step)
-        await shop.tell(step)
-        end = end or (ToolEnd.UNKNOWN if _unknown(step) else None)
-        if end is not None:
-            return Success(run_of(running, end))
+# The loop.
+
+
+def _loop(asker: StepAsker, executor: ToolExecutor, state: RunState, max_steps: int) -> Effect[ToolRun]:
+    """Ask and execute, step by step; an error that ends the run keeps the attempts of all steps."""
+
+    async def loop(env: LLMEnv) -> Result[ToolRun, LLMError]:
+        while True:
+            answer = await run(asker.ask(state), env)
+            if not is_successful(answer):
+                return Failure(with_earlier(state.responses, answer.failure()))
+            response = answer.unwrap()
+            end = _end(response, last=state.step >= max_steps)
+            results = Success(_not_run(response, end)) if end else await _execute(executor, state, response, env)
+            if not is_successful(results):
+                return Failure(with_earlier((*state.responses, response), results.failure()))
+            step = ToolStep(number=state.step, response=response, answers=results.unwrap())
+            state.steps.append(step)
+            await executor.emit(step)
+            end = end or (ToolEnd.UNKNOWN if _has_unknown(step) else None)
+            if end is not None:
+                return Success(_finished_run(state, end))
+
+    return effect(loop)
+
+
+_COMPLETE: Final = (FinishReason.TOOL_CALLS, FinishReason.STOP)
 
 
 def _end(response: LLMResponse, *, last: bool) -> ToolEnd | None:
-    if response.finish_reason not in _WHOLE:
+    if response.finish_reason not in _COMPLETE:
         return ToolEnd.CUT_OFF
     if not response.tool_calls:
         return ToolEnd.ANSWERED
     return ToolEnd.OUT_OF_STEPS if last else None
 
 
-_WHY: Final = {ToolEnd.CUT_OFF: "the answer was cut off", ToolEnd.OUT_OF_STEPS: "there are no more steps"}
+_REASONS: Final = {ToolEnd.CUT_OFF: "the answer was cut off", ToolEnd.OUT_OF_STEPS: "there are no more steps"}
 
 
-def _unrun(response: LLMResponse, end: ToolEnd) -> tuple[ToolAnswer, ...]:
-    return tuple(not_run(call, _WHY[end]) for call in response.tool_calls)
+def _not_run(response: LLMResponse, end: ToolEnd) -> tuple[ToolAnswer, ...]:
+    return tuple(not_run(call, _REASONS[end]) for call in response.tool_calls)
 
 
-def _unknown(step: ToolStep) -> bool:
+def _has_unknown(step: ToolStep) -> bool:
     return any(each.outcome is ToolOutcome.UNKNOWN for each in step.answers)
 
 
-async def _worked(
-    shop: ToolExecutor, running: RunState, response: LLMResponse, env: LLMEnv
+async def _execute(
+    executor: ToolExecutor, state: RunState, response: LLMResponse, env: LLMEnv
 ) -> Result[tuple[ToolAnswer, ...], LLMError]:
-    """Carry out what an answer asks for, while there is money and time."""
-    spent = _spent((*running.responses, response))
-    limit = Cost(shop.limits.max_cost)
+    """Execute the calls of an answer, while there is money and time."""
+    spent = _known_cost((*state.responses, response))
+    limit = Cost(executor.limits.max_cost)
     if limit.usd is not None and spent.usd is not None and spent.usd >= limit.usd:
         return Failure(BudgetExceeded(budget="max_cost of the run", spent=spent, limit=limit))
-    with anyio.CancelScope(deadline=running.deadline):
-        return await carried_out(shop, running, response.tool_calls, env)
-    return Failure(RequestTimeout(timeout_ms=(running.deadline - running.started) * 1000, phase="total"))
+    with anyio.CancelScope(deadline=state.deadline):
+        return await executor.execute(response.tool_calls, state, env)
+    return Failure(RequestTimeout(timeout_ms=(state.deadline - state.started) * 1000, phase="total"))
 
 
-def _spent(responses: Sequence[LLMResponse]) -> Cost:
-    """What is known to be spent: an unknown price must not make it nothing."""
+def _known_cost(responses: Sequence[LLMResponse]) -> Cost:
+    """Return the sum of all known costs: an unknown price must not make the sum unknown."""
     return total_cost(each.cost for each in attempts_of(responses) if each.cost.known)
+
+
+# The question of one step: to the models with all earlier messages, or as a turn of a stored conversation.
+
+
+@final
+@frozen(kw_only=True)
+class StepAsker:
+    """Asks the model for the next step; in a conversation, each step is a turn of it.
+
+    From the step ``answers_at`` on the model may call no tool.
+    """
+
+    request: LLMRequest
+    pipeline: Generate
+    answers_at: float = math.inf
+    sink: Sink | None = None
+    conversation_id: str | None = None
+
+    def ask(self, state: RunState) -> Effect[LLMResponse]:
+        """Ask the model for the next step before the deadline; its answer is stored before its calls are run."""
+        if self.conversation_id is not None:  # a turn that has ended returns its stored answer: that is its journal
+            return then(self._step_request(state), partial(self._converse, self.conversation_id, state))
+        question = request_key(evolve(self.request, tools=(), tool_choice=None))
+
+        def ask_once(known: LLMResponse | None) -> Effect[LLMResponse]:
+            if known is not None:
+                return succeed(known)
+            answer = then(self._step_request(state), self._generate)
+            return then(answer, partial(_store_answer, state, question))
+
+        return then(state.journal.begin_answer(state.step, question), ask_once)
+
+    def _generate(self, request: LLMRequest) -> Effect[LLMResponse]:
+        return run_call(with_unique_call_ids(self.pipeline), request, _without_ending(self.sink))
+
+    def _converse(self, conversation_id: str, state: RunState, request: LLMRequest) -> Effect[LLMResponse]:
+        return converse(
+            conversation_id,
+            request,
+            turn_id=f"{state.name}/{state.step}",
+            sink=_without_ending(self.sink),
+            pipeline=with_unique_call_ids(self.pipeline),
+        ).bind_result(_saved)
+
+    def _step_request(self, state: RunState) -> Effect[LLMRequest]:
+        return from_env(lambda env: self._build_request(state, env))
+
+    def _build_request(self, state: RunState, env: LLMEnv) -> LLMRequest:
+        """Build the request of a step, with no more time than the run has left."""
+        request = self.request
+        own_ms = request.preferences.timeout_ms or env.config.routing.timeout_ms
+        left_ms = max(1.0, (state.deadline - anyio.current_time()) * 1000)
+        return evolve(
+            request,
+            prompt=None,
+            messages=self._messages(state),
+            tool_choice=self._tool_choice(state.step),
+            preferences=evolve(request.preferences, timeout_ms=min(own_ms, left_ms)),
+        )
+
+    def _messages(self, state: RunState) -> Sequence[Message]:
+        if self.conversation_id is not None and state.steps:
+            return state.steps[-1].messages[1:]  # the conversation has everything else
+        return (*conversation(self.request), *(message for step in state.steps for message in step.messages))
+
+    def _tool_choice(self, step: int) -> str | None:
+        """Return the tool choice of a step; a forced choice applies to the first step only, else no run would end."""
+        choice = self.request.tool_choice
+        if step >= self.answers_at and self.request.tools:
+            return "none"
+        return choice if step == 1 or choice == "none" else None
+
+
+def _store_answer(state: RunState, question: str, answer: LLMResponse) -> Effect[LLMResponse]:
+    """Store an answer in the journal; if that fails, an answer without calls is returned with a warning."""
+
+    def without_journal(error: LLMError) -> Effect[LLMResponse]:
+        if answer.tool_calls:
+            return fail(with_earlier((answer,), error))
+        warning = f"tools: this answer is not in the journal: {describe(error)}"
+        return succeed(evolve(answer, warnings=(*answer.warnings, warning)))
+
+    return rescue(state.journal.end_answer(state.step, question, answer), without_journal)
+
+
+def _saved(answer: LLMResponse) -> Result[LLMResponse, LLMError]:
+    """Fail if an answer with calls is not in the conversation, which could then not take their results."""
+    warning = next((each for each in answer.warnings if each.startswith(NOT_SAVED)), None)
+    if warning is None or not answer.tool_calls:
+        return Success(answer)
+    return Failure(with_earlier((answer,), StorageFailed(operation="finish_turn", message=warning)))
+
+
+def _without_ending(sink: Sink | None) -> Sink | None:
+    """Return a sink that drops the last event of each step; the run delivers one of its own."""
+    if sink is None:
+        return None
+
+    async def deliver(event: StreamEvent) -> None:
+        if not isinstance(event, Completed | Failed):
+            await sink(event)
+
+    return deliver
+
+
+@layer
+async def with_unique_call_ids(next: Generate, call: Call, env: LLMEnv) -> Answer:
+    """Make the id of every call unique in its conversation: results and journals refer to it.
+
+    Some servers number the calls of each answer anew, and others refuse a conversation that uses an id twice.
+    """
+    return await run(next(call).map(partial(_with_unique_ids, call.request)), env)
+
+
+def _with_unique_ids(request: LLMRequest, response: LLMResponse) -> LLMResponse:
+    earlier = (part for message in request.messages for part in message.parts)
+    taken = {part.id for part in earlier if isinstance(part, ToolCall)}
+    parts: list[Part] = []
+    for part in response.parts:
+        if isinstance(part, ToolCall):
+            part = evolve(part, id=_free_id(part.id, taken))  # noqa: PLW2901 - the part, with its new id
+            taken.add(part.id)
+        parts.append(part)
+    return evolve(response, parts=tuple(parts))
+
+
+def _free_id(call_id: str, taken: set[str]) -> str:
+    candidates = (call_id, *(f"{call_id}_{at}" for at in range(1, len(taken) + 2)))
+    return next(each for each in candidates if each not in taken)
+
+
+# The totals of a run: the sums over its steps, in its last answer or in its error.
+
+
+_NOTES: Final = {
+    ToolEnd.CUT_OFF: "tools: the last answer is not whole: nothing of it was run",
+    ToolEnd.OUT_OF_STEPS: "tools: max_steps is reached: the calls of the last answer were not run",
+    ToolEnd.UNKNOWN: "tools: a call may or may not have happened before: see ToolRun.unknown",
+}
+
+
+def _finished_run(state: RunState, end: ToolEnd) -> ToolRun:
+    """Return a run that has ended: its last answer has the totals and the warnings of all steps."""
+    responses = state.responses
+    warnings = (*(warning for each in responses for warning in each.warnings), *state.warnings)
+    note = (_NOTES[end],) if end in _NOTES else ()
+    response = evolve(
+        responses[-1],
+        attempts=attempts_of(responses),
+        usage=total_usage(each.usage for each in responses),
+        cost=total_cost(each.cost for each in responses),
+        latency_ms=(anyio.current_time() - state.started) * 1000,
+        cached=all(each.cached for each in responses),
+        warnings=(*dict.fromkeys(warnings), *note),
+    )
+    return ToolRun(response=response, steps=tuple(state.steps), end=end, run_id=state.run_id)
+
+
+def attempts_of(responses: Iterable[LLMResponse]) -> tuple[Attempt, ...]:
+    """Return all attempts behind some answers, in order."""
+    return tuple(attempt for each in responses for attempt in each.attempts)
+
+
+def with_earlier(responses: Iterable[LLMResponse], error: LLMError) -> LLMError:
+    """Return an error with the attempts of the answers before it."""
+    return evolve(error, attempts=(*attempts_of(responses), *error.attempts))
+
+
+def total_usage(usages: Iterable[Usage]) -> Usage:
+    """Add usages up, bucket by bucket; an unknown number makes its sum unknown.
+
+    >>> total = total_usage((Usage(input_tokens=3, output_tokens=1), Usage(input_tokens=5)))
+    >>> total.input_tokens, total.output_tokens
+    (8, None)
+    """
+    every = tuple(usages)
+    return Usage(
+        input_tokens=_sum(each.input_tokens for each in every),
+        cache_read_tokens=sum(each.cache_read_tokens for each in every),
+        cache_write_tokens=sum(each.cache_write_tokens for each in every),
+        output_tokens=_sum(each.output_tokens for each in every),
+        reasoning_tokens=sum(each.reasoning_tokens for each in every),
+        estimated=any(each.estimated for each in every),
+    )
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = tuple(counts)
+    return None if None in known else sum(each for each in known if each is not None)

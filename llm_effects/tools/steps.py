@@ -1,4 +1,4 @@
-"""The values of a run: what each call came to, each step, and the end of it all."""
+"""The values of a tool run: the outcome of each call, each step, the whole run, its events and its limits."""
 
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
@@ -16,9 +16,9 @@ from llm_effects.values.validation import instance, number, text
 @final
 @unique
 class ToolOutcome(Enum):
-    """What came of a call. Only what is ``DONE``, ``FAILED`` or ``TIMED_OUT`` has run, or begun to.
+    """The outcome of a call. Only a call that is ``DONE``, ``FAILED`` or ``TIMED_OUT`` has started to run.
 
-    ``UNKNOWN``: it was begun in a run that broke off, and may or may not have happened; it is not run again.
+    ``UNKNOWN``: it was started in a run that broke off, and may or may not have happened; it is not run again.
     """
 
     DONE = "done"
@@ -34,9 +34,9 @@ class ToolOutcome(Enum):
 @final
 @frozen(kw_only=True)
 class ToolAnswer:
-    """A call and what the model is told of it. ``latency_ms`` is the time the tool took, in milliseconds.
+    """A call, and the result that the model sees. ``latency_ms`` is the time the tool took, in milliseconds.
 
-    ``replayed`` says that it was read from the journal of the run, and nothing was done now.
+    ``replayed`` is true if the result was read from the journal of the run, and nothing ran now.
     """
 
     call: ToolCall
@@ -49,7 +49,7 @@ class ToolAnswer:
 @final
 @frozen(kw_only=True)
 class ToolStep:
-    """One answer of the model and what came of the calls in it, in their order. ``number`` counts from 1."""
+    """One answer of the model, and the results of its calls in their order. ``number`` counts from 1."""
 
     number: int
     response: LLMResponse
@@ -58,18 +58,18 @@ class ToolStep:
     @property
     def messages(self) -> tuple[Message, ...]:
         """The answer and the results, as they go back to the model."""
-        said = Message("assistant", self.response.parts or (Text(self.response.content),))
+        answer = Message("assistant", self.response.parts or (Text(self.response.content),))
         results = tuple(each.result for each in self.answers)
-        return (said, Message("tool", results)) if results else (said,)
+        return (answer, Message("tool", results)) if results else (answer,)
 
 
 @final
 @unique
 class ToolEnd(Enum):
-    """Why a run ended. Other than with ``ANSWERED``, the calls of its last answer were not run.
+    """Why a run ended. Unless it is ``ANSWERED``, the calls of its last answer were not run.
 
     ``CUT_OFF``: the last answer was not whole. ``OUT_OF_STEPS``: the model still wanted tools. ``UNKNOWN``: a call of
-    the last answer may or may not have happened, in a run that broke off; ``resolve_tool_call`` tells which.
+    the last answer may or may not have happened, in a run that broke off; ``resolve_tool_call`` decides which.
     """
 
     ANSWERED = "answered"
@@ -81,7 +81,7 @@ class ToolEnd(Enum):
 @final
 @frozen(kw_only=True)
 class ToolRun:
-    """All of a run: its last answer, with the attempts, usage, cost and time of every step, and the steps."""
+    """A whole run: its steps, and its last answer with the attempts, usage, cost and time of all of them."""
 
     response: LLMResponse
     steps: tuple[ToolStep, ...]
@@ -90,7 +90,7 @@ class ToolRun:
 
     @property
     def answers(self) -> tuple[ToolAnswer, ...]:
-        """What came of every call, in order."""
+        """The results of all calls, in order."""
         return tuple(each for step in self.steps for each in step.answers)
 
     @property
@@ -100,7 +100,7 @@ class ToolRun:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """All that was said after the question: answers, results, and the last answer. Every call has its result."""
+        """All messages after the question: answers, results, and the last answer. Every call has its result."""
         return tuple(message for step in self.steps for message in step.messages)
 
 
@@ -113,16 +113,16 @@ class Approved:
 @final
 @frozen
 class Refused:
-    """A dangerous call may not run; the model is told the ``reason``."""
+    """A dangerous call may not run; the model sees the ``reason``."""
 
     reason: str = field(default="the user refused", validator=text())
 
 
 Verdict: TypeAlias = Approved | Refused
-"""What is decided about a dangerous call."""
+"""The decision about a dangerous call."""
 
 Approve: TypeAlias = Callable[[ToolCall], Awaitable[Verdict] | Effect[Verdict]]
-"""Asked before each dangerous call, one at a time."""
+"""Decides about each dangerous call, one at a time."""
 
 
 @final
@@ -137,27 +137,27 @@ class ToolStarted:
 @final
 @frozen
 class ToolFinished:
-    """A call came to something, whether it ran or not."""
+    """A call has its result, whether it ran or not."""
 
     step: int
     answer: ToolAnswer
 
 
 ToolEvent: TypeAlias = ToolStarted | ToolFinished | ToolStep
-"""What a run tells besides the events of its streams; a whole step comes after all that belongs to it."""
+"""An event of a run, besides those of its streams; a whole step follows everything that belongs to it."""
 
 ToolSink: TypeAlias = Callable[[ToolEvent], Awaitable[None]]
-"""Where the events of a run go; each is awaited."""
+"""Receives the events of a run; each is awaited."""
 
 
 @final
 @frozen(kw_only=True)
 class ToolLimits:
-    """Bounds of a run. ``parallel``: tools that run at once. ``timeout_s``: all of it, in seconds.
+    """Limits of a run. ``parallel``: tools that run at once. ``timeout_s``: the whole run, in seconds.
 
-    Once ``max_cost`` (US dollars) is spent nothing more is asked and no tool runs; attempts of unknown cost do not
-    count. A longer result than ``result_chars`` characters is cut, and the model is told. With ``answer_last`` the
-    last step may call no tool: the model has to answer with what it knows by then.
+    Once ``max_cost`` (USD) is spent, no tool runs and no model is asked; attempts of unknown cost do not count. A
+    result longer than ``result_chars`` characters is cut, with a note for the model. With ``answer_last`` the last
+    step may call no tool: the model has to answer with what it knows by then.
     """
 
     parallel: int = field(default=8, validator=number(at_least=1, whole=True))

@@ -1,6 +1,6 @@
-"""Tools that a model may call, each with the function behind it, and the sets that they make.
+"""Tools that a model may call, with the functions behind them, and the sets that they form.
 
-``run_tools`` in ``llm_effects.toolkits.runs`` lets a model use them.
+``run_tools`` in ``llm_effects.tools.run`` lets a model use them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -10,12 +10,12 @@ from attrs import field, frozen
 from returns.result import Result
 
 from llm_effects.structured.decoding import Problems
-from llm_effects.tools.signatures import Arguments, Handler, any_object, named, signature_of
+from llm_effects.tools.signatures import Arguments, Handler, checked_name, read_any_object, signature_of
 from llm_effects.values.requests import Tool
 from llm_effects.values.validation import instance, instances, invalid, number, to_tuple
 
 TIMEOUT_S: Final = 60.0
-"""How long a tool may take unless it says otherwise, in seconds."""
+"""Longest time for a call of a tool, in seconds, unless the tool sets its own."""
 
 
 @final
@@ -23,8 +23,9 @@ TIMEOUT_S: Final = 60.0
 class ToolFunction:
     """A tool and the function that runs when a model calls it.
 
-    ``read`` makes the function's arguments of the model's (JSON text), or lists what is wrong with them. What is
-    ``dangerous`` runs only once the caller of the run has approved. ``timeout_s`` is in seconds, ``None`` for no end.
+    ``read`` parses the model's arguments (JSON text) into the function's, or lists what is wrong with them. A
+    ``dangerous`` tool runs only after the caller of the run has approved. ``timeout_s`` is in seconds, ``None`` for no
+    limit.
     """
 
     tool: Tool
@@ -57,23 +58,23 @@ def tool(
     dangerous: bool = False,
     timeout_s: float | None = TIMEOUT_S,
 ) -> ToolFunction | Callable[[Handler], ToolFunction]:
-    """Make a tool of a typed function: plain, ``async``, or one that gives an ``Effect`` or a ``Result``.
+    """Make a tool of a typed function: plain, ``async``, or one that returns an ``Effect`` or a ``Result``.
 
-    Its schema comes from the types of its parameters, what the model is told from its docstring (Google's form or
-    Sphinx's). A function that no model can be told of is an ``InvalidValue`` with the remedy. It is a decorator too:
-    ``@tool`` or ``@tool(dangerous=True)``; the function itself is then ``its_name.function``.
+    Its schema comes from the types of its parameters, its description from its docstring (Google's form or Sphinx's).
+    A function that no model can call is an ``InvalidValue`` with the remedy. It is a decorator too: ``@tool`` or
+    ``@tool(dangerous=True)``; the function itself is then ``its_name.function``.
 
     >>> from typing import Literal
     >>> @tool
     ... def free_space(path: str, unit: Literal["GB", "%"] = "%") -> float:
-    ...     '''Tell how much of a disk is free.'''
+    ...     '''Return how much of a disk is free.'''
     ...     return 3.0
     >>> free_space.tool.name, free_space.tool.parameters["required"]
     ('free_space', ['path'])
     >>> tool(lambda path: 3.0, name="free_space")
     Traceback (most recent call last):
         ...
-    llm_effects.values.validation.InvalidValue: <lambda>.path: needs a type, which the model is told
+    llm_effects.values.validation.InvalidValue: <lambda>.path: needs a type, which the model sees
     """
 
     def make(function: Handler) -> ToolFunction:
@@ -86,36 +87,36 @@ def tool(
 
 
 def tool_with_schema(
-    told: Tool,
+    tool: Tool,
     function: Callable[[Mapping[str, object]], object],
     *,
     dangerous: bool = False,
     timeout_s: float | None = TIMEOUT_S,
 ) -> ToolFunction:
-    """Make a tool whose schema comes from elsewhere, say from a server of tools.
+    """Make a tool whose schema comes from elsewhere, for example from a server of tools.
 
-    The function takes the arguments as one JSON object, which only it checks against the schema.
+    The function receives the arguments as one JSON object, and has to check them against the schema itself.
 
     >>> echo = tool_with_schema(Tool("echo"), lambda arguments: arguments["text"])
     >>> echo.read('{"text": "hi"}').unwrap()
     {'arguments': {'text': 'hi'}}
     """
-    named(told.name)
+    checked_name(tool.name)
 
-    def called(arguments: Mapping[str, object]) -> object:
+    def call(arguments: Mapping[str, object]) -> object:
         return function(arguments)
 
-    return ToolFunction(tool=told, function=called, read=any_object, dangerous=dangerous, timeout_s=timeout_s)
+    return ToolFunction(tool=tool, function=call, read=read_any_object, dangerous=dangerous, timeout_s=timeout_s)
 
 
-def _functions(given: Iterable[ToolFunction]) -> tuple[ToolFunction, ...]:
-    return to_tuple("functions", given)
+def _functions(functions: Iterable[ToolFunction]) -> tuple[ToolFunction, ...]:
+    return to_tuple("functions", functions)
 
 
 @final
 @frozen
 class Toolkit:
-    """Tools by their names, no two of which are the same; ``|`` puts two sets together.
+    """A set of tools with different names; ``|`` joins two sets.
 
     >>> Toolkit() | Toolkit()
     Toolkit(functions=())
@@ -133,17 +134,17 @@ class Toolkit:
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        """What a model is told of them."""
+        """The tools as a model sees them."""
         return tuple(each.tool for each in self.functions)
 
 
 def toolkit(*functions: ToolFunction | Handler) -> Toolkit:
-    """Put tools into a set; a plain function becomes a tool by ``tool``.
+    """Build a set of tools; a plain function becomes a tool by ``tool``.
 
     >>> def uptime() -> str:
-    ...     '''Tell how long the machine has been up.'''
+    ...     '''Return how long the machine has been up.'''
     ...     return "3 days"
     >>> toolkit(uptime).tools[0].description
-    'Tell how long the machine has been up.'
+    'Return how long the machine has been up.'
     """
     return Toolkit(tuple(each if isinstance(each, ToolFunction) else tool(each) for each in functions))

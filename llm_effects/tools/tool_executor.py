@@ -1,4 +1,6 @@
-"""The calls of one answer: each is read, approved, noted, run and told, several at once; none runs twice."""
+"""The calls of one answer: each is checked, approved, noted in the journal and run; several at once, none twice."""
+
+from __future__ import annotations
 
 import inspect
 import logging
@@ -42,141 +44,19 @@ from llm_effects.values.messages import ToolCall, ToolResult
 from llm_effects.values.responses import CANCELLED, LLMResponse
 from llm_effects.values.validation import suggestion
 
-# The edge to the functions behind tools: whatever they do, the model is told, and nothing breaks.
+MAX_PROBLEMS: Final = 20
+"""Most problems with the arguments of a call that the model sees at once."""
 
-
-_Made = TypeVar("_Made")
-
-
-@final
-@frozen
-class ToolOutput:
-    """What a model is told of a call, and what that stands for."""
-
-    text: str
-    outcome: ToolOutcome
-
-
-async def output_of(function: ToolFunction, given: Arguments, env: LLMEnv) -> ToolOutput:
-    """Run a tool and tell what came of it; only a cancellation gets out.
-
-    A plain function runs in a thread. When its time is up the model is told so, but the thread goes on to its end:
-    nobody can stop it.
-    """
-    with anyio.move_on_after(function.timeout_s):
-        came = await _guarded(lambda: _value_of(function.function, given, env))
-        return await _told(came)
-    late = f"no result within {function.timeout_s:g} s: it may or may not have taken effect"
-    return ToolOutput(late, ToolOutcome.TIMED_OUT)
-
-
-async def _told(came: Result[Result[object, object], BaseException]) -> ToolOutput:
-    if not is_successful(came):
-        return ToolOutput(_named(came.failure()), ToolOutcome.FAILED)
-    result = came.unwrap()
-    outcome = ToolOutcome.DONE if is_successful(result) else ToolOutcome.FAILED
-    value = result.unwrap() if is_successful(result) else _error(result.failure())
-    text = await _guarded(partial(_written, value))
-    if is_successful(text):
-        return ToolOutput(text.unwrap(), outcome)
-    return ToolOutput(f"the tool ran, but its result is no JSON: {_named(text.failure())}", ToolOutcome.FAILED)
-
-
-async def _guarded(work: Callable[[], Awaitable[_Made]]) -> Result[_Made, BaseException]:
-    """The one place where any exception becomes a value: what runs here is not ours, and a model can mend its call.
-
-    A cancellation passes, unless it is one of the tool's own: of a future that it waited for, say. So ends a
-    function that calls ``sys.exit``, as those of command lines do: it is not for a model to end the process.
-    """
-    try:
-        return Success(await work())
-    except anyio.get_cancelled_exc_class() as problem:
-        await checkpoint_if_cancelled()
-        return _raised(problem)
-    except (Exception, SystemExit) as problem:  # noqa: BLE001 - see above
-        return _raised(problem)
-
-
-def _raised(problem: BaseException) -> Failure[BaseException]:
-    unharmed(LOGGER.log, logging.DEBUG, "a tool raised", exc_info=problem)
-    return Failure(problem)
-
-
-def _named(problem: BaseException) -> str:
-    try:
-        cause = cause_of(problem)
-    except Exception:  # noqa: BLE001 - what it says of itself is not ours either
-        return type(problem).__name__
-    return f"{cause.type}: {cause.message}" if cause.message else cause.type
-
-
-async def _value_of(function: Handler, given: Arguments, env: LLMEnv) -> Result[object, object]:
-    called = partial(function, **given)
-    if _is_async(function):
-        return await settled(called(), env)
-    # a limiter of its own: a thread that hangs must not hold up the others
-    value = await anyio.to_thread.run_sync(called, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
-    return await settled(value, env)
-
-
-def _is_async(function: Handler) -> bool:
-    inner = function.func if isinstance(function, partial) else function
-    return any(map(inspect.iscoroutinefunction, (inner, type(inner).__call__)))
-
-
-async def settled(value: object, env: LLMEnv) -> Result[object, object]:
-    """Bring what a function gave to its end: an effect, a future, a result, something to await, or a plain value."""
-    if isinstance(value, RequiresContextFutureResult):
-        return await run(cast("Effect[object]", value), env)
-    if isinstance(value, FutureResult):
-        return await result_of(cast("FutureResult[object, LLMError]", value))
-    if inspect.isawaitable(value):
-        return await settled(await value, env)
-    return cast("Result[object, object]", value) if isinstance(value, Result) else Success(value)
-
-
-def _error(problem: object) -> object:
-    if isinstance(problem, Exception):
-        return _named(problem)
-    return describe(problem) if isinstance(problem, LLMError) else problem
-
-
-async def _written(value: object) -> str:
-    if isinstance(value, str):
-        return repair_surrogates(str.__str__(value))  # of an enumeration's member its value
-    return dump(msgspec.to_builtins(value, str_keys=True, enc_hook=_plain)).decode()
-
-
-def _plain(value: object) -> object:
-    """Write pydantic's models as they would themselves."""
-    own = getattr(value, "model_dump", None)
-    if own is None:
-        raise TypeError(f"{type(value).__name__} cannot be written as JSON")
-    return own(mode="json")
-
-
-def cut(text: str, most: int) -> str:
-    r"""Cut what is too long for a model to read, and say so.
-
-    >>> cut("x" * 100, 3)
-    'xxx\n[The result was cut here: 3 of its 100 characters are shown.]'
-    """
-    length = len(text)
-    return text if length <= most else f"{text[:most]}{_CUT.format(most, length)}"
-
-
-_CUT: Final = "\n[The result was cut here: {} of its {} characters are shown.]"
-
-
-# How far a run has come: the one thing in it that changes.
+_Value = TypeVar("_Value")
 
 
 @final
 @define(kw_only=True)
 class RunState:
-    """A run under way. ``name`` is its id, or one that was made up; times are on the clock of the event loop.
+    """The state of a run: the only mutable part of it. Times are on the clock of ``anyio.current_time()``.
 
-    ``troubles`` gathers what the caller is warned of; ``approving`` is held by the one call that is being decided on.
+    ``name`` is the id of the run, or a made-up one. ``warnings`` are for the caller. ``approval_lock`` is held while
+    the caller decides about a call.
     """
 
     journal: RunJournal | NoJournal
@@ -185,148 +65,259 @@ class RunState:
     started: float
     deadline: float
     steps: list[ToolStep] = field(factory=list[ToolStep])
-    troubles: list[str] = field(factory=list[str])
-    approving: anyio.Lock = field(factory=anyio.Lock)
+    warnings: list[str] = field(factory=list[str])
+    approval_lock: anyio.Lock = field(factory=anyio.Lock)
 
     @property
     def step(self) -> int:
-        """The number of the step that is being taken."""
+        """The number of the current step."""
         return len(self.steps) + 1
 
     @property
     def responses(self) -> tuple[LLMResponse, ...]:
-        """The answers of the steps that were taken."""
+        """The answers of the finished steps."""
         return tuple(step.response for step in self.steps)
 
 
-SHOWN: Final = 20
-"""Problems with the arguments of a call that the model is told of at once."""
+@final
+@frozen
+class ToolOutput:
+    """The text that the model sees of a call, and the outcome behind it."""
+
+    text: str
+    outcome: ToolOutcome
+
 
 _Job: TypeAlias = tuple[ToolFunction, Arguments]
+"""A function to run, with its arguments."""
 
 
 @final
 @frozen(kw_only=True)
 class ToolExecutor:
-    """What all calls of a run share: the functions by their names, and what the caller of the run says of them."""
+    """Executes the calls of a run: the functions by their names, and the options of the run."""
 
     functions: Mapping[str, ToolFunction]
     limits: ToolLimits
     approve: Approve | None
     on_event: ToolSink | None
 
-    async def tell(self, event: ToolEvent) -> None:
-        """Tell an event to whoever listens."""
+    async def emit(self, event: ToolEvent) -> None:
+        """Pass an event to the listener, if there is one."""
         if self.on_event is not None:
             await self.on_event(event)
 
+    async def execute(
+        self, calls: Sequence[ToolCall], state: RunState, env: LLMEnv
+    ) -> Result[tuple[ToolAnswer, ...], LLMError]:
+        """Execute the calls of an answer, or none of them if one may have happened already.
 
-async def carried_out(
-    shop: ToolExecutor, running: RunState, calls: Sequence[ToolCall], env: LLMEnv
-) -> Result[tuple[ToolAnswer, ...], LLMError]:
-    """Carry out the calls of an answer; none of them, if one may or may not have happened already.
+        Only the journal can fail; the calls under way are awaited in any case.
+        """
+        earlier = [state.journal.recall(state.step, call) for call in calls]
+        if any(each is not None and each.outcome is ToolOutcome.UNKNOWN for each in earlier):
+            pairs = zip(calls, earlier, strict=True)
+            return Success(tuple(answer or not_run(call, "the run stopped before it") for call, answer in pairs))
+        answers: dict[int, Result[ToolAnswer, LLMError]] = {}
 
-    What fails is the journal alone: then those under way are waited for all the same.
-    """
-    before = [running.journal.recall(running.step, call) for call in calls]
-    if any(each is not None and each.outcome is ToolOutcome.UNKNOWN for each in before):
-        pairs = zip(calls, before, strict=True)
-        return Success(tuple(known or not_run(call, _WAITS) for call, known in pairs))
-    done: dict[int, Result[ToolAnswer, LLMError]] = {}
+        async def work(place: int, call: ToolCall) -> bool:
+            answers[place] = await self._execute_once(call, state, env)
+            return False
 
-    async def work(place: int, call: ToolCall) -> bool:
-        done[place] = await _answered(shop, running, call, env)
-        return False
+        await in_parallel(calls, min(self.limits.parallel, len(calls)), work)
+        error = next((each.failure() for each in answers.values() if not is_successful(each)), None)
+        return Success(tuple(answers[at].unwrap() for at in sorted(answers))) if error is None else Failure(error)
 
-    await in_parallel(calls, min(shop.limits.parallel, len(calls)), work)
-    failed = next((each.failure() for each in done.values() if not is_successful(each)), None)
-    return Failure(failed) if failed is not None else Success(tuple(done[place].unwrap() for place in sorted(done)))
+    async def _execute_once(self, call: ToolCall, state: RunState, env: LLMEnv) -> Result[ToolAnswer, LLMError]:
+        """Execute a call, unless the journal has its result."""
+        answer = state.journal.recall(state.step, call)
+        if answer is None:
+            job = await self._prepare(call, state, env)
+            await checkpoint_if_cancelled()  # nothing more runs after a cancellation
+            noted = await run(state.journal.begin_call(state.step, call), env)
+            if not is_successful(noted):
+                return Failure(noted.failure())
+            answer = noted.unwrap() or await self._run_job(call, job, state, env)
+        await self.emit(ToolFinished(state.step, answer))
+        return Success(answer)
+
+    async def _prepare(self, call: ToolCall, state: RunState, env: LLMEnv) -> Result[_Job, ToolOutput]:
+        """Find the function of a call, read its arguments, and have it approved if it is dangerous."""
+        function = self.functions.get(call.name)
+        if function is None:
+            remedy = suggestion(call.name, self.functions, "the tools")
+            return Failure(ToolOutput(f"there is no tool {call.name!r}: {remedy}", ToolOutcome.UNKNOWN_TOOL))
+        arguments = function.read(call.arguments)
+        if not is_successful(arguments):
+            problems = "".join(f"\n- {problem}" for problem in arguments.failure()[:MAX_PROBLEMS])
+            return Failure(ToolOutput(f"the arguments do not fit:{problems}", ToolOutcome.BAD_ARGUMENTS))
+        refusal = await self._refusal(call, state, env) if function.dangerous else None
+        return Success((function, arguments.unwrap())) if refusal is None else Failure(refusal)
+
+    async def _refusal(self, call: ToolCall, state: RunState, env: LLMEnv) -> ToolOutput | None:
+        """Return why a call may not run; anything but an approval refuses, even an effect that fails."""
+        if self.approve is None:
+            return ToolOutput(Refused().reason, ToolOutcome.REFUSED)
+        async with state.approval_lock:
+            result = await resolve(self.approve(call), env)
+        verdict = result.unwrap() if is_successful(result) else None
+        if isinstance(verdict, Approved):
+            return None
+        reason = verdict.reason if isinstance(verdict, Refused) else "the approval failed"
+        return ToolOutput(f"refused: {reason}", ToolOutcome.REFUSED)
+
+    async def _run_job(self, call: ToolCall, job: Result[_Job, ToolOutput], state: RunState, env: LLMEnv) -> ToolAnswer:
+        """Run a prepared call and write its result to the journal."""
+        started = anyio.current_time()
+        if is_successful(job):
+            await self.emit(ToolStarted(state.step, call))
+            output = await _run_traced(call, *job.unwrap(), env)
+        else:
+            output = job.failure()
+        text = truncate(output.text, self.limits.result_chars)
+        answer = ToolAnswer(
+            call=call,
+            result=ToolResult(call.id, text, is_error=output.outcome is not ToolOutcome.DONE),
+            outcome=output.outcome,
+            latency_ms=(anyio.current_time() - started) * 1000,
+        )
+        stored = await run(state.journal.end_call(state.step, answer), env)
+        if not is_successful(stored):
+            problem = describe(stored.failure())
+            state.warnings.append(f"tools: the result of {call.name} is not in the journal: {problem}")
+        return answer
 
 
-def not_run(call: ToolCall, why: str) -> ToolAnswer:
-    """Tell that a call was not carried out: every call needs a result before the conversation can go on."""
-    result = ToolResult(call.id, f"This was not run: {why}.", is_error=True)
+def not_run(call: ToolCall, reason: str) -> ToolAnswer:
+    """Return the result of a call that did not run: every call needs one before the conversation can continue."""
+    result = ToolResult(call.id, f"This was not run: {reason}.", is_error=True)
     return ToolAnswer(call=call, result=result, outcome=ToolOutcome.NOT_RUN)
 
 
-_WAITS: Final = "the run stopped before it"
-
-
-async def _answered(shop: ToolExecutor, running: RunState, call: ToolCall, env: LLMEnv) -> Result[ToolAnswer, LLMError]:
-    answer = running.journal.recall(running.step, call)
-    if answer is None:
-        job = await _permitted(shop, running, call, env)
-        await checkpoint_if_cancelled()  # whoever gave up wants nothing more to be done
-        begun = await running.journal.begin_call(running.step, call)
-        if not is_successful(begun):
-            return Failure(begun.failure())
-        answer = begun.unwrap() or await _done(shop, running, call, job, env)
-    await shop.tell(ToolFinished(running.step, answer))
-    return Success(answer)
-
-
-async def _permitted(shop: ToolExecutor, running: RunState, call: ToolCall, env: LLMEnv) -> Result[_Job, ToolOutput]:
-    """Find and read what is to run, and have it approved where it is dangerous."""
-    function = shop.functions.get(call.name)
-    if function is None:
-        remedy = suggestion(call.name, shop.functions, "the tools")
-        return Failure(ToolOutput(f"there is no tool {call.name!r}: {remedy}", ToolOutcome.UNKNOWN_TOOL))
-    read = function.read(call.arguments)
-    if not is_successful(read):
-        problems = "".join(f"\n- {problem}" for problem in read.failure()[:SHOWN])
-        return Failure(ToolOutput(f"the arguments do not fit:{problems}", ToolOutcome.BAD_ARGUMENTS))
-    refusal = await _refusal(shop, running, call, env) if function.dangerous else None
-    return Success((function, read.unwrap())) if refusal is None else Failure(refusal)
-
-
-async def _refusal(shop: ToolExecutor, running: RunState, call: ToolCall, env: LLMEnv) -> ToolOutput | None:
-    """Anything but an approval refuses: also an effect that fails."""
-    if shop.approve is None:
-        return ToolOutput(Refused().reason, ToolOutcome.REFUSED)
-    async with running.approving:  # whoever decides is asked one thing at a time
-        verdict = await settled(shop.approve(call), env)
-    decided = verdict.unwrap() if is_successful(verdict) else None
-    if isinstance(decided, Approved):
-        return None
-    reason = decided.reason if isinstance(decided, Refused) else "nobody could be asked"
-    return ToolOutput(f"refused: {reason}", ToolOutcome.REFUSED)
-
-
-async def _done(
-    shop: ToolExecutor, running: RunState, call: ToolCall, job: Result[_Job, ToolOutput], env: LLMEnv
-) -> ToolAnswer:
-    started = anyio.current_time()
-    if is_successful(job):
-        await shop.tell(ToolStarted(running.step, call))
-        said = await _followed(call, *job.unwrap(), env)
-    else:
-        said = job.failure()
-    answer = ToolAnswer(
-        call=call,
-        result=ToolResult(
-            call.id, cut(said.text, shop.limits.result_chars), is_error=said.outcome is not ToolOutcome.DONE
-        ),
-        outcome=said.outcome,
-        latency_ms=(anyio.current_time() - started) * 1000,
-    )
-    problem = await running.journal.end_call(running.step, answer)
-    if problem is not None:
-        running.troubles.append(f"tools: the result of {call.name} is not in the journal: {problem}")
-    return answer
-
-
-async def _followed(call: ToolCall, function: ToolFunction, given: Arguments, env: LLMEnv) -> ToolOutput:
-    """Run a tool, with a span of its own where anybody listens."""
+async def _run_traced(call: ToolCall, function: ToolFunction, arguments: Arguments, env: LLMEnv) -> ToolOutput:
+    """Run a tool in a span of its own, if telemetry is active."""
     if not env.telemetry.active:
-        return await output_of(function, given, env)
+        return await run_tool(function, arguments, env)
     opening = {names.OPERATION: names.EXECUTE_TOOL, names.TOOL_NAME: call.name, names.TOOL_CALL_ID: call.id}
     span = unharmed(env.telemetry.begin, f"{names.EXECUTE_TOOL} {call.name}", opening)
-    kind = CANCELLED
+    outcome = CANCELLED
     try:
-        said = await output_of(function, given, env)
-        kind = said.outcome.value
+        output = await run_tool(function, arguments, env)
+        outcome = output.outcome.value
     finally:
         if span is not None:
-            error = None if kind in {CANCELLED, ToolOutcome.DONE.value} else kind
-            unharmed(span.end, {names.OUTCOME: kind}, error)
-    return said
+            error = None if outcome in {CANCELLED, ToolOutcome.DONE.value} else outcome
+            unharmed(span.end, {names.OUTCOME: outcome}, error)
+    return output
+
+
+# The edge to the functions behind tools: whatever they do becomes a text for the model, and nothing breaks.
+
+
+async def run_tool(function: ToolFunction, arguments: Arguments, env: LLMEnv) -> ToolOutput:
+    """Run a tool and return its output; only a cancellation passes through.
+
+    A plain function runs in a thread. After its time limit the model sees a time-out, but the thread runs to its end:
+    nothing can stop it.
+    """
+    with anyio.move_on_after(function.timeout_s):
+        return await _output_of(await _catching(lambda: _call(function.function, arguments, env)))
+    text = f"no result within {function.timeout_s:g} s: it may or may not have taken effect"
+    return ToolOutput(text, ToolOutcome.TIMED_OUT)
+
+
+async def _call(function: Handler, arguments: Arguments, env: LLMEnv) -> Result[object, object]:
+    call = partial(function, **arguments)
+    if _is_async(function):
+        return await resolve(call(), env)
+    # a limiter of its own: a thread that hangs must not block the others
+    value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
+    return await resolve(value, env)
+
+
+def _is_async(function: Handler) -> bool:
+    inner = function.func if isinstance(function, partial) else function
+    return any(map(inspect.iscoroutinefunction, (inner, type(inner).__call__)))
+
+
+async def resolve(value: object, env: LLMEnv) -> Result[object, object]:
+    """Return the result behind what a function returned: an effect, a future, a result, an awaitable, or a value."""
+    if isinstance(value, RequiresContextFutureResult):
+        return await run(cast("Effect[object]", value), env)
+    if isinstance(value, FutureResult):
+        return await result_of(cast("FutureResult[object, LLMError]", value))
+    if inspect.isawaitable(value):
+        return await resolve(await value, env)
+    return cast("Result[object, object]", value) if isinstance(value, Result) else Success(value)
+
+
+async def _catching(work: Callable[[], Awaitable[_Value]]) -> Result[_Value, BaseException]:
+    """Turn any exception into a value; only here, since a tool is not our code and a model can correct its call.
+
+    A cancellation passes, unless it is the tool's own, as of a future that it waited for. ``sys.exit``, which functions
+    of command lines call, is caught too: a model must not end the process.
+    """
+    try:
+        return Success(await work())
+    except anyio.get_cancelled_exc_class() as problem:
+        await checkpoint_if_cancelled()
+        return _failure(problem)
+    except (Exception, SystemExit) as problem:  # noqa: BLE001 - see above
+        return _failure(problem)
+
+
+def _failure(problem: BaseException) -> Failure[BaseException]:
+    unharmed(LOGGER.log, logging.DEBUG, "a tool raised", exc_info=problem)
+    return Failure(problem)
+
+
+async def _output_of(result: Result[Result[object, object], BaseException]) -> ToolOutput:
+    if not is_successful(result):
+        return ToolOutput(_exception_text(result.failure()), ToolOutcome.FAILED)
+    returned = result.unwrap()
+    outcome = ToolOutcome.DONE if is_successful(returned) else ToolOutcome.FAILED
+    value = returned.unwrap() if is_successful(returned) else _error_value(returned.failure())
+    text = await _catching(partial(_text_of, value))
+    if is_successful(text):
+        return ToolOutput(text.unwrap(), outcome)
+    problem = f"the tool ran, but its result is not JSON: {_exception_text(text.failure())}"
+    return ToolOutput(problem, ToolOutcome.FAILED)
+
+
+def _exception_text(problem: BaseException) -> str:
+    try:
+        cause = cause_of(problem)
+    except Exception:  # noqa: BLE001 - its __str__ is not our code either
+        return type(problem).__name__
+    return f"{cause.type}: {cause.message}" if cause.message else cause.type
+
+
+def _error_value(error: object) -> object:
+    if isinstance(error, Exception):
+        return _exception_text(error)
+    return describe(error) if isinstance(error, LLMError) else error
+
+
+async def _text_of(value: object) -> str:
+    if isinstance(value, str):
+        return mended(str.__str__(value))  # the value of an enumeration's member
+    return dump(msgspec.to_builtins(value, str_keys=True, enc_hook=_to_builtins)).decode()
+
+
+def _to_builtins(value: object) -> object:
+    """Return a model of pydantic as plain data."""
+    model_dump = getattr(value, "model_dump", None)
+    if model_dump is None:
+        raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+    return model_dump(mode="json")
+
+
+def truncate(text: str, length: int) -> str:
+    r"""Cut a text that is too long for a model, with a note.
+
+    >>> truncate("x" * 100, 3)
+    'xxx\n[The result was cut here: 3 of its 100 characters are shown.]'
+    """
+    if len(text) <= length:
+        return text
+    return f"{text[:length]}\n[The result was cut here: {length} of its {len(text)} characters are shown.]"

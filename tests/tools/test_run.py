@@ -269,8 +269,8 @@ def gives_a_bad_letter() -> str:
         (raises_many, "ExceptionGroup: several (2 sub-exceptions)"),
         (exits, "SystemExit: 2"),
         (raises_what_has_no_text, "MuteError"),
-        (gives_an_object, "the tool ran, but its result is no JSON: TypeError: object cannot be written as JSON"),
-        (gives_itself, "the tool ran, but its result is no JSON: RecursionError"),
+        (gives_an_object, "the tool ran, but its result is not JSON: TypeError: object cannot be written as JSON"),
+        (gives_itself, "the tool ran, but its result is not JSON: RecursionError"),
     ],
 )
 async def test_fault_77_a_tool_that_fails_is_told_and_the_run_goes_on(function: Any, text: str) -> None:

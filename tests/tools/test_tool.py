@@ -136,12 +136,12 @@ def unnamed(host: "Nowhere") -> None:  # type: ignore[name-defined]  # noqa: F82
     ("function", "problem"),
     [
         (untyped, "untyped.host: needs a type"),
-        (starred, "starred.hosts: a model gives arguments by name"),
-        (by_place, "by_place.host: a model gives arguments by name"),
+        (starred, "starred.hosts: a model passes arguments by name"),
+        (by_place, "by_place.host: a model passes arguments by name"),
         (unreadable, "no JSON Schema can be made"),
         (unnamed, "'Nowhere' is not defined"),
         (dict.get, "get.self: it is a method"),
-        (lambda: 1, "give one with name="),
+        (lambda: 1, "set one with name="),
     ],
 )
 def test_a_function_that_no_model_can_be_told_of_is_refused_with_the_remedy(function: Any, problem: str) -> None:
