@@ -62,7 +62,7 @@ def shown(env: LLMEnv, call: int = -1) -> list[str]:
     return [each.text.split()[0] for each in env.clients.calls[call].request.messages]
 
 
-async def test_the_oldest_exchanges_are_dropped_whole_and_the_answer_says_so() -> None:
+async def test_the_oldest_exchanges_are_dropped_whole_with_a_warning() -> None:
     env = scripted_env("ok", config=config("drop"))
     await talked(env, 8, pinned=(1,))
     response = await done(converse("c", "now"), env)
@@ -72,7 +72,7 @@ async def test_the_oldest_exchanges_are_dropped_whole_and_the_answer_says_so() -
     assert len((await run(load_conversation("c"), env)).unwrap().turns) == 9
 
 
-async def test_a_pinned_question_that_failed_is_in_no_later_prompt_and_once_when_it_is_asked_again() -> None:
+async def test_a_failed_pinned_question_is_in_no_later_prompt_and_only_once_in_its_retry() -> None:
     env = scripted_env(AuthenticationFailed(), "ok", config=config("drop"))
     (await run(start_conversation("c"), env)).unwrap()
     await run(converse("c", "pinned", pinned=True, turn_id="p"), env)
@@ -85,21 +85,21 @@ async def test_a_pinned_question_that_failed_is_in_no_later_prompt_and_once_when
     assert [text for text in shown(env) if "pinned" in text] == ["pinned"]
 
 
-async def test_a_history_that_fits_is_told_whole_without_a_word() -> None:
+async def test_a_history_that_fits_is_sent_whole_without_a_warning() -> None:
     env = scripted_env("ok", config=config("fail"))
     await talked(env, 3)
     assert (await done(converse("c", "now"), env)).warnings == ()
     assert len(shown(env)) == 7
 
 
-async def test_room_is_left_for_the_answer_that_is_wanted() -> None:
+async def test_max_tokens_are_reserved_for_the_answer() -> None:
     env = scripted_env("ok", config=config("drop"))
     await talked(env, 8)
     await done(converse("c", LLMRequest(prompt="now", preferences=Preferences(max_tokens=600))), env)
     assert shown(env) == ["q6", "a6", "q7", "a7", "now"]
 
 
-async def test_a_window_may_fail_instead() -> None:
+async def test_the_policy_fail_fails_before_any_model_is_asked() -> None:
     env = scripted_env("never", config=config("fail"))
     await talked(env, 8)
     refused = (await run(converse("c", "now"), env)).failure()
@@ -111,21 +111,21 @@ async def test_a_window_may_fail_instead() -> None:
 
 
 @pytest.mark.parametrize("window", ["drop", "summarise"])
-async def test_a_question_that_alone_is_too_large_fails_whatever_the_policy(window: Window) -> None:
+async def test_a_question_that_is_too_large_alone_fails_with_every_policy(window: Window) -> None:
     env = scripted_env("never", config=config(window))
     await talked(env, 1)
     assert (await run(converse("c", "word " * 4000), env)).failure().tag == "ContextTooLarge"
     assert env.clients.calls == []
 
 
-async def test_a_window_that_nobody_knows_bounds_nothing() -> None:
+async def test_an_unknown_window_limits_nothing() -> None:
     env = scripted_env("ok", config=config("drop", None))
     await talked(env, 40)
     await done(converse("c", "now"), env)
     assert len(shown(env)) == 81
 
 
-async def test_the_window_is_that_of_the_model_that_is_asked_and_not_of_the_largest() -> None:
+async def test_the_window_is_that_of_the_first_candidate_and_not_the_largest() -> None:
     large = ModelConfig(provider="openai-chat", model="gpt", api_key="sk-x", context_length=100_000)
     both = config("drop")
     env = scripted_env("ok", config=evolve(both, models={**both.models, "large": large}))
@@ -135,7 +135,7 @@ async def test_the_window_is_that_of_the_model_that_is_asked_and_not_of_the_larg
     assert len(shown(env)) == 19
 
 
-async def test_only_what_may_fit_is_read_of_a_long_conversation() -> None:
+async def test_only_turns_that_may_fit_are_read_from_a_long_conversation() -> None:
     env = scripted_env("ok", config=config("drop"))
     await talked(env, 50)
     read: list[int | None] = []
@@ -159,7 +159,7 @@ def brain(request: LLMRequest) -> Reply:
     return f"answer to {len(request.messages)}"
 
 
-async def test_a_summary_is_made_once_stored_and_used_again() -> None:
+async def test_a_summary_is_made_once_and_reused() -> None:
     env = scripted_env(brain, config=config("summarise"))
     await talked(env, 8)
     first = await done(converse("c", "now"), env)
@@ -179,7 +179,7 @@ async def test_a_summary_is_made_once_stored_and_used_again() -> None:
     assert len(history.turns) == 10
 
 
-async def test_a_summary_is_extended_when_the_rest_outgrows_the_window_again() -> None:
+async def test_a_summary_is_extended_when_the_window_is_full_again() -> None:
     env = scripted_env(brain, config=config("summarise"))
     await talked(env, 8)
     await done(converse("c", "now"), env)
@@ -196,7 +196,7 @@ async def test_a_summary_is_extended_when_the_rest_outgrows_the_window_again() -
     assert after.upto > before.upto
 
 
-async def test_a_history_too_long_for_one_summary_is_summed_up_piece_by_piece() -> None:
+async def test_a_history_too_long_for_one_request_is_summarised_in_chunks() -> None:
     env = scripted_env(brain, config=config("summarise"))
     await talked(env, 30)
     await done(converse("c", "now"), env)
@@ -204,7 +204,7 @@ async def test_a_history_too_long_for_one_summary_is_summed_up_piece_by_piece() 
     assert all(estimate_tokens(call.request) < 1000 for call in env.clients.calls)
 
 
-async def test_without_a_summary_the_oldest_are_dropped_and_the_answer_says_why() -> None:
+async def test_if_the_summary_fails_the_oldest_turns_are_dropped_with_a_warning() -> None:
     def broken(request: LLMRequest) -> Reply:
         return AuthenticationFailed() if request.system == SUMMARY_PROMPT else "ok"
 
@@ -215,7 +215,7 @@ async def test_without_a_summary_the_oldest_are_dropped_and_the_answer_says_why(
     assert shown(env)[-1] == "now"
 
 
-async def test_a_summary_may_be_another_models() -> None:
+async def test_summary_model_makes_the_summaries() -> None:
     other = ModelConfig(provider="lm-studio", model="other")
     small = config("summarise", summary_model="other")
     env = scripted_env(brain, config=evolve(small, models={**small.models, "other": other}))
@@ -224,7 +224,7 @@ async def test_a_summary_may_be_another_models() -> None:
     assert list(dict.fromkeys(call.model for call in env.clients.calls)) == ["other", "small"]
 
 
-async def test_a_server_that_knows_of_a_smaller_window_is_asked_with_less() -> None:
+async def test_a_prompt_that_a_server_finds_too_large_is_shortened() -> None:
     def picky(request: LLMRequest) -> Reply:
         tokens = estimate_tokens(request)
         return "ok" if tokens < 300 else ContextTooLarge(token_count=tokens, limit=300)
@@ -237,7 +237,7 @@ async def test_a_server_that_knows_of_a_smaller_window_is_asked_with_less() -> N
     assert len(env.clients.calls) <= 3
 
 
-async def test_a_stream_that_is_asked_again_with_less_shows_nothing_of_it() -> None:
+async def test_shortening_the_prompt_is_invisible_in_a_stream() -> None:
     env = scripted_env(ContextTooLarge(limit=500), "ok", config=config("drop"))
     await talked(env, 8)
     seen: list[str] = []
@@ -253,7 +253,7 @@ def told(tokens: int) -> LLMResponse:
     return evolve(answer("ok"), usage=Usage(input_tokens=tokens, output_tokens=1))
 
 
-async def test_the_estimate_learns_from_what_a_provider_counts() -> None:
+async def test_token_estimates_learn_from_the_counts_of_a_provider() -> None:
     env = scripted_env(told(1500), config=config("drop", None))
     for _ in range(20):
         await done(generate(LLMRequest(prompt="x" * 4000)), env)
@@ -261,7 +261,7 @@ async def test_the_estimate_learns_from_what_a_provider_counts() -> None:
     assert env.tokens.ratio("other") == 1.0
 
 
-async def test_a_model_that_counts_more_is_shown_less() -> None:
+async def test_a_model_that_counts_more_tokens_gets_less_history() -> None:
     env = scripted_env("ok", config=config("drop"))
     await talked(env, 8)
     for _ in range(40):
@@ -273,7 +273,7 @@ async def test_a_model_that_counts_more_is_shown_less() -> None:
     )
 
 
-async def test_what_a_turn_takes_is_corrected_once() -> None:
+async def test_the_token_ratio_is_applied_once_to_a_turn() -> None:
     env = scripted_env("ok", config=config("drop"))
     await talked(env, 2)
     for _ in range(40):
@@ -283,7 +283,7 @@ async def test_what_a_turn_takes_is_corrected_once() -> None:
     assert expected_usage(call, env).input_tokens == call.turn.tokens
 
 
-async def test_a_server_that_cuts_a_prompt_off_silently_is_told_of_and_teaches_nothing() -> None:
+async def test_a_silently_truncated_prompt_is_a_warning_and_does_not_change_the_ratio() -> None:
     env = scripted_env(told(2050), config=config("drop", None))
     response = await done(generate(LLMRequest(prompt="word " * 4000)), env)
     assert "2050 tokens of about 5004" in response.warnings[0]
@@ -291,12 +291,12 @@ async def test_a_server_that_cuts_a_prompt_off_silently_is_told_of_and_teaches_n
 
 
 @pytest.mark.parametrize("prompt", ["-" * 20_000, "word" + " " * 20_000, "x " * 1000 + "=" * 18_000])
-async def test_a_prompt_of_few_words_and_many_letters_is_not_held_to_be_cut(prompt: str) -> None:
+async def test_a_prompt_of_few_words_and_many_letters_raises_no_truncation_warning(prompt: str) -> None:
     env = scripted_env(told(2050), config=config("drop", None))
     assert not (await done(generate(LLMRequest(prompt=prompt)), env)).warnings
 
 
-async def test_usage_that_nobody_told_is_counted_here_and_says_so() -> None:
+async def test_missing_usage_is_estimated_and_marked_as_such() -> None:
     silent = evolve(answer("one two"), usage=Usage(output_tokens=None))
 
     class Silent:

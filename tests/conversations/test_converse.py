@@ -80,7 +80,7 @@ def asked(env: LLMEnv, call: int = -1) -> list[tuple[str, str]]:
     return [(each.role, each.text) for each in env.clients.calls[call].request.messages]
 
 
-async def test_a_turn_is_asked_with_all_that_was_said_before() -> None:
+async def test_a_turn_is_sent_with_all_earlier_messages() -> None:
     env = await begun("Hello Ada.", "Ada.", system="Be brief.")
     await done(converse("c", "I am Ada."), env)
     assert (await done(converse("c", "Who am I?"), env)).content == "Ada."
@@ -89,7 +89,7 @@ async def test_a_turn_is_asked_with_all_that_was_said_before() -> None:
     assert env.clients.calls[-1].turn.conversation_id == "c"
 
 
-async def test_an_answer_is_stored_with_its_origin() -> None:
+async def test_an_answer_is_stored_with_its_provenance() -> None:
     env = await begun("Hello Ada.")
     response = await done(converse("c", "I am Ada."), env)
     (turn,) = await turns(env)
@@ -99,7 +99,7 @@ async def test_an_answer_is_stored_with_its_origin() -> None:
     assert (source.usage, source.cost, source.finish_reason) == (response.usage, response.cost, FinishReason.STOP)
 
 
-async def test_a_request_shapes_the_turn_that_it_asks() -> None:
+async def test_the_fields_of_a_request_apply_to_its_turn() -> None:
     env = await begun("ok", system="Be brief.", owner="ada")
     wanted = LLMRequest(prompt="hi", system="Be long.", owner="ada", tags=("t",), preferences=Preferences(max_tokens=7))
     await done(converse("c", wanted), env)
@@ -107,7 +107,7 @@ async def test_a_request_shapes_the_turn_that_it_asks() -> None:
     assert (sent.system, sent.owner, sent.tags, sent.preferences.max_tokens) == ("Be long.", "ada", ("t",), 7)
 
 
-async def test_another_owners_conversation_is_not_there() -> None:
+async def test_a_conversation_of_another_owner_does_not_exist() -> None:
     env = await begun("ok", owner="ada")
     strange = (await run(converse("c", "hi", owner="bob"), env)).failure()
     nobody = (await run(converse("c", "hi"), env)).failure()
@@ -116,14 +116,14 @@ async def test_another_owners_conversation_is_not_there() -> None:
     assert env.clients.calls == []
 
 
-async def test_two_owners_at_once_are_refused() -> None:
+async def test_two_different_owners_are_rejected() -> None:
     env = await begun("ok", owner="ada")
     refused = (await run(converse("c", LLMRequest(prompt="hi", owner="ada"), owner="bob"), env)).failure()
     assert refused.tag == "InvalidRequest"
 
 
 @pytest.mark.parametrize("message", ["", " ", 7])
-async def test_a_message_that_is_none_is_refused_before_anything_is_stored(message: str) -> None:
+async def test_an_invalid_message_is_rejected_before_anything_is_stored(message: str) -> None:
     env = await begun("ok")
     assert (await run(converse("c", message), env)).failure().tag == "InvalidRequest"
     assert await turns(env) == ()
@@ -136,7 +136,7 @@ async def test_the_conversation_stays_with_the_model_that_answered_last() -> Non
     assert (await done(converse("c", "and now?"), env)).model == "two"
 
 
-async def test_the_same_turn_again_gives_its_answer_at_no_cost() -> None:
+async def test_a_repeated_turn_id_returns_the_stored_answer_at_no_cost() -> None:
     env = await begun("first", "second")
     once = await done(converse("c", "hi", turn_id="t"), env)
     again = await done(converse("c", "hi", turn_id="t"), env)
@@ -145,7 +145,7 @@ async def test_the_same_turn_again_gives_its_answer_at_no_cost() -> None:
     assert len(env.clients.calls) == len(await turns(env)) == 1
 
 
-async def test_a_turn_id_is_for_one_message_only() -> None:
+async def test_a_turn_id_cannot_be_used_for_another_message() -> None:
     env = await begun("first", AuthenticationFailed(), "third")
     await done(converse("c", "hi", turn_id="t"), env)
     await run(converse("c", "hi", turn_id="u"), env)
@@ -154,7 +154,7 @@ async def test_a_turn_id_is_for_one_message_only() -> None:
     assert (await done(converse("c", "hi", turn_id="u"), env)).content == "third"
 
 
-async def test_a_failed_turn_keeps_its_question_and_is_taken_up_again() -> None:
+async def test_a_failed_turn_keeps_its_question_and_can_be_retried() -> None:
     env = await begun(AuthenticationFailed(), "better", "ok")
     assert (await run(converse("c", "hi", turn_id="t"), env)).failure().tag == "AuthenticationFailed"
     (failed,) = await turns(env)
@@ -172,7 +172,7 @@ async def test_the_question_of_a_failed_turn_is_left_out_of_later_prompts() -> N
     assert asked(env) == [("user", "hi")]
 
 
-async def test_a_question_taken_up_again_stands_last_in_its_prompt() -> None:
+async def test_a_retried_question_comes_last_in_its_prompt() -> None:
     env = await begun(AuthenticationFailed(), "between", "late")
     await run(converse("c", "first", turn_id="t"), env)
     await done(converse("c", "second"), env)
@@ -180,7 +180,7 @@ async def test_a_question_taken_up_again_stands_last_in_its_prompt() -> None:
     assert asked(env) == [("user", "second"), ("assistant", "between"), ("user", "first")]
 
 
-async def test_a_stream_that_breaks_keeps_what_was_seen_and_the_next_turn_works() -> None:
+async def test_a_broken_stream_is_stored_as_seen_and_the_next_turn_works() -> None:
     env = await begun(Chunks(("The disk ", "is"), then=MalformedResponse()), "full")
     seen: list[StreamEvent] = []
     broken = (await run(converse("c", "why?", sink=partial(collect, seen)), env)).failure()
@@ -196,7 +196,7 @@ async def collect(seen: list[StreamEvent], event: StreamEvent) -> None:
     seen.append(event)
 
 
-async def test_an_interrupted_turn_asked_again_gives_what_was_seen_and_says_so() -> None:
+async def test_retrying_an_interrupted_turn_returns_the_partial_answer_with_a_warning() -> None:
     env = await begun(Chunks(("half",), then=MalformedResponse()), "never")
     seen: list[StreamEvent] = []
     await run(converse("c", "why?", turn_id="t", sink=partial(collect, seen)), env)
@@ -206,7 +206,7 @@ async def test_an_interrupted_turn_asked_again_gives_what_was_seen_and_says_so()
     assert len(env.clients.calls) == 1
 
 
-async def test_a_restarted_stream_keeps_only_what_the_consumer_has_at_the_end() -> None:
+async def test_a_restarted_stream_stores_only_the_text_after_the_restart() -> None:
     config = LLMConfig(
         models={name: ModelConfig(provider="lm-studio") for name in ("one", "two")},
         routing=RoutingConfig(max_retries=0),
@@ -222,7 +222,7 @@ async def test_a_restarted_stream_keeps_only_what_the_consumer_has_at_the_end() 
     assert turn.messages[1].provenance.model == "two"
 
 
-async def test_a_stream_ends_with_the_stored_answer_also_when_told_again() -> None:
+async def test_a_replayed_stream_has_the_same_text_and_ends_with_its_response() -> None:
     env = await begun(Chunks(("a", "b")))
     for _ in range(2):
         seen: list[StreamEvent] = []
@@ -231,7 +231,7 @@ async def test_a_stream_ends_with_the_stored_answer_also_when_told_again() -> No
         assert seen[-1] == Completed(response)
 
 
-async def test_a_consumer_that_raises_gets_its_exception_and_the_turn_is_interrupted() -> None:
+async def test_an_exception_of_the_consumer_is_raised_and_interrupts_the_turn() -> None:
     env = await begun(Chunks(("a", "b")), "ok")
 
     async def broken(event: StreamEvent) -> None:
@@ -245,7 +245,7 @@ async def test_a_consumer_that_raises_gets_its_exception_and_the_turn_is_interru
     assert (await done(converse("c", "and?"), env)).content == "ok"
 
 
-async def test_turns_at_once_all_succeed_and_each_is_stored_once() -> None:
+async def test_concurrent_turns_all_succeed_and_are_stored_once() -> None:
     env = await begun(Delayed(0.005, "ok"))
     async with anyio.create_task_group() as group:
         for number in range(8):
@@ -256,7 +256,7 @@ async def test_turns_at_once_all_succeed_and_each_is_stored_once() -> None:
 
 
 @pytest.mark.parametrize(("conflicts", "tag"), [(7, None), (8, "ConversationConflict")])
-async def test_another_writer_who_is_faster_makes_a_turn_begin_again_so_many_times(
+async def test_beginning_a_turn_is_retried_on_conflicts_up_to_a_limit(
     conflicts: int, tag: str | None
 ) -> None:
     store = Slow(failing={"begin_turn": conflicts}, error=ConversationConflict(conversation_id="c"))
@@ -266,7 +266,7 @@ async def test_another_writer_who_is_faster_makes_a_turn_begin_again_so_many_tim
     assert (store.done.count("begin_turn"), len(env.clients.calls)) == (8, 0 if tag else 1)
 
 
-async def test_a_turn_under_way_elsewhere_is_a_conflict_until_its_lease_is_over() -> None:
+async def test_a_turn_under_way_elsewhere_is_a_conflict_until_its_lease_expires() -> None:
     env = await begun("at last")
     lease = EPOCH + timedelta(seconds=60)
     dead = Turn(id="t", begun_at=EPOCH, lease_until=lease, writer="dead", messages=(stored("user", "hi"),))
@@ -278,7 +278,7 @@ async def test_a_turn_under_way_elsewhere_is_a_conflict_until_its_lease_is_over(
     assert [said(turn) for turn in await turns(env)] == [[("user", "hi"), ("assistant", "at last")]]
 
 
-async def test_a_prompt_holds_no_turn_that_is_under_way_elsewhere() -> None:
+async def test_a_turn_under_way_elsewhere_is_not_in_a_prompt() -> None:
     env = await begun("ok")
     lease = EPOCH + timedelta(seconds=60)
     other = Turn(id="t", begun_at=EPOCH, lease_until=lease, writer="other", messages=(stored("user", "other"),))
@@ -288,7 +288,7 @@ async def test_a_prompt_holds_no_turn_that_is_under_way_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("transient", [False, True])
-async def test_an_answer_that_cannot_be_stored_is_given_all_the_same_and_says_so(transient: bool) -> None:
+async def test_an_answer_that_cannot_be_stored_is_returned_with_a_warning(transient: bool) -> None:
     store = Slow(error=evolve(FULL, transient=transient))
     env = await begun("paid for", store=store)
     store.failing["finish_turn"] = 9
@@ -298,7 +298,7 @@ async def test_an_answer_that_cannot_be_stored_is_given_all_the_same_and_says_so
     assert "disk full" in response.warnings[-1]
 
 
-async def test_a_store_that_fails_for_a_moment_is_asked_a_second_time() -> None:
+async def test_a_transient_failure_to_store_the_answer_is_retried() -> None:
     store = Slow(error=evolve(FULL, transient=True))
     env = await begun("paid for", store=store)
     store.failing["finish_turn"] = 1
@@ -306,7 +306,7 @@ async def test_a_store_that_fails_for_a_moment_is_asked_a_second_time() -> None:
     assert (await turns(env))[0].state is TurnState.FINISHED
 
 
-async def test_a_turn_whose_beginning_was_lost_for_a_moment_is_stored_once() -> None:
+async def test_a_transient_failure_to_begin_a_turn_is_retried_and_stores_it_once() -> None:
     store = Slow(failing={"begin_turn": 1}, error=evolve(FULL, transient=True))
     env = await begun("ok", store=store)
     await done(converse("c", "hi"), env)
@@ -314,7 +314,7 @@ async def test_a_turn_whose_beginning_was_lost_for_a_moment_is_stored_once() -> 
 
 
 @pytest.mark.parametrize("operation", ["load", "begin_turn"])
-async def test_a_store_that_fails_before_the_call_costs_nothing(operation: str) -> None:
+async def test_a_store_that_fails_before_the_call_prevents_it(operation: str) -> None:
     store = Slow(failing={operation: 9})
     env = evolve(scripted_env("never"), conversations=store)
     await run(start_conversation("c"), env)
@@ -323,7 +323,7 @@ async def test_a_store_that_fails_before_the_call_costs_nothing(operation: str) 
     assert (refused.tag, env.clients.calls, seen) == ("StorageFailed", [], [Failed(refused)])
 
 
-async def test_results_of_tools_go_on_with_their_turn() -> None:
+async def test_a_tool_result_follows_its_call_in_the_prompt() -> None:
     call = ToolCall("1", "time")
     env = await begun(evolve(answer(""), parts=(call,), finish_reason=FinishReason.TOOL_CALLS), "It is noon.")
     assert (await done(converse("c", "time?"), env)).tool_calls == (call,)
@@ -333,7 +333,7 @@ async def test_results_of_tools_go_on_with_their_turn() -> None:
     assert sent[-1].parts == (ToolResult("1", "noon"),)
 
 
-async def test_a_result_for_a_call_that_nobody_made_is_refused_before_it_is_stored() -> None:
+async def test_a_result_without_a_call_is_rejected_before_it_is_stored() -> None:
     env = await begun("never")
     refused = (await run(converse("c", Message("tool", ToolResult("9", "noon"))), env)).failure()
     assert refused.tag == "InvalidRequest"
@@ -341,7 +341,7 @@ async def test_a_result_for_a_call_that_nobody_made_is_refused_before_it_is_stor
     assert await turns(env) == ()
 
 
-async def test_a_call_that_nobody_answered_gets_a_result_that_says_so() -> None:
+async def test_a_call_without_a_result_gets_an_error_result() -> None:
     env = await begun(evolve(answer(""), parts=(ToolCall("1", "time"),), finish_reason=FinishReason.TOOL_CALLS), "ok")
     await done(converse("c", "time?"), env)
     await done(converse("c", "never mind"), env)
@@ -351,7 +351,7 @@ async def test_a_call_that_nobody_answered_gets_a_result_that_says_so() -> None:
     assert sent[2].parts[0].is_error
 
 
-async def test_a_deadline_covers_the_store_too() -> None:
+async def test_the_deadline_includes_the_store() -> None:
     store = Slow(seconds=0.02)
     env = await begun("never", store=store)
     wanted = LLMRequest(prompt="hi", preferences=Preferences(timeout_ms=10))
@@ -359,7 +359,7 @@ async def test_a_deadline_covers_the_store_too() -> None:
     assert (refused.tag, env.clients.calls) == ("TimeoutError", [])
 
 
-def test_an_hour_of_thinking_is_interrupted_at_its_deadline_and_kept() -> None:
+def test_a_slow_stream_is_interrupted_at_its_deadline_and_stored() -> None:
     async def main() -> tuple[object, ...]:
         env = await begun(Chunks(("a ", "b ", "c "), pause=20.0))
         seen: list[StreamEvent] = []
@@ -426,14 +426,14 @@ async def test_a_task_cancelled_by_asyncio_at_any_await_loses_nothing(moment: in
         assert "".join(text for _, text in said(turn)[1:]) == pieces
 
 
-async def test_appended_messages_are_part_of_the_next_prompt_and_alternate() -> None:
+async def test_appended_user_messages_are_merged_into_the_next_question() -> None:
     env = await begun("ok")
     (await run(append_messages("c", (Message("user", "I am Ada."),)), env)).unwrap()
     await done(converse("c", "Who am I?"), env)
     assert asked(env) == [("user", "I am Ada.\n\nWho am I?")]
 
 
-async def test_the_cache_answers_a_turn_too_and_its_answer_is_stored() -> None:
+async def test_a_cached_answer_is_stored_in_the_conversation() -> None:
     env = evolve(await begun("first", "second"), cache=MemoryCache(10))
     (await run(start_conversation("d"), env)).unwrap()
     await done(converse("c", "hi"), env)
@@ -442,7 +442,7 @@ async def test_the_cache_answers_a_turn_too_and_its_answer_is_stored() -> None:
     assert [each.text for each in env.clients.calls[-1].request.messages] == ["hi", "first", "again"]
 
 
-def test_a_conversation_can_be_had_by_a_manager() -> None:
+def test_a_manager_can_converse() -> None:
     async def main() -> str:
         manager = make_llm_manager(ONCE, lambda env: evolve(env, clients=scripted("hello")))
         await manager.run(start_conversation("c"))
@@ -453,7 +453,7 @@ def test_a_conversation_can_be_had_by_a_manager() -> None:
     assert anyio.run(main) == "hello"
 
 
-def test_a_conversation_goes_on_where_another_environment_left_it(tmp_path: Path) -> None:
+def test_a_conversation_continues_in_another_environment(tmp_path: Path) -> None:
     pytest.importorskip("sqlalchemy", reason="pip install 'llm-effects[sql]'")
     storage = evolve(ONCE, storage=StorageConfig(url=f"sqlite:///{tmp_path / 'talk.db'}"))
 

@@ -76,7 +76,7 @@ async def started(*replies: Reply, config: LLMConfig = CONFIG) -> LLMEnv:
     return env
 
 
-async def test_thinking_goes_back_to_its_maker_byte_for_byte_and_to_nobody_else() -> None:
+async def test_thinking_returns_byte_for_byte_to_its_own_provider_only() -> None:
     env = await started(thinking("one"), sealed("two"), "three", "four", "five", "six")
     await said(env, "claude")
     for model in ("gpt", "studio", "llama"):
@@ -97,7 +97,7 @@ CHANGES: list[Callable[[LLMEnv], object]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_thinking_is_stripped_when_what_was_before_it_has_changed(change: Callable[[LLMEnv], object]) -> None:
+async def test_thinking_is_stripped_when_the_prompt_before_it_has_changed(change: Callable[[LLMEnv], object]) -> None:
     env = await started(thinking("one"), "two", "three")
     await said(env, "claude")
     await change(env)  # type: ignore[misc]
@@ -119,7 +119,7 @@ async def test_thinking_is_stripped_when_older_turns_were_left_out() -> None:
     assert "EqQB" not in body(env)
 
 
-async def test_thinking_before_a_call_goes_back_with_the_result() -> None:
+async def test_thinking_before_a_tool_call_is_sent_back_with_the_result() -> None:
     call = ToolCall("toolu_1", "time", '{"zone": "UTC"}')
     parts = (Reasoning("Hm", THOUGHT, Origin("anthropic", "claude-opus-5-5")), call)
     env = await started(evolve(answer(""), parts=parts, finish_reason=FinishReason.TOOL_CALLS), "noon")
@@ -143,7 +143,7 @@ CARRIED = {
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_system_texts_pictures_and_calls_are_carried_over_to_any_model(model: str) -> None:
+async def test_system_text_images_and_calls_reach_every_provider(model: str) -> None:
     images = {name: evolve(each, capabilities=evolve(each.capabilities, images=True)) for name, each in MODELS.items()}
     env = await started("ok", config=evolve(CONFIG, models=images))
     before = (
@@ -184,7 +184,7 @@ def dialogue(thoughts: list[bool], opening: bytes) -> tuple[StoredMessage, ...]:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
-def test_thinking_stays_exactly_as_long_as_all_before_it_does(thoughts: list[bool], data: st.DataObject) -> None:
+def test_thinking_stays_exactly_while_everything_before_it_is_unchanged(thoughts: list[bool], data: st.DataObject) -> None:
     opening = opening_digest(LLMRequest(prompt="?", system="s"))
     told = dialogue(thoughts, opening)
     assert without_stale_thinking(told, opening, whole=True) == tuple(each.message for each in told)

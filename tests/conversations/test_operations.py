@@ -60,7 +60,7 @@ async def talked(*replies: str, **start: object) -> LLMEnv:
     return env
 
 
-async def test_a_conversation_has_what_it_was_begun_with() -> None:
+async def test_a_new_conversation_has_its_system_metadata_and_owner() -> None:
     env = await talked(system="Be brief.", metadata={"ticket": "17"}, owner="ada")
     loaded: History = await value(load_conversation("c", owner="ada"), env)
     begun = loaded.conversation
@@ -68,7 +68,7 @@ async def test_a_conversation_has_what_it_was_begun_with() -> None:
     assert (loaded.turns, loaded.complete) == ((), True)
 
 
-async def test_a_conversation_without_a_name_gets_a_fresh_one() -> None:
+async def test_a_conversation_without_an_id_gets_a_new_one() -> None:
     env = scripted_env()
     assert (await value(start_conversation(), env)).id != (await value(start_conversation(), env)).id
 
@@ -76,12 +76,12 @@ async def test_a_conversation_without_a_name_gets_a_fresh_one() -> None:
 @pytest.mark.parametrize(
     ("given", "place"), [({"conversation_id": " "}, "id"), ({"system": ""}, "system"), ({"owner": "a\0"}, "owner")]
 )
-async def test_what_no_store_takes_is_refused(given: dict[str, str], place: str) -> None:
+async def test_values_that_no_store_accepts_are_rejected(given: dict[str, str], place: str) -> None:
     refused = await problem(start_conversation(**given), scripted_env())
     assert (refused.tag, refused.message.split(":")[0]) == ("InvalidRequest", place)
 
 
-async def test_each_owner_sees_his_own() -> None:
+async def test_owners_see_only_their_own_conversations() -> None:
     env = await talked(owner="ada")
     await value(start_conversation("c", owner="bob"), env)
     await value(start_conversation("d", owner="bob"), env)
@@ -99,7 +99,7 @@ async def test_each_owner_sees_his_own() -> None:
         assert (await problem(effect, env)).tag == "InvalidRequest"
 
 
-async def test_appended_messages_are_one_turn_once() -> None:
+async def test_appending_the_same_turn_id_twice_stores_one_turn() -> None:
     env = await talked()
     for _ in range(2):
         await value(append_messages("c", SAID, turn_id="t"), env)
@@ -108,13 +108,13 @@ async def test_appended_messages_are_one_turn_once() -> None:
 
 
 @pytest.mark.parametrize("messages", [(), "hello", (1,), None])
-async def test_what_are_no_messages_are_refused(messages: Any) -> None:
+async def test_appending_anything_but_messages_is_rejected(messages: Any) -> None:
     env = await talked()
     assert (await problem(append_messages("c", messages), env)).message.startswith("messages: ")
     assert (await value(load_conversation("c"), env)).turns == ()
 
 
-async def test_a_fork_shares_the_past_up_to_a_message_and_nothing_after() -> None:
+async def test_a_fork_has_the_turns_up_to_a_message_and_then_diverges() -> None:
     env = await talked("one", "two", "three", "other", system="s")
     for question in ("a", "b"):
         await value(converse("c", question), env)
@@ -128,7 +128,7 @@ async def test_a_fork_shares_the_past_up_to_a_message_and_nothing_after() -> Non
     assert [each.text for each in env.clients.calls[-1].request.messages] == ["a", "one", "b", "two", "y"]
 
 
-async def test_a_fork_at_a_question_goes_on_from_it() -> None:
+async def test_a_fork_at_a_question_continues_from_it() -> None:
     env = await talked("one", "two")
     await value(converse("c", "a"), env)
     question = (await value(load_conversation("c"), env)).turns[0].messages[0].id
@@ -137,13 +137,13 @@ async def test_a_fork_at_a_question_goes_on_from_it() -> None:
     assert [each.text for each in env.clients.calls[-1].request.messages] == ["a\n\nplease"]
 
 
-async def test_a_fork_at_no_message_is_refused_and_leaves_nothing() -> None:
+async def test_a_fork_at_an_unknown_message_is_rejected_and_stores_nothing() -> None:
     env = await talked()
     assert "'nowhere'" in (await problem(fork_conversation("c", "nowhere", new_id="d"), env)).message
     assert (await problem(load_conversation("d"), env)).tag == "InvalidRequest"
 
 
-async def test_a_fork_takes_a_summary_along_that_still_counts() -> None:
+async def test_a_fork_keeps_a_summary_only_if_everything_it_covers_was_copied() -> None:
     env = await talked()
     for at in range(4):
         await value(append_messages("c", (Message("user", f"q{at}"),)), env)
@@ -155,7 +155,7 @@ async def test_a_fork_takes_a_summary_along_that_still_counts() -> None:
     assert (await value(load_conversation("e"), env)).summary is None
 
 
-async def test_a_copy_that_fails_half_way_leaves_nothing() -> None:
+async def test_a_fork_that_fails_half_way_stores_nothing() -> None:
     store = Slow()
     env = evolve(scripted_env(), conversations=store)
     await value(then(start_conversation("c"), lambda _: append_messages("c", SAID)), env)
@@ -164,7 +164,7 @@ async def test_a_copy_that_fails_half_way_leaves_nothing() -> None:
     assert (await problem(load_conversation("d"), env)).tag == "InvalidRequest"
 
 
-def test_a_copy_that_is_cancelled_half_way_leaves_nothing() -> None:
+def test_a_fork_cancelled_half_way_stores_nothing() -> None:
     async def main() -> tuple[list[str], str]:
         store = Slow(seconds=1)
         env = evolve(scripted_env(), conversations=store)
@@ -179,7 +179,7 @@ def test_a_copy_that_is_cancelled_half_way_leaves_nothing() -> None:
 OPAQUE = '{"type":"thinking","thinking":"a\\u0020b… \U0001f600","signature":"EqQB+/=="}'
 
 
-async def test_an_exported_conversation_comes_back_with_nothing_lost() -> None:
+async def test_an_exported_conversation_is_imported_unchanged() -> None:
     env = await talked(system="s", metadata={"ticket": "17"}, owner="ada")
     await value(converse("c", "hi", owner="ada"), env)
     rich = (
@@ -197,7 +197,7 @@ async def test_an_exported_conversation_comes_back_with_nothing_lost() -> None:
     assert evolve(after.conversation, owner="ada", version=0) == evolve(before.conversation, version=0)
 
 
-async def test_an_import_over_one_that_is_there_is_a_conflict_unless_it_gets_another_name() -> None:
+async def test_importing_an_existing_id_is_a_conflict_unless_it_gets_a_new_one() -> None:
     env = await talked()
     await value(append_messages("c", SAID), env)
     document = await value(export_conversation("c"), env)
@@ -210,12 +210,12 @@ async def test_an_import_over_one_that_is_there_is_a_conflict_unless_it_gets_ano
 
 
 @given(turns())
-def test_any_history_survives_being_written(told: tuple[Turn, ...]) -> None:
+def test_any_history_survives_a_round_trip_through_json(told: tuple[Turn, ...]) -> None:
     archive = Archive(conversation=history(*told).conversation, turns=told)
     assert parse_value(json.loads(dump_value(archive)), Archive).unwrap() == archive
 
 
-async def test_a_turn_that_was_under_way_has_failed_in_its_copy() -> None:
+async def test_an_imported_pending_turn_has_failed() -> None:
     env = await talked()
     await value(append_messages("c", SAID), env)
     table = json.loads(await value(export_conversation("c"), env))
@@ -246,7 +246,7 @@ def broken() -> Iterator[tuple[str, object, str]]:
 
 
 @pytest.mark.parametrize(("path", "wrong", "says"), tuple(broken()))
-async def test_a_broken_document_is_told_by_its_place_and_nothing_is_stored(
+async def test_a_broken_document_is_rejected_with_its_place_and_stores_nothing(
     path: str, wrong: object, says: str
 ) -> None:
     env = await talked()
@@ -264,12 +264,12 @@ async def test_a_broken_document_is_told_by_its_place_and_nothing_is_stored(
 
 
 @pytest.mark.parametrize("document", ["", "[", "null", "[]", '"x"', "[" * 100_000, b"\xff\xfe", '{"format":1}'])
-async def test_what_is_no_archive_at_all_is_refused(document: str | bytes) -> None:
+async def test_a_document_that_is_not_an_archive_is_rejected(document: str | bytes) -> None:
     refused = await problem(import_conversation(document), scripted_env())
     assert (refused.tag, refused.message.startswith("document: ")) == ("InvalidRequest", True)
 
 
-async def test_turns_of_one_name_are_refused() -> None:
+async def test_a_document_with_a_repeated_turn_id_is_rejected() -> None:
     env = await talked()
     await value(append_messages("c", SAID), env)
     table = json.loads(await value(export_conversation("c"), env))

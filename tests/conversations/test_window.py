@@ -42,7 +42,7 @@ def test_the_newest_exchanges_that_fit_stay_whole_and_in_order() -> None:
     assert ([one.upto for one in fitted.dropped], fitted.tokens) == ([1], 20)
 
 
-def test_an_exchange_that_does_not_fit_ends_what_is_kept_even_if_an_older_one_would_fit() -> None:
+def test_nothing_older_is_kept_after_an_exchange_that_does_not_fit() -> None:
     assert texts(fit(exchanges(1, 100, 10), measure, 20).messages) == ["q3", "a3"]
 
 
@@ -51,7 +51,7 @@ def test_the_newest_exchange_stays_even_if_it_is_too_large() -> None:
     assert (texts(fitted.messages), fitted.tokens) == (["q2", "a2"], 100)
 
 
-def test_what_is_pinned_stays_when_its_exchange_goes() -> None:
+def test_a_pinned_message_stays_when_its_exchange_is_dropped() -> None:
     pinned = Exchange(upto=1, messages=(stored("user", "rule", pinned=True), stored("assistant", "ok", tokens=50)))
     assert texts(fit((pinned, *exchanges(10)), measure, 20).messages) == ["rule", "q1", "a1"]
 
@@ -63,7 +63,7 @@ def test_a_pinned_call_keeps_its_result() -> None:
     assert fit((one, *exchanges(10)), measure, 10).messages[:3] == one.messages
 
 
-def test_a_result_that_comes_in_a_later_turn_belongs_to_the_exchange_of_its_call() -> None:
+def test_a_result_in_a_later_turn_joins_the_exchange_of_its_call() -> None:
     first = turn(1, stored("user", "time?"), stored("assistant", ToolCall("1", "time")))
     between = turn(2, stored("user", "meanwhile?"), stored("assistant", "yes"))
     third = turn(3, stored("tool", ToolResult("1", "noon")), stored("assistant", "It is noon."))
@@ -71,7 +71,7 @@ def test_a_result_that_comes_in_a_later_turn_belongs_to_the_exchange_of_its_call
     assert [one.upto for one in exchanges_of((first, between, third, last))] == [3, 4]
 
 
-def test_only_turns_that_ended_are_told_and_an_interrupted_answer_says_so() -> None:
+def test_only_ended_turns_are_shown_and_an_interrupted_answer_has_a_note() -> None:
     told = exchanges_of(
         (
             turn(1, stored("user", "a"), state=TurnState.FAILED),
@@ -83,12 +83,12 @@ def test_only_turns_that_ended_are_told_and_an_interrupted_answer_says_so() -> N
     assert [texts(one.messages) for one in told] == [["c", "half an" + INTERRUPTED_NOTE]]
 
 
-def test_an_empty_answer_is_not_told() -> None:
+def test_an_empty_answer_is_left_out() -> None:
     told = exchanges_of((turn(1, stored("user", "a"), stored("assistant", " ")),))
     assert texts(told[0].messages) == ["a"]
 
 
-def test_a_summary_stands_for_what_it_covers_but_never_for_the_question() -> None:
+def test_a_summary_replaces_what_it_covers_but_never_the_question() -> None:
     summary = Summary(upto=2, text="Ada likes tea.")
     older = exchanges(1, 1, 1)
     retried = Exchange(upto=1, messages=(stored("user", "again"),))
@@ -103,7 +103,7 @@ def calls_of(messages: tuple[Message, ...]) -> list[str]:
 
 
 @given(turns(), st.integers(0, 300))
-def test_for_any_history_and_budget_the_window_fits_or_holds_only_what_must_stay(
+def test_any_fitted_window_is_within_its_budget_or_minimal(
     told: tuple[Turn, ...], budget: int
 ) -> None:
     all_exchanges = exchanges_of(told)
@@ -117,7 +117,7 @@ def test_for_any_history_and_budget_the_window_fits_or_holds_only_what_must_stay
 
 
 @given(turns(), st.integers(0, 300))
-def test_for_any_history_and_budget_order_is_kept_and_nothing_is_told_twice(
+def test_any_fitted_window_keeps_the_order_without_repeats(
     told: tuple[Turn, ...], budget: int
 ) -> None:
     all_exchanges = exchanges_of(told)
@@ -127,7 +127,7 @@ def test_for_any_history_and_budget_order_is_kept_and_nothing_is_told_twice(
 
 
 @given(turns(), st.integers(0, 300))
-def test_for_any_history_and_budget_no_call_is_parted_from_its_result(told: tuple[Turn, ...], budget: int) -> None:
+def test_any_fitted_window_keeps_calls_and_results_together(told: tuple[Turn, ...], budget: int) -> None:
     all_exchanges = exchanges_of(told)
     kept = {each.id for each in fit(all_exchanges, measure, budget).messages}
     for one in all_exchanges:
@@ -140,7 +140,7 @@ def test_for_any_history_and_budget_no_call_is_parted_from_its_result(told: tupl
 
 
 @given(turns(), st.integers(0, 300))
-def test_in_any_prompt_each_call_has_one_result_right_behind_it(told: tuple[Turn, ...], budget: int) -> None:
+def test_in_any_prompt_each_call_is_followed_by_exactly_one_result(told: tuple[Turn, ...], budget: int) -> None:
     fitted = fit(exchanges_of(told), measure, budget)
     prompt = merge_user_messages(pair_results(tuple(each.message for each in fitted.messages)))
     for at, message in enumerate(prompt):
@@ -155,7 +155,7 @@ def test_in_any_prompt_each_call_has_one_result_right_behind_it(told: tuple[Turn
 
 
 @given(turns())
-def test_pairing_again_changes_nothing(told: tuple[Turn, ...]) -> None:
+def test_pairing_results_is_idempotent(told: tuple[Turn, ...]) -> None:
     prompt = pair_results(tuple(each.message for turn in told for each in turn.messages))
     assert pair_results(prompt) == prompt
     assert text_of(part for each in prompt for part in each.parts) == text_of(

@@ -94,18 +94,18 @@ def told(events: Sequence[StreamEvent]) -> list[str]:
 
 
 class TestAnswers:
-    async def test_a_value_and_its_response(self) -> None:
+    async def test_an_answer_is_a_value_with_its_response(self) -> None:
         result, model = await asked(GOOD)
         structured = result.unwrap()
         assert structured.value == Report("p99", 3)
         assert structured.response.content == GOOD
         assert model.requests[0].response_schema is not None
 
-    async def test_a_kind_may_be_given_as_what_comes_back(self) -> None:
+    async def test_the_type_may_be_passed_as_structured(self) -> None:
         result, _ = await asked('{"value": "low"}', kind=Structured[LEVEL])
         assert result.unwrap().value == "low"
 
-    async def test_the_problems_go_back_to_the_model(self) -> None:
+    async def test_problems_are_sent_back_to_the_model(self) -> None:
         result, model = await asked("Well...", BAD, GOOD)
         structured = result.unwrap()
         assert structured.value == Report("p99", 3)
@@ -120,7 +120,7 @@ class TestAnswers:
         assert '"additionalProperties":false' in says
         assert len(structured.response.warnings) == 2
 
-    async def test_what_is_still_wrong_is_an_error_with_all_that_it_cost(self) -> None:
+    async def test_a_failed_repair_is_an_error_with_the_total_cost(self) -> None:
         result, model = await asked(BAD)
         error = result.failure()
         assert isinstance(error, SchemaMismatch)
@@ -131,21 +131,21 @@ class TestAnswers:
         assert error.cost.usd == sum(each.cost.usd or 0 for each in error.attempts)
 
     @pytest.mark.parametrize("max_repairs", [0, 1])
-    async def test_re_asks_are_as_many_as_wanted(self, max_repairs: int) -> None:
+    async def test_max_repairs_limits_the_repairs(self, max_repairs: int) -> None:
         _, model = await asked(BAD, max_repairs=max_repairs)
         assert len(model.calls) == max_repairs + 1
 
-    async def test_re_asks_end_with_the_attempts_of_a_call(self) -> None:
+    async def test_max_attempts_limits_the_repairs_too(self) -> None:
         few = evolve(ONE, routing=evolve(ONE.routing, max_attempts=2))
         _, model = await asked(BAD, max_repairs=50, config=few)
         assert len(model.calls) == 2
 
-    async def test_the_rules_of_the_class_are_told_too(self) -> None:
+    async def test_the_rules_of_the_class_are_sent_back_too(self) -> None:
         result, model = await asked('{"title": "x", "score": 0}', GOOD)
         assert result.unwrap().value.score == 3
         assert "$.score: expected `int` >= 1" in model.requests[1].messages[-1].parts[0].text  # type: ignore[union-attr]
 
-    async def test_a_cut_off_answer_is_not_asked_for_again(self) -> None:
+    async def test_a_cut_off_answer_is_not_repaired(self) -> None:
         cut = evolve(answer('{"title": "p9'), finish_reason=FinishReason.LENGTH)
         result, model = await asked(cut)
         error = result.failure()
@@ -153,11 +153,11 @@ class TestAnswers:
         assert "raise preferences.max_tokens" in error.problems[0]
         assert len(model.calls) == 1
 
-    async def test_what_is_whole_though_it_was_cut_off_is_taken(self) -> None:
+    async def test_a_cut_off_answer_with_a_complete_value_is_accepted(self) -> None:
         result, _ = await asked(evolve(answer(GOOD + " And"), finish_reason=FinishReason.LENGTH))
         assert result.unwrap().value == Report("p99", 3)
 
-    async def test_other_errors_pass(self) -> None:
+    async def test_other_errors_pass_through(self) -> None:
         assert isinstance((await asked(ContentRefused()))[0].failure(), ContentRefused)
         assert isinstance((await asked(BAD, ContentRefused()))[0].failure(), ContentRefused)
 
@@ -170,7 +170,7 @@ class TestAnswers:
             (evolve(ASK, tools=(Tool("look"),)), Report, "tools"),
         ],
     )
-    async def test_what_cannot_be_asked_is_told_before_any_model_is(
+    async def test_an_impossible_question_is_rejected_before_any_model_is_asked(
         self, request_: LLMRequest, kind: object, says: str
     ) -> None:
         result, model = await asked(GOOD, request=request_, kind=kind)
@@ -179,14 +179,14 @@ class TestAnswers:
         assert says in error.message
         assert not model.calls
 
-    async def test_generate_is_untouched(self) -> None:
+    async def test_generate_does_not_validate(self) -> None:
         model = scripted(BAD)
         assert (await run(generate(ASK), scripted_env(clients=model))).unwrap().content == BAD
         assert len(model.calls) == 1
 
 
 class TestRouting:
-    async def test_the_next_model_is_asked_when_one_never_fits(self) -> None:
+    async def test_the_next_model_is_asked_when_repairs_fail(self) -> None:
         result, model = await asked(BAD, BAD, GOOD, config=TWO, max_repairs=1)
         structured = result.unwrap()
         assert structured.response.model == "second"
@@ -194,7 +194,7 @@ class TestRouting:
         assert len(structured.response.attempts) == 3
         assert model.requests[2].messages == ()  # it begins afresh
 
-    async def test_all_of_them_are_told_of_when_none_fits(self) -> None:
+    async def test_the_error_lists_every_model_when_none_fits(self) -> None:
         result, model = await asked(BAD, config=TWO, max_repairs=0)
         error = result.failure()
         assert isinstance(error, RequestFailed)
@@ -204,17 +204,17 @@ class TestRouting:
         ]
         assert len(model.calls) == 2
 
-    async def test_a_model_that_breaks_at_a_re_ask_is_followed_by_the_next(self) -> None:
+    async def test_the_next_model_is_asked_when_a_repair_breaks(self) -> None:
         result, _ = await asked(BAD, NetworkError(phase="dns"), NetworkError(phase="dns"), GOOD, config=TWO)
         assert result.unwrap().response.model == "second"
 
-    async def test_a_model_that_takes_no_schema_is_left_out(self) -> None:
+    async def test_a_model_without_schema_support_is_excluded(self) -> None:
         dumb = evolve(TWO.models["first"], capabilities=Capabilities(schema=False))
         result, model = await asked(GOOD, config=evolve(TWO, models={**TWO.models, "first": dumb}))
         assert result.unwrap().response.model == "second"
         assert len(model.calls) == 1
 
-    async def test_a_model_that_cannot_express_it_is_left_out_and_says_why(self) -> None:
+    async def test_a_model_that_cannot_express_the_schema_is_excluded_with_a_reason(self) -> None:
         claude = ModelConfig(provider="anthropic", model="claude-sonnet-5", api_key="k")
         both = LLMConfig(models={"claude": claude, "first": TWO.models["first"]})
         request = evolve(ASK, task_type="analysis")
@@ -227,7 +227,7 @@ class TestRouting:
         assert "keys that are not named" in error.message
         assert not model.calls
 
-    async def test_explain_shows_it(self) -> None:
+    async def test_explain_lists_models_that_cannot_express_the_schema(self) -> None:
         claude = ModelConfig(provider="anthropic", model="claude-sonnet-5", api_key="k")
         both = LLMConfig(models={"claude": claude, "first": TWO.models["first"]})
         free = evolve(ASK, response_schema={"type": "object"})
@@ -236,7 +236,7 @@ class TestRouting:
 
 
 class TestCaching:
-    async def test_an_answer_that_fits_is_paid_for_once(self) -> None:
+    async def test_a_valid_answer_is_cached(self) -> None:
         model = scripted(BAD, GOOD, "never")
         env = caching(model)
         first = (await run(generate_as(ASK, Report), env)).unwrap()
@@ -244,13 +244,13 @@ class TestCaching:
         assert first.value == second.value
         assert (second.response.cached, len(model.calls)) == (True, 2)
 
-    async def test_one_that_never_fits_is_not_kept(self) -> None:
+    async def test_an_invalid_answer_is_not_cached(self) -> None:
         model = scripted(BAD, BAD, GOOD)
         env = caching(model)
         assert isinstance((await run(generate_as(ASK, Report, max_repairs=1), env)).failure(), SchemaMismatch)
         assert (await run(generate_as(ASK, Report), env)).unwrap().value == Report("p99", 3)
 
-    async def test_a_kept_one_that_does_not_fit_is_replaced(self) -> None:
+    async def test_a_cached_answer_that_does_not_fit_is_replaced(self) -> None:
         model = scripted(BAD, GOOD, "never")
         env = caching(model)
         wanted = generate_as(ASK, Report)
@@ -265,7 +265,7 @@ class TestCaching:
         assert (await run(wanted, env)).unwrap().response.cached
         assert len(model.calls) == 2
 
-    async def test_only_the_cache_means_only_the_cache(self) -> None:
+    async def test_cache_policy_only_never_asks_a_model(self) -> None:
         model = scripted(BAD)
         env = caching(model)
         probe = scripted(GOOD)
@@ -275,7 +275,7 @@ class TestCaching:
         assert isinstance(error, SchemaMismatch)
         assert (len(model.calls), error.attempts) == (1, ())
 
-    async def test_who_shares_a_call_with_one_that_judges_nothing_judges_for_itself(self) -> None:
+    async def test_an_answer_shared_with_a_plain_call_is_validated(self) -> None:
         probe = scripted(GOOD)
         await run(generate_as(ASK, Report), scripted_env(clients=probe))
         model = scripted(Chunks((BAD,), pause=0.02), GOOD)
@@ -293,20 +293,20 @@ class TestCaching:
 
 
 class TestStreams:
-    async def test_events_are_passed_on(self) -> None:
+    async def test_a_stream_has_the_events_of_the_model(self) -> None:
         events: list[StreamEvent] = []
         result, _ = await asked(GOOD, sink=listening(events))
         assert told(events) == ["Started", GOOD, "Completed"]
         assert events[-1] == Completed(result.unwrap().response)
 
-    async def test_a_re_ask_restarts_the_stream(self) -> None:
+    async def test_a_repair_restarts_the_stream(self) -> None:
         events: list[StreamEvent] = []
         result, _ = await asked(Chunks((BAD[:5], BAD[5:])), GOOD, sink=listening(events))
         assert result.unwrap().value == Report("p99", 3)
         assert told(events) == ["Started", BAD[:5], BAD[5:], "Restarted", GOOD, "Completed"]
         assert Restarted("first") in events
 
-    async def test_the_next_model_follows_a_commit_only_where_recovery_lets_it(self) -> None:
+    async def test_after_a_commit_the_next_model_needs_recovery(self) -> None:
         failed, model = await asked(BAD, BAD, GOOD, config=TWO, max_repairs=1, sink=listening([]))
         assert isinstance(failed.failure(), SchemaMismatch)
         assert len(model.calls) == 2
@@ -316,7 +316,7 @@ class TestStreams:
         assert result.unwrap().response.model == "second"
         assert told(events)[-3:] == ["Restarted", GOOD, "Completed"]
 
-    async def test_a_stream_ends_with_what_went_wrong(self) -> None:
+    async def test_a_failed_stream_ends_with_the_error(self) -> None:
         events: list[StreamEvent] = []
         result, _ = await asked(BAD, max_repairs=0, sink=listening(events))
         assert events[-1] == Failed(result.failure())
@@ -324,7 +324,7 @@ class TestStreams:
         result, _ = await asked(BAD, kind=complex, sink=listening(refused))
         assert refused == [Failed(result.failure())]
 
-    async def test_a_kept_answer_that_does_not_fit_is_taken_back(self) -> None:
+    async def test_a_cached_answer_that_does_not_fit_restarts_the_stream(self) -> None:
         model = scripted(BAD, GOOD)
         env = caching(model)
         probe = scripted(GOOD)
@@ -357,7 +357,7 @@ PROMPT: Final = 'Describe an apple as JSON like {"name": "pear", "colour": "gree
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 class TestTheSmallModel:
-    async def test_in_this_process(self) -> None:
+    async def test_a_model_in_this_process_answers_with_values(self) -> None:
         tiny = ModelConfig(provider="llama", model_path=str(model_or_skip()), context_length=1024, threads=1)
         async with open_env(LLMConfig(models={"tiny": tiny})) as env:
             for kind in (Fruit, Literal["red", "green"], Brief):
@@ -367,7 +367,7 @@ class TestTheSmallModel:
                 assert len(structured.response.attempts) == 1
                 assert structured.response.finish_reason is FinishReason.STOP
 
-    async def test_over_http(self, llama_server: str) -> None:
+    async def test_a_model_over_http_answers_with_a_value(self, llama_server: str) -> None:
         served = ModelConfig(provider="llama-cpp", endpoint=llama_server)
         async with open_env(LLMConfig(models={"served": served})) as env:
             result = await run(

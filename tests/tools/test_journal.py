@@ -76,7 +76,7 @@ ONCE = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
 @ONCE
 @pytest.mark.parametrize("point", ["before", "after"])
-async def test_a_call_that_was_under_way_when_the_process_died_goes_to_the_caller(point: str, tmp_path: Path) -> None:
+async def test_a_call_under_way_when_the_process_died_is_unknown_until_resolved(point: str, tmp_path: Path) -> None:
     url, ledger = killed_at(point, tmp_path)
     async with taken_up(url, "All done.") as (env, model):
         happened = ledger.read_text().split()
@@ -93,7 +93,7 @@ async def test_a_call_that_was_under_way_when_the_process_died_goes_to_the_calle
 
 
 @ONCE
-async def test_a_run_that_died_while_the_model_was_asked_goes_on_from_there(tmp_path: Path) -> None:
+async def test_a_run_that_died_while_the_model_was_asked_continues_from_there(tmp_path: Path) -> None:
     url, ledger = killed_at("answer", tmp_path)
     async with taken_up(url, "All done.") as (env, model):
         finished = await again(env, ledger)
@@ -107,7 +107,7 @@ async def finished(env: LLMEnv, ledger: Path, request: LLMRequest = QUESTION) ->
     return (await run(run_tools(request, tools(ledger), run_id="nightly"), env)).unwrap()
 
 
-async def test_a_run_that_has_ended_is_told_again_at_no_cost(tmp_path: Path) -> None:
+async def test_a_finished_run_is_replayed_at_no_cost(tmp_path: Path) -> None:
     ledger, model = tmp_path / "ledger", scripted(*SCRIPT)
     env = scripted_env(clients=model)
     first = await finished(env, ledger)
@@ -116,7 +116,7 @@ async def test_a_run_that_has_ended_is_told_again_at_no_cost(tmp_path: Path) -> 
     assert ledger.read_text().split() == ["rotate", "erase"]
 
 
-async def test_a_run_belongs_to_its_question_and_its_owner(tmp_path: Path) -> None:
+async def test_a_run_id_belongs_to_one_question_and_owner(tmp_path: Path) -> None:
     ledger, env = tmp_path / "ledger", scripted_env(*SCRIPT, *SCRIPT)
     await finished(env, ledger)
     other = run_tools(evolve(QUESTION, prompt="Erase all."), tools(ledger), run_id="nightly")
@@ -126,7 +126,7 @@ async def test_a_run_belongs_to_its_question_and_its_owner(tmp_path: Path) -> No
     assert ledger.read_text().split() == ["rotate", "erase"] * 2
 
 
-async def test_two_runs_of_one_name_at_once_run_each_call_once(tmp_path: Path) -> None:
+async def test_concurrent_runs_with_the_same_id_run_each_call_once(tmp_path: Path) -> None:
     ledger, numbers = tmp_path / "ledger", count()
     env = scripted_env(lambda _: Delayed(0.01, calling(ToolCall(f"c{next(numbers)}", "rotate"))))
     runs: list[ToolRun] = []
@@ -142,7 +142,7 @@ async def test_two_runs_of_one_name_at_once_run_each_call_once(tmp_path: Path) -
     assert {finished.end for finished in runs} <= {ToolEnd.OUT_OF_STEPS, ToolEnd.UNKNOWN}
 
 
-async def test_a_run_that_was_cancelled_in_a_tool_does_not_know_what_came_of_it() -> None:
+async def test_a_call_of_a_cancelled_run_is_unknown() -> None:
     async def slow() -> str:
         await anyio.sleep_forever()
         return "never"
@@ -154,7 +154,7 @@ async def test_a_run_that_was_cancelled_in_a_tool_does_not_know_what_came_of_it(
     assert finished.end is ToolEnd.UNKNOWN
 
 
-async def test_what_was_refused_stays_refused(tmp_path: Path) -> None:
+async def test_a_refused_call_stays_refused_in_a_resumed_run(tmp_path: Path) -> None:
     told: list[ToolEvent] = []
 
     async def listen(event: ToolEvent) -> None:
@@ -208,7 +208,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("at", ["begin 1", "end 1", "begin 1/a"])
-async def test_nothing_runs_that_could_not_be_noted_before(at: str, tmp_path: Path) -> None:
+async def test_a_call_that_could_not_be_noted_does_not_run(at: str, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     env = evolve(scripted_env(*SCRIPT), conversations=cast("Conversations", Failing(at)))
     error = (await run(run_tools(QUESTION, tools(ledger), run_id="nightly"), env)).failure()
@@ -216,14 +216,14 @@ async def test_nothing_runs_that_could_not_be_noted_before(at: str, tmp_path: Pa
     assert len(error.attempts) == (0 if at == "begin 1" else 1)
 
 
-def test_a_store_that_hangs_does_not_hold_up_a_run(tmp_path: Path) -> None:
+def test_a_store_that_hangs_fails_the_run_in_time(tmp_path: Path) -> None:
     env = evolve(scripted_env(*SCRIPT), conversations=cast("Conversations", Failing("hangs")))
     error = run_in_virtual_time(run, run_tools(QUESTION, tools(tmp_path / "ledger"), run_id="nightly"), env).failure()
     assert (error.tag, "within 5 s" in describe(error)) == ("StorageFailed", True)
 
 
 @ONCE
-async def test_an_answer_that_was_paid_for_is_noted_when_asyncio_itself_cancels(tmp_path: Path) -> None:
+async def test_an_answer_is_stored_even_if_asyncio_itself_cancels(tmp_path: Path) -> None:
     noting = asyncio.Event()
 
     @define
@@ -248,14 +248,14 @@ async def test_an_answer_that_was_paid_for_is_noted_when_asyncio_itself_cancels(
 
 
 @pytest.mark.parametrize(("at", "what"), [("end 1/a", "the result of rotate"), ("end 3", "this answer")])
-async def test_what_could_not_be_noted_after_is_a_warning(at: str, what: str, tmp_path: Path) -> None:
+async def test_a_result_that_could_not_be_stored_is_a_warning(at: str, what: str, tmp_path: Path) -> None:
     env = evolve(scripted_env(*SCRIPT), conversations=cast("Conversations", Failing(at)))
     done = await finished(env, tmp_path / "ledger")
     assert done.response.content == "All done."
     assert any(what in warning for warning in done.response.warnings)
 
 
-def test_the_key_of_a_call_is_one_that_every_store_keeps() -> None:
+def test_every_store_can_keep_the_key_of_a_call() -> None:
     assert call_key(1, "a b") != call_key(1, "a c")
     assert len(call_key(1, "x" * 10_000)) < 100
     call_key(1, "\ud800\0")
@@ -272,7 +272,7 @@ async def begun(env: LLMEnv) -> Conversation:
     return (await run(start_conversation("c", system="Be brief."), env)).unwrap()
 
 
-async def test_a_conversation_keeps_every_call_with_its_result(tmp_path: Path) -> None:
+async def test_a_conversation_stores_every_call_with_its_result(tmp_path: Path) -> None:
     model = scripted(*SCRIPT, "I rotated and erased.")
     env = scripted_env(clients=model)
     await begun(env)
@@ -292,7 +292,7 @@ async def test_calls_that_could_not_be_stored_in_the_conversation_do_not_run(tmp
     assert (error.tag, len(error.attempts), ledger.exists()) == ("StorageFailed", 1, False)
 
 
-async def test_a_run_in_a_conversation_is_told_again_at_no_cost(tmp_path: Path) -> None:
+async def test_a_run_in_a_conversation_is_replayed_at_no_cost(tmp_path: Path) -> None:
     ledger, model = tmp_path / "ledger", scripted(*SCRIPT)
     env = scripted_env(clients=model)
     await begun(env)

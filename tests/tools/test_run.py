@@ -110,7 +110,7 @@ async def told(function: Any, arguments: str = "{}", **options: Any) -> ToolAnsw
     return (await ran(env, made, **options)).answers[0]
 
 
-async def test_a_model_calls_is_told_and_answers() -> None:
+async def test_a_model_calls_a_tool_and_answers_with_its_result() -> None:
     disk, model = Counted(), scripted(calling(call("free", '{"path": "/var"}')), "Nearly full.")
     finished = await ran(scripted_env(clients=model), disk.free)
     assert (finished.response.content, finished.end, disk.ran) == ("Nearly full.", ToolEnd.ANSWERED, 1)
@@ -130,7 +130,7 @@ async def test_the_response_has_the_attempts_usage_and_cost_of_all_steps() -> No
     assert finished.response.latency_ms >= first.response.latency_ms
 
 
-async def test_calls_of_one_answer_run_at_once_up_to_a_limit() -> None:
+async def test_calls_of_one_answer_run_concurrently_up_to_a_limit() -> None:
     most, now = 0, 0
 
     async def look(at: int) -> int:
@@ -208,13 +208,13 @@ DONE, FAILED = ToolOutcome.DONE, ToolOutcome.FAILED
         (gives_a_class, '[{"free":0.5,"name":"a"}]', DONE),
     ],
 )
-async def test_what_a_function_gives_is_told_as_text(function: Any, text: str, outcome: ToolOutcome) -> None:
+async def test_what_a_function_returns_becomes_text(function: Any, text: str, outcome: ToolOutcome) -> None:
     said = await told(function)
     assert (said.result.content, said.outcome) == (text, outcome)
     assert said.result.is_error is (outcome is FAILED)
 
 
-async def test_a_tool_with_a_schema_from_elsewhere_is_given_one_object() -> None:
+async def test_a_tool_with_its_own_schema_receives_one_object() -> None:
     echo = tool_with_schema(Tool("echo"), lambda arguments: arguments["text"])
     assert (await told(echo, '{"text": "hi"}')).result.content == "hi"
 
@@ -273,14 +273,14 @@ def gives_a_bad_letter() -> str:
         (gives_itself, "the tool ran, but its result is not JSON: RecursionError"),
     ],
 )
-async def test_fault_77_a_tool_that_fails_is_told_and_the_run_goes_on(function: Any, text: str) -> None:
+async def test_fault_77_the_failure_of_a_tool_is_a_result_and_the_run_continues(function: Any, text: str) -> None:
     said = await told(function)
     assert said.result.content.startswith(text)
     assert (said.outcome, said.result.is_error) == (FAILED, True)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_what_was_cancelled_inside_a_tool_is_its_failure_and_the_call_has_its_result() -> None:
+async def test_a_cancelled_future_inside_a_tool_is_a_failure_of_the_tool() -> None:
     async def waits_for_what_was_cancelled() -> str:
         waiting = asyncio.get_running_loop().create_future()
         waiting.cancel()
@@ -290,11 +290,11 @@ async def test_what_was_cancelled_inside_a_tool_is_its_failure_and_the_call_has_
     assert (said.result.content, said.outcome) == ("CancelledError", FAILED)
 
 
-async def test_a_letter_that_no_json_has_is_mended() -> None:
+async def test_an_invalid_character_is_replaced() -> None:
     assert (await told(gives_a_bad_letter)).result.content == "a\ufffd"
 
 
-async def test_the_traceback_of_a_tool_that_raised_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_traceback_of_a_tool_that_raised_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, LOGGER.name):
         await told(raises)
     assert any(record.exc_info and record.exc_info[0] is KeyError for record in caplog.records)
@@ -309,7 +309,7 @@ async def test_the_traceback_of_a_tool_that_raised_is_in_the_log(caplog: pytest.
         (call("free", "[" * 100_000), "the arguments do not fit:\n- $: ", ToolOutcome.BAD_ARGUMENTS),
     ],
 )
-async def test_fault_77_what_cannot_run_is_told(asked_for: ToolCall, text: str, outcome: ToolOutcome) -> None:
+async def test_fault_77_a_call_that_cannot_run_gets_an_error_result(asked_for: ToolCall, text: str, outcome: ToolOutcome) -> None:
     disk = Counted()
     finished = await ran(scripted_env(calling(asked_for), "Sorry."), disk.free)
     assert finished.answers[0].result.content.startswith(text)
@@ -317,12 +317,12 @@ async def test_fault_77_what_cannot_run_is_told(asked_for: ToolCall, text: str, 
 
 
 @pytest.mark.parametrize("asked_for", [call("x" * 3_000_000), call("free", f'{{"{"x" * 3_000_000}": 1}}')])
-async def test_what_is_told_of_a_garbled_call_is_cut_as_well(asked_for: ToolCall) -> None:
+async def test_the_result_of_a_garbled_call_is_truncated(asked_for: ToolCall) -> None:
     finished = await ran(scripted_env(calling(asked_for), "Sorry."), Counted().free)
     assert len(finished.answers[0].result.content) < ToolLimits().result_chars + 100
 
 
-async def test_ids_that_a_server_uses_again_are_told_apart_over_all_steps() -> None:
+async def test_reused_call_ids_are_made_unique_over_all_steps() -> None:
     model = scripted(calling(call("free", id="call_0")), calling(call("free", id="call_0")), "Full.")
     finished = await ran(scripted_env(clients=model), Counted().free)
     assert [each.call.id for each in finished.answers] == ["call_0", "call_0_1"]
@@ -340,7 +340,7 @@ async def test_calls_with_the_same_id_each_have_a_result() -> None:
     assert [part.id for part in model.requests[1].messages[1].parts if isinstance(part, ToolCall)] == ["c1", "c1_1"]
 
 
-async def test_a_result_of_megabytes_is_cut_and_says_so() -> None:
+async def test_a_long_result_is_truncated_with_a_note() -> None:
     said = await told(lambda: "x" * 3_000_000, limits=ToolLimits(result_chars=1000))
     assert said.result.content == "x" * 1000 + "\n[The result was cut here: 1000 of its 3000000 characters are shown.]"
 
@@ -350,13 +350,13 @@ async def hangs() -> str:
     return "never"
 
 
-def test_a_tool_that_hangs_is_left_after_its_time() -> None:
+def test_a_tool_that_hangs_times_out() -> None:
     said = run_in_virtual_time(told, tool(hangs, timeout_s=5))
     assert (said.outcome, said.latency_ms) == (ToolOutcome.TIMED_OUT, 5000)
     assert said.result.content == "no result within 5 s: it may or may not have taken effect"
 
 
-async def test_a_plain_function_that_hangs_is_left_to_its_thread() -> None:
+async def test_a_plain_function_that_hangs_times_out_and_keeps_its_thread() -> None:
     release = threading.Event()
 
     def stuck() -> str:
@@ -399,7 +399,7 @@ async def test_a_dangerous_call_runs_only_when_it_is_approved() -> None:
     assert ([each.id for each in asked_for], disk.ran) == (["a", "b"], 1)
 
 
-async def test_a_harmless_call_is_not_asked_about() -> None:
+async def test_a_harmless_call_needs_no_approval() -> None:
     asked_for, approve = approving()
     await ran(scripted_env(calling(call("free")), "done"), Counted().free, approve=approve)
     assert not asked_for
@@ -408,14 +408,14 @@ async def test_a_harmless_call_is_not_asked_about() -> None:
 @pytest.mark.parametrize(
     ("verdict", "runs"), [(succeed(Approved()), 1), (succeed(Refused()), 0), (fail(NetworkError()), 0)]
 )
-async def test_the_decision_may_be_an_effect_and_a_failed_one_refuses(verdict: Effect[Verdict], runs: int) -> None:
+async def test_approval_may_be_an_effect_and_a_failed_one_refuses(verdict: Effect[Verdict], runs: int) -> None:
     disk = Counted()
     env = scripted_env(calling(call("free")), "done")
     await ran(env, tool(disk.free, dangerous=True), approve=lambda _: verdict)
     assert disk.ran == runs
 
 
-async def test_dangerous_tools_without_anybody_to_ask_are_refused_before_any_model_is_asked() -> None:
+async def test_dangerous_tools_without_approve_are_rejected_before_any_model_is_asked() -> None:
     model = scripted("never")
     kit = toolkit(tool(Counted().free, dangerous=True))
     error = (await run(run_tools(QUESTION, kit), scripted_env(clients=model))).failure()
@@ -425,7 +425,7 @@ async def test_dangerous_tools_without_anybody_to_ask_are_refused_before_any_mod
 # Bounds
 
 
-async def test_a_run_ends_after_its_steps_without_running_the_last_calls() -> None:
+async def test_a_run_ends_at_max_steps_without_running_the_last_calls() -> None:
     disk = Counted()
     finished = await ran(scripted_env(calling(call("free"))), disk.free, max_steps=3)
     assert (finished.end, len(finished.steps), disk.ran) == (ToolEnd.OUT_OF_STEPS, 3, 2)
@@ -434,7 +434,7 @@ async def test_a_run_ends_after_its_steps_without_running_the_last_calls() -> No
     assert "max_steps" in finished.response.warnings[-1]
 
 
-async def test_the_last_step_can_be_kept_for_an_answer() -> None:
+async def test_answer_last_reserves_the_last_step_for_an_answer() -> None:
     kit, model = toolkit(Counted().free), scripted(calling(call("free")), calling(call("free")), "Full.")
     request = evolve(QUESTION, tools=kit.tools, tool_choice="free")
     limits = ToolLimits(answer_last=True)
@@ -443,21 +443,21 @@ async def test_the_last_step_can_be_kept_for_an_answer() -> None:
     assert [each.tool_choice for each in model.requests] == ["free", None, "none"]
 
 
-async def test_an_answer_that_was_cut_off_is_no_answer() -> None:
+async def test_a_cut_off_answer_ends_the_run_as_cut_off() -> None:
     finished = await ran(scripted_env(evolve(answer("It is"), finish_reason=FinishReason.LENGTH)), Counted().free)
     assert (finished.end, finished.response.content) == (ToolEnd.CUT_OFF, "It is")
     assert "not whole" in finished.response.warnings[-1]
 
 
 @pytest.mark.parametrize("reason", [FinishReason.LENGTH, FinishReason.CONTENT_FILTER])
-async def test_nothing_runs_from_an_answer_that_was_cut_off(reason: FinishReason) -> None:
+async def test_calls_of_a_cut_off_answer_do_not_run(reason: FinishReason) -> None:
     disk = Counted()
     finished = await ran(scripted_env(evolve(calling(call("free")), finish_reason=reason)), disk.free)
     assert (finished.end, disk.ran, finished.response.finish_reason) == (ToolEnd.CUT_OFF, 0, reason)
     assert "not whole" in finished.response.warnings[-1]
 
 
-def test_one_deadline_bounds_the_whole_run() -> None:
+def test_one_deadline_limits_the_whole_run() -> None:
     async def slow() -> str:
         await anyio.sleep(20)
         return "done"
@@ -474,14 +474,14 @@ def test_one_deadline_bounds_the_whole_run() -> None:
     assert (took, error.phase, attempts) == (40, "total", 2)
 
 
-def test_the_deadline_reaches_into_a_step() -> None:
+def test_the_deadline_of_a_run_limits_a_step() -> None:
     env = scripted_env(Delayed(1000, "late"))
     limits = ToolLimits(timeout_s=3)
     error = run_in_virtual_time(run, run_tools(QUESTION, toolkit(), limits=limits), env).failure()
     assert (error.tag, [each.outcome for each in error.attempts]) == ("TimeoutError", ["TimeoutError"])
 
 
-async def test_no_tool_runs_once_the_money_is_spent() -> None:
+async def test_no_tool_runs_once_max_cost_is_spent() -> None:
     disk = Counted()
     config = LLMConfig(models={"paid": ModelConfig(provider="lm-studio", price=Price(input=1000, output=1000))})
     env = scripted_env(calling(call("free")), config=config)
@@ -508,7 +508,7 @@ async def test_an_error_of_a_model_ends_the_run_with_the_attempts_of_all_steps()
         (QUESTION, {"run_id": " "}, "run_id"),
     ],
 )
-async def test_what_cannot_be_run_is_an_invalid_request(
+async def test_an_impossible_run_is_an_invalid_request(
     request_: LLMRequest, options: dict[str, Any], problem: str
 ) -> None:
     error = (await run(run_tools(request_, toolkit(Counted().free), **options), scripted_env())).failure()
@@ -516,7 +516,7 @@ async def test_what_cannot_be_run_is_an_invalid_request(
     assert problem in describe(error)
 
 
-async def test_a_choice_of_tool_holds_for_the_first_step_alone() -> None:
+async def test_a_forced_tool_choice_applies_to_the_first_step_only() -> None:
     kit, model = toolkit(Counted().free), scripted(calling(call("free")), "done")
     request = evolve(QUESTION, tools=kit.tools, tool_choice="required")
     await run(run_tools(request, kit), scripted_env(clients=model))
@@ -543,7 +543,7 @@ def broken_off(request: LLMRequest) -> Reply:
     return MalformedResponse(partial="I will call")
 
 
-async def test_every_call_runs_once_when_answers_are_retried_and_fall_over() -> None:
+async def test_every_call_runs_once_despite_retries_and_fallback() -> None:
     disk = Counted()
     unavailable = ModelUnavailable(retry_after=0.001)
     env = scripted_env(unavailable, unavailable, calling(call("free")), broken_off, broken_off, "Full.", config=TWO)
@@ -556,7 +556,7 @@ async def test_every_call_runs_once_when_answers_are_retried_and_fall_over() -> 
 # Events
 
 
-async def test_a_stream_of_all_steps_ends_once() -> None:
+async def test_the_stream_of_a_run_ends_once() -> None:
     seen: list[StreamEvent] = []
 
     async def sink(event: StreamEvent) -> None:
@@ -569,7 +569,7 @@ async def test_a_stream_of_all_steps_ends_once() -> None:
     assert seen[-1] == Completed(finished.response)
 
 
-async def test_every_step_is_told_as_it_happens() -> None:
+async def test_every_step_is_reported_as_it_happens() -> None:
     seen: list[ToolEvent] = []
 
     async def on_event(event: ToolEvent) -> None:
@@ -580,7 +580,7 @@ async def test_every_step_is_told_as_it_happens() -> None:
     assert (seen[1], seen[2:]) == (ToolFinished(1, finished.answers[0]), list(finished.steps))
 
 
-async def test_what_a_listener_raises_comes_out_as_itself() -> None:
+async def test_an_exception_of_a_listener_is_raised_unchanged() -> None:
     async def on_event(_: ToolEvent) -> None:
         raise ZeroDivisionError
 
@@ -588,14 +588,14 @@ async def test_what_a_listener_raises_comes_out_as_itself() -> None:
         await ran(scripted_env(calling(call("free")), "Full."), Counted().free, on_event=on_event)
 
 
-async def test_each_step_has_its_own_time() -> None:
+async def test_each_step_has_its_own_time_limit() -> None:
     request = evolve(QUESTION, preferences=Preferences(timeout_ms=50_000))
     model = scripted(calling(call("free")), "done")
     await run(run_tools(request, toolkit(Counted().free)), scripted_env(clients=model))
     assert [each.preferences.timeout_ms for each in model.requests] == [50_000, 50_000]
 
 
-async def test_text_beside_the_calls_and_thinking_go_back_as_they_came() -> None:
+async def test_text_beside_calls_is_sent_back_unchanged() -> None:
     parts = (Text("Let me look."), call("free"))
     model = scripted(evolve(answer("Let me look."), parts=parts, finish_reason=FinishReason.STOP), "Full.")
     finished = await ran(scripted_env(clients=model), Counted().free)
@@ -621,7 +621,7 @@ async def look(place: Place, other: Place | None = None) -> str:
 LOOKS = '{"next": {"tool": "look", "arguments": {"place": {"path": "/var"}}}}'
 
 
-async def test_a_model_without_tools_is_held_to_a_schema_and_told_in_words() -> None:
+async def test_a_model_without_tools_gets_a_schema_and_descriptions() -> None:
     seen: list[StreamEvent] = []
 
     async def sink(event: StreamEvent) -> None:
@@ -638,7 +638,7 @@ async def test_a_model_without_tools_is_held_to_a_schema_and_told_in_words() -> 
 
 
 @pytest.mark.parametrize(("choice", "answers"), [("required", False), ("look", False), ("auto", True)])
-async def test_the_schema_keeps_to_the_choice_of_tool(choice: str, answers: bool) -> None:
+async def test_the_schema_follows_the_tool_choice(choice: str, answers: bool) -> None:
     model, kit = scripted(LOOKS, '{"next": {"answer": "Full."}}'), toolkit(look, Counted().free)
     request = evolve(QUESTION, tools=kit.tools, tool_choice=choice)
     await run(run_tools(request, kit, pipeline=tools_by_schema(standard_pipeline)), scripted_env(clients=model))
@@ -649,13 +649,13 @@ async def test_the_schema_keeps_to_the_choice_of_tool(choice: str, answers: bool
     assert ("answer" in options[-1]["properties"]) is answers
 
 
-async def test_what_is_not_of_the_schema_stays_as_it_is() -> None:
+async def test_an_answer_that_does_not_fit_the_schema_stays_as_it_is() -> None:
     cut = evolve(answer('{"next": {"tool": "lo'), finish_reason=FinishReason.LENGTH)
     finished = await ran(scripted_env(cut), look, pipeline=tools_by_schema(standard_pipeline))
     assert (finished.response.content, finished.end) == (cut.content, ToolEnd.CUT_OFF)
 
 
-async def test_who_may_call_no_tool_is_held_to_an_answer() -> None:
+async def test_tool_choice_none_allows_only_an_answer() -> None:
     model, kit = scripted('{"next": {"answer": "Full."}}'), toolkit(look)
     request = evolve(QUESTION, tools=kit.tools, tool_choice="none")
     onion = tools_by_schema(standard_pipeline)
@@ -665,7 +665,7 @@ async def test_who_may_call_no_tool_is_held_to_an_answer() -> None:
     assert (finished.response.content, model.requests[0].tool_choice) == ("Full.", None)
 
 
-async def test_every_tool_that_runs_is_a_span_without_what_was_said() -> None:
+async def test_every_tool_run_is_a_span_without_contents() -> None:
     spans, tracers = InMemorySpanExporter(), TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(spans))
     calls = calling(call("free", '{"path": "canary"}'), call("raises", id="c2"))

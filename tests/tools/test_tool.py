@@ -71,7 +71,7 @@ def test_the_schema_comes_from_the_types_and_the_description_from_the_docstring(
     assert made.tool.parameters["additionalProperties"] is False
 
 
-def test_arguments_become_what_the_function_takes() -> None:
+def test_arguments_are_converted_to_the_types_of_the_function() -> None:
     read = tool(load).read('{"host": "db", "window": {"since": 5}, "unit": "GB"}').unwrap()
     assert read == {
         "host": "db",
@@ -96,12 +96,12 @@ def test_arguments_become_what_the_function_takes() -> None:
         ('{"host": "\ud800', "$: is not JSON"),
     ],
 )
-def test_what_does_not_fit_is_told_with_its_place(arguments: str, problem: str) -> None:
+def test_problems_with_arguments_have_their_place(arguments: str, problem: str) -> None:
     assert tool(load).read(arguments).failure()[0].startswith(problem)
 
 
 @given(st.text())
-def test_no_text_of_arguments_breaks_the_reading(arguments: str) -> None:
+def test_reading_arguments_never_raises(arguments: str) -> None:
     tool(load).read(arguments)
     tool_with_schema(Tool("echo"), str).read(arguments)
 
@@ -111,7 +111,7 @@ def clock() -> str:
 
 
 @pytest.mark.parametrize("arguments", ["", " ", "{}", "null"])
-def test_a_function_without_parameters_takes_any_form_of_no_arguments(arguments: str) -> None:
+def test_a_function_without_parameters_accepts_any_form_of_no_arguments(arguments: str) -> None:
     assert is_successful(tool(clock).read(arguments))
 
 
@@ -144,7 +144,7 @@ def unnamed(host: "Nowhere") -> None:  # type: ignore[name-defined]  # noqa: F82
         (lambda: 1, "set one with name="),
     ],
 )
-def test_a_function_that_no_model_can_be_told_of_is_refused_with_the_remedy(function: Any, problem: str) -> None:
+def test_a_function_that_no_model_can_call_is_rejected_with_the_remedy(function: Any, problem: str) -> None:
     with pytest.raises(InvalidValue, match=problem):
         tool(function)
 
@@ -159,7 +159,7 @@ class Desk:
         return query
 
 
-def test_methods_partials_and_callable_objects_are_functions_too() -> None:
+def test_methods_partials_and_callable_objects_can_be_tools() -> None:
     assert tool(Desk().find).tool.description == "Find it."
     assert tool(Desk(), name="desk").tool.description == "Find it later."
     bound = tool(partial(load, host="db"))
@@ -167,7 +167,7 @@ def test_methods_partials_and_callable_objects_are_functions_too() -> None:
     assert bound.read('{"window": {"since": 1}}').unwrap()["host"] == "db"
 
 
-def test_as_a_decorator_it_takes_the_options_and_keeps_the_function() -> None:
+def test_the_decorator_accepts_options_and_keeps_the_function() -> None:
     @tool(name="wipe", description="Wipe it.", dangerous=True, timeout_s=3)
     def erase(disk: Literal["a", "b"]) -> str:
         return disk
@@ -177,12 +177,12 @@ def test_as_a_decorator_it_takes_the_options_and_keeps_the_function() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 65, "naïve", "a.b"])
-def test_a_name_is_one_that_every_provider_takes(name: str) -> None:
+def test_a_name_that_not_every_provider_accepts_is_rejected(name: str) -> None:
     with pytest.raises(InvalidValue, match="at most 64 letters"):
         tool_with_schema(Tool(name or " x"), str)
 
 
-def test_toolkits_merge_and_refuse_a_name_that_is_there_already() -> None:
+def test_toolkits_merge_and_reject_repeated_names() -> None:
     both = toolkit(load) | toolkit(tool(clock))
     assert [each.name for each in both.tools] == ["load", "clock"]
     with pytest.raises(InvalidValue, match="a name of its own"):
