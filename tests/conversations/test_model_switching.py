@@ -1,4 +1,4 @@
-"""One conversation over several models: what is sealed goes back to its maker only, everything else to all."""
+"""One conversation over several models: sealed thinking returns to its own provider, everything else to all."""
 
 import json
 from collections.abc import Callable
@@ -51,7 +51,7 @@ CONFIG = LLMConfig(models=MODELS, storage=StorageConfig(window="drop"))
 
 
 def body(env: LLMEnv, call: int = -1) -> str:
-    """What would go over the wire."""
+    """Return the body that would be sent."""
     sent = env.clients.calls[call]
     target = target_of(sent.model, MODELS[sent.model]).unwrap()
     return provider_of(target, sent.request).encode(target, sent.request, False).unwrap().body.decode()
@@ -66,54 +66,56 @@ def sealed(text: str) -> LLMResponse:
     return evolve(answer(text), parts=(Reasoning("", SEALED, Origin("openai-responses", "gpt-6-luna")), Text(text)))
 
 
-async def said(env: LLMEnv, model: str, text: str = "and?", **options: object) -> None:
+async def say(env: LLMEnv, model: str, text: str = "and?", **options: object) -> None:
     (await run(converse("c", LLMRequest(prompt=text, model=model, **options)), env)).unwrap()
 
 
-async def started(*replies: Reply, config: LLMConfig = CONFIG) -> LLMEnv:
+async def env_with_conversation(*replies: Reply, config: LLMConfig = CONFIG) -> LLMEnv:
     env = scripted_env(*replies, config=config)
     (await run(start_conversation("c", system="Be brief."), env)).unwrap()
     return env
 
 
 async def test_thinking_returns_byte_for_byte_to_its_own_provider_only() -> None:
-    env = await started(thinking("one"), sealed("two"), "three", "four", "five", "six")
-    await said(env, "claude")
+    env = await env_with_conversation(thinking("one"), sealed("two"), "three", "four", "five", "six")
+    await say(env, "claude")
     for model in ("gpt", "studio", "llama"):
-        await said(env, model)
+        await say(env, model)
         assert "EqQB" not in body(env)
-    await said(env, "claude")
+    await say(env, "claude")
     assert THOUGHT in body(env)
     assert "gAAAA" not in body(env)
-    await said(env, "gpt")
+    await say(env, "gpt")
     assert SEALED in body(env)
     assert "EqQB" not in body(env)
 
 
 CHANGES: list[Callable[[LLMEnv], object]] = [
-    lambda env: said(env, "claude", "with a tool", tools=(Tool("time"),)),
-    lambda env: said(env, "claude", "in another tone", system="Be long."),
+    lambda env: say(env, "claude", "with a tool", tools=(Tool("time"),)),
+    lambda env: say(env, "claude", "in another tone", system="Be long."),
 ]
 
 
 @pytest.mark.parametrize("change", CHANGES)
 async def test_thinking_is_stripped_when_the_prompt_before_it_has_changed(change: Callable[[LLMEnv], object]) -> None:
-    env = await started(thinking("one"), "two", "three")
-    await said(env, "claude")
+    env = await env_with_conversation(thinking("one"), "two", "three")
+    await say(env, "claude")
     await change(env)  # type: ignore[misc]
     assert "EqQB" not in body(env)
-    await said(env, "claude")
+    await say(env, "claude")
     assert THOUGHT in body(env)
 
 
 async def test_thinking_is_stripped_when_older_turns_were_left_out() -> None:
     small = evolve(MODELS["claude"], context_length=1200, max_tokens=200)
-    env = await started(thinking("one"), "two", "three", config=evolve(CONFIG, models={**MODELS, "claude": small}))
+    env = await env_with_conversation(
+        thinking("one"), "two", "three", config=evolve(CONFIG, models={**MODELS, "claude": small})
+    )
     await run(append_messages("c", (Message("user", "x" * 1200), Message("assistant", "y" * 1200))), env)
-    await said(env, "claude", "z" * 800)
-    await said(env, "claude")
+    await say(env, "claude", "z" * 800)
+    await say(env, "claude")
     assert THOUGHT in body(env)
-    await said(env, "claude", "z" * 1200)
+    await say(env, "claude", "z" * 1200)
     assert "xxx" not in body(env)
     assert "one" in body(env)
     assert "EqQB" not in body(env)
@@ -122,9 +124,9 @@ async def test_thinking_is_stripped_when_older_turns_were_left_out() -> None:
 async def test_thinking_before_a_tool_call_is_sent_back_with_the_result() -> None:
     call = ToolCall("toolu_1", "time", '{"zone": "UTC"}')
     parts = (Reasoning("Hm", THOUGHT, Origin("anthropic", "claude-opus-5-5")), call)
-    env = await started(evolve(answer(""), parts=parts, finish_reason=FinishReason.TOOL_CALLS), "noon")
+    env = await env_with_conversation(evolve(answer(""), parts=parts, finish_reason=FinishReason.TOOL_CALLS), "noon")
     tools = (Tool("time"),)
-    await said(env, "claude", "time?", tools=tools)
+    await say(env, "claude", "time?", tools=tools)
     result = LLMRequest(messages=(Message("tool", ToolResult("toolu_1", "noon")),), model="claude", tools=tools)
     (await run(converse("c", result), env)).unwrap()
     turns = json.loads(body(env))["messages"]
@@ -145,7 +147,7 @@ CARRIED = {
 @pytest.mark.parametrize("model", MODELS)
 async def test_system_text_images_and_calls_reach_every_provider(model: str) -> None:
     images = {name: evolve(each, capabilities=evolve(each.capabilities, images=True)) for name, each in MODELS.items()}
-    env = await started("ok", config=evolve(CONFIG, models=images))
+    env = await env_with_conversation("ok", config=evolve(CONFIG, models=images))
     before = (
         Message("user", (Text("what is this?"), PICTURE)),
         Message("assistant", ToolCall("call_1", "look", '{"at": 1}')),
@@ -153,7 +155,7 @@ async def test_system_text_images_and_calls_reach_every_provider(model: str) -> 
         Message("assistant", "A cat."),
     )
     (await run(append_messages("c", before), env)).unwrap()
-    await said(env, model)
+    await say(env, model)
     assert [each for each in CARRIED[model] if each not in body(env)] == []
 
 
@@ -161,15 +163,15 @@ async def test_roles_alternate_for_every_provider_after_a_broken_turn() -> None:
     from llm_effects import MalformedResponse
 
     once = evolve(CONFIG, routing=evolve(CONFIG.routing, max_retries=0))
-    env = await started("one", MalformedResponse(), "two", config=once)
-    await said(env, "claude", "first")
+    env = await env_with_conversation("one", MalformedResponse(), "two", config=once)
+    await say(env, "claude", "first")
     await run(converse("c", LLMRequest(prompt="broken", model="claude")), env)
-    await said(env, "claude", "third", preferences=Preferences(max_tokens=9))
+    await say(env, "claude", "third", preferences=Preferences(max_tokens=9))
     assert [turn["role"] for turn in json.loads(body(env))["messages"]] == ["user", "assistant", "user"]
 
 
 def dialogue(thoughts: list[bool], opening: bytes) -> tuple[StoredMessage, ...]:
-    """Answers with and without thinking, each with the digest of what was before it."""
+    """Return answers with and without thinking, each with the digest of the prompt before it."""
     digest, made = opening, list[StoredMessage]()
     for at, thinks in enumerate(thoughts):
         question = Message("user", f"q{at}")
@@ -184,12 +186,14 @@ def dialogue(thoughts: list[bool], opening: bytes) -> tuple[StoredMessage, ...]:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
-def test_thinking_stays_exactly_while_everything_before_it_is_unchanged(thoughts: list[bool], data: st.DataObject) -> None:
+def test_thinking_stays_exactly_while_everything_before_it_is_unchanged(
+    thoughts: list[bool], data: st.DataObject
+) -> None:
     opening = opening_digest(LLMRequest(prompt="?", system="s"))
-    told = dialogue(thoughts, opening)
-    assert without_stale_thinking(told, opening, whole=True) == tuple(each.message for each in told)
+    stored = dialogue(thoughts, opening)
+    assert without_stale_thinking(stored, opening, whole=True) == tuple(each.message for each in stored)
     cut = data.draw(st.integers(1, len(thoughts))) * 2
-    for kept in (told[cut:], told[:1] + told[2:]):
+    for kept in (stored[cut:], stored[:1] + stored[2:]):
         sent = without_stale_thinking(kept, opening, whole=False)
         assert not any(isinstance(part, Reasoning) for each in sent for part in each.parts)
         assert [each.text for each in sent] == [each.message.text for each in kept]

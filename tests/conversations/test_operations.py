@@ -1,4 +1,4 @@
-"""Stored conversations: begun, read, added to, listed, forked, dropped; out as JSON and in again."""
+"""Stored conversations: start, load, list, delete, append, fork, export and import."""
 
 import json
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ from tests.fixtures.slow_stores import Slow
 
 pytestmark = pytest.mark.anyio
 
-SAID = (Message("user", "I am Ada."), Message("assistant", "Hello Ada."))
+GREETING = (Message("user", "I am Ada."), Message("assistant", "Hello Ada."))
 
 
 async def value(effect: Effect[Any], env: LLMEnv) -> Any:
@@ -54,17 +54,17 @@ async def problem(effect: Effect[Any], env: LLMEnv) -> Any:
     return (await run(effect, env)).failure()
 
 
-async def talked(*replies: str, **start: object) -> LLMEnv:
+async def env_with_conversation(*replies: str, **start: object) -> LLMEnv:
     env = scripted_env(*replies or ("ok",))
     await value(start_conversation("c", **start), env)
     return env
 
 
 async def test_a_new_conversation_has_its_system_metadata_and_owner() -> None:
-    env = await talked(system="Be brief.", metadata={"ticket": "17"}, owner="ada")
+    env = await env_with_conversation(system="Be brief.", metadata={"ticket": "17"}, owner="ada")
     loaded: History = await value(load_conversation("c", owner="ada"), env)
-    begun = loaded.conversation
-    assert (begun.system, begun.metadata, begun.owner) == ("Be brief.", {"ticket": "17"}, "ada")
+    created = loaded.conversation
+    assert (created.system, created.metadata, created.owner) == ("Be brief.", {"ticket": "17"}, "ada")
     assert (loaded.turns, loaded.complete) == ((), True)
 
 
@@ -82,7 +82,7 @@ async def test_values_that_no_store_accepts_are_rejected(given: dict[str, str], 
 
 
 async def test_owners_see_only_their_own_conversations() -> None:
-    env = await talked(owner="ada")
+    env = await env_with_conversation(owner="ada")
     await value(start_conversation("c", owner="bob"), env)
     await value(start_conversation("d", owner="bob"), env)
     assert [each.id for each in await value(list_conversations(owner="bob"), env)] == ["c", "d"]
@@ -92,7 +92,7 @@ async def test_owners_see_only_their_own_conversations() -> None:
     assert await value(delete_conversation("d", owner="bob"), env) is True
     for effect in (
         load_conversation("c"),
-        append_messages("c", SAID),
+        append_messages("c", GREETING),
         fork_conversation("c"),
         export_conversation("c"),
     ):
@@ -100,22 +100,22 @@ async def test_owners_see_only_their_own_conversations() -> None:
 
 
 async def test_appending_the_same_turn_id_twice_stores_one_turn() -> None:
-    env = await talked()
+    env = await env_with_conversation()
     for _ in range(2):
-        await value(append_messages("c", SAID, turn_id="t"), env)
+        await value(append_messages("c", GREETING, turn_id="t"), env)
     loaded: History = await value(load_conversation("c"), env)
-    assert [[each.message for each in turn.messages] for turn in loaded.turns] == [list(SAID)]
+    assert [[each.message for each in turn.messages] for turn in loaded.turns] == [list(GREETING)]
 
 
 @pytest.mark.parametrize("messages", [(), "hello", (1,), None])
 async def test_appending_anything_but_messages_is_rejected(messages: Any) -> None:
-    env = await talked()
+    env = await env_with_conversation()
     assert (await problem(append_messages("c", messages), env)).message.startswith("messages: ")
     assert (await value(load_conversation("c"), env)).turns == ()
 
 
 async def test_a_fork_has_the_turns_up_to_a_message_and_then_diverges() -> None:
-    env = await talked("one", "two", "three", "other", system="s")
+    env = await env_with_conversation("one", "two", "three", "other", system="s")
     for question in ("a", "b"):
         await value(converse("c", question), env)
     turns = (await value(load_conversation("c"), env)).turns
@@ -129,7 +129,7 @@ async def test_a_fork_has_the_turns_up_to_a_message_and_then_diverges() -> None:
 
 
 async def test_a_fork_at_a_question_continues_from_it() -> None:
-    env = await talked("one", "two")
+    env = await env_with_conversation("one", "two")
     await value(converse("c", "a"), env)
     question = (await value(load_conversation("c"), env)).turns[0].messages[0].id
     await value(fork_conversation("c", question, new_id="d"), env)
@@ -138,13 +138,13 @@ async def test_a_fork_at_a_question_continues_from_it() -> None:
 
 
 async def test_a_fork_at_an_unknown_message_is_rejected_and_stores_nothing() -> None:
-    env = await talked()
+    env = await env_with_conversation()
     assert "'nowhere'" in (await problem(fork_conversation("c", "nowhere", new_id="d"), env)).message
     assert (await problem(load_conversation("d"), env)).tag == "InvalidRequest"
 
 
 async def test_a_fork_keeps_a_summary_only_if_everything_it_covers_was_copied() -> None:
-    env = await talked()
+    env = await env_with_conversation()
     for at in range(4):
         await value(append_messages("c", (Message("user", f"q{at}"),)), env)
     (await result_of(env.conversations.summarise("c", None, Summary(upto=2, text="short")))).unwrap()
@@ -158,7 +158,7 @@ async def test_a_fork_keeps_a_summary_only_if_everything_it_covers_was_copied() 
 async def test_a_fork_that_fails_half_way_stores_nothing() -> None:
     store = Slow()
     env = evolve(scripted_env(), conversations=store)
-    await value(then(start_conversation("c"), lambda _: append_messages("c", SAID)), env)
+    await value(then(start_conversation("c"), lambda _: append_messages("c", GREETING)), env)
     store.failing["append"] = 1
     assert (await problem(fork_conversation("c", new_id="d"), env)).tag == "StorageFailed"
     assert (await problem(load_conversation("d"), env)).tag == "InvalidRequest"
@@ -168,7 +168,7 @@ def test_a_fork_cancelled_half_way_stores_nothing() -> None:
     async def main() -> tuple[list[str], str]:
         store = Slow(seconds=1)
         env = evolve(scripted_env(), conversations=store)
-        await value(then(start_conversation("c"), lambda _: append_messages("c", SAID)), env)
+        await value(then(start_conversation("c"), lambda _: append_messages("c", GREETING)), env)
         with anyio.move_on_after(5):  # in the middle of the third operation
             await run(fork_conversation("c", new_id="d"), env)
         return store.done[-3:], (await problem(load_conversation("d"), env)).tag
@@ -180,7 +180,7 @@ OPAQUE = '{"type":"thinking","thinking":"a\\u0020b… \U0001f600","signature":"E
 
 
 async def test_an_exported_conversation_is_imported_unchanged() -> None:
-    env = await talked(system="s", metadata={"ticket": "17"}, owner="ada")
+    env = await env_with_conversation(system="s", metadata={"ticket": "17"}, owner="ada")
     await value(converse("c", "hi", owner="ada"), env)
     rich = (
         Message("user", (Text("look"), Image(b"\x89PNG\0", "image/png"), Document(b"%PDF", "application/pdf"))),
@@ -198,8 +198,8 @@ async def test_an_exported_conversation_is_imported_unchanged() -> None:
 
 
 async def test_importing_an_existing_id_is_a_conflict_unless_it_gets_a_new_one() -> None:
-    env = await talked()
-    await value(append_messages("c", SAID), env)
+    env = await env_with_conversation()
+    await value(append_messages("c", GREETING), env)
     document = await value(export_conversation("c"), env)
     assert (await problem(import_conversation(document), env)).tag == "ConversationConflict"
     assert (await value(import_conversation(document, new_id="d"), env)).id == "d"
@@ -210,14 +210,14 @@ async def test_importing_an_existing_id_is_a_conflict_unless_it_gets_a_new_one()
 
 
 @given(turns())
-def test_any_history_survives_a_round_trip_through_json(told: tuple[Turn, ...]) -> None:
-    archive = Archive(conversation=history(*told).conversation, turns=told)
-    assert parse_value(json.loads(dump_value(archive)), Archive).unwrap() == archive
+def test_any_history_survives_a_round_trip_through_json(drawn: tuple[Turn, ...]) -> None:
+    archive = Archive(conversation=history(*drawn).conversation, turns=drawn)
+    assert parsed(json.loads(dump_value(archive)), Archive).unwrap() == archive
 
 
 async def test_an_imported_pending_turn_has_failed() -> None:
-    env = await talked()
-    await value(append_messages("c", SAID), env)
+    env = await env_with_conversation()
+    await value(append_messages("c", GREETING), env)
     table = json.loads(await value(export_conversation("c"), env))
     table["turns"][0]["state"] = "pending"
     await value(import_conversation(json.dumps(table), new_id="d"), env)
@@ -249,8 +249,8 @@ def broken() -> Iterator[tuple[str, object, str]]:
 async def test_a_broken_document_is_rejected_with_its_place_and_stores_nothing(
     path: str, wrong: object, says: str
 ) -> None:
-    env = await talked()
-    await value(append_messages("c", SAID), env)
+    env = await env_with_conversation()
+    await value(append_messages("c", GREETING), env)
     table = json.loads(await value(export_conversation("c"), env))
     *way, last = [int(step) if step.isdigit() else step for step in path.split(".")]
     holder: Any = table
@@ -270,8 +270,8 @@ async def test_a_document_that_is_not_an_archive_is_rejected(document: str | byt
 
 
 async def test_a_document_with_a_repeated_turn_id_is_rejected() -> None:
-    env = await talked()
-    await value(append_messages("c", SAID), env)
+    env = await env_with_conversation()
+    await value(append_messages("c", GREETING), env)
     table = json.loads(await value(export_conversation("c"), env))
     table["turns"].append({**table["turns"][0], "number": 2})
     refused = await problem(import_conversation(json.dumps(table), new_id="d"), env)

@@ -1,4 +1,4 @@
-"""What of a history goes into a prompt."""
+"""The part of a history that goes into a prompt."""
 
 from itertools import pairwise
 
@@ -72,7 +72,7 @@ def test_a_result_in_a_later_turn_joins_the_exchange_of_its_call() -> None:
 
 
 def test_only_ended_turns_are_shown_and_an_interrupted_answer_has_a_note() -> None:
-    told = exchanges_of(
+    grouped = exchanges_of(
         (
             turn(1, stored("user", "a"), state=TurnState.FAILED),
             turn(2, stored("user", "b"), state=TurnState.PENDING),
@@ -80,22 +80,22 @@ def test_only_ended_turns_are_shown_and_an_interrupted_answer_has_a_note() -> No
             turn(4, stored("user", "d"), state=TurnState.INTERRUPTED),
         )
     )
-    assert [texts(one.messages) for one in told] == [["c", "half an" + INTERRUPTED_NOTE]]
+    assert [texts(one.messages) for one in grouped] == [["c", "half an" + INTERRUPTED_NOTE]]
 
 
 def test_an_empty_answer_is_left_out() -> None:
-    told = exchanges_of((turn(1, stored("user", "a"), stored("assistant", " ")),))
-    assert texts(told[0].messages) == ["a"]
+    grouped = exchanges_of((turn(1, stored("user", "a"), stored("assistant", " ")),))
+    assert texts(grouped[0].messages) == ["a"]
 
 
 def test_a_summary_replaces_what_it_covers_but_never_the_question() -> None:
     summary = Summary(upto=2, text="Ada likes tea.")
     older = exchanges(1, 1, 1)
     retried = Exchange(upto=1, messages=(stored("user", "again"),))
-    told = with_summary(summary, (*older, retried), history())
-    assert texts(told[0].messages) == [SUMMARY_HEADING + "Ada likes tea."]
-    assert told[0].messages[0].message.role == "user"
-    assert told[1:] == (older[2], retried)
+    replaced = with_summary(summary, (*older, retried), history())
+    assert texts(replaced[0].messages) == [SUMMARY_HEADING + "Ada likes tea."]
+    assert replaced[0].messages[0].message.role == "user"
+    assert replaced[1:] == (older[2], retried)
 
 
 def calls_of(messages: tuple[Message, ...]) -> list[str]:
@@ -103,10 +103,8 @@ def calls_of(messages: tuple[Message, ...]) -> list[str]:
 
 
 @given(turns(), st.integers(0, 300))
-def test_any_fitted_window_is_within_its_budget_or_minimal(
-    told: tuple[Turn, ...], budget: int
-) -> None:
-    all_exchanges = exchanges_of(told)
+def test_any_fitted_window_is_within_its_budget_or_minimal(history_turns: tuple[Turn, ...], budget: int) -> None:
+    all_exchanges = exchanges_of(history_turns)
     fitted = fit(all_exchanges, measure, budget)
     must = [each for one in all_exchanges for each in one.kept]
     newest = list(all_exchanges[-1].messages) if all_exchanges else []
@@ -117,18 +115,16 @@ def test_any_fitted_window_is_within_its_budget_or_minimal(
 
 
 @given(turns(), st.integers(0, 300))
-def test_any_fitted_window_keeps_the_order_without_repeats(
-    told: tuple[Turn, ...], budget: int
-) -> None:
-    all_exchanges = exchanges_of(told)
+def test_any_fitted_window_keeps_the_order_without_repeats(history_turns: tuple[Turn, ...], budget: int) -> None:
+    all_exchanges = exchanges_of(history_turns)
     every = [each.id for one in all_exchanges for each in one.messages]
     kept = [each.id for each in fit(all_exchanges, measure, budget).messages]
     assert kept == [name for name in every if name in set(kept)]
 
 
 @given(turns(), st.integers(0, 300))
-def test_any_fitted_window_keeps_calls_and_results_together(told: tuple[Turn, ...], budget: int) -> None:
-    all_exchanges = exchanges_of(told)
+def test_any_fitted_window_keeps_calls_and_results_together(history_turns: tuple[Turn, ...], budget: int) -> None:
+    all_exchanges = exchanges_of(history_turns)
     kept = {each.id for each in fit(all_exchanges, measure, budget).messages}
     for one in all_exchanges:
         with_tools = {
@@ -140,8 +136,10 @@ def test_any_fitted_window_keeps_calls_and_results_together(told: tuple[Turn, ..
 
 
 @given(turns(), st.integers(0, 300))
-def test_in_any_prompt_each_call_is_followed_by_exactly_one_result(told: tuple[Turn, ...], budget: int) -> None:
-    fitted = fit(exchanges_of(told), measure, budget)
+def test_in_any_prompt_each_call_is_followed_by_exactly_one_result(
+    history_turns: tuple[Turn, ...], budget: int
+) -> None:
+    fitted = fit(exchanges_of(history_turns), measure, budget)
     prompt = merge_user_messages(pair_results(tuple(each.message for each in fitted.messages)))
     for at, message in enumerate(prompt):
         calls = list(dict.fromkeys(part.id for part in message.parts if isinstance(part, ToolCall)))
@@ -155,9 +153,9 @@ def test_in_any_prompt_each_call_is_followed_by_exactly_one_result(told: tuple[T
 
 
 @given(turns())
-def test_pairing_results_is_idempotent(told: tuple[Turn, ...]) -> None:
-    prompt = pair_results(tuple(each.message for turn in told for each in turn.messages))
+def test_pairing_results_is_idempotent(history_turns: tuple[Turn, ...]) -> None:
+    prompt = pair_results(tuple(each.message for turn in history_turns for each in turn.messages))
     assert pair_results(prompt) == prompt
     assert text_of(part for each in prompt for part in each.parts) == text_of(
-        part for turn in told for each in turn.messages for part in each.message.parts
+        part for turn in history_turns for each in turn.messages for part in each.message.parts
     )

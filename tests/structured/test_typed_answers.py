@@ -1,4 +1,4 @@
-"""Answers of a type: through re-asks, cache, routing, fallback and streams, and from a real small model."""
+"""Answers of a type: repairs, cache, routing, fallback and streams, and a real small model."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -71,7 +71,7 @@ class Report:
     score: int = field(validator=gt(0))
 
 
-async def asked(
+async def ask(
     *replies: Any, kind: Any = Report, request: LLMRequest = ASK, config: LLMConfig = ONE, **more: Any
 ) -> tuple[Result[Structured[Any], LLMError], Scripted]:
     model = scripted(*replies)
@@ -89,24 +89,24 @@ def listening(events: list[StreamEvent]) -> Any:
     return sink
 
 
-def told(events: Sequence[StreamEvent]) -> list[str]:
+def names_of(events: Sequence[StreamEvent]) -> list[str]:
     return [event.text if isinstance(event, TextDelta) else type(event).__name__ for event in events]
 
 
 class TestAnswers:
     async def test_an_answer_is_a_value_with_its_response(self) -> None:
-        result, model = await asked(GOOD)
+        result, model = await ask(GOOD)
         structured = result.unwrap()
         assert structured.value == Report("p99", 3)
         assert structured.response.content == GOOD
         assert model.requests[0].response_schema is not None
 
     async def test_the_type_may_be_passed_as_structured(self) -> None:
-        result, _ = await asked('{"value": "low"}', kind=Structured[LEVEL])
+        result, _ = await ask('{"value": "low"}', kind=Structured[LEVEL])
         assert result.unwrap().value == "low"
 
     async def test_problems_are_sent_back_to_the_model(self) -> None:
-        result, model = await asked("Well...", BAD, GOOD)
+        result, model = await ask("Well...", BAD, GOOD)
         structured = result.unwrap()
         assert structured.value == Report("p99", 3)
         assert len(structured.response.attempts) == 3
@@ -121,7 +121,7 @@ class TestAnswers:
         assert len(structured.response.warnings) == 2
 
     async def test_a_failed_repair_is_an_error_with_the_total_cost(self) -> None:
-        result, model = await asked(BAD)
+        result, model = await ask(BAD)
         error = result.failure()
         assert isinstance(error, SchemaMismatch)
         assert error.raw == BAD
@@ -132,34 +132,34 @@ class TestAnswers:
 
     @pytest.mark.parametrize("max_repairs", [0, 1])
     async def test_max_repairs_limits_the_repairs(self, max_repairs: int) -> None:
-        _, model = await asked(BAD, max_repairs=max_repairs)
+        _, model = await ask(BAD, max_repairs=max_repairs)
         assert len(model.calls) == max_repairs + 1
 
     async def test_max_attempts_limits_the_repairs_too(self) -> None:
         few = evolve(ONE, routing=evolve(ONE.routing, max_attempts=2))
-        _, model = await asked(BAD, max_repairs=50, config=few)
+        _, model = await ask(BAD, max_repairs=50, config=few)
         assert len(model.calls) == 2
 
     async def test_the_rules_of_the_class_are_sent_back_too(self) -> None:
-        result, model = await asked('{"title": "x", "score": 0}', GOOD)
+        result, model = await ask('{"title": "x", "score": 0}', GOOD)
         assert result.unwrap().value.score == 3
         assert "$.score: expected `int` >= 1" in model.requests[1].messages[-1].parts[0].text  # type: ignore[union-attr]
 
     async def test_a_cut_off_answer_is_not_repaired(self) -> None:
         cut = evolve(answer('{"title": "p9'), finish_reason=FinishReason.LENGTH)
-        result, model = await asked(cut)
+        result, model = await ask(cut)
         error = result.failure()
         assert isinstance(error, SchemaMismatch)
         assert "raise preferences.max_tokens" in error.problems[0]
         assert len(model.calls) == 1
 
     async def test_a_cut_off_answer_with_a_complete_value_is_accepted(self) -> None:
-        result, _ = await asked(evolve(answer(GOOD + " And"), finish_reason=FinishReason.LENGTH))
+        result, _ = await ask(evolve(answer(GOOD + " And"), finish_reason=FinishReason.LENGTH))
         assert result.unwrap().value == Report("p99", 3)
 
     async def test_other_errors_pass_through(self) -> None:
-        assert isinstance((await asked(ContentRefused()))[0].failure(), ContentRefused)
-        assert isinstance((await asked(BAD, ContentRefused()))[0].failure(), ContentRefused)
+        assert isinstance((await ask(ContentRefused()))[0].failure(), ContentRefused)
+        assert isinstance((await ask(BAD, ContentRefused()))[0].failure(), ContentRefused)
 
     @pytest.mark.parametrize(
         ("request_", "kind", "says"),
@@ -173,7 +173,7 @@ class TestAnswers:
     async def test_an_impossible_question_is_rejected_before_any_model_is_asked(
         self, request_: LLMRequest, kind: object, says: str
     ) -> None:
-        result, model = await asked(GOOD, request=request_, kind=kind)
+        result, model = await ask(GOOD, request=request_, kind=kind)
         error = result.failure()
         assert isinstance(error, InvalidRequest)
         assert says in error.message
@@ -187,7 +187,7 @@ class TestAnswers:
 
 class TestRouting:
     async def test_the_next_model_is_asked_when_repairs_fail(self) -> None:
-        result, model = await asked(BAD, BAD, GOOD, config=TWO, max_repairs=1)
+        result, model = await ask(BAD, BAD, GOOD, config=TWO, max_repairs=1)
         structured = result.unwrap()
         assert structured.response.model == "second"
         assert [call.model for call in model.calls] == ["first", "first", "second"]
@@ -195,7 +195,7 @@ class TestRouting:
         assert model.requests[2].messages == ()  # it begins afresh
 
     async def test_the_error_lists_every_model_when_none_fits(self) -> None:
-        result, model = await asked(BAD, config=TWO, max_repairs=0)
+        result, model = await ask(BAD, config=TWO, max_repairs=0)
         error = result.failure()
         assert isinstance(error, RequestFailed)
         assert [(each.tag, each.model) for each in error.errors] == [
@@ -205,12 +205,12 @@ class TestRouting:
         assert len(model.calls) == 2
 
     async def test_the_next_model_is_asked_when_a_repair_breaks(self) -> None:
-        result, _ = await asked(BAD, NetworkError(phase="dns"), NetworkError(phase="dns"), GOOD, config=TWO)
+        result, _ = await ask(BAD, NetworkError(phase="dns"), NetworkError(phase="dns"), GOOD, config=TWO)
         assert result.unwrap().response.model == "second"
 
     async def test_a_model_without_schema_support_is_excluded(self) -> None:
         dumb = evolve(TWO.models["first"], capabilities=Capabilities(schema=False))
-        result, model = await asked(GOOD, config=evolve(TWO, models={**TWO.models, "first": dumb}))
+        result, model = await ask(GOOD, config=evolve(TWO, models={**TWO.models, "first": dumb}))
         assert result.unwrap().response.model == "second"
         assert len(model.calls) == 1
 
@@ -218,10 +218,10 @@ class TestRouting:
         claude = ModelConfig(provider="anthropic", model="claude-sonnet-5", api_key="k")
         both = LLMConfig(models={"claude": claude, "first": TWO.models["first"]})
         request = evolve(ASK, task_type="analysis")
-        result, _ = await asked('{"a": 1}', kind=dict[str, int], request=request, config=both)
+        result, _ = await ask('{"a": 1}', kind=dict[str, int], request=request, config=both)
         assert result.unwrap().response.model == "first"
         alone = evolve(both, models={"claude": claude})
-        refused, model = await asked("{}", kind=dict[str, int], request=request, config=alone)
+        refused, model = await ask("{}", kind=dict[str, int], request=request, config=alone)
         error = refused.failure()
         assert isinstance(error, InvalidRequest)
         assert "keys that are not named" in error.message
@@ -280,48 +280,48 @@ class TestCaching:
         await run(generate_as(ASK, Report), scripted_env(clients=probe))
         model = scripted(Chunks((BAD,), pause=0.02), GOOD)
         env = caching(model)
-        got: list[Any] = []
+        results: list[Any] = []
 
         async def collect(effect: Effect[Any]) -> None:
-            got.append((await run(effect, env)).unwrap())
+            results.append((await run(effect, env)).unwrap())
 
         async with anyio.create_task_group() as group:
             group.start_soon(collect, generate(probe.requests[0]))
             group.start_soon(collect, generate_as(ASK, Report))
-        assert {type(each) for each in got} == {LLMResponse, Structured}
+        assert {type(each) for each in results} == {LLMResponse, Structured}
         assert len(model.calls) == 2
 
 
 class TestStreams:
     async def test_a_stream_has_the_events_of_the_model(self) -> None:
         events: list[StreamEvent] = []
-        result, _ = await asked(GOOD, sink=listening(events))
-        assert told(events) == ["Started", GOOD, "Completed"]
+        result, _ = await ask(GOOD, sink=listening(events))
+        assert names_of(events) == ["Started", GOOD, "Completed"]
         assert events[-1] == Completed(result.unwrap().response)
 
     async def test_a_repair_restarts_the_stream(self) -> None:
         events: list[StreamEvent] = []
-        result, _ = await asked(Chunks((BAD[:5], BAD[5:])), GOOD, sink=listening(events))
+        result, _ = await ask(Chunks((BAD[:5], BAD[5:])), GOOD, sink=listening(events))
         assert result.unwrap().value == Report("p99", 3)
-        assert told(events) == ["Started", BAD[:5], BAD[5:], "Restarted", GOOD, "Completed"]
+        assert names_of(events) == ["Started", BAD[:5], BAD[5:], "Restarted", GOOD, "Completed"]
         assert Restarted("first") in events
 
     async def test_after_a_commit_the_next_model_needs_recovery(self) -> None:
-        failed, model = await asked(BAD, BAD, GOOD, config=TWO, max_repairs=1, sink=listening([]))
+        failed, model = await ask(BAD, BAD, GOOD, config=TWO, max_repairs=1, sink=listening([]))
         assert isinstance(failed.failure(), SchemaMismatch)
         assert len(model.calls) == 2
         events: list[StreamEvent] = []
         again = evolve(ASK, recovery=Recovery.RESTART)
-        result, _ = await asked(BAD, BAD, GOOD, config=TWO, max_repairs=1, sink=listening(events), request=again)
+        result, _ = await ask(BAD, BAD, GOOD, config=TWO, max_repairs=1, sink=listening(events), request=again)
         assert result.unwrap().response.model == "second"
-        assert told(events)[-3:] == ["Restarted", GOOD, "Completed"]
+        assert names_of(events)[-3:] == ["Restarted", GOOD, "Completed"]
 
     async def test_a_failed_stream_ends_with_the_error(self) -> None:
         events: list[StreamEvent] = []
-        result, _ = await asked(BAD, max_repairs=0, sink=listening(events))
+        result, _ = await ask(BAD, max_repairs=0, sink=listening(events))
         assert events[-1] == Failed(result.failure())
         refused: list[StreamEvent] = []
-        result, _ = await asked(BAD, kind=complex, sink=listening(refused))
+        result, _ = await ask(BAD, kind=complex, sink=listening(refused))
         assert refused == [Failed(result.failure())]
 
     async def test_a_cached_answer_that_does_not_fit_restarts_the_stream(self) -> None:
@@ -332,7 +332,7 @@ class TestStreams:
         await run(generate(probe.requests[0]), env)
         events: list[StreamEvent] = []
         await run(generate_as(ASK, Report, sink=listening(events)), env)
-        assert told(events) == ["Started", BAD, "Restarted", GOOD, "Completed"]
+        assert names_of(events) == ["Started", BAD, "Restarted", GOOD, "Completed"]
         assert isinstance(events[0], Started)
 
 
@@ -346,7 +346,7 @@ class Fruit:
 
 @frozen
 class Brief:
-    """What would be a long story, were it not for its validator: the grammar ends the text."""
+    """A story that its validator keeps short: the grammar ends the text."""
 
     story: str = field(validator=max_len(20))
 

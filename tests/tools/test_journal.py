@@ -1,4 +1,4 @@
-"""Runs that break off and are taken up again: nothing is done twice, nothing is paid for twice."""
+"""Resumed runs: nothing runs twice and nothing is paid for twice."""
 
 import asyncio
 import subprocess
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.anyio
 
 
 def killed_at(point: str, folder: Path) -> tuple[str, Path]:
-    """Run the program until it kills itself; gives its database and its ledger."""
+    """Run the program until it kills itself, and return its database and its ledger."""
     url, ledger = f"sqlite:///{folder / 'runs.db'}", folder / "ledger"
     command = [sys.executable, "-m", "tests.fixtures.tool_worker", url, str(ledger), point]
     done = subprocess.run(command, check=False, cwd=Path(__file__).parents[2], capture_output=True, text=True)
@@ -59,7 +59,7 @@ def killed_at(point: str, folder: Path) -> tuple[str, Path]:
 
 
 @asynccontextmanager
-async def taken_up(url: str, *script: str) -> AsyncGenerator[tuple[LLMEnv, Scripted]]:
+async def resumed(url: str, *script: str) -> AsyncGenerator[tuple[LLMEnv, Scripted]]:
     model = scripted(*script)
     env = environment(url, model)
     yield env, model
@@ -71,31 +71,33 @@ async def again(env: LLMEnv, ledger: Path) -> ToolRun:
 
 
 ONCE = pytest.mark.parametrize("anyio_backend", ["asyncio"])
-"""For what happens in another process, whatever the event loop here."""
+"""For tests of another process, for which the event loop here does not matter."""
 
 
 @ONCE
 @pytest.mark.parametrize("point", ["before", "after"])
 async def test_a_call_under_way_when_the_process_died_is_unknown_until_resolved(point: str, tmp_path: Path) -> None:
     url, ledger = killed_at(point, tmp_path)
-    async with taken_up(url, "All done.") as (env, model):
+    async with resumed(url, "All done.") as (env, model):
         happened = ledger.read_text().split()
         finished = await again(env, ledger)
         assert (finished.end, finished.unknown, model.calls) == (ToolEnd.UNKNOWN, (ToolCall("b", "erase"),), [])
         assert ledger.read_text().split() == happened  # neither was run again
         assert [each.outcome for each in finished.answers] == [ToolOutcome.DONE, ToolOutcome.UNKNOWN]
 
-        said = "did erase" if "erase" in happened else "it did not happen"
+        content = "did erase" if "erase" in happened else "it did not happen"
         step = finished.steps[-1].number
-        found = resolve_tool_call("nightly", step, finished.unknown[0], said, is_error=point == "before", owner="alice")
-        assert (await run(then(found, lambda _: tool_worker.tool_run(ledger)), env)).unwrap().end is ToolEnd.ANSWERED
-        assert model.requests[0].messages[-1].parts == (ToolResult("b", said, is_error=point == "before"),)
+        resolved = resolve_tool_call(
+            "nightly", step, finished.unknown[0], content, is_error=point == "before", owner="alice"
+        )
+        assert (await run(then(resolved, lambda _: tool_worker.tool_run(ledger)), env)).unwrap().end is ToolEnd.ANSWERED
+        assert model.requests[0].messages[-1].parts == (ToolResult("b", content, is_error=point == "before"),)
 
 
 @ONCE
 async def test_a_run_that_died_while_the_model_was_asked_continues_from_there(tmp_path: Path) -> None:
     url, ledger = killed_at("answer", tmp_path)
-    async with taken_up(url, "All done.") as (env, model):
+    async with resumed(url, "All done.") as (env, model):
         finished = await again(env, ledger)
         assert (finished.response.content, len(model.calls)) == ("All done.", 1)
         assert ledger.read_text().split() == ["rotate", "erase"]
@@ -155,10 +157,10 @@ async def test_a_call_of_a_cancelled_run_is_unknown() -> None:
 
 
 async def test_a_refused_call_stays_refused_in_a_resumed_run(tmp_path: Path) -> None:
-    told: list[ToolEvent] = []
+    events: list[ToolEvent] = []
 
     async def listen(event: ToolEvent) -> None:
-        told.append(event)
+        events.append(event)
 
     env = scripted_env(calling(ToolCall("a", "nothing")), AuthenticationFailed(), "Sorry.")
     first = run_tools(QUESTION, tools(tmp_path / "ledger"), run_id="nightly")
@@ -166,7 +168,7 @@ async def test_a_refused_call_stays_refused_in_a_resumed_run(tmp_path: Path) -> 
     again = run_tools(QUESTION, tools(tmp_path / "ledger"), run_id="nightly", on_event=listen)
     finished = (await run(again, env)).unwrap()
     assert finished.answers[0].outcome is ToolOutcome.UNKNOWN_TOOL
-    assert told[0] == ToolFinished(1, finished.answers[0])
+    assert events[0] == ToolFinished(1, finished.answers[0])
 
 
 def never() -> FutureResult[Never, LLMError]:
@@ -179,7 +181,7 @@ def never() -> FutureResult[Never, LLMError]:
 
 @define
 class Failing:
-    """A store of conversations that fails at one step of the journal."""
+    """A store of conversations that fails at one operation of the journal."""
 
     at: str
     inner: MemoryConversations = field(factory=MemoryConversations)
@@ -268,25 +270,25 @@ def talk(ledger: Path, run_id: str | None = None) -> Effect[ToolRun]:
     return run_tools(evolve(QUESTION, owner=None), tools(ledger), run_id=run_id, conversation_id="c")
 
 
-async def begun(env: LLMEnv) -> Conversation:
+async def start_conversation_in(env: LLMEnv) -> Conversation:
     return (await run(start_conversation("c", system="Be brief."), env)).unwrap()
 
 
 async def test_a_conversation_stores_every_call_with_its_result(tmp_path: Path) -> None:
     model = scripted(*SCRIPT, "I rotated and erased.")
     env = scripted_env(clients=model)
-    await begun(env)
+    await start_conversation_in(env)
     finished = (await run(talk(tmp_path / "ledger"), env)).unwrap()
     history = (await run(load_conversation("c"), env)).unwrap()
-    said = [stored.message for turn in history.turns for stored in turn.messages]
-    assert said[1:] == list(finished.messages)
-    assert model.requests[2].messages == tuple(said[:-1])
+    content = [stored.message for turn in history.turns for stored in turn.messages]
+    assert content[1:] == list(finished.messages)
+    assert model.requests[2].messages == tuple(content[:-1])
     assert model.requests[2].system == "Be brief."
 
 
 async def test_calls_that_could_not_be_stored_in_the_conversation_do_not_run(tmp_path: Path) -> None:
     ledger, env = tmp_path / "ledger", scripted_env(*SCRIPT)
-    await begun(env)
+    await start_conversation_in(env)
     inner = cast("MemoryConversations", env.conversations)
     error = (await run(talk(ledger), evolve(env, conversations=cast("Conversations", Failing("", inner))))).failure()
     assert (error.tag, len(error.attempts), ledger.exists()) == ("StorageFailed", 1, False)
@@ -295,7 +297,7 @@ async def test_calls_that_could_not_be_stored_in_the_conversation_do_not_run(tmp
 async def test_a_run_in_a_conversation_is_replayed_at_no_cost(tmp_path: Path) -> None:
     ledger, model = tmp_path / "ledger", scripted(*SCRIPT)
     env = scripted_env(clients=model)
-    await begun(env)
+    await start_conversation_in(env)
     await run(talk(ledger, "nightly"), env)
     finished = (await run(talk(ledger, "nightly"), env)).unwrap()
     assert (finished.response.content, finished.response.cost, finished.response.cached) == (

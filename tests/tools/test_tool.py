@@ -1,4 +1,4 @@
-"""Tools made of functions: what a model is told of them, how its arguments are read, and what is refused."""
+"""Tools made of functions: what a model sees of them, how its arguments are read, and what is rejected."""
 
 from enum import Enum
 from functools import partial
@@ -37,7 +37,7 @@ def load(
     share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5,
     _note: str | None = None,
 ) -> float:
-    """Give the load of a machine.
+    """Return the load of a machine.
 
     It is the mean over the window.
 
@@ -60,7 +60,7 @@ def test_the_schema_comes_from_the_types_and_the_description_from_the_docstring(
     made = tool(load)
     assert (made.tool.name, made.tool.description) == (
         "load",
-        "Give the load of a machine.\n\nIt is the mean over the window.",
+        "Return the load of a machine.\n\nIt is the mean over the window.",
     )
     definitions: Any = made.tool.parameters["$defs"]
     assert made.tool.parameters["required"] == ["host", "window"]
@@ -163,7 +163,7 @@ def test_methods_partials_and_callable_objects_can_be_tools() -> None:
     assert tool(Desk().find).tool.description == "Find it."
     assert tool(Desk(), name="desk").tool.description == "Find it later."
     bound = tool(partial(load, host="db"))
-    assert (bound.tool.name, bound.tool.description[:4]) == ("load", "Give")
+    assert (bound.tool.name, bound.tool.description[:6]) == ("load", "Return")
     assert bound.read('{"window": {"since": 1}}').unwrap()["host"] == "db"
 
 

@@ -1,5 +1,5 @@
 # pyright: strict
-"""What pyright makes of ``generate_as``; read by ``test_pyright.py``, never run."""
+"""The types that pyright infers for ``generate_as``; read by ``test_pyright.py``, never run."""
 
 from dataclasses import dataclass
 from typing import Literal, assert_type
@@ -20,7 +20,7 @@ class Point:
     x: int
 
 
-async def what_comes_back_is_known(request: LLMRequest, env: LLMEnv) -> None:
+async def the_type_of_the_value_is_inferred(request: LLMRequest, env: LLMEnv) -> None:
     assert_type(generate_as(request, Report), Effect[Structured[Report]])
     assert_type(generate_as(request, Point), Effect[Structured[Point]])
     assert_type(generate_as(request, list[Report]), Effect[Structured[list[Report]]])
@@ -30,7 +30,7 @@ async def what_comes_back_is_known(request: LLMRequest, env: LLMEnv) -> None:
     assert_type((await run(generate_as(request, Report), env)).unwrap().value.title, str)
 
 
-def bare_forms_are_objects(request: LLMRequest) -> None:
+def bare_unions_and_literals_are_objects(request: LLMRequest) -> None:
     assert_type(generate_as(request, Literal["low", "high"]), Effect[Structured[object]])
     assert_type(generate_as(request, Report | Point), Effect[Structured[object]])
 
