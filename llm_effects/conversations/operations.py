@@ -20,7 +20,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.effects.effect import Effect, effect, from_env, from_result, from_service, result_of, run, then
 from llm_effects.effects.env import LLMEnv, NewId
 from llm_effects.values.conversations import Conversation, History, StoredMessage, Summary, Turn, TurnState
-from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked, retries_worth
+from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked, retry_limit
 from llm_effects.values.messages import Message
 from llm_effects.values.responses import CANCELLED
 from llm_effects.values.serialization import dump_value, parse_value
@@ -173,7 +173,7 @@ def _is_worth_retrying(error: LLMError, attempt: int) -> bool:
     """Return whether a write may succeed soon; a turn under way elsewhere says when it expires (``retry_after``)."""
     if isinstance(error, ConversationConflict):
         return error.retry_after is None
-    return attempt <= retries_worth(error)
+    return attempt <= retry_limit(error)
 
 
 def fork_conversation(
@@ -337,7 +337,7 @@ def _parsed(document: str | bytes) -> Result[Archive, tuple[str, ...]]:
         return Failure((f"document: must have 'format': {FORMAT!r}, as export_conversation writes it",))
     if table.get("version") != VERSION:
         return Failure((f"version: must be {VERSION}: another release wrote this document",))
-    archive = parsed(table, Archive)
+    archive = parse_value(table, Archive)
     return _validated(archive.unwrap()) if is_successful(archive) else archive
 
 

@@ -181,7 +181,9 @@ def _leaf(shape: Leaf, value: object, path: str) -> Decoded:
     if is_successful(converted) or not choices:
         return converted
     more = f" or {len(choices) - MAX_CHOICES} others" if len(choices) > MAX_CHOICES else ""
-    return Failure((f"{path}: must be one of {', '.join(map(repr, choices[:MAX_CHOICES]))}{more}, not {shown(value)}",))
+    return Failure(
+        (f"{path}: must be one of {', '.join(map(repr, choices[:MAX_CHOICES]))}{more}, not {short_repr(value)}",)
+    )
 
 
 def _convert(kind: object, value: object, path: str) -> Decoded:
@@ -225,7 +227,9 @@ def _list(shape: Array | FixedArray, value: object, path: str) -> Decoded:
     if isinstance(shape, FixedArray) and len(items) != len(shape.items):
         return Failure((f"{path}: must have {len(shape.items)} items, not {len(items)}",))
     shapes = shape.items if isinstance(shape, FixedArray) else (shape.item,) * len(items)
-    decoded = [_decode(each, item, inside(path, at)) for at, (each, item) in enumerate(zip(shapes, items, strict=True))]
+    decoded = [
+        _decode(each, item, join_path(path, at)) for at, (each, item) in enumerate(zip(shapes, items, strict=True))
+    ]
     problems = _all_problems(decoded)
     if problems:
         return Failure(problems)
@@ -237,7 +241,7 @@ def _table(shape: Table, value: object, path: str) -> Decoded:
     table = _table_of(value)
     if table is None:
         return _mismatch("an object", value, path)
-    values = {key: _decode(shape.value, each, inside(path, key)) for key, each in table.items()}
+    values = {key: _decode(shape.value, each, join_path(path, key)) for key, each in table.items()}
     keys = {key: _key(shape.key, key, path) for key in table}
     problems = (*_all_problems(keys.values()), *_all_problems(values.values()))
     return Failure(problems) if problems else Success({keys[key].unwrap(): values[key].unwrap() for key in table})
@@ -270,14 +274,16 @@ _LEFT_OUT: Final[Decoded] = Success(None)
 
 def _field(each: Field, value: object, path: str) -> Decoded:
     """Decode a field; null counts as left out if the field may be left out and is not null itself."""
-    decoded = _decode(each.shape, value, inside(path, each.name))
+    decoded = _decode(each.shape, value, join_path(path, each.name))
     return _LEFT_OUT if value is None and not (each.required or is_successful(decoded)) else decoded
 
 
 def _wrong_keys(fields: Iterable[Field], table: Mapping[str, object], path: str) -> Iterable[str]:
     names = [each.name for each in fields]
-    yield from (f"{inside(path, each.name)}: is missing" for each in fields if each.required and each.name not in table)
-    yield from (f"{inside(path, key)}: is unknown: {suggestion(key, names)}" for key in table if key not in names)
+    yield from (
+        f"{join_path(path, each.name)}: is missing" for each in fields if each.required and each.name not in table
+    )
+    yield from (f"{join_path(path, key)}: is unknown: {suggestion(key, names)}" for key in table if key not in names)
 
 
 def _construct(kind: type, arguments: tuple[object, ...], named: Mapping[str, object], path: str) -> Decoded:

@@ -90,7 +90,7 @@ def _type_schema(kind: TypeForm) -> TypeSchema:
     if is_infinite(root, used):
         raise TypeError("it has no end: each value of it would have to hold another one")
     schema = root | ({"$defs": used} if used else {})
-    return TypeSchema(shape, plain_object("response_schema", schema), wrapped)
+    return TypeSchema(shape, to_json_object("response_schema", schema), wrapped)
 
 
 def _closed_object(properties: Schema, required: list[str]) -> Schema:

@@ -457,7 +457,7 @@ def field_problems(kind: type, values: Mapping[str, object], path: str) -> Itera
         except AttributeError:
             continue
         except REJECTIONS as problem:
-            yield f"{inside(path, each.alias or each.name)}: {message_of(problem)}"
+            yield f"{join_path(path, each.alias or each.name)}: {message_of(problem)}"
 
 
 def _apply_rules(field: attrs.Attribute[Any], instance: SimpleNamespace) -> None:

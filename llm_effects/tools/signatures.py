@@ -137,7 +137,7 @@ def _as_one_argument(value: object) -> Arguments:
 
 
 def _object_text(arguments: str) -> str:
-    text = mended(arguments).strip()
+    text = repair_surrogates(arguments).strip()
     return "{}" if text in _NO_ARGUMENTS else text
 
 

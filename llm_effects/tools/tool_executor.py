@@ -300,7 +300,7 @@ def _error_value(error: object) -> object:
 
 async def _text_of(value: object) -> str:
     if isinstance(value, str):
-        return mended(str.__str__(value))  # the value of an enumeration's member
+        return repair_surrogates(str.__str__(value))  # the value of an enumeration's member
     return dump(msgspec.to_builtins(value, str_keys=True, enc_hook=_to_builtins)).decode()
 
 

@@ -212,7 +212,7 @@ async def test_importing_an_existing_id_is_a_conflict_unless_it_gets_a_new_one()
 @given(turns())
 def test_any_history_survives_a_round_trip_through_json(drawn: tuple[Turn, ...]) -> None:
     archive = Archive(conversation=history(*drawn).conversation, turns=drawn)
-    assert parsed(json.loads(dump_value(archive)), Archive).unwrap() == archive
+    assert parse_value(json.loads(dump_value(archive)), Archive).unwrap() == archive
 
 
 async def test_an_imported_pending_turn_has_failed() -> None:
