@@ -183,10 +183,9 @@ def read_history(started: StartedTurn, budget: TokenBudget) -> Effect[History]:
 
     async def read(env: LLMEnv) -> Result[History, LLMError]:
         result: Result[History, LLMError] = Success(started.history)
-        while is_successful(result):
-            history = result.unwrap()
+        while is_successful(result) and not (history := result.unwrap()).complete:
             size = _size(history, budget)
-            if history.complete or size > budget.tokens:
+            if size > budget.tokens:
                 break
             result = await run(_newest(started, _next_count(len(history.turns), size, budget)), env)
         return result
