@@ -16,6 +16,7 @@ import anyio
 from attrs import evolve, field, frozen
 from returns.result import Failure, Result, Success
 
+from llm_effects.conversations.operations import STORE_TIMEOUT_S
 from llm_effects.effects.effect import Effect, effect, from_result, from_service, run, succeed, then
 from llm_effects.effects.env import LLMEnv
 from llm_effects.tools.steps import ToolAnswer, ToolOutcome
@@ -24,9 +25,6 @@ from llm_effects.values.errors import InvalidRequest, LLMError, StorageFailed, c
 from llm_effects.values.messages import ToolCall, ToolResult
 from llm_effects.values.responses import LLMResponse
 from llm_effects.values.serialization import Entry, dump_entry, dump_value, load_entry, load_value
-
-STORE_TIMEOUT_S: Final = 5.0
-"""Longest time for one operation of the journal, in seconds; cancellation does not stop the storing of a result."""
 
 UNKNOWN_TEXT: Final = "It is not known whether this was done: a run broke off in the middle of it."
 """Stands in for the result of a call that may or may not have happened."""
