@@ -63,7 +63,7 @@ BY_NAME: Final[dict[int, tuple[str, ...]]] = {
     117: ("test_only_whole_answers_are_stored", "test_a_restarted_answer_is_not_stored"),
     118: ("test_a_field_that_shapes_the_answer_changes_the_key", "test_owners_do_not_share_entries"),
     119: ("test_foreign_data_is_a_miss",),
-    123: ("test_a_failed_turn_keeps_its_question_and_is_taken_up_again",),
+    123: ("test_a_failed_turn_keeps_its_question_and_can_be_retried",),
     135: ("test_an_impossible_key_is_rejected_without_showing_it",),
     136: ("test_an_invalid_variable_is_reported_with_its_remedy", "test_limits_and_times_must_be_positive_numbers"),
     137: (
