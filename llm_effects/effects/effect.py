@@ -123,7 +123,7 @@ def succeed(value: _Value) -> Effect[_Value]:
     >>> anyio.run(run, succeed(1), scripted_env())
     <Success: 1>
     """
-    return RequiresContextFutureResult(lambda _: FutureResult.from_value(value))
+    return from_result(Success(value))
 
 
 def fail(error: LLMError) -> Effect[Never]:
@@ -135,7 +135,7 @@ def fail(error: LLMError) -> Effect[Never]:
     >>> anyio.run(run, fail(RequestTimeout()), scripted_env()).failure().tag
     'TimeoutError'
     """
-    return RequiresContextFutureResult(lambda _: FutureResult.from_failure(error))
+    return from_result(Failure(error))
 
 
 def from_result(result: Result[_Value, LLMError]) -> Effect[_Value]:
@@ -147,7 +147,11 @@ def from_result(result: Result[_Value, LLMError]) -> Effect[_Value]:
     >>> anyio.run(run, from_result(Success(2)), scripted_env())
     <Success: 2>
     """
-    return RequiresContextFutureResult(lambda _: FutureResult.from_result(result))
+    return RequiresContextFutureResult(_Work(partial(_finished, result)))
+
+
+async def _finished(result: Result[_Value, LLMError], _: LLMEnv) -> Result[_Value, LLMError]:
+    return result
 
 
 def from_env(read: Callable[[LLMEnv], _Value]) -> Effect[_Value]:
@@ -158,7 +162,11 @@ def from_env(read: Callable[[LLMEnv], _Value]) -> Effect[_Value]:
     >>> anyio.run(run, from_env(lambda env: env.config.routing.strategy), scripted_env())
     <Success: balanced>
     """
-    return RequiresContextFutureResult(lambda env: FutureResult.from_value(read(env)))
+    return RequiresContextFutureResult(_Work(partial(_read, read)))
+
+
+async def _read(read: Callable[[LLMEnv], _Value], env: LLMEnv) -> Result[_Value, LLMError]:
+    return Success(read(env))
 
 
 def from_service(use: Callable[[LLMEnv], FutureResult[_Value, LLMError]]) -> Effect[_Value]:
