@@ -1,27 +1,412 @@
-"""The live clients: every configured model, over HTTP or in this process."""
+"""The live clients: one exchange with a configured model, over HTTP or in this process."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import ClassVar, TypeVar, final
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
+from typing import ClassVar, Final, TypeVar, final
 
-from attrs import define, field
+import anyio
+from anyio.lowlevel import current_token
+from attrs import define, evolve, field
 from returns.future import FutureResult
 from returns.pipeline import is_successful
-from returns.result import Failure, Result
+from returns.result import Failure, Result, Success
 
-from llm_effects.clients.exchange import ask_engine, ask_server, embed_at_server, embed_in_engine
 from llm_effects.clients.health_checks import probe_engine, probe_server
 from llm_effects.clients.local_engine import Engine
-from llm_effects.clients.transport.transport import Transport
+from llm_effects.clients.transport.faults import TransportFault
+from llm_effects.clients.transport.transport import StreamedResponse, Transport
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
-from llm_effects.effects.call import Call
-from llm_effects.providers.registry import target_of
+from llm_effects.effects.call import AttemptRecord, Call, Sink
+from llm_effects.effects.effect import Answer
+from llm_effects.providers.base import Provider
+from llm_effects.providers.draft import Draft, events_of, flush_held, interrupted
+from llm_effects.providers.error_mapping import classify_error_object
+from llm_effects.providers.openai_embeddings import decode, encode, read
+from llm_effects.providers.registry import provider_of, target_of
+from llm_effects.providers.response_headers import rate_limits, request_id
+from llm_effects.providers.sse import EventParser, ServerEvent
 from llm_effects.providers.target import Target
-from llm_effects.values.errors import LLMError
+from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
+from llm_effects.values.errors import ConfigurationError, ContentRefused, LLMError, RequestTimeout, TimeoutPhase
+from llm_effects.values.events import Restarted, Started, StreamEvent
+from llm_effects.values.json import dump, parse, record
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.responses import LLMResponse, Vectors
 
 _T = TypeVar("_T")
+
+# The timers of one attempt: until its first content, between contents, and for all of it.
+#
+# Only waiting for the model counts: the timers are paused while the call is queued, and while the consumer handles an
+# event. Pings and other events without content do not reset them.
+#
+# A single cancel scope covers the whole attempt. Setting its deadline costs more than reading an event, so it is set a
+# little late and then left alone for a while: a timer fires on time or up to a tenth of its limit later.
+
+TIMER_SLACK: Final = 0.1
+"""How late a timer may fire, as a share of its limit."""
+
+
+def _loop_clock() -> Callable[[], float]:
+    """Return the clock of ``anyio.current_time()``, on asyncio without its look-up of the backend at each call."""
+    loop = current_token().native_token
+    return loop.time if isinstance(loop, asyncio.AbstractEventLoop) else anyio.current_time
+
+
+@final
+@define
+class Timers:
+    """The timers of an attempt: ``phase`` is what it waits for, and ``scope`` ends the wait.
+
+    No timer runs before ``start``. A response that is not ``streamed`` only has the limit of the attempt.
+    """
+
+    config: ModelConfig
+    record: AttemptRecord
+    streamed: bool
+    phase: TimeoutPhase = "queue"
+    scope: anyio.CancelScope = field(factory=anyio.CancelScope)
+    _attempt_deadline: float = math.inf
+    _clock: Callable[[], float] = field(factory=_loop_clock)
+    _paused_at: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        self.record.queued_since = self._clock()
+
+    def start(self) -> None:
+        """Start the timers, because the call has left the queue."""
+        now = self._clock()
+        queued_since = now if self.record.queued_since is None else self.record.queued_since
+        self.record.queued_s, self.record.queued_since = now - queued_since, None
+        self._attempt_deadline = now + self.config.timeout_ms / 1000
+        self.phase = "first_content" if self.streamed else "attempt"
+        first_content = now + self.config.first_content_ms / 1000 if self.streamed else math.inf
+        self.scope.deadline = min(first_content, self._attempt_deadline)
+
+    def wait_for_consumer(self) -> None:
+        """Pause the timers while the consumer has an event; only the consumer's own limit runs."""
+        now, limit = self._clock(), self.config.sink_ms / 1000
+        if self.phase != "sink":
+            self.phase, self._paused_at = "sink", now
+        self._set_deadline(now + limit, limit * TIMER_SLACK)
+
+    def wait_for_model(self) -> None:
+        """Resume the timers for the model's next content."""
+        now = self._clock()
+        self.phase = "between_content"
+        self._attempt_deadline += now - self._paused_at
+        limit, attempt = self.config.between_content_ms / 1000, self.config.timeout_ms / 1000
+        if now + limit <= self._attempt_deadline:
+            self._set_deadline(now + limit, limit * TIMER_SLACK)
+        else:
+            self._set_deadline(self._attempt_deadline, min(limit, attempt) * TIMER_SLACK)
+
+    def _set_deadline(self, due: float, slack: float) -> None:
+        if not due <= self.scope.deadline <= due + slack:
+            self.scope.deadline = due + slack
+
+    def expired(self) -> RequestTimeout:
+        """Return the error of the timer that fired."""
+        if self.phase != "sink" and self._clock() >= self._attempt_deadline:
+            return RequestTimeout(timeout_ms=self.config.timeout_ms, phase="attempt")
+        limits = {
+            "sink": self.config.sink_ms,
+            "first_content": self.config.first_content_ms,
+            "between_content": self.config.between_content_ms,
+        }
+        return RequestTimeout(timeout_ms=limits.get(self.phase, self.config.timeout_ms), phase=self.phase)
+
+
+async def _within(timers: Timers, exchange: Awaitable[Result[_T, LLMError]]) -> Result[_T, LLMError] | RequestTimeout:
+    """Await an exchange, or return the time-out that ended it."""
+    with timers.scope:
+        return await exchange
+    return timers.expired()
+
+
+def _wire_timeouts(target: Target) -> Timeouts:
+    """Return limits for the transport: no stricter than the timers, which distinguish content from pings."""
+    return Timeouts(connect_s=target.config.connect_ms / 1000, read_s=target.config.timeout_ms / 1000)
+
+
+def _with_model(target: Target, error: LLMError) -> LLMError:
+    return evolve(error, model=target.name, provider=target.preset.name)
+
+
+async def _post(
+    transport: Transport, target: Target, timers: Timers, wire: WireRequest
+) -> Result[WireResponse, LLMError]:
+    """Send a request, return its whole response, and record the rate limits that it reports."""
+    try:
+        response = await transport.exchange(wire, _wire_timeouts(target), timers.start)
+    except TransportFault as fault:
+        return Failure(_with_model(target, fault.error))
+    _record_limits(timers.record, response.headers, response.received)
+    return Success(response)
+
+
+def _record_limits(attempt: AttemptRecord, headers: Mapping[str, str], received: datetime | None) -> None:
+    attempt.rate_limits = rate_limits(headers, received, anyio.current_time())
+
+
+# A completion: its events go into a draft, and on to the sink.
+
+
+@final
+@define
+class ResponseReader:
+    """A reader of one response: it decodes events into ``draft`` and delivers their content to the sink."""
+
+    call: Call
+    target: Target
+    provider: Provider
+    wire: WireRequest
+    timers: Timers
+    draft: Draft
+    _opened: bool = False
+
+    @classmethod
+    def of(cls, call: Call, target: Target, *, streamed: bool) -> "Result[ResponseReader, LLMError]":
+        """Encode the request and return a reader of its response."""
+        timers = Timers(target.config, call.attempt.record, streamed)
+        provider = provider_of(target, call.request)
+        encoded = provider.encode(target, call.request, streamed)
+        return encoded.map(lambda wire: cls(call, target, provider, wire, timers, Draft(target=target)))
+
+    async def run(self, exchange: Awaitable[Answer]) -> Answer:
+        """Await an exchange within its time-outs."""
+        answer = await _within(self.timers, exchange)
+        if not isinstance(answer, RequestTimeout):
+            return answer
+        return Failure(self.with_partial(answer)) if answer.phase == "sink" else await self.end(answer)
+
+    async def feed(self, events: Iterable[ServerEvent]) -> LLMError | None:
+        """Decode events and deliver their content; return the error that ends the response, if any."""
+        content: list[StreamEvent] = []
+        error: LLMError | None = None
+        for event in events:
+            decoded = self.provider.decode_event(self.draft, event)
+            if not is_successful(decoded):
+                error = decoded.failure()
+                break
+            content.extend(decoded.unwrap())
+        if content:
+            await self.deliver(content)
+        return error
+
+    async def deliver(self, events: Iterable[StreamEvent]) -> None:
+        """Deliver content to the consumer, while the timers of the model are paused."""
+        if self.call.sink is not None:
+            await self._send(events, self.call.sink)
+        self.timers.wait_for_model()
+
+    async def _send(self, events: Iterable[StreamEvent], sink: Sink) -> None:
+        opening = None if self._opened else self._open()
+        for event in events if opening is None else (opening, *events):
+            self.timers.wait_for_consumer()
+            await sink(event)
+
+    def _open(self) -> StreamEvent | None:
+        self._opened, self.call.attempt.record.content_at = True, anyio.current_time()
+        return opening_of(self.call)
+
+    def decode(self, response: WireResponse) -> Answer:
+        """Decode a whole response, whatever its status."""
+        if 200 <= response.status < 300:
+            return self.provider.decode(self.target, response).map(self._with_warnings)
+        return Failure(self.provider.classify(self.target, response))
+
+    async def end(self, error: LLMError | None = None) -> Answer:
+        """End a stream that broke off with ``error``, if any; an error after the protocol's own end is ignored."""
+        if error is None:
+            return await self._finish()
+        if self.draft.finish_reason is not None and not isinstance(error, ContentRefused):
+            answer = await self._finish()
+            if is_successful(answer) or isinstance(answer.failure(), ContentRefused):
+                return answer
+        return Failure(self.with_partial(error))
+
+    async def _finish(self) -> Answer:
+        """Deliver the content that was held back and return the whole response."""
+        rest = flush_held(self.draft)
+        answer = self.provider.finish(self.draft)
+        if rest or (is_successful(answer) and not self._opened):
+            await self.deliver(rest)
+        return answer.map(self._with_warnings)
+
+    def _with_warnings(self, response: LLMResponse) -> LLMResponse:
+        """Add the warnings about parts of the request that were dropped."""
+        return evolve(response, warnings=self.wire.warnings + response.warnings) if self.wire.warnings else response
+
+    def with_partial(self, error: LLMError) -> LLMError:
+        """Add the model, and the content received so far, to the error that broke off the response."""
+        return interrupted(self.draft, _with_model(self.target, error))
+
+
+def opening_of(call: Call) -> StreamEvent | None:
+    """Return the event before the first content: a start, a restart after another model's content, or none."""
+    if call.attempt.continues:
+        return None
+    return Restarted(call.model) if call.history.contents else Started(call.model)
+
+
+# A completion from a server.
+
+DRAINING_S: Final = 0.25
+"""Seconds to read on after the end of a stream, so that its connection can be reused."""
+
+_BLANK: Final = b"\xef\xbb\xbf \t\r\n"
+
+_NOT_A_STREAM: Final = (b"{", b"[", b"<")
+"""How JSON and HTML start; event streams never do."""
+
+_MAX_PREAMBLE: Final = 4096
+"""Blank bytes accepted before a response; some servers send them while they work on it."""
+
+
+async def ask_server(transport: Transport, target: Target, call: Call) -> Answer:
+    """Send a call to a server; read its response whole, or event by event if there is a sink."""
+    reader = ResponseReader.of(call, target, streamed=call.sink is not None)
+    if not is_successful(reader):
+        return Failure(reader.failure())
+    exchange = _exchange_whole if call.sink is None else _exchange_streamed
+    return await reader.unwrap().run(exchange(transport, reader.unwrap()))
+
+
+async def _exchange_whole(transport: Transport, reader: ResponseReader) -> Answer:
+    response = await _post(transport, reader.target, reader.timers, reader.wire)
+    return reader.decode(response.unwrap()) if is_successful(response) else Failure(response.failure())
+
+
+async def _exchange_streamed(transport: Transport, reader: ResponseReader) -> Answer:
+    try:
+        async with transport.stream(reader.wire, _wire_timeouts(reader.target), reader.timers.start) as response:
+            return await _read_streamed(reader, response)
+    except TransportFault as fault:
+        return await reader.end(fault.error)
+
+
+async def _read_streamed(reader: ResponseReader, response: StreamedResponse) -> Answer:
+    reader.draft.request_id = request_id(response.headers)
+    _record_limits(reader.timers.record, response.headers, response.received)
+    start = await _read_start(response)
+    # The content type is unreliable: proxies label streams as JSON and JSON as a stream.
+    if not 200 <= response.status < 300 or start.lstrip(_BLANK)[:1] in _NOT_A_STREAM:
+        return await _read_unstreamed(reader, response, start)
+    return await reader.end(await _read_events(reader, response, start))
+
+
+async def _read_start(response: StreamedResponse) -> bytes:
+    """Read up to the first byte that is not blank."""
+    start = b""
+    async for chunk in response.chunks():
+        start += chunk
+        if start.lstrip(_BLANK) or len(start) > _MAX_PREAMBLE:
+            break
+    return start
+
+
+async def _read_unstreamed(reader: ResponseReader, response: StreamedResponse, start: bytes) -> Answer:
+    """Read an error, or the whole response of a server that ignores the request for a stream."""
+    body = start + await response.read()
+    whole = WireResponse(status=response.status, headers=response.headers, body=body, received=response.received)
+    answer = reader.decode(whole)
+    if is_successful(answer):
+        await reader.deliver(events_of(answer.unwrap()))
+    return answer
+
+
+async def _read_events(reader: ResponseReader, response: StreamedResponse, start: bytes) -> LLMError | None:
+    """Read a stream to its end; return the error that broke it off, if any."""
+    parser = EventParser()
+    error = await reader.feed(parser.feed(start)) or parser.fault
+    while error is None and not reader.draft.done:
+        chunk = await _next_chunk(reader, response)
+        if chunk is None:
+            return await reader.feed(parser.finish()) or parser.fault
+        error = await reader.feed(parser.feed(chunk)) or parser.fault
+    if error is None:
+        with anyio.move_on_after(min(DRAINING_S, _grace_s(reader.call.deadline))):
+            await response.read()
+    return error
+
+
+async def _next_chunk(reader: ResponseReader, response: StreamedResponse) -> bytes | None:
+    if reader.draft.finish_reason is None:
+        return await anext(response.chunks(), None)
+    with anyio.move_on_after(_grace_s(reader.call.deadline)):
+        return await anext(response.chunks(), None)
+    return None
+
+
+def _grace_s(deadline: float) -> float:
+    """Return the seconds that a complete response may wait for the end of its stream: half of the time left.
+
+    A server that keeps its connection open after the last event must not make the call miss its deadline.
+    """
+    return (deadline - anyio.current_time()) / 2
+
+
+# A completion from the model in this process.
+
+
+async def ask_engine(engine: Engine, target: Target, call: Call) -> Answer:
+    """Run a call in this process, token by token."""
+    reader = ResponseReader.of(call, target, streamed=True)
+    if not is_successful(reader):
+        return Failure(reader.failure())
+    return await reader.unwrap().run(_complete_in_engine(engine, reader.unwrap()))
+
+
+async def _complete_in_engine(engine: Engine, reader: ResponseReader) -> Answer:
+    async def deliver(chunk: str) -> LLMError | None:
+        return await reader.feed((ServerEvent("message", chunk),))
+
+    result = await engine.run(reader.wire.body, deliver, reader.timers.start)
+    if not is_successful(result):
+        return Failure(interrupted(reader.draft, result.failure()))
+    return await reader.end()
+
+
+# Embeddings: texts out, vectors in.
+
+
+async def embed_at_server(
+    transport: Transport, target: Target, call: Call, texts: tuple[str, ...], dimensions: int | None
+) -> Result[Vectors, LLMError]:
+    """Ask a server for the vectors of some texts."""
+    if target.preset.wire == "anthropic":
+        message = f"models.{target.name}.capabilities.embeddings: {target.preset.name} gives none; configure another"
+        return Failure(ConfigurationError(model=target.name, message=message))
+    timers = Timers(target.config, call.attempt.record, streamed=False)
+    response = await _within(timers, _post(transport, target, timers, encode(target, texts, dimensions)))
+    if isinstance(response, RequestTimeout):
+        return Failure(_with_model(target, response))
+    if not is_successful(response):
+        return Failure(response.failure())
+    return decode(target, response.unwrap(), len(texts), dimensions)
+
+
+async def embed_in_engine(
+    engine: Engine, target: Target, call: Call, texts: tuple[str, ...], dimensions: int | None
+) -> Result[Vectors, LLMError]:
+    """Ask the model in this process for the vectors of some texts; it finishes a batch even after a cancellation."""
+    timers = Timers(target.config, call.attempt.record, streamed=False)
+    result = await _within(timers, engine.embed(dump({"input": texts}), timers.start))
+    if isinstance(result, RequestTimeout):
+        return Failure(_with_model(target, result))
+    if not is_successful(result):
+        return Failure(result.failure())
+    body = parse(result.unwrap())
+    if record(body).get("error"):
+        return Failure(classify_error_object(target, body))
+    return read(target, body, len(texts), dimensions)
+
+
+# The clients of an environment.
 
 
 @final

@@ -5,6 +5,9 @@ Telemetry never breaks a call: ``unharmed`` catches what a telemetry service rai
 
 from __future__ import annotations
 
+import logging
+from typing import Final
+
 import anyio
 from returns.pipeline import is_successful
 
@@ -12,7 +15,7 @@ from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv, Span
 from llm_effects.telemetry import conventions as names
-from llm_effects.telemetry.logs import log_attempt, log_failure, log_fallback, unharmed
+from llm_effects.telemetry.logs import LOGGER, log_attempt, log_failure, log_fallback, unharmed
 from llm_effects.telemetry.spans import (
     Outcome,
     attempt_ending,
@@ -23,6 +26,8 @@ from llm_effects.telemetry.spans import (
     measures_of,
 )
 from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt
+
+_EXPECTED: Final = frozenset({SUCCESS, CANCELLED})
 
 
 @layer
@@ -50,11 +55,16 @@ def begin_call(call: Call, env: LLMEnv) -> Span | None:
 def end_call(call: Call, span: Span | None, outcome: Outcome, kind: str) -> None:
     """Close the span of a call, and log a failure or a fallback."""
     if kind == SUCCESS and outcome is not None:
-        log_fallback(call, outcome.unwrap().model)
+        if _fell_back(call, outcome.unwrap().model):
+            log_fallback(call, outcome.unwrap().model)
     elif kind != CANCELLED:
         log_failure(call, kind)
     if span is not None:
         unharmed(span.end, call_ending(call.history, outcome, kind), error_of(kind))
+
+
+def _fell_back(call: Call, model: str) -> bool:
+    return bool(call.history.attempts) and call.history.attempts[0].model != model
 
 
 def begin_attempt(call: Call, env: LLMEnv) -> Span | None:
@@ -68,7 +78,7 @@ def begin_attempt(call: Call, env: LLMEnv) -> Span | None:
 
 def end_attempt(call: Call, env: LLMEnv, span: Span | None, attempt: Attempt | None, outcome: Outcome) -> None:
     """Close the span of an attempt and record its measures; a call that never left the queue has no attempt."""
-    if attempt is not None:
+    if attempt is not None and (attempt.outcome not in _EXPECTED or LOGGER.isEnabledFor(logging.DEBUG)):
         log_attempt(call, attempt)
     if span is None:
         return

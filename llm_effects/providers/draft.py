@@ -8,7 +8,8 @@ from typing import Final, Literal, TypeAlias, final
 from attrs import define, evolve, field
 from returns.result import Failure, Result, Success
 
-from llm_effects.providers.error_mapping import classify_error_object, request_id
+from llm_effects.providers.error_mapping import classify_error_object
+from llm_effects.providers.response_headers import request_id
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, redact, redact_name
 from llm_effects.providers.wire import WireResponse

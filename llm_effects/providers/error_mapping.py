@@ -8,7 +8,7 @@ from typing import Final, TypeAlias, TypedDict, final
 
 from attrs import evolve, frozen
 
-from llm_effects.providers.rate_limits import retry_after, should_retry
+from llm_effects.providers.response_headers import request_id, retry_after, should_retry
 from llm_effects.providers.target import Target, redact, redact_name
 from llm_effects.providers.wire import WireResponse
 from llm_effects.values.errors import (
@@ -116,15 +116,6 @@ def parse_error(
         should_retry=should_retry(headers),
         detail=error,
     )
-
-
-def request_id(headers: Mapping[str, str]) -> str | None:
-    """Return the provider's id of the exchange.
-
-    >>> request_id({"x-request-id": "req_1"}), request_id({})
-    ('req_1', None)
-    """
-    return headers.get("x-request-id") or headers.get("request-id") or None
 
 
 def filtered_categories(verdicts: object) -> str:

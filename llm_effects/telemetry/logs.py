@@ -58,12 +58,10 @@ def log_failure(call: Call, tag: str) -> None:
 
 
 def log_fallback(call: Call, model: str) -> None:
-    """Warn of a call that another model answered than the first that was asked, if so it is."""
-    attempts = call.history.attempts
-    if attempts and attempts[0].model != model:
-        first = attempts[0].model
-        fields = {"outcome": "fallback", "model": model, "instead_of": first, "attempts": len(attempts)}
-        unharmed(LOGGER.warning, "answered by %s instead of %s", model, first, extra=_of_call(call) | fields)
+    """Warn that another model answered than the first one asked."""
+    first, attempts = call.history.attempts[0].model, len(call.history.attempts)
+    fields = {"outcome": "fallback", "model": model, "instead_of": first, "attempts": attempts}
+    unharmed(LOGGER.warning, "answered by %s instead of %s", model, first, extra=_of_call(call) | fields)
 
 
 def log_cache_trouble(call: Call, operation: str) -> None:

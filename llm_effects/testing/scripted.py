@@ -12,7 +12,7 @@ from attrs import define, evolve, field, frozen
 from returns.future import FutureResult
 from returns.result import Failure, Result, Success
 
-from llm_effects.clients.exchange import opening_of
+from llm_effects.clients.client import opening_of
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import Call

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.clients.transport.body import STEP, Decoder
 from llm_effects.clients.transport.faults import TransportFault
+from llm_effects.clients.transport.transport import STEP, Decoder
 from llm_effects.values.errors import LLMError
 
 ENCODERS: dict[str, Callable[[bytes], bytes]] = {

@@ -21,7 +21,7 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
-from llm_effects.clients.exchange import ask_engine
+from llm_effects.clients.client import ask_engine
 from llm_effects.clients.local_engine import Engine
 from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.effects.call import AttemptContext, Call

@@ -1,4 +1,4 @@
-"""Rate limits and retry hints in the headers of answers.
+"""What response headers hold: the request id, retry hints and rate limits.
 
 ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}`` comes from OpenAI and many compatible servers;
 ``anthropic-ratelimit-{requests,tokens,input-tokens,output-tokens}-{limit,remaining,reset}`` from Anthropic, whose
@@ -30,6 +30,15 @@ _LIMITS: Final = (
         for what in ("requests", "tokens", "input-tokens", "output-tokens")
     ),
 )
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """Return the provider's id of the exchange.
+
+    >>> request_id({"x-request-id": "req_1"}), request_id({})
+    ('req_1', None)
+    """
+    return headers.get("x-request-id") or headers.get("request-id") or None
 
 
 def retry_after(headers: Mapping[str, str], message: str = "", now_date: datetime | None = None) -> float | None:

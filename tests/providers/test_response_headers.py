@@ -13,7 +13,7 @@ from llm_effects import LLMConfig, LLMRequest, ModelConfig, Preferences, RateLim
 from llm_effects.config import RoutingConfig
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.quotas import Allowance, RateLimits
-from llm_effects.providers.rate_limits import rate_limits, retry_after
+from llm_effects.providers.response_headers import rate_limits, retry_after
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
