@@ -26,8 +26,8 @@ from llm_effects.policies.deadline import with_deadline
 from llm_effects.policies.limits import with_limits
 from llm_effects.policies.recording import with_recording
 from llm_effects.policies.retries import with_retries
+from llm_effects.providers.registry import targets_of
 from llm_effects.providers.target import Preset, Target
-from llm_effects.routing.model_registry import targets_of
 from llm_effects.values.errors import (
     ConfigurationError,
     InvalidRequest,

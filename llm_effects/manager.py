@@ -25,10 +25,9 @@ from llm_effects.effects.call import Sink
 from llm_effects.effects.effect import Effect, effect, fail, result_of, run
 from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry
 from llm_effects.pipeline import generate, open_stream, stream
-from llm_effects.providers.registry import target_of
+from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of
 from llm_effects.routing.candidates import RoutingContext, RoutingDecision
-from llm_effects.routing.model_registry import is_on_this_machine, price_list, ready_targets
-from llm_effects.routing.prices import PriceList, not_listed
+from llm_effects.routing.prices import PriceList, not_listed, price_list
 from llm_effects.routing.router import route
 from llm_effects.stores.conversations.memory import MemoryConversations
 from llm_effects.stores.disabled import NoLimits, NoTelemetry, UnusableCache

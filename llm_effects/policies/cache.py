@@ -19,8 +19,8 @@ from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Effect, Generate, from_service, layer, result_of, run
 from llm_effects.effects.env import Cache, LLMEnv
 from llm_effects.providers.draft import events_of
+from llm_effects.providers.registry import cached_per_config, ready_targets
 from llm_effects.providers.target import Target
-from llm_effects.routing.model_registry import cached_per_config, ready_targets
 from llm_effects.telemetry.logs import log_cache_trouble
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed, describe
 from llm_effects.values.events import (

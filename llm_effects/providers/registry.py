@@ -1,16 +1,17 @@
 """Resolution of a configured model to its target, and of a target to its protocol."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, wraps
 from ipaddress import ip_address
-from typing import Final, assert_never
+from typing import Final, TypeVar, assert_never
 from urllib.parse import SplitResult, urlsplit
 
 import attrs
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
+from llm_effects.config import LLMConfig
 from llm_effects.config.models import Family, ModelConfig
 from llm_effects.providers.base import Provider
 from llm_effects.providers.capabilities import capabilities_of, gpt_rules
@@ -208,3 +209,51 @@ def _provider(wire: Wire) -> Provider:
             return LLAMA
         case _:
             assert_never(wire)
+
+
+# All configured models together.
+
+_T = TypeVar("_T")
+
+MAX_CACHED_CONFIGS: Final = 16
+"""Configurations in use at once whose derived values are cached."""
+
+
+def cached_per_config(derive: Callable[[LLMConfig], _T]) -> Callable[[LLMConfig], _T]:
+    """Cache what a function derives from a configuration, which every call needs again."""
+    cache: dict[int, tuple[LLMConfig, _T]] = {}  # holding the configuration keeps its id unique
+
+    @wraps(derive)
+    def cached(config: LLMConfig) -> _T:
+        entry = cache.get(id(config))
+        if entry is None:
+            if len(cache) >= MAX_CACHED_CONFIGS:
+                cache.clear()
+            entry = cache[id(config)] = (config, derive(config))
+        return entry[1]
+
+    return cached
+
+
+@cached_per_config
+def targets_of(config: LLMConfig) -> Result[tuple[Target, ...], LLMError]:
+    """Return the target of every configured model, or one error with all problems."""
+    targets = [target_of(name, model) for name, model in config.models.items()]
+    problems = [each.failure() for each in targets if not is_successful(each)]
+    if problems:
+        lines = [problem.message if isinstance(problem, ConfigurationError) else problem.tag for problem in problems]
+        return Failure(ConfigurationError(message="\n".join(lines)))
+    if not targets:
+        return Failure(ConfigurationError(message="models: none is configured: add one, or install the local model"))
+    return Success(tuple(each.unwrap() for each in targets))
+
+
+def ready_targets(config: LLMConfig) -> Mapping[str, Target]:
+    """Return the targets of the valid models by name; routing reports the problems of the others."""
+    targets = {name: target_of(name, model) for name, model in config.models.items()}
+    return {name: target.unwrap() for name, target in targets.items() if is_successful(target)}
+
+
+def is_on_this_machine(target: Target) -> bool:
+    """Return whether a model runs on this machine: in this process, or at a loopback address."""
+    return target.preset.wire == "llama" or is_loopback(urlsplit(target.endpoint).hostname or "")

@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 from attrs import define, field, frozen
 
+from llm_effects.config import LLMConfig
 from llm_effects.config.models import Price, PriceTier, Rates
+from llm_effects.providers.registry import ready_targets
 from llm_effects.values.responses import Cost, Usage
 
 if TYPE_CHECKING:
@@ -231,3 +233,25 @@ def _rate(price: "Decimal | TieredPrices | None", start: int) -> Decimal | None:
     if isinstance(price, Decimal | None):
         return price
     return next((tier.price for tier in reversed(price.tiers) if tier.start <= start), price.base)
+
+
+# The prices of a configuration.
+
+
+def prices_of(config: LLMConfig) -> Mapping[str, Price]:
+    """Return the configured prices by model; a local model without one is free."""
+    local = {name: FREE for name, target in ready_targets(config).items() if target.preset.family == "local"}
+    configured = {name: model.price for name, model in config.models.items() if model.price is not None}
+    return {**local, **configured}
+
+
+def addresses_of(config: LLMConfig) -> Mapping[str, tuple[str, str]]:
+    """Return the server address and the remote name of each model without a configured price."""
+    priced = prices_of(config)
+    unpriced = {name: target for name, target in ready_targets(config).items() if name not in priced}
+    return {name: (target.endpoint, target.wire_model) for name, target in unpriced.items() if target.wire_model}
+
+
+def price_list(config: LLMConfig) -> PriceList:
+    """Build the price list of a configuration, which looks up other models in genai-prices if that is installed."""
+    return PriceList(prices_of(config), listed_prices(addresses_of(config)), GENAI_PRICES)

@@ -14,6 +14,7 @@ from returns.result import Failure, Result
 
 from llm_effects.config import LLMConfig
 from llm_effects.config.routing import RoutingConfig
+from llm_effects.providers.registry import targets_of
 from llm_effects.providers.target import Target
 from llm_effects.routing.candidates import (
     EXPECTED_ANSWER_TOKENS,
@@ -23,7 +24,6 @@ from llm_effects.routing.candidates import (
     RoutingDecision,
     filter_candidates,
 )
-from llm_effects.routing.model_registry import targets_of
 from llm_effects.routing.statistics import confidence_at, expected_error_rate
 from llm_effects.values.errors import Fallback, LLMError, fallback_for
 from llm_effects.values.records import Statistics

@@ -13,8 +13,8 @@ from returns.result import Result
 
 from llm_effects.config import LLMConfig
 from llm_effects.effects.call import Call, CallHistory
+from llm_effects.providers.registry import cached_per_config, ready_targets
 from llm_effects.providers.target import Target, key_headers
-from llm_effects.routing.model_registry import cached_per_config, ready_targets
 from llm_effects.telemetry import conventions as names
 from llm_effects.telemetry.conventions import INPUT_MESSAGES, OUTPUT_MESSAGES, SYSTEM_INSTRUCTIONS, TOOL_DEFINITIONS
 from llm_effects.values.errors import LLMError

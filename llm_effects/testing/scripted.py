@@ -18,8 +18,7 @@ from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import Call
 from llm_effects.effects.env import Clients, LLMEnv, NewId
 from llm_effects.providers.draft import events_of
-from llm_effects.routing.model_registry import prices_of
-from llm_effects.routing.prices import PriceList
+from llm_effects.routing.prices import PriceList, prices_of
 from llm_effects.stores.conversations.memory import MemoryConversations
 from llm_effects.stores.disabled import NoCache, NoTelemetry
 from llm_effects.stores.health import MemoryHealth

@@ -16,8 +16,7 @@ from returns.pipeline import is_successful
 from llm_effects import Cost, LLMConfig, ModelConfig, Usage, load_config
 from llm_effects.config import Price, PriceChange, PriceTier
 from llm_effects.providers.presets import PRESETS
-from llm_effects.routing.model_registry import price_list
-from llm_effects.routing.prices import FREE, PriceList, cost_of, listed_prices, price_of
+from llm_effects.routing.prices import FREE, PriceList, cost_of, listed_prices, price_list, price_of
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 COUNTS = st.integers(0, 10**7)

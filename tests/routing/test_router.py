@@ -29,9 +29,9 @@ from llm_effects import (
     make_model_router,
 )
 from llm_effects.config import Capabilities, Price, RoutingConfig
+from llm_effects.providers.registry import targets_of
 from llm_effects.routing import RoutingDecision
 from llm_effects.routing.candidates import Candidate, RoutingContext
-from llm_effects.routing.model_registry import targets_of
 from llm_effects.routing.prices import PriceList
 from llm_effects.routing.router import expected_waits, fallbacks_after, route, trust
 from llm_effects.routing.router import order as ordered
