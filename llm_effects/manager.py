@@ -30,7 +30,7 @@ from llm_effects.routing.candidates import RoutingContext, RoutingDecision
 from llm_effects.routing.prices import PriceList, not_listed, price_list
 from llm_effects.routing.router import route
 from llm_effects.stores.conversations.memory import MemoryConversations
-from llm_effects.stores.disabled import NoLimits, NoTelemetry, UnusableCache
+from llm_effects.stores.disabled import NoTelemetry, UnusableLimits, UnusableStore
 from llm_effects.stores.health import MemoryHealth
 from llm_effects.stores.ledger.memory import MemoryLedger
 from llm_effects.stores.limits.memory import MemoryLimits
@@ -120,7 +120,7 @@ def wall_clock() -> datetime:
 
 def _cache(config: LLMConfig) -> Cache:
     opened = open_cache(config.cache, wall_clock)
-    return opened.unwrap() if is_successful(opened) else UnusableCache(opened.failure())
+    return opened.unwrap() if is_successful(opened) else UnusableStore(opened.failure())
 
 
 def new_memory() -> Storage:
@@ -130,7 +130,7 @@ def new_memory() -> Storage:
 
 def _limits(config: LLMConfig, memory: MemoryLimits) -> Limits:
     opened = open_limits(config, memory)
-    return opened.unwrap() if is_successful(opened) else NoLimits(opened.failure())
+    return opened.unwrap() if is_successful(opened) else UnusableLimits(opened.failure())
 
 
 def _telemetry(config: LLMConfig) -> Telemetry:

@@ -24,7 +24,7 @@ ONE, TWO = key_of("one"), key_of("two")
 
 
 async def test_the_server_keeps_the_time(redis_server: str) -> None:
-    cache = open_redis(redis_server, prefix="time:", patience_seconds=10).unwrap()
+    cache = open_redis(redis_server, prefix="time:", timeout_seconds=10).unwrap()
     await given_by(cache.put(ONE, b"1", 60))
     await given_by(cache.put(TWO, b"2", None))
     with Redis.from_url(redis_server) as client:
@@ -38,7 +38,7 @@ async def test_the_server_keeps_the_time(redis_server: str) -> None:
 
 
 async def test_clear_leaves_the_keys_of_others(redis_server: str) -> None:
-    cache = open_redis(redis_server, prefix="a[b]*:", patience_seconds=10).unwrap()
+    cache = open_redis(redis_server, prefix="a[b]*:", timeout_seconds=10).unwrap()
     with Redis.from_url(redis_server) as client:
         client.mset({"ab:mine": "1", "a[b]x:mine": "2"})
         for number in range(2500):
@@ -58,19 +58,19 @@ async def test_fault_112_a_server_that_is_not_there_is_a_failure_at_once() -> No
 
 
 async def test_a_host_that_has_no_name_is_a_failure() -> None:
-    cache = open_redis(f"redis://{'a' * 64}.invalid", patience_seconds=10).unwrap()
+    cache = open_redis(f"redis://{'a' * 64}.invalid", timeout_seconds=10).unwrap()
     assert (await failure_of(cache.put(ONE, b"1", 60))).operation == "put"
     await cache.aclose()
 
 
 async def test_a_password_is_used_and_never_shown() -> None:
     with start("--requirepass", "hun#ter 2") as server:
-        right = open_redis(server.url("hun%23ter%202"), patience_seconds=10).unwrap()
+        right = open_redis(server.url("hun%23ter%202"), timeout_seconds=10).unwrap()
         await given_by(right.put(ONE, b"1", 60))
         assert await given_by(right.get(ONE)) == b"1"
         await right.aclose()
         for url in (server.url("wrong-hunter2"), server.url()):
-            wrong = open_redis(url, patience_seconds=10).unwrap()
+            wrong = open_redis(url, timeout_seconds=10).unwrap()
             failure = await failure_of(wrong.get(ONE))
             assert not failure.transient
             assert "hun" not in repr(failure)
@@ -78,7 +78,7 @@ async def test_a_password_is_used_and_never_shown() -> None:
 
 
 async def test_another_type_at_our_key_is_a_failure_that_a_put_heals(redis_server: str) -> None:
-    cache = open_redis(redis_server, patience_seconds=10).unwrap()
+    cache = open_redis(redis_server, timeout_seconds=10).unwrap()
     with Redis.from_url(redis_server) as client:
         client.delete(PREFIX + ONE)
         client.lpush(PREFIX + ONE, "x")
@@ -92,7 +92,7 @@ async def test_another_type_at_our_key_is_a_failure_that_a_put_heals(redis_serve
 
 async def test_fault_112_a_server_without_room_fails_writes_only() -> None:
     with start("--maxmemory", "100kb", "--maxmemory-policy", "noeviction") as server:
-        cache = open_redis(server.url(), patience_seconds=10).unwrap()
+        cache = open_redis(server.url(), timeout_seconds=10).unwrap()
         assert not (await failure_of(cache.put(ONE, b"1", 60))).transient
         assert await given_by(cache.get(ONE)) is None
         await cache.aclose()
@@ -100,7 +100,7 @@ async def test_fault_112_a_server_without_room_fails_writes_only() -> None:
 
 async def test_fault_112_a_server_that_makes_room_gives_an_entry_or_none() -> None:
     with start("--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru") as server:
-        cache = open_redis(server.url(), patience_seconds=10).unwrap()
+        cache = open_redis(server.url(), timeout_seconds=10).unwrap()
         keys = [key_of(str(number)) for number in range(200)]
         for key in keys:
             await given_by(cache.put(key, entry_of(key, 30_000), None))
@@ -112,7 +112,7 @@ async def test_fault_112_a_server_that_makes_room_gives_an_entry_or_none() -> No
 
 async def test_fault_112_a_server_that_hangs_is_given_up_in_time_by_everybody() -> None:
     with start() as server:
-        cache = open_redis(server.url(), patience_seconds=0.1).unwrap()
+        cache = open_redis(server.url(), timeout_seconds=0.1).unwrap()
         for _ in range(5):
             await cache.put(ONE, b"1", 60)
         server.process.send_signal(signal.SIGSTOP)
@@ -130,7 +130,7 @@ async def test_fault_112_a_server_that_hangs_is_given_up_in_time_by_everybody() 
 
 async def test_a_server_that_was_restarted_is_found_again() -> None:
     with start() as server:
-        cache = open_redis(server.url(), patience_seconds=10).unwrap()
+        cache = open_redis(server.url(), timeout_seconds=10).unwrap()
         await given_by(cache.put(ONE, b"1", 60))
         port = server.port
     assert (await failure_of(cache.get(ONE))).transient
@@ -142,7 +142,7 @@ async def test_a_server_that_was_restarted_is_found_again() -> None:
 
 async def test_closing_leaves_no_connection() -> None:
     with start() as server, Redis.from_url(server.url()) as client:
-        cache = open_redis(server.url(), patience_seconds=10).unwrap()
+        cache = open_redis(server.url(), timeout_seconds=10).unwrap()
         async with anyio.create_task_group() as tasks:
             for _ in range(20):
                 tasks.start_soon(given_by, cache.get(ONE))

@@ -17,8 +17,7 @@ from attrs import define
 from returns.result import Success
 
 from llm_effects.effects.env import Cache
-from llm_effects.stores.cache.sqlite import Bounds, SqliteCache
-from llm_effects.stores.sqlite_files import SCHEMA
+from llm_effects.stores.cache.sqlite import SCHEMA, Bounds, SqliteCache
 from tests.fixtures import cache_worker
 from tests.fixtures.cache_worker import entry_of, hammered, key_of, python
 from tests.fixtures.futures import failure_of, given_by, run_in
@@ -58,7 +57,7 @@ def path(tmp_path: Path) -> Path:
 
 def at(path: Path, day: Day | None = None, bounds: Bounds | None = None) -> SqliteCache:
     """A patient store: the machine may be busy."""
-    return SqliteCache(path, (day or Day()).now, bounds or Bounds(), lock_wait_seconds=5, patience_seconds=10)
+    return SqliteCache(path, (day or Day()).now, bounds or Bounds(), lock_wait_seconds=5, timeout_seconds=10)
 
 
 async def filled(path: Path) -> None:
@@ -321,7 +320,7 @@ async def test_a_new_file_that_another_holds_is_a_failure_that_may_pass(path: Pa
 
 
 async def test_a_store_that_hangs_is_given_up_in_time(path: Path) -> None:
-    cache = SqliteCache(path, Day().now, lock_wait_seconds=0.5, patience_seconds=0.02)
+    cache = SqliteCache(path, Day().now, lock_wait_seconds=0.5, timeout_seconds=0.02)
     await filled(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -457,7 +456,7 @@ def test_a_killed_process_loses_no_entry_that_it_was_told_of(path: Path) -> None
     assert told(path, "SELECT entries FROM totals") == told(path, "SELECT count(*) FROM entries")
 
     async def lost() -> list[str]:
-        cache = SqliteCache(path, lambda: datetime.now(UTC), patience_seconds=10)
+        cache = SqliteCache(path, lambda: datetime.now(UTC), timeout_seconds=10)
         missing = [key for key in keys if await given_by(cache.get(key)) != entry_of(key)]
         await cache.aclose()
         return missing

@@ -73,7 +73,7 @@ def sqlite_store(folder: Path) -> Store:
     def wait(seconds: float) -> None:
         clock.seconds += seconds
 
-    return Store(lambda: SqliteCache(folder / "cache.db", clock.now, lock_wait_seconds=5, patience_seconds=10), wait)
+    return Store(lambda: SqliteCache(folder / "cache.db", clock.now, lock_wait_seconds=5, timeout_seconds=10), wait)
 
 
 def redis_store(url: str) -> Store:
@@ -87,7 +87,7 @@ def redis_store(url: str) -> Store:
                 if left >= 0:
                     client.pexpire(name, max(0, left - round(seconds * 1000)))
 
-    return Store(lambda: open_redis(url, prefix=prefix, patience_seconds=10).unwrap(), wait)
+    return Store(lambda: open_redis(url, prefix=prefix, timeout_seconds=10).unwrap(), wait)
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])

@@ -15,7 +15,7 @@ from llm_effects.config.services import StorageConfig
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Conversations
 from llm_effects.stores.conversations.memory import MemoryConversations
-from llm_effects.stores.disabled import unusable_conversations
+from llm_effects.stores.disabled import UnusableStore
 from llm_effects.testing.conversation_checks import Talk, asked, made, said, texts
 from llm_effects.values.conversations import Summary, TurnState, check_id
 from llm_effects.values.errors import ConfigurationError
@@ -215,7 +215,7 @@ def test_fault_129_redis_keeps_no_conversations() -> None:
 @pytest.mark.anyio
 async def test_a_wrong_url_is_told_by_every_operation() -> None:
     problem = ConfigurationError(message="storage.url: is wrong")
-    talk = Talk(unusable_conversations(problem))
+    talk = Talk(UnusableStore(problem))
     store, key = talk.store, (talk.id, talk.owner)
     for future in (
         store.start(talk.new),

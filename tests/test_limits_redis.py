@@ -247,7 +247,7 @@ async def test_without_the_server_each_process_counts_alone_and_says_so() -> Non
 @pytest.mark.anyio
 async def test_a_server_that_goes_away_keeps_nobody_inside() -> None:
     with start() as server:
-        limits = opened(server.url(), patience_seconds=0.5)
+        limits = opened(server.url(), timeout_seconds=0.5)
         ticket = await given_by(limits.acquire("m", PLACES, Demand(), 1.0, math.inf))
         assert ticket.shared_cell is not None
         server.process.kill()

@@ -30,7 +30,7 @@ from llm_effects import (
 from llm_effects.reports import Percentiles, UsageReport, to_csv, to_json_lines
 from llm_effects.reports import usage as reports
 from llm_effects.reports.usage import GROUPS, UsageSums, percentiles
-from llm_effects.stores.disabled import UnusableLedger
+from llm_effects.stores.disabled import UnusableStore
 from llm_effects.values.errors import ConfigurationError
 from llm_effects.values.records import LedgerRow
 from tests.fixtures.holds import NOON
@@ -187,7 +187,7 @@ async def test_what_makes_no_sense_is_an_invalid_request() -> None:
 @pytest.mark.anyio
 async def test_a_ledger_that_cannot_be_read_is_an_error() -> None:
     problem = ConfigurationError(message="storage.url: unknown scheme")
-    env = evolve(scripted_env(), ledger=UnusableLedger(problem))
+    env = evolve(scripted_env(), ledger=UnusableStore(problem))
     assert (await run(usage_report(), env)).failure() == problem
 
 

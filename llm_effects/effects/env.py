@@ -78,7 +78,7 @@ class Limits(Protocol):
         ...
 
     def acquire(
-        self, model: str, quota: Quota, need: Demand, timeout: float, deadline: float
+        self, model: str, quota: Quota, demand: Demand, timeout: float, deadline: float
     ) -> Permit | FutureResult[Permit, LLMError]:
         """Return a permit, or wait for one, first come first served, for at most ``timeout`` seconds.
 
@@ -87,7 +87,7 @@ class Limits(Protocol):
         """
         ...
 
-    def release(self, ticket: Permit, bill: ActualUsage) -> Awaitable[None]:
+    def release(self, permit: Permit, usage: ActualUsage) -> Awaitable[None]:
         """Release a permit, replace its reservation by the actual usage, and apply the limits the server reported."""
         ...
 
@@ -101,7 +101,7 @@ class Limits(Protocol):
         ...
 
     def record(
-        self, model: str, config: BreakerConfig, passage: BreakerPermit, *, failed: bool | None
+        self, model: str, config: BreakerConfig, permit: BreakerPermit, *, failed: bool | None
     ) -> Awaitable[None]:
         """Record an outcome with the model's circuit breaker; ``None`` says nothing about the model."""
         ...

@@ -1,1 +1,1 @@
-"""Where things are kept, behind the Protocols of the environment."""
+"""Stores behind the environment's Protocols: response caches, conversations, the ledger and limits."""

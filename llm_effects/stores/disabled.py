@@ -1,7 +1,6 @@
-"""Services that are switched off: a cache that never has anything, limits that never stop anyone."""
+"""Services that are switched off, and stores that fail because their configuration is wrong."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from decimal import Decimal
 from typing import Never, final
 
@@ -9,10 +8,10 @@ from attrs import field, frozen
 from returns.future import FutureResult
 
 from llm_effects.config.routing import BreakerConfig
-from llm_effects.effects.env import Conversations, Hedges, Retries, Span
+from llm_effects.effects.env import Hedges, Retries, Span
 from llm_effects.limits.budgets import Hold
 from llm_effects.limits.circuit_breaker import BreakerPermit
-from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
+from llm_effects.limits.quotas import ActualUsage, Permit
 from llm_effects.stores.limits.memory import MemoryHedges, MemoryRetries
 from llm_effects.values.errors import ConfigurationError, LLMError
 from llm_effects.values.records import Attributes, CacheStats, LedgerRow, Measure
@@ -21,177 +20,101 @@ from llm_effects.values.records import Attributes, CacheStats, LedgerRow, Measur
 @final
 @frozen
 class NoCache:
-    """Every look-up is a miss and nothing is kept."""
+    """A cache that stores nothing: every look-up is a miss."""
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:  # noqa: ARG002
-        """Give ``None``."""
+        """Return ``None``."""
         return FutureResult.from_value(None)
 
     def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:  # noqa: ARG002
-        """Keep nothing."""
+        """Store nothing."""
         return FutureResult.from_value(None)
 
     def delete(self, key: str) -> FutureResult[bool, LLMError]:  # noqa: ARG002
-        """Find nothing."""
+        """Return ``False``: there was no entry."""
         return FutureResult.from_value(False)
 
     def clear(self) -> FutureResult[int | None, LLMError]:
-        """Drop nothing."""
+        """Return 0: there were no entries."""
         return FutureResult.from_value(0)
 
     def stats(self) -> FutureResult[CacheStats, LLMError]:
-        """Tell that nothing is there."""
+        """Return the statistics of an empty cache."""
         return FutureResult.from_value(CacheStats(entries=0, bytes=0))
 
     async def aclose(self) -> None:
-        """Let go of nothing."""
-
-
-@final
-@frozen
-class UnusableCache:
-    """A cache that is wrongly configured: every use tells so."""
-
-    problem: ConfigurationError
-
-    def get(self, key: str) -> FutureResult[bytes | None, LLMError]:  # noqa: ARG002
-        """Tell the problem."""
-        return FutureResult.from_failure(self.problem)
-
-    def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:  # noqa: ARG002
-        """Tell the problem."""
-        return FutureResult.from_failure(self.problem)
-
-    def delete(self, key: str) -> FutureResult[bool, LLMError]:  # noqa: ARG002
-        """Tell the problem."""
-        return FutureResult.from_failure(self.problem)
-
-    def clear(self) -> FutureResult[int | None, LLMError]:
-        """Tell the problem."""
-        return FutureResult.from_failure(self.problem)
-
-    def stats(self) -> FutureResult[CacheStats, LLMError]:
-        """Tell the problem."""
-        return FutureResult.from_failure(self.problem)
-
-    async def aclose(self) -> None:
-        """Let go of nothing."""
-
-
-@final
-@frozen
-class _Unusable:
-    problem: ConfigurationError
-
-    def _tell(self, *_: object, **__: object) -> FutureResult[Never, LLMError]:
-        return FutureResult.from_failure(self.problem)
-
-    start = load = page = begin_turn = finish_turn = append = summarise = delete = _tell
-    intend = conclude = journal = _tell
-
-    async def aclose(self) -> None:
-        """Let go of nothing."""
-
-
-def unusable_conversations(problem: ConfigurationError) -> Conversations:
-    """Make a storage that is wrongly configured: every use tells so."""
-    return _Unusable(problem)
-
-
-@final
-@frozen
-class UnusableLedger:
-    """A ledger whose storage is wrongly configured: reading it and spending tell so."""
-
-    problem: ConfigurationError
-
-    def record(self, row: LedgerRow) -> None:
-        """Keep nothing."""
-
-    def rows(
-        self,
-        since: datetime | None = None,  # noqa: ARG002
-        until: datetime | None = None,  # noqa: ARG002
-        *,
-        before: LedgerRow | None = None,  # noqa: ARG002
-        newest: int | None = None,  # noqa: ARG002
-    ) -> FutureResult[Sequence[LedgerRow], LLMError]:
-        """Tell the problem."""
-        return FutureResult.from_failure(self.problem)
-
-    def reserve(self, hold: Hold) -> FutureResult[Hold, LLMError]:  # noqa: ARG002
-        """Tell the problem: nothing is spent that nobody counts."""
-        return FutureResult.from_failure(self.problem)
-
-    async def commit(self, hold: Hold, cost: Decimal) -> None:
-        """Take no notice."""
-
-    async def aclose(self) -> None:
-        """Let go of nothing."""
-
-
-@final
-@frozen
-class NoLimits:
-    """Everybody may go on at once, and no breaker ever opens. ``problem`` is told to all who ask, if there is one.
-
-    Retries and hedges keep their budgets, which are routing's.
-    """
-
-    problem: ConfigurationError | None = None
-    retries: Retries = field(factory=MemoryRetries, init=False, repr=False, eq=False)
-    hedges: Hedges = field(factory=MemoryHedges, init=False, repr=False, eq=False)
-
-    def acquire(
-        self,
-        model: str,
-        quota: Quota,
-        need: Demand,
-        timeout: float,  # noqa: ARG002
-        deadline: float,  # noqa: ARG002
-    ) -> Permit | FutureResult[Permit, LLMError]:
-        """Let everybody in."""
-        if self.problem is not None:
-            return FutureResult.from_failure(self.problem)
-        return Permit(model=model, quota=quota, demand=need)
-
-    async def release(self, ticket: Permit, bill: ActualUsage) -> None:
-        """Take no notice."""
-
-    def admit(
-        self,
-        model: str,  # noqa: ARG002
-        deadline: float,  # noqa: ARG002
-        *,
-        force: bool,  # noqa: ARG002
-    ) -> BreakerPermit | FutureResult[BreakerPermit, LLMError]:
-        """Let everybody through."""
-        return BreakerPermit() if self.problem is None else FutureResult.from_failure(self.problem)
-
-    async def record(self, model: str, config: BreakerConfig, passage: BreakerPermit, *, failed: bool | None) -> None:
-        """Take no notice."""
-
-    def opened(self) -> Mapping[str, float]:
-        """Leave no model alone."""
-        return {}
-
-    async def aclose(self) -> None:
-        """Let go of nothing."""
+        """No-op."""
 
 
 @final
 @frozen
 class NoTelemetry:
-    """Nobody listens."""
+    """Telemetry that records nothing."""
 
     active: bool = field(default=False, init=False)
 
     def begin(self, name: str, attributes: Attributes, *, client: bool = False) -> Span:  # noqa: ARG002
-        """Follow nothing."""
+        """Return a span that records nothing."""
         return self
 
     def end(self, attributes: Attributes, error: str | None = None) -> None:
-        """Take no notice."""
+        """No-op."""
 
     def record(self, measures: Sequence[Measure]) -> None:
-        """Take no figure."""
+        """No-op."""
+
+
+@final
+@frozen
+class UnusableStore:
+    """A cache, conversations or a ledger whose configuration is wrong: every operation fails with ``problem``.
+
+    Ledger rows are dropped: they have no result that could fail.
+    """
+
+    problem: ConfigurationError
+
+    def _fail(self, *_: object, **__: object) -> FutureResult[Never, LLMError]:
+        return FutureResult.from_failure(self.problem)
+
+    get = put = delete = clear = stats = _fail  # a cache's operations, and those of conversations, journals, a ledger:
+    start = load = page = begin_turn = finish_turn = append = summarise = _fail
+    intend = conclude = journal = _fail
+    rows = reserve = _fail
+
+    def record(self, row: LedgerRow) -> None:
+        """No-op."""
+
+    async def commit(self, hold: Hold, cost: Decimal) -> None:
+        """No-op."""
+
+    async def aclose(self) -> None:
+        """No-op."""
+
+
+@final
+@frozen
+class UnusableLimits:
+    """Limits whose configuration is wrong: no call is permitted, and each fails with ``problem``."""
+
+    problem: ConfigurationError
+    retries: Retries = field(factory=MemoryRetries, init=False, repr=False, eq=False)
+    hedges: Hedges = field(factory=MemoryHedges, init=False, repr=False, eq=False)
+
+    def _fail(self, *_: object, **__: object) -> FutureResult[Never, LLMError]:
+        return FutureResult.from_failure(self.problem)
+
+    acquire = admit = _fail
+
+    async def release(self, permit: Permit, usage: ActualUsage) -> None:
+        """No-op."""
+
+    async def record(self, model: str, config: BreakerConfig, permit: BreakerPermit, *, failed: bool | None) -> None:
+        """No-op."""
+
+    def opened(self) -> Mapping[str, float]:
+        """Return no models: no breaker ever opens."""
+        return {}
+
+    async def aclose(self) -> None:
+        """No-op."""

@@ -1,4 +1,4 @@
-"""How a Redis server is reached: from a URL to a client that blocks, gives up in time and never shows a password."""
+"""Redis clients that block, time out and never show a password, and Lua scripts run through them."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,21 +22,20 @@ _OPTIONS: Final = frozenset(
 )
 
 _NO_URL: Final = (
-    "is no URL of a Redis server: write redis://user:password@host:6379/0, or rediss:// for TLS, "
-    "and a special letter of the password by its code, such as %23"
+    "is not the URL of a Redis server: write redis://user:password@host:6379/0, or rediss:// for TLS, "
+    "and percent-encode special characters of the password, such as %23"
 )
 
-_Made = TypeVar("_Made")
+_Value = TypeVar("_Value")
 
 
 def redis_client(url: str, seconds: float, path: str) -> Result[Redis, ConfigurationError]:
-    """Make a client without connecting; ``path`` is where in the configuration the URL stands.
+    """Create a client without connecting; ``path`` names the URL in the configuration.
 
-    It blocks, so it belongs into a thread. Its connections belong to no event loop. It tries everything once, and waits
-    for ``seconds`` at the most.
+    It blocks, so use it in a thread. It tries everything once, and waits up to ``seconds``.
 
-    >>> redis_client("redis://:hunter2@localhost:port", 1.0, "cache.url").failure().message[:40]
-    'cache.url: is no URL of a Redis server: '
+    >>> redis_client("redis://:hunter2@localhost:port", 1.0, "cache.url").failure().message[:44]
+    'cache.url: is not the URL of a Redis server:'
     """
     parts = _parts(url)
     if parts is None:
@@ -49,7 +48,7 @@ def redis_client(url: str, seconds: float, path: str) -> Result[Redis, Configura
 
 
 def passwords_of(url: str) -> tuple[str, ...]:
-    """Give what must be masked in whatever the server says.
+    """Return the texts to mask in messages of the server: the password, as written and decoded.
 
     >>> passwords_of("redis://:a%23b@localhost"), passwords_of("redis://localhost")
     (('a%23b', 'a#b'), ('', ''))
@@ -62,10 +61,10 @@ def passwords_of(url: str) -> tuple[str, ...]:
 def _parts(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
-        fits = parts.port != 0 and re.fullmatch(r"/?\d*", parts.path) and not parts.fragment
-    except ValueError:  # of a port or an address; its text may show a part of a password
+        valid = parts.port != 0 and re.fullmatch(r"/?\d*", parts.path) and not parts.fragment
+    except ValueError:  # a bad port or address; the text may show a part of a password
         return None
-    return parts if fits else None
+    return parts if valid else None
 
 
 def _client(url: str, seconds: float, path: str) -> Result[Redis, ConfigurationError]:
@@ -75,32 +74,31 @@ def _client(url: str, seconds: float, path: str) -> Result[Redis, ConfigurationE
             socket_timeout=seconds,
             socket_connect_timeout=seconds,
             retry=Retry(NoBackoff(), 0),
-            protocol=2,  # spares a round trip for each connection
+            protocol=2,  # saves a round trip for each connection
         )
     except (ValueError, RedisError):
         return Failure(ConfigurationError(message=f"{path}: {_NO_URL}"))
     return Success(client)
 
 
-def tried(operation: str, work: Callable[[], _Made], secrets: tuple[str, ...]) -> Result[_Made, LLMError]:
-    """Turn what the client and the system say into a ``StorageFailed``."""
+def as_result(operation: str, work: Callable[[], _Value], secrets: tuple[str, ...]) -> Result[_Value, LLMError]:
+    """Run some work, and turn exceptions of the client and the system into a ``StorageFailed``."""
     try:
         return Success(work())
-    except (RedisError, OSError, UnicodeError) as problem:  # the last: of a host's name
+    except (RedisError, OSError, UnicodeError) as problem:  # the last: a bad host name
         cause = cause_of(problem, *secrets)
         transient = isinstance(problem, ConnectionError | TimeoutError) and not isinstance(problem, AuthenticationError)
-        failed = StorageFailed(operation=operation, message=cause.message, transient=transient, cause=cause)
-        return Failure(failed)
+        return Failure(StorageFailed(operation=operation, message=cause.message, transient=transient, cause=cause))
 
 
-# Lua scripts on a Redis server, each of which does its work all at once.
+# Lua scripts, each of which runs atomically on the server.
 
 
 THREADS: Final = 8
-"""How many scripts are under way at once."""
+"""How many scripts run at once."""
 
 Reply: TypeAlias = Sequence[bytes | int]
-"""What our scripts give: always a list."""
+"""The reply of our scripts: always a list."""
 
 Argument: TypeAlias = str | int | float
 
@@ -111,28 +109,28 @@ class _Script(Protocol):
 
 @final
 class RedisScripts:
-    """Runs scripts in threads. A server that fails too often in a row is left alone for a moment.
+    """Lua scripts, run in threads. A server that keeps failing is paused for a moment.
 
-    ``secrets`` are masked in whatever the server says.
+    ``secrets`` are masked in messages of the server.
     """
 
     def __init__(
-        self, client: Redis, scripts: Mapping[str, str], *, patience_seconds: float, secrets: tuple[str, ...] = ()
+        self, client: Redis, scripts: Mapping[str, str], *, timeout_seconds: float, secrets: tuple[str, ...] = ()
     ) -> None:
         self._client = client
         self._scripts = {name: cast("_Script", client.register_script(text)) for name, text in scripts.items()}
-        self._patience = patience_seconds
+        self._timeout = timeout_seconds
         self._secrets = secrets
-        self._tally = CacheCounters()
+        self._counters = CacheCounters()
         self._worker = Worker("llm-effects-limits", THREADS)
 
     async def run(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Result[Reply, LLMError]:
-        """Run a script to its end, through any cancellation: for as long as the server may answer nothing."""
-        done = partial(tried, name, partial(self._scripts[name], keys, arguments), self._secrets)
-        told: Result[Reply, LLMError] = Failure(StorageFailed(operation=name))
+        """Run a script to its end or to the timeout, also when cancelled."""
+        job = partial(as_result, name, partial(self._scripts[name], keys, arguments), self._secrets)
+        result: Result[Reply, LLMError] = Failure(StorageFailed(operation=name))
         with anyio.CancelScope(shield=True):
-            told = await self._tally.watched(name, partial(self._worker.run, name, done, self._patience))
-        return told  # noqa: RET504 - type checkers take the scope for one that swallows cancellation
+            result = await self._counters.run(name, partial(self._worker.run, name, job, self._timeout))
+        return result  # noqa: RET504 - type checkers assume that the scope may swallow a cancellation
 
     async def aclose(self) -> None:
         """Close all connections and end the threads."""

@@ -1,12 +1,11 @@
-"""From event loops to what blocks: a store's own threads, awaited from any loop, asyncio or trio, several at once.
+"""Threads for blocking stores, awaited from any event loop, asyncio or trio, several at once.
 
-What such a thread holds, a file or a connection, belongs to no event loop, so it can outlive one and meet the next.
+The file or connection that such a thread holds belongs to no event loop, so it can outlive one and serve the next.
 """
 
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, Final, TypeVar, final
 
 import anyio
@@ -16,31 +15,31 @@ from llm_effects.effects.tasks import Mailbox
 from llm_effects.providers.wire import CLOSING_S
 from llm_effects.values.errors import LLMError, StorageFailed, cause_of
 
-_Made = TypeVar("_Made")
+_Value = TypeVar("_Value")
 
 _CLOSED: Final = "it is closed, or no thread can be started: open it again"
 
 
 @final
 class Worker:
-    """At most ``threads`` threads with a name; none is started before there is work."""
+    """A pool of up to ``threads`` threads with a name; each starts when there is work for it."""
 
     def __init__(self, name: str, threads: int = 1) -> None:
         self._threads = ThreadPoolExecutor(threads, name)
         self._jobs: set[Future[Any]] = set()
         self._closed = False
-        self._answered = time.monotonic()
+        self._last_success = time.monotonic()
 
     async def run(
-        self, operation: str, work: Callable[[], Result[_Made, LLMError]], seconds: float
-    ) -> Result[_Made, LLMError]:
-        """Do the work in a thread, and give up once nothing at all has come to a good end for so long.
+        self, operation: str, work: Callable[[], Result[_Value, LLMError]], seconds: float
+    ) -> Result[_Value, LLMError]:
+        """Run some work in a thread; fail once no job of the pool has succeeded for ``seconds``.
 
-        So a store that hangs fails everybody in time, and a long queue in front of one that works fails nobody. Who is
-        cancelled or gives up leaves at once; work that has begun goes on to its end.
+        So a store that hangs fails all its callers in time, and a long queue before a store that works fails none. A
+        caller that is cancelled or times out returns at once; work that has started runs to its end.
         """
         try:
-            job = self._threads.submit(self._noted, work)
+            job = self._threads.submit(self._timed, work)
         except RuntimeError as problem:
             return Failure(StorageFailed(operation=operation, message=_CLOSED, cause=cause_of(problem)))
         self._jobs.add(job)
@@ -54,7 +53,7 @@ class Worker:
         return Failure(StorageFailed(operation=operation, message=message, transient=True))
 
     def post(self, work: Callable[[], object]) -> bool:
-        """Do the work in a thread, with nobody waiting for it; says whether it will be done."""
+        """Run some work in a thread without waiting for it; return whether the pool still takes jobs."""
         try:
             job = self._threads.submit(work)
         except RuntimeError:
@@ -63,24 +62,24 @@ class Worker:
         job.add_done_callback(self._jobs.discard)
         return True
 
-    def _noted(self, work: Callable[[], Result[_Made, LLMError]]) -> Result[_Made, LLMError]:
+    def _timed(self, work: Callable[[], Result[_Value, LLMError]]) -> Result[_Value, LLMError]:
         result = work()
         if isinstance(result, Success):
-            self._answered = time.monotonic()
+            self._last_success = time.monotonic()
         return result
 
     async def _ended(self, job: "Future[Any]", seconds: float) -> bool:
         mailbox = _mailbox(job)
-        patience = seconds
-        while patience > 0:
-            with anyio.move_on_after(patience):
+        timeout = seconds
+        while timeout > 0:
+            with anyio.move_on_after(timeout):
                 await mailbox.receive()
                 return True
-            patience = self._answered + seconds - time.monotonic()
+            timeout = self._last_success + seconds - time.monotonic()
         return False
 
     async def aclose(self, last: Callable[[], object]) -> None:
-        """Do ``last`` after all that has begun, in bounded time, and end the threads; a second time does nothing."""
+        """Run ``last`` after all started jobs, in bounded time, and end the threads; a second time is a no-op."""
         if self._closed:
             return
         self._closed = True
@@ -98,11 +97,7 @@ async def _all_ended(*jobs: "Future[Any]") -> None:
 
 
 def _mailbox(job: "Future[Any]") -> Mailbox:
-    """Tell this event loop when a job has ended."""
+    """Return a mailbox of this event loop that gets a message when a job has ended."""
     mailbox = Mailbox()
-    job.add_done_callback(partial(_tell, mailbox))
+    job.add_done_callback(lambda _: mailbox.put(None))
     return mailbox
-
-
-def _tell(mailbox: Mailbox, _: "Future[Any]") -> None:
-    mailbox.put(None)

@@ -71,7 +71,7 @@ def test_an_open_breaker_is_an_error_with_retry_after_and_the_next_model_is_call
     assert [each.tag for each in error.errors] == ["NetworkError", "ModelUnavailable"]
     assert error.errors[1] == ModelUnavailable(
         model="b",
-        message="it failed too often of late and is left alone for 3 s",
+        message="it failed too often recently: its circuit breaker is open for 3 s",
         reason="breaker_open",
         retry_after=3.0,
     )

@@ -203,7 +203,7 @@ def test_a_failure_refunds_what_the_server_cannot_have_counted(error: LLMError, 
     async def main() -> int:
         env = scripted_env(error, config=model(requests_per_minute=10, tokens_per_minute=1000))
         await run(generate(ASK), env)
-        standing = env.limits._rooms.of("m").standing  # type: ignore[attr-defined]
+        standing = env.limits._states.of("m").limiter  # type: ignore[attr-defined]
         return sum(sum(amount for _, amount in meter.cells) for meter in (standing.requests, standing.tokens))
 
     assert run_in_virtual_time(main) == kept

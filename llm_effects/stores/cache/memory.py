@@ -1,4 +1,4 @@
-"""A cache in this process: what is too old or was used longest ago goes first."""
+"""The cache of one process: expired and least recently used entries are evicted first."""
 
 import math
 import time
@@ -15,31 +15,31 @@ from llm_effects.values.errors import LLMError
 from llm_effects.values.records import CacheStats
 
 MAX_BYTES: Final = 64 * 2**20
-"""What all entries together may weigh, in bytes, where nothing else is said."""
+"""The default bound on the size of all entries together, in bytes."""
 
 
 @final
 @frozen
-class _Kept:
-    """An entry and how long it may be given, in seconds."""
+class _Item:
+    """An entry and its time to live, in seconds."""
 
     entry: bytes
-    seconds: float
+    ttl: float
 
 
-def _expiry(_: str, kept: _Kept, now: float) -> float:
-    return now + kept.seconds
+def _expires_at(_: str, item: _Item, now: float) -> float:
+    return now + item.ttl
 
 
-def _size(kept: _Kept) -> int:
-    return len(kept.entry)
+def _size(item: _Item) -> int:
+    return len(item.entry)
 
 
 @final
 class MemoryCache:
-    """At most ``max_entries`` entries of at most ``max_bytes`` together; for any number of event loops and threads.
+    """A cache of at most ``max_entries`` entries and ``max_bytes`` together, for any number of event loops and threads.
 
-    An entry that is larger by itself is not kept. ``clock`` gives seconds and never goes back.
+    An entry larger than ``max_bytes`` is not stored. ``clock`` returns seconds and never goes back.
 
     >>> import anyio
     >>> async def main() -> None:
@@ -52,59 +52,59 @@ class MemoryCache:
     """
 
     waits: ClassVar[bool] = False
-    """No operation waits for anything, so that nobody need limit its time."""
+    """Operations return at once, so callers need no timeout."""
 
     def __init__(
         self, max_entries: int = 1000, max_bytes: int = MAX_BYTES, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._kept: TLRUCache[str, _Kept, float] = TLRUCache(max_bytes, _expiry, clock, _size)
-        self._tally = CacheCounters()
+        self._items: TLRUCache[str, _Item, float] = TLRUCache(max_bytes, _expires_at, clock, _size)
+        self._counters = CacheCounters()
         self._lock = Lock()
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
-        """Give the entry, or ``None`` where there is none or it is too old."""
+        """Return the entry, or ``None`` if there is none or it has expired."""
         with self._lock:
-            kept = self._kept.get(key)
-        return FutureResult.from_value(self._tally.asked(kept and kept.entry))
+            item = self._items.get(key)
+        return FutureResult.from_value(self._counters.count_lookup(item and item.entry))
 
     def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
-        """Keep an entry for ``ttl_seconds``; ``None`` is for ever, 0 keeps nothing."""
-        kept = _Kept(entry, math.inf if ttl_seconds is None else ttl_seconds)
-        with self._lock, self._kept.timer:  # time stands still: what is counted cannot expire before it goes
-            self._kept.pop(key, None)
-            if kept.seconds > 0 and len(entry) <= self._max_bytes:
+        """Store an entry for ``ttl_seconds``; ``None`` is for ever, 0 stores nothing."""
+        item = _Item(entry, math.inf if ttl_seconds is None else ttl_seconds)
+        with self._lock, self._items.timer:  # freezes the clock, so that no counted entry expires meanwhile
+            self._items.pop(key, None)
+            if item.ttl > 0 and len(entry) <= self._max_bytes:
                 self._make_room(len(entry))
-                self._kept[key] = kept
+                self._items[key] = item
         return FutureResult.from_value(None)
 
     def _make_room(self, size: int) -> None:
-        there = left = len(self._kept)
-        while left >= self._max_entries or self._kept.currsize + size > self._max_bytes:
-            self._kept.popitem()
+        before = left = len(self._items)
+        while left >= self._max_entries or self._items.currsize + size > self._max_bytes:
+            self._items.popitem()
             left -= 1
-        if left < there:
-            self._tally.evicted(there - left)
+        if left < before:
+            self._counters.count_evictions(before - left)
 
     def delete(self, key: str) -> FutureResult[bool, LLMError]:
-        """Drop an entry; says whether there was one."""
+        """Delete an entry; return whether there was one."""
         with self._lock:
-            return FutureResult.from_value(self._kept.pop(key, None) is not None)
+            return FutureResult.from_value(self._items.pop(key, None) is not None)
 
     def clear(self) -> FutureResult[int | None, LLMError]:
-        """Drop all entries and give how many they were."""
+        """Delete all entries; return how many there were."""
         with self._lock:
-            there = len(self._kept)
-            self._kept.clear()
-        return FutureResult.from_value(there)
+            entries = len(self._items)
+            self._items.clear()
+        return FutureResult.from_value(entries)
 
     def stats(self) -> FutureResult[CacheStats, LLMError]:
-        """Tell what is there and what was asked for."""
-        with self._lock, self._kept.timer:
-            return FutureResult.from_value(self._tally.stats(len(self._kept), int(self._kept.currsize)))
+        """Return what is stored, and the counts of look-ups."""
+        with self._lock, self._items.timer:
+            return FutureResult.from_value(self._counters.stats(len(self._items), int(self._items.currsize)))
 
     async def aclose(self) -> None:
-        """Forget everything."""
+        """Delete all entries."""
         with self._lock:
-            self._kept.clear()
+            self._items.clear()

@@ -1,7 +1,7 @@
-"""A cache on a Redis server, for many machines at once.
+"""A cache on a Redis server, shared by many machines.
 
-The client blocks, in threads of our own: its connections belong to no event loop, outlive each of them, serve asyncio
-and trio alike, and need no task in the background.
+The client blocks, in our own threads: its connections belong to no event loop, outlive each of them, serve asyncio and
+trio alike, and need no background task.
 """
 
 import math
@@ -14,45 +14,45 @@ from returns.future import FutureResult
 from returns.result import Result
 
 from llm_effects.stores.cache.stats import CacheCounters
-from llm_effects.stores.redis import passwords_of, redis_client, tried
+from llm_effects.stores.redis import as_result, passwords_of, redis_client
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import ConfigurationError, LLMError
 from llm_effects.values.records import CacheStats
 
 PREFIX: Final = "llm_effects:cache:"
-"""What our keys begin with."""
+"""The prefix of all our keys."""
 
 TIMEOUT_S: Final = 0.1
-"""How long the server may answer nothing, in seconds, before those who wait give up."""
+"""How long the server may not answer, in seconds, before waiting operations fail."""
 
 LONG_S: Final = 60.0
-"""How long clearing may take."""
+"""How long clearing may take, in seconds."""
 
 THREADS: Final = 8
-"""How many operations are under way at once."""
+"""How many operations run at once."""
 
 _BATCH: Final = 1000
 
-_Made = TypeVar("_Made")
+_Value = TypeVar("_Value")
 
 
 class Client(Protocol):
-    """All that is used of the client; each may raise ``RedisError`` or ``OSError``."""
+    """The part of the client that the cache uses; each method may raise ``RedisError`` or ``OSError``."""
 
     def get(self, name: str, /) -> bytes | None:
-        """Give what is stored."""
+        """Return the value of a key."""
         ...
 
     def set(self, name: str, value: bytes, /, *, px: int | None) -> object:
-        """Store, for ``px`` milliseconds."""
+        """Store a value for ``px`` milliseconds, or for ever."""
         ...
 
     def unlink(self, *names: str | bytes) -> int:
-        """Drop, and tell how many were there."""
+        """Delete keys; return how many there were."""
         ...
 
     def scan(self, cursor: int, /, *, match: str, count: int) -> tuple[int, list[bytes]]:
-        """Give some names, and where to go on: 0 is the end."""
+        """Return the next cursor (0 at the end) and some keys."""
         ...
 
     def close(self) -> None:
@@ -61,27 +61,27 @@ class Client(Protocol):
 
 
 def open_redis(
-    url: str, *, prefix: str = PREFIX, patience_seconds: float = TIMEOUT_S
+    url: str, *, prefix: str = PREFIX, timeout_seconds: float = TIMEOUT_S
 ) -> Result["RedisCache", ConfigurationError]:
-    """Make the cache of a URL, without connecting.
+    """Open the cache of a URL, without connecting.
 
-    >>> open_redis("redis://:hunter2@localhost:port").failure().message[:40]
-    'cache.url: is no URL of a Redis server: '
+    >>> open_redis("redis://:hunter2@localhost:port").failure().message[:44]
+    'cache.url: is not the URL of a Redis server:'
     """
     secrets = passwords_of(url)
-    return redis_client(url, patience_seconds, "cache.url").map(
+    return redis_client(url, timeout_seconds, "cache.url").map(
         lambda client: RedisCache(
-            cast("Client", client), prefix=prefix, patience_seconds=patience_seconds, secrets=secrets
+            cast("Client", client), prefix=prefix, timeout_seconds=timeout_seconds, secrets=secrets
         )
     )
 
 
 @final
 class RedisCache:
-    """Entries on a server, which drops each when its time is over, and others when it has no room (``maxmemory``).
+    """A cache whose entries the server expires, and evicts when it is full (``maxmemory``).
 
-    A server that does not answer in time is given up, and what was begun goes on: so the next operation may find a
-    connection. ``secrets`` are masked in whatever the server says.
+    An operation that is not answered in time fails, and its request goes on in the thread: the next one may find a
+    connection. ``secrets`` are masked in messages of the server.
     """
 
     def __init__(
@@ -89,48 +89,48 @@ class RedisCache:
         client: Client,
         *,
         prefix: str = PREFIX,
-        patience_seconds: float = TIMEOUT_S,
+        timeout_seconds: float = TIMEOUT_S,
         secrets: tuple[str, ...] = (),
     ) -> None:
         self._client = client
         self._prefix = prefix
-        self._patience = patience_seconds
+        self._timeout = timeout_seconds
         self._secrets = secrets
-        self._tally = CacheCounters()
+        self._counters = CacheCounters()
         self._worker = Worker("llm-effects-redis", THREADS)
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
-        """Give the entry, or ``None`` where there is none or it is too old."""
-        return self._done("get", lambda: self._tally.asked(self._client.get(self._prefix + key)))
+        """Return the entry, or ``None`` if there is none or it has expired."""
+        return self._run("get", lambda: self._counters.count_lookup(self._client.get(self._prefix + key)))
 
     def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
-        """Keep an entry for ``ttl_seconds``; ``None`` is for ever, 0 keeps nothing."""
-        return self._done("put", lambda: self._put(self._prefix + key, entry, ttl_seconds))
+        """Store an entry for ``ttl_seconds``; ``None`` is for ever, 0 stores nothing."""
+        return self._run("put", lambda: self._put(self._prefix + key, entry, ttl_seconds))
 
     def delete(self, key: str) -> FutureResult[bool, LLMError]:
-        """Drop an entry; says whether there was one."""
-        return self._done("delete", lambda: self._client.unlink(self._prefix + key) > 0)
+        """Delete an entry; return whether there was one."""
+        return self._run("delete", lambda: self._client.unlink(self._prefix + key) > 0)
 
     def clear(self) -> FutureResult[int | None, LLMError]:
-        """Drop all entries with our prefix and give how many they were; others on the server are left alone."""
-        return self._done("clear", self._clear, LONG_S)
+        """Delete all entries with our prefix, and no other keys; return how many there were."""
+        return self._run("clear", self._clear, LONG_S)
 
     def stats(self) -> FutureResult[CacheStats, LLMError]:
-        """Tell what was asked for here; what is there the server could tell only by looking at every key."""
-        return FutureResult.from_value(self._tally.stats(entries=None, size=None))
+        """Return this process's counts; the server could count entries only by reading every key."""
+        return FutureResult.from_value(self._counters.stats(entries=None, size=None))
 
     async def aclose(self) -> None:
         """Close all connections and end the threads."""
         await self._worker.aclose(self._client.close)
 
-    def _done(
-        self, operation: str, work: Callable[[], _Made], seconds: float | None = None
-    ) -> FutureResult[_Made, LLMError]:
-        done = partial(tried, operation, work, self._secrets)
-        run = partial(self._worker.run, operation, done, seconds or self._patience)
-        return FutureResult(self._tally.watched(operation, run))
+    def _run(
+        self, operation: str, work: Callable[[], _Value], seconds: float | None = None
+    ) -> FutureResult[_Value, LLMError]:
+        job = partial(as_result, operation, work, self._secrets)
+        run = partial(self._worker.run, operation, job, seconds or self._timeout)
+        return FutureResult(self._counters.run(operation, run))
 
-    # From here on in a thread.
+    # The rest runs in a thread.
 
     def _put(self, name: str, entry: bytes, ttl_seconds: float | None) -> None:
         if ttl_seconds is None or ttl_seconds == math.inf:
@@ -143,8 +143,8 @@ class RedisCache:
     def _clear(self) -> int:
         pattern = re.sub(r"([*?\[\]\\])", r"\\\1", self._prefix) + "*"
         cursor, names = self._client.scan(0, match=pattern, count=_BATCH)
-        dropped = self._client.unlink(*names) if names else 0
+        deleted = self._client.unlink(*names) if names else 0
         while cursor:
             cursor, names = self._client.scan(cursor, match=pattern, count=_BATCH)
-            dropped += self._client.unlink(*names) if names else 0
-        return dropped
+            deleted += self._client.unlink(*names) if names else 0
+        return deleted

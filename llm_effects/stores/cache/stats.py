@@ -1,4 +1,4 @@
-"""How often a cache had what was asked for."""
+"""Statistics of a cache, and a pause for a store that keeps failing."""
 
 from collections.abc import Awaitable, Callable
 from threading import Lock
@@ -12,33 +12,33 @@ from returns.result import Failure, Result
 from llm_effects.values.errors import LLMError, StorageFailed
 from llm_effects.values.records import CacheStats
 
-_Made = TypeVar("_Made")
+_Value = TypeVar("_Value")
 
-IN_A_ROW: Final = 10
-"""Failures one after the other that give a store a rest."""
+MAX_FAILURES: Final = 10
+"""Consecutive failures after which a store is paused."""
 
-REST_S: Final = 1.0
-"""How long it rests, in seconds."""
+PAUSE_S: Final = 1.0
+"""How long it is paused, in seconds."""
 
 
 @final
 @define(eq=False)
 class CacheCounters:
-    """Counts since a store was opened, for any number of threads."""
+    """Counts since a store was opened; safe for any number of threads."""
 
     _hits: int = 0
     _misses: int = 0
     _evictions: int = 0
     _failures: int = 0
-    _in_a_row: int = 0
-    _resting_until: float = 0.0
+    _consecutive_failures: int = 0
+    _paused_until: float = 0.0
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
-    def asked(self, entry: bytes | None) -> bytes | None:
-        """Count a look-up by what it gave, and give that on.
+    def count_lookup(self, entry: bytes | None) -> bytes | None:
+        """Count a hit or a miss, and return the entry.
 
-        >>> tally = CacheCounters()
-        >>> tally.asked(b"{}"), tally.asked(None), tally.stats(entries=1, size=2)
+        >>> counters = CacheCounters()
+        >>> counters.count_lookup(b"{}"), counters.count_lookup(None), counters.stats(entries=1, size=2)
         (b'{}', None, CacheStats(entries=1, bytes=2, hits=1, misses=1, evictions=0, failures=0))
         """
         with self._lock:
@@ -46,32 +46,33 @@ class CacheCounters:
             self._misses += entry is None
         return entry
 
-    def evicted(self, entries: int) -> None:
-        """Count entries that made room."""
+    def count_evictions(self, entries: int) -> None:
+        """Count entries that were evicted to make room."""
         with self._lock:
             self._evictions += entries
 
-    async def watched(
-        self, operation: str, work: Callable[[], Awaitable[Result[_Made, LLMError]]]
-    ) -> Result[_Made, LLMError]:
-        """Do an operation, and count it if it fails; after some failures in a row the store gets a rest."""
+    async def run(
+        self, operation: str, work: Callable[[], Awaitable[Result[_Value, LLMError]]]
+    ) -> Result[_Value, LLMError]:
+        """Run an operation and count its failure; after too many in a row the store is paused and operations fail."""
         now = monotonic()
-        if self._resting_until > now:
-            resting = StorageFailed(operation=operation, message="it failed too often just now", transient=True)
-            return self._noted(Failure(resting), now)
-        return self._noted(await work(), monotonic())
+        if self._paused_until > now:
+            paused = StorageFailed(operation=operation, message="it failed too often just now", transient=True)
+            return self._count_failure(Failure(paused), now)
+        return self._count_failure(await work(), monotonic())
 
-    def _noted(self, result: Result[_Made, LLMError], now: float) -> Result[_Made, LLMError]:
+    def _count_failure(self, result: Result[_Value, LLMError], now: float) -> Result[_Value, LLMError]:
         with self._lock:
             failed = not is_successful(result)
             self._failures += failed
-            self._in_a_row = self._in_a_row + 1 if failed else 0
-            if failed and self._in_a_row >= IN_A_ROW and self._resting_until <= now:
-                self._in_a_row, self._resting_until = IN_A_ROW - 1, now + REST_S  # then one may try
+            self._consecutive_failures = self._consecutive_failures + 1 if failed else 0
+            if failed and self._consecutive_failures >= MAX_FAILURES and self._paused_until <= now:
+                # after the pause one more failure starts the next
+                self._consecutive_failures, self._paused_until = MAX_FAILURES - 1, now + PAUSE_S
         return result
 
     def stats(self, entries: int | None, size: int | None) -> CacheStats:
-        """Tell the counts, with what the store holds: entries, and their size in bytes."""
+        """Return the counts, with the number of stored entries and their size in bytes (``None`` if unknown)."""
         return CacheStats(
             entries=entries,
             bytes=size,

@@ -1,1 +1,1 @@
-"""Limiters and circuit breakers: memory and Redis."""
+"""Limits and circuit breakers: of one process, or shared through a Redis server."""

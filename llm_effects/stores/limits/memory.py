@@ -1,4 +1,7 @@
-"""Limits and breakers in this process. Times are on the clock of an event loop, so each loop has a count of its own."""
+"""Limits and circuit breakers in this process.
+
+Times are on the clock of an event loop, so each loop counts for itself.
+"""
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping
@@ -30,7 +33,7 @@ from llm_effects.limits.quotas import (
 )
 from llm_effects.values.errors import LLMError, ModelUnavailable, RateLimitExceeded
 
-# How many second attempts may be made: a bucket that every call fills a little and every hedge takes one from.
+# Budgets of hedges and retries: token buckets.
 
 
 BURST: Final = 10.0
@@ -42,12 +45,12 @@ _ROUNDING: Final = 1e-9  # ten tenths add up to a little less than one
 @final
 @define
 class MemoryHedges:
-    """The budget of this process, empty at first."""
+    """A token bucket of hedges, empty at first: every call adds a little and every hedge removes one."""
 
     _saved: float = 0.0
 
     def earn(self, share: float) -> None:
-        """Put in a call's share of a hedge.
+        """Add a call's share of a hedge.
 
         >>> budget = MemoryHedges()
         >>> for _ in range(3):
@@ -58,70 +61,25 @@ class MemoryHedges:
         self._saved = min(self._saved + share, BURST)
 
     def spend(self) -> bool:
-        """Take one hedge out, if there is a whole one."""
+        """Remove one hedge; return whether there was a whole one."""
         if self._saved < 1.0 - _ROUNDING:
             return False
         self._saved -= 1.0
         return True
 
 
-# What those are told who are not let in. Nothing was sent, and asking the same model again is no use.
-
-
-def turned_away(model: str, quota: Quota, need: Demand, wait: float) -> RateLimitExceeded:
-    """Say that one's turn does not come in time; ``wait`` is in how many seconds it would, infinite if unknown.
-
-    >>> turned_away("gpt", Quota(requests=1), Demand(), 40.0).message
-    'our own limits (1 request a minute) have room for 1 request in 40 s'
-    """
-    size = f" of about {_many(need.tokens, 'token')}" if need.tokens else ""
-    asked = _many(need.requests, "request") + size
-    when = f"in {wait:.3g} s" if isfinite(wait) else "in the time that there is"
-    no = "" if isfinite(wait) else "no "
-    return RateLimitExceeded(
-        model=model,
-        message=f"our own limits ({_told(quota)}) have {no}room for {asked} {when}",
-        retry_after=wait if isfinite(wait) else None,
-        should_retry=False,
-    )
-
-
-def left_alone(model: str, refusal: Refusal) -> ModelUnavailable:
-    """Say that a model is left alone, and for how long.
-
-    >>> left_alone("gpt", Refusal(12.0)).message
-    'it failed too often of late and is left alone for 12 s'
-    """
-    message = f"it failed too often of late and is left alone for {refusal.retry_after:.3g} s"
-    return ModelUnavailable(model=model, message=message, reason="breaker_open", retry_after=refusal.retry_after)
-
-
-def _told(quota: Quota) -> str:
-    told = (
-        (quota.concurrency, "call", "at once"),
-        (quota.requests, "request", "a minute"),
-        (quota.tokens, "token", "a minute"),
-    )
-    limits = ", ".join(f"{_many(number, what)} {how}" for number, what, how in told if number is not None)
-    return limits or "as the server told them"
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-# How often all calls together may ask again: a bucket of tokens for each server and key, full at first.
-
-
 @final
 @define
 class MemoryRetries:
-    """The budgets of this process: a client that storms is one process, so nobody shares them."""
+    """A token bucket of retries for each server and key, full at first.
+
+    A retry storm is made by one process, so no process needs to share its buckets.
+    """
 
     _left: dict[Hashable, int] = field(factory=dict[Hashable, int], init=False, repr=False)
 
     def afford(self, server: Hashable, budget: RetryBudgetConfig, cost: int) -> bool:
-        """Take the cost of a retry, if there is as much.
+        """Remove the cost of a retry; return whether there was enough.
 
         >>> retries, budget = MemoryRetries(), RetryBudgetConfig(tokens=20)
         >>> [retries.afford("server", budget, 14) for _ in range(2)]
@@ -134,236 +92,290 @@ class MemoryRetries:
         return True
 
     def repay(self, server: Hashable, budget: RetryBudgetConfig, amount: int) -> None:
-        """Put some back, up to the full bucket."""
+        """Add some tokens, up to the full bucket."""
         if server in self._left:
             self._left[server] = min(budget.tokens, self._left[server] + amount)
 
 
-# Who waits for a turn, first come first served: the first in line asks, all others wait to be first.
+# The queue of calls that wait for one model.
 
 
 TryEnter: TypeAlias = Callable[[Demand], Awaitable[Permit | float]]
-"""Asks to be let in behind others: a ticket, or after how many seconds to ask again, infinite if only a leaver helps.
+"""Asks for a permit, behind the demand of the calls ahead.
 
-Behind anybody it gives no ticket, but the least time to wait.
+The result is a permit, or the seconds until it is worth asking again: infinite if only a release helps. With calls
+ahead it is never a permit, but the least time to wait.
 """
 
 LEAST_S: Final = 0.001
-"""The least time to wait: less may be none at all on a clock that counts in floats."""
+"""The least time to wait, in seconds: a shorter one may round to zero on a clock of floats."""
 
 
 @final
 @define(eq=False)
-class _Place:
-    need: Demand
-    bell: anyio.Event = field(factory=anyio.Event)
+class _Waiter:
+    demand: Demand
+    wake: anyio.Event = field(factory=anyio.Event)
 
 
 @final
 @define(eq=False)
 class FairQueue:
-    """One line. ``poll`` is how many seconds pass until the first asks again for what only a leaver can give.
+    """A first-come, first-served queue: only the first waiter asks for a permit.
 
-    In a store of many processes not every leaver rings here.
+    ``poll`` is how many seconds pass until it asks again for a permit that only a release can free: where many
+    processes share a limit, not every release wakes this queue.
     """
 
     poll: float = inf
-    _places: OrderedDict[int, _Place] = field(factory=OrderedDict[int, _Place], init=False)
+    _waiters: OrderedDict[int, _Waiter] = field(factory=OrderedDict[int, _Waiter], init=False)
     _ahead: Demand = field(default=NO_DEMAND, init=False)
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
-        return len(self._places)
+        """The number of waiters."""
+        return len(self._waiters)
 
-    def ring(self) -> None:
-        """Let the first ask again: somebody has left."""
-        if self._places:
-            next(iter(self._places.values())).bell.set()
+    def wake_first(self) -> None:
+        """Wake the first waiter, so that it asks again."""
+        if self._waiters:
+            next(iter(self._waiters.values())).wake.set()
 
-    async def turn(self, need: Demand, ask: TryEnter, timeout: float, deadline: float = inf) -> Permit | float:
-        """Wait for a ticket for so many seconds at the most, and no longer than up to a time.
+    async def wait(self, demand: Demand, ask: TryEnter, timeout: float, deadline: float = inf) -> Permit | float:
+        """Wait for a permit for up to ``timeout`` seconds, and not past ``deadline``.
 
-        Where that is not enough it gives how many seconds it would take, at once if that is known; infinite if not.
+        Return the permit, or how many seconds it would have taken: at once if that is known, infinite if it is not.
         """
-        began, place = anyio.current_time(), _Place(need)
-        until = min(began + timeout, deadline)
-        ahead = self._join(place)
+        started, waiter = anyio.current_time(), _Waiter(demand)
+        until = min(started + timeout, deadline)
+        ahead = self._join(waiter)
         try:
-            got = await ask(ahead)
-            if isinstance(got, Permit) or until - began < got < inf:
-                return got
-            got = await self._first(place, ask, until, got if ahead == NO_DEMAND else inf)
+            answer = await ask(ahead)
+            if isinstance(answer, Permit) or until - started < answer < inf:
+                return answer
+            answer = await self._ask_when_first(waiter, ask, until, answer if ahead == NO_DEMAND else inf)
         finally:
-            self._leave(place)
-        return evolve(got, wait_seconds=anyio.current_time() - began) if isinstance(got, Permit) else got
+            self._leave(waiter)
+        return evolve(answer, wait_seconds=anyio.current_time() - started) if isinstance(answer, Permit) else answer
 
-    async def _first(self, place: _Place, ask: TryEnter, until: float, wait: float) -> Permit | float:
+    async def _ask_when_first(self, waiter: _Waiter, ask: TryEnter, until: float, wait: float) -> Permit | float:
         while True:
             left = until - anyio.current_time()
             if left <= 0 or left < wait < inf:
                 return wait
             with anyio.move_on_after(max(LEAST_S, min(wait, left, self.poll))):
-                await place.bell.wait()
-            await checkpoint_if_cancelled()  # who is rung for and cancelled in one breath takes nothing
-            place.bell = anyio.Event()  # before asking: who leaves meanwhile rings for the next time
+                await waiter.wake.wait()
+            await checkpoint_if_cancelled()  # a waiter cancelled on wake-up takes no permit
+            waiter.wake = anyio.Event()  # before asking: a release meanwhile sets the new one
             wait = inf
-            if next(iter(self._places.values())) is place:
-                got = await ask(NO_DEMAND)
-                if isinstance(got, Permit):
-                    return got
-                wait = got
+            if next(iter(self._waiters.values())) is waiter:
+                answer = await ask(NO_DEMAND)
+                if isinstance(answer, Permit):
+                    return answer
+                wait = answer
 
-    def _join(self, place: _Place) -> Demand:
+    def _join(self, waiter: _Waiter) -> Demand:
         ahead = self._ahead
-        self._places[id(place)] = place
-        self._ahead = _plus(ahead, place.need, 1)
+        self._waiters[id(waiter)] = waiter
+        self._ahead = _plus(ahead, waiter.demand, 1)
         return ahead
 
-    def _leave(self, place: _Place) -> None:
-        del self._places[id(place)]
-        self._ahead = _plus(self._ahead, place.need, -1)
-        self.ring()
+    def _leave(self, waiter: _Waiter) -> None:
+        del self._waiters[id(waiter)]
+        self._ahead = _plus(self._ahead, waiter.demand, -1)
+        self.wake_first()
 
 
-def _plus(ahead: Demand, need: Demand, sign: int) -> Demand:
-    return evolve(ahead, requests=ahead.requests + sign * need.requests, tokens=ahead.tokens + sign * need.tokens)
+def _plus(ahead: Demand, demand: Demand, sign: int) -> Demand:
+    return evolve(ahead, requests=ahead.requests + sign * demand.requests, tokens=ahead.tokens + sign * demand.tokens)
 
 
-# How things stand with each model in one event loop, by its clock: who is in, who waits, and the model's breaker.
+# The state of each model in one event loop: its permits, its queue and its breaker.
 
 
-_QUIET: Final = LimiterState()
-"""How things stand where nothing is limited and no server said a word."""
+_UNLIMITED: Final = LimiterState()
+"""The state of a model without limits, whose server has reported none either."""
 
 
 @final
 @define(eq=False)
 class ModelState:
-    """One model. ``shut_until`` is what is known here of a breaker that others share."""
+    """The state of one model. ``shut_until`` is what this process knows of a breaker that processes share."""
 
     model: str
-    line: FairQueue
-    standing: LimiterState = field(default=_QUIET, init=False)
+    queue: FairQueue
+    limiter: LimiterState = field(default=_UNLIMITED, init=False)
     breaker: Breaker = field(factory=Breaker, init=False)
     shut_until: float | None = field(default=None, init=False)
 
-    def ask(self, quota: Quota, need: Demand, ahead: Demand = NO_DEMAND) -> Permit | float:
-        """Ask to be let in, as a ``FairQueue`` does; what is taken here is not lost on the way to whoever waits."""
-        if quota.unlimited and self.standing is _QUIET:
-            return Permit(model=self.model, quota=quota, demand=need)
+    def ask(self, quota: Quota, demand: Demand, ahead: Demand = NO_DEMAND) -> Permit | float:
+        """Ask for a permit, as ``TryEnter`` does; nothing is awaited between taking and returning it."""
+        if quota.unlimited and self.limiter is _UNLIMITED:
+            return Permit(model=self.model, quota=quota, demand=demand)
         now = anyio.current_time()
-        wait = wait_time(self.standing, quota, need, now, ahead)
-        if wait or ahead.requests or not has_free_slot(self.standing, quota):
+        wait = wait_time(self.limiter, quota, demand, now, ahead)
+        if wait or ahead.requests or not has_free_slot(self.limiter, quota):
             return wait or inf
-        self.standing = with_reservation(self.standing, quota, need, now)
-        return Permit(model=self.model, quota=quota, demand=need, cell=int(now // 1))
+        self.limiter = with_reservation(self.limiter, quota, demand, now)
+        return Permit(model=self.model, quota=quota, demand=demand, cell=int(now // 1))
 
-    def shut(self, seconds: float) -> None:
-        """Note for how long the breaker that others share is open, or that it is not."""
-        self.shut_until = anyio.current_time() + seconds if seconds else None
+    def undo(self, permit: Permit) -> None:
+        """Take back a permit that was not used."""
+        self.limiter = with_actual_usage(self.limiter, permit, ActualUsage(requests=0))
 
-    def undo(self, ticket: Permit) -> None:
-        """Take back what was taken just now."""
-        self.standing = with_actual_usage(self.standing, ticket, ActualUsage(requests=0))
-
-    def release(self, ticket: Permit, bill: ActualUsage) -> None:
-        """Give a place back, and let the next one ask."""
-        if bill.reported_limits is not None or not ticket.quota.unlimited:
-            self.standing = with_actual_usage(self.standing, ticket, bill)
-            self.line.ring()
+    def release(self, permit: Permit, usage: ActualUsage) -> None:
+        """Release a permit, correct what was reserved, and wake the first waiter."""
+        if usage.reported_limits is not None or not permit.quota.unlimited:
+            self.limiter = with_actual_usage(self.limiter, permit, usage)
+            self.queue.wake_first()
 
     def admit(self, deadline: float, *, force: bool) -> BreakerPermit | Refusal:
-        """Ask the breaker to be let through."""
+        """Ask this process's breaker for a permit."""
         now = anyio.current_time()
         self.breaker, answer = request_permit(self.breaker, now, lease_seconds(deadline, now), force=force)
         return answer
 
-    def record(self, config: BreakerConfig, passage: BreakerPermit, *, failed: bool | None) -> None:
-        """Tell the breaker what became of one that it let through."""
-        self.breaker = record_outcome(self.breaker, config, passage, anyio.current_time(), failed=failed)
+    def record(self, config: BreakerConfig, permit: BreakerPermit, *, failed: bool | None) -> None:
+        """Record the outcome of a permitted call in this process's breaker."""
+        self.breaker = record_outcome(self.breaker, config, permit, anyio.current_time(), failed=failed)
+
+    def shut(self, seconds: float) -> None:
+        """Note for how long a shared breaker stays open; 0 is closed."""
+        self.shut_until = anyio.current_time() + seconds if seconds else None
 
 
 @final
 @define(eq=False)
 class ModelStates:
-    """A room for each model, made when it is entered; each event loop has its own."""
+    """The state of each model, created on first use; each event loop has its own."""
 
     poll: float = inf
-    _rooms: RunVar[dict[str, ModelState]] = field(factory=lambda: RunVar("llm_effects_rooms"), init=False, repr=False)
+    _states: RunVar[dict[str, ModelState]] = field(
+        factory=lambda: RunVar("llm_effects_model_states"), init=False, repr=False
+    )
 
     def of(self, model: str) -> ModelState:
-        """Give the room of a model."""
+        """Return the state of a model."""
         try:
-            rooms = self._rooms.get()
+            states = self._states.get()
         except LookupError:
-            self._rooms.set(rooms := dict[str, ModelState]())
-        room = rooms.get(model)
-        if room is None:
-            room = rooms[model] = ModelState(model, FairQueue(self.poll))
-        return room
+            self._states.set(states := dict[str, ModelState]())
+        state = states.get(model)
+        if state is None:
+            state = states[model] = ModelState(model, FairQueue(self.poll))
+        return state
 
     def opened(self) -> Mapping[str, float]:
-        """Give the models that are left alone, and until when."""
+        """Return until when each open breaker stays open, by model."""
         try:
-            rooms = self._rooms.get(dict[str, ModelState]())
-        except NoEventLoopError:  # asked from outside: no clock, no pauses
+            states = self._states.get(dict[str, ModelState]())
+        except NoEventLoopError:  # outside of a loop there is no clock, and no breaker is open
             return {}
-        known = {name: room.shut_until or room.breaker.open_until for name, room in rooms.items()}
+        known = {name: state.shut_until or state.breaker.open_until for name, state in states.items()}
         return {name: until for name, until in known.items() if until is not None}
+
+
+# The service.
 
 
 @final
 @define
 class MemoryLimits:
-    """What is under way in this process. Nobody in it can die and keep a place: no place has to be taken back."""
+    """Limits and breakers of this process. No holder can die alone, so permits need no lease."""
 
-    _rooms: ModelStates = field(factory=ModelStates, init=False, repr=False)
+    _states: ModelStates = field(factory=ModelStates, init=False, repr=False)
     retries: Retries = field(factory=MemoryRetries, init=False, repr=False)
     hedges: Hedges = field(factory=MemoryHedges, init=False, repr=False)
 
     def acquire(
-        self, model: str, quota: Quota, need: Demand, timeout: float, deadline: float
+        self, model: str, quota: Quota, demand: Demand, timeout: float, deadline: float
     ) -> Permit | FutureResult[Permit, LLMError]:
-        """Take a turn, or wait for one."""
-        return entered(self._rooms.of(model), quota, need, timeout, deadline)
+        """Acquire a permit, or wait for one."""
+        return acquire_local(self._states.of(model), quota, demand, timeout, deadline)
 
-    async def release(self, ticket: Permit, bill: ActualUsage) -> None:
-        """Give a place back, and put right what was reserved."""
-        self._rooms.of(ticket.model).release(ticket, bill)
+    async def release(self, permit: Permit, usage: ActualUsage) -> None:
+        """Release a permit, and correct what was reserved."""
+        self._states.of(permit.model).release(permit, usage)
 
     def admit(
         self, model: str, deadline: float, *, force: bool
     ) -> BreakerPermit | FutureResult[BreakerPermit, LLMError]:
-        """Ask the model's breaker to be let through."""
-        answer = self._rooms.of(model).admit(deadline, force=force)
-        return FutureResult.from_failure(left_alone(model, answer)) if isinstance(answer, Refusal) else answer
+        """Ask the model's breaker for a permit."""
+        answer = self._states.of(model).admit(deadline, force=force)
+        return FutureResult.from_failure(breaker_open(model, answer)) if isinstance(answer, Refusal) else answer
 
-    async def record(self, model: str, config: BreakerConfig, passage: BreakerPermit, *, failed: bool | None) -> None:
-        """Tell the model's breaker what became of one that it let through."""
-        self._rooms.of(model).record(config, passage, failed=failed)
+    async def record(self, model: str, config: BreakerConfig, permit: BreakerPermit, *, failed: bool | None) -> None:
+        """Record the outcome of a permitted call in the model's breaker."""
+        self._states.of(model).record(config, permit, failed=failed)
 
     def opened(self) -> Mapping[str, float]:
-        """Give the models that are left alone, and until when."""
-        return self._rooms.opened()
+        """Return until when each open breaker stays open, by model."""
+        return self._states.opened()
 
     async def aclose(self) -> None:
-        """Let go of nothing."""
+        """No-op."""
 
 
-def entered(
-    room: ModelState, quota: Quota, need: Demand, timeout: float, deadline: float
+def acquire_local(
+    state: ModelState, quota: Quota, demand: Demand, timeout: float, deadline: float
 ) -> Permit | FutureResult[Permit, LLMError]:
-    """Take a turn in a room of this process, or wait for one."""
-    at_once = 0.0 if room.line.waiting else room.ask(quota, need)
-    return at_once if isinstance(at_once, Permit) else FutureResult(_waited(room, quota, need, timeout, deadline))
+    """Acquire a permit that this process counts, or wait for one."""
+    answer = 0.0 if state.queue.waiting else state.ask(quota, demand)
+    return answer if isinstance(answer, Permit) else FutureResult(_wait(state, quota, demand, timeout, deadline))
 
 
-async def _waited(
-    room: ModelState, quota: Quota, need: Demand, timeout: float, deadline: float
+async def _wait(
+    state: ModelState, quota: Quota, demand: Demand, timeout: float, deadline: float
 ) -> Result[Permit, LLMError]:
     async def ask(ahead: Demand) -> Permit | float:
-        return room.ask(quota, need, ahead)
+        return state.ask(quota, demand, ahead)
 
-    got = await room.line.turn(need, ask, timeout, deadline)
-    return Success(got) if isinstance(got, Permit) else Failure(turned_away(room.model, quota, need, got))
+    answer = await state.queue.wait(demand, ask, timeout, deadline)
+    if isinstance(answer, Permit):
+        return Success(answer)
+    return Failure(rate_limit_exceeded(state.model, quota, demand, answer))
+
+
+# Errors of rejected calls. Nothing was sent, and retrying the same model does not help.
+
+
+def rate_limit_exceeded(model: str, quota: Quota, demand: Demand, wait: float) -> RateLimitExceeded:
+    """Build the error of a permit that comes too late: in ``wait`` seconds, infinite if unknown.
+
+    >>> rate_limit_exceeded("gpt", Quota(requests=1), Demand(), 40.0).message
+    'our own limits (1 request a minute) have room for 1 request in 40 s'
+    """
+    size = f" of about {_count(demand.tokens, 'token')}" if demand.tokens else ""
+    request = _count(demand.requests, "request") + size
+    when = f"in {wait:.3g} s" if isfinite(wait) else "in the time that there is"
+    no = "" if isfinite(wait) else "no "
+    return RateLimitExceeded(
+        model=model,
+        message=f"our own limits ({_describe(quota)}) have {no}room for {request} {when}",
+        retry_after=wait if isfinite(wait) else None,
+        should_retry=False,
+    )
+
+
+def breaker_open(model: str, refusal: Refusal) -> ModelUnavailable:
+    """Build the error of a call that an open breaker rejects.
+
+    >>> breaker_open("gpt", Refusal(12.0)).message
+    'it failed too often recently: its circuit breaker is open for 12 s'
+    """
+    message = f"it failed too often recently: its circuit breaker is open for {refusal.retry_after:.3g} s"
+    return ModelUnavailable(model=model, message=message, reason="breaker_open", retry_after=refusal.retry_after)
+
+
+def _describe(quota: Quota) -> str:
+    limits = (
+        (quota.concurrency, "call", "at once"),
+        (quota.requests, "request", "a minute"),
+        (quota.tokens, "token", "a minute"),
+    )
+    described = ", ".join(f"{_count(number, unit)} {how}" for number, unit, how in limits if number is not None)
+    return described or "as reported by the server"
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"

@@ -1,7 +1,7 @@
-"""Limits and breakers that many processes share through a Redis server.
+"""Limits and circuit breakers that many processes share through a Redis server.
 
-Every call is let in by the count of this process first, and then by the server's. So most of those who must wait ask
-nobody, and a server that is gone leaves each process with its own count of what it did, up to the whole limits.
+Every call first asks the count of this process, and then the server's. So most calls that must wait send nothing, and
+when the server is gone each process goes on with its own count, up to the whole limits.
 """
 
 from collections.abc import Mapping
@@ -23,13 +23,200 @@ from llm_effects.config.routing import BreakerConfig
 from llm_effects.effects.env import Hedges, Retries
 from llm_effects.limits.circuit_breaker import CELLS, PROBE_WAIT_S, BreakerPermit, PermitKind, Refusal
 from llm_effects.limits.quotas import ActualUsage, Allowance, Demand, Permit, Quota, RateLimits, lease_seconds
-from llm_effects.stores.limits.memory import MemoryLimits, ModelState, ModelStates, entered, left_alone, turned_away
+from llm_effects.stores.limits.memory import (
+    MemoryLimits,
+    ModelState,
+    ModelStates,
+    acquire_local,
+    breaker_open,
+    rate_limit_exceeded,
+)
 from llm_effects.stores.redis import Argument, RedisScripts, passwords_of, redis_client
 from llm_effects.values.errors import ConfigurationError, LLMError
 
-# What a Redis server does by itself, all at once: the rules of ``limits`` and ``breakers`` in Lua, in milliseconds.
+PREFIX: Final = "llm_effects:limits:"
+"""The prefix of all our keys."""
+
+TIMEOUT_S: Final = 0.5
+"""How long the server may not answer, in seconds, before this process counts alone."""
+
+POLL_S: Final = 0.025
+"""How often the first waiter asks for a permit that another process may have released, in seconds."""
+
+ALONE: Final = "the server of the limits does not answer: they are counted in this process alone"
+"""The warning on a response whose call was counted by this process alone."""
+
+_COUNTS: Final = ("slots", "requests", "tokens", "said")
+_BREAKER: Final = ("breaker", "tries", "faults")
+_KINDS: Final[Mapping[bytes | int, PermitKind]] = {b"counted": "counted", b"probe": "probe", b"forced": "forced"}
+
+
+def open_redis_limits(
+    config: LLMConfig, memory: MemoryLimits, *, prefix: str = PREFIX, timeout_seconds: float = TIMEOUT_S
+) -> Result["RedisLimits", ConfigurationError]:
+    """Open the limits of a configuration's URL, without connecting; retry and hedge budgets stay in ``memory``.
+
+    >>> from llm_effects.config.services import LimitsConfig
+    >>> config = LLMConfig(models={}, limits=LimitsConfig(url="redis://host"))
+    >>> type(open_redis_limits(config, MemoryLimits()).unwrap()).__name__
+    'RedisLimits'
+    """
+    url = config.limits.url
+    identities = {name: identity(name, model) for name, model in config.models.items()}
+
+    def build(client: Redis) -> RedisLimits:
+        scripts = RedisScripts(client, SCRIPTS, timeout_seconds=timeout_seconds, secrets=passwords_of(url))
+        return RedisLimits(scripts, identities, memory, prefix=prefix)
+
+    return redis_client(url, timeout_seconds, "limits.url").map(build)
+
+
+def identity(name: str, model: ModelConfig) -> str:
+    """Return a model's id for all processes: a hash of its name and of where it runs, without a secret.
+
+    >>> len(identity("gpt", ModelConfig(provider="openai")))
+    32
+    """
+    fields = (name, model.provider, model.endpoint, model.model, model.model_path)
+    return sha256(repr(fields).encode()).hexdigest()[:32]
+
+
+@final
+class RedisLimits:
+    """Shared limits and breakers. A model without limits uses the server for its breaker only."""
+
+    def __init__(
+        self, scripts: RedisScripts, identities: Mapping[str, str], memory: MemoryLimits, *, prefix: str = PREFIX
+    ) -> None:
+        self._scripts = scripts
+        self._identities = identities
+        self._prefix = prefix
+        self._states = ModelStates(POLL_S)
+        self.retries: Retries = memory.retries
+        self.hedges: Hedges = memory.hedges
+
+    def acquire(
+        self, model: str, quota: Quota, demand: Demand, timeout: float, deadline: float
+    ) -> Permit | FutureResult[Permit, LLMError]:
+        """Acquire a permit, or wait for one."""
+        state = self._states.of(model)
+        if quota.unlimited:
+            return acquire_local(state, quota, demand, timeout, deadline)
+        return FutureResult(self._acquire(state, quota, demand, timeout, deadline))
+
+    async def release(self, permit: Permit, usage: ActualUsage) -> None:
+        """Release a permit, in this process and on the server."""
+        self._states.of(permit.model).release(permit, usage)
+        if permit.id:
+            arguments = (0, permit.id, *_corrections(permit, usage))
+            await self._scripts.run("leave", self._keys(permit.model, _COUNTS), arguments)
+
+    def admit(self, model: str, deadline: float, *, force: bool) -> FutureResult[BreakerPermit, LLMError]:
+        """Ask the model's breaker for a permit."""
+        return FutureResult(self._admit(self._states.of(model), deadline, force=force))
+
+    async def record(self, model: str, config: BreakerConfig, permit: BreakerPermit, *, failed: bool | None) -> None:
+        """Record the outcome of a permitted call in the model's breaker."""
+        state = self._states.of(model)
+        if not permit.shared:
+            state.record(config, permit, failed=failed)
+        elif failed is not None or permit.kind == "probe":
+            reply = await self._scripts.run("record", self._keys(model, _BREAKER), _outcome(config, permit, failed))
+            open_ms = int(reply.unwrap()[0]) if is_successful(reply) else 0
+            if open_ms or (permit.kind != "counted" and failed is False):
+                state.shut(open_ms / 1000)
+
+    def opened(self) -> Mapping[str, float]:
+        """Return until when each open breaker stays open, by model, as far as this process knows."""
+        return self._states.opened()
+
+    async def aclose(self) -> None:
+        """Close all connections and end the threads."""
+        await self._scripts.aclose()
+
+    async def _acquire(
+        self, state: ModelState, quota: Quota, demand: Demand, timeout: float, deadline: float
+    ) -> Result[Permit, LLMError]:
+        async def ask(ahead: Demand) -> Permit | float:
+            answer = state.ask(quota, demand, ahead)
+            return await self._ask_server(state, answer, deadline) if isinstance(answer, Permit) else answer
+
+        answer = await state.queue.wait(demand, ask, timeout, deadline)
+        if isinstance(answer, Permit):
+            return Success(answer)
+        return Failure(rate_limit_exceeded(state.model, quota, demand, answer))
+
+    async def _ask_server(self, state: ModelState, local: Permit, deadline: float) -> Permit | float:
+        """Ask the server for what this process has permitted; undo the local permit where it says no."""
+        permit, quota, demand, answered = evolve(local, id=uuid4().hex), local.quota, local.demand, False
+        limits = (quota.concurrency or 0, quota.requests or 0, quota.tokens or 0)
+        arguments = (0, permit.id, *limits, _lease_ms(deadline), demand.requests, demand.tokens)
+        try:
+            reply = await self._scripts.run("enter", self._keys(state.model, _COUNTS), arguments)
+            answered = True
+        finally:
+            if not answered:  # asyncio's own cancellation ignores shields: the lease frees what the server reserved
+                state.undo(local)
+        if not is_successful(reply):
+            return evolve(permit, warning=ALONE)
+        granted, number = (int(each) for each in reply.unwrap())
+        if granted:
+            return evolve(permit, shared_cell=number)
+        state.undo(local)
+        return number / 1000 if number > 0 else inf
+
+    async def _admit(self, state: ModelState, deadline: float, *, force: bool) -> Result[BreakerPermit, LLMError]:
+        arguments = (0, _lease_ms(deadline), int(force), ceil(PROBE_WAIT_S * 1000))
+        reply = await self._scripts.run("admit", self._keys(state.model, _BREAKER[:1]), arguments)
+        if not is_successful(reply):
+            answer = state.admit(deadline, force=force)
+            return Success(answer) if isinstance(answer, BreakerPermit) else Failure(breaker_open(state.model, answer))
+        word, epoch, wait_ms = reply.unwrap()
+        state.shut(int(wait_ms) / 1000)
+        kind = _KINDS.get(word)
+        if kind is None:
+            return Failure(breaker_open(state.model, Refusal(int(wait_ms) / 1000)))
+        return Success(BreakerPermit(kind, int(epoch), shared=True))
+
+    def _keys(self, model: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        """Return a model's keys; the braces keep them on one server of a cluster."""
+        known = self._identities.get(model) or sha256(model.encode()).hexdigest()[:32]
+        return tuple(f"{self._prefix}{{{known}}}:{kind}" for kind in kinds)
+
+
+# Arguments of the scripts.
+
+
+def _lease_ms(deadline: float) -> int:
+    return ceil(lease_seconds(deadline, anyio.current_time()) * 1000)
+
+
+def _corrections(permit: Permit, usage: ActualUsage) -> tuple[Argument, ...]:
+    cell, demand, limits = permit.shared_cell, permit.demand, usage.reported_limits
+    by = (0, 0, 0) if cell is None else (cell, usage.requests - demand.requests, usage.tokens - demand.tokens)
+    return (*by, *((-1,) * 7 if limits is None else _reported(limits)))
+
+
+def _reported(limits: RateLimits) -> tuple[Argument, ...]:
+    age_ms = round((anyio.current_time() - limits.at) * 1000)
+    return (age_ms, *_allowance(limits.requests), *_allowance(limits.tokens))
+
+
+def _allowance(allowance: Allowance) -> tuple[int, int, int]:
+    reset = -1 if allowance.reset is None else ceil(allowance.reset * 1000)
+    return allowance.limit or -1, -1 if allowance.remaining is None else allowance.remaining, reset
+
+
+def _outcome(config: BreakerConfig, permit: BreakerPermit, failed: bool | None) -> tuple[Argument, ...]:
+    width_ms = config.window_seconds * 1000 / CELLS
+    outcome = (0, permit.kind, permit.epoch, -1 if failed is None else int(failed), width_ms, CELLS)
+    return (*outcome, config.min_attempts, config.failure_rate, ceil(config.open_seconds * 1000))
+
+
+# The rules of ``limits.quotas`` and ``limits.circuit_breaker`` in Lua, in milliseconds: each script is atomic.
 #
-# The server's clock counts for all. The first argument of each script is 0, or a time for tests. Every key has an end.
+# The server's clock counts for all processes. The first argument of each script is 0, or a time for tests. Every key
+# expires.
 
 
 _NOW: Final = """
@@ -43,9 +230,9 @@ end
 _ENTER: Final = (
     _NOW
     + """
--- KEYS: who is in (until when), requests by second, tokens by second, what the server of the model said
--- ARGV: now, id, places (0: any number), requests and tokens a minute (0: any number), lease,
---       requests and tokens needed; gives 1 and the second, or 0 and how long to wait (-1: until somebody leaves)
+-- KEYS: running calls (and when their leases end), requests by second, tokens by second, limits reported by the model
+-- ARGV: now, id, concurrency (0: unlimited), requests and tokens a minute (0: unlimited), lease,
+--       requests and tokens needed; returns 1 and the second, or 0 and how long to wait (-1: until a release)
 local function window(key, limit, need)
   local cutoff, used, cells = math.floor(now / 1000) - 60, 0, {}
   local all = redis.call('HGETALL', key)
@@ -69,11 +256,11 @@ local function window(key, limit, need)
 end
 
 local function pause(what, key, limit, need)
-  local said = redis.call('HMGET', KEYS[4], what .. ':until', what .. ':left', what .. ':limit')
-  local wait, till, left = 0, tonumber(said[1] or 0), tonumber(said[2] or 0)
+  local known = redis.call('HMGET', KEYS[4], what .. ':until', what .. ':left', what .. ':limit')
+  local wait, till, left = 0, tonumber(known[1] or 0), tonumber(known[2] or 0)
   if now < till and (left <= 0 or need > left) then wait = till - now end
   if limit == 0 or need == 0 then return wait end
-  if said[3] then limit = math.min(limit, math.max(tonumber(said[3]), need)) end
+  if known[3] then limit = math.min(limit, math.max(tonumber(known[3]), need)) end
   return math.max(wait, window(key, limit, need))
 end
 
@@ -106,18 +293,18 @@ return {1, math.floor(now / 1000)}
 _LEAVE: Final = (
     _NOW
     + """
--- KEYS: as above; ARGV: now, id, second of the ticket, requests and tokens to put right by,
---       age of what the server of the model said (-1: nothing),
---       then of requests and of tokens: limit, left, for how long (-1: unsaid)
+-- KEYS: as above; ARGV: now, id, second of the permit, corrections of requests and tokens,
+--       age of the limits reported by the model (-1: none),
+--       then of requests and of tokens: limit, left, for how long (-1: unknown)
 redis.call('ZREM', KEYS[1], ARGV[2])
-local function put_right(key, by)
+local function correct(key, by)
   if by == 0 or redis.call('HEXISTS', key, ARGV[3]) == 0 then return end
   if redis.call('HINCRBY', key, ARGV[3], by) < 0 then redis.call('HSET', key, ARGV[3], 0) end
 end
-put_right(KEYS[2], tonumber(ARGV[4]))
-put_right(KEYS[3], tonumber(ARGV[5]))
+correct(KEYS[2], tonumber(ARGV[4]))
+correct(KEYS[3], tonumber(ARGV[5]))
 
-local function heed(what, at, limit, left, reset)
+local function report(what, at, limit, left, reset)
   if (limit < 0 and left < 0) or at < tonumber(redis.call('HGET', KEYS[4], what .. ':heard') or 0) then return end
   redis.call('HSET', KEYS[4], what .. ':heard', at)
   if limit > 0 then redis.call('HSET', KEYS[4], what .. ':limit', limit) end
@@ -129,8 +316,8 @@ local function heed(what, at, limit, left, reset)
 end
 local age = tonumber(ARGV[6])
 if age >= 0 then
-  heed('requests', now - age, tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]))
-  heed('tokens', now - age, tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]))
+  report('requests', now - age, tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]))
+  report('tokens', now - age, tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]))
 end
 return {1}
 """
@@ -139,7 +326,7 @@ return {1}
 _ADMIT: Final = (
     _NOW
     + """
--- KEYS: the breaker; ARGV: now, lease, 1 for "let me through anyway", when to ask again while a probe is under way
+-- KEYS: the breaker; ARGV: now, lease, 1 to force a permit, when to ask again while a probe is running
 local known = redis.call('HMGET', KEYS[1], 'open', 'probing', 'epoch')
 local epoch = tonumber(known[3] or 0)
 if not known[1] then return {'counted', epoch, 0} end
@@ -156,8 +343,8 @@ _RECORD: Final = (
     _NOW
     + """
 -- KEYS: the breaker, tries by cell, faults by cell
--- ARGV: now, kind, epoch, what became of it (1 failed, 0 worked, -1 says nothing), milliseconds of a cell,
---       cells, least tries, rate, how long to stay open; gives how long it is open, or 0
+-- ARGV: now, kind, epoch, outcome (1 failed, 0 succeeded, -1 unknown), milliseconds of a cell,
+--       cells, least tries, rate, how long to stay open; returns how long it is open, or 0
 local epoch, failed = tonumber(redis.call('HGET', KEYS[1], 'epoch') or 0), tonumber(ARGV[4])
 if tonumber(ARGV[3]) ~= epoch then return {0} end
 if failed < 0 then
@@ -203,178 +390,4 @@ return {0}
 )
 
 SCRIPTS: Final[Mapping[str, str]] = {"enter": _ENTER, "leave": _LEAVE, "admit": _ADMIT, "record": _RECORD}
-"""The scripts by what they do."""
-
-
-PREFIX: Final = "llm_effects:limits:"
-"""What our keys begin with."""
-
-TIMEOUT_S: Final = 0.5
-"""How long the server may answer nothing, in seconds, before this process counts alone."""
-
-POLL_S: Final = 0.025
-"""How often the first in line asks for a place that another process may have given back, in seconds."""
-
-ALONE: Final = "the server of the limits does not answer: they are counted in this process alone"
-"""The warning of an answer."""
-
-_COUNTS: Final = ("slots", "requests", "tokens", "said")
-_BREAKER: Final = ("breaker", "tries", "faults")
-_KINDS: Final[Mapping[bytes | int, PermitKind]] = {b"counted": "counted", b"probe": "probe", b"forced": "forced"}
-
-
-def open_redis_limits(
-    config: LLMConfig, memory: MemoryLimits, *, prefix: str = PREFIX, patience_seconds: float = TIMEOUT_S
-) -> Result["RedisLimits", ConfigurationError]:
-    """Make the limits of a configuration's URL, without connecting; budgets go on in ``memory``.
-
-    >>> from llm_effects.config.services import LimitsConfig
-    >>> config = LLMConfig(models={}, limits=LimitsConfig(url="redis://host"))
-    >>> type(open_redis_limits(config, MemoryLimits()).unwrap()).__name__
-    'RedisLimits'
-    """
-    url = config.limits.url
-    names = {name: identity(name, model) for name, model in config.models.items()}
-
-    def made(client: Redis) -> RedisLimits:
-        scripts = RedisScripts(client, SCRIPTS, patience_seconds=patience_seconds, secrets=passwords_of(url))
-        return RedisLimits(scripts, names, memory, prefix=prefix)
-
-    return redis_client(url, patience_seconds, "limits.url").map(made)
-
-
-def identity(name: str, model: ModelConfig) -> str:
-    """Name a model for all processes: by its name here, and by what and where it is, without a secret.
-
-    >>> len(identity("gpt", ModelConfig(provider="openai")))
-    32
-    """
-    told = (name, model.provider, model.endpoint, model.model, model.model_path)
-    return sha256(repr(told).encode()).hexdigest()[:32]
-
-
-@final
-class RedisLimits:
-    """Shared counts. A model without limits is not counted there; its breaker is."""
-
-    def __init__(
-        self, scripts: RedisScripts, identities: Mapping[str, str], memory: MemoryLimits, *, prefix: str = PREFIX
-    ) -> None:
-        self._scripts = scripts
-        self._identities = identities
-        self._prefix = prefix
-        self._rooms = ModelStates(POLL_S)
-        self.retries: Retries = memory.retries
-        self.hedges: Hedges = memory.hedges
-
-    def acquire(
-        self, model: str, quota: Quota, need: Demand, timeout: float, deadline: float
-    ) -> Permit | FutureResult[Permit, LLMError]:
-        """Take a turn, or wait for one."""
-        room = self._rooms.of(model)
-        if quota.unlimited:
-            return entered(room, quota, need, timeout, deadline)
-        return FutureResult(self._entered(room, quota, need, timeout, deadline))
-
-    async def release(self, ticket: Permit, bill: ActualUsage) -> None:
-        """Give a place back, here and there."""
-        self._rooms.of(ticket.model).release(ticket, bill)
-        if ticket.id:
-            await self._scripts.run(
-                "leave", self._keys(ticket.model, _COUNTS), (0, ticket.id, *_put_right(ticket, bill))
-            )
-
-    def admit(self, model: str, deadline: float, *, force: bool) -> FutureResult[BreakerPermit, LLMError]:
-        """Ask the model's breaker to be let through."""
-        return FutureResult(self._admitted(self._rooms.of(model), deadline, force=force))
-
-    async def record(self, model: str, config: BreakerConfig, passage: BreakerPermit, *, failed: bool | None) -> None:
-        """Tell the model's breaker what became of one that it let through."""
-        room = self._rooms.of(model)
-        if not passage.shared:
-            room.record(config, passage, failed=failed)
-        elif failed is not None or passage.kind == "probe":
-            told = await self._scripts.run("record", self._keys(model, _BREAKER), _became(config, passage, failed))
-            shut_ms = int(told.unwrap()[0]) if is_successful(told) else 0
-            if shut_ms or (passage.kind != "counted" and failed is False):
-                room.shut(shut_ms / 1000)
-
-    def opened(self) -> Mapping[str, float]:
-        """Give the models that are left alone as far as it was told here, and until when."""
-        return self._rooms.opened()
-
-    async def aclose(self) -> None:
-        """Close all connections and end the threads."""
-        await self._scripts.aclose()
-
-    async def _entered(
-        self, room: ModelState, quota: Quota, need: Demand, timeout: float, deadline: float
-    ) -> Result[Permit, LLMError]:
-        async def ask(ahead: Demand) -> Permit | float:
-            here = room.ask(quota, need, ahead)
-            return await self._asked_there(room, here, deadline) if isinstance(here, Permit) else here
-
-        got = await room.line.turn(need, ask, timeout, deadline)
-        return Success(got) if isinstance(got, Permit) else Failure(turned_away(room.model, quota, need, got))
-
-    async def _asked_there(self, room: ModelState, here: Permit, deadline: float) -> Permit | float:
-        ticket, quota, need, answered = evolve(here, id=uuid4().hex), here.quota, here.demand, False
-        limits = (quota.concurrency or 0, quota.requests or 0, quota.tokens or 0)
-        arguments = (0, ticket.id, *limits, _lease_ms(deadline), need.requests, need.tokens)
-        try:
-            told = await self._scripts.run("enter", self._keys(room.model, _COUNTS), arguments)
-            answered = True
-        finally:
-            if not answered:  # a way of cancelling that knows no shield: what the server gave, the lease gives back
-                room.undo(here)
-        if not is_successful(told):
-            return evolve(ticket, warning=ALONE)
-        granted, number = (int(each) for each in told.unwrap())
-        if granted:
-            return evolve(ticket, shared_cell=number)
-        room.undo(here)
-        return number / 1000 if number > 0 else inf
-
-    async def _admitted(self, room: ModelState, deadline: float, *, force: bool) -> Result[BreakerPermit, LLMError]:
-        arguments = (0, _lease_ms(deadline), int(force), ceil(PROBE_WAIT_S * 1000))
-        told = await self._scripts.run("admit", self._keys(room.model, _BREAKER[:1]), arguments)
-        if not is_successful(told):
-            answer = room.admit(deadline, force=force)
-            return Success(answer) if isinstance(answer, BreakerPermit) else Failure(left_alone(room.model, answer))
-        word, epoch, wait_ms = told.unwrap()
-        room.shut(int(wait_ms) / 1000)
-        kind = _KINDS.get(word)
-        if kind is None:
-            return Failure(left_alone(room.model, Refusal(int(wait_ms) / 1000)))
-        return Success(BreakerPermit(kind, int(epoch), shared=True))
-
-    def _keys(self, model: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        """Name the keys of a model; the braces keep them on one server of a cluster."""
-        known = self._identities.get(model) or sha256(model.encode()).hexdigest()[:32]
-        return tuple(f"{self._prefix}{{{known}}}:{kind}" for kind in kinds)
-
-
-def _lease_ms(deadline: float) -> int:
-    return ceil(lease_seconds(deadline, anyio.current_time()) * 1000)
-
-
-def _put_right(ticket: Permit, bill: ActualUsage) -> tuple[Argument, ...]:
-    cell, need, said = ticket.shared_cell, ticket.demand, bill.reported_limits
-    by = (0, 0, 0) if cell is None else (cell, bill.requests - need.requests, bill.tokens - need.tokens)
-    return (*by, *((-1,) * 7 if said is None else _said(said)))
-
-
-def _said(said: RateLimits) -> tuple[Argument, ...]:
-    return (round((anyio.current_time() - said.at) * 1000), *_allowed(said.requests), *_allowed(said.tokens))
-
-
-def _allowed(said: Allowance) -> tuple[int, int, int]:
-    reset = -1 if said.reset is None else ceil(said.reset * 1000)
-    return said.limit or -1, -1 if said.remaining is None else said.remaining, reset
-
-
-def _became(config: BreakerConfig, passage: BreakerPermit, failed: bool | None) -> tuple[Argument, ...]:
-    became = -1 if failed is None else int(failed)
-    width = config.window_seconds * 1000 / CELLS
-    told = (0, passage.kind, passage.epoch, became, width, CELLS)
-    return (*told, config.min_attempts, config.failure_rate, ceil(config.open_seconds * 1000))
+"""The scripts by name."""

@@ -23,7 +23,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from llm_effects.stores.sql.driver_errors import CommitLost, Refused, error_of, problem_of, uncertain
 from llm_effects.stores.sql.tables import MIGRATIONS, migrate
-from llm_effects.stores.sqlite_files import keep_a_log, sqlite_file
+from llm_effects.stores.sqlite_files import enable_wal, sqlite_file
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import ConfigurationError, LLMError
 
@@ -49,7 +49,7 @@ def prepare(path: Path, wait_seconds: float) -> Callable[[], None]:
             path.chmod(status.st_mode & 0o700)
     with closing(connect(path, wait_seconds)) as file:
         if not _is_ours(file):
-            keep_a_log(file, time.monotonic() + wait_seconds)
+            enable_wal(file, time.monotonic() + wait_seconds)
             _mark(file)
 
     def check() -> None:
@@ -206,12 +206,12 @@ class Database:
         *,
         writers: int = 1,
         secrets: tuple[str, ...] = (),
-        patience_seconds: float = TIMEOUT_S,
+        timeout_seconds: float = TIMEOUT_S,
     ) -> None:
         self._connect = connect
         self._where = where
         self._secrets = secrets
-        self._patience = patience_seconds
+        self._timeout = timeout_seconds
         self._readers = Worker("llm-effects-reading", READERS)
         self._writers = Worker("llm-effects-writing", writers)
         self._lock = Lock()
@@ -258,7 +258,7 @@ class Database:
         await self._writers.aclose(self._dispose)
 
     def _done(self, worker: Worker, unit: _Unit[_Made]) -> FutureResult[_Made, LLMError]:
-        return FutureResult(worker.run(unit.operation, partial(self._tried, unit), self._patience))
+        return FutureResult(worker.run(unit.operation, partial(self._tried, unit), self._timeout))
 
     # From here on in a thread.
 
@@ -347,11 +347,11 @@ def _file(url: str) -> Result[Database, ConfigurationError]:
 
 
 def file_database(
-    path: Path, *, lock_wait_seconds: float = LOCK_WAIT_S, patience_seconds: float = TIMEOUT_S
+    path: Path, *, lock_wait_seconds: float = LOCK_WAIT_S, timeout_seconds: float = TIMEOUT_S
 ) -> Database:
     """Make the database of a file: how long a lock is waited for, and when those who wait give up, in seconds."""
     connect = partial(sqlite_engines, path, lock_wait_seconds)
-    return Database(connect, str(path), patience_seconds=patience_seconds)
+    return Database(connect, str(path), timeout_seconds=timeout_seconds)
 
 
 _NO_SERVER: Final = (
