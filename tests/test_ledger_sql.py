@@ -20,7 +20,7 @@ from llm_effects import LLMRequest, generate, open_env, run, scripted_env, usage
 from llm_effects.config import LLMConfig, StorageConfig
 from llm_effects.effects.effect import result_of
 from llm_effects.manager import new_memory
-from llm_effects.stores.ledger.sql import MOST_UNSETTLED, RowBuffer, SqlLedger
+from llm_effects.stores.ledger.sql import MAX_UNCOMMITTED, RowBuffer, SqlLedger
 from llm_effects.stores.open import open_storage, usable
 from llm_effects.stores.sql.database import file_database
 from llm_effects.values.records import LedgerRow
@@ -169,7 +169,7 @@ async def test_of_too_many_settlements_those_that_cost_nothing_make_room(path: P
     await given_by(ledger.reserve(first))
     with locked(path):
         await ledger.commit(first, Decimal("0.5"))
-    ledger._keep((hold(f"unsure-{number}", "1"), Decimal(0)) for number in range(MOST_UNSETTLED))
+    ledger._commit_later((hold(f"unsure-{number}", "1"), Decimal(0)) for number in range(MAX_UNCOMMITTED))
     await ledger.commit(second, Decimal(0))
     assert not is_successful(await result_of(ledger.reserve(second)))
     assert is_successful(await result_of(ledger.reserve(evolve(second, amount=Decimal("0.5")))))
@@ -262,7 +262,7 @@ async def test_a_storage_that_is_wrongly_configured_is_told_and_nothing_is_spent
 
 
 def test_a_buffer_is_bounded_and_counts_what_it_dropped() -> None:
-    buffer = RowBuffer(batch=2, most=5)
+    buffer = RowBuffer(batch=2, max_rows=5)
     rows = rows_of(9)
     assert buffer.add(rows[0]) == ()
     assert buffer.add(rows[1]) == (rows[0], rows[1])

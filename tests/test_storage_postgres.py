@@ -124,7 +124,7 @@ async def test_fault_128_a_commit_that_nobody_knows_of_is_repeated_only_where_th
         failure = result.failure()
         assert isinstance(failure, StorageFailed)
         assert (failure.transient, work.tries) == (True, 1)
-        assert "may be there or not" in failure.message
+        assert "it may be stored or not" in failure.message
     assert await stored(database) == int(repeatable)
     await database.aclose()
 

@@ -283,8 +283,8 @@ async def contend(limits: MemoryLimits, count: int, quota: Quota) -> int:
 async def test_fault_104_cancellation_under_contention_leaks_no_permit(count: int) -> None:
     limits, quota = MemoryLimits(), Quota(concurrency=3, requests=1_000_000)
     assert await contend(limits, count, quota) > 10
-    room = limits._rooms.of("m")
-    assert (room.standing.in_flight, room.line.waiting, sum(amount for _, amount in room.standing.requests.cells)) == (
+    state = limits._states.of("m")
+    assert (state.limiter.in_flight, state.queue.waiting, sum(amount for _, amount in state.limiter.requests.cells)) == (
         0,
         0,
         0,

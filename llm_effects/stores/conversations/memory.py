@@ -1,4 +1,4 @@
-"""Conversations in this process: they last as long as the store does."""
+"""Conversations in memory: they last as long as the store object."""
 
 from bisect import bisect_right, insort
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.stores.conversations.rules import (
-    CLASH,
+    DUPLICATE_MESSAGE_ID,
     added,
+    advanced,
     begun,
     ended,
-    moved,
+    invalid_id,
     new_turns,
     no_conversation,
     no_intent,
     no_turn,
-    wrong_id,
 )
 from llm_effects.values.conversations import (
     Conversation,
@@ -34,89 +34,88 @@ from llm_effects.values.conversations import (
 )
 from llm_effects.values.errors import ConversationConflict, LLMError
 
-# One conversation in memory, with all that it holds.
-
 
 @define(eq=False)
 class ConversationRecord:
-    """A conversation, its turns by number, and what finds them quickly."""
+    """A conversation, its turns by number, and indexes of them."""
 
     conversation: Conversation
     turns: list[Turn] = field(factory=list[Turn], init=False)
-    places: dict[str, int] = field(factory=dict[str, int], init=False)
-    messages: set[str] = field(factory=set[str], init=False)
+    index_by_id: dict[str, int] = field(factory=dict[str, int], init=False)
+    message_ids: set[str] = field(factory=set[str], init=False)
     pinned: set[int] = field(factory=set[int], init=False)
     summary: Summary | None = field(default=None, init=False)
 
     def read(self, newest: int | None) -> History:
-        """Give the newest turns, or all."""
+        """Return the conversation with its newest turns, or all."""
         first = 0 if newest is None else max(0, len(self.turns) - max(0, newest))
         return History(
             conversation=self.conversation,
             turns=tuple(self.turns[first:]),
             complete=first == 0,
-            pinned=tuple(self.turns[place] for place in sorted(self.pinned) if place < first),
+            pinned=tuple(self.turns[index] for index in sorted(self.pinned) if index < first),
             summary=self.summary,
         )
 
     def find(self, turn_id: str) -> Turn | None:
-        """Give the turn with an id."""
-        place = self.places.get(turn_id)
-        return None if place is None else self.turns[place]
+        """Return the turn with an id."""
+        index = self.index_by_id.get(turn_id)
+        return None if index is None else self.turns[index]
 
     def begin(self, expected: int, turn: Turn) -> Result[Turn, LLMError]:
-        """Begin a turn, or take it up again."""
-        there = self.find(turn.id)
-        return self._written(there, begun(there, self.conversation, expected, turn))
+        """Begin a turn, or begin it again."""
+        stored = self.find(turn.id)
+        return self._update(stored, begun(stored, self.conversation, expected, turn))
 
     def finish(
-        self, turn_id: str, state: TurnState, came: tuple[StoredMessage, ...], error: str | None
+        self, turn_id: str, state: TurnState, answer: tuple[StoredMessage, ...], error: str | None
     ) -> Result[Turn, LLMError]:
         """End a turn."""
-        there = self.find(turn_id)
-        if there is None:
+        stored = self.find(turn_id)
+        if stored is None:
             return Failure(no_turn(turn_id))
-        return self._written(there, ended(there, state, came, error))
+        return self._update(stored, ended(stored, state, answer, error))
 
     def append(self, expected: int, turns: tuple[Turn, ...]) -> Result[Conversation, LLMError]:
-        """Add the turns that are not there."""
-        new = added(self.conversation, new_turns(turns, self.places), expected)
+        """Append the turns that are not stored yet."""
+        new = added(self.conversation, new_turns(turns, self.index_by_id), expected)
         if not is_successful(new):
             return Failure(new.failure())
-        return self._kept(new.unwrap(), len(new.unwrap())).map(lambda _: self.conversation)
+        return self._store(new.unwrap(), len(new.unwrap())).map(lambda _: self.conversation)
 
     def summarise(self, summary: Summary) -> Result[None, LLMError]:
-        """Keep a summary that reaches as far as the one that is there."""
+        """Store a summary, unless the stored one covers more turns."""
         if self.summary is None or summary.upto >= self.summary.upto:
             self.summary = summary
         return Success(None)
 
-    def _written(self, there: Turn | None, made: Result[Turn, LLMError]) -> Result[Turn, LLMError]:
-        if not is_successful(made) or made.unwrap() is there:
-            return made
-        return self._kept((made.unwrap(),), int(there is None)).map(lambda _: made.unwrap())
+    def _update(self, stored: Turn | None, turn: Result[Turn, LLMError]) -> Result[Turn, LLMError]:
+        if not is_successful(turn) or turn.unwrap() is stored:
+            return turn
+        return self._store((turn.unwrap(),), int(stored is None)).map(lambda _: turn.unwrap())
 
-    def _kept(self, turns: tuple[Turn, ...], new: int) -> Result[None, LLMError]:
-        """Store turns, new ones or in the place of what they were, and move on; all or none."""
-        fresh = [(turn.number - 1, each) for turn in turns for each in turn.messages[self._known(turn) :]]
-        ids = {each.id for _, each in fresh}
-        if len(ids) < len(fresh) or ids & self.messages:
-            return Failure(CLASH)
+    def _store(self, turns: tuple[Turn, ...], new: int) -> Result[None, LLMError]:
+        """Add or replace turns, all or none, and advance the conversation by a version."""
+        messages = [(turn.number - 1, each) for turn in turns for each in turn.messages[self._stored(turn) :]]
+        ids = {each.id for _, each in messages}
+        if len(ids) < len(messages) or ids & self.message_ids:
+            return Failure(DUPLICATE_MESSAGE_ID)
         for turn in turns:
             self.turns[turn.number - 1 : turn.number] = [turn]
-            self.places[turn.id] = turn.number - 1
-        self.messages |= ids
-        self.pinned |= {place for place, each in fresh if each.pinned}
+            self.index_by_id[turn.id] = turn.number - 1
+        self.message_ids |= ids
+        self.pinned |= {index for index, each in messages if each.pinned}
         if turns:
-            self.conversation = moved(self.conversation, turns, new)
+            self.conversation = advanced(self.conversation, turns, new)
         return Success(None)
 
-    def _known(self, turn: Turn) -> int:
-        there = self.find(turn.id)
-        return 0 if there is None else len(there.messages)
+    def _stored(self, turn: Turn) -> int:
+        """Return how many of a turn's messages are stored."""
+        stored = self.find(turn.id)
+        return 0 if stored is None else len(stored.messages)
 
 
-_Made = TypeVar("_Made")
+_Value = TypeVar("_Value")
 _Owner: TypeAlias = str | None
 _Key: TypeAlias = tuple[_Owner, str]
 
@@ -136,7 +135,7 @@ class MemoryConversations:
     <IOResult: <Success: None>>
     """
 
-    _books: dict[_Key, ConversationRecord] = field(factory=dict[_Key, ConversationRecord], init=False, repr=False)
+    _records: dict[_Key, ConversationRecord] = field(factory=dict[_Key, ConversationRecord], init=False, repr=False)
     _ids: dict[_Owner, list[str]] = field(factory=dict[_Owner, list[str]], init=False, repr=False)
     _journal: dict[_Key, dict[str, JournalEntry]] = field(
         factory=dict[_Key, dict[str, JournalEntry]], init=False, repr=False
@@ -144,8 +143,8 @@ class MemoryConversations:
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
     def start(self, conversation: Conversation) -> FutureResult[Conversation, LLMError]:
-        """Keep a new conversation; an id that the owner has already is a ``ConversationConflict``."""
-        return self._done(None, partial(self._start, evolve(conversation, version=0, turns=0)))
+        """Store a new conversation; an id that the owner already uses is a ``ConversationConflict``."""
+        return self._run(None, partial(self._start, evolve(conversation, version=0, turns=0)))
 
     def load(
         self, conversation_id: str, owner: str | None, newest: int | None = None
@@ -153,28 +152,29 @@ class MemoryConversations:
         """Read a conversation: its ``newest`` turns, or all."""
 
         def work() -> Result[History | None, LLMError]:
-            book = self._books.get((owner, conversation_id))
-            return Success(None if book is None else book.read(newest))
+            record = self._records.get((owner, conversation_id))
+            return Success(None if record is None else record.read(newest))
 
-        return self._done(owner, work, conversation_id=conversation_id)
+        return self._run(owner, work, conversation_id=conversation_id)
 
     def page(
         self, owner: str | None, limit: int, after: str | None = None
     ) -> FutureResult[tuple[Conversation, ...], LLMError]:
-        """Give an owner's conversations by their ids, at most ``limit`` after an id."""
+        """Return an owner's conversations in the order of their ids, at most ``limit`` after an id."""
 
         def work() -> Result[tuple[Conversation, ...], LLMError]:
             ids = self._ids.get(owner, [])
             first = 0 if after is None else bisect_right(ids, after)
-            return Success(tuple(self._books[owner, each].conversation for each in ids[first : first + max(0, limit)]))
+            page = ids[first : first + max(0, limit)]
+            return Success(tuple(self._records[owner, each].conversation for each in page))
 
-        return self._done(owner, work, **({} if after is None else {"after": after}))
+        return self._run(owner, work, **({} if after is None else {"after": after}))
 
     def begin_turn(
         self, conversation_id: str, owner: str | None, expected_version: int, turn: Turn
     ) -> FutureResult[Turn, LLMError]:
-        """Store what is asked, before it is."""
-        return self._on(conversation_id, owner, lambda book: book.begin(expected_version, turn))
+        """Store the question of a turn, before it is sent."""
+        return self._on_record(conversation_id, owner, lambda record: record.begin(expected_version, turn))
 
     def finish_turn(
         self,
@@ -186,34 +186,34 @@ class MemoryConversations:
         *,
         error: str | None = None,
     ) -> FutureResult[Turn, LLMError]:
-        """Store what came of a turn."""
-        return self._on(
-            conversation_id, owner, lambda book: book.finish(turn_id, state, messages, error), turn_id=turn_id
+        """Store the end of a turn."""
+        return self._on_record(
+            conversation_id, owner, lambda record: record.finish(turn_id, state, messages, error), turn_id=turn_id
         )
 
     def append(
         self, conversation_id: str, owner: str | None, expected_version: int, turns: tuple[Turn, ...]
     ) -> FutureResult[Conversation, LLMError]:
-        """Store whole turns at once, all or none."""
-        return self._on(conversation_id, owner, lambda book: book.append(expected_version, turns))
+        """Store whole turns, all or none."""
+        return self._on_record(conversation_id, owner, lambda record: record.append(expected_version, turns))
 
     def summarise(self, conversation_id: str, owner: str | None, summary: Summary) -> FutureResult[None, LLMError]:
-        """Keep a summary, unless there is one that reaches further."""
-        return self._on(conversation_id, owner, lambda book: book.summarise(summary))
+        """Store a summary, unless the stored one covers more turns."""
+        return self._on_record(conversation_id, owner, lambda record: record.summarise(summary))
 
     def delete(self, conversation_id: str, owner: str | None) -> FutureResult[bool, LLMError]:
-        """Drop a conversation; says whether there was one."""
+        """Delete a conversation; return whether there was one."""
 
         def work() -> Result[bool, LLMError]:
-            there = self._books.pop((owner, conversation_id), None) is not None
-            if there:
+            exists = self._records.pop((owner, conversation_id), None) is not None
+            if exists:
                 self._ids[owner].remove(conversation_id)
-            return Success(there)
+            return Success(exists)
 
-        return self._done(owner, work, conversation_id=conversation_id)
+        return self._run(owner, work, conversation_id=conversation_id)
 
     def intend(self, run_id: str, owner: str | None, key: str, intent: bytes) -> FutureResult[JournalEntry, LLMError]:
-        """Note what a run is about to do."""
+        """Record a step that a run is about to do."""
 
         def work() -> Result[JournalEntry, LLMError]:
             run = self._journal.setdefault((owner, run_id), {})
@@ -222,10 +222,10 @@ class MemoryConversations:
             run[key] = JournalEntry(key=key, intent=intent)
             return Success(evolve(run[key], fresh=True))
 
-        return self._done(owner, work, run_id=run_id, key=key)
+        return self._run(owner, work, run_id=run_id, key=key)
 
     def conclude(self, run_id: str, owner: str | None, key: str, result: bytes) -> FutureResult[None, LLMError]:
-        """Note what came of a step; the first result stays."""
+        """Record the result of a step; the first result stays."""
 
         def work() -> Result[None, LLMError]:
             run = self._journal.get((owner, run_id), {})
@@ -235,47 +235,47 @@ class MemoryConversations:
                 run[key] = evolve(run[key], result=result)
             return Success(None)
 
-        return self._done(owner, work, run_id=run_id, key=key)
+        return self._run(owner, work, run_id=run_id, key=key)
 
     def journal(self, run_id: str, owner: str | None) -> FutureResult[tuple[JournalEntry, ...], LLMError]:
-        """Give all that a run noted, in order."""
+        """Return all entries of a run, in order."""
 
         def work() -> Result[tuple[JournalEntry, ...], LLMError]:
             return Success(tuple(self._journal.get((owner, run_id), {}).values()))
 
-        return self._done(owner, work, run_id=run_id)
+        return self._run(owner, work, run_id=run_id)
 
     async def aclose(self) -> None:
-        """Let go of nothing: what is kept lasts as long as the store."""
+        """No-op: conversations last as long as the store object."""
 
     def _start(self, conversation: Conversation) -> Result[Conversation, LLMError]:
         key = (conversation.owner, conversation.id)
-        if key in self._books:
+        if key in self._records:
             return Failure(ConversationConflict(conversation_id=conversation.id))
-        self._books[key] = ConversationRecord(conversation)
+        self._records[key] = ConversationRecord(conversation)
         insort(self._ids.setdefault(conversation.owner, []), conversation.id)
         return Success(conversation)
 
-    def _on(
+    def _on_record(
         self,
         conversation_id: str,
         owner: str | None,
-        work: Callable[[ConversationRecord], Result[_Made, LLMError]],
+        work: Callable[[ConversationRecord], Result[_Value, LLMError]],
         **ids: str,
-    ) -> FutureResult[_Made, LLMError]:
-        def on_book() -> Result[_Made, LLMError]:
-            book = self._books.get((owner, conversation_id))
-            return Failure(no_conversation(conversation_id)) if book is None else work(book)
+    ) -> FutureResult[_Value, LLMError]:
+        def on_record() -> Result[_Value, LLMError]:
+            record = self._records.get((owner, conversation_id))
+            return Failure(no_conversation(conversation_id)) if record is None else work(record)
 
-        return self._done(owner, on_book, conversation_id=conversation_id, **ids)
+        return self._run(owner, on_record, conversation_id=conversation_id, **ids)
 
-    def _done(
-        self, owner: str | None, work: Callable[[], Result[_Made, LLMError]], **ids: str
-    ) -> FutureResult[_Made, LLMError]:
-        async def run() -> Result[_Made, LLMError]:
-            wrong = wrong_id(owner, **ids)
-            if wrong is not None:
-                return Failure(wrong)
+    def _run(
+        self, owner: str | None, work: Callable[[], Result[_Value, LLMError]], **ids: str
+    ) -> FutureResult[_Value, LLMError]:
+        async def run() -> Result[_Value, LLMError]:
+            invalid = invalid_id(owner, **ids)
+            if invalid is not None:
+                return Failure(invalid)
             with self._lock:
                 return work()
 

@@ -1,4 +1,4 @@
-"""What becomes of a conversation, as functions of values: the same rules for every store."""
+"""The rules of conversations, as pure functions that every store shares."""
 
 from collections.abc import Container, Sequence
 from datetime import datetime
@@ -11,54 +11,56 @@ from llm_effects.values.conversations import Conversation, StoredMessage, Turn, 
 from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked
 
 
-def begun(there: Turn | None, conversation: Conversation, expected: int, turn: Turn) -> Result[Turn, LLMError]:
-    """Decide on a turn that begins: as it is to be stored, or ``there`` itself where nothing is.
+def begun(stored: Turn | None, conversation: Conversation, expected: int, turn: Turn) -> Result[Turn, LLMError]:
+    """Return a turn that begins, as it is to be stored; ``stored`` itself means that nothing changes.
 
-    Whether a lease is over is judged by the clock of the caller, who says when the turn begins.
+    The caller's clock decides whether a lease is over: it is ``turn.begun_at``.
     """
-    if there is not None and not _free(there, turn.begun_at):
-        return Success(there)
+    if stored is not None and not _can_begin_again(stored, turn.begun_at):
+        return Success(stored)
     if conversation.version != expected:
         return Failure(ConversationConflict(conversation_id=conversation.id))
-    if there is None:
+    if stored is None:
         return Success(evolve(turn, number=conversation.turns + 1, state=TurnState.PENDING, error=None))
-    return Success(evolve(there, state=TurnState.PENDING, error=None, writer=turn.writer, lease_until=turn.lease_until))
+    return Success(
+        evolve(stored, state=TurnState.PENDING, error=None, writer=turn.writer, lease_until=turn.lease_until)
+    )
 
 
-def _free(there: Turn, at: datetime) -> bool:
-    return there.lease_until <= at if there.state is TurnState.PENDING else not there.settled
+def _can_begin_again(stored: Turn, at: datetime) -> bool:
+    return stored.lease_until <= at if stored.state is TurnState.PENDING else not stored.settled
 
 
-def ended(there: Turn, state: TurnState, came: tuple[StoredMessage, ...], error: str | None) -> Result[Turn, LLMError]:
-    """Decide on a turn that ends: as it is to be stored, or ``there`` itself where nothing is.
+def ended(
+    stored: Turn, state: TurnState, answer: tuple[StoredMessage, ...], error: str | None
+) -> Result[Turn, LLMError]:
+    """Return a turn that ends, as it is to be stored; ``stored`` itself means that nothing changes.
 
-    A turn that failed leaves only what was asked. An answer that arrives after a failure is kept all the same.
+    A failed turn keeps only its question. An answer that arrives after a failure is stored all the same.
     """
     if state is TurnState.PENDING:
         return Failure(InvalidRequest(message="state: a turn ends as finished, interrupted or failed"))
-    kept = () if state is TurnState.FAILED else came
-    if there.settled or (there.state is not TurnState.PENDING and not kept):
-        return Success(there)
-    return Success(evolve(there, state=state, error=error, messages=(*there.messages, *kept)))
+    messages = () if state is TurnState.FAILED else answer
+    if stored.settled or (stored.state is not TurnState.PENDING and not messages):
+        return Success(stored)
+    return Success(evolve(stored, state=state, error=error, messages=(*stored.messages, *messages)))
 
 
 def new_turns(turns: Sequence[Turn], known: Container[str]) -> tuple[Turn, ...]:
-    """Give the turns whose ids are not known yet; of two with one id the first."""
+    """Return the turns whose ids are not known yet; of several with one id, the first."""
     firsts = {turn.id: turn for turn in reversed(turns)}
     return tuple(firsts[each] for each in dict.fromkeys(turn.id for turn in turns) if each not in known)
 
 
-def added(
-    conversation: Conversation, new: Sequence[Turn], expected: int
-) -> Result[tuple[Turn, ...], ConversationConflict]:
-    """Number whole turns that are to follow; none is always right."""
+def added(conversation: Conversation, new: Sequence[Turn], expected: int) -> Result[tuple[Turn, ...], LLMError]:
+    """Number whole turns that are appended; appending none never conflicts."""
     if new and conversation.version != expected:
         return Failure(ConversationConflict(conversation_id=conversation.id))
     return Success(tuple(evolve(turn, number=conversation.turns + n) for n, turn in enumerate(new, 1)))
 
 
-def moved(conversation: Conversation, turns: Sequence[Turn], new: int) -> Conversation:
-    """Move a conversation on by one version: ``turns`` were written, of which so many are ``new``."""
+def advanced(conversation: Conversation, turns: Sequence[Turn], new: int) -> Conversation:
+    """Return the next version of a conversation, after ``turns`` were written, ``new`` of them for the first time."""
     messages = [each for turn in turns for each in turn.messages]
     times = (*(turn.begun_at for turn in turns), *(each.at for each in messages))
     models = [each.provenance.model for each in messages if each.provenance is not None]
@@ -72,34 +74,31 @@ def moved(conversation: Conversation, turns: Sequence[Turn], new: int) -> Conver
 
 
 def no_conversation(conversation_id: str) -> InvalidRequest:
-    """Say that the owner has no conversation with this id: also where somebody else has."""
+    """Build the error of a conversation that this owner does not have, even if another owner has it."""
     return InvalidRequest(message=f"conversation_id: there is no conversation {conversation_id!r}")
 
 
 def no_turn(turn_id: str) -> InvalidRequest:
-    """Say that a conversation has no turn with this id."""
+    """Build the error of a turn that a conversation does not have."""
     return InvalidRequest(message=f"turn_id: the conversation has no turn {turn_id!r}")
 
 
 def no_intent(key: str) -> InvalidRequest:
-    """Say that a run has noted no intent under this key."""
-    return InvalidRequest(message=f"key: the run has noted no intent {key!r}")
+    """Build the error of a result whose intent the run has not recorded."""
+    return InvalidRequest(message=f"key: the run has recorded no intent {key!r}")
 
 
-CLASH = InvalidRequest(message="messages: the id of a message is used once in a conversation")
-"""Two messages with one id."""
+DUPLICATE_MESSAGE_ID = InvalidRequest(message="messages: the id of a message is used once in a conversation")
+"""The error of two messages with one id."""
 
 
-# Ids that come from outside, checked before any store sees them.
+def invalid_id(owner: str | None, **ids: str) -> LLMError | None:
+    """Return the error of the first invalid id, by its name; ``None`` is a valid owner.
 
-
-def wrong_id(owner: str | None, **ids: str) -> LLMError | None:
-    """Give what is wrong with an owner or with one of the ids, by its name; nobody is an owner too.
-
-    >>> wrong_id(None, turn_id="1")
-    >>> wrong_id("", turn_id="1").message
+    >>> invalid_id(None, turn_id="1")
+    >>> invalid_id("", turn_id="1").message
     'owner: must not be blank'
     """
-    given = ids if owner is None else {"owner": owner, **ids}
-    results = (checked(check_id, name, each) for name, each in given.items())
+    named = ids if owner is None else {"owner": owner, **ids}
+    results = (checked(check_id, name, each) for name, each in named.items())
     return next((result.failure() for result in results if not is_successful(result)), None)

@@ -1,4 +1,4 @@
-"""The ledger of one process: its newest rows, and what is left of the budgets."""
+"""The ledger of one process: its newest rows, and all budgets."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from llm_effects.values.errors import BudgetExceeded, LLMError
 from llm_effects.values.records import LedgerRow
 
 KEPT: Final = 10_000
-"""How many rows are kept; the oldest one makes room."""
+"""How many rows are kept; a new row replaces the oldest one."""
 
-_MANY: Final = 1_000
+_ACCOUNTS: Final = 1_000  # above so many, ended ones are dropped
 
 
 @final
@@ -27,14 +27,14 @@ class MemoryLedger:
     """The newest rows and all budgets, for any number of event loops and threads."""
 
     _rows: deque[LedgerRow] = field(factory=lambda: deque[LedgerRow](maxlen=KEPT), init=False)
-    _taken: dict[str, Decimal] = field(factory=dict[str, Decimal], init=False)
+    _spent: dict[str, Decimal] = field(factory=dict[str, Decimal], init=False)
     _ends: dict[str, datetime] = field(factory=dict[str, datetime], init=False)
     _holds: dict[str, Hold] = field(factory=dict[str, Hold], init=False)
-    _many: int = field(default=_MANY, init=False)
+    _max_accounts: int = field(default=_ACCOUNTS, init=False)
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
     def record(self, row: LedgerRow) -> None:
-        """Book a row; the oldest one makes room."""
+        """Record a row; it replaces the oldest one when the ledger is full."""
         self._rows.append(row)
 
     def rows(
@@ -45,10 +45,10 @@ class MemoryLedger:
         before: LedgerRow | None = None,
         newest: int | None = None,
     ) -> FutureResult[Sequence[LedgerRow], LLMError]:
-        """Give the rows from a time up to another, oldest first: all of them, or the ``newest``."""
+        """Return the rows from ``since`` up to ``until``, oldest first: all of them, or the ``newest``."""
         rows = sorted((row for row in self._rows.copy() if within(row, since, until)), key=lambda row: row.at)
-        if before is not None:  # one that is gone has taken all before it along
-            rows = rows[: next((place for place, row in enumerate(rows) if row.id == before.id), 0)]
+        if before is not None:  # if it was dropped, so were all rows before it
+            rows = rows[: next((index for index, row in enumerate(rows) if row.id == before.id), 0)]
         return FutureResult.from_value(rows if newest is None else rows[max(0, len(rows) - newest) :])
 
     def reserve(self, hold: Hold) -> FutureResult[Hold, LLMError]:
@@ -60,38 +60,38 @@ class MemoryLedger:
                 if refused is not None:
                     return Failure(refused)
                 self._holds[hold.id] = hold
-                self._take(hold, hold.amount)
+                self._add(hold, hold.amount)
                 return Success(hold)
 
         return FutureResult(run())
 
     async def commit(self, hold: Hold, cost: Decimal) -> None:
-        """Spend what it came to and give the hold back, once."""
+        """Spend the cost and release the hold, once."""
         with self._lock:
             if self._holds.pop(hold.id, None) is not None:
-                self._take(hold, cost - hold.amount)
+                self._add(hold, cost - hold.amount)
 
     async def aclose(self) -> None:
-        """Let go of nothing: what is kept lasts as long as the ledger."""
+        """No-op: rows and budgets last as long as the ledger object."""
 
     def _refused(self, hold: Hold) -> BudgetExceeded | None:
-        answers = (check_budget(each, self._taken.get(each.key, Decimal(0)), hold.amount) for each in hold.accounts)
-        return next((each for each in answers if each is not None), None)
+        refusals = (check_budget(each, self._spent.get(each.key, Decimal(0)), hold.amount) for each in hold.accounts)
+        return next((each for each in refusals if each is not None), None)
 
-    def _take(self, hold: Hold, amount: Decimal) -> None:
+    def _add(self, hold: Hold, amount: Decimal) -> None:
         for account in hold.accounts:
-            self._taken[account.key] = self._taken.get(account.key, Decimal(0)) + amount
+            self._spent[account.key] = self._spent.get(account.key, Decimal(0)) + amount
             self._ends[account.key] = account.ends
-        if len(self._taken) > self._many:
+        if len(self._spent) > self._max_accounts:
             self._drop_ended(hold.at)
 
     def _drop_ended(self, now: datetime) -> None:
         held = {account.key for hold in self._holds.values() for account in hold.accounts}
         self._ends = {key: ends for key, ends in self._ends.items() if ends > now or key in held}
-        self._taken = {key: self._taken[key] for key in self._ends}
-        self._many = 2 * len(self._taken) + _MANY
+        self._spent = {key: self._spent[key] for key in self._ends}
+        self._max_accounts = 2 * len(self._spent) + _ACCOUNTS
 
 
 def within(row: LedgerRow, since: datetime | None, until: datetime | None) -> bool:
-    """Whether a row is of a time from one up to another."""
+    """Return whether a row's time is from ``since`` up to ``until``."""
     return (since is None or row.at >= since) and (until is None or row.at < until)

@@ -1,4 +1,7 @@
-"""A database, opened by its first use: units of work in transactions, on threads of their own, from any event loop."""
+"""A database, opened by its first use: transactions in its own threads, from any event loop.
+
+The database comes first, then its engines (how to connect), then the SQLite file, then URLs.
+"""
 
 import errno
 import sqlite3
@@ -8,7 +11,7 @@ from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, Generic, TypeVar, final
+from typing import Final, Generic, TypeVar, final
 from urllib.parse import quote
 
 from attrs import frozen
@@ -21,89 +24,39 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
-from llm_effects.stores.sql.driver_errors import CommitLost, Refused, error_of, problem_of, uncertain
+from llm_effects.stores.sql.driver_errors import CommitLost, Refused, error_of, problem_of, uncertain_commit
 from llm_effects.stores.sql.tables import MIGRATIONS, migrate
 from llm_effects.stores.sqlite_files import enable_wal, sqlite_file
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import ConfigurationError, LLMError
 
-# The SQLite file of a database: made for its owner only, known by a mark of ours, never another program's.
-
-
-STORAGE_MARK: Final = 0x6C6C6D73
-"""The ``application_id`` of our files: ``llms`` in ASCII."""
-
-_STRANGE_STORAGE: Final = "holds the tables of another program: give the storage a file of its own"
-
-
-def prepare(path: Path, wait_seconds: float) -> Callable[[], None]:
-    """Make the file, or see that it is ours; gives a check that it is still the one at the path.
-
-    What is written to a file that was moved away is lost to everybody else.
-    """
-    if not path.exists():
-        path.touch(mode=0o600)
-    status = path.stat()
-    if status.st_mode & 0o077:
-        with suppress(PermissionError):  # it may be another's
-            path.chmod(status.st_mode & 0o700)
-    with closing(connect(path, wait_seconds)) as file:
-        if not _is_ours(file):
-            enable_wal(file, time.monotonic() + wait_seconds)
-            _mark(file)
-
-    def check() -> None:
-        now = path.stat()
-        if (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino):
-            raise OSError(errno.ESTALE, "the file was replaced while it was open: open the storage again")
-
-    return check
-
-
-def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
-    """Connect to a file that is there; each commit reaches the disk before it returns."""
-    url = f"{path.absolute().as_uri()}?mode=rw"
-    file = sqlite3.connect(url, timeout=wait_seconds, isolation_level=None, uri=True, check_same_thread=False)
-    file.execute("PRAGMA synchronous = FULL")
-    file.execute("PRAGMA foreign_keys = ON")
-    return file
-
-
-def _mark(file: sqlite3.Connection) -> None:
-    with file:
-        file.execute("BEGIN IMMEDIATE")
-        if not _is_ours(file):  # nobody else was faster
-            file.execute(f"PRAGMA application_id = {STORAGE_MARK}")
-
-
-def _is_ours(file: sqlite3.Connection) -> bool:
-    """Whether the file has our mark; one that has not, and is not empty, is refused."""
-    query = "SELECT application_id, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id"
-    mark, tables = file.execute(query).fetchone()
-    if mark != STORAGE_MARK and (mark or tables):
-        raise Refused(ConfigurationError(message=f"storage.url: the file {_STRANGE_STORAGE}"))
-    return bool(mark == STORAGE_MARK)
-
-
-# Engines: how a database is connected to. Each has a way to read and a way to write.
-
+_Value = TypeVar("_Value")
 
 LOCK_WAIT_S: Final = 5.0
-"""How long somebody else may hold a file, or a row, in seconds, before a transaction gives up."""
+"""How long another process may lock a file or a row, in seconds, before a transaction fails."""
 
 READERS: Final = 4
-"""How many read at once."""
+"""How many transactions read at once."""
 
 WRITERS: Final = 8
-"""How many write at once to Postgres; to a file it is one."""
+"""How many transactions write to Postgres at once; to a file, one does."""
+
+TIMEOUT_S: Final = 20.0
+"""How long no transaction may succeed, in seconds, before waiting ones fail."""
+
+PAUSES_S: Final = (0.01, 0.05, 0.2)
+"""The pauses before each retry of a transaction that was rolled back, in seconds."""
+
+RETRY_S: Final = 2.0
+"""How long a transaction is retried, in seconds: one that waited long for a lock is not."""
 
 
 @final
 @frozen
 class Engines:
-    """Two views of one pool: a transaction that reads sees one moment, one that writes waits for its turn.
+    """Two views of one pool: reading transactions see one snapshot, writing ones wait for their locks.
 
-    ``check`` raises ``OSError`` once the database is not the one that was opened any more.
+    ``check`` raises ``OSError`` once the database is no longer the one that was opened.
     """
 
     reading: Engine
@@ -111,82 +64,17 @@ class Engines:
     check: Callable[[], None]
 
     def dispose(self) -> None:
-        """Close all connections that nobody uses."""
+        """Close all idle connections."""
         self.writing.dispose()
-
-
-def sqlite_engines(path: Path, lock_wait_seconds: float = LOCK_WAIT_S) -> Engines:
-    """Open a file, or make it."""
-    check = prepare(path, lock_wait_seconds)
-    engine = create_engine(
-        "sqlite://",
-        creator=partial(connect, path, lock_wait_seconds),
-        poolclass=QueuePool,
-        pool_size=READERS + 1,
-        max_overflow=0,
-        hide_parameters=True,
-    )
-    event.listen(engine, "begin", _begin)
-    return Engines(engine, engine.execution_options(writes=True), check)
-
-
-def _begin(connection: Connection) -> None:
-    """Begin by hand, since the driver would begin too late: who is to write must wait before it reads."""
-    writes = connection.get_execution_options().get("writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-_PATIENCE: Final[Mapping[str, str]] = {
-    "application_name": "llm_effects",
-    "connect_timeout": "5",  # s
-    "tcp_user_timeout": "10000",  # ms
-}
-
-
-def postgres_engines(url: URL) -> Engines:
-    """Make the engines of a server; nothing is connected yet."""
-    engine = create_engine(
-        url,
-        connect_args={name: each for name, each in _PATIENCE.items() if name not in url.query},
-        pool_size=READERS + WRITERS,
-        max_overflow=0,
-        hide_parameters=True,
-    )
-    event.listen(engine, "connect", _set_up)
-    reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    return Engines(reading, engine.execution_options(isolation_level="READ COMMITTED"), _nothing)
-
-
-def _set_up(connection: DBAPIConnection, _: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute(f"SET lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
-    cursor.close()
-    connection.commit()  # or it is forgotten with the transaction
-
-
-def _nothing() -> None:
-    """A server is always the same one."""
-
-
-_Made = TypeVar("_Made")
-
-TIMEOUT_S: Final = 20.0
-"""How long nothing may come to a good end, in seconds, before those who wait give up."""
-
-PAUSES_S: Final = (0.01, 0.05, 0.2)
-"""How long to wait before a transaction that was taken back is tried again, in seconds, each time."""
-
-AGAIN_S: Final = 2.0
-"""How long, in seconds, until it is not tried again: who has waited for a lock has waited enough."""
 
 
 @final
 @frozen(kw_only=True)
-class _Unit(Generic[_Made]):
-    """A unit of work. ``clash`` is what two rows with one key mean; ``repeatable``: twice is as good as once."""
+class _Unit(Generic[_Value]):
+    """A unit of work. ``clash`` is the error of a duplicate key; a ``repeatable`` unit may run twice."""
 
     operation: str
-    work: Callable[[Connection], Result[_Made, LLMError]]
+    work: Callable[[Connection], Result[_Value, LLMError]]
     reads: bool = False
     repeatable: bool = True
     clash: LLMError | None = None
@@ -194,9 +82,9 @@ class _Unit(Generic[_Made]):
 
 @final
 class Database:
-    """Transactions on a database that ``connect`` opens. ``where`` names it; ``secrets`` are never told.
+    """Transactions on a database that ``connect`` opens. Messages name it ``where``, and never show ``secrets``.
 
-    A transaction is stored once its result is a ``Success``, and leaves nothing otherwise.
+    A transaction is committed if its result is a ``Success``, and rolled back otherwise.
     """
 
     def __init__(
@@ -218,75 +106,77 @@ class Database:
         self._engines: Engines | None = None
 
     def read(
-        self, operation: str, work: Callable[[Connection], Result[_Made, LLMError]]
-    ) -> FutureResult[_Made, LLMError]:
-        """Read what is there at one moment."""
-        return self._done(self._readers, _Unit(operation=operation, work=work, reads=True))
+        self, operation: str, work: Callable[[Connection], Result[_Value, LLMError]]
+    ) -> FutureResult[_Value, LLMError]:
+        """Read from one snapshot."""
+        return self._submit(self._readers, _Unit(operation=operation, work=work, reads=True))
 
     def write(
         self,
         operation: str,
-        work: Callable[[Connection], Result[_Made, LLMError]],
+        work: Callable[[Connection], Result[_Value, LLMError]],
         *,
         repeatable: bool = True,
         clash: LLMError | None = None,
-    ) -> FutureResult[_Made, LLMError]:
-        """Read and write in one transaction, which may be tried again as a whole.
+    ) -> FutureResult[_Value, LLMError]:
+        """Read and write in one transaction, which is retried as a whole if it was rolled back.
 
-        ``repeatable`` says that a second time is as good as the first; another is not tried again after a connection
-        was lost in the middle of its commit. ``clash`` is the error for a second row with the same key.
+        Only a ``repeatable`` one, whose second run changes nothing, is retried after the connection was lost during the
+        commit. ``clash`` is the error of a duplicate key.
         """
         unit = _Unit(operation=operation, work=work, repeatable=repeatable, clash=clash)
-        return self._done(self._writers, unit)
+        return self._submit(self._writers, unit)
 
     def post(
         self,
         operation: str,
-        work: Callable[[Connection], Result[_Made, LLMError]],
-        told: Callable[[Result[_Made, LLMError]], None],
+        work: Callable[[Connection], Result[_Value, LLMError]],
+        done: Callable[[Result[_Value, LLMError]], None],
     ) -> bool:
-        """Write without waiting, as ``write`` does; ``told`` hears in a thread what came of it.
+        """Write as ``write`` does, without waiting; a thread calls ``done`` with the result.
 
-        Says whether it will be tried: no more, once it is closed.
+        Return whether the write was accepted: not once the database is closed.
         """
         unit = _Unit(operation=operation, work=work)
-        return self._writers.post(lambda: told(self._tried(unit)))
+        return self._writers.post(lambda: done(self._run(unit)))
 
     async def aclose(self) -> None:
-        """Close the connections after what has begun, and end the threads; a second time does nothing."""
+        """Close the connections after all started work, and end the threads; a second time is a no-op."""
         await self._readers.aclose(lambda: None)
         await self._writers.aclose(self._dispose)
 
-    def _done(self, worker: Worker, unit: _Unit[_Made]) -> FutureResult[_Made, LLMError]:
-        return FutureResult(worker.run(unit.operation, partial(self._tried, unit), self._timeout))
+    def _submit(self, worker: Worker, unit: _Unit[_Value]) -> FutureResult[_Value, LLMError]:
+        return FutureResult(worker.run(unit.operation, partial(self._run, unit), self._timeout))
 
-    # From here on in a thread.
+    # The rest runs in a thread.
 
-    def _tried(self, unit: _Unit[_Made]) -> Result[_Made, LLMError]:
-        until = time.monotonic() + AGAIN_S
-        result, again = self._attempted(unit)
+    def _run(self, unit: _Unit[_Value]) -> Result[_Value, LLMError]:
+        until = time.monotonic() + RETRY_S
+        result, retry = self._try(unit)
         for pause in PAUSES_S:
-            if not again or time.monotonic() > until:
+            if not retry or time.monotonic() > until:
                 break
             time.sleep(pause)
-            result, again = self._attempted(unit)
+            result, retry = self._try(unit)
         return result
 
-    def _attempted(self, unit: _Unit[_Made]) -> tuple[Result[_Made, LLMError], bool]:
-        """Do it once, and say whether it is worth another try."""
+    def _try(self, unit: _Unit[_Value]) -> tuple[Result[_Value, LLMError], bool]:
+        """Run a unit once; return its result, and whether to retry."""
         try:
-            return _once(self._opened(), unit), False
+            return _transact(self._open(), unit), False
         except Refused as refused:
             return Failure(refused.error), False
         except CommitLost:
-            return Failure(uncertain(unit.operation, self._where)), unit.repeatable
+            return Failure(uncertain_commit(unit.operation, self._where)), unit.repeatable
         except (DBAPIError, NoConnectionFree, OSError, sqlite3.DatabaseError) as exception:
             if unit.clash is not None and isinstance(exception, IntegrityError):
                 return Failure(unit.clash), False
             problem = problem_of(exception, *self._secrets)
-            return Failure(error_of(unit.operation, self._where, problem)), problem.taken_back or problem.lost
+            return Failure(
+                error_of(unit.operation, self._where, problem)
+            ), problem.rolled_back or problem.connection_lost
 
-    def _opened(self) -> Engines:
+    def _open(self) -> Engines:
         with self._lock:
             if self._engines is None:
                 self._engines = _migrated(self._connect())
@@ -306,72 +196,178 @@ def _migrated(engines: Engines) -> Engines:
     return engines
 
 
-def _once(engines: Engines, unit: _Unit[_Made]) -> Result[_Made, LLMError]:
+def _transact(engines: Engines, unit: _Unit[_Value]) -> Result[_Value, LLMError]:
     with (engines.reading if unit.reads else engines.writing).connect() as connection:
         transaction = connection.begin()
-        made = unit.work(connection)
-        if is_successful(made) and not unit.reads:
+        result = unit.work(connection)
+        if is_successful(result) and not unit.reads:
             _commit(transaction)
-        return made  # what was not stored is taken back with the connection
+        return result  # without a commit, closing the connection rolls back
 
 
 def _commit(transaction: Transaction) -> None:
     try:
         transaction.commit()
     except DBAPIError as exception:
-        if problem_of(exception).lost:
+        if problem_of(exception).connection_lost:
             raise CommitLost from exception
         raise
 
 
-# Which database a URL names.
+# Engines: how to connect to a file and to a server.
+
+
+def sqlite_engines(path: Path, lock_wait_seconds: float = LOCK_WAIT_S) -> Engines:
+    """Open a file, or create it."""
+    check = prepare(path, lock_wait_seconds)
+    engine = create_engine(
+        "sqlite://",
+        creator=partial(connect, path, lock_wait_seconds),
+        poolclass=QueuePool,
+        pool_size=READERS + 1,
+        max_overflow=0,
+        hide_parameters=True,
+    )
+    event.listen(engine, "begin", _begin)
+    return Engines(engine, engine.execution_options(writes=True), check)
+
+
+def _begin(connection: Connection) -> None:
+    """Begin explicitly, since the driver begins too late: a writer must wait for its lock before it reads."""
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+_TIMEOUTS: Final[Mapping[str, str]] = {
+    "application_name": "llm_effects",
+    "connect_timeout": "5",  # s
+    "tcp_user_timeout": "10000",  # ms
+}
+
+
+def postgres_engines(url: URL) -> Engines:
+    """Create the engines of a server, without connecting."""
+    engine = create_engine(
+        url,
+        connect_args={name: each for name, each in _TIMEOUTS.items() if name not in url.query},
+        pool_size=READERS + WRITERS,
+        max_overflow=0,
+        hide_parameters=True,
+    )
+    event.listen(engine, "connect", _set_up)
+    reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return Engines(reading, engine.execution_options(isolation_level="READ COMMITTED"), _no_check)
+
+
+def _set_up(connection: DBAPIConnection, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
+    cursor.close()
+    connection.commit()  # or the setting ends with the transaction
+
+
+def _no_check() -> None:
+    """No-op: a server cannot be replaced as a file can."""
+
+
+# The SQLite file: created for its owner only, marked as ours, and never another program's.
+
+
+STORAGE_MARK: Final = 0x6C6C6D73
+"""The ``application_id`` of our files: ``llms`` in ASCII."""
+
+_FOREIGN: Final = "holds the tables of another program: give the storage a file of its own"
+
+
+def prepare(path: Path, wait_seconds: float) -> Callable[[], None]:
+    """Create the file, or check that it is ours; return a check that it is still at the path.
+
+    Other processes never see what is written to a file that was moved away.
+    """
+    if not path.exists():
+        path.touch(mode=0o600)
+    status = path.stat()
+    if status.st_mode & 0o077:
+        with suppress(PermissionError):  # another user's file
+            path.chmod(status.st_mode & 0o700)
+    with closing(connect(path, wait_seconds)) as file:
+        if not _is_ours(file):
+            enable_wal(file, time.monotonic() + wait_seconds)
+            _mark(file)
+
+    def check() -> None:
+        now = path.stat()
+        if (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino):
+            raise OSError(errno.ESTALE, "the file was replaced while it was open: open the storage again")
+
+    return check
+
+
+def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
+    """Connect to an existing file; each commit reaches the disk before it returns."""
+    url = f"{path.absolute().as_uri()}?mode=rw"
+    file = sqlite3.connect(url, timeout=wait_seconds, isolation_level=None, uri=True, check_same_thread=False)
+    file.execute("PRAGMA synchronous = FULL")
+    file.execute("PRAGMA foreign_keys = ON")
+    return file
+
+
+def _mark(file: sqlite3.Connection) -> None:
+    with file:
+        file.execute("BEGIN IMMEDIATE")
+        if not _is_ours(file):  # unless another process was faster
+            file.execute(f"PRAGMA application_id = {STORAGE_MARK}")
+
+
+def _is_ours(file: sqlite3.Connection) -> bool:
+    """Return whether the file has our mark; refuse a file that has not and is not empty."""
+    query = "SELECT application_id, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id"
+    mark, tables = file.execute(query).fetchone()
+    if mark != STORAGE_MARK and (mark or tables):
+        raise Refused(ConfigurationError(message=f"storage.url: the file {_FOREIGN}"))
+    return bool(mark == STORAGE_MARK)
+
+
+# URLs.
 
 
 def open_database(url: str) -> Result[Database, ConfigurationError]:
-    """Make the database of a ``sqlite:///file`` or ``postgresql://`` URL; nothing is opened before its first use.
+    """Open the database of a ``sqlite:///file`` or ``postgresql://`` URL; nothing is connected before its first use.
 
-    >>> open_database("postgresql://me:hunter2@host:port/name").failure().message[:38]
-    'storage.url: is no URL of a Postgres s'
+    >>> open_database("postgresql://me:hunter2@host:port/name").failure().message[:41]
+    'storage.url: is not the URL of a Postgres'
     """
-    scheme = url.partition("://")[0].lower()
-    return _file(url) if scheme == "sqlite" else _server(url)
-
-
-def _wrong(message: str) -> Result[Any, ConfigurationError]:
-    return Failure(ConfigurationError(message=f"storage.url: {message}"))
-
-
-def _file(url: str) -> Result[Database, ConfigurationError]:
-    path = sqlite_file(url)
-    return Success(file_database(path.unwrap())) if is_successful(path) else _wrong(path.failure())
+    is_file = url.partition("://")[0].lower() == "sqlite"
+    database = sqlite_file(url).map(file_database) if is_file else _server_database(url)
+    return database.alt(lambda problem: ConfigurationError(message=f"storage.url: {problem}"))
 
 
 def file_database(
     path: Path, *, lock_wait_seconds: float = LOCK_WAIT_S, timeout_seconds: float = TIMEOUT_S
 ) -> Database:
-    """Make the database of a file: how long a lock is waited for, and when those who wait give up, in seconds."""
+    """Return the database of a file, with other time limits."""
     connect = partial(sqlite_engines, path, lock_wait_seconds)
     return Database(connect, str(path), timeout_seconds=timeout_seconds)
 
 
 _NO_SERVER: Final = (
-    "is no URL of a Postgres server: write postgresql://user:password@host:5432/name, "
-    "and a special letter of the password by its code, such as %23"
+    "is not the URL of a Postgres server: write postgresql://user:password@host:5432/name, "
+    "and percent-encode special characters of the password, such as %23"
 )
 _NO_DRIVER: Final = "the driver of Postgres is not installed: pip install 'llm-effects[sql]'"
 
 
-def _server(url: str) -> Result[Database, ConfigurationError]:
+def _server_database(url: str) -> Result[Database, str]:
     try:
         from psycopg import Error
         from psycopg.conninfo import make_conninfo
     except ModuleNotFoundError:
-        return _wrong(_NO_DRIVER)
+        return Failure(_NO_DRIVER)
     try:
         parts = make_url(url).set(drivername="postgresql+psycopg")
         make_conninfo(**{name: str(each) for name, each in parts.query.items()})
-    except (ArgumentError, ValueError, Error):  # their texts may show a part of a password
-        return _wrong(_NO_SERVER)
+    except (ArgumentError, ValueError, Error):  # their messages may show a part of a password
+        return Failure(_NO_SERVER)
     password = str(parts.password or "")
     secrets = (password, quote(password, safe=""))
     where = parts.set(password=None, query={}).render_as_string().partition("://")[2]

@@ -1,4 +1,4 @@
-"""What databases and their drivers say, turned into errors."""
+"""Exceptions of databases and their drivers, translated into errors."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -8,39 +8,40 @@ from attrs import frozen
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
+from llm_effects.stores.sqlite_files import sqlite_code
 from llm_effects.values.errors import Cause, ConfigurationError, LLMError, StorageFailed
 from llm_effects.values.secrets import scrub
 
-REPEATED: Final = frozenset({"40001", "40P01", "55P03"})
-"""Postgres took the transaction back: it could not be serialised, met a deadlock, or waited too long for a lock."""
+ROLLED_BACK: Final = frozenset({"40001", "40P01", "55P03"})
+"""Codes of a Postgres transaction that was rolled back: not serialisable, a deadlock, or a lock timeout."""
 
 _LOCKED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
-# Of Postgres by the first two letters of its codes: lost connections, resources, interventions of an operator, and
-# the server of a failover that only reads yet.
-_PASSING: Final = frozenset({"08", "40", "53", "55", "57", "25"})
-_LASTING: Final = frozenset({"53100"})  # the disk is full
+# Classes of Postgres codes (the first two letters): lost connections, resources, operator intervention, and a server
+# that is still read-only during a failover.
+_TRANSIENT: Final = frozenset({"08", "40", "53", "55", "57", "25"})
+_PERSISTENT: Final = frozenset({"53100"})  # the disk is full
 
-# Who is asking, what for, and tables that are not as they were made: nothing that the next try would mend.
-_SET_UP: Final = frozenset({"28", "3D", "3F", "42", "0A"})
+# Wrong credentials or database, and tables that differ from the migrations: retrying does not help.
+_MISCONFIGURED: Final = frozenset({"28", "3D", "3F", "42", "0A"})
 
-_OF_FILES: Final[Mapping[int, str]] = {
-    sqlite3.SQLITE_ERROR: "the tables are not as this version made them",
+_SQLITE_MESSAGES: Final[Mapping[int, str]] = {
+    sqlite3.SQLITE_ERROR: "the tables are not as this version creates them",
     sqlite3.SQLITE_BUSY: "the file is locked by another process",
     sqlite3.SQLITE_LOCKED: "the file is locked by another connection",
     sqlite3.SQLITE_FULL: "there is no room left on the disk",
     sqlite3.SQLITE_READONLY: "the file is read-only",
-    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: is its folder there, and may it be written to?",
+    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: check that its folder exists and is writable",
     sqlite3.SQLITE_NOTADB: "the file is no SQLite database: move it away, or name another one",
     sqlite3.SQLITE_CORRUPT: "the file is damaged: restore it from a backup",
 }
 
-_FILES_SET_UP: Final = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB})
+_SQLITE_MISCONFIGURED: Final = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB})
 
 
 @final
-class Refused(Exception):  # noqa: N818 - it carries an error, and is none of its own
-    """Breaks off a transaction with an error that no driver knows of."""
+class Refused(Exception):  # noqa: N818 - it carries an error value
+    """An error of our own that rolls a transaction back."""
 
     def __init__(self, error: LLMError) -> None:
         super().__init__(error.tag)
@@ -48,61 +49,61 @@ class Refused(Exception):  # noqa: N818 - it carries an error, and is none of it
 
 
 @final
-class CommitLost(Exception):  # noqa: N818 - named for what happened
-    """The connection went while a transaction was being committed: it may be stored or not."""
+class CommitLost(Exception):  # noqa: N818 - named for the event
+    """A connection lost during a commit: the transaction may be stored or not."""
 
 
 @final
 @frozen
 class Problem:
-    """What a database said: SQLite's number or Postgres' code, and its words without the values of rows."""
+    """A problem that a database reported: SQLite's or Postgres' code, and a message without values of rows."""
 
-    number: int
-    state: str
-    said: str
-    kind: str
-    lost: bool
+    sqlite_code: int
+    sqlstate: str
+    message: str
+    exception: str
+    connection_lost: bool
 
     @property
-    def taken_back(self) -> bool:
-        """Whether nothing was stored, and the same transaction may do better at once."""
-        return self.number in _LOCKED or self.state in REPEATED
+    def rolled_back(self) -> bool:
+        """Whether nothing was stored, and the same transaction may succeed at once."""
+        return self.sqlite_code in _LOCKED or self.sqlstate in ROLLED_BACK
 
     @property
     def transient(self) -> bool:
-        """Whether it may be over at the next try."""
-        passing = self.state[:2] in _PASSING and self.state not in _LASTING
-        return self.taken_back or self.lost or passing
+        """Whether a later try may succeed."""
+        passing = self.sqlstate[:2] in _TRANSIENT and self.sqlstate not in _PERSISTENT
+        return self.rolled_back or self.connection_lost or passing
 
     @property
-    def of_set_up(self) -> bool:
-        """Whether the set-up is wrong, not the store."""
-        return self.number in _FILES_SET_UP or self.state[:2] in _SET_UP
+    def misconfigured(self) -> bool:
+        """Whether the configuration is wrong, and the store itself works."""
+        return self.sqlite_code in _SQLITE_MISCONFIGURED or self.sqlstate[:2] in _MISCONFIGURED
 
 
 def problem_of(exception: DBAPIError | NoConnectionFree | OSError | sqlite3.DatabaseError, *secrets: str) -> Problem:
-    """Read what an exception says; of its statement and parameters nothing is kept."""
+    """Describe an exception, without its statement and parameters."""
     origin = exception.orig if isinstance(exception, DBAPIError) else exception
-    number = getattr(origin, "sqlite_errorcode", 0) & 0xFF  # what stands above says more than is needed here
+    code = sqlite_code(origin)
     state = getattr(origin, "sqlstate", None) or ""
-    words = getattr(getattr(origin, "diag", None), "message_primary", None) or getattr(origin, "strerror", None)
-    said = scrub(str(words or origin), *secrets)[:500]
-    unreachable = not isinstance(exception, OSError) and not number and not state  # the driver's own words only
+    text = getattr(getattr(origin, "diag", None), "message_primary", None) or getattr(origin, "strerror", None)
+    message = scrub(str(text or origin), *secrets)[:500]
+    unreachable = not isinstance(exception, OSError) and not code and not state  # the driver's own messages only
     lost = unreachable or (isinstance(exception, DBAPIError) and exception.connection_invalidated)
-    return Problem(number, state, said, type(origin).__name__, lost)
+    return Problem(code, state, message, type(origin).__name__, lost)
 
 
 def error_of(operation: str, where: str, problem: Problem) -> LLMError:
-    """Make an error of a problem; ``where`` names the store without its password."""
-    message = f"{where}: {_OF_FILES.get(problem.number) or problem.said}"
-    cause = Cause(problem.kind, problem.said)
-    code = problem.state or None
-    if problem.of_set_up:
+    """Build the error of a problem; ``where`` names the store without its password."""
+    message = f"{where}: {_SQLITE_MESSAGES.get(problem.sqlite_code) or problem.message}"
+    cause = Cause(problem.exception, problem.message)
+    code = problem.sqlstate or None
+    if problem.misconfigured:
         return ConfigurationError(message=message, code=code, cause=cause)
     return StorageFailed(operation=operation, message=message, transient=problem.transient, code=code, cause=cause)
 
 
-def uncertain(operation: str, where: str) -> StorageFailed:
-    """Say that nobody knows whether it was stored."""
-    message = f"{where}: the connection was lost while it was being stored: it may be there or not"
+def uncertain_commit(operation: str, where: str) -> StorageFailed:
+    """Build the error of a commit that may have been stored or not."""
+    message = f"{where}: the connection was lost during the commit: it may be stored or not"
     return StorageFailed(operation=operation, message=message, transient=True)
