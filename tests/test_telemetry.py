@@ -68,7 +68,7 @@ from llm_effects.stores.disabled import NoTelemetry
 from llm_effects.telemetry import conventions
 from llm_effects.telemetry.logs import LOGGER
 from llm_effects.telemetry.otel import SECONDS, TOKENS, open_telemetry
-from llm_effects.telemetry.spans import answered, asked
+from llm_effects.telemetry.spans import request_bodies, response_body
 from llm_effects.testing import Chunks, Delayed, answer
 from llm_effects.values import Tool
 from llm_effects.values.messages import Document
@@ -449,7 +449,7 @@ def test_every_part_of_a_message_has_its_form() -> None:
         Message("assistant", (ToolCall("1", "look", '{"at": 1}'),)),
         Message("tool", (ToolResult("1", "a lock"),)),
     )
-    told = json.loads(asked(LLMRequest(messages=messages), ONE)["gen_ai.input.messages"])
+    told = json.loads(request_bodies(LLMRequest(messages=messages), ONE)["gen_ai.input.messages"])
     assert [part for message in told for part in message["parts"]] == [
         {"type": "reasoning", "content": "hm"},
         {"type": "image", "mime_type": "image/png", "uri": None},
@@ -459,7 +459,7 @@ def test_every_part_of_a_message_has_its_form() -> None:
         {"type": "tool_call_response", "id": "1", "response": "a lock"},
     ]
     wants_tools = evolve(answer(""), parts=messages[1].parts, finish_reason=FinishReason.TOOL_CALLS)
-    assert json.loads(answered(wants_tools, ONE)["gen_ai.output.messages"])[0]["finish_reason"] == "tool_call"
+    assert json.loads(response_body(wants_tools, ONE)["gen_ai.output.messages"])[0]["finish_reason"] == "tool_call"
 
 
 def test_the_names_are_those_of_the_conventions() -> None:

@@ -22,7 +22,7 @@ from llm_effects.telemetry.spans import (
     attempt_opening,
     call_ending,
     call_opening,
-    error_of,
+    error_type,
     measures_of,
 )
 from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt
@@ -60,7 +60,7 @@ def end_call(call: Call, span: Span | None, outcome: Outcome, kind: str) -> None
     elif kind != CANCELLED:
         log_failure(call, kind)
     if span is not None:
-        unharmed(span.end, call_ending(call.history, outcome, kind), error_of(kind))
+        unharmed(span.end, call_ending(call.history, outcome, kind), error_type(kind))
 
 
 def _fell_back(call: Call, model: str) -> bool:
@@ -84,7 +84,7 @@ def end_attempt(call: Call, env: LLMEnv, span: Span | None, attempt: Attempt | N
         return
     if attempt is not None:
         unharmed(env.telemetry.record, measures_of(attempt, outcome, env.config))
-    unharmed(span.end, attempt_ending(attempt, outcome, env.config), error_of(_outcome_tag(attempt, outcome)))
+    unharmed(span.end, attempt_ending(attempt, outcome, env.config), error_type(_outcome_tag(attempt, outcome)))
 
 
 def _outcome_tag(attempt: Attempt | None, outcome: Outcome) -> str:

@@ -1,1 +1,1 @@
-"""What is told of calls to whoever watches: traces and metrics by the GenAI conventions, and the log."""
+"""Telemetry: OpenTelemetry traces and metrics by the GenAI conventions, and log records."""

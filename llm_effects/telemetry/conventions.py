@@ -1,8 +1,8 @@
-"""The names that telemetry goes by: OpenTelemetry's GenAI conventions, and our own below ``llm_effects.``.
+"""The names of attributes and metrics: OpenTelemetry's GenAI conventions, and our own below ``llm_effects.``.
 
 Source: opentelemetry-semantic-conventions 0.66b2, ``_incubating/attributes/gen_ai_attributes.py`` and
-``_incubating/metrics/gen_ai_metrics.py``. They are still being developed, so they are told here once; a test holds them
-against that package.
+``_incubating/metrics/gen_ai_metrics.py``. They are still in development, so they are written here once; a test compares
+them with that package.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ TOKEN_USAGE: Final = "gen_ai.client.token.usage"  # noqa: S105 - no password
 FIRST_CHUNK: Final = "gen_ai.client.operation.time_to_first_chunk"
 
 GENERATE: Final = "generate"
-"""The span of a whole call; each attempt is an inference of its own, below it."""
+"""The span of a whole call; each attempt has an inference span below it."""
 
 CALL_ID: Final = "llm_effects.call_id"
 TASK_TYPE: Final = "llm_effects.task_type"
@@ -72,4 +72,4 @@ PROVIDERS: Final[Mapping[str, str]] = {
     "gemini": "gcp.gemini",
     "mistral": "mistral_ai",
 }
-"""Well-known names of ``gen_ai.provider.name``, by preset; the other presets go by their own."""
+"""Well-known values of ``gen_ai.provider.name``, by preset; other presets use their own names."""

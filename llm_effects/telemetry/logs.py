@@ -1,6 +1,6 @@
-"""Log records: standard logging, silent until the application sets up a handler, without any prompt or key.
+"""Log records: standard logging, silent until the application adds a handler, without any prompt or key.
 
-Each record bears its facts as fields (``extra``), for a formatter that writes JSON: ``call_id``, ``model`` and so on.
+Each record has its facts as fields (``extra``), for a formatter that writes JSON: ``call_id``, ``model`` and so on.
 """
 
 import logging
@@ -15,45 +15,48 @@ from llm_effects.effects.call import Call
 from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, total_cost
 
 LOGGER: Final = logging.getLogger("llm_effects")
-"""The logger of the library: attempts at DEBUG (those that failed at INFO), what went wrong with a call at WARNING."""
+"""The logger of the library: attempts at DEBUG (failed ones at INFO), problems of a call at WARNING."""
 
 LOGGER.addHandler(logging.NullHandler())
 
 _Fields: TypeAlias = dict[str, str | int | float]
-_Given = ParamSpec("_Given")
-_Made = TypeVar("_Made")
+_Params = ParamSpec("_Params")
+_Value = TypeVar("_Value")
 
 
 @safe
-def _run(hook: Callable[[], _Made]) -> _Made:
+def _run(hook: Callable[[], _Value]) -> _Value:
     return hook()
 
 
-def unharmed(hook: Callable[_Given, _Made], *args: _Given.args, **kwargs: _Given.kwargs) -> _Made | None:
-    """Run what is not ours and only watches: whatever it raises is logged, and costs nobody an answer.
+def unharmed(
+    hook: Callable[_Params, _Value], *args: _Params.args, **kwargs: _Params.kwargs
+) -> _Value | None:
+    """Run an observer's hook; log what it raises, so that it never fails a call.
 
     >>> unharmed(int, "3"), unharmed(int, "three")
     (3, None)
     """
-    done = _run(partial(hook, *args, **kwargs))
-    if is_successful(done):
-        return done.unwrap()
-    _run(partial(LOGGER.warning, "a hook failed: %s", type(done.failure()).__name__, extra={"outcome": "hook failed"}))
+    result = _run(partial(hook, *args, **kwargs))
+    if is_successful(result):
+        return result.unwrap()
+    problem = type(result.failure()).__name__
+    _run(partial(LOGGER.warning, "a hook failed: %s", problem, extra={"outcome": "hook failed"}))
     return None
 
 
 def log_attempt(call: Call, attempt: Attempt) -> None:
-    """Note an attempt that was sent."""
+    """Log an attempt that was sent."""
     level = logging.DEBUG if attempt.outcome in {SUCCESS, CANCELLED} else logging.INFO
     if LOGGER.isEnabledFor(level):
-        unharmed(LOGGER.log, level, "attempt: %s", attempt.outcome, extra=_of_call(call) | _of_attempt(attempt))
+        unharmed(LOGGER.log, level, "attempt: %s", attempt.outcome, extra=_call_fields(call) | _attempt_fields(attempt))
 
 
 def log_failure(call: Call, tag: str) -> None:
-    """Warn of a call that failed."""
+    """Log a call that failed."""
     attempts = call.history.attempts
     cost = total_cost(attempt.cost for attempt in attempts)
-    fields = _of_call(call) | {"outcome": tag, "attempts": len(attempts)} | _of_cost(cost)
+    fields = _call_fields(call) | {"outcome": tag, "attempts": len(attempts)} | _cost_fields(cost)
     unharmed(LOGGER.warning, "call failed: %s", tag, extra=fields)
 
 
@@ -61,20 +64,20 @@ def log_fallback(call: Call, model: str) -> None:
     """Warn that another model answered than the first one asked."""
     first, attempts = call.history.attempts[0].model, len(call.history.attempts)
     fields = {"outcome": "fallback", "model": model, "instead_of": first, "attempts": attempts}
-    unharmed(LOGGER.warning, "answered by %s instead of %s", model, first, extra=_of_call(call) | fields)
+    unharmed(LOGGER.warning, "answered by %s instead of %s", model, first, extra=_call_fields(call) | fields)
 
 
 def log_cache_trouble(call: Call, operation: str) -> None:
-    """Warn of a cache that could not be read or written; what was wrong, the answer's ``warnings`` say."""
-    fields = _of_call(call) | {"outcome": "cache failed", "operation": operation}
+    """Log a cache that could not be read or written; the response's ``warnings`` say why."""
+    fields = _call_fields(call) | {"outcome": "cache failed", "operation": operation}
     unharmed(LOGGER.warning, "cache failed: %s", operation, extra=fields)
 
 
-def _of_call(call: Call) -> _Fields:
+def _call_fields(call: Call) -> _Fields:
     return {"call_id": call.id, "task_type": str(call.request.task_type)}
 
 
-def _of_attempt(attempt: Attempt) -> _Fields:
+def _attempt_fields(attempt: Attempt) -> _Fields:
     known = {
         "first_content_ms": attempt.first_content_ms,
         "input_tokens": attempt.usage.prompt_tokens,
@@ -87,9 +90,9 @@ def _of_attempt(attempt: Attempt) -> _Fields:
         "latency_ms": attempt.latency_ms,
         "wait_ms": attempt.wait_ms,
         **{name: value for name, value in known.items() if value is not None},
-        **_of_cost(attempt.cost),
+        **_cost_fields(attempt.cost),
     }
 
 
-def _of_cost(cost: Cost) -> _Fields:
+def _cost_fields(cost: Cost) -> _Fields:
     return {} if cost.usd is None else {"cost_usd": float(cost.usd)}

@@ -1,8 +1,8 @@
 """The edge to OpenTelemetry: ``pip install "llm-effects[otel]"``.
 
-Where the application sets up no provider, the API package gives its own, which record nothing: then nothing is gathered
-here either. Both the API and its SDK promise not to raise at run time, and an exporter that fails is logged by the SDK;
-what is not theirs (a span processor, say) may raise all the same, and is caught by whoever follows a piece of work.
+Unless the application sets up a provider, the API package uses its own, which record nothing: then nothing is collected
+here either. The API and its SDK promise not to raise at run time, and the SDK logs exporters that fail. Other code (a
+span processor, say) may raise all the same, and callers of this module catch that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ SCOPE: Final = "llm_effects"
 """The instrumentation scope: the library's name."""
 
 SECONDS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
-"""Bounds of the histograms of durations, as the conventions ask."""
+"""Bucket bounds of the durations, as the conventions require."""
 
 TOKENS: Final = tuple(4**power for power in range(14))
-"""Bounds of the histogram of tokens, as the conventions ask: 1, 4, 16 and so on."""
+"""Bucket bounds of the token counts, as the conventions require: 1, 4, 16 and so on."""
 
 _HISTOGRAMS: Final = (
     (names.DURATION, "s", "GenAI operation duration.", SECONDS),
@@ -40,7 +40,7 @@ _OWN_PROVIDERS: Final = ("opentelemetry.trace", "opentelemetry.metrics")
 @final
 @frozen(eq=False)
 class OpenTelemetry:
-    """Spans and metrics by OpenTelemetry."""
+    """Telemetry by OpenTelemetry's tracer and histograms."""
 
     tracer: Tracer
     histograms: Mapping[str, Histogram]
@@ -49,19 +49,19 @@ class OpenTelemetry:
 
     @property
     def active(self) -> bool:
-        """Whether anything is recorded; the application may set up its providers after this was made."""
+        """Whether anything is recorded; the application may set up its providers later."""
         return _records(self.tracers or trace.get_tracer_provider()) or _records(
             self.meters or metrics.get_meter_provider()
         )
 
     def begin(self, name: str, attributes: Attributes, *, client: bool = False) -> Span:
-        """Begin a span and make it the current one."""
+        """Start a span and make it the current one."""
         kind = SpanKind.CLIENT if client else SpanKind.INTERNAL
         span = self.tracer.start_span(name, kind=kind, attributes=attributes)
         return CurrentSpan(span, context.attach(trace.set_span_in_context(span)))
 
     def record(self, measures: Sequence[Measure]) -> None:
-        """Record figures, each in its histogram."""
+        """Record measures, each in its histogram."""
         for measure in measures:
             self.histograms[measure.metric].record(measure.value, measure.attributes)
 
@@ -69,13 +69,13 @@ class OpenTelemetry:
 @final
 @frozen(eq=False)
 class CurrentSpan:
-    """A span, and what was current before it."""
+    """A span, and the context before it."""
 
     span: trace.Span
     _before: Token[Context] = field(repr=False)
 
     def end(self, attributes: Attributes, error: str | None = None) -> None:
-        """End the span; its exception is not recorded, for its text may hold a prompt or a key."""
+        """End the span. No exception is recorded: its text may contain a prompt or a key."""
         context.detach(self._before)
         self.span.set_attributes(attributes)
         if error is not None:
@@ -85,7 +85,7 @@ class CurrentSpan:
 
 
 def open_telemetry(tracers: TracerProvider | None = None, meters: MeterProvider | None = None) -> OpenTelemetry:
-    """Follow calls with the given providers, or else with those that the application sets up, now or later.
+    """Return telemetry with the given providers, or with those that the application sets up, now or later.
 
     >>> open_telemetry().active
     False
@@ -102,5 +102,5 @@ def _histograms(meter: Meter) -> Mapping[str, Histogram]:
 
 
 def _records(provider: object) -> bool:
-    """Whether a provider is more than a stand-in of the API package."""
+    """Return whether a provider is not just the no-op of the API package."""
     return not type(provider).__module__.startswith(_OWN_PROVIDERS)
