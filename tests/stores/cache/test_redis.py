@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 ONE, TWO = key_of("one"), key_of("two")
 
 
-async def test_the_server_keeps_the_time(redis_server: str) -> None:
+async def test_the_server_expires_entries(redis_server: str) -> None:
     cache = open_redis(redis_server, prefix="time:", timeout_seconds=10).unwrap()
     await given_by(cache.put(ONE, b"1", 60))
     await given_by(cache.put(TWO, b"2", None))
@@ -37,7 +37,7 @@ async def test_the_server_keeps_the_time(redis_server: str) -> None:
     await cache.aclose()
 
 
-async def test_clear_leaves_the_keys_of_others(redis_server: str) -> None:
+async def test_clear_deletes_only_keys_with_the_prefix(redis_server: str) -> None:
     cache = open_redis(redis_server, prefix="a[b]*:", timeout_seconds=10).unwrap()
     with Redis.from_url(redis_server) as client:
         client.mset({"ab:mine": "1", "a[b]x:mine": "2"})
@@ -48,7 +48,7 @@ async def test_clear_leaves_the_keys_of_others(redis_server: str) -> None:
     await cache.aclose()
 
 
-async def test_fault_112_a_server_that_is_not_there_is_a_failure_at_once() -> None:
+async def test_fault_112_a_missing_server_fails_at_once() -> None:
     cache = open_redis(f"redis://:hunter2@127.0.0.1:{free_port()}").unwrap()
     failure = await failure_of(cache.get(ONE))
     assert failure.transient
@@ -57,13 +57,13 @@ async def test_fault_112_a_server_that_is_not_there_is_a_failure_at_once() -> No
     await cache.aclose()
 
 
-async def test_a_host_that_has_no_name_is_a_failure() -> None:
+async def test_an_unknown_host_fails() -> None:
     cache = open_redis(f"redis://{'a' * 64}.invalid", timeout_seconds=10).unwrap()
     assert (await failure_of(cache.put(ONE, b"1", 60))).operation == "put"
     await cache.aclose()
 
 
-async def test_a_password_is_used_and_never_shown() -> None:
+async def test_the_password_is_used_and_never_shown() -> None:
     with start("--requirepass", "hun#ter 2") as server:
         right = open_redis(server.url("hun%23ter%202"), timeout_seconds=10).unwrap()
         await given_by(right.put(ONE, b"1", 60))
@@ -77,7 +77,7 @@ async def test_a_password_is_used_and_never_shown() -> None:
             await wrong.aclose()
 
 
-async def test_another_type_at_our_key_is_a_failure_that_a_put_heals(redis_server: str) -> None:
+async def test_a_key_of_another_type_fails_until_it_is_overwritten(redis_server: str) -> None:
     cache = open_redis(redis_server, timeout_seconds=10).unwrap()
     with Redis.from_url(redis_server) as client:
         client.delete(PREFIX + ONE)
@@ -90,7 +90,7 @@ async def test_another_type_at_our_key_is_a_failure_that_a_put_heals(redis_serve
     await cache.aclose()
 
 
-async def test_fault_112_a_server_without_room_fails_writes_only() -> None:
+async def test_fault_112_a_full_server_fails_writes_but_not_reads() -> None:
     with start("--maxmemory", "100kb", "--maxmemory-policy", "noeviction") as server:
         cache = open_redis(server.url(), timeout_seconds=10).unwrap()
         assert not (await failure_of(cache.put(ONE, b"1", 60))).transient
@@ -98,7 +98,7 @@ async def test_fault_112_a_server_without_room_fails_writes_only() -> None:
         await cache.aclose()
 
 
-async def test_fault_112_a_server_that_makes_room_gives_an_entry_or_none() -> None:
+async def test_fault_112_a_server_that_evicts_returns_whole_entries_or_none() -> None:
     with start("--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru") as server:
         cache = open_redis(server.url(), timeout_seconds=10).unwrap()
         keys = [key_of(str(number)) for number in range(200)]
@@ -110,7 +110,7 @@ async def test_fault_112_a_server_that_makes_room_gives_an_entry_or_none() -> No
         await cache.aclose()
 
 
-async def test_fault_112_a_server_that_hangs_is_given_up_in_time_by_everybody() -> None:
+async def test_fault_112_a_server_that_hangs_fails_all_callers_in_time() -> None:
     with start() as server:
         cache = open_redis(server.url(), timeout_seconds=0.1).unwrap()
         for _ in range(5):
@@ -128,7 +128,7 @@ async def test_fault_112_a_server_that_hangs_is_given_up_in_time_by_everybody() 
         await cache.aclose()
 
 
-async def test_a_server_that_was_restarted_is_found_again() -> None:
+async def test_the_cache_reconnects_to_a_restarted_server() -> None:
     with start() as server:
         cache = open_redis(server.url(), timeout_seconds=10).unwrap()
         await given_by(cache.put(ONE, b"1", 60))
@@ -140,7 +140,7 @@ async def test_a_server_that_was_restarted_is_found_again() -> None:
     await cache.aclose()
 
 
-async def test_closing_leaves_no_connection() -> None:
+async def test_closing_closes_all_connections() -> None:
     with start() as server, Redis.from_url(server.url()) as client:
         cache = open_redis(server.url(), timeout_seconds=10).unwrap()
         async with anyio.create_task_group() as tasks:
@@ -157,7 +157,7 @@ def test_four_processes_share_a_server(redis_server: str) -> None:
     assert hammered(redis_server, rounds=150) == []
 
 
-def test_without_the_client_the_configuration_says_what_to_install() -> None:
+def test_without_the_client_the_error_names_the_extra_to_install() -> None:
     program = (
         "import sys; sys.modules['redis'] = None\n"
         "from llm_effects.config import CacheConfig\n"

@@ -58,6 +58,6 @@ def test_fault_121_a_killed_process_loses_nothing_that_was_acknowledged(url: str
     assert len(history.turns) <= len(begun) + ROUNDS
 
 
-def test_fault_127_processes_that_migrate_at_once_agree(url: str) -> None:
+def test_fault_127_processes_can_migrate_at_once(url: str) -> None:
     """Nobody has made the tables: four do at once, and one starts the conversation."""
     assert sorted(told_by(python("start", url, "w", "1"))) == ["ConversationConflict"] * 3 + ["started"]

@@ -5,7 +5,6 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from decimal import Decimal
 from types import ModuleType
 
@@ -32,13 +31,11 @@ from llm_effects import (
     LLMResponse,
     Message,
     ModelConfig,
-    ModelUnavailable,
     NetworkError,
     Preferences,
     RateLimitExceeded,
     Reasoning,
     RequestTimeout,
-    StorageFailed,
     Text,
     ToolCall,
     ToolResult,
@@ -135,7 +132,7 @@ async def ask(env: LLMEnv, request: LLMRequest = QUESTION) -> LLMResponse:
     return (await run(generate(request), env)).unwrap()
 
 
-async def test_a_call_is_a_span_with_its_attempt_below(watched: Watched) -> None:
+async def test_a_call_has_a_span_with_its_attempt_below(watched: Watched) -> None:
     usage = Usage(input_tokens=20, cache_read_tokens=80, output_tokens=5, reasoning_tokens=2)
     reply = evolve(answer(SAID), usage=usage, served_model="gpt-5.6-0101", request_id="req-1")
     wanted = Preferences(max_tokens=50, temperature=0, top_p=0.5, stop=("END",), seed=7)
@@ -183,7 +180,7 @@ async def test_a_call_is_a_span_with_its_attempt_below(watched: Watched) -> None
     }
 
 
-async def test_vectors_have_no_end_and_say_nothing(watched: Watched) -> None:
+async def test_embeddings_have_no_finish_reason_and_no_output(watched: Watched) -> None:
     small = evolve(STUDIO, provider="ollama", model="nomic-embed-text")
     await run(embed([CANARY]), watched.env(config=evolve(WITH_BODIES, models={"small": small})))
     (attempt,) = watched.spans.get_finished_spans()
@@ -193,7 +190,7 @@ async def test_vectors_have_no_end_and_say_nothing(watched: Watched) -> None:
     assert not attempt.attributes.keys() & {"gen_ai.response.finish_reasons", "gen_ai.output.messages"}
 
 
-async def test_a_retry_and_a_fallback_are_attempts_of_the_same_call(watched: Watched) -> None:
+async def test_retries_and_fallbacks_are_attempts_of_one_call(watched: Watched) -> None:
     env = watched.env(
         RateLimitExceeded(retry_after=0.001, status=429), AuthenticationFailed(status=401), SAID, config=TWO
     )
@@ -212,7 +209,7 @@ async def test_a_retry_and_a_fallback_are_attempts_of_the_same_call(watched: Wat
     assert parent.status.status_code is StatusCode.UNSET
 
 
-async def test_a_call_that_fails_names_its_error_and_says_nothing_of_the_message(watched: Watched) -> None:
+async def test_a_failed_call_has_its_error_type_but_not_its_message(watched: Watched) -> None:
     await run(generate(QUESTION), watched.env(InvalidRequest(message=f"cannot read {CANARY}")))
 
     parent, (attempt,) = watched.tree()
@@ -223,7 +220,7 @@ async def test_a_call_that_fails_names_its_error_and_says_nothing_of_the_message
     assert CANARY not in watched.everything()
 
 
-async def test_a_call_that_finds_no_model_has_no_attempt(watched: Watched) -> None:
+async def test_a_call_without_a_model_has_no_attempt(watched: Watched) -> None:
     await run(generate(evolve(QUESTION, model="nobody")), watched.env(SAID))
     parent, attempts = watched.tree()
     assert parent.status.status_code is StatusCode.ERROR
@@ -243,7 +240,7 @@ async def test_a_cached_answer_has_no_attempt(watched: Watched) -> None:
     assert parent.attributes["llm_effects.cost_usd"] == 0
 
 
-async def test_of_two_that_share_a_flight_one_has_the_attempt(watched: Watched) -> None:
+async def test_of_two_coalesced_calls_one_has_the_attempt(watched: Watched) -> None:
     env = evolve(watched.env(Delayed(0.02, SAID)), cache=MemoryCache(10))
     async with anyio.create_task_group() as both:
         both.start_soon(ask, env)
@@ -253,7 +250,7 @@ async def test_of_two_that_share_a_flight_one_has_the_attempt(watched: Watched) 
     assert sorted(s.attributes["llm_effects.attempts"] for s in spans if s.name == "generate") == [0, 1]
 
 
-async def test_a_stream_tells_the_time_to_its_first_content(watched: Watched) -> None:
+async def test_a_stream_records_the_time_to_its_first_content(watched: Watched) -> None:
     seen: list[bool] = []
 
     async def sink(event: object) -> None:
@@ -281,7 +278,7 @@ async def test_a_stream_that_breaks_is_an_error(watched: Watched) -> None:
     assert SAID not in watched.everything()
 
 
-async def test_a_stream_that_is_left_early_ends_its_spans(watched: Watched) -> None:
+async def test_leaving_a_stream_early_ends_its_spans(watched: Watched) -> None:
     env = watched.env(Chunks(("a", "b"), pause=0.002))
     async with open_stream(QUESTION)(env) as events:
         async for _ in events:
@@ -290,7 +287,7 @@ async def test_a_stream_that_is_left_early_ends_its_spans(watched: Watched) -> N
     assert {span.attributes["llm_effects.outcome"] for span in (parent, attempt)} == {"cancelled"}
 
 
-async def test_attempts_in_tasks_of_their_own_are_below_their_call(watched: Watched) -> None:
+async def test_attempts_in_other_tasks_are_below_their_call(watched: Watched) -> None:
     @layer
     async def twice(next: Generate, call: Call, env: LLMEnv) -> Answer:
         async with anyio.create_task_group() as both:
@@ -305,7 +302,7 @@ async def test_attempts_in_tasks_of_their_own_are_below_their_call(watched: Watc
     assert [each.attributes["llm_effects.outcome"] for each in attempts] == ["cancelled", "success"]
 
 
-async def test_a_cancelled_call_ends_its_spans_and_is_no_error(watched: Watched) -> None:
+async def test_a_cancelled_call_ends_its_spans_without_an_error(watched: Watched) -> None:
     env = watched.env(Delayed(60, SAID))
     with anyio.move_on_after(0.01):
         await run(generate(QUESTION), env)
@@ -318,7 +315,7 @@ async def test_a_cancelled_call_ends_its_spans_and_is_no_error(watched: Watched)
     assert not trace.get_current_span().is_recording()
 
 
-async def test_an_attempt_that_never_left_its_queue_says_so(watched: Watched) -> None:
+async def test_an_attempt_that_timed_out_in_its_queue_was_not_sent(watched: Watched) -> None:
     class Queue:
         def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
             call.attempt.record.queued_since = anyio.current_time()
@@ -339,7 +336,7 @@ async def test_a_deadline_is_an_error_of_the_attempt_and_of_the_call(watched: Wa
     assert {span.attributes["error.type"] for span in (parent, attempt)} == {RequestTimeout.tag}
 
 
-async def test_a_defect_names_its_class_and_not_its_text(watched: Watched) -> None:
+async def test_a_defect_has_its_class_but_not_its_message(watched: Watched) -> None:
     def broken(request: LLMRequest) -> str:
         raise KeyError(request.prompt)
 
@@ -358,7 +355,7 @@ async def test_the_callers_span_is_the_parent(watched: Watched) -> None:
     assert whole.parent.span_id == outer.get_span_context().span_id
 
 
-async def test_calls_side_by_side_keep_their_attempts_apart(watched: Watched) -> None:
+async def test_concurrent_calls_have_their_own_attempts(watched: Watched) -> None:
     env = watched.env(Delayed(0.005, SAID))
     async with anyio.create_task_group() as many:
         for number in range(10):
@@ -369,14 +366,14 @@ async def test_calls_side_by_side_keep_their_attempts_apart(watched: Watched) ->
     assert len(parents) == 10
 
 
-async def test_the_conversation_is_named(watched: Watched) -> None:
+async def test_spans_have_the_conversation_id(watched: Watched) -> None:
     talk = run_call(standard_pipeline, QUESTION, turn=TurnContext("talk-1"))
     await run(talk, watched.env(SAID))
     parent, (attempt,) = watched.tree()
     assert {span.attributes["gen_ai.conversation.id"] for span in (parent, attempt)} == {"talk-1"}
 
 
-async def test_figures_of_each_attempt(watched: Watched) -> None:
+async def test_each_attempt_records_its_measures(watched: Watched) -> None:
     usage = Usage(input_tokens=20, cache_read_tokens=80, output_tokens=5)
     env = watched.env(NetworkError(phase="reset"), evolve(answer(SAID), usage=usage))
     await ask(evolve(env, draw=lambda: 0.0))
@@ -403,13 +400,13 @@ async def test_figures_of_each_attempt(watched: Watched) -> None:
     }
 
 
-async def test_tokens_that_nobody_told_are_not_counted(watched: Watched) -> None:
+async def test_estimated_tokens_are_not_recorded(watched: Watched) -> None:
     usage = Usage(input_tokens=20, output_tokens=5, estimated=True)
     await ask(watched.env(evolve(answer(SAID), usage=usage)))
     assert not watched.points(conventions.TOKEN_USAGE)
 
 
-async def test_no_text_key_or_owner_is_told(watched: Watched) -> None:
+async def test_telemetry_contains_no_text_key_or_owner(watched: Watched) -> None:
     request = evolve(QUESTION, system="the system canary", tools=(Tool("look"),), metadata={"note": "the note canary"})
     await ask(watched.env(SAID), request)
     told = watched.everything()
@@ -418,7 +415,7 @@ async def test_no_text_key_or_owner_is_told(watched: Watched) -> None:
         assert secret not in told
 
 
-async def test_bodies_are_told_where_they_are_asked_for_and_without_keys(watched: Watched) -> None:
+async def test_message_bodies_are_opt_in_and_masked(watched: Watched) -> None:
     request = evolve(QUESTION, prompt=f"{CANARY}, with the key {KEY}", system="be brief", tools=(Tool("look"),))
     await ask(watched.env(SAID, config=WITH_BODIES), request)
     _, (attempt,) = watched.tree()
@@ -437,7 +434,7 @@ async def test_bodies_are_told_where_they_are_asked_for_and_without_keys(watched
     assert KEY not in watched.everything()
 
 
-def test_every_part_of_a_message_has_its_form() -> None:
+def test_every_kind_of_part_is_encoded() -> None:
     parts = (
         Reasoning("hm", opaque="sealed"),
         Image(data=b"png", media_type="image/png"),
@@ -462,7 +459,7 @@ def test_every_part_of_a_message_has_its_form() -> None:
     assert json.loads(response_body(wants_tools, ONE)["gen_ai.output.messages"])[0]["finish_reason"] == "tool_call"
 
 
-def test_the_names_are_those_of_the_conventions() -> None:
+def test_names_are_those_of_the_conventions() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # all of the GenAI names are marked as moved to a repository of their own
         from opentelemetry.semconv._incubating.attributes import (
@@ -508,14 +505,14 @@ class Broken:
 
 
 @pytest.mark.parametrize("begins", [True, False])
-async def test_a_telemetry_that_raises_costs_nobody_an_answer(begins: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_telemetry_that_raises_fails_no_call(begins: bool, caplog: pytest.LogCaptureFixture) -> None:
     env = evolve(scripted_env(SAID), telemetry=Broken(begins=begins))
     assert (await ask(env)).content == SAID
     assert "a hook failed: ValueError" in caplog.messages
     assert CANARY not in caplog.text
 
 
-async def test_a_span_processor_that_raises_costs_nobody_an_answer(watched: Watched) -> None:
+async def test_a_span_processor_that_raises_fails_no_call(watched: Watched) -> None:
     class Raising(SpanProcessor):
         def on_end(self, span: ReadableSpan) -> None:
             raise ValueError
@@ -525,7 +522,7 @@ async def test_a_span_processor_that_raises_costs_nobody_an_answer(watched: Watc
     assert not trace.get_current_span().is_recording()
 
 
-async def test_an_exporter_that_raises_costs_nobody_an_answer(watched: Watched) -> None:
+async def test_an_exporter_that_raises_fails_no_call(watched: Watched) -> None:
     class Raising(InMemorySpanExporter):
         def export(self, spans: object) -> object:
             raise ValueError
@@ -534,7 +531,7 @@ async def test_an_exporter_that_raises_costs_nobody_an_answer(watched: Watched) 
     assert (await ask(watched.env(SAID))).content == SAID
 
 
-async def test_where_nobody_listens_nothing_is_gathered() -> None:
+async def test_inactive_telemetry_and_logging_collect_nothing() -> None:
     """``Broken`` would be noticed: it raises at whatever it is told."""
     closed = evolve(scripted_env(SAID), telemetry=Broken(active=False, begins=False))
     LOGGER.addFilter(refuse := Refusing())
@@ -555,17 +552,17 @@ class Refusing(logging.Filter):
         return False
 
 
-def test_without_a_provider_nothing_is_active() -> None:
+def test_telemetry_is_inactive_without_a_provider() -> None:
     assert not open_telemetry().active
     assert not NoTelemetry().active
 
 
-def test_a_provider_of_either_kind_is_enough() -> None:
+def test_a_provider_of_either_kind_activates_telemetry() -> None:
     assert open_telemetry(tracers=TracerProvider()).active
     assert open_telemetry(meters=MeterProvider()).active
 
 
-def test_the_live_environment_follows_calls_unless_told_not_to() -> None:
+def test_the_live_environment_has_telemetry_unless_disabled() -> None:
     def made(config: LLMConfig) -> str:
         return type(live_env(config, live_clients(config, Transport())).telemetry).__name__
 
@@ -573,7 +570,7 @@ def test_the_live_environment_follows_calls_unless_told_not_to() -> None:
     assert made(evolve(ONE, telemetry=TelemetryConfig(enabled=False))) == "NoTelemetry"
 
 
-def test_without_the_package_nothing_is_followed() -> None:
+def test_without_the_package_telemetry_is_inactive() -> None:
     run_apart(
         "import sys; sys.modules['opentelemetry'] = None\n"
         "from llm_effects import LLMConfig\n"
@@ -586,103 +583,3 @@ def test_without_the_package_nothing_is_followed() -> None:
 
 def run_apart(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-
-
-FAILING = (
-    "import anyio\n"
-    "from llm_effects import LLMRequest, ModelUnavailable, generate, run, scripted_env\n"
-    "env = scripted_env(ModelUnavailable(reason='unknown_model'))\n"
-    "anyio.run(run, generate(LLMRequest(prompt='the prompt canary')), env).failure()\n"
-)
-
-
-def test_logs_are_silent_by_default() -> None:
-    done = run_apart(FAILING)
-    assert (done.stdout, done.stderr) == ("", "")
-
-
-def test_logs_speak_once_a_handler_is_set() -> None:
-    done = run_apart("import logging; logging.basicConfig()\n" + FAILING)
-    assert done.stderr == "WARNING:llm_effects:call failed: ModelUnavailable\n"
-
-
-@pytest.fixture
-def records() -> Iterator[list[logging.LogRecord]]:
-    """All records of the library, while a handler listens at every level."""
-    kept: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = kept.append
-    level = LOGGER.level
-    LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.DEBUG)
-    yield kept
-    LOGGER.removeHandler(handler)
-    LOGGER.setLevel(level)
-
-
-OWN = {*vars(logging.makeLogRecord({})), "message"}
-
-
-def fields_of(record: logging.LogRecord) -> dict[str, object]:
-    return {name: value for name, value in vars(record).items() if name not in OWN}
-
-
-async def test_each_attempt_is_a_record_with_fields(records: list[logging.LogRecord]) -> None:
-    await ask(scripted_env(SAID, config=ONE))
-    (record,) = records
-    assert (record.levelname, record.getMessage()) == ("DEBUG", "attempt: success")
-    told = fields_of(record)
-    assert told.pop("latency_ms") >= 0
-    assert told.pop("cost_usd") > 0
-    assert told == {
-        "call_id": "id-1",
-        "task_type": "general",
-        "model": "gpt",
-        "provider": "openai",
-        "outcome": "success",
-        "wait_ms": 0.0,
-        "input_tokens": 10,
-        "output_tokens": 3,
-    }
-
-
-async def test_a_fallback_is_warned_of(records: list[logging.LogRecord]) -> None:
-    response = await ask(scripted_env(ModelUnavailable(reason="unknown_model"), SAID, config=TWO))
-    first, second, last = records
-    assert [first.levelname, second.levelname, last.levelname] == ["INFO", "DEBUG", "WARNING"]
-    told = fields_of(last)
-    assert (told["outcome"], told["model"], told["instead_of"]) == (
-        "fallback",
-        response.model,
-        response.attempts[0].model,
-    )
-
-
-async def test_a_failed_call_is_warned_of_without_what_was_said(records: list[logging.LogRecord]) -> None:
-    await run(generate(QUESTION), scripted_env(InvalidRequest(message=f"{CANARY} {KEY}"), config=ONE))
-    assert [record.getMessage() for record in records] == ["attempt: InvalidRequest", "call failed: InvalidRequest"]
-    assert fields_of(records[-1])["attempts"] == 1
-    told = "".join(str(vars(record)) for record in records)
-    assert CANARY not in told
-    assert KEY not in told
-
-
-async def test_cache_trouble_is_warned_of(records: list[logging.LogRecord]) -> None:
-    class Failing:
-        def get(self, key: str) -> FutureResult[bytes | None, object]:
-            return FutureResult.from_failure(StorageFailed(operation="get", message=CANARY))
-
-    await ask(evolve(scripted_env(SAID), cache=Failing()))
-    (warned,) = [record for record in records if record.levelname == "WARNING"]
-    assert (warned.getMessage(), fields_of(warned)["operation"]) == ("cache failed: get", "get")
-
-
-async def test_a_handler_that_raises_costs_nobody_an_answer(records: list[logging.LogRecord]) -> None:
-    def broken(record: logging.LogRecord) -> bool:
-        raise ValueError
-
-    LOGGER.addFilter(broken)
-    try:
-        assert (await ask(scripted_env(SAID))).content == SAID
-    finally:
-        LOGGER.removeFilter(broken)

@@ -58,7 +58,7 @@ _NAMES = count()
 
 @given(STEPS, st.integers(0, 3), st.integers(0, 5), st.sampled_from([0, 7, 12]))
 @settings(max_examples=60)
-def test_the_server_counts_as_the_pure_functions_do(
+def test_the_scripts_count_as_the_pure_quotas_do(
     redis_server: str, steps: list[tuple[int, str, int, int]], places: int, rpm: int, tpm: int
 ) -> None:
     quota = Quota(concurrency=places or None, requests=rpm or None, tokens=tpm or None)
@@ -102,7 +102,7 @@ RULES = BreakerConfig(window_seconds=10, min_attempts=3, failure_rate=0.5, open_
 
 @given(MOVES)
 @settings(max_examples=60)
-def test_the_server_is_the_same_machine(redis_server: str, moves: list[tuple[int, str, bool]]) -> None:
+def test_the_scripts_agree_with_the_pure_circuit_breaker(redis_server: str, moves: list[tuple[int, str, bool]]) -> None:
     keys = [f"machine:{next(_NAMES)}:{kind}" for kind in ("breaker", "tries", "faults")]
     with Redis.from_url(redis_server) as client:
         scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
@@ -152,7 +152,7 @@ def test_four_processes_never_exceed_any_limit(redis_server: str) -> None:
     assert 2 <= most <= (QUOTA.concurrency or 0)
 
 
-def test_four_processes_have_one_breaker_and_one_probe(redis_server: str) -> None:
+def test_four_processes_share_one_breaker_and_one_probe(redis_server: str) -> None:
     with Redis.from_url(redis_server) as client:
         client.flushdb()
     passed = [
@@ -166,7 +166,7 @@ def test_four_processes_have_one_breaker_and_one_probe(redis_server: str) -> Non
     assert 8 <= len(counted) <= 8 + 16  # it opened once; who was inside then said nothing new
 
 
-def test_who_is_killed_gives_its_place_back_when_its_lease_is_over(redis_server: str) -> None:
+def test_the_lease_of_a_killed_process_frees_its_permit(redis_server: str) -> None:
     with Redis.from_url(redis_server) as client:
         client.flushdb()
     holder = python("hold", redis_server, "0")
@@ -189,7 +189,7 @@ def test_who_is_killed_gives_its_place_back_when_its_lease_is_over(redis_server:
 
 
 @pytest.mark.anyio
-async def test_every_key_has_an_end_and_tells_nothing(redis_server: str) -> None:
+async def test_every_key_expires_and_reveals_no_model(redis_server: str) -> None:
     limits = opened(redis_server)
     quota = Quota(concurrency=3, requests=10, tokens=100)
     said = RateLimits(requests=Allowance(limit=9, remaining=5, reset=1.0), at=anyio.current_time())
@@ -210,7 +210,7 @@ async def test_every_key_has_an_end_and_tells_nothing(redis_server: str) -> None
 
 
 @pytest.mark.anyio
-async def test_fault_104_cancels_leave_no_place_taken_on_the_server(redis_server: str) -> None:
+async def test_fault_104_cancelled_calls_leave_no_permit_on_the_server(redis_server: str) -> None:
     limits, quota = opened(redis_server), Quota(concurrency=2)
 
     async def one(number: int) -> None:
@@ -232,7 +232,7 @@ async def test_fault_104_cancels_leave_no_place_taken_on_the_server(redis_server
 
 
 @pytest.mark.anyio
-async def test_without_the_server_each_process_counts_alone_and_says_so() -> None:
+async def test_without_the_server_each_process_counts_alone_and_warns() -> None:
     config = LLMConfig(
         models={"m": ModelConfig(provider="lm-studio", model="m", requests_per_minute=2)},
         limits=LimitsConfig(url=f"redis://:hunter2@127.0.0.1:{free_port()}", queue_seconds=1),
@@ -245,7 +245,7 @@ async def test_without_the_server_each_process_counts_alone_and_says_so() -> Non
 
 
 @pytest.mark.anyio
-async def test_a_server_that_goes_away_keeps_nobody_inside() -> None:
+async def test_permits_are_released_when_the_server_goes_away() -> None:
     with start() as server:
         limits = opened(server.url(), timeout_seconds=0.5)
         ticket = await given_by(limits.acquire("m", PLACES, Demand(), 1.0, math.inf))
@@ -264,7 +264,7 @@ async def test_a_server_that_goes_away_keeps_nobody_inside() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("url", ["redis://localhost:port", "ftp://x", "nothing", "redis://h?surprise=1"])
-async def test_a_wrong_url_is_told_by_every_call(url: str) -> None:
+async def test_a_wrong_url_fails_every_call(url: str) -> None:
     config = LLMConfig(models={"m": ModelConfig(provider="lm-studio", model="m")}, limits=LimitsConfig(url=url))
     async with make_llm_manager(config, lambda env: evolve(env, clients=scripted("ok"))) as manager:
         error = (await manager.run(generate(ASK))).failure()
@@ -273,7 +273,7 @@ async def test_a_wrong_url_is_told_by_every_call(url: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_model_without_limits_asks_no_server() -> None:
+async def test_a_model_without_limits_does_not_use_the_server() -> None:
     limits = opened(f"redis://127.0.0.1:{free_port()}")
     ticket = await given_by(limits.acquire("m", Quota(), Demand(), 0.0, math.inf))
     await limits.release(ticket, ActualUsage())

@@ -19,15 +19,13 @@ from returns.pipeline import is_successful
 from llm_effects import LLMRequest, generate, open_env, run, scripted_env, usage_report
 from llm_effects.config import LLMConfig, StorageConfig
 from llm_effects.effects.effect import result_of
-from llm_effects.manager import new_memory
 from llm_effects.stores.ledger.sql import MAX_UNCOMMITTED, RowBuffer, SqlLedger
-from llm_effects.stores.open import open_storage, usable
 from llm_effects.stores.sql.database import file_database
 from llm_effects.values.records import LedgerRow
 from llm_effects.values.responses import Attempt
 from tests.fixtures.futures import given_by
 from tests.fixtures.holds import NOON, hold
-from tests.test_ledger_stores import EMPTY, rows_of
+from tests.fixtures.ledger_rows import EMPTY, rows_of
 
 pytestmark = pytest.mark.anyio
 
@@ -66,7 +64,7 @@ def _has_tables(path: Path) -> bool:
         return bool(file.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'llm_ledger'").fetchone()[0])
 
 
-async def test_rows_are_written_by_the_batch_and_the_rest_at_the_end(path: Path) -> None:
+async def test_rows_are_written_in_batches_and_the_rest_on_closing(path: Path) -> None:
     ledger = at(path, batch=10)
     for row in rows_of(25)[:9]:
         ledger.record(evolve(row, at=NOON))
@@ -80,7 +78,7 @@ async def test_rows_are_written_by_the_batch_and_the_rest_at_the_end(path: Path)
     assert stored(path) == 25
 
 
-async def test_a_row_is_not_kept_waiting_for_a_batch_by_seldom_calls(path: Path) -> None:
+async def test_a_row_does_not_wait_for_a_full_batch_for_ever(path: Path) -> None:
     ledger = at(path)
     ledger.record(EMPTY)
     ledger.record(evolve(EMPTY, id="call-3.1", at=NOON + timedelta(seconds=6)))
@@ -88,7 +86,7 @@ async def test_a_row_is_not_kept_waiting_for_a_batch_by_seldom_calls(path: Path)
     await ledger.aclose()
 
 
-async def test_a_row_that_is_booked_twice_is_there_once(path: Path) -> None:
+async def test_a_row_that_is_recorded_twice_is_stored_once(path: Path) -> None:
     for _ in range(2):
         ledger = at(path)
         ledger.record(EMPTY)
@@ -97,7 +95,7 @@ async def test_a_row_that_is_booked_twice_is_there_once(path: Path) -> None:
     assert stored(path) == 1
 
 
-async def test_a_ledger_that_cannot_be_written_costs_no_call_and_no_row(
+async def test_a_ledger_that_cannot_be_written_fails_no_call_and_loses_no_row(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ledger = at(path, batch=2)
@@ -118,7 +116,7 @@ async def test_a_ledger_that_cannot_be_written_costs_no_call_and_no_row(
     await ledger.aclose()
 
 
-async def test_rows_that_could_not_be_written_in_the_end_are_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_rows_that_closing_cannot_write_are_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ledger = at(path)
     await given_by(ledger.rows())
     ledger.record(EMPTY)
@@ -127,7 +125,7 @@ async def test_rows_that_could_not_be_written_in_the_end_are_told(path: Path, ca
     assert caplog.messages == ["the ledger was closed with 1 rows that could not be written"]
 
 
-async def test_a_batch_that_fails_while_the_ledger_is_closed_is_written_in_the_end(
+async def test_a_batch_that_fails_during_closing_is_written_after_all(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ledger = at(path, batch=2)
@@ -142,7 +140,7 @@ async def test_a_batch_that_fails_while_the_ledger_is_closed_is_written_in_the_e
     assert stored(path) == 2
 
 
-async def test_a_budget_that_cannot_be_asked_stops_the_call(path: Path) -> None:
+async def test_a_reservation_fails_when_the_database_cannot_be_written(path: Path) -> None:
     ledger = at(path)
     await given_by(ledger.rows())
     with locked(path):
@@ -151,7 +149,7 @@ async def test_a_budget_that_cannot_be_asked_stops_the_call(path: Path) -> None:
     await ledger.aclose()
 
 
-async def test_a_settlement_that_fails_is_made_up_for_by_the_next(path: Path) -> None:
+async def test_a_failed_commit_is_repeated_with_the_next_one(path: Path) -> None:
     ledger = at(path)
     first, second = hold("first", "1"), hold("second", "0.5")
     await given_by(ledger.reserve(first))
@@ -163,7 +161,7 @@ async def test_a_settlement_that_fails_is_made_up_for_by_the_next(path: Path) ->
     await ledger.aclose()
 
 
-async def test_of_too_many_settlements_those_that_cost_nothing_make_room(path: Path) -> None:
+async def test_of_too_many_pending_commits_the_free_ones_are_dropped(path: Path) -> None:
     ledger = at(path)
     first, second = hold("first", "1"), hold("second", "0.6")
     await given_by(ledger.reserve(first))
@@ -176,7 +174,7 @@ async def test_of_too_many_settlements_those_that_cost_nothing_make_room(path: P
     await ledger.aclose()
 
 
-async def test_no_cancellation_leaves_a_hold_behind(path: Path) -> None:
+async def test_a_cancelled_commit_releases_its_hold(path: Path) -> None:
     ledger = at(path)
     each = hold("h", "1")
     await given_by(ledger.reserve(each))
@@ -187,7 +185,7 @@ async def test_no_cancellation_leaves_a_hold_behind(path: Path) -> None:
     await ledger.aclose()
 
 
-async def test_a_deadline_does_not_wait_for_a_budget_that_cannot_be_asked(path: Path) -> None:
+async def test_a_deadline_interrupts_a_reservation_that_waits_for_a_lock(path: Path) -> None:
     ledger = SqlLedger(file_database(path))
     await given_by(ledger.rows())
     with locked(path), anyio.fail_after(2):
@@ -200,7 +198,7 @@ async def test_a_deadline_does_not_wait_for_a_budget_that_cannot_be_asked(path: 
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_cancellation_that_minds_no_shield_loses_neither_the_cost_nor_the_hold(path: Path) -> None:
+async def test_a_cancellation_that_ignores_shields_loses_neither_cost_nor_hold(path: Path) -> None:
     ledger = at(path)
     spent, unsure = hold("spent", "0.5"), hold("unsure", "0.5")
     await given_by(ledger.reserve(spent))
@@ -220,7 +218,7 @@ async def test_a_cancellation_that_minds_no_shield_loses_neither_the_cost_nor_th
     await ledger.aclose()
 
 
-async def test_a_hold_that_expired_is_free_and_booked_all_the_same_when_it_is_settled_late(path: Path) -> None:
+async def test_an_expired_hold_is_freed_and_its_late_commit_still_counts(path: Path) -> None:
     ledger = at(path)
     slow = hold("slow", "1")
     await given_by(ledger.reserve(slow))
@@ -234,14 +232,14 @@ async def test_a_hold_that_expired_is_free_and_booked_all_the_same_when_it_is_se
     await ledger.aclose()
 
 
-async def test_the_storage_of_a_configuration_has_the_ledger_too(path: Path) -> None:
+async def test_the_configured_storage_has_the_ledger_too(path: Path) -> None:
     config = LLMConfig(models={}, storage=StorageConfig(url=f"sqlite:///{path}"))
     async with open_env(config) as env:
         env.ledger.record(evolve(EMPTY, at=env.now()))
     assert stored(path) == 1
 
 
-async def test_routing_begins_with_what_the_ledger_knows(path: Path) -> None:
+async def test_routing_starts_with_statistics_from_the_ledger(path: Path) -> None:
     config = LLMConfig(models={}, storage=StorageConfig(url=f"sqlite:///{path}"))
     async with open_env(config) as env:
         slow = Attempt(model="gpt", provider="openai", outcome="success", latency_ms=1234.0)
@@ -251,17 +249,7 @@ async def test_routing_begins_with_what_the_ledger_knows(path: Path) -> None:
         assert env.health.statistics()["gpt"].latency_ms == 1234.0
 
 
-async def test_a_storage_that_is_wrongly_configured_is_told_and_nothing_is_spent() -> None:
-    opened = open_storage(StorageConfig(url="ftp://host"), new_memory())
-    ledger = usable(opened).ledger
-    ledger.record(EMPTY)
-    for refused in (await result_of(ledger.rows()), await result_of(ledger.reserve(hold("h", "1")))):
-        assert refused.failure().tag == "ConfigurationError"
-    await ledger.commit(hold("h", "1"), Decimal(1))
-    await ledger.aclose()
-
-
-def test_a_buffer_is_bounded_and_counts_what_it_dropped() -> None:
+def test_the_buffer_is_bounded_and_counts_dropped_rows() -> None:
     buffer = RowBuffer(batch=2, max_rows=5)
     rows = rows_of(9)
     assert buffer.add(rows[0]) == ()
@@ -274,7 +262,7 @@ def test_a_buffer_is_bounded_and_counts_what_it_dropped() -> None:
     assert buffer.dropped == 1
 
 
-def test_a_buffer_tries_again_after_as_many_rows_again() -> None:
+def test_the_buffer_retries_after_another_batch_of_rows() -> None:
     buffer = RowBuffer(batch=2)
     rows: list[LedgerRow] = [evolve(row, at=NOON) for row in rows_of(6)]
     buffer.add(rows[0])

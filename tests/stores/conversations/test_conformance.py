@@ -8,10 +8,9 @@ import anyio
 import pytest
 from attrs import evolve
 
-from llm_effects import make_llm_manager, open_env
+from llm_effects import make_llm_manager
 from llm_effects.config import LLMConfig
 from llm_effects.config.services import StorageConfig
-from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Conversations
 from llm_effects.stores.conversations.memory import MemoryConversations
 from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS, Check, Talk, texts
@@ -47,7 +46,7 @@ async def test_conformance(store: Conversations, check: Check) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_manager_that_is_entered_again_has_its_conversations(url: URL) -> None:
+async def test_conversations_are_there_when_a_manager_is_entered_again(url: URL) -> None:
     before = set(threading.enumerate())
     manager = make_llm_manager(LLMConfig(models={}, storage=StorageConfig(url=url)))
     async with manager:
@@ -57,10 +56,3 @@ async def test_a_manager_that_is_entered_again_has_its_conversations(url: URL) -
         assert texts(await evolve(talk, store=manager.env.conversations).read()) == ["why?", "because"]
     ours = ("llm-effects-w", "llm-effects-r")
     assert not [each for each in set(threading.enumerate()) - before if each.name.startswith(ours)]
-
-
-@pytest.mark.anyio
-async def test_a_storage_that_is_wrongly_configured_is_told_by_its_first_use() -> None:
-    async with open_env(LLMConfig(models={}, storage=StorageConfig(url="mysql://host"))) as env:
-        failure = (await result_of(env.conversations.load("c", None))).failure()
-    assert failure.tag == "ConfigurationError"

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -17,7 +18,7 @@ from returns.result import Result, Success
 from sqlalchemy import Connection, text
 
 from llm_effects.effects.effect import result_of
-from llm_effects.stores.conversations import sql as sql_turns
+from llm_effects.stores.conversations import sql as conversations_sql
 from llm_effects.stores.conversations.sql import SqlConversations
 from llm_effects.stores.sql.database import Database, file_database, sqlite_engines
 from llm_effects.stores.sql.tables import CONVERSATIONS, MIGRATIONS, Migration, migrate
@@ -25,7 +26,7 @@ from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS, Talk, a
 from llm_effects.values.conversations import TurnState
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
 from tests.fixtures.futures import run_in
-from tests.test_cache_sqlite import of_nobody, shared_folder, told
+from tests.fixtures.sqlite_files import as_unprivileged_user, execute, shared_folder
 
 __all__ = ["shared_folder"]
 
@@ -68,7 +69,7 @@ async def reading_fails(path: Path) -> LLMError:
 # The file.
 
 
-async def test_fault_133_only_the_owner_may_read_what_was_said(path: Path) -> None:
+async def test_fault_133_only_the_owner_may_read_the_file(path: Path) -> None:
     talk = await Talk(at(path)).started()
     files = list(path.parent.iterdir())
     assert len(files) == 3
@@ -82,7 +83,7 @@ async def test_fault_133_only_the_owner_may_read_what_was_said(path: Path) -> No
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-async def test_opening_a_store_makes_no_file_and_closing_leaves_no_thread(path: Path) -> None:
+async def test_opening_creates_no_file_and_closing_leaves_no_thread(path: Path) -> None:
     before = set(threading.enumerate())
     store = at(path)
     assert not path.exists()
@@ -116,8 +117,8 @@ async def test_fault_122_each_commit_reaches_the_disk(path: Path) -> None:
         ("CREATE TABLE llm_conversations (id)",),
     ],
 )
-async def test_the_file_of_another_program_is_left_alone(path: Path, statements: tuple[str, ...]) -> None:
-    told(path, *statements)
+async def test_the_file_of_another_program_is_refused(path: Path, statements: tuple[str, ...]) -> None:
+    execute(path, *statements)
     before = path.read_bytes()
     failure = await reading_fails(path)
     assert isinstance(failure, ConfigurationError)
@@ -126,7 +127,7 @@ async def test_the_file_of_another_program_is_left_alone(path: Path, statements:
 
 
 @pytest.mark.parametrize("content", [b"no database, but long enough to look like one\n" * 99, pickle.dumps({"a": 1})])
-async def test_a_file_that_is_no_database_is_left_alone(path: Path, content: bytes) -> None:
+async def test_a_file_that_is_no_database_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     failure = await reading_fails(path)
     assert isinstance(failure, ConfigurationError)
@@ -134,7 +135,7 @@ async def test_a_file_that_is_no_database_is_left_alone(path: Path, content: byt
     assert path.read_bytes() == content
 
 
-async def test_a_file_that_is_taken_away_while_it_is_open_is_a_failure_and_is_not_made_anew(path: Path) -> None:
+async def test_a_file_that_is_moved_while_open_fails_and_is_not_recreated(path: Path) -> None:
     talk = await Talk(at(path)).started()
     path.rename(path.with_name("moved"))
     failure = (await result_of(talk.store.load(talk.id, talk.owner))).failure()
@@ -154,9 +155,9 @@ async def test_a_file_that_is_taken_away_while_it_is_open_is_a_failure_and_is_no
 # Migrations.
 
 
-async def test_fault_127_a_newer_file_is_refused_and_left_as_it_is(path: Path) -> None:
+async def test_fault_127_a_newer_file_is_refused_and_not_changed(path: Path) -> None:
     await filled(path)
-    told(path, f"INSERT INTO llm_migrations VALUES ({len(MIGRATIONS) + 1}, 'tomorrow', 'x')")
+    execute(path, f"INSERT INTO llm_migrations VALUES ({len(MIGRATIONS) + 1}, 'tomorrow', 'x')")
     before = path.read_bytes()
     failure = await reading_fails(path)
     assert isinstance(failure, ConfigurationError)
@@ -166,26 +167,26 @@ async def test_fault_127_a_newer_file_is_refused_and_left_as_it_is(path: Path) -
 
 async def test_fault_127_a_file_with_other_migrations_is_refused(path: Path) -> None:
     await filled(path)
-    told(path, "UPDATE llm_migrations SET name = 'theirs' WHERE number = 1")
+    execute(path, "UPDATE llm_migrations SET name = 'theirs' WHERE number = 1")
     failure = await reading_fails(path)
     assert isinstance(failure, ConfigurationError)
     assert "does not know" in failure.message
 
 
-async def test_fault_127_a_migration_that_breaks_off_leaves_nothing(path: Path) -> None:
+async def test_fault_127_a_failed_migration_is_rolled_back(path: Path) -> None:
     broken = Migration("broken", ("CREATE TABLE half (id)", "CREATE TABLE half (id)"))
     with closing(sqlite3.connect(path)):
         engines = sqlite_engines(path)
         with pytest.raises(Exception, match="half already exists"):
             migrate(engines.reading, engines.writing, (*MIGRATIONS, broken))
         engines.dispose()
-    assert told(path, "SELECT count(*) FROM sqlite_schema WHERE name = 'half'") == 0
-    assert told(path, "SELECT count(*) FROM llm_migrations") == len(MIGRATIONS)
+    assert execute(path, "SELECT count(*) FROM sqlite_schema WHERE name = 'half'") == 0
+    assert execute(path, "SELECT count(*) FROM llm_migrations") == len(MIGRATIONS)
     await filled(path)
 
 
 @pytest.mark.parametrize("version", range(len(MIGRATIONS) + 1))
-async def test_fault_127_a_file_of_each_earlier_version_is_brought_up_to_date(path: Path, version: int) -> None:
+async def test_fault_127_a_file_of_each_earlier_version_is_migrated(path: Path, version: int) -> None:
     engines = sqlite_engines(path)
     migrate(engines.reading, engines.writing, MIGRATIONS[:version])
     engines.dispose()
@@ -193,10 +194,10 @@ async def test_fault_127_a_file_of_each_earlier_version_is_brought_up_to_date(pa
     for check in CONVERSATION_CHECKS[:3]:
         await check(store)
     await store.aclose()
-    assert told(path, "SELECT count(*) FROM llm_migrations") == len(MIGRATIONS)
+    assert execute(path, "SELECT count(*) FROM llm_migrations") == len(MIGRATIONS)
 
 
-def test_the_tables_have_the_columns_that_queries_name(path: Path) -> None:
+def test_the_migrated_tables_have_the_columns_of_the_queries(path: Path) -> None:
     engines = sqlite_engines(path)
     migrate(engines.reading, engines.writing, MIGRATIONS)
     engines.dispose()
@@ -209,11 +210,11 @@ def test_the_tables_have_the_columns_that_queries_name(path: Path) -> None:
 # No way to write.
 
 
-async def test_fault_126_a_file_that_is_read_only_is_read(shared_folder: Path) -> None:
+async def test_fault_126_a_read_only_file_is_read_but_not_written(shared_folder: Path) -> None:
     path = shared_folder / "conversations.db"
     talk = await filled(path)
     path.chmod(0o400)
-    with of_nobody(shared_folder):
+    with as_unprivileged_user(shared_folder):
         talk = again(talk, path)
         assert texts(await talk.read()) == ["why?", "because"]
         failure = (await result_of(talk.store.begin_turn(talk.id, talk.owner, 2, asked("more")))).failure()
@@ -222,17 +223,17 @@ async def test_fault_126_a_file_that_is_read_only_is_read(shared_folder: Path) -
         await talk.store.aclose()
 
 
-async def test_fault_126_a_file_that_may_not_be_read_is_a_failure(shared_folder: Path) -> None:
+async def test_fault_126_an_unreadable_file_fails(shared_folder: Path) -> None:
     path = shared_folder / "conversations.db"
     await filled(path)
     path.chmod(0)
-    with of_nobody(shared_folder):
+    with as_unprivileged_user(shared_folder):
         failure = await reading_fails(path)
         assert isinstance(failure, StorageFailed)
         assert "cannot be opened" in failure.message
 
 
-async def test_fault_126_a_disk_that_is_full_stores_nothing_and_says_so(tmp_path: Path) -> None:
+async def test_fault_126_a_full_disk_fails_writes_and_stores_no_part(tmp_path: Path) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "none", str(tmp_path)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no small disk can be mounted here: that takes root")
@@ -248,12 +249,12 @@ async def test_fault_126_a_disk_that_is_full_stores_nothing_and_says_so(tmp_path
         assert (await talk.read()).turns == (turn,)
         await talk.turned("again?", "yes")
         await talk.store.aclose()
-        assert told(tmp_path / "conversations.db", "PRAGMA integrity_check") == "ok"
+        assert execute(tmp_path / "conversations.db", "PRAGMA integrity_check") == "ok"
     finally:
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
-async def test_fault_126_a_locked_file_is_read_and_a_write_fails_in_time(path: Path) -> None:
+async def test_fault_126_a_locked_file_is_read_and_writes_fail_in_time(path: Path) -> None:
     talk = again(await filled(path), path, lock_wait_seconds=0.05)
     await talk.read()
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -282,7 +283,7 @@ FORGED = (
 
 
 @pytest.mark.parametrize("table", ["llm_conversations", "llm_turns", "llm_messages"])
-async def test_fault_130_what_was_forged_is_data_or_a_failure(path: Path, table: str) -> None:
+async def test_fault_130_a_forged_document_is_a_failure_and_never_runs(path: Path, table: str) -> None:
     talk = await filled(path)
     for document in (*FORGED, pickle.dumps(print)):
         with closing(sqlite3.connect(path)) as file, file:
@@ -294,7 +295,7 @@ async def test_fault_130_what_was_forged_is_data_or_a_failure(path: Path, table:
         await store.aclose()
 
 
-async def test_fault_123_a_call_that_fails_leaves_a_turn_that_is_not_doubled(path: Path) -> None:
+async def test_fault_123_a_failed_turn_that_is_repeated_is_stored_once(path: Path) -> None:
     talk = await Talk(at(path)).started()
     turn = asked("why?", turn_id="t", writer="first")
     await talk.begun(turn)
@@ -333,12 +334,13 @@ async def steps_of(database: Database, talk: Talk) -> list[int]:
         return run
 
     version = await talk.version()
-    load = counted(lambda connection: sql_turns.load(connection, talk.id, talk.owner, 3))
-    begin = counted(lambda connection: sql_turns.begin_turn(connection, talk.id, talk.owner, version, asked("more")))
+    load = counted(partial(conversations_sql.load, conversation_id=talk.id, owner=talk.owner, newest=3))
+    more = {"expected": version, "turn": asked("more")}
+    begin = counted(partial(conversations_sql.begin_turn, conversation_id=talk.id, owner=talk.owner, **more))
     return [await made(database.read("load", load)), await made(database.write("begin", begin))]
 
 
-async def test_a_turn_costs_the_same_in_a_long_conversation_and_a_full_store(path: Path) -> None:
+async def test_a_turn_costs_the_same_in_long_conversations_and_large_stores(path: Path) -> None:
     store = at(path)
     short, long = await Talk(store).started(), await Talk(store).started()
     await made(store.append(short.id, short.owner, 0, tuple(asked("x") for _ in range(5))))
@@ -353,7 +355,7 @@ async def test_a_turn_costs_the_same_in_a_long_conversation_and_a_full_store(pat
 # Event loops.
 
 
-def test_event_loops_one_after_another_share_a_store(path: Path) -> None:
+def test_consecutive_event_loops_share_a_store(path: Path) -> None:
     talk = Talk(at(path))
     run_in("asyncio", talk.started)
     run_in("trio", lambda: talk.turned("one", "1"))
@@ -361,7 +363,7 @@ def test_event_loops_one_after_another_share_a_store(path: Path) -> None:
     run_in("trio", talk.store.aclose)
 
 
-async def test_a_cancelled_caller_leaves_the_store_as_it_was(path: Path) -> None:
+async def test_a_cancelled_caller_leaves_the_store_usable(path: Path) -> None:
     talk = await Talk(at(path)).started()
     for number in range(10):
         async with anyio.create_task_group() as tasks:

@@ -41,7 +41,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def python(*arguments: str) -> "subprocess.Popen[str]":
     command = [sys.executable, ledger_worker.__file__, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -80,7 +80,7 @@ def test_four_processes_never_overspend_one_budget(url: str) -> None:
     assert not seen(url, lambda env: fits(env, int(LIMIT - spent) + 1, "too much"))
 
 
-def test_what_a_killed_process_has_reserved_is_free_again(url: str) -> None:
+def test_the_reservation_of_a_killed_process_is_freed(url: str) -> None:
     holder = python("hold", url, "holder", str(LIMIT))
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
@@ -93,7 +93,7 @@ def test_what_a_killed_process_has_reserved_is_free_again(url: str) -> None:
         time.sleep(0.1)
 
 
-def test_a_killed_process_loses_only_the_rows_that_waited(url: str) -> None:
+def test_a_killed_process_loses_only_waiting_rows(url: str) -> None:
     booker = python("book", url, "booker", "230")
     assert booker.stdout is not None
     stored = int(booker.stdout.readline())

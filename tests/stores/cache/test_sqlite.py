@@ -5,11 +5,9 @@
 import os
 import sqlite3
 import subprocess
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import anyio
 import pytest
@@ -21,6 +19,9 @@ from llm_effects.stores.cache.sqlite import SCHEMA, Bounds, SqliteCache
 from tests.fixtures import cache_worker
 from tests.fixtures.cache_worker import entry_of, hammered, key_of, python
 from tests.fixtures.futures import failure_of, given_by, run_in
+from tests.fixtures.sqlite_files import as_unprivileged_user, execute, shared_folder
+
+__all__ = ["shared_folder"]
 
 pytestmark = pytest.mark.anyio
 
@@ -28,8 +29,6 @@ ONE, TWO, THREE, FOUR = (key_of(name) for name in ("one", "two", "three", "four"
 
 ROUNDS = int(os.environ.get("CACHE_KILL_ROUNDS", "60"))
 """How often a writing process is killed."""
-
-NOBODY = 65534
 
 
 @define
@@ -66,14 +65,6 @@ async def filled(path: Path) -> None:
     await cache.aclose()
 
 
-def told(path: Path, *statements: str) -> object:
-    """Say something to a file from outside; gives the first value of the last answer."""
-    with closing(sqlite3.connect(path)) as file, file:
-        for statement in statements:
-            row = file.execute(statement).fetchone()
-        return row and row[0]
-
-
 async def all_fail(cache: Cache, why: str) -> None:
     for future in (cache.get(ONE), cache.put(ONE, b"2", 60), cache.delete(ONE), cache.clear(), cache.stats()):
         failure = await failure_of(future)
@@ -85,7 +76,7 @@ async def all_fail(cache: Cache, why: str) -> None:
 # The file.
 
 
-async def test_fault_133_only_the_owner_may_read_what_was_asked(path: Path) -> None:
+async def test_fault_133_only_the_owner_may_read_the_file(path: Path) -> None:
     cache = at(path)
     await given_by(cache.put(ONE, b"1", 60))
     files = list(path.parent.iterdir())
@@ -99,7 +90,7 @@ async def test_fault_133_only_the_owner_may_read_what_was_asked(path: Path) -> N
     await again.aclose()
 
 
-async def test_what_was_kept_outlives_the_store(path: Path) -> None:
+async def test_entries_outlive_the_cache_object(path: Path) -> None:
     await filled(path)
     cache = at(path)
     assert await given_by(cache.get(ONE)) == b"1"
@@ -107,29 +98,29 @@ async def test_what_was_kept_outlives_the_store(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-async def test_opening_a_store_makes_no_file(path: Path) -> None:
+async def test_opening_a_cache_creates_no_file(path: Path) -> None:
     await at(path).aclose()
     assert not path.exists()
 
 
-async def test_fault_113_a_newer_file_is_not_read_or_written_or_wiped(path: Path) -> None:
+async def test_fault_113_a_newer_file_is_neither_read_nor_changed(path: Path) -> None:
     await filled(path)
-    told(path, f"PRAGMA user_version = {SCHEMA + 1}")
+    execute(path, f"PRAGMA user_version = {SCHEMA + 1}")
     before = path.read_bytes()
     await all_fail(at(path), "newer version")
     assert path.read_bytes() == before
 
 
-async def test_a_file_that_becomes_newer_while_it_is_open_is_left_alone(path: Path) -> None:
+async def test_a_file_that_becomes_newer_while_open_is_refused(path: Path) -> None:
     cache = at(path)
     await given_by(cache.put(ONE, b"1", 60))
-    told(path, f"PRAGMA user_version = {SCHEMA + 1}")
+    execute(path, f"PRAGMA user_version = {SCHEMA + 1}")
     await all_fail(cache, "newer version")
 
 
-async def test_an_older_file_is_made_anew(path: Path) -> None:
+async def test_an_older_file_is_recreated(path: Path) -> None:
     await filled(path)
-    told(path, "PRAGMA user_version = 0", "ALTER TABLE entries RENAME COLUMN used TO age")
+    execute(path, "PRAGMA user_version = 0", "ALTER TABLE entries RENAME COLUMN used TO age")
     cache = at(path)
     assert await given_by(cache.get(ONE)) is None
     await given_by(cache.put(ONE, b"1", 60))
@@ -137,7 +128,7 @@ async def test_an_older_file_is_made_anew(path: Path) -> None:
     await cache.aclose()
 
 
-async def test_many_may_make_the_file_at_once(tmp_path: Path) -> None:
+async def test_many_caches_can_create_the_file_at_once(tmp_path: Path) -> None:
     for round_ in range(10):
         caches = [at(tmp_path / f"{round_}.db") for _ in range(8)]
         async with anyio.create_task_group() as tasks:
@@ -148,27 +139,27 @@ async def test_many_may_make_the_file_at_once(tmp_path: Path) -> None:
             await cache.aclose()
 
 
-async def test_the_file_of_another_program_is_left_alone(path: Path) -> None:
-    told(path, "CREATE TABLE mine (text)", "INSERT INTO mine VALUES ('dear')")
+async def test_the_file_of_another_program_is_refused(path: Path) -> None:
+    execute(path, "CREATE TABLE mine (text)", "INSERT INTO mine VALUES ('dear')")
     before = path.read_bytes()
     await all_fail(at(path), "another program")
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("content", [b"no database, but long enough to look like one\n" * 99, b"\x80\x04\x95pickle."])
-async def test_faults_111_119_a_file_that_is_no_database_is_left_alone(path: Path, content: bytes) -> None:
+async def test_faults_111_119_a_file_that_is_no_database_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     await all_fail(at(path), "is no SQLite database")
     assert path.read_bytes() == content
 
 
-async def test_an_empty_file_is_a_new_one(path: Path) -> None:
+async def test_an_empty_file_becomes_a_cache(path: Path) -> None:
     path.touch()
     await filled(path)
-    assert told(path, "SELECT count(*) FROM entries") == 1
+    assert execute(path, "SELECT count(*) FROM entries") == 1
 
 
-async def test_a_damaged_file_never_gives_a_wrong_entry_and_never_raises(path: Path) -> None:
+async def test_a_damaged_file_never_raises(path: Path) -> None:
     cache = at(path)
     for number in range(40):
         key = key_of(str(number))
@@ -184,7 +175,7 @@ async def test_a_damaged_file_never_gives_a_wrong_entry_and_never_raises(path: P
         await damaged.aclose()
 
 
-async def test_a_file_that_is_moved_away_is_made_again(path: Path) -> None:
+async def test_a_file_that_was_moved_is_recreated(path: Path) -> None:
     cache = at(path)
     await given_by(cache.put(ONE, b"1", 60))
     for file in list(path.parent.iterdir()):
@@ -192,10 +183,10 @@ async def test_a_file_that_is_moved_away_is_made_again(path: Path) -> None:
     assert await given_by(cache.get(ONE)) is None
     await given_by(cache.put(ONE, b"2", 60))
     await cache.aclose()
-    assert told(path, "SELECT entry FROM entries") == b"2"
+    assert execute(path, "SELECT entry FROM entries") == b"2"
 
 
-async def test_a_folder_that_goes_and_comes_back(tmp_path: Path) -> None:
+async def test_the_cache_works_again_when_its_folder_comes_back(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     cache = at(folder / "cache.db")
     assert "No such file" in (await failure_of(cache.put(ONE, b"1", 60))).message
@@ -214,35 +205,13 @@ async def test_a_folder_that_goes_and_comes_back(tmp_path: Path) -> None:
 # No way to write.
 
 
-@contextmanager
-def of_nobody(folder: Path) -> Iterator[None]:
-    """Be a user who may do only what the modes say: they do not bind root."""
-    if os.geteuid() != 0:
-        yield
-        return
-    for each in (folder, *folder.iterdir()):
-        os.chown(each, NOBODY, NOBODY)
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture
-def shared_folder() -> Iterator[Path]:
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
-        Path(folder).chmod(0o700)
-
-
 @pytest.mark.parametrize("folder_mode", [0o700, 0o500])
-async def test_fault_112_a_file_that_is_read_only_is_read(shared_folder: Path, folder_mode: int) -> None:
+async def test_fault_112_a_read_only_file_is_read_but_not_written(shared_folder: Path, folder_mode: int) -> None:
     path = shared_folder / "cache.db"
     await filled(path)
     path.chmod(0o400)
     shared_folder.chmod(folder_mode)
-    with of_nobody(shared_folder):
+    with as_unprivileged_user(shared_folder):
         cache = at(path)
         assert await given_by(cache.get(ONE)) == b"1"
         assert "is read-only" in (await failure_of(cache.put(TWO, b"2", 60))).message
@@ -251,15 +220,15 @@ async def test_fault_112_a_file_that_is_read_only_is_read(shared_folder: Path, f
         await cache.aclose()
 
 
-async def test_a_file_that_may_not_be_read_is_a_failure(shared_folder: Path) -> None:
+async def test_an_unreadable_file_fails(shared_folder: Path) -> None:
     path = shared_folder / "cache.db"
     await filled(path)
     path.chmod(0)
-    with of_nobody(shared_folder):
+    with as_unprivileged_user(shared_folder):
         await all_fail(at(path), "cannot be opened")
 
 
-async def test_fault_112_a_full_disk_fails_writes_only(path: Path) -> None:
+async def test_fault_112_a_full_file_fails_writes_but_not_reads(path: Path) -> None:
     cache = at(path)
     await given_by(cache.put(ONE, b"1", None))
 
@@ -272,10 +241,10 @@ async def test_fault_112_a_full_disk_fails_writes_only(path: Path) -> None:
     assert await given_by(cache.get(TWO)) is None
     await given_by(cache.put(THREE, b"3", None))
     await cache.aclose()
-    assert told(path, "PRAGMA integrity_check") == "ok"
+    assert execute(path, "PRAGMA integrity_check") == "ok"
 
 
-async def test_fault_112_a_disk_that_is_really_full_fails_writes_only(tmp_path: Path) -> None:
+async def test_fault_112_a_full_disk_fails_writes_but_not_reads(tmp_path: Path) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(tmp_path)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no small disk can be mounted here: that takes root")
@@ -290,12 +259,12 @@ async def test_fault_112_a_disk_that_is_really_full_fails_writes_only(tmp_path: 
         assert await given_by(cache.get(ONE)) == b"1"
         await given_by(cache.put(FOUR, b"4", None))
         await cache.aclose()
-        assert told(tmp_path / "cache.db", "PRAGMA integrity_check") == "ok"
+        assert execute(tmp_path / "cache.db", "PRAGMA integrity_check") == "ok"
     finally:
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
-async def test_fault_112_a_locked_file_is_read_and_soon_not_written(path: Path) -> None:
+async def test_fault_112_a_locked_file_is_read_and_writes_fail_soon(path: Path) -> None:
     cache = SqliteCache(path, Day().now)
     await given_by(cache.put(ONE, b"1", 60))
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -309,7 +278,7 @@ async def test_fault_112_a_locked_file_is_read_and_soon_not_written(path: Path) 
     await cache.aclose()
 
 
-async def test_a_new_file_that_another_holds_is_a_failure_that_may_pass(path: Path) -> None:
+async def test_a_new_file_that_is_locked_is_a_transient_failure(path: Path) -> None:
     cache = SqliteCache(path, Day().now)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -319,7 +288,7 @@ async def test_a_new_file_that_another_holds_is_a_failure_that_may_pass(path: Pa
     await cache.aclose()
 
 
-async def test_a_store_that_hangs_is_given_up_in_time(path: Path) -> None:
+async def test_an_operation_that_hangs_times_out(path: Path) -> None:
     cache = SqliteCache(path, Day().now, lock_wait_seconds=0.5, timeout_seconds=0.02)
     await filled(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -332,7 +301,7 @@ async def test_a_store_that_hangs_is_given_up_in_time(path: Path) -> None:
 # Time.
 
 
-async def test_fault_114_an_entry_of_a_future_day_is_not_believed(path: Path, day: Day) -> None:
+async def test_fault_114_an_entry_from_the_future_is_ignored(path: Path, day: Day) -> None:
     cache = at(path, day)
     await given_by(cache.put(ONE, b"1", None))
     day.move(-299)
@@ -344,9 +313,7 @@ async def test_fault_114_an_entry_of_a_future_day_is_not_believed(path: Path, da
     await cache.aclose()
 
 
-async def test_a_clock_that_goes_back_a_little_does_not_make_entries_younger_than_they_are(
-    path: Path, day: Day
-) -> None:
+async def test_a_clock_that_goes_back_a_little_does_not_extend_the_time_to_live(path: Path, day: Day) -> None:
     cache = at(path, day)
     await given_by(cache.put(ONE, b"1", 60))
     day.move(-100)
@@ -358,7 +325,7 @@ async def test_a_clock_that_goes_back_a_little_does_not_make_entries_younger_tha
     await cache.aclose()
 
 
-async def test_the_next_write_drops_what_is_too_old(path: Path, day: Day) -> None:
+async def test_a_write_deletes_expired_entries_before_it_evicts(path: Path, day: Day) -> None:
     cache = at(path, day, Bounds(entries=2))
     await given_by(cache.put(ONE, b"1", 60))
     await given_by(cache.put(TWO, b"2", 600))
@@ -373,7 +340,7 @@ async def test_the_next_write_drops_what_is_too_old(path: Path, day: Day) -> Non
 # Bounds.
 
 
-async def test_what_was_used_longest_ago_goes_first(path: Path) -> None:
+async def test_the_least_recently_used_entry_is_evicted_first(path: Path) -> None:
     cache = at(path, bounds=Bounds(entries=3))
     for key in (ONE, TWO, THREE):
         await given_by(cache.put(key, b"x", None))
@@ -383,7 +350,7 @@ async def test_what_was_used_longest_ago_goes_first(path: Path) -> None:
     await cache.aclose()
 
 
-async def test_the_order_of_use_outlives_the_store(path: Path) -> None:
+async def test_the_order_of_use_outlives_the_cache_object(path: Path) -> None:
     first = at(path)
     for key in (ONE, TWO, THREE):
         await given_by(first.put(key, b"x", None))
@@ -395,7 +362,7 @@ async def test_the_order_of_use_outlives_the_store(path: Path) -> None:
     await second.aclose()
 
 
-async def test_of_many_look_ups_the_last_ones_are_remembered(path: Path) -> None:
+async def test_the_order_of_the_latest_look_ups_is_recorded(path: Path) -> None:
     cache = at(path, bounds=Bounds(entries=300))
     keys = [key_of(str(number)) for number in range(300)]
     for key in keys:
@@ -422,7 +389,7 @@ async def test_fault_116_the_bound_in_bytes_is_exact(path: Path) -> None:
     await cache.aclose()
 
 
-async def test_a_lowered_bound_is_reached_step_by_step(path: Path) -> None:
+async def test_a_lowered_bound_is_reached_over_several_writes(path: Path) -> None:
     first = at(path, bounds=Bounds(entries=700))
     for number in range(600):
         await given_by(first.put(key_of(str(number)), b"x", None))
@@ -442,18 +409,18 @@ async def test_a_lowered_bound_is_reached_step_by_step(path: Path) -> None:
 
 def test_four_processes_share_a_file(path: Path) -> None:
     assert hammered(f"sqlite:///{path}", rounds=150) == []
-    assert told(path, "PRAGMA integrity_check") == "ok"
-    assert told(path, "SELECT count(*) FROM entries") == 4 * 150 + cache_worker.SHARED
-    assert told(path, "SELECT bytes FROM totals") == told(path, "SELECT sum(length(entry)) FROM entries")
+    assert execute(path, "PRAGMA integrity_check") == "ok"
+    assert execute(path, "SELECT count(*) FROM entries") == 4 * 150 + cache_worker.SHARED
+    assert execute(path, "SELECT bytes FROM totals") == execute(path, "SELECT sum(length(entry)) FROM entries")
 
 
-def test_a_killed_process_loses_no_entry_that_it_was_told_of(path: Path) -> None:
+def test_a_killed_process_loses_no_acknowledged_entry(path: Path) -> None:
     killer = python("killed", f"sqlite:///{path}", "seed", str(ROUNDS))
     keys = killer.communicate(timeout=60 + ROUNDS)[0].split()
     assert killer.returncode == 0
     assert len(keys) >= ROUNDS // 2
-    assert told(path, "PRAGMA integrity_check") == "ok"
-    assert told(path, "SELECT entries FROM totals") == told(path, "SELECT count(*) FROM entries")
+    assert execute(path, "PRAGMA integrity_check") == "ok"
+    assert execute(path, "SELECT entries FROM totals") == execute(path, "SELECT count(*) FROM entries")
 
     async def lost() -> list[str]:
         cache = SqliteCache(path, lambda: datetime.now(UTC), timeout_seconds=10)

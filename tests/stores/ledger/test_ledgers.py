@@ -21,6 +21,7 @@ from llm_effects.stores.open import open_storage
 from llm_effects.values.records import LedgerRow
 from tests.fixtures.futures import given_by
 from tests.fixtures.holds import NOON, hold
+from tests.fixtures.ledger_rows import EMPTY, rows_of
 from tests.fixtures.postgres_server import postgres_server
 
 __all__ = ["postgres_server"]
@@ -55,14 +56,6 @@ FULL = LedgerRow(
     tags=("nightly", 'a "quoted" one', "späť"),
 )
 
-EMPTY = LedgerRow(
-    id="call-2.1",
-    at=NOON,
-    call_id="call-2",
-    task_type=TaskType.GENERAL,
-    attempt=Attempt(model="local", provider="lm-studio", outcome="cancelled", latency_ms=0.0),
-)
-
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
@@ -86,14 +79,7 @@ async def ledger(url: str) -> AsyncIterator[Ledger]:
         yield each
 
 
-def rows_of(count: int) -> list[LedgerRow]:
-    return [
-        evolve(EMPTY, id=f"call-{number}.1", call_id=f"call-{number}", at=NOON + timedelta(seconds=number))
-        for number in range(count)
-    ]
-
-
-async def test_a_row_comes_back_as_it_was(ledger: Ledger, url: str) -> None:
+async def test_rows_returns_what_was_recorded(ledger: Ledger, url: str) -> None:
     ledger.record(FULL)
     ledger.record(EMPTY)
     assert list(await given_by(ledger.rows())) == [EMPTY, FULL]
@@ -103,7 +89,7 @@ async def test_a_row_comes_back_as_it_was(ledger: Ledger, url: str) -> None:
             assert list(await given_by(again.rows())) == [EMPTY, FULL]
 
 
-async def test_rows_come_in_the_order_of_time_page_after_page(ledger: Ledger) -> None:
+async def test_rows_are_paged_in_the_order_of_time(ledger: Ledger) -> None:
     rows = rows_of(250)
     for row in rows:
         ledger.record(row)
@@ -119,7 +105,7 @@ async def test_rows_come_in_the_order_of_time_page_after_page(ledger: Ledger) ->
     assert list(await given_by(ledger.rows(newest=0))) == []
 
 
-async def test_times_of_any_zone_are_understood(ledger: Ledger) -> None:
+async def test_times_of_any_zone_are_compared(ledger: Ledger) -> None:
     from zoneinfo import ZoneInfo
 
     ledger.record(EMPTY)
@@ -128,7 +114,7 @@ async def test_times_of_any_zone_are_understood(ledger: Ledger) -> None:
     assert len(await given_by(ledger.rows(until=there))) == 0
 
 
-async def test_what_no_database_takes_costs_no_row(ledger: Ledger, url: str) -> None:
+async def test_values_that_databases_reject_lose_no_row(ledger: Ledger, url: str) -> None:
     """In a batch with such a row, the others would be lost too."""
     ledger.record(evolve(FULL, owner="a\0b\ud800", tags=("c\0\ud800",), served_model="\0"))
     much = evolve(FULL.attempt, usage=Usage(input_tokens=2**70, output_tokens=1))
@@ -150,7 +136,7 @@ async def reserved(ledger: Ledger, each: Hold) -> bool:
     return is_successful(result)
 
 
-async def test_what_is_reserved_is_taken_until_it_is_settled(ledger: Ledger) -> None:
+async def test_a_reservation_counts_until_it_is_committed(ledger: Ledger) -> None:
     first = hold("first", "0.7")
     assert await reserved(ledger, first)
     assert not await reserved(ledger, hold("second", "0.4"))
@@ -159,7 +145,7 @@ async def test_what_is_reserved_is_taken_until_it_is_settled(ledger: Ledger) -> 
     assert not await reserved(ledger, hold("fourth", "0.000000001"))
 
 
-async def test_all_accounts_are_reserved_or_none(ledger: Ledger) -> None:
+async def test_an_amount_is_reserved_in_all_accounts_or_in_none(ledger: Ledger) -> None:
     assert await reserved(ledger, hold("first", "0.9", "b"))
     refused = (await result_of(ledger.reserve(hold("both", "0.5", "a", "b", "c")))).failure()
     assert isinstance(refused, BudgetExceeded)
@@ -167,7 +153,7 @@ async def test_all_accounts_are_reserved_or_none(ledger: Ledger) -> None:
     assert await reserved(ledger, hold("others", "1", "a", "c"))
 
 
-async def test_settling_twice_or_what_was_never_reserved_spends_nothing(ledger: Ledger) -> None:
+async def test_committing_twice_or_without_a_reservation_spends_nothing(ledger: Ledger) -> None:
     first = hold("first", "0.5")
     await ledger.commit(first, Decimal("0.5"))
     assert await reserved(ledger, first)
@@ -176,7 +162,7 @@ async def test_settling_twice_or_what_was_never_reserved_spends_nothing(ledger: 
     assert await reserved(ledger, hold("second", "0.5"))
 
 
-async def test_a_hold_that_has_expired_already_is_no_way_around_a_limit(ledger: Ledger) -> None:
+async def test_an_expired_hold_cannot_exceed_the_limit(ledger: Ledger) -> None:
     assert not await reserved(ledger, evolve(hold("late", "2"), expires_at=NOON))
     assert await reserved(ledger, hold("first", "1"))
 
@@ -189,7 +175,7 @@ async def test_sums_are_exact(ledger: Ledger) -> None:
     assert not await reserved(ledger, hold("more", "0.0000000000000000001"))
 
 
-async def test_tasks_at_once_never_reserve_more_than_there_is(ledger: Ledger) -> None:
+async def test_concurrent_tasks_never_reserve_more_than_the_limit(ledger: Ledger) -> None:
     won: list[str] = []
 
     async def take(name: str) -> None:

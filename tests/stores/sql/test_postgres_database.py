@@ -71,7 +71,7 @@ def raising(code: str) -> Callable[[Connection], object]:
 
 
 @pytest.mark.parametrize("code", ["40001", "40P01"])
-async def test_fault_128_a_transaction_that_was_taken_back_is_tried_again_as_a_whole(
+async def test_fault_128_a_transaction_that_was_rolled_back_is_retried_as_a_whole(
     database: Database, code: str
 ) -> None:
     for repeatable in (True, False):
@@ -80,7 +80,7 @@ async def test_fault_128_a_transaction_that_was_taken_back_is_tried_again_as_a_w
     await database.aclose()
 
 
-async def test_fault_128_the_tries_are_bounded(database: Database) -> None:
+async def test_fault_128_retries_are_bounded(database: Database) -> None:
     work = Work(raising("40001"), times=100)
     failure = (await result_of(database.write("try", work))).failure()
     assert isinstance(failure, StorageFailed)
@@ -89,7 +89,7 @@ async def test_fault_128_the_tries_are_bounded(database: Database) -> None:
     await database.aclose()
 
 
-async def test_another_error_is_not_tried_again(database: Database) -> None:
+async def test_other_errors_are_not_retried(database: Database) -> None:
     work = Work(raising("P0001"), times=100)
     failure = (await result_of(database.write("try", work))).failure()
     assert isinstance(failure, StorageFailed)
@@ -101,7 +101,7 @@ def suicide(connection: Connection) -> None:
     connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
 
-async def test_fault_128_a_connection_that_goes_in_the_middle_is_begun_again(database: Database) -> None:
+async def test_fault_128_a_transaction_whose_connection_is_lost_is_retried(database: Database) -> None:
     for repeatable in (True, False):
         assert await made(database.write("try", Work(suicide), repeatable=repeatable)) == 2
         assert await stored(database) == 1
@@ -109,7 +109,7 @@ async def test_fault_128_a_connection_that_goes_in_the_middle_is_begun_again(dat
 
 
 @pytest.mark.parametrize("repeatable", [True, False])
-async def test_fault_128_a_commit_that_nobody_knows_of_is_repeated_only_where_that_does_no_harm(
+async def test_fault_128_a_commit_of_unknown_outcome_is_retried_only_if_repeatable(
     database: Database, postgres_server: Postgres, repeatable: bool
 ) -> None:
     def murdered(connection: Connection) -> None:
@@ -129,7 +129,7 @@ async def test_fault_128_a_commit_that_nobody_knows_of_is_repeated_only_where_th
     await database.aclose()
 
 
-async def test_fault_128_all_connections_may_be_killed_between_two_turns(url: str, postgres_server: Postgres) -> None:
+async def test_fault_128_connections_killed_between_two_turns_do_no_harm(url: str, postgres_server: Postgres) -> None:
     talk = await Talk(SqlConversations(opened(url))).started()
     for number in range(3):
         await talk.turned(str(number), "yes")
@@ -139,7 +139,7 @@ async def test_fault_128_all_connections_may_be_killed_between_two_turns(url: st
     await talk.store.aclose()
 
 
-def test_fault_128_a_server_that_crashes_and_comes_back_loses_nothing() -> None:
+def test_fault_128_a_server_that_crashes_and_restarts_loses_nothing() -> None:
     async def run(server: Postgres) -> None:
         talk = await Talk(SqlConversations(opened(server.url()))).started()
         turn = await talk.turned("why?", "because")
@@ -154,7 +154,7 @@ def test_fault_128_a_server_that_crashes_and_comes_back_loses_nothing() -> None:
         run_in("asyncio", lambda: run(server))
 
 
-async def test_no_server_is_a_failure_that_may_pass(postgres_server: Postgres) -> None:
+async def test_a_missing_server_is_a_transient_failure(postgres_server: Postgres) -> None:
     url = postgres_server.url().replace(str(postgres_server.port), str(free_port()))
     failure = await failure_of(SqlConversations(opened(url)))
     assert isinstance(failure, StorageFailed)
@@ -162,14 +162,14 @@ async def test_no_server_is_a_failure_that_may_pass(postgres_server: Postgres) -
     assert "hunter2" not in repr(failure)
 
 
-async def test_a_password_is_never_told(postgres_server: Postgres) -> None:
+async def test_errors_never_show_the_password(postgres_server: Postgres) -> None:
     url = postgres_server.url().replace("hunter2", "hunter3")
     failure = await failure_of(SqlConversations(opened(url)))
     assert "authentication failed" in repr(failure)
     assert "hunter" not in repr(failure)
 
 
-async def test_a_user_who_may_make_no_tables_is_a_problem_of_the_set_up(postgres_server: Postgres) -> None:
+async def test_a_user_without_the_right_to_create_tables_is_a_configuration_error(postgres_server: Postgres) -> None:
     name = postgres_server.new_url().rpartition("/")[2]
     postgres_server.told(f"CREATE ROLE guest_of_{name} LOGIN PASSWORD 'guest-secret'")
     url = f"postgresql://guest_of_{name}:guest-secret@127.0.0.1:{postgres_server.port}/{name}"

@@ -1,0 +1,116 @@
+"""The cache in memory, compared with the simplest model of it."""
+
+import math
+from collections import OrderedDict
+from typing import final
+
+import anyio
+import pytest
+from attrs import define
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_effects.stores.cache.memory import MemoryCache
+from tests.fixtures.futures import given_by
+
+
+@final
+@define
+class Clock:
+    """A clock that a test moves."""
+
+    seconds: float = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+PUTS = st.tuples(
+    st.just("put"), st.sampled_from("abcdef"), st.integers(0, 12), st.sampled_from([None, 0, 0.5, 1, 2.5, 7])
+)
+STEPS = st.lists(
+    st.one_of(
+        PUTS,
+        PUTS,
+        st.tuples(st.just("get"), st.sampled_from("abcdef")),
+        st.tuples(st.just("delete"), st.sampled_from("abcdef")),
+        st.tuples(st.just("wait"), st.sampled_from([0.5, 1.0, 3.25])),
+    ),
+    max_size=60,
+)
+
+
+@final
+class Model:
+    """Entries in the order of their use, looked through from end to end."""
+
+    def __init__(self, entries: int, size: int) -> None:
+        self.entries, self.size, self.time = entries, size, 0.0
+        self.kept: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
+
+    def expire(self) -> None:
+        self.kept = OrderedDict(each for each in self.kept.items() if self.time < each[1][1])
+
+    def get(self, key: str) -> bytes | None:
+        self.expire()
+        if key not in self.kept:
+            return None
+        self.kept.move_to_end(key)
+        return self.kept[key][0]
+
+    def put(self, key: str, entry: bytes, ttl: float | None) -> None:
+        self.expire()
+        self.kept.pop(key, None)
+        if ttl == 0 or len(entry) > self.size:
+            return
+        while len(self.kept) >= self.entries or self.weight() + len(entry) > self.size:
+            self.kept.popitem(last=False)
+        self.kept[key] = (entry, self.time + (math.inf if ttl is None else ttl))
+
+    def weight(self) -> int:
+        return sum(len(entry) for entry, _ in self.kept.values())
+
+
+@given(entries=st.integers(1, 4), size=st.integers(1, 20), steps=STEPS)
+def test_the_cache_agrees_with_the_model_on_time_order_and_bounds(
+    entries: int, size: int, steps: list[tuple[object, ...]]
+) -> None:
+    clock, model = Clock(0.0), Model(entries, size)
+    cache = MemoryCache(entries, size, clock.monotonic)
+
+    async def run() -> None:
+        for step in steps:
+            match step:
+                case ("put", str(key), int(length), int() | float() | None as ttl):
+                    entry = key.encode() * length
+                    model.put(key, entry, ttl)
+                    await given_by(cache.put(key, entry, ttl))
+                case ("get", str(key)):
+                    assert await given_by(cache.get(key)) == model.get(key)
+                case ("delete", str(key)):
+                    model.expire()
+                    assert await given_by(cache.delete(key)) is (model.kept.pop(key, None) is not None)
+                case (_, float(seconds)):
+                    model.time += seconds
+                    clock.seconds += seconds
+                case _:
+                    pytest.fail(f"what is {step}?")
+            model.expire()
+            stats = await given_by(cache.stats())
+            assert (stats.entries, stats.bytes) == (len(model.kept), model.weight())
+
+    anyio.run(run)
+
+
+@pytest.mark.anyio
+async def test_expired_entries_do_not_count_as_evictions() -> None:
+    clock = Clock()
+    cache = MemoryCache(2, clock=clock.monotonic)
+    await given_by(cache.put("old", b"1", 1))
+    await given_by(cache.put("kept", b"2", 60))
+    clock.seconds += 1
+    await given_by(cache.put("new", b"3", 60))
+    assert (await given_by(cache.stats())).evictions == 0
+    await given_by(cache.put("newer", b"4", 60))
+    assert (await given_by(cache.stats())).evictions == 1
+    assert await given_by(cache.get("kept")) is None
