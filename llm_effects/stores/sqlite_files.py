@@ -1,4 +1,4 @@
-"""What the SQLite cache and the SQLite storage share: the path in a URL, write-ahead logging, error codes."""
+"""Helpers for SQLite files: the path in a URL, write-ahead logging and error codes."""
 
 import sqlite3
 import time

@@ -29,9 +29,7 @@ def _run(hook: Callable[[], _Value]) -> _Value:
     return hook()
 
 
-def unharmed(
-    hook: Callable[_Params, _Value], *args: _Params.args, **kwargs: _Params.kwargs
-) -> _Value | None:
+def unharmed(hook: Callable[_Params, _Value], *args: _Params.args, **kwargs: _Params.kwargs) -> _Value | None:
     """Run an observer's hook; log what it raises, so that it never fails a call.
 
     >>> unharmed(int, "3"), unharmed(int, "three")

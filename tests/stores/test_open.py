@@ -140,7 +140,7 @@ def test_any_other_storage_url_is_an_error_that_names_the_field_and_hides_the_pa
 
 
 def test_fault_129_redis_is_no_storage() -> None:
-    """It may forget the last second after a crash, so it is not offered: nobody relies on what is not promised."""
+    """Redis may lose the last second before a crash, so it is not offered."""
     error = open_conversations(StorageConfig(url="redis://localhost"), MemoryConversations()).failure()
     assert "use memory://, sqlite:///file or postgresql://" in error.message
 

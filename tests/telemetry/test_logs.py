@@ -68,7 +68,7 @@ def test_a_handler_gets_the_log_records() -> None:
 
 @pytest.fixture
 def records() -> Iterator[list[logging.LogRecord]]:
-    """All records of the library, while a handler listens at every level."""
+    """Return the list to which a handler appends all records of the library."""
     kept: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = kept.append
@@ -91,10 +91,10 @@ async def test_each_attempt_is_logged_with_fields(records: list[logging.LogRecor
     await ask(scripted_env(SAID, config=ONE))
     (record,) = records
     assert (record.levelname, record.getMessage()) == ("DEBUG", "attempt: success")
-    told = fields_of(record)
-    assert told.pop("latency_ms") >= 0
-    assert told.pop("cost_usd") > 0
-    assert told == {
+    fields = fields_of(record)
+    assert fields.pop("latency_ms") >= 0
+    assert fields.pop("cost_usd") > 0
+    assert fields == {
         "call_id": "id-1",
         "task_type": "general",
         "model": "gpt",
@@ -110,8 +110,8 @@ async def test_a_fallback_is_logged_as_a_warning(records: list[logging.LogRecord
     response = await ask(scripted_env(ModelUnavailable(reason="unknown_model"), SAID, config=TWO))
     first, second, last = records
     assert [first.levelname, second.levelname, last.levelname] == ["INFO", "DEBUG", "WARNING"]
-    told = fields_of(last)
-    assert (told["outcome"], told["model"], told["instead_of"]) == (
+    fields = fields_of(last)
+    assert (fields["outcome"], fields["model"], fields["instead_of"]) == (
         "fallback",
         response.model,
         response.attempts[0].model,
@@ -122,9 +122,9 @@ async def test_a_failed_call_is_logged_without_texts(records: list[logging.LogRe
     await run(generate(QUESTION), scripted_env(InvalidRequest(message=f"{CANARY} {KEY}"), config=ONE))
     assert [record.getMessage() for record in records] == ["attempt: InvalidRequest", "call failed: InvalidRequest"]
     assert fields_of(records[-1])["attempts"] == 1
-    told = "".join(str(vars(record)) for record in records)
-    assert CANARY not in told
-    assert KEY not in told
+    logged = "".join(str(vars(record)) for record in records)
+    assert CANARY not in logged
+    assert KEY not in logged
 
 
 async def test_cache_problems_are_logged_as_warnings(records: list[logging.LogRecord]) -> None:

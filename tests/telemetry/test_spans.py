@@ -1,4 +1,4 @@
-"""What is told of calls: spans and metrics after the GenAI conventions, and log records; never what was said."""
+"""Spans and metrics by the GenAI conventions, without any prompt, answer or key."""
 
 import json
 import logging
@@ -88,22 +88,22 @@ QUESTION = LLMRequest(prompt=CANARY, owner="alice")
 
 
 @frozen
-class Watched:
-    """Providers of the SDK that keep what they are given."""
+class Recorder:
+    """Providers of the SDK that record spans and metrics in memory."""
 
     tracers: TracerProvider = field(factory=TracerProvider)
     spans: InMemorySpanExporter = field(factory=InMemorySpanExporter)
-    figures: InMemoryMetricReader = field(factory=InMemoryMetricReader)
+    metric_reader: InMemoryMetricReader = field(factory=InMemoryMetricReader)
 
     def __attrs_post_init__(self) -> None:
         self.tracers.add_span_processor(SimpleSpanProcessor(self.spans))
 
     def env(self, *replies: object, config: LLMConfig = ONE) -> LLMEnv:
-        telemetry = open_telemetry(self.tracers, MeterProvider([self.figures]))
+        telemetry = open_telemetry(self.tracers, MeterProvider([self.metric_reader]))
         return evolve(scripted_env(*replies, config=config), telemetry=telemetry)
 
     def tree(self) -> tuple[ReadableSpan, list[ReadableSpan]]:
-        """Give the only span without a parent, and those below it in the order in which they began."""
+        """Return the only span without a parent, and the spans below it in the order in which they started."""
         spans = sorted(self.spans.get_finished_spans(), key=lambda span: span.start_time)
         (parent,) = [span for span in spans if span.parent is None]
         children = [span for span in spans if span.parent is not None]
@@ -111,35 +111,35 @@ class Watched:
         return parent, children
 
     def metrics(self) -> dict[str, Metric]:
-        data = self.figures.get_metrics_data()
-        found = data.resource_metrics[0].scope_metrics[0].metrics if data else ()
-        return {metric.name: metric for metric in found}
+        data = self.metric_reader.get_metrics_data()
+        metrics = data.resource_metrics[0].scope_metrics[0].metrics if data else ()
+        return {metric.name: metric for metric in metrics}
 
     def points(self, name: str) -> list[HistogramDataPoint]:
         return list(self.metrics()[name].data.data_points) if name in self.metrics() else []
 
     def everything(self) -> str:
-        data = self.figures.get_metrics_data()
+        data = self.metric_reader.get_metrics_data()
         return "".join(span.to_json() for span in self.spans.get_finished_spans()) + (data.to_json() if data else "")
 
 
 @pytest.fixture
-def watched() -> Watched:
-    return Watched()
+def recorder() -> Recorder:
+    return Recorder()
 
 
 async def ask(env: LLMEnv, request: LLMRequest = QUESTION) -> LLMResponse:
     return (await run(generate(request), env)).unwrap()
 
 
-async def test_a_call_has_a_span_with_its_attempt_below(watched: Watched) -> None:
+async def test_a_call_has_a_span_with_its_attempt_below(recorder: Recorder) -> None:
     usage = Usage(input_tokens=20, cache_read_tokens=80, output_tokens=5, reasoning_tokens=2)
     reply = evolve(answer(SAID), usage=usage, served_model="gpt-5.6-0101", request_id="req-1")
-    wanted = Preferences(max_tokens=50, temperature=0, top_p=0.5, stop=("END",), seed=7)
+    preferences = Preferences(max_tokens=50, temperature=0, top_p=0.5, stop=("END",), seed=7)
 
-    response = await ask(watched.env(reply), evolve(QUESTION, preferences=wanted))
+    response = await ask(recorder.env(reply), evolve(QUESTION, preferences=preferences))
 
-    parent, (attempt,) = watched.tree()
+    parent, (attempt,) = recorder.tree()
     assert (parent.name, parent.kind, parent.status.status_code) == ("generate", SpanKind.INTERNAL, StatusCode.UNSET)
     assert parent.attributes == {
         "llm_effects.call_id": "id-1",
@@ -180,23 +180,23 @@ async def test_a_call_has_a_span_with_its_attempt_below(watched: Watched) -> Non
     }
 
 
-async def test_embeddings_have_no_finish_reason_and_no_output(watched: Watched) -> None:
+async def test_embeddings_have_no_finish_reason_and_no_output(recorder: Recorder) -> None:
     small = evolve(STUDIO, provider="ollama", model="nomic-embed-text")
-    await run(embed([CANARY]), watched.env(config=evolve(WITH_BODIES, models={"small": small})))
-    (attempt,) = watched.spans.get_finished_spans()
+    await run(embed([CANARY]), recorder.env(config=evolve(WITH_BODIES, models={"small": small})))
+    (attempt,) = recorder.spans.get_finished_spans()
     assert attempt.name == "embeddings nomic-embed-text"
     assert attempt.attributes["gen_ai.usage.input_tokens"]
     assert CANARY in attempt.attributes["gen_ai.input.messages"]
     assert not attempt.attributes.keys() & {"gen_ai.response.finish_reasons", "gen_ai.output.messages"}
 
 
-async def test_retries_and_fallbacks_are_attempts_of_one_call(watched: Watched) -> None:
-    env = watched.env(
+async def test_retries_and_fallbacks_are_attempts_of_one_call(recorder: Recorder) -> None:
+    env = recorder.env(
         RateLimitExceeded(retry_after=0.001, status=429), AuthenticationFailed(status=401), SAID, config=TWO
     )
     await ask(evolve(env, draw=lambda: 0.0))
 
-    parent, attempts = watched.tree()
+    parent, attempts = recorder.tree()
     assert [(each.name, each.attributes.get("error.type")) for each in attempts] == [
         ("chat qwen", "RateLimitExceeded"),
         ("chat qwen", "AuthenticationFailed"),
@@ -209,85 +209,85 @@ async def test_retries_and_fallbacks_are_attempts_of_one_call(watched: Watched) 
     assert parent.status.status_code is StatusCode.UNSET
 
 
-async def test_a_failed_call_has_its_error_type_but_not_its_message(watched: Watched) -> None:
-    await run(generate(QUESTION), watched.env(InvalidRequest(message=f"cannot read {CANARY}")))
+async def test_a_failed_call_has_its_error_type_but_not_its_message(recorder: Recorder) -> None:
+    await run(generate(QUESTION), recorder.env(InvalidRequest(message=f"cannot read {CANARY}")))
 
-    parent, (attempt,) = watched.tree()
+    parent, (attempt,) = recorder.tree()
     for span in (parent, attempt):
         assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, None)
         assert span.attributes["error.type"] == "InvalidRequest"
         assert not span.events
-    assert CANARY not in watched.everything()
+    assert CANARY not in recorder.everything()
 
 
-async def test_a_call_without_a_model_has_no_attempt(watched: Watched) -> None:
-    await run(generate(evolve(QUESTION, model="nobody")), watched.env(SAID))
-    parent, attempts = watched.tree()
+async def test_a_call_without_a_model_has_no_attempt(recorder: Recorder) -> None:
+    await run(generate(evolve(QUESTION, model="nobody")), recorder.env(SAID))
+    parent, attempts = recorder.tree()
     assert parent.status.status_code is StatusCode.ERROR
     assert not attempts
 
 
-async def test_a_cached_answer_has_no_attempt(watched: Watched) -> None:
-    env = evolve(watched.env(SAID), cache=MemoryCache(10))
+async def test_a_cached_answer_has_no_attempt(recorder: Recorder) -> None:
+    env = evolve(recorder.env(SAID), cache=MemoryCache(10))
     await ask(env)
-    watched.spans.clear()
+    recorder.spans.clear()
     await ask(env)
 
-    parent, attempts = watched.tree()
+    parent, attempts = recorder.tree()
     assert not attempts
     assert parent.attributes["llm_effects.cached"] is True
     assert parent.attributes["llm_effects.attempts"] == 0
     assert parent.attributes["llm_effects.cost_usd"] == 0
 
 
-async def test_of_two_coalesced_calls_one_has_the_attempt(watched: Watched) -> None:
-    env = evolve(watched.env(Delayed(0.02, SAID)), cache=MemoryCache(10))
+async def test_of_two_coalesced_calls_one_has_the_attempt(recorder: Recorder) -> None:
+    env = evolve(recorder.env(Delayed(0.02, SAID)), cache=MemoryCache(10))
     async with anyio.create_task_group() as both:
         both.start_soon(ask, env)
         both.start_soon(ask, env)
-    spans = watched.spans.get_finished_spans()
+    spans = recorder.spans.get_finished_spans()
     assert sorted(span.name for span in spans) == ["chat gpt-5.6", "generate", "generate"]
     assert sorted(s.attributes["llm_effects.attempts"] for s in spans if s.name == "generate") == [0, 1]
 
 
-async def test_a_stream_records_the_time_to_its_first_content(watched: Watched) -> None:
+async def test_a_stream_records_the_time_to_its_first_content(recorder: Recorder) -> None:
     seen: list[bool] = []
 
     async def sink(event: object) -> None:
         seen.append(trace.get_current_span().is_recording())
 
-    await run(stream(QUESTION, sink), watched.env(Chunks(("a", "b"), pause=0.002)))
+    await run(stream(QUESTION, sink), recorder.env(Chunks(("a", "b"), pause=0.002)))
 
-    _, (attempt,) = watched.tree()
+    _, (attempt,) = recorder.tree()
     took = attempt.attributes["gen_ai.response.time_to_first_chunk"]
     assert attempt.attributes["gen_ai.request.stream"] is True
     assert 0.002 <= took < attempt.end_time - attempt.start_time
-    (point,) = watched.points(conventions.FIRST_CHUNK)
+    (point,) = recorder.points(conventions.FIRST_CHUNK)
     assert (point.sum, point.explicit_bounds) == (pytest.approx(took), SECONDS)
-    assert seen == [True, True, True, False]  # what the library tells at the very end is no part of the call
+    assert seen == [True, True, True, False]  # the library's last event is outside of the call's span
 
 
-async def test_a_stream_that_breaks_is_an_error(watched: Watched) -> None:
+async def test_a_stream_that_breaks_is_an_error(recorder: Recorder) -> None:
     async def sink(event: object) -> None:
         pass
 
     broken = Chunks((SAID,), then=NetworkError(phase="reset"))
-    await run(stream(QUESTION, sink), watched.env(broken))
-    parent, (attempt,) = watched.tree()
+    await run(stream(QUESTION, sink), recorder.env(broken))
+    parent, (attempt,) = recorder.tree()
     assert {span.attributes["error.type"] for span in (parent, attempt)} == {"NetworkError"}
-    assert SAID not in watched.everything()
+    assert SAID not in recorder.everything()
 
 
-async def test_leaving_a_stream_early_ends_its_spans(watched: Watched) -> None:
-    env = watched.env(Chunks(("a", "b"), pause=0.002))
+async def test_leaving_a_stream_early_ends_its_spans(recorder: Recorder) -> None:
+    env = recorder.env(Chunks(("a", "b"), pause=0.002))
     async with open_stream(QUESTION)(env) as events:
         async for _ in events:
             break
-    parent, (attempt,) = watched.tree()
+    parent, (attempt,) = recorder.tree()
     assert {span.attributes["llm_effects.outcome"] for span in (parent, attempt)} == {"cancelled"}
 
 
-async def test_attempts_in_other_tasks_are_below_their_call(watched: Watched) -> None:
+async def test_attempts_in_other_tasks_are_below_their_call(recorder: Recorder) -> None:
     @layer
     async def twice(next: Generate, call: Call, env: LLMEnv) -> Answer:
         async with anyio.create_task_group() as both:
@@ -296,18 +296,18 @@ async def test_attempts_in_other_tasks_are_below_their_call(watched: Watched) ->
             both.cancel_scope.cancel()
         return await run(next(call.again()), env)
 
-    onion = layered(with_tracing, with_routing, twice, with_recording, complete)
-    await run(run_call(onion, QUESTION), watched.env(Delayed(60, SAID), SAID))
-    _, attempts = watched.tree()
+    pipeline = layered(with_tracing, with_routing, twice, with_recording, complete)
+    await run(run_call(pipeline, QUESTION), recorder.env(Delayed(60, SAID), SAID))
+    _, attempts = recorder.tree()
     assert [each.attributes["llm_effects.outcome"] for each in attempts] == ["cancelled", "success"]
 
 
-async def test_a_cancelled_call_ends_its_spans_without_an_error(watched: Watched) -> None:
-    env = watched.env(Delayed(60, SAID))
+async def test_a_cancelled_call_ends_its_spans_without_an_error(recorder: Recorder) -> None:
+    env = recorder.env(Delayed(60, SAID))
     with anyio.move_on_after(0.01):
         await run(generate(QUESTION), env)
 
-    parent, (attempt,) = watched.tree()
+    parent, (attempt,) = recorder.tree()
     for span in (parent, attempt):
         assert span.attributes["llm_effects.outcome"] == "cancelled"
         assert "error.type" not in span.attributes
@@ -315,67 +315,67 @@ async def test_a_cancelled_call_ends_its_spans_without_an_error(watched: Watched
     assert not trace.get_current_span().is_recording()
 
 
-async def test_an_attempt_that_timed_out_in_its_queue_was_not_sent(watched: Watched) -> None:
+async def test_an_attempt_that_timed_out_in_its_queue_was_not_sent(recorder: Recorder) -> None:
     class Queue:
         def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
             call.attempt.record.queued_since = anyio.current_time()
             return FutureResult.from_failure(RequestTimeout(phase="queue"))
 
-    await run(generate(QUESTION), evolve(watched.env(), clients=Queue()))
-    parent, (attempt,) = watched.tree()
+    await run(generate(QUESTION), evolve(recorder.env(), clients=Queue()))
+    parent, (attempt,) = recorder.tree()
     assert attempt.attributes["llm_effects.sent"] is False
     assert attempt.attributes["error.type"] == RequestTimeout.tag
     assert parent.attributes["llm_effects.attempts"] == 0
-    assert not watched.points(conventions.DURATION)
+    assert not recorder.points(conventions.DURATION)
 
 
-async def test_a_deadline_is_an_error_of_the_attempt_and_of_the_call(watched: Watched) -> None:
+async def test_a_deadline_is_an_error_of_the_attempt_and_of_the_call(recorder: Recorder) -> None:
     request = evolve(QUESTION, preferences=Preferences(timeout_ms=10))
-    await run(generate(request), watched.env(Delayed(60, SAID)))
-    parent, (attempt,) = watched.tree()
+    await run(generate(request), recorder.env(Delayed(60, SAID)))
+    parent, (attempt,) = recorder.tree()
     assert {span.attributes["error.type"] for span in (parent, attempt)} == {RequestTimeout.tag}
 
 
-async def test_a_defect_has_its_class_but_not_its_message(watched: Watched) -> None:
+async def test_a_defect_has_its_class_but_not_its_message(recorder: Recorder) -> None:
     def broken(request: LLMRequest) -> str:
         raise KeyError(request.prompt)
 
     with pytest.raises(KeyError):
-        await run(generate(QUESTION), watched.env(broken))
-    parent, (attempt,) = watched.tree()
+        await run(generate(QUESTION), recorder.env(broken))
+    parent, (attempt,) = recorder.tree()
     assert {span.attributes["error.type"] for span in (parent, attempt)} == {"KeyError"}
-    assert CANARY not in watched.everything()
+    assert CANARY not in recorder.everything()
 
 
-async def test_the_callers_span_is_the_parent(watched: Watched) -> None:
-    with watched.tracers.get_tracer("application").start_as_current_span("request") as outer:
-        await ask(watched.env(SAID))
+async def test_the_callers_span_is_the_parent(recorder: Recorder) -> None:
+    with recorder.tracers.get_tracer("application").start_as_current_span("request") as outer:
+        await ask(recorder.env(SAID))
         assert trace.get_current_span() is outer
-    (whole,) = [span for span in watched.spans.get_finished_spans() if span.name == "generate"]
+    (whole,) = [span for span in recorder.spans.get_finished_spans() if span.name == "generate"]
     assert whole.parent.span_id == outer.get_span_context().span_id
 
 
-async def test_concurrent_calls_have_their_own_attempts(watched: Watched) -> None:
-    env = watched.env(Delayed(0.005, SAID))
+async def test_concurrent_calls_have_their_own_attempts(recorder: Recorder) -> None:
+    env = recorder.env(Delayed(0.005, SAID))
     async with anyio.create_task_group() as many:
         for number in range(10):
             many.start_soon(ask, env, LLMRequest(prompt=f"{number}"))
-    spans = watched.spans.get_finished_spans()
+    spans = recorder.spans.get_finished_spans()
     parents = {span.context.span_id for span in spans if span.name == "generate"}
     assert {span.parent.span_id for span in spans if span.name != "generate"} == parents
     assert len(parents) == 10
 
 
-async def test_spans_have_the_conversation_id(watched: Watched) -> None:
+async def test_spans_have_the_conversation_id(recorder: Recorder) -> None:
     talk = run_call(standard_pipeline, QUESTION, turn=TurnContext("talk-1"))
-    await run(talk, watched.env(SAID))
-    parent, (attempt,) = watched.tree()
+    await run(talk, recorder.env(SAID))
+    parent, (attempt,) = recorder.tree()
     assert {span.attributes["gen_ai.conversation.id"] for span in (parent, attempt)} == {"talk-1"}
 
 
-async def test_each_attempt_records_its_measures(watched: Watched) -> None:
+async def test_each_attempt_records_its_measures(recorder: Recorder) -> None:
     usage = Usage(input_tokens=20, cache_read_tokens=80, output_tokens=5)
-    env = watched.env(NetworkError(phase="reset"), evolve(answer(SAID), usage=usage))
+    env = recorder.env(NetworkError(phase="reset"), evolve(answer(SAID), usage=usage))
     await ask(evolve(env, draw=lambda: 0.0))
 
     place = {
@@ -385,53 +385,53 @@ async def test_each_attempt_records_its_measures(watched: Watched) -> None:
         "server.address": "api.openai.com",
         "server.port": 443,
     }
-    durations = watched.points(conventions.DURATION)
+    durations = recorder.points(conventions.DURATION)
     assert [dict(point.attributes) for point in durations] == [
         place | {"error.type": "NetworkError", "llm_effects.outcome": "NetworkError"},
         place | {"llm_effects.outcome": "success"},
     ]
     assert durations[0].explicit_bounds == SECONDS
-    tokens = watched.points(conventions.TOKEN_USAGE)
+    tokens = recorder.points(conventions.TOKEN_USAGE)
     assert {point.attributes["gen_ai.token.type"]: point.sum for point in tokens} == {"input": 100, "output": 5}
     assert tokens[0].explicit_bounds == TOKENS
-    assert {metric.name: metric.unit for metric in watched.metrics().values()} == {
+    assert {metric.name: metric.unit for metric in recorder.metrics().values()} == {
         conventions.DURATION: "s",
         conventions.TOKEN_USAGE: "{token}",
     }
 
 
-async def test_estimated_tokens_are_not_recorded(watched: Watched) -> None:
+async def test_estimated_tokens_are_not_recorded(recorder: Recorder) -> None:
     usage = Usage(input_tokens=20, output_tokens=5, estimated=True)
-    await ask(watched.env(evolve(answer(SAID), usage=usage)))
-    assert not watched.points(conventions.TOKEN_USAGE)
+    await ask(recorder.env(evolve(answer(SAID), usage=usage)))
+    assert not recorder.points(conventions.TOKEN_USAGE)
 
 
-async def test_telemetry_contains_no_text_key_or_owner(watched: Watched) -> None:
+async def test_telemetry_contains_no_text_key_or_owner(recorder: Recorder) -> None:
     request = evolve(QUESTION, system="the system canary", tools=(Tool("look"),), metadata={"note": "the note canary"})
-    await ask(watched.env(SAID), request)
-    told = watched.everything()
-    assert "chat gpt-5.6" in told
+    await ask(recorder.env(SAID), request)
+    exported = recorder.everything()
+    assert "chat gpt-5.6" in exported
     for secret in (CANARY, SAID, KEY, "canary", "alice", "look"):
-        assert secret not in told
+        assert secret not in exported
 
 
-async def test_message_bodies_are_opt_in_and_masked(watched: Watched) -> None:
+async def test_message_bodies_are_opt_in_and_masked(recorder: Recorder) -> None:
     request = evolve(QUESTION, prompt=f"{CANARY}, with the key {KEY}", system="be brief", tools=(Tool("look"),))
-    await ask(watched.env(SAID, config=WITH_BODIES), request)
-    _, (attempt,) = watched.tree()
+    await ask(recorder.env(SAID, config=WITH_BODIES), request)
+    _, (attempt,) = recorder.tree()
 
-    def told(name: str) -> object:
+    def body(name: str) -> object:
         return json.loads(attempt.attributes[name])
 
-    assert told("gen_ai.input.messages") == [
+    assert body("gen_ai.input.messages") == [
         {"role": "user", "parts": [{"type": "text", "content": f"{CANARY}, with the key ***"}]}
     ]
-    assert told("gen_ai.output.messages") == [
+    assert body("gen_ai.output.messages") == [
         {"role": "assistant", "parts": [{"type": "text", "content": SAID}], "finish_reason": "stop"}
     ]
-    assert told("gen_ai.system_instructions") == [{"type": "text", "content": "be brief"}]
-    assert told("gen_ai.tool.definitions") == [{"type": "function", "name": "look"}]
-    assert KEY not in watched.everything()
+    assert body("gen_ai.system_instructions") == [{"type": "text", "content": "be brief"}]
+    assert body("gen_ai.tool.definitions") == [{"type": "function", "name": "look"}]
+    assert KEY not in recorder.everything()
 
 
 def test_every_kind_of_part_is_encoded() -> None:
@@ -446,8 +446,8 @@ def test_every_kind_of_part_is_encoded() -> None:
         Message("assistant", (ToolCall("1", "look", '{"at": 1}'),)),
         Message("tool", (ToolResult("1", "a lock"),)),
     )
-    told = json.loads(request_bodies(LLMRequest(messages=messages), ONE)["gen_ai.input.messages"])
-    assert [part for message in told for part in message["parts"]] == [
+    messages_json = json.loads(request_bodies(LLMRequest(messages=messages), ONE)["gen_ai.input.messages"])
+    assert [part for message in messages_json for part in message["parts"]] == [
         {"type": "reasoning", "content": "hm"},
         {"type": "image", "mime_type": "image/png", "uri": None},
         {"type": "document", "mime_type": None, "uri": "https://host/a.pdf"},
@@ -461,7 +461,7 @@ def test_every_kind_of_part_is_encoded() -> None:
 
 def test_names_are_those_of_the_conventions() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # all of the GenAI names are marked as moved to a repository of their own
+        warnings.simplefilter("ignore")  # all of the GenAI names are marked as moved to another repository
         from opentelemetry.semconv._incubating.attributes import (
             error_attributes,
             gen_ai_attributes,
@@ -487,7 +487,7 @@ def texts_of(module: ModuleType) -> set[str]:
 
 @frozen
 class Broken:
-    """A telemetry of one's own that raises wherever it can."""
+    """A custom telemetry that raises wherever it can."""
 
     active: bool = True
     begins: bool = True
@@ -512,27 +512,27 @@ async def test_a_telemetry_that_raises_fails_no_call(begins: bool, caplog: pytes
     assert CANARY not in caplog.text
 
 
-async def test_a_span_processor_that_raises_fails_no_call(watched: Watched) -> None:
+async def test_a_span_processor_that_raises_fails_no_call(recorder: Recorder) -> None:
     class Raising(SpanProcessor):
         def on_end(self, span: ReadableSpan) -> None:
             raise ValueError
 
-    watched.tracers.add_span_processor(Raising())
-    assert (await ask(watched.env(SAID))).content == SAID
+    recorder.tracers.add_span_processor(Raising())
+    assert (await ask(recorder.env(SAID))).content == SAID
     assert not trace.get_current_span().is_recording()
 
 
-async def test_an_exporter_that_raises_fails_no_call(watched: Watched) -> None:
+async def test_an_exporter_that_raises_fails_no_call(recorder: Recorder) -> None:
     class Raising(InMemorySpanExporter):
         def export(self, spans: object) -> object:
             raise ValueError
 
-    watched.tracers.add_span_processor(SimpleSpanProcessor(Raising()))
-    assert (await ask(watched.env(SAID))).content == SAID
+    recorder.tracers.add_span_processor(SimpleSpanProcessor(Raising()))
+    assert (await ask(recorder.env(SAID))).content == SAID
 
 
 async def test_inactive_telemetry_and_logging_collect_nothing() -> None:
-    """``Broken`` would be noticed: it raises at whatever it is told."""
+    """``Broken`` would raise if it got anything."""
     closed = evolve(scripted_env(SAID), telemetry=Broken(active=False, begins=False))
     LOGGER.addFilter(refuse := Refusing())
     try:

@@ -220,7 +220,7 @@ class ModelState:
         return Permit(model=self.model, quota=quota, demand=demand, cell=int(now // 1))
 
     def undo(self, permit: Permit) -> None:
-        """Take back a permit that was not used."""
+        """Return an unused permit, as if it had never been acquired."""
         self.limiter = with_actual_usage(self.limiter, permit, ActualUsage(requests=0))
 
     def release(self, permit: Permit, usage: ActualUsage) -> None:

@@ -1,4 +1,4 @@
-"""What every cache keeps its word on, wherever it keeps its entries; and the cache in memory exactly."""
+"""The behaviour that every cache shares: memory, SQLite and Redis."""
 
 import math
 import threading
@@ -31,7 +31,7 @@ ONE, TWO = key_of("one"), key_of("two")
 @final
 @define
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that a test moves."""
 
     seconds: float = 1_000.0
 
@@ -45,7 +45,7 @@ class Clock:
 @final
 @frozen
 class Store:
-    """A store under test: how it is made, and how time passes for it."""
+    """A cache under test: how to create it, and how to let time pass for it."""
 
     make: Callable[[], Cache]
     wait: Callable[[float], None]
@@ -73,7 +73,7 @@ def redis_store(url: str) -> Store:
     prefix = f"test:{uuid4().hex}:"
 
     def wait(seconds: float) -> None:
-        """Take time away from every entry, as if it had passed."""
+        """Shorten the time to live of every entry, as if time had passed."""
         with Redis.from_url(url) as client:
             for name in client.scan_iter(match=f"{prefix}*"):
                 left = client.pttl(name)
@@ -209,7 +209,7 @@ async def test_a_cancelled_caller_leaves_the_store_usable(store: Store) -> None:
             tasks.start_soon(given_by, cache.get(ONE))
             await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
-    assert await given_by(cache.get(ONE)) in {b"1", None}  # what had begun may still go on
+    assert await given_by(cache.get(ONE)) in {b"1", None}  # a put that has started may still finish
     await given_by(cache.put(TWO, b"2", 60))
     assert await given_by(cache.get(TWO)) == b"2"
     await cache.aclose()

@@ -42,7 +42,7 @@ STEPS = st.lists(
 
 @final
 class Model:
-    """Entries in the order of their use, looked through from end to end."""
+    """A model of the cache: a list of entries in the order of their use."""
 
     def __init__(self, entries: int, size: int) -> None:
         self.entries, self.size, self.time = entries, size, 0.0
@@ -94,7 +94,7 @@ def test_the_cache_agrees_with_the_model_on_time_order_and_bounds(
                     model.time += seconds
                     clock.seconds += seconds
                 case _:
-                    pytest.fail(f"what is {step}?")
+                    pytest.fail(f"unknown step {step}")
             model.expire()
             stats = await given_by(cache.stats())
             assert (stats.entries, stats.bytes) == (len(model.kept), model.weight())

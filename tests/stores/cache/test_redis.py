@@ -1,6 +1,6 @@
-"""The cache on a server: what it does when the server is slow, full, gone, or says no."""
+"""The Redis cache: with a server that is slow, full, gone, or refuses."""
 
-# ruff: noqa: ASYNC110 - a server tells nobody when it has changed
+# ruff: noqa: ASYNC110 - a server does not announce its changes
 
 import signal
 import subprocess
@@ -104,9 +104,9 @@ async def test_fault_112_a_server_that_evicts_returns_whole_entries_or_none() ->
         keys = [key_of(str(number)) for number in range(200)]
         for key in keys:
             await given_by(cache.put(key, entry_of(key, 30_000), None))
-        found = [await given_by(cache.get(key)) == entry_of(key, 30_000) for key in keys]
+        hits = [await given_by(cache.get(key)) == entry_of(key, 30_000) for key in keys]
         stats = await given_by(cache.stats())
-        assert 0 < sum(found) == stats.hits < len(keys)
+        assert 0 < sum(hits) == stats.hits < len(keys)
         await cache.aclose()
 
 
@@ -164,5 +164,5 @@ def test_without_the_client_the_error_names_the_extra_to_install() -> None:
         "from llm_effects.stores.open import open_cache\n"
         "print(open_cache(CacheConfig(url='redis://localhost'), lambda: None).failure().message)"
     )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert said == "cache.url: the Redis client is not installed: pip install 'llm-effects[redis]'\n"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output == "cache.url: the Redis client is not installed: pip install 'llm-effects[redis]'\n"

@@ -1,6 +1,6 @@
-"""The cache in a file: private, shared, never wiped, and whole after a kill, on a full disk, by a wrong clock."""
+"""The SQLite cache: its file, permissions, full disks, locks, clocks, bounds and killed processes."""
 
-# ruff: noqa: ASYNC221, ASYNC240 - the files are small, and nobody else waits
+# ruff: noqa: ASYNC221, ASYNC240 - the files are small, and nothing else runs
 
 import os
 import sqlite3
@@ -32,8 +32,8 @@ ROUNDS = int(os.environ.get("CACHE_KILL_ROUNDS", "60"))
 
 
 @define
-class Day:
-    """A wall clock that goes where it is set."""
+class WallClock:
+    """A wall clock that a test moves."""
 
     time: datetime = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -45,8 +45,8 @@ class Day:
 
 
 @pytest.fixture
-def day() -> Day:
-    return Day()
+def clock() -> WallClock:
+    return WallClock()
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "cache.db"
 
 
-def at(path: Path, day: Day | None = None, bounds: Bounds | None = None) -> SqliteCache:
-    """A patient store: the machine may be busy."""
-    return SqliteCache(path, (day or Day()).now, bounds or Bounds(), lock_wait_seconds=5, timeout_seconds=10)
+def at(path: Path, clock: WallClock | None = None, bounds: Bounds | None = None) -> SqliteCache:
+    """Return a cache with long time limits: the machine may be busy."""
+    return SqliteCache(path, (clock or WallClock()).now, bounds or Bounds(), lock_wait_seconds=5, timeout_seconds=10)
 
 
 async def filled(path: Path) -> None:
@@ -65,10 +65,10 @@ async def filled(path: Path) -> None:
     await cache.aclose()
 
 
-async def all_fail(cache: Cache, why: str) -> None:
+async def assert_all_fail(cache: Cache, message: str) -> None:
     for future in (cache.get(ONE), cache.put(ONE, b"2", 60), cache.delete(ONE), cache.clear(), cache.stats()):
         failure = await failure_of(future)
-        assert why in failure.message
+        assert message in failure.message
         assert not failure.transient
     await cache.aclose()
 
@@ -107,7 +107,7 @@ async def test_fault_113_a_newer_file_is_neither_read_nor_changed(path: Path) ->
     await filled(path)
     execute(path, f"PRAGMA user_version = {SCHEMA + 1}")
     before = path.read_bytes()
-    await all_fail(at(path), "newer version")
+    await assert_all_fail(at(path), "newer version")
     assert path.read_bytes() == before
 
 
@@ -115,7 +115,7 @@ async def test_a_file_that_becomes_newer_while_open_is_refused(path: Path) -> No
     cache = at(path)
     await given_by(cache.put(ONE, b"1", 60))
     execute(path, f"PRAGMA user_version = {SCHEMA + 1}")
-    await all_fail(cache, "newer version")
+    await assert_all_fail(cache, "newer version")
 
 
 async def test_an_older_file_is_recreated(path: Path) -> None:
@@ -142,14 +142,14 @@ async def test_many_caches_can_create_the_file_at_once(tmp_path: Path) -> None:
 async def test_the_file_of_another_program_is_refused(path: Path) -> None:
     execute(path, "CREATE TABLE mine (text)", "INSERT INTO mine VALUES ('dear')")
     before = path.read_bytes()
-    await all_fail(at(path), "another program")
+    await assert_all_fail(at(path), "another program")
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("content", [b"no database, but long enough to look like one\n" * 99, b"\x80\x04\x95pickle."])
 async def test_faults_111_119_a_file_that_is_no_database_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    await all_fail(at(path), "is no SQLite database")
+    await assert_all_fail(at(path), "is no SQLite database")
     assert path.read_bytes() == content
 
 
@@ -202,7 +202,7 @@ async def test_the_cache_works_again_when_its_folder_comes_back(tmp_path: Path) 
     await cache.aclose()
 
 
-# No way to write.
+# Files that cannot be written.
 
 
 @pytest.mark.parametrize("folder_mode", [0o700, 0o500])
@@ -225,7 +225,7 @@ async def test_an_unreadable_file_fails(shared_folder: Path) -> None:
     await filled(path)
     path.chmod(0)
     with as_unprivileged_user(shared_folder):
-        await all_fail(at(path), "cannot be opened")
+        await assert_all_fail(at(path), "cannot be opened")
 
 
 async def test_fault_112_a_full_file_fails_writes_but_not_reads(path: Path) -> None:
@@ -265,7 +265,7 @@ async def test_fault_112_a_full_disk_fails_writes_but_not_reads(tmp_path: Path) 
 
 
 async def test_fault_112_a_locked_file_is_read_and_writes_fail_soon(path: Path) -> None:
-    cache = SqliteCache(path, Day().now)
+    cache = SqliteCache(path, WallClock().now)
     await given_by(cache.put(ONE, b"1", 60))
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -279,7 +279,7 @@ async def test_fault_112_a_locked_file_is_read_and_writes_fail_soon(path: Path) 
 
 
 async def test_a_new_file_that_is_locked_is_a_transient_failure(path: Path) -> None:
-    cache = SqliteCache(path, Day().now)
+    cache = SqliteCache(path, WallClock().now)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         assert (await failure_of(cache.get(ONE))).transient
@@ -289,7 +289,7 @@ async def test_a_new_file_that_is_locked_is_a_transient_failure(path: Path) -> N
 
 
 async def test_an_operation_that_hangs_times_out(path: Path) -> None:
-    cache = SqliteCache(path, Day().now, lock_wait_seconds=0.5, timeout_seconds=0.02)
+    cache = SqliteCache(path, WallClock().now, lock_wait_seconds=0.5, timeout_seconds=0.02)
     await filled(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -301,35 +301,35 @@ async def test_an_operation_that_hangs_times_out(path: Path) -> None:
 # Time.
 
 
-async def test_fault_114_an_entry_from_the_future_is_ignored(path: Path, day: Day) -> None:
-    cache = at(path, day)
+async def test_fault_114_an_entry_from_the_future_is_ignored(path: Path, clock: WallClock) -> None:
+    cache = at(path, clock)
     await given_by(cache.put(ONE, b"1", None))
-    day.move(-299)
+    clock.move(-299)
     assert await given_by(cache.get(ONE)) == b"1"
-    day.move(-2)
+    clock.move(-2)
     assert await given_by(cache.get(ONE)) is None
     await given_by(cache.put(ONE, b"2", 60))
     assert await given_by(cache.get(ONE)) == b"2"
     await cache.aclose()
 
 
-async def test_a_clock_that_goes_back_a_little_does_not_extend_the_time_to_live(path: Path, day: Day) -> None:
-    cache = at(path, day)
+async def test_a_clock_that_goes_back_a_little_does_not_extend_the_time_to_live(path: Path, clock: WallClock) -> None:
+    cache = at(path, clock)
     await given_by(cache.put(ONE, b"1", 60))
-    day.move(-100)
+    clock.move(-100)
     assert await given_by(cache.get(ONE)) == b"1"
-    day.move(159.5)
+    clock.move(159.5)
     assert await given_by(cache.get(ONE)) == b"1"
-    day.move(0.5)
+    clock.move(0.5)
     assert await given_by(cache.get(ONE)) is None
     await cache.aclose()
 
 
-async def test_a_write_deletes_expired_entries_before_it_evicts(path: Path, day: Day) -> None:
-    cache = at(path, day, Bounds(entries=2))
+async def test_a_write_deletes_expired_entries_before_it_evicts(path: Path, clock: WallClock) -> None:
+    cache = at(path, clock, Bounds(entries=2))
     await given_by(cache.put(ONE, b"1", 60))
     await given_by(cache.put(TWO, b"2", 600))
-    day.move(60)
+    clock.move(60)
     await given_by(cache.put(THREE, b"3", 60))
     stats = await given_by(cache.stats())
     assert (stats.entries, stats.evictions) == (2, 0)

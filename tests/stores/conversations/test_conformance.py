@@ -1,4 +1,4 @@
-"""Every store of conversations, by the same checks: memory, a SQLite file, a Postgres server."""
+"""Every conversation store passes the same checks: memory, SQLite and Postgres."""
 
 import threading
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def store(url: URL) -> Iterator[Conversations]:
-    """One for all checks: it outlives the event loop of each."""
+    """Return one store for all checks: it outlives the event loop of each."""
     store = open_conversations(StorageConfig(url=url), MemoryConversations()).unwrap()
     yield store
     anyio.run(store.aclose)
@@ -41,7 +41,7 @@ def store(url: URL) -> Iterator[Conversations]:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("check", CONVERSATION_CHECKS, ids=lambda check: check.__name__)
-async def test_conformance(store: Conversations, check: Check) -> None:
+async def test_the_store_passes_the_check(store: Conversations, check: Check) -> None:
     await check(store)
 
 

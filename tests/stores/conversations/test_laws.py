@@ -1,4 +1,4 @@
-"""Laws of all stores of conversations: one is like the other, whoever writes and whatever the ids are."""
+"""Laws of all conversation stores: they agree with each other, for any steps, writers and ids."""
 
 from collections.abc import Iterator
 from typing import TypeAlias
@@ -40,7 +40,7 @@ def store(url: str) -> Iterator[Conversations]:
     anyio.run(store.aclose)
 
 
-# Many writers, in any order: each has seen some version, and begins, ends, adds or drops at some time.
+# Steps of many writers in any order; each writer has seen some version.
 
 Step: TypeAlias = tuple[object, ...]
 
@@ -60,8 +60,8 @@ STEPS = st.lists(
 )
 
 
-async def done(talk: Talk, number: int, step: Step) -> object:
-    """Do a step, and give what comes of it."""
+async def run_step(talk: Talk, number: int, step: Step) -> object:
+    """Run a step, and return its result."""
     store, key = talk.store, (talk.id, talk.owner)
     match step:
         case ("begin", str(name), int() | None as version, str(writer), int(at)):
@@ -70,8 +70,8 @@ async def done(talk: Talk, number: int, step: Step) -> object:
             now = await talk.version() if version is None else version
             return await result_of(store.begin_turn(*key, now, turn))
         case ("finish", str(name), TurnState() as state, bool(answered)):
-            came = (said("a", "assistant", name=f"a{number}"),) if answered else ()
-            return await result_of(store.finish_turn(*key, name, state, came))
+            answer = (said("a", "assistant", name=f"a{number}"),) if answered else ()
+            return await result_of(store.finish_turn(*key, name, state, answer))
         case ("append", list(names), int(version)):
             turns = [asked("x", turn_id=str(name)) for name in names]
             turns = [evolve(t, messages=(said("x", name=f"x{number}{n}"),)) for n, t in enumerate(turns)]
@@ -91,7 +91,7 @@ def test_fault_120_every_store_agrees_with_the_one_in_memory(store: Conversation
         real = await Talk(store, id="c", owner=uuid4().hex).started()
         plain = await evolve(real, store=MemoryConversations()).started()
         for number, step in enumerate(steps):
-            assert await done(real, number, step) == await done(plain, number, step)
+            assert await run_step(real, number, step) == await run_step(plain, number, step)
         history = await real.read()
         assert history == await plain.read()
         assert [turn.number for turn in history.turns] == list(range(1, history.conversation.turns + 1))
@@ -102,7 +102,7 @@ def test_fault_120_every_store_agrees_with_the_one_in_memory(store: Conversation
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=4, max_size=12))
 def test_fault_120_concurrent_writers_lose_nothing(store: Conversations, data: list[tuple[int, int]]) -> None:
-    """Each of four writers has some turns, and gives way before some steps."""
+    """Run four writers, each with some turns, which yield to the others before some steps."""
 
     async def run() -> None:
         talk = await Talk(store, id="c", owner=uuid4().hex).started()
@@ -138,9 +138,9 @@ IDS = st.text(LETTERS, max_size=20) | st.sampled_from(
 )
 
 
-def usable(given: str) -> bool:
+def is_valid(text: str) -> bool:
     try:
-        check_id("id", given)
+        check_id("id", text)
     except InvalidValue:
         return False
     return True
@@ -154,14 +154,14 @@ def test_faults_124_125_an_id_finds_only_its_own_conversation(
     async def run() -> None:
         (mine, other), (one, two) = owners, ids
         result = await result_of(store.load(one, mine))
-        if not (usable(mine) and usable(one)):
+        if not (is_valid(mine) and is_valid(one)):
             assert result.failure().tag == "InvalidRequest"
             return
         talk = Talk(store, id=one, owner=mine)
         await made(store.delete(one, mine))
         await (await talk.started()).begun(asked(f"of {mine}", turn_id=one))
         for owner, name in ((mine, two), (other, one), (other, two)):
-            if usable(owner) and usable(name) and (owner, name) != (mine, one):
+            if is_valid(owner) and is_valid(name) and (owner, name) != (mine, one):
                 assert await made(store.load(name, owner)) is None
                 assert await made(store.delete(name, owner)) is False
         assert texts(await talk.read()) == [f"of {mine}"]

@@ -1,4 +1,4 @@
-"""Many processes on one storage, and processes that are killed: nothing that was acknowledged is lost."""
+"""Many processes on one storage, some of them killed: nothing that was acknowledged is lost."""
 
 import os
 import sqlite3
@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from llm_effects.values.conversations import TurnState
-from tests.fixtures.conversation_worker import python, read_at_last, started, told_by, wrong_in
+from tests.fixtures.conversation_worker import lines_of, problems_in, python, read_at_last, started
 from tests.fixtures.postgres_server import postgres_server
 
 __all__ = ["postgres_server"]
@@ -35,9 +35,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 def test_fault_120_four_processes_lose_nothing(url: str) -> None:
     anyio.run(started, url)
-    acknowledged = told_by(python("hammer", url, "w", str(TURNS)), seconds=60 + 2 * TURNS)
+    acknowledged = lines_of(python("hammer", url, "w", str(TURNS)), seconds=60 + 2 * TURNS)
     history = anyio.run(read_at_last, url)
-    assert wrong_in(history) == []
+    assert problems_in(history) == []
     assert [f"{turn.number} {turn.id}" for turn in history.turns] == sorted(
         acknowledged, key=lambda line: int(line.split()[0])
     )
@@ -47,17 +47,17 @@ def test_fault_120_four_processes_lose_nothing(url: str) -> None:
 
 def test_fault_121_a_killed_process_loses_nothing_that_was_acknowledged(url: str) -> None:
     anyio.run(started, url)
-    lines = told_by(python("killed", url, "seed", str(ROUNDS)), seconds=60 + 2 * ROUNDS)
+    lines = lines_of(python("killed", url, "seed", str(ROUNDS)), seconds=60 + 2 * ROUNDS)
     history = anyio.run(read_at_last, url)
     begun = {line.split()[1] for line in lines if line.startswith("begun")}
     ended = {line.split()[1] for line in lines if line.startswith("ended")}
     assert len(begun) >= ROUNDS // 2
-    assert wrong_in(history) == []
+    assert problems_in(history) == []
     assert begun <= {turn.id for turn in history.turns}
     assert ended <= {turn.id for turn in history.turns if turn.state is TurnState.FINISHED}
     assert len(history.turns) <= len(begun) + ROUNDS
 
 
 def test_fault_127_processes_can_migrate_at_once(url: str) -> None:
-    """Nobody has made the tables: four do at once, and one starts the conversation."""
-    assert sorted(told_by(python("start", url, "w", "1"))) == ["ConversationConflict"] * 3 + ["started"]
+    """Start with no tables: four processes create them at once, and one starts the conversation."""
+    assert sorted(lines_of(python("start", url, "w", "1"))) == ["ConversationConflict"] * 3 + ["started"]

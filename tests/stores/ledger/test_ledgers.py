@@ -1,4 +1,4 @@
-"""What every ledger must do: in memory, in a SQLite file, on a Postgres server."""
+"""The behaviour that every ledger shares: memory, SQLite and Postgres."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -115,16 +115,16 @@ async def test_times_of_any_zone_are_compared(ledger: Ledger) -> None:
 
 
 async def test_values_that_databases_reject_lose_no_row(ledger: Ledger, url: str) -> None:
-    """In a batch with such a row, the others would be lost too."""
+    """Otherwise the whole batch with such a row would be lost."""
     ledger.record(evolve(FULL, owner="a\0b\ud800", tags=("c\0\ud800",), served_model="\0"))
     much = evolve(FULL.attempt, usage=Usage(input_tokens=2**70, output_tokens=1))
     ledger.record(evolve(EMPTY, attempt=much))
     await ledger.aclose()
     if not url.startswith("memory"):
         async with opened(url) as again:
-            told, full = await given_by(again.rows())
+            bounded, full = await given_by(again.rows())
         assert full.attempt == FULL.attempt
-        assert told.attempt.usage.input_tokens == 2**63 - 1
+        assert bounded.attempt.usage.input_tokens == 2**63 - 1
 
 
 # Budgets.

@@ -1,4 +1,4 @@
-"""One budget of many processes: never overspent by our own estimates, and freed of what the dead have reserved."""
+"""One budget of many processes: never overspent by our own estimates, and freed of dead reservations."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ __all__ = ["postgres_server"]
 _Value = TypeVar("_Value")
 
 CALLS = 18
-"""How many calls each of four processes makes: more than the budget has room for."""
+"""How many calls each of four processes makes: more than the budget allows."""
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -45,12 +45,12 @@ def python(*arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def seen(url: str, look: Callable[[LLMEnv], Awaitable[_Value]]) -> _Value:
+def observe(url: str, look: Callable[[LLMEnv], Awaitable[_Value]]) -> _Value:
     async def main() -> _Value:
         env = env_at(url, "observer")
-        found = await look(env)
+        result = await look(env)
         await env.ledger.aclose()
-        return found
+        return result
 
     return anyio.run(main)
 
@@ -65,39 +65,39 @@ async def fits(env: LLMEnv, dollars: int, name: str = "probe") -> bool:
 
 
 def test_four_processes_never_overspend_one_budget(url: str) -> None:
-    """Each call reserves 10 dollars and costs 2: what is spent and what is reserved count together."""
+    """Each call reserves 10 dollars and costs 2: spent and reserved amounts both count."""
     processes = [python("spend", url, f"w{number}", str(CALLS)) for number in range(4)]
     lines = [line for process in processes for line in process.communicate(timeout=120)[0].split()]
     assert not any(process.returncode for process in processes)
     tags = Counter(lines)
     assert set(tags) == {"answered", "BudgetExceeded"}
     assert sum(tags.values()) == 4 * CALLS
-    report = seen(url, lambda env: run(usage_report(by="model"), env)).unwrap()
+    report = observe(url, lambda env: run(usage_report(by="model"), env)).unwrap()
     spent = report.total.cost_usd
     assert spent == 2 * tags["answered"] == 2 * report.total.requests
     assert spent <= LIMIT
-    assert seen(url, lambda env: fits(env, int(LIMIT - spent)))  # all holds were given back
-    assert not seen(url, lambda env: fits(env, int(LIMIT - spent) + 1, "too much"))
+    assert observe(url, lambda env: fits(env, int(LIMIT - spent)))  # all holds were released
+    assert not observe(url, lambda env: fits(env, int(LIMIT - spent) + 1, "too much"))
 
 
 def test_the_reservation_of_a_killed_process_is_freed(url: str) -> None:
     holder = python("hold", url, "holder", str(LIMIT))
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    assert not seen(url, lambda env: fits(env, 1, "early"))
+    assert not observe(url, lambda env: fits(env, 1, "early"))
     holder.kill()
     holder.communicate()
     end = time.monotonic() + 20
-    while not seen(url, lambda env: fits(env, LIMIT, "all")):
+    while not observe(url, lambda env: fits(env, LIMIT, "all")):
         assert time.monotonic() < end
         time.sleep(0.1)
 
 
 def test_a_killed_process_loses_only_waiting_rows(url: str) -> None:
-    booker = python("book", url, "booker", "230")
-    assert booker.stdout is not None
-    stored = int(booker.stdout.readline())
-    booker.kill()
-    booker.communicate()
+    recorder = python("record", url, "recorder", "230")
+    assert recorder.stdout is not None
+    stored = int(recorder.stdout.readline())
+    recorder.kill()
+    recorder.communicate()
     assert stored >= 200
-    assert len(seen(url, lambda env: result_of(env.ledger.rows())).unwrap()) == stored
+    assert len(observe(url, lambda env: result_of(env.ledger.rows())).unwrap()) == stored

@@ -1,6 +1,6 @@
-"""The ledger in a database: written by the batch, off the call's path, and none of its troubles is the call's."""
+"""The ledger in a database: rows are written in batches by a thread, and its problems fail no call."""
 
-# ruff: noqa: ASYNC110, ASYNC240 - the file is small, and what is waited for happens in a thread
+# ruff: noqa: ASYNC110, ASYNC240 - the file is small, and the thread announces nothing
 
 import asyncio
 import logging
@@ -41,7 +41,7 @@ def at(path: Path, **bounds: int) -> SqlLedger:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Somebody else writes, and does not end."""
+    """Lock the file as another process would."""
     with closing(sqlite3.connect(path, isolation_level=None)) as file:
         file.execute("BEGIN IMMEDIATE")
         yield
@@ -99,7 +99,7 @@ async def test_a_ledger_that_cannot_be_written_fails_no_call_and_loses_no_row(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ledger = at(path, batch=2)
-    await given_by(ledger.rows())  # makes the file
+    await given_by(ledger.rows())  # creates the file
     env = evolve(scripted_env("ok"), ledger=ledger)
     questions = [LLMRequest(prompt=str(number)) for number in range(6)]
     with locked(path), caplog.at_level(logging.WARNING, "llm_effects"):
@@ -108,7 +108,7 @@ async def test_a_ledger_that_cannot_be_written_fails_no_call_and_loses_no_row(
         with anyio.fail_after(10):
             while not caplog.messages:
                 await anyio.sleep(0.005)
-        assert (await run(usage_report(), env)).unwrap().total.attempts == 4  # reading goes on
+        assert (await run(usage_report(), env)).unwrap().total.attempts == 4  # reading still works
     assert caplog.messages[0].startswith("the ledger could not be written: StorageFailed; ")
     for question in questions[4:]:
         assert is_successful(await run(generate(question), env))
@@ -205,12 +205,12 @@ async def test_a_cancellation_that_ignores_shields_loses_neither_cost_nor_hold(p
     with locked(path):
         busy = asyncio.ensure_future(ledger.commit(hold("busy", "1"), Decimal(0)))
         await asyncio.sleep(0.02)
-        settling = asyncio.ensure_future(ledger.commit(spent, Decimal("0.2")))
+        committing = asyncio.ensure_future(ledger.commit(spent, Decimal("0.2")))
         reserving = asyncio.ensure_future(result_of(ledger.reserve(unsure)))
         await asyncio.sleep(0.02)
-        settling.cancel()
+        committing.cancel()
         reserving.cancel()
-        await asyncio.gather(settling, reserving, return_exceptions=True)
+        await asyncio.gather(committing, reserving, return_exceptions=True)
     await busy
     await ledger.commit(hold("next", "1"), Decimal(0))
     assert not is_successful(await result_of(ledger.reserve(hold("more", "0.81"))))
@@ -257,7 +257,7 @@ def test_the_buffer_is_bounded_and_counts_dropped_rows() -> None:
     assert buffer.add(rows[2]) == buffer.add(rows[3]) == ()  # one batch at a time
     buffer.failed()
     assert buffer.held() == tuple(rows[:4])
-    assert buffer.add(rows[4]) == buffer.add(rows[5]) == ()  # nor at once after a failure
+    assert buffer.add(rows[4]) == buffer.add(rows[5]) == ()  # and none right after a failure
     assert buffer.held() == tuple(rows[1:6])
     assert buffer.dropped == 1
 

@@ -1,4 +1,4 @@
-"""Limits that processes share: never exceeded, given back by the dead, and kept by each alone without the server."""
+"""Shared limits: never exceeded, freed of dead processes, and counted by each process alone without the server."""
 
 import math
 import time
@@ -38,11 +38,11 @@ from tests.fixtures.redis_server import free_port, redis_server, start
 
 __all__ = ["redis_server"]
 
-PLACES = Quota(concurrency=1)
+ONE_AT_ONCE = Quota(concurrency=1)
 ASK = LLMRequest(prompt="why?")
 
 
-# --- the scripts keep the same law as the pure functions
+# The scripts agree with the pure functions.
 
 STEPS = st.lists(
     st.tuples(
@@ -65,32 +65,32 @@ def test_the_scripts_count_as_the_pure_quotas_do(
     keys = [f"law:{next(_NAMES)}:{kind}" for kind in ("slots", "requests", "tokens", "said")]
     with Redis.from_url(redis_server) as client:
         scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
-        standing, now_ms, inside = LimiterState(), 1_000_000, list[Permit]()
+        state, now_ms, inside = LimiterState(), 1_000_000, list[Permit]()
         for wait, what, tokens, used in steps:
             now_ms += wait
             now, need = now_ms / 1000, Demand(tokens=tokens)
             if what == "enter":
-                delay = wait_time(standing, quota, need, now)
-                told = scripts["enter"](keys, [now_ms, f"id-{now_ms}-{tokens}", places, rpm, tpm, 10**9, 1, tokens])
-                if delay or not has_free_slot(standing, quota):
-                    assert told == [0, round(delay * 1000) if delay else -1]
+                delay = wait_time(state, quota, need, now)
+                reply = scripts["enter"](keys, [now_ms, f"id-{now_ms}-{tokens}", places, rpm, tpm, 10**9, 1, tokens])
+                if delay or not has_free_slot(state, quota):
+                    assert reply == [0, round(delay * 1000) if delay else -1]
                     continue
-                assert told == [1, int(now)]
-                standing = with_reservation(standing, quota, need, now)
+                assert reply == [1, int(now)]
+                state = with_reservation(state, quota, need, now)
                 inside.append(Permit(model="m", quota=quota, demand=need, cell=int(now), id=f"id-{now_ms}-{tokens}"))
-                now_ms += 1  # so that no two have one name
+                now_ms += 1  # so that every id is unique
             elif inside:
-                ticket, by = inside.pop(0), min(used, 1) - 1
+                permit, by = inside.pop(0), min(used, 1) - 1
                 said = (
                     RateLimits(requests=Allowance(limit=2, remaining=used, reset=3.0), at=now)
                     if what == "said"
                     else None
                 )
-                standing = with_actual_usage(
-                    standing, ticket, ActualUsage(requests=1 + by, tokens=used, reported_limits=said)
+                state = with_actual_usage(
+                    state, permit, ActualUsage(requests=1 + by, tokens=used, reported_limits=said)
                 )
                 words = (0, 2, used, 3000, -1, -1, -1) if said else (-1,) * 7
-                scripts["leave"](keys, [now_ms, ticket.id, ticket.cell, by, used - ticket.demand.tokens, *words])
+                scripts["leave"](keys, [now_ms, permit.id, permit.cell, by, used - permit.demand.tokens, *words])
         client.delete(*keys)
 
 
@@ -111,26 +111,26 @@ def test_the_scripts_agree_with_the_pure_circuit_breaker(redis_server: str, move
             now_ms += wait
             if what == "ask":
                 breaker, answer = request_permit(breaker, now_ms / 1000, lease=7, force=last)
-                told = scripts["admit"](keys[:1], [now_ms, 7000, int(last), 1000])
+                reply = scripts["admit"](keys[:1], [now_ms, 7000, int(last), 1000])
                 if isinstance(answer, Refusal):
-                    assert told[0] == b"refused"
-                    assert told[2] == pytest.approx(answer.retry_after * 1000, abs=1)
+                    assert reply[0] == b"refused"
+                    assert reply[2] == pytest.approx(answer.retry_after * 1000, abs=1)
                 else:
-                    assert told[:2] == [answer.kind.encode(), answer.epoch]
+                    assert reply[:2] == [answer.kind.encode(), answer.epoch]
                     held.append(answer)
             elif held:
-                passage = held.pop(0 if last else -1)
+                permit = held.pop(0 if last else -1)
                 failed = {"fails": True, "works": False, "cancelled": None}[what]
-                breaker = record_outcome(breaker, RULES, passage, now_ms / 1000, failed=failed)
+                breaker = record_outcome(breaker, RULES, permit, now_ms / 1000, failed=failed)
                 became = -1 if failed is None else int(failed)
-                args = [now_ms, passage.kind, passage.epoch, became, 10_000 / CELLS, CELLS, 3, 0.5, 5000]
+                args = [now_ms, permit.kind, permit.epoch, became, 10_000 / CELLS, CELLS, 3, 0.5, 5000]
                 [open_ms] = scripts["record"](keys, args)
                 if open_ms:
                     assert breaker.open_until == pytest.approx(now_ms / 1000 + 5)
         client.delete(*keys)
 
 
-# --- four processes
+# Four processes.
 
 
 def test_four_processes_never_exceed_any_limit(redis_server: str) -> None:
@@ -138,10 +138,10 @@ def test_four_processes_never_exceed_any_limit(redis_server: str) -> None:
         client.flushdb()
     visits = [(float(came), float(left), *map(int, rest)) for came, left, *rest in by_four("hammer", redis_server)]
     kept = [visit for visit in visits if visit[4]]
-    # All is within one minute: what was kept, and what was reserved by those inside at any moment.
+    # All is within one minute: the counted usage, and the reservations of the running calls at any moment.
     assert sum(visit[3] for visit in kept) <= (QUOTA.tokens or 0)
     assert len(kept) <= (QUOTA.requests or 0)
-    assert len(kept) >= 25  # and much of what was there was used
+    assert len(kept) >= 25  # and much of the quota was used
     most = 0
     for moment, *_ in visits:
         inside = [visit for visit in visits if visit[0] <= moment < visit[1]]
@@ -163,7 +163,7 @@ def test_four_processes_share_one_breaker_and_one_probe(redis_server: str) -> No
     assert len({epoch for *_, epoch in probes}) == len(probes)
     assert all(later[0] - earlier[1] >= 0.25 for earlier, later in pairwise(probes))
     counted = [visit for visit in passed if visit[0] == "counted"]
-    assert 8 <= len(counted) <= 8 + 16  # it opened once; who was inside then said nothing new
+    assert 8 <= len(counted) <= 8 + 16  # it opened once; calls that ran then changed nothing
 
 
 def test_the_lease_of_a_killed_process_frees_its_permit(redis_server: str) -> None:
@@ -178,14 +178,14 @@ def test_the_lease_of_a_killed_process_frees_its_permit(redis_server: str) -> No
 
     async def main() -> float:
         limits = opened(redis_server)
-        await given_by(limits.acquire("m", PLACES, Demand(), 10.0, math.inf))
+        await given_by(limits.acquire("m", ONE_AT_ONCE, Demand(), 10.0, math.inf))
         await limits.aclose()
         return time.monotonic() - taken
 
     assert 1.5 <= anyio.run(main) <= 8
 
 
-# --- one process
+# One process.
 
 
 @pytest.mark.anyio
@@ -194,8 +194,8 @@ async def test_every_key_expires_and_reveals_no_model(redis_server: str) -> None
     quota = Quota(concurrency=3, requests=10, tokens=100)
     said = RateLimits(requests=Allowance(limit=9, remaining=5, reset=1.0), at=anyio.current_time())
     for _ in range(2):
-        ticket = await given_by(limits.acquire("m", quota, Demand(tokens=5), 1.0, math.inf))
-        await limits.release(ticket, ActualUsage(tokens=3, reported_limits=said))
+        permit = await given_by(limits.acquire("m", quota, Demand(tokens=5), 1.0, math.inf))
+        await limits.release(permit, ActualUsage(tokens=3, reported_limits=said))
     await given_by(limits.acquire("m", quota, Demand(tokens=5), 1.0, math.inf))
     for _ in range(9):
         await limits.record("m", RULES, await given_by(limits.admit("m", math.inf, force=True)), failed=True)
@@ -215,19 +215,19 @@ async def test_fault_104_cancelled_calls_leave_no_permit_on_the_server(redis_ser
 
     async def one(number: int) -> None:
         with anyio.move_on_after(0.001 * (number % 20)):
-            ticket = await given_by(limits.acquire("m", quota, Demand(), 30.0, math.inf))
+            permit = await given_by(limits.acquire("m", quota, Demand(), 30.0, math.inf))
             try:
                 await anyio.sleep(0.001)
             finally:
-                await limits.release(ticket, ActualUsage())
+                await limits.release(permit, ActualUsage())
 
     async with anyio.create_task_group() as group:
         for number in range(300):
             group.start_soon(one, number)
-    tickets = [await given_by(limits.acquire("m", quota, Demand(), 0.0, math.inf)) for _ in range(2)]
-    assert all(ticket.shared_cell is not None for ticket in tickets)
-    for ticket in tickets:
-        await limits.release(ticket, ActualUsage())
+    permits = [await given_by(limits.acquire("m", quota, Demand(), 0.0, math.inf)) for _ in range(2)]
+    assert all(permit.shared_cell is not None for permit in permits)
+    for permit in permits:
+        await limits.release(permit, ActualUsage())
     await limits.aclose()
 
 
@@ -248,16 +248,16 @@ async def test_without_the_server_each_process_counts_alone_and_warns() -> None:
 async def test_permits_are_released_when_the_server_goes_away() -> None:
     with start() as server:
         limits = opened(server.url(), timeout_seconds=0.5)
-        ticket = await given_by(limits.acquire("m", PLACES, Demand(), 1.0, math.inf))
-        assert ticket.shared_cell is not None
+        permit = await given_by(limits.acquire("m", ONE_AT_ONCE, Demand(), 1.0, math.inf))
+        assert permit.shared_cell is not None
         server.process.kill()
         server.process.wait()
-        await limits.release(ticket, ActualUsage())
-        again = await given_by(limits.acquire("m", PLACES, Demand(), 1.0, math.inf))
+        await limits.release(permit, ActualUsage())
+        again = await given_by(limits.acquire("m", ONE_AT_ONCE, Demand(), 1.0, math.inf))
         assert again.warning == ALONE
-        full = limits.acquire("m", PLACES, Demand(), 0.0, math.inf)
+        full = limits.acquire("m", ONE_AT_ONCE, Demand(), 0.0, math.inf)
         assert isinstance(full, FutureResult)
-        assert not is_successful(await full)  # it counts here
+        assert not is_successful(await full)  # this process counts
         await limits.release(again, ActualUsage())
         await limits.aclose()
 
@@ -275,7 +275,7 @@ async def test_a_wrong_url_fails_every_call(url: str) -> None:
 @pytest.mark.anyio
 async def test_a_model_without_limits_does_not_use_the_server() -> None:
     limits = opened(f"redis://127.0.0.1:{free_port()}")
-    ticket = await given_by(limits.acquire("m", Quota(), Demand(), 0.0, math.inf))
-    await limits.release(ticket, ActualUsage())
-    assert (ticket.id, ticket.warning) == ("", "")
+    permit = await given_by(limits.acquire("m", Quota(), Demand(), 0.0, math.inf))
+    await limits.release(permit, ActualUsage())
+    assert (permit.id, permit.warning) == ("", "")
     await limits.aclose()

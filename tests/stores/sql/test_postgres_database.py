@@ -1,4 +1,4 @@
-"""Conversations on a Postgres server: transactions that are taken back, connections that go, and no secret told."""
+"""Postgres storages: transactions that are rolled back, lost connections, and secrets that never show."""
 
 from collections.abc import Callable
 
@@ -30,14 +30,14 @@ def opened(url: str) -> Database:
 
 
 async def failure_of(store: SqlConversations) -> LLMError:
-    """How reading fails; closes the store."""
+    """Return the failure of reading, and close the store."""
     failure = (await result_of(store.load("c", "alice"))).failure()
     await store.aclose()
     return failure
 
 
 class Work:
-    """Work of a transaction that meets trouble so many times."""
+    """Work of a transaction that fails ``times`` times."""
 
     def __init__(self, trouble: Callable[[Connection], object], times: int = 1) -> None:
         self.trouble, self.times, self.tries = trouble, times, 0
@@ -51,7 +51,7 @@ class Work:
 
 
 async def stored(database: Database) -> int:
-    """How often the work was stored; forgets it."""
+    """Return how often the work was stored, and reset the count."""
 
     def count(connection: Connection) -> Result[int, LLMError]:
         return Success(connection.execute(text("DELETE FROM tries")).rowcount)
@@ -61,7 +61,7 @@ async def stored(database: Database) -> int:
 
 @pytest.fixture
 async def database(url: str, postgres_server: Postgres) -> Database:
-    postgres_server.told("CREATE TABLE IF NOT EXISTS tries (n INTEGER)", url.rpartition("/")[2])
+    postgres_server.execute("CREATE TABLE IF NOT EXISTS tries (n INTEGER)", url.rpartition("/")[2])
     return opened(url)
 
 
@@ -97,13 +97,13 @@ async def test_other_errors_are_not_retried(database: Database) -> None:
     await database.aclose()
 
 
-def suicide(connection: Connection) -> None:
+def kill_own_connection(connection: Connection) -> None:
     connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
 
 async def test_fault_128_a_transaction_whose_connection_is_lost_is_retried(database: Database) -> None:
     for repeatable in (True, False):
-        assert await made(database.write("try", Work(suicide), repeatable=repeatable)) == 2
+        assert await made(database.write("try", Work(kill_own_connection), repeatable=repeatable)) == 2
         assert await stored(database) == 1
     await database.aclose()
 
@@ -112,11 +112,11 @@ async def test_fault_128_a_transaction_whose_connection_is_lost_is_retried(datab
 async def test_fault_128_a_commit_of_unknown_outcome_is_retried_only_if_repeatable(
     database: Database, postgres_server: Postgres, repeatable: bool
 ) -> None:
-    def murdered(connection: Connection) -> None:
+    def kill_on_commit(connection: Connection) -> None:
         pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
-        postgres_server.told(f"SELECT pg_terminate_backend({pid}, 5000)")
+        postgres_server.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
 
-    work = Work(murdered)
+    work = Work(kill_on_commit)
     result = await result_of(database.write("try", work, repeatable=repeatable))
     if repeatable:
         assert result == Success(2)
@@ -134,7 +134,7 @@ async def test_fault_128_connections_killed_between_two_turns_do_no_harm(url: st
     for number in range(3):
         await talk.turned(str(number), "yes")
         name = url.rpartition("/")[2]
-        postgres_server.told(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        postgres_server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
     assert texts(await talk.read()) == ["0", "yes", "1", "yes", "2", "yes"]
     await talk.store.aclose()
 
@@ -171,7 +171,7 @@ async def test_errors_never_show_the_password(postgres_server: Postgres) -> None
 
 async def test_a_user_without_the_right_to_create_tables_is_a_configuration_error(postgres_server: Postgres) -> None:
     name = postgres_server.new_url().rpartition("/")[2]
-    postgres_server.told(f"CREATE ROLE guest_of_{name} LOGIN PASSWORD 'guest-secret'")
+    postgres_server.execute(f"CREATE ROLE guest_of_{name} LOGIN PASSWORD 'guest-secret'")
     url = f"postgresql://guest_of_{name}:guest-secret@127.0.0.1:{postgres_server.port}/{name}"
     failure = await failure_of(SqlConversations(opened(url)))
     assert isinstance(failure, ConfigurationError)
@@ -182,6 +182,6 @@ async def test_a_user_without_the_right_to_create_tables_is_a_configuration_erro
 async def test_fault_127_a_newer_database_is_refused(postgres_server: Postgres) -> None:
     url = postgres_server.new_url()
     await (await Talk(SqlConversations(opened(url))).started()).store.aclose()
-    postgres_server.told("INSERT INTO llm_migrations VALUES (1000, 'tomorrow', 'x')", url.rpartition("/")[2])
+    postgres_server.execute("INSERT INTO llm_migrations VALUES (1000, 'tomorrow', 'x')", url.rpartition("/")[2])
     failure = await failure_of(SqlConversations(opened(url)))
     assert isinstance(failure, ConfigurationError)

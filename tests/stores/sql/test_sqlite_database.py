@@ -1,6 +1,6 @@
-"""Conversations in a SQLite file: private, never another program's, whole on a full disk, and refused when newer."""
+"""SQLite storages: permissions, files of other programs, migrations, full disks, locks and forged rows."""
 
-# ruff: noqa: ASYNC221, ASYNC240 - the files are small, and nobody else waits
+# ruff: noqa: ASYNC221, ASYNC240 - the files are small, and nothing else runs
 
 import os
 import pickle
@@ -43,7 +43,7 @@ def at(path: Path, lock_wait_seconds: float = 5.0) -> SqlConversations:
 
 
 async def filled(path: Path) -> Talk:
-    """A file with one whole turn."""
+    """Create a file with one whole turn."""
     talk = await Talk(at(path), id="c", owner="alice").started()
     await talk.turned("why?", "because")
     await talk.store.aclose()
@@ -55,7 +55,7 @@ def again(talk: Talk, path: Path, lock_wait_seconds: float = 5.0) -> Talk:
 
 
 async def reading_fails(path: Path) -> LLMError:
-    """How reading and writing fail, alike."""
+    """Return the failure of reading and of writing, which are alike."""
     talk = Talk(at(path), id="c", owner="alice")
     failures = [
         (await result_of(future)).failure()
@@ -207,7 +207,7 @@ def test_the_migrated_tables_have_the_columns_of_the_queries(path: Path) -> None
             assert columns == [column.name for column in table.columns]
 
 
-# No way to write.
+# Files that cannot be written.
 
 
 async def test_fault_126_a_read_only_file_is_read_but_not_written(shared_folder: Path) -> None:
@@ -269,7 +269,7 @@ async def test_fault_126_a_locked_file_is_read_and_writes_fail_in_time(path: Pat
     await talk.store.aclose()
 
 
-# What is in it.
+# Rows.
 
 FORGED = (
     '{"py/object": "os.system"}',
@@ -312,7 +312,7 @@ async def test_fault_123_a_failed_turn_that_is_repeated_is_stored_once(path: Pat
 
 
 async def steps_of(database: Database, talk: Talk) -> list[int]:
-    """How many steps SQLite takes to load the newest turns, and to begin a turn."""
+    """Return how many steps SQLite takes to load the newest turns, and to begin a turn."""
     steps = 0
 
     def step() -> int:
