@@ -77,10 +77,10 @@ class UnusableStore:
     def _fail(self, *_: object, **__: object) -> FutureResult[Never, LLMError]:
         return FutureResult.from_failure(self.problem)
 
-    get = put = delete = clear = stats = _fail  # a cache's operations, and those of conversations, journals, a ledger:
-    start = load = page = begin_turn = finish_turn = append = summarise = _fail
-    intend = conclude = journal = _fail
-    rows = reserve = _fail
+    get = put = delete = clear = stats = _fail  # of a cache
+    start = load = page = begin_turn = finish_turn = append = summarise = _fail  # of conversations
+    intend = conclude = journal = _fail  # of journals
+    rows = reserve = _fail  # of a ledger
 
     def record(self, row: LedgerRow) -> None:
         """No-op."""

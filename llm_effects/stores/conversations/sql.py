@@ -233,13 +233,13 @@ def _update_turn(
     """Store a turn that differs from the ``stored`` one, and advance its conversation."""
     if not is_successful(turn) or turn.unwrap() is stored:
         return turn
-    (key, conversation), made = row, turn.unwrap()
+    (key, conversation), new = row, turn.unwrap()
     if stored is None:
-        _insert_turns(connection, key, (made,))
+        _insert_turns(connection, key, (new,))
     else:
-        connection.execute(_UPDATE_TURN, {"of": key, "at": made.number, "document": _turn_document(made)})
-        _insert_messages(connection, _message_rows(key, made, len(stored.messages)))
-    _update_conversation(connection, key, advanced(conversation, (made,), int(stored is None)))
+        connection.execute(_UPDATE_TURN, {"of": key, "at": new.number, "document": _turn_document(new)})
+        _insert_messages(connection, _message_rows(key, new, len(stored.messages)))
+    _update_conversation(connection, key, advanced(conversation, (new,), int(stored is None)))
     return turn
 
 

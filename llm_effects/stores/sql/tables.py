@@ -107,7 +107,7 @@ LEDGER: Final = Table(
     Column("reasoning_tokens", BigInteger),
     Column("estimated", Integer),
 )
-"""Its columns are in the order in which rows are read."""
+"""The columns are in the order in which rows are read."""
 
 BUDGETS: Final = Table(
     "llm_budgets",
