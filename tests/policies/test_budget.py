@@ -265,4 +265,4 @@ async def test_the_in_memory_ledger_drops_accounts_of_ended_periods() -> None:
         each = evolve(each, accounts=(evolve(each.accounts[0], key=str(number)),))
         await ledger.reserve(each)
         await ledger.commit(each, Decimal("0.5"))
-    assert len(ledger._taken) <= 2_000
+    assert len(ledger._totals) <= 2_000

@@ -284,11 +284,8 @@ async def test_fault_104_cancellation_under_contention_leaks_no_permit(count: in
     limits, quota = MemoryLimits(), Quota(concurrency=3, requests=1_000_000)
     assert await contend(limits, count, quota) > 10
     state = limits._states.of("m")
-    assert (state.limiter.in_flight, state.queue.waiting, sum(amount for _, amount in state.limiter.requests.cells)) == (
-        0,
-        0,
-        0,
-    )
+    requests = sum(amount for _, amount in state.limiter.requests.cells)
+    assert (state.limiter.in_flight, state.queue.waiting, requests) == (0, 0, 0)
     for _ in range(3):
         await given_by(limits.acquire("m", quota, Demand(), 0.0, math.inf))
 

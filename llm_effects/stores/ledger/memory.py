@@ -27,7 +27,7 @@ class MemoryLedger:
     """The newest rows and all budgets, for any number of event loops and threads."""
 
     _rows: deque[LedgerRow] = field(factory=lambda: deque[LedgerRow](maxlen=KEPT), init=False)
-    _spent: dict[str, Decimal] = field(factory=dict[str, Decimal], init=False)
+    _totals: dict[str, Decimal] = field(factory=dict[str, Decimal], init=False)  # spent and reserved
     _ends: dict[str, datetime] = field(factory=dict[str, datetime], init=False)
     _holds: dict[str, Hold] = field(factory=dict[str, Hold], init=False)
     _max_accounts: int = field(default=_ACCOUNTS, init=False)
@@ -75,21 +75,21 @@ class MemoryLedger:
         """No-op: rows and budgets last as long as the ledger object."""
 
     def _refused(self, hold: Hold) -> BudgetExceeded | None:
-        refusals = (check_budget(each, self._spent.get(each.key, Decimal(0)), hold.amount) for each in hold.accounts)
+        refusals = (check_budget(each, self._totals.get(each.key, Decimal(0)), hold.amount) for each in hold.accounts)
         return next((each for each in refusals if each is not None), None)
 
     def _add(self, hold: Hold, amount: Decimal) -> None:
         for account in hold.accounts:
-            self._spent[account.key] = self._spent.get(account.key, Decimal(0)) + amount
+            self._totals[account.key] = self._totals.get(account.key, Decimal(0)) + amount
             self._ends[account.key] = account.ends
-        if len(self._spent) > self._max_accounts:
+        if len(self._totals) > self._max_accounts:
             self._drop_ended(hold.at)
 
     def _drop_ended(self, now: datetime) -> None:
         held = {account.key for hold in self._holds.values() for account in hold.accounts}
         self._ends = {key: ends for key, ends in self._ends.items() if ends > now or key in held}
-        self._spent = {key: self._spent[key] for key in self._ends}
-        self._max_accounts = 2 * len(self._spent) + _ACCOUNTS
+        self._totals = {key: self._totals[key] for key in self._ends}
+        self._max_accounts = 2 * len(self._totals) + _ACCOUNTS
 
 
 def within(row: LedgerRow, since: datetime | None, until: datetime | None) -> bool:
