@@ -13,7 +13,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, RedisError, T
 from redis.retry import Retry
 from returns.result import Failure, Result, Success
 
-from llm_effects.stores.cache.stats import CacheCounters
+from llm_effects.stores.cache.memory import CacheCounters
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed, cause_of
 

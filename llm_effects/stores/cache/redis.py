@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeVar, cast, final
 from returns.future import FutureResult
 from returns.result import Result
 
-from llm_effects.stores.cache.stats import CacheCounters
+from llm_effects.stores.cache.memory import CacheCounters
 from llm_effects.stores.redis import as_result, passwords_of, redis_client
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import ConfigurationError, LLMError

@@ -14,7 +14,7 @@ from returns.future import FutureResult
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.env import Now
-from llm_effects.stores.cache.stats import CacheCounters
+from llm_effects.stores.cache.memory import CacheCounters
 from llm_effects.stores.sqlite_files import enable_wal, sqlite_code
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import LLMError, StorageFailed, cause_of
