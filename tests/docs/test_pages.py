@@ -1,11 +1,13 @@
-"""Every Python block of the README and of the documentation runs, page by page, in the order of reading.
+"""Every Python block of the README and of the documentation runs, page by page, in reading order.
 
-Blocks of one page share their names. A failure shows the page and the line. ``<!-- skip: next -->`` leaves a block out.
+The blocks of one page share their names. A failure shows the page and the line. ``<!-- skip: next -->`` skips a block.
 What the pages list is compared with the code.
 """
 
 import os
 import re
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -14,16 +16,17 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
+import llm_effects
 from llm_effects import Attempt, LLMError, LLMRequest, LLMResponse, Preferences, Usage, config
 from llm_effects.providers.presets import PRESETS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("docs/**/*.md") if "_build" not in path.parts)]
 SYBIL = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()])
 
-CONFIGURING = ("OPENAI_", "CLAUDE_", "ANTHROPIC_", "LM_STUDIO_", "LLAMA_", "LLM_")
+CONFIG_VARIABLES = ("OPENAI_", "CLAUDE_", "ANTHROPIC_", "LM_STUDIO_", "LLAMA_", "LLM_")
 
-NOBODY = "http://127.0.0.1:9/v1"
+UNUSED_ENDPOINT = "http://127.0.0.1:9/v1"
 
 
 def page_of(path: Path) -> str:
@@ -32,59 +35,93 @@ def page_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", PAGES, ids=page_of)
 def test_the_blocks_of_a_page_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(CONFIGURING)]:
+    for name in [name for name in os.environ if name.startswith(CONFIG_VARIABLES)]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("LM_STUDIO_ENDPOINT", NOBODY)
+    monkeypatch.setenv("LM_STUDIO_ENDPOINT", UNUSED_ENDPOINT)
     monkeypatch.chdir(tmp_path)
     for block in SYBIL.parse(path).examples():
         block.evaluate()
 
 
-def rows_of(page: str) -> list[str]:
-    """The first cell of every row of a page's tables."""
-    lines = (ROOT / page).read_text().splitlines()
-    return [line.split("|")[1].strip() for line in lines if line.startswith("|")]
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def named_in(page: str) -> set[str]:
-    """All names that stand in code on a page."""
-    return set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`\n]+)`", (ROOT / page).read_text()))))
+def first_cells(page: str) -> list[str]:
+    """Return the first cell of every row of a page's tables."""
+    return [line.split("|")[1].strip() for line in read(page).splitlines() if line.startswith("|")]
+
+
+def code_words(page: str) -> set[str]:
+    """Return all names in inline code on a page."""
+    return set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`\n]+)`", read(page)))))
 
 
 def fields(kind: type) -> set[str]:
     return {field.name for field in attrs.fields(kind)}
 
 
-def test_the_guide_names_every_setting_and_every_variable() -> None:
+def test_the_configuration_guide_names_every_setting_and_every_variable() -> None:
     kinds = [kind for kind in vars(config).values() if isinstance(kind, type) and attrs.has(kind)]
     settings = set[str]().union(*map(fields, kinds)) - fields(config.PriceTier) - fields(config.PriceChange)
-    texts = re.findall(r'"([A-Z_]+)"', (ROOT / "llm_effects/config/loading.py").read_text())
-    variables = {text for text in texts if text.startswith(CONFIGURING)}
-    assert (settings | variables | set(PRESETS)) - named_in("docs/guides/configuration.md") == set()
+    texts = re.findall(r'"([A-Z_]+)"', read("llm_effects/config/loading.py"))
+    variables = {text for text in texts if text.startswith(CONFIG_VARIABLES)}
+    assert (settings | variables | set(PRESETS)) - code_words("docs/guides/configuration.md") == set()
 
 
-def test_the_guide_names_all_that_requests_and_answers_say() -> None:
-    said = set[str]().union(*map(fields, (LLMRequest, Preferences, LLMResponse, Usage, Attempt)))
-    assert said - named_in("docs/guides/requests.md") == set()
+def test_the_guide_names_every_field_of_requests_and_responses() -> None:
+    names = set[str]().union(*map(fields, (LLMRequest, Preferences, LLMResponse, Usage, Attempt)))
+    assert names - code_words("docs/guides/requests-and-responses.md") == set()
 
 
-def test_the_ideas_tell_the_layers_in_their_order() -> None:
-    source = (ROOT / "llm_effects/pipeline.py").read_text()
-    [names] = re.findall(r"generate_call: Generate = layered\(([^)]*)\)", source)
-    assert rows_of("docs/ideas.md")[2:] == [f"`{name.strip()}`" for name in names.split(",")]
+def test_the_ideas_list_the_layers_outermost_first() -> None:
+    [names] = re.findall(r"standard_pipeline: Generate = layered\(([^)]*)\)", read("llm_effects/pipeline.py"))
+    layers = [f"`{name.strip()}`" for name in names.split(",") if name.strip()]
+    assert first_cells("docs/ideas.md")[2:] == layers
 
 
 def test_every_example_is_listed() -> None:
     examples = {f"`{path.name}`" for path in (ROOT / "examples").glob("*.py")}
-    assert set(rows_of("docs/examples.md")[2:]) == examples
+    assert set(first_cells("docs/examples.md")[2:]) == examples
 
 
 def test_every_tag_of_an_error_is_listed() -> None:
     tags = {kind.tag for kind in get_args(LLMError)}
-    assert {re.findall(r"\w+", row)[0] for row in rows_of("docs/guides/errors.md")[2:]} == tags
+    assert {re.findall(r"\w+", row)[0] for row in first_cells("docs/guides/errors.md")[2:]} == tags
 
 
-def test_what_the_readme_points_at_is_there() -> None:
-    named = re.findall(r"`([\w/.*]+(?:/|\.py|\.md))`", (ROOT / "README.md").read_text())
-    assert named
-    assert [name for name in named if not [*ROOT.glob(name), *(ROOT / "llm_effects").glob(name)]] == []
+def test_every_path_in_the_readme_exists() -> None:
+    paths = re.findall(r"`([\w/.*-]+(?:/|\.py|\.md))`", read("README.md"))
+    assert paths
+    assert [path for path in paths if not [*ROOT.glob(path), *(ROOT / "llm_effects").glob(path)]] == []
+
+
+def test_every_page_is_reachable_from_the_index() -> None:
+    listed = set(re.findall(r"^([\w/-]+)$", read("docs/index.md"), re.MULTILINE))
+    guides = {f"guides/{path.stem}" for path in (ROOT / "docs/guides").glob("*.md")}
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert (guides | pages) - listed == set()
+
+
+def moved_names() -> Iterator[tuple[str, str]]:
+    """Return the module and the name of every new import in the changelog's table."""
+    for line in read("docs/changelog.md").splitlines():
+        if line.startswith("| `"):
+            new = line.split("|")[2]
+            yield from re.findall(r"from ([\w.]+) import (\w+)", new)
+
+
+def test_every_new_import_in_the_changelog_works() -> None:
+    moved = list(moved_names())
+    assert len(moved) > 100
+    assert [f"{module}.{name}" for module, name in moved if not hasattr(import_module(module), name)] == []
+
+
+def test_the_glossary_is_sorted() -> None:
+    lines = read("docs/glossary.md").splitlines()
+    terms = [term for term, below in zip(lines, lines[1:], strict=False) if below.startswith(": ")]
+    assert terms == sorted(terms, key=str.lower)
+
+
+def test_the_reference_has_a_place_for_every_public_name() -> None:
+    assert set(llm_effects.__all__) <= set(dir(llm_effects))
