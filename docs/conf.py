@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, get_args, get_overloads
 
-from attrs import frozen
+import attrs
 from docutils.nodes import Element
 from sphinx.addnodes import desc_annotation, desc_sig_name
 from sphinx.pycode import ModuleAnalyzer
@@ -72,7 +72,7 @@ PLACES: Final = {
 """The rooms, with all their names, and the modules beside them that users import from, with the names they need."""
 
 
-@frozen
+@attrs.frozen
 class Name:
     """A public name: where users import it from, and where it is defined."""
 
@@ -255,11 +255,14 @@ def shorten(_: "Sphinx", what: str, name: str, value: object, *event: Any) -> tu
     return (with_values(readable(signature), value), readable(returned or "")) if signature else None
 
 
-def with_values(signature: str, function: object) -> str:
-    """Show the values of plain constants that are defaults."""
-    constants = vars(sys.modules.get(getattr(function, "__module__", ""), object))
-    plain = {name: repr(value) for name, value in constants.items() if isinstance(value, int | float | str)}
-    return re.sub(r"(?<== )[A-Z_]+\b", lambda match: plain.get(match[0], match[0]), signature)
+def with_values(signature: str, value: object) -> str:
+    """Show the values of defaults that are plain constants, or defaults of fields."""
+    constants = vars(sys.modules.get(getattr(value, "__module__", ""), object))
+    plain = {name: repr(constant) for name, constant in constants.items() if isinstance(constant, int | float | str)}
+    signature = re.sub(r"(?<== )[A-Z_]+\b", lambda match: plain.get(match[0], match[0]), signature)
+    fields = attrs.fields_dict(value) if isinstance(value, type) and attrs.has(value) else {}
+    signature = re.sub(r"attr_dict\['(\w+)'\]\.default", lambda match: repr(fields[match[1]].default), signature)
+    return re.sub(r"<(\w+\.\w+): [^>]*>", r"\1", signature)  # a member of an enumeration
 
 
 def shorten_property(_: "Sphinx", _domain: str, kind: str, content: Element) -> None:
