@@ -8,7 +8,6 @@ import os
 import re
 import runpy
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -106,18 +105,23 @@ def test_every_page_is_reachable_from_the_index() -> None:
     assert (guides | pages) - listed == set()
 
 
-def moved_names() -> Iterator[tuple[str, str]]:
-    """Return the module and the name of every new import in the changelog's table."""
-    for line in read("docs/changelog.md").splitlines():
-        if line.startswith("| `"):
-            new = line.split("|")[2]
-            yield from re.findall(r"from ([\w.]+) import (\w+)", new)
+def new_names() -> list[str]:
+    """Return the new side of every row of the changelog's table."""
+    return [line.split("|")[2] for line in read("docs/changelog.md").splitlines() if line.startswith("| `")]
 
 
 def test_every_new_import_in_the_changelog_works() -> None:
-    moved = list(moved_names())
-    assert len(moved) > 100
-    assert [f"{module}.{name}" for module, name in moved if not hasattr(import_module(module), name)] == []
+    imports = [found for new in new_names() for found in re.findall(r"from ([\w.]+) import (\w+)", new)]
+    assert len(imports) > 100
+    assert [f"{module}.{name}" for module, name in imports if not hasattr(import_module(module), name)] == []
+
+
+def test_every_new_member_in_the_changelog_exists() -> None:
+    members = {found for new in new_names() for found in re.findall(r"`([A-Z]\w+)\.(\w+)", new)}
+    places = [import_module(f"llm_effects.{room}") for room in ("effects", "effects.call", "routing", "values")]
+    owners = {name: vars(place)[name] for place in places for name in vars(place)}
+    assert members
+    assert [f"{owner}.{member}" for owner, member in members if not hasattr(owners[owner], member)] == []
 
 
 def test_the_glossary_is_sorted() -> None:
