@@ -1,4 +1,6 @@
-"""Many requests at once: their answers in order, or one by one as they come, in a run that may be killed and go on."""
+"""Many requests in one run: ``generate_many`` returns all answers in order, ``generate_each`` one by one."""
+
+from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sized
 from inspect import isawaitable
@@ -12,7 +14,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.batches.journals import Journal, OpenJournal, no_journal
 from llm_effects.effects.combinators import places
-from llm_effects.effects.effect import Effect, effect, run
+from llm_effects.effects.effect import Answer, Effect, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import in_parallel
 from llm_effects.pipeline import generate
@@ -21,20 +23,15 @@ from llm_effects.values.requests import CachePolicy, LLMRequest
 from llm_effects.values.responses import Cost, LLMResponse
 from llm_effects.values.validation import to_member
 
-# One request of a long run: from the journal or from a model, and counted.
-
-
-Answer: TypeAlias = Result[LLMResponse, LLMError]
-
 
 @final
 @frozen(kw_only=True)
 class Progress:
-    """How far a run has come: ``done`` requests, of which ``failed`` have an error for an answer.
+    """The progress of a run: ``done`` requests, of which ``failed`` ended in an error.
 
-    ``total`` is how many there are, where that is known. ``resumed`` were answered from the journal; ``changed`` were
-    asked anew, since it has another request in their place. ``cost`` is what this start of the run has spent, on
-    failures too.
+    ``total`` is the number of requests, where it is known. ``resumed`` counts answers from the journal; ``changed``
+    counts requests that were sent because the journal holds another request in their place. ``cost`` is what this
+    start of the run has spent, failures included.
     """
 
     done: int = 0
@@ -46,70 +43,16 @@ class Progress:
 
 
 OnProgress: TypeAlias = Callable[[Progress], Awaitable[None] | None]
-"""Told how far the run has come, after each request; it may be ``async``."""
-
-KEEPING_S: Final = 30.0
-"""How long an answer that was paid for may take to be noted, in seconds; no cancellation cuts that short."""
-
-
-@final
-@frozen
-class ItemOutcome:
-    """What came of a request, and how: from the journal, or in place of another one's answer."""
-
-    answer: Answer
-    resumed: bool = False
-    changed: bool = False
-
-
-async def outcome_of(
-    journal: OpenJournal, number: int, request: LLMRequest, env: LLMEnv
-) -> Result[ItemOutcome, LLMError]:
-    """Answer a request, or find its answer in the journal; gives what is wrong with the journal, if anything is."""
-    found = await journal.recall(number, request)
-    if not is_successful(found):
-        return Failure(found.failure())
-    noted = found.unwrap()
-    if noted.answer is not None:
-        return Success(ItemOutcome(Success(noted.answer), resumed=True))
-    asked = await run(generate(request), env)
-    answer = asked.map(_marked) if noted.changed else asked
-    kept = await _kept(journal, number, request, answer)
-    return kept.map(lambda _: ItemOutcome(answer, changed=noted.changed))
-
-
-def _marked(answer: LLMResponse) -> LLMResponse:
-    return evolve(answer, warnings=(*answer.warnings, _CHANGED))
-
-
-_CHANGED: Final = "the journal holds an answer to another request in this place: this one was asked anew"
-
-
-async def _kept(journal: OpenJournal, number: int, request: LLMRequest, answer: Answer) -> Result[None, LLMError]:
-    """Note an answer before anybody hears of it. A failure is not noted: whoever starts again wants it asked again."""
-    if not is_successful(answer):
-        return Success(None)
-    with anyio.move_on_after(KEEPING_S, shield=True):
-        return await journal.keep(number, request, answer.unwrap())
-    return Failure(StorageFailed(operation="journal", message="it took too long to note an answer", transient=True))
-
-
-def after(before: Progress, came: ItemOutcome) -> Progress:
-    """Count a request that is done."""
-    ended = came.answer
-    spent = ended.unwrap().cost if is_successful(ended) else ended.failure().cost
-    return evolve(
-        before,
-        done=before.done + 1,
-        failed=before.failed + (not is_successful(ended)),
-        resumed=before.resumed + came.resumed,
-        changed=before.changed + came.changed,
-        cost=before.cost if came.resumed else before.cost + spent,
-    )
-
+"""Called with the progress of the run after each request; it may be ``async``."""
 
 Take: TypeAlias = Callable[[int, Answer], Awaitable[None] | None]
-"""Given the number of a request, from 0, and what came of it; it may be ``async``."""
+"""Called with the number of a request, from 0, and its answer; it may be ``async``."""
+
+SAVING_S: Final = 30.0
+"""How long storing an answer in the journal may take, in seconds; cancellation does not cut that short."""
+
+_EXHAUSTED: Final = InvalidRequest(message="requests: a generator can run once only: pass a list to run again")
+_CHANGED: Final = "the journal holds an answer to another request in this place: this request was sent"
 
 
 def generate_many(
@@ -120,11 +63,11 @@ def generate_many(
     journal: Journal = no_journal,
     progress: OnProgress | None = None,
 ) -> Effect[tuple[Answer, ...]]:
-    """Answer requests, at most ``concurrency`` at once, and give their results in order; an error costs only its own.
+    """Answer requests, at most ``concurrency`` at once, and return their results in order; an error affects only one.
 
-    Requests are taken as places come free, so they may come from a generator, which can be run once only. ``cache``
-    stands in for what each request says: with ``bypass`` equal requests give as many samples, instead of one answer
-    many times. With a ``journal`` what was answered before is not asked again; one that fails ends the run, as a
+    Requests are read as workers become free, so a generator works too, but it can run only once. ``cache`` overrides
+    the policy of each request: with ``bypass`` equal requests get independent samples instead of one shared answer.
+    With a ``journal``, stored answers are not requested again; a journal that fails ends the run with a
     ``StorageFailed``.
 
     >>> import anyio
@@ -138,12 +81,12 @@ def generate_many(
     """
     batch = _batch(requests, concurrency, cache, journal, progress)
 
-    async def perform(env: LLMEnv) -> Result[tuple[Answer, ...], LLMError]:
-        results: dict[int, Answer] = {}
-        done = await _run(batch, results.__setitem__, env)
-        return done.map(lambda _: tuple(results[number] for number in range(len(results))))
+    async def collect(env: LLMEnv) -> Result[tuple[Answer, ...], LLMError]:
+        answers: dict[int, Answer] = {}
+        finished = await _run(batch, answers.__setitem__, env)
+        return finished.map(lambda _: tuple(answers[number] for number in range(len(answers))))
 
-    return effect(perform)
+    return effect(collect)
 
 
 def generate_each(
@@ -155,9 +98,9 @@ def generate_each(
     journal: Journal = no_journal,
     progress: OnProgress | None = None,
 ) -> Effect[Progress]:
-    """Answer requests as ``generate_many`` does, each result given to ``take`` as it comes, and none kept.
+    """Answer requests as ``generate_many`` does, but pass each result to ``take`` as it arrives, and keep none.
 
-    So a run may be longer than memory. Gives how it ended.
+    The run may therefore be larger than memory. Return its final progress.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
@@ -173,11 +116,13 @@ def generate_each(
 @final
 @frozen
 class _Batch:
-    runs: Iterator[Iterable[LLMRequest]]
+    """The arguments of a run; ``sources`` yields the requests once for each run of the effect."""
+
+    sources: Iterator[Iterable[LLMRequest]]
     workers: int
-    policy: CachePolicy | None
+    cache: CachePolicy | None
     journal: Journal
-    progress: OnProgress | None
+    on_progress: OnProgress | None
 
 
 def _batch(
@@ -187,44 +132,94 @@ def _batch(
     journal: Journal,
     progress: OnProgress | None,
 ) -> _Batch:
-    runs = iter((requests,)) if isinstance(requests, Iterator) else repeat(requests)
+    sources = iter((requests,)) if isinstance(requests, Iterator) else repeat(requests)
     policy = None if cache is None else to_member("cache", CachePolicy, cache)
-    return _Batch(runs, places("concurrency", concurrency), policy, journal, progress)
-
-
-_ONCE: Final = InvalidRequest(message="requests: a generator can be gone through once only: give a list to run again")
+    return _Batch(sources, places("concurrency", concurrency), policy, journal, progress)
 
 
 async def _run(batch: _Batch, take: Take, env: LLMEnv) -> Result[Progress, LLMError]:
     async with batch.journal(env) as journal:
         if not is_successful(journal):
             return Failure(journal.failure())
-        requests = next(batch.runs, None)
-        return Failure(_ONCE) if requests is None else await _answered(batch, requests, journal.unwrap(), take, env)
+        requests = next(batch.sources, None)
+        return Failure(_EXHAUSTED) if requests is None else await _run_all(batch, requests, journal.unwrap(), take, env)
 
 
-async def _answered(
+async def _run_all(
     batch: _Batch, requests: Iterable[LLMRequest], journal: OpenJournal, take: Take, env: LLMEnv
 ) -> Result[Progress, LLMError]:
     total = len(requests) if isinstance(requests, Sized) else None
-    so_far, problems = Progress(total=total), list[LLMError]()
+    progress, errors = Progress(total=total), list[LLMError]()
 
-    async def one(number: int, request: LLMRequest) -> bool:
-        nonlocal so_far
-        asked = request if batch.policy is None else evolve(request, cache=batch.policy)
-        came = await outcome_of(journal, number, asked, env)
-        if not is_successful(came):
-            problems.append(came.failure())
+    async def run_one(number: int, request: LLMRequest) -> bool:
+        nonlocal progress
+        sent = request if batch.cache is None else evolve(request, cache=batch.cache)
+        result = await _run_item(journal, number, sent, env)
+        if not is_successful(result):
+            errors.append(result.failure())
             return True
-        so_far = now = after(so_far, came.unwrap())
-        await _told(take(number, came.unwrap().answer))
-        await _told(None if batch.progress is None else batch.progress(now))
+        progress = current = _advanced(progress, result.unwrap())
+        await _finish(take(number, result.unwrap().answer))
+        await _finish(None if batch.on_progress is None else batch.on_progress(current))
         return False
 
-    await in_parallel(requests, batch.workers if total is None else min(batch.workers, total), one)
-    return Failure(problems[0]) if problems else Success(so_far)
+    await in_parallel(requests, batch.workers if total is None else min(batch.workers, total), run_one)
+    return Failure(errors[0]) if errors else Success(progress)
 
 
-async def _told(hook: Awaitable[None] | None) -> None:
+async def _finish(hook: Awaitable[None] | None) -> None:
     if isawaitable(hook):
         await hook
+
+
+# One request of a run.
+
+
+@final
+@frozen
+class _Item:
+    """The answer to a request: ``resumed`` from the journal, or sent because the journal held another request."""
+
+    answer: Answer
+    resumed: bool = False
+    changed: bool = False
+
+
+async def _run_item(journal: OpenJournal, number: int, request: LLMRequest, env: LLMEnv) -> Result[_Item, LLMError]:
+    """Find the answer in the journal, or generate and store it; only the journal can fail here."""
+    lookup = await journal.find(number, request)
+    if not is_successful(lookup):
+        return Failure(lookup.failure())
+    stored = lookup.unwrap()
+    if stored.answer is not None:
+        return Success(_Item(Success(stored.answer), resumed=True))
+    result = await run(generate(request), env)
+    answer = result.map(_with_changed_warning) if stored.changed else result
+    saved = await _save(journal, number, request, answer)
+    return saved.map(lambda _: _Item(answer, changed=stored.changed))
+
+
+def _with_changed_warning(answer: LLMResponse) -> LLMResponse:
+    return evolve(answer, warnings=(*answer.warnings, _CHANGED))
+
+
+async def _save(journal: OpenJournal, number: int, request: LLMRequest, answer: Answer) -> Result[None, LLMError]:
+    """Store an answer before it is returned. Failures are not stored, so that another start of the run retries them."""
+    if not is_successful(answer):
+        return Success(None)
+    with anyio.move_on_after(SAVING_S, shield=True):
+        return await journal.save(number, request, answer.unwrap())
+    return Failure(StorageFailed(operation="journal", message="storing an answer took too long", transient=True))
+
+
+def _advanced(progress: Progress, item: _Item) -> Progress:
+    succeeded = is_successful(item.answer)
+    spent = item.answer.unwrap().cost if succeeded else item.answer.failure().cost
+    return evolve(
+        progress,
+        done=progress.done + 1,
+        failed=progress.failed + (not succeeded),
+        resumed=progress.resumed + item.resumed,
+        changed=progress.changed + item.changed,
+        cost=progress.cost if item.resumed else progress.cost + spent,
+    )
