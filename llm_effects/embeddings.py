@@ -1,4 +1,6 @@
-"""Texts into vectors: in portions, each text once, and none that is in the cache already."""
+"""Embeddings: texts to vectors, sent in batches, each distinct text once, and cached by text."""
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -15,10 +17,9 @@ from returns.result import Failure, Result, Success
 from llm_effects.config import LLMConfig
 from llm_effects.effects.call import AttemptContext, Call
 from llm_effects.effects.combinators import places
-from llm_effects.effects.effect import Effect, Generate, effect, result_of, run
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, layered, result_of, run
 from llm_effects.effects.env import Embedder, LLMEnv
 from llm_effects.effects.tasks import in_parallel
-from llm_effects.policies import layered
 from llm_effects.policies.budget import with_budget
 from llm_effects.policies.cache import TIMEOUT_S, is_cached
 from llm_effects.policies.circuit_breaker import with_circuit_breaker
@@ -42,328 +43,13 @@ from llm_effects.values.requests import CachePolicy, LLMRequest, Preferences, Ta
 from llm_effects.values.responses import Attempt, Cost, LLMResponse, Usage, Vector, Vectors, total_cost
 from llm_effects.values.validation import is_a, to_tuple
 
-# One portion of texts through the layers: the heart of the onion for embeddings, and the layers around it.
-#
-# The layers know requests and answers, so a portion goes through them as a request, and its vectors beside the answer.
-# No layer chooses a model: another model's vectors mean nothing beside these.
-
-
 TASK: Final = TaskType("embeddings")
-"""The task by which the ledger and budgets know embeddings."""
+"""The task of embeddings in the ledger and in budgets."""
 
+_READING: Final = frozenset({CachePolicy.USE, CachePolicy.ONLY})
+_WRITING: Final = frozenset({CachePolicy.USE, CachePolicy.REFRESH})
 
-@final
-@frozen
-class EmbeddingRequest:
-    """What is to be embedded, and how: as which request the portions go out, and how many at once."""
-
-    texts: tuple[str, ...]
-    model: str | None
-    dimensions: int | None
-    workers: int
-    template: LLMRequest
-
-
-@final
-@frozen
-class EmbeddedBatch:
-    """What a model gave for a portion, and what is doubtful about it."""
-
-    came: Vectors
-    warnings: tuple[str, ...]
-
-
-def messages_of(texts: Iterable[str]) -> tuple[Message, ...]:
-    """Give the texts as what a request says."""
-    return (Message("user", tuple(map(Text, texts))),)
-
-
-def request_of(owner: str | None, tags: Iterable[str]) -> LLMRequest:
-    """Make the request as which every portion is limited, budgeted and booked; there is no answer to pay for."""
-    said, no_answer = messages_of(("",)), Preferences(max_tokens=1)
-    return LLMRequest(messages=said, task_type=TASK, owner=owner, tags=to_tuple("tags", tags), preferences=no_answer)
-
-
-async def ask(
-    call: Call, texts: tuple[str, ...], dimensions: int | None, env: LLMEnv
-) -> Result[EmbeddedBatch, LLMError]:
-    """Embed a portion: limited, budgeted, booked, and asked again by the same model where that may help."""
-    told: list[Vectors] = []
-    pipeline = layered(
-        with_deadline,
-        with_retries,
-        with_circuit_breaker,
-        with_limits,
-        with_budget,
-        with_recording,
-        _heart(texts, dimensions, told),
-    )
-    result = await run(pipeline(call), env)
-    return result.map(lambda answer: EmbeddedBatch(told[-1], answer.warnings))
-
-
-_NOT_HERE: Final = "clients: these embed no texts: give the environment clients with an ``embed``"
-
-
-def _heart(texts: tuple[str, ...], dimensions: int | None, told: list[Vectors]) -> Generate:
-    def embed(call: Call) -> Effect[LLMResponse]:
-        async def perform(env: LLMEnv) -> Result[LLMResponse, LLMError]:
-            if not isinstance(env.clients, Embedder):
-                return Failure(ConfigurationError(model=call.model, message=_NOT_HERE))
-            came = await result_of(env.clients.embed(call, texts, dimensions))
-            if not is_successful(came):
-                return Failure(came.failure())
-            told.append(came.unwrap())
-            return Success(_answer(came.unwrap(), call, env))
-
-        return effect(perform)
-
-    return embed
-
-
-def _answer(came: Vectors, call: Call, env: LLMEnv) -> LLMResponse:
-    counted = Usage(input_tokens=env.tokens.estimate(call.request), output_tokens=0, estimated=True)
-    return LLMResponse(
-        content="",
-        model=call.model,
-        provider=env.config.models[call.model].provider,
-        served_model=came.served_model,
-        usage=counted if came.usage == Usage() else came.usage,
-        request_id=came.request_id,
-    )
-
-
-# Which model embeds: one, and never another in its place.
-
-
-def chosen(config: LLMConfig, model: str | None) -> Result[Target, LLMError]:
-    """Give the model of a name, or the first that embeds; what is not known to embed is not asked.
-
-    >>> from llm_effects import ModelConfig
-    >>> config = LLMConfig(
-    ...     models={
-    ...         "chat": ModelConfig(provider="lm-studio"),
-    ...         "small": ModelConfig(provider="ollama", model="nomic-embed-text"),
-    ...     }
-    ... )
-    >>> chosen(config, None).unwrap().name
-    'small'
-    >>> chosen(config, "chat").failure().message
-    "model: 'chat' is not known to embed; set models.chat.capabilities.embeddings to true if it does"
-    """
-    targets = targets_of(config)
-    if not is_successful(targets):
-        return Failure(targets.failure())
-    for target in targets.unwrap():
-        if target.capabilities.embeddings and model in {None, target.name, target.wire_model}:
-            return Success(target)
-    return Failure(_nobody(config, model))
-
-
-def _nobody(config: LLMConfig, model: str | None) -> LLMError:
-    if model is None:
-        remedy = "configure a model that embeds, or set capabilities.embeddings to true for one"
-        return ConfigurationError(message=f"models: none is known to embed: {remedy}")
-    if model not in config.models:
-        configured = ", ".join(config.models)
-        return InvalidRequest(message=f"model: {model!r} is not configured; configured are {configured}")
-    remedy = f"set models.{model}.capabilities.embeddings to true if it does"
-    return InvalidRequest(model=model, message=f"model: {model!r} is not known to embed; {remedy}")
-
-
-# Texts in portions that one request may hold.
-
-
-BYTES_PER_TOKEN: Final = 3
-"""Of UTF-8: fewer than English has, and about a letter of Chinese, so that a portion is rather too small."""
-
-
-def batches_of(texts: Iterable[str], preset: Preset) -> Iterator[tuple[str, ...]]:
-    """Cut texts into portions, in order, by how many texts and tokens a server takes at once.
-
-    A text that is too long by itself is a portion of its own: only the server knows its exact length.
-
-    >>> from attrs import evolve
-    >>> from llm_effects.providers.presets import PRESETS
-    >>> list(batches_of(("a", "b", "c"), evolve(PRESETS["vllm"], embedded_texts=2)))
-    [('a', 'b'), ('c',)]
-    >>> list(batches_of(("a" * 30, "b", "c"), evolve(PRESETS["vllm"], embedded_tokens=10)))
-    [('aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa',), ('b', 'c')]
-    """
-    portion, tokens = list[str](), 0
-    for text in texts:
-        takes = tokens_of(text)
-        if portion and (len(portion) == preset.embedded_texts or tokens + takes > preset.embedded_tokens):
-            yield tuple(portion)
-            portion, tokens = [], 0
-        portion.append(text)
-        tokens += takes
-    if portion:
-        yield tuple(portion)
-
-
-def tokens_of(text: str) -> int:
-    """Estimate the tokens of a text, rather too many than too few.
-
-    >>> tokens_of("hello"), tokens_of("你好")
-    (2, 2)
-    """
-    return ceil(len(text.encode()) / BYTES_PER_TOKEN)
-
-
-# All the texts that must be asked for, portion by portion.
-
-
-Keep: TypeAlias = Callable[[Mapping[str, Vector]], Awaitable[None]]
-"""Keeps the vectors of a portion as soon as they have come."""
-
-
-@final
-@frozen
-class EmbeddingRun:
-    """What came of the portions, and the calls behind them."""
-
-    asked: dict[int, EmbeddedBatch] = field(factory=dict[int, EmbeddedBatch])
-    calls: list[Call] = field(factory=list[Call])
-    vectors: dict[str, Vector] = field(factory=dict[str, Vector])
-
-    @property
-    def attempts(self) -> tuple[Attempt, ...]:
-        """Everything that was sent."""
-        return tuple(attempt for call in self.calls for attempt in call.history.attempts)
-
-    @property
-    def usage(self) -> Usage:
-        """All tokens together; unknown if those of one portion are."""
-        told = [each.usage for each in self.attempts if each.succeeded]
-        counts = [each.input_tokens for each in told]
-        known = [count for count in counts if count is not None]
-        total = sum(known) if len(known) == len(counts) else None
-        return Usage(input_tokens=total, output_tokens=0, estimated=any(each.estimated for each in told))
-
-    @property
-    def served_model(self) -> str | None:
-        """What the provider says it ran."""
-        return next((each.came.served_model for each in self.asked.values()), None)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is doubtful, each once."""
-        return tuple(dict.fromkeys(warning for each in self.asked.values() for warning in each.warnings))
-
-
-async def ask_all(
-    texts: tuple[str, ...], wanted: EmbeddingRequest, target: Target, env: LLMEnv, keep: Keep
-) -> Result[EmbeddingRun, LLMError]:
-    """Ask for all texts, some portions at once; the first error ends it all, and what came before it was kept."""
-    came, problems = EmbeddingRun(), list[LLMError]()
-
-    async def one(number: int, portion: tuple[str, ...]) -> bool:
-        request = evolve(wanted.template, messages=messages_of(portion))
-        call = Call(id=env.new_id(), request=request, attempt=AttemptContext(model=target.name))
-        came.calls.append(call)
-        result = await ask(call, portion, wanted.dimensions, env)
-        if not is_successful(result):
-            problems.append(result.failure())
-            return True
-        vectors = dict(zip(portion, result.unwrap().came.vectors, strict=True))
-        came.asked[number] = result.unwrap()
-        came.vectors.update(vectors)
-        await keep(vectors)
-        return False
-
-    await in_parallel(batches_of(texts, target.preset), wanted.workers, one)
-    return Failure(evolve(problems[0], attempts=came.attempts)) if problems else Success(came)
-
-
-# Vectors in the cache, by their text: beside the answers, under keys of their own.
-
-
-_Value = TypeVar("_Value")
-
-PREFIX: Final = "embedding-"
-"""What the keys of vectors begin with."""
-
-KEY_VERSION: Final = 1
-"""Of what goes into a key; with another version nothing that was stored is found."""
-
-WORKERS: Final = 8
-"""How many entries are looked up or kept at once."""
-
-_SUM: Final = 4  # bytes
-
-
-@final
-@define
-class VectorCache:
-    """The vectors of one model in the cache, ``keeping`` new ones or not; left alone after its first ``trouble``."""
-
-    env: LLMEnv
-    target: Target
-    dimensions: int | None
-    owner: str | None
-    keeping: bool
-    trouble: list[str] = field(factory=list[str])
-
-    def key(self, text: str) -> str:
-        """Give the key of a text: of the model, its place, its dimensions and the owner too."""
-        own = (self.target.preset.name, self.target.endpoint, self.target.wire_model)
-        shape = {"version": KEY_VERSION, "text": text, "model": own, "asked": (self.dimensions, self.owner)}
-        return PREFIX + hashlib.sha256(dump(shape)).hexdigest()
-
-    async def find(self, texts: Iterable[str]) -> Mapping[str, Vector]:
-        """Give the vectors that are there; what cannot be read is not."""
-        found: dict[str, Vector] = {}
-
-        async def one(_: int, text: str) -> bool:
-            entry = await self._done("read", self.env.cache.get(self.key(text)))
-            vector = None if entry is None else unpacked(entry)
-            if vector is not None:
-                found[text] = vector
-            return bool(self.trouble)
-
-        await in_parallel(texts, WORKERS, one)
-        return found
-
-    async def keep(self, vectors: Mapping[str, Vector]) -> None:
-        """Keep vectors, as far as the store can."""
-        ttl = self.env.config.cache.ttl_seconds
-
-        async def one(_: int, text: str) -> bool:
-            await self._done("written", self.env.cache.put(self.key(text), packed(vectors[text]), ttl))
-            return bool(self.trouble)
-
-        if self.keeping and not self.trouble:
-            await in_parallel(vectors, WORKERS, one)
-
-    async def _done(self, verb: str, operation: FutureResult[_Value, LLMError]) -> _Value | None:
-        with anyio.move_on_after(TIMEOUT_S):
-            result = await result_of(operation)
-            if is_successful(result):
-                return result.unwrap()
-            self.trouble.append(f"the cache could not be {verb}: {describe(result.failure())}")
-            return None
-        self.trouble.append(f"the cache could not be {verb}: it took too long")
-        return None
-
-
-def packed(vector: Vector) -> bytes:
-    """Write an entry.
-
-    >>> unpacked(packed(Vector.of([1.0]))) == Vector.of([1.0])
-    True
-    """
-    return crc32(vector.packed).to_bytes(_SUM) + vector.packed
-
-
-def unpacked(entry: bytes) -> Vector | None:
-    """Read an entry; one that is damaged is none.
-
-    >>> unpacked(b"damaged") is None
-    True
-    """
-    whole = len(entry) > _SUM and len(entry) % 4 == 0 and crc32(entry[_SUM:]) == int.from_bytes(entry[:_SUM])
-    return Vector(entry[_SUM:]) if whole else None
+_MIXED: Final = "the vectors have different lengths, so the model has changed: embed all texts with cache='refresh'"
 
 
 @final
@@ -371,8 +57,8 @@ def unpacked(entry: bytes) -> Vector | None:
 class Embeddings:
     """Vectors in the order of the texts, all of one ``model`` and one length.
 
-    ``cached`` is how many different texts were found in the cache, which costs nothing; ``usage`` and ``cost`` (US
-    dollars) are of the others, over all ``attempts``.
+    ``cached`` is the number of distinct texts found in the cache, which cost nothing; ``usage`` and ``cost`` (USD) are
+    for the others, over all ``attempts``.
     """
 
     vectors: tuple[Vector, ...] = field(repr=False)
@@ -395,39 +81,64 @@ def embed(
     owner: str | None = None,
     tags: Iterable[str] = (),
 ) -> Effect[Embeddings]:
-    """Give a vector for each text, by the ``model`` of that name or the first configured one that embeds.
+    """Embed each text with ``model``, or with the first configured model that embeds.
 
-    The texts go out in portions that the server takes, ``concurrency`` at once, each text once; what is in the cache is
-    not asked. A portion that fails is asked again as any call is, but of the same model only: another one's vectors lie
-    in another space. ``dimensions`` is how long the vectors shall be, where the model leaves a choice.
+    Texts are sent in batches of the size that the server accepts, ``concurrency`` batches at once; duplicates are sent
+    once, and cached texts not at all. A batch that fails is retried as any call is, but only with the same model: the
+    vectors of another model are in another space. ``dimensions`` is the length of the vectors, for models that offer a
+    choice.
 
     >>> import anyio
     >>> from llm_effects import LLMConfig, ModelConfig, run, scripted_env
     >>> small = ModelConfig(provider="ollama", model="nomic-embed-text")
     >>> env = scripted_env(config=LLMConfig(models={"small": small}))
-    >>> told = anyio.run(run, embed(("cat", "dog", "cat")), env).unwrap()
-    >>> told.model, len(told.vectors), told.vectors[0] == told.vectors[2] != told.vectors[1], len(told.attempts)
-    ('small', 3, True, 1)
+    >>> result = anyio.run(run, embed(("cat", "dog", "cat")), env).unwrap()
+    >>> result.model, result.vectors[0] == result.vectors[2] != result.vectors[1], len(result.attempts)
+    ('small', True, 1)
     >>> anyio.run(run, embed(("cat", " ")), env).failure().message
     'texts[1]: must not be blank: leave it out'
     """
-    size = None if dimensions is None else places("dimensions", dimensions)
-    template = evolve(request_of(owner, tags), cache=cache)
-    wanted = EmbeddingRequest(to_tuple("texts", texts), model, size, places("concurrency", concurrency), template)
-    return effect(lambda env: _embedded(wanted, env))
+    template = LLMRequest(
+        messages=_messages(("",)),
+        task_type=TASK,
+        cache=cache,
+        owner=owner,
+        tags=to_tuple("tags", tags),
+        preferences=Preferences(max_tokens=1),  # there is no answer to reserve tokens for
+    )
+    request = EmbeddingRequest(
+        texts=to_tuple("texts", texts),
+        model=model,
+        dimensions=None if dimensions is None else places("dimensions", dimensions),
+        workers=places("concurrency", concurrency),
+        template=template,
+    )
+    return effect(lambda env: _embed(request, env))
 
 
-async def _embedded(wanted: EmbeddingRequest, env: LLMEnv) -> Result[Embeddings, LLMError]:
-    problem = _problem(wanted.texts)
-    if problem is not None:
-        return Failure(problem)
-    target = chosen(env.config, wanted.model)
+@final
+@frozen(kw_only=True)
+class EmbeddingRequest:
+    """The arguments of ``embed``; ``template`` is the request that each batch is sent as, without its texts."""
+
+    texts: tuple[str, ...]
+    model: str | None
+    dimensions: int | None
+    workers: int
+    template: LLMRequest
+
+
+async def _embed(request: EmbeddingRequest, env: LLMEnv) -> Result[Embeddings, LLMError]:
+    error = _text_error(request.texts)
+    if error is not None:
+        return Failure(error)
+    target = embedding_target(env.config, request.model)
     if not is_successful(target):
         return Failure(target.failure())
-    return await _filled(evolve(wanted, texts=tuple(map(repair_surrogates, wanted.texts))), target.unwrap(), env)
+    return await _embed_with(target.unwrap(), evolve(request, texts=tuple(map(repair_surrogates, request.texts))), env)
 
 
-def _problem(texts: tuple[str, ...]) -> LLMError | None:
+def _text_error(texts: tuple[str, ...]) -> LLMError | None:
     for index, text in enumerate(texts):
         if not is_a(text, str):
             return InvalidRequest(message=f"texts[{index}]: must be a text, not {type(text).__name__}")
@@ -436,49 +147,326 @@ def _problem(texts: tuple[str, ...]) -> LLMError | None:
     return None
 
 
-_LOOKING: Final = frozenset({CachePolicy.USE, CachePolicy.ONLY})
-_KEEPING: Final = frozenset({CachePolicy.USE, CachePolicy.REFRESH})
-
-
-async def _filled(wanted: EmbeddingRequest, target: Target, env: LLMEnv) -> Result[Embeddings, LLMError]:
-    """Look up what is known, ask for the rest, and put all together."""
-    policy = wanted.template.cache
-    on = is_cached(wanted.template, env.config) and _is_fixed(target)
-    shelf = VectorCache(env, target, wanted.dimensions, wanted.template.owner, keeping=on and policy in _KEEPING)
-    distinct = tuple(dict.fromkeys(wanted.texts))
-    known = await shelf.find(distinct if on and policy in _LOOKING else ())
+async def _embed_with(target: Target, request: EmbeddingRequest, env: LLMEnv) -> Result[Embeddings, LLMError]:
+    """Read cached vectors, send the other texts, and combine both."""
+    policy = request.template.cache
+    cached = is_cached(request.template, env.config) and _is_fixed(target)
+    vector_cache = VectorCache(
+        env, target, request.dimensions, request.template.owner, writable=cached and policy in _WRITING
+    )
+    distinct = tuple(dict.fromkeys(request.texts))
+    known = await vector_cache.find(distinct if cached and policy in _READING else ())
     missing = tuple(text for text in distinct if text not in known)
     if missing and policy is CachePolicy.ONLY:
         message = f"{len(missing)} texts have no stored vector, and the cache policy is ONLY"
         return Failure(StorageFailed(operation="cache", message=message))
-    came = await ask_all(missing, wanted, target, env, shelf.keep)
-    if not is_successful(came):
-        return Failure(came.failure())
-    return _told(wanted, target, known, came.unwrap(), tuple(shelf.trouble))
+    sent = await send_batches(missing, request, target, env, vector_cache.save)
+    if not is_successful(sent):
+        return Failure(sent.failure())
+    return _combined(request, target, known, sent.unwrap(), vector_cache.warnings)
 
 
 def _is_fixed(target: Target) -> bool:
-    """Whether it is the same model every time: a server that is asked for none by name gives what is loaded."""
+    """Return whether the target is always the same model: without a model name, a server uses whatever is loaded."""
     return target.preset.wire == "llama" or target.wire_model is not None
 
 
-_MIXED: Final = "the vectors have different lengths, so the model is not what it was: cache='refresh' asks for all anew"
-
-
-def _told(
-    wanted: EmbeddingRequest, target: Target, known: Mapping[str, Vector], came: EmbeddingRun, trouble: tuple[str, ...]
+def _combined(
+    request: EmbeddingRequest, target: Target, known: Mapping[str, Vector], sent: SentBatches, warnings: Iterable[str]
 ) -> Result[Embeddings, LLMError]:
-    vectors = {**known, **came.vectors}
+    vectors = {**known, **sent.vectors}
     if len({len(vector) for vector in vectors.values()}) > 1:
-        return Failure(MalformedResponse(model=target.name, message=_MIXED, attempts=came.attempts))
-    told = Embeddings(
-        vectors=tuple(vectors[text] for text in wanted.texts),
+        return Failure(MalformedResponse(model=target.name, message=_MIXED, attempts=sent.attempts))
+    embeddings = Embeddings(
+        vectors=tuple(vectors[text] for text in request.texts),
         model=target.name,
-        served_model=came.served_model,
-        usage=came.usage,
-        cost=total_cost(attempt.cost for attempt in came.attempts),
+        served_model=sent.served_model,
+        usage=sent.usage,
+        cost=total_cost(attempt.cost for attempt in sent.attempts),
         cached=len(known),
-        attempts=came.attempts,
-        warnings=(*came.warnings, *dict.fromkeys(trouble)),
+        attempts=sent.attempts,
+        warnings=(*sent.warnings, *dict.fromkeys(warnings)),
     )
-    return Success(told)
+    return Success(embeddings)
+
+
+# The model: always one, never another in its place.
+
+
+def embedding_target(config: LLMConfig, model: str | None) -> Result[Target, LLMError]:
+    """Return the named model, or the first that embeds; a model is only used if it is known to embed.
+
+    >>> from llm_effects import ModelConfig
+    >>> config = LLMConfig(
+    ...     models={
+    ...         "chat": ModelConfig(provider="lm-studio"),
+    ...         "small": ModelConfig(provider="ollama", model="nomic-embed-text"),
+    ...     }
+    ... )
+    >>> embedding_target(config, None).unwrap().name
+    'small'
+    >>> embedding_target(config, "chat").failure().message
+    "model: 'chat' is not known to embed; set models.chat.capabilities.embeddings to true if it does"
+    """
+    targets = targets_of(config)
+    if not is_successful(targets):
+        return Failure(targets.failure())
+    for target in targets.unwrap():
+        if target.capabilities.embeddings and model in {None, target.name, target.wire_model}:
+            return Success(target)
+    return Failure(_no_model_error(config, model))
+
+
+def _no_model_error(config: LLMConfig, model: str | None) -> LLMError:
+    if model is None:
+        remedy = "configure a model that embeds, or set capabilities.embeddings to true for one"
+        return ConfigurationError(message=f"models: none is known to embed: {remedy}")
+    if model not in config.models:
+        configured = ", ".join(config.models)
+        return InvalidRequest(message=f"model: {model!r} is not configured; configured are {configured}")
+    remedy = f"set models.{model}.capabilities.embeddings to true if it does"
+    return InvalidRequest(model=model, message=f"model: {model!r} is not known to embed; {remedy}")
+
+
+# Batches: as many texts as one request may hold, sent several at once.
+
+BYTES_PER_TOKEN: Final = 3
+"""UTF-8 bytes: fewer than in English, and about one Chinese character, so that batches are rather too small."""
+
+
+def batches_of(texts: Iterable[str], preset: Preset) -> Iterator[tuple[str, ...]]:
+    """Split texts into batches, in order, by how many texts and tokens a server accepts at once.
+
+    A text that is too long is a batch by itself: only the server knows its exact length.
+
+    >>> from attrs import evolve
+    >>> from llm_effects.providers.presets import PRESETS
+    >>> list(batches_of(("a", "b", "c"), evolve(PRESETS["vllm"], embedded_texts=2)))
+    [('a', 'b'), ('c',)]
+    >>> list(batches_of(("a" * 30, "b", "c"), evolve(PRESETS["vllm"], embedded_tokens=10)))
+    [('aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa',), ('b', 'c')]
+    """
+    batch, total = list[str](), 0
+    for text in texts:
+        tokens = tokens_of(text)
+        if batch and (len(batch) == preset.embedded_texts or total + tokens > preset.embedded_tokens):
+            yield tuple(batch)
+            batch, total = [], 0
+        batch.append(text)
+        total += tokens
+    if batch:
+        yield tuple(batch)
+
+
+def tokens_of(text: str) -> int:
+    """Estimate the tokens of a text, rather too many than too few.
+
+    >>> tokens_of("hello"), tokens_of("你好")
+    (2, 2)
+    """
+    return ceil(len(text.encode()) / BYTES_PER_TOKEN)
+
+
+Save: TypeAlias = Callable[[Mapping[str, Vector]], Awaitable[None]]
+"""Stores the vectors of a batch as soon as they arrive."""
+
+
+@final
+@frozen
+class SentBatches:
+    """The calls of all batches, the answers to those that succeeded, and their vectors by text."""
+
+    calls: list[Call] = field(factory=list[Call])
+    answers: list[LLMResponse] = field(factory=list[LLMResponse])
+    vectors: dict[str, Vector] = field(factory=dict[str, Vector])
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every attempt that was sent."""
+        return tuple(attempt for call in self.calls for attempt in call.history.attempts)
+
+    @property
+    def usage(self) -> Usage:
+        """The total of tokens; unknown if those of one batch are."""
+        usages = [attempt.usage for attempt in self.attempts if attempt.succeeded]
+        counts = [usage.input_tokens for usage in usages]
+        known = [count for count in counts if count is not None]
+        total = sum(known) if len(known) == len(counts) else None
+        return Usage(input_tokens=total, output_tokens=0, estimated=any(usage.estimated for usage in usages))
+
+    @property
+    def served_model(self) -> str | None:
+        """The model that the provider reports."""
+        return next((answer.served_model for answer in self.answers), None)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The distinct warnings of all answers."""
+        return tuple(dict.fromkeys(warning for answer in self.answers for warning in answer.warnings))
+
+
+async def send_batches(
+    texts: tuple[str, ...], request: EmbeddingRequest, target: Target, env: LLMEnv, save: Save
+) -> Result[SentBatches, LLMError]:
+    """Embed all texts, several batches at once; the first error ends the run, after earlier batches were saved."""
+    sent, errors = SentBatches(), list[LLMError]()
+
+    async def send(_: int, batch_texts: tuple[str, ...]) -> bool:
+        batch_request = evolve(request.template, messages=_messages(batch_texts))
+        call = Call(id=env.new_id(), request=batch_request, attempt=AttemptContext(model=target.name))
+        sent.calls.append(call)
+        batch = _Batch(batch_texts, request.dimensions)
+        answer = await run(batch.pipeline(call), env)
+        if not is_successful(answer):
+            errors.append(answer.failure())
+            return True
+        vectors = dict(zip(batch_texts, batch.vectors, strict=True))
+        sent.answers.append(answer.unwrap())
+        sent.vectors.update(vectors)
+        await save(vectors)
+        return False
+
+    await in_parallel(batches_of(texts, target.preset), request.workers, send)
+    return Failure(evolve(errors[0], attempts=sent.attempts)) if errors else Success(sent)
+
+
+def _messages(texts: Iterable[str]) -> tuple[Message, ...]:
+    return (Message("user", tuple(map(Text, texts))),)
+
+
+_NO_EMBEDDER: Final = "clients: cannot embed texts: give the environment clients with an ``embed`` method"
+
+
+@final
+@define(eq=False)
+class _Batch:
+    """A batch on its way through the layers, which know only requests and answers: its vectors travel beside them."""
+
+    texts: tuple[str, ...]
+    dimensions: int | None
+    vectors: tuple[Vector, ...] = ()
+
+    @property
+    def pipeline(self) -> Generate:
+        """The layers around one batch. None of them chooses a model: vectors of two models cannot be mixed."""
+        return layered(
+            with_deadline,
+            with_retries,
+            with_circuit_breaker,
+            with_limits,
+            with_budget,
+            with_recording,
+            self._embed,
+        )
+
+    def _embed(self, call: Call) -> Effect[LLMResponse]:
+        async def embed_once(env: LLMEnv) -> Answer:
+            if not isinstance(env.clients, Embedder):
+                return Failure(ConfigurationError(model=call.model, message=_NO_EMBEDDER))
+            result = await result_of(env.clients.embed(call, self.texts, self.dimensions))
+            self.vectors = result.map(lambda embedded: embedded.vectors).value_or(())
+            return result.map(lambda embedded: _answer(embedded, call, env))
+
+        return effect(embed_once)
+
+
+def _answer(embedded: Vectors, call: Call, env: LLMEnv) -> LLMResponse:
+    estimated = Usage(input_tokens=env.tokens.estimate(call.request), output_tokens=0, estimated=True)
+    return LLMResponse(
+        content="",
+        model=call.model,
+        provider=env.config.models[call.model].provider,
+        served_model=embedded.served_model,
+        usage=estimated if embedded.usage == Usage() else embedded.usage,
+        request_id=embedded.request_id,
+    )
+
+
+# The vector cache: vectors by text in the cache of answers, under keys of their own.
+
+_Value = TypeVar("_Value")
+
+PREFIX: Final = "embedding-"
+"""The prefix of the keys of vectors."""
+
+KEY_VERSION: Final = 1
+"""The version of what goes into a key; another version ignores all stored entries."""
+
+CACHE_WORKERS: Final = 8
+"""How many entries are read or written at once."""
+
+_CHECKSUM_BYTES: Final = 4
+
+
+@final
+@define
+class VectorCache:
+    """The cached vectors of one model. After its first error, which becomes a warning, it is no longer used."""
+
+    env: LLMEnv
+    target: Target
+    dimensions: int | None
+    owner: str | None
+    writable: bool
+    warnings: list[str] = field(factory=list[str])
+
+    def key(self, text: str) -> str:
+        """Return the key of a text: it includes the model, its endpoint, the dimensions and the owner."""
+        model = (self.target.preset.name, self.target.endpoint, self.target.wire_model)
+        shape = {"version": KEY_VERSION, "text": text, "model": model, "asked": (self.dimensions, self.owner)}
+        return PREFIX + hashlib.sha256(dump(shape)).hexdigest()
+
+    async def find(self, texts: Iterable[str]) -> Mapping[str, Vector]:
+        """Return the stored vectors of these texts; damaged entries count as missing."""
+        vectors: dict[str, Vector] = {}
+
+        async def find_one(_: int, text: str) -> bool:
+            entry = await self._checked("read", self.env.cache.get(self.key(text)))
+            vector = None if entry is None else decode_entry(entry)
+            if vector is not None:
+                vectors[text] = vector
+            return bool(self.warnings)
+
+        await in_parallel(texts, CACHE_WORKERS, find_one)
+        return vectors
+
+    async def save(self, vectors: Mapping[str, Vector]) -> None:
+        """Store vectors, unless the cache is not writable or has failed before."""
+        ttl = self.env.config.cache.ttl_seconds
+
+        async def save_one(_: int, text: str) -> bool:
+            await self._checked("written", self.env.cache.put(self.key(text), encode_entry(vectors[text]), ttl))
+            return bool(self.warnings)
+
+        if self.writable and not self.warnings:
+            await in_parallel(vectors, CACHE_WORKERS, save_one)
+
+    async def _checked(self, verb: str, operation: FutureResult[_Value, LLMError]) -> _Value | None:
+        with anyio.move_on_after(TIMEOUT_S):
+            result = await result_of(operation)
+            if is_successful(result):
+                return result.unwrap()
+            self.warnings.append(f"the cache could not be {verb}: {describe(result.failure())}")
+            return None
+        self.warnings.append(f"the cache could not be {verb}: it took too long")
+        return None
+
+
+def encode_entry(vector: Vector) -> bytes:
+    """Encode a vector as a cache entry, with a checksum.
+
+    >>> decode_entry(encode_entry(Vector.of([1.0]))) == Vector.of([1.0])
+    True
+    """
+    return crc32(vector.packed).to_bytes(_CHECKSUM_BYTES) + vector.packed
+
+
+def decode_entry(entry: bytes) -> Vector | None:
+    """Decode a cache entry; return ``None`` if it is damaged.
+
+    >>> decode_entry(b"damaged") is None
+    True
+    """
+    checksum, packed = entry[:_CHECKSUM_BYTES], entry[_CHECKSUM_BYTES:]
+    intact = len(packed) > 0 and len(packed) % 4 == 0 and crc32(packed) == int.from_bytes(checksum)
+    return Vector(packed) if intact else None

@@ -1,4 +1,4 @@
-"""Embeddings: in portions, each text once, cached, booked and limited; over HTTP and with a real model here."""
+"""``embed``: batches, distinct texts, caching, recording and limits; over HTTP and with the in-process model."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ from llm_effects import (
 )
 from llm_effects.config import BudgetConfig, CacheConfig, Capabilities, Price, RoutingConfig
 from llm_effects.config.services import LimitsConfig
-from llm_effects.embeddings import Embeddings, VectorCache, batches_of, packed, tokens_of, unpacked
+from llm_effects.embeddings import Embeddings, VectorCache, batches_of, decode_entry, encode_entry, tokens_of
 from llm_effects.providers.openai_embeddings import encode, read
 from llm_effects.providers.presets import PRESETS
 from llm_effects.providers.registry import target_of
@@ -66,113 +66,113 @@ def texts_in(model: Scripted) -> list[list[str]]:
     return [[part.text for part in request.messages[0].parts] for request in model.requests]  # type: ignore[union-attr]
 
 
-async def told(env: LLMEnv, *texts: str, **more: Any) -> Embeddings:
+async def embedded(env: LLMEnv, *texts: str, **more: Any) -> Embeddings:
     return (await run(embed(texts, **more), env)).unwrap()
 
 
-async def test_vectors_come_in_the_order_of_the_texts_and_each_text_is_asked_once() -> None:
+async def test_vectors_are_in_the_order_of_the_texts_and_each_text_is_sent_once() -> None:
     env, model = env_of()
-    came = await told(env, "cat", "dog", "cat", "bird")
-    assert came.vectors == tuple(vector_of(text) for text in ("cat", "dog", "cat", "bird"))
+    result = await embedded(env, "cat", "dog", "cat", "bird")
+    assert result.vectors == tuple(vector_of(text) for text in ("cat", "dog", "cat", "bird"))
     assert texts_in(model) == [["cat", "dog", "bird"]]
-    assert (came.model, came.cached, len(came.attempts)) == ("small", 0, 1)
+    assert (result.model, result.cached, len(result.attempts)) == ("small", 0, 1)
 
 
-async def test_many_texts_go_in_portions_at_once_and_keep_their_order() -> None:
+async def test_many_texts_are_sent_in_concurrent_batches_and_keep_their_order() -> None:
     env, model = env_of(lambda request: Delayed(0.001 * (64 - len(request.messages[0].parts)), "ok"))
     texts = [f"text {number}" for number in range(200)]
-    came = await told(env, *texts, concurrency=2)
-    assert came.vectors == tuple(map(vector_of, texts))
+    result = await embedded(env, *texts, concurrency=2)
+    assert result.vectors == tuple(map(vector_of, texts))
     assert sorted(len(each) for each in texts_in(model)) == [8, 64, 64, 64]
-    assert came.usage.input_tokens == sum(each.usage.input_tokens or 0 for each in came.attempts)
+    assert result.usage.input_tokens == sum(each.usage.input_tokens or 0 for each in result.attempts)
 
 
-def test_no_more_than_so_many_portions_are_under_way() -> None:
+def test_concurrency_limits_the_batches_in_flight() -> None:
     async def main() -> float:
         env, _ = env_of(Delayed(10, "ok"))
-        began = anyio.current_time()
-        await told(env, *(f"{number}" for number in range(64 * 6)), concurrency=2)
-        return anyio.current_time() - began
+        started = anyio.current_time()
+        await embedded(env, *(f"{number}" for number in range(64 * 6)), concurrency=2)
+        return anyio.current_time() - started
 
     assert run_in_virtual_time(main) == 30
 
 
-async def test_what_is_cached_is_not_asked_again() -> None:
+async def test_cached_texts_are_not_sent_again() -> None:
     env, model = env_of()
-    await told(env, "cat", "dog")
-    came = await told(env, "dog", "bird", "cat")
+    await embedded(env, "cat", "dog")
+    result = await embedded(env, "dog", "bird", "cat")
     assert texts_in(model) == [["cat", "dog"], ["bird"]]
-    assert came.cached == 2
-    assert came.vectors == tuple(map(vector_of, ("dog", "bird", "cat")))
-    again = await told(env, "dog")
+    assert result.cached == 2
+    assert result.vectors == tuple(map(vector_of, ("dog", "bird", "cat")))
+    again = await embedded(env, "dog")
     assert (again.cost, again.attempts, again.usage.input_tokens) == (Cost.ZERO, (), 0)
 
 
-async def test_the_cache_tells_models_sizes_and_owners_apart() -> None:
+async def test_the_cache_separates_models_dimensions_and_owners() -> None:
     config = evolve(ONE, models={**ONE.models, "large": evolve(SMALL, model="large-embed")})
     env, model = env_of(config=config)
     for more in ({}, {"model": "large"}, {"dimensions": 3}, {"owner": "alice"}):
-        await told(env, "cat", **more)
+        await embedded(env, "cat", **more)
     assert len(model.calls) == 4
-    assert len((await told(env, "cat", dimensions=3)).vectors[0]) == 3
+    assert len((await embedded(env, "cat", dimensions=3)).vectors[0]) == 3
     assert len(model.calls) == 4
 
 
-@pytest.mark.parametrize(("policy", "asked"), [("use", 1), ("refresh", 2), ("bypass", 2), ("only", 1)])
-async def test_a_cache_policy_is_obeyed(policy: str, asked: int) -> None:
+@pytest.mark.parametrize(("policy", "calls"), [("use", 1), ("refresh", 2), ("bypass", 2), ("only", 1)])
+async def test_each_cache_policy_is_followed(policy: str, calls: int) -> None:
     env, model = env_of()
-    await told(env, "cat")
-    await told(env, "cat", cache=policy)
-    assert len(model.calls) == asked
+    await embedded(env, "cat")
+    await embedded(env, "cat", cache=policy)
+    assert len(model.calls) == calls
 
 
-async def test_only_what_is_stored_and_nothing_else() -> None:
+async def test_the_policy_only_never_calls_a_model() -> None:
     env, model = env_of()
     assert (await run(embed(["cat"], cache="only"), env)).failure().tag == "StorageFailed"
     assert not model.calls
 
 
-async def test_a_cache_that_is_off_is_not_used() -> None:
+async def test_a_disabled_cache_is_not_used() -> None:
     env, model = env_of(config=evolve(ONE, cache=CacheConfig(enabled=False)))
-    await told(env, "cat")
-    await told(env, "cat")
+    await embedded(env, "cat")
+    await embedded(env, "cat")
     assert len(model.calls) == 2
 
 
-async def test_a_damaged_entry_is_asked_again() -> None:
+async def test_a_text_with_a_damaged_entry_is_sent_again() -> None:
     env, model = env_of()
-    came = await told(env, "cat")
+    result = await embedded(env, "cat")
     key = key_of(env, "cat")
     entry = await given_by(env.cache.get(key))
     assert entry is not None
     await given_by(env.cache.put(key, entry[:-1] + b"?", None))
-    assert (await told(env, "cat")).vectors == came.vectors
+    assert (await embedded(env, "cat")).vectors == result.vectors
     assert len(model.calls) == 2
 
 
 def key_of(env: LLMEnv, text: str) -> str:
     target = target_of("small", SMALL).unwrap()
-    return VectorCache(env, target, None, None, keeping=True).key(text)
+    return VectorCache(env, target, None, None, writable=True).key(text)
 
 
-async def test_vectors_of_another_length_are_told_and_not_mixed() -> None:
+async def test_vectors_of_different_lengths_are_an_error() -> None:
     env, _ = env_of()
-    await given_by(env.cache.put(key_of(env, "cat"), packed(vector_of("cat", 3)), None))
+    await given_by(env.cache.put(key_of(env, "cat"), encode_entry(vector_of("cat", 3)), None))
     error = (await run(embed(["cat", "dog"]), env)).failure()
     assert (error.tag, error.model, len(error.attempts)) == ("MalformedResponse", "small", 1)
     assert "cache='refresh'" in str(error)
-    assert len((await told(env, "cat", "dog", cache="refresh")).vectors[0]) == 8
-    assert (await told(env, "cat", "dog")).cached == 2
+    assert len((await embedded(env, "cat", "dog", cache="refresh")).vectors[0]) == 8
+    assert (await embedded(env, "cat", "dog")).cached == 2
 
 
-async def test_whatever_model_is_loaded_is_not_taken_for_the_last_one() -> None:
+async def test_a_server_that_uses_whatever_is_loaded_is_not_cached() -> None:
     loaded = evolve(CHAT, capabilities=Capabilities(embeddings=True))
     env, model = env_of(config=evolve(ONE, models={"loaded": loaded}))
-    assert [(await told(env, "cat")).cached for _ in range(2)] == [0, 0]
+    assert [(await embedded(env, "cat")).cached for _ in range(2)] == [0, 0]
     assert len(model.calls) == 2
 
 
-async def test_clients_that_embed_nothing_are_clients_all_the_same() -> None:
+async def test_clients_without_embed_still_generate() -> None:
     class Plain:
         complete, probe = Scripted(("ok",)).complete, Scripted(()).probe
 
@@ -181,32 +181,32 @@ async def test_clients_that_embed_nothing_are_clients_all_the_same() -> None:
     assert (await run(embed(["cat"]), env)).failure().tag == "ConfigurationError"
 
 
-async def test_a_cache_that_fails_is_told_and_costs_no_answer() -> None:
-    gone = StorageFailed(operation="get", message="it is gone")
-    cache: Any = Slow(failing={"get": 1000}, error=gone, store=MemoryCache())
-    came = await told(evolve(env_of()[0], cache=cache), *(f"{number}" for number in range(100)))
-    assert len(came.vectors) == 100
-    assert came.warnings == ("the cache could not be read: StorageFailed: get: it is gone",)
+async def test_a_failing_cache_is_a_warning_and_loses_no_vectors() -> None:
+    failure = StorageFailed(operation="get", message="it is gone")
+    cache: Any = Slow(failing={"get": 1000}, error=failure, store=MemoryCache())
+    result = await embedded(evolve(env_of()[0], cache=cache), *(f"{number}" for number in range(100)))
+    assert len(result.vectors) == 100
+    assert result.warnings == ("the cache could not be read: StorageFailed: get: it is gone",)
     assert len(cache.done) < 10
 
 
-async def test_each_call_is_booked_under_its_own_task() -> None:
+async def test_each_attempt_is_recorded_under_the_task_embeddings() -> None:
     env, _ = env_of(RateLimitExceeded(retry_after=0.001, status=429), "ok")
-    came = await told(env, "cat", owner="alice", tags=["nightly"])
+    result = await embedded(env, "cat", owner="alice", tags=["nightly"])
     rows = await given_by(env.ledger.rows())
     assert [(row.attempt.outcome, str(row.task_type), row.owner, row.tags) for row in rows] == [
         ("RateLimitExceeded", "embeddings", "alice", ("nightly",)),
         ("success", "embeddings", "alice", ("nightly",)),
     ]
-    assert came.cost == rows[0].attempt.cost + rows[1].attempt.cost
-    assert came.cost.usd
-    assert [each.outcome for each in came.attempts] == ["RateLimitExceeded", "success"]
+    assert result.cost == rows[0].attempt.cost + rows[1].attempt.cost
+    assert result.cost.usd
+    assert [each.outcome for each in result.attempts] == ["RateLimitExceeded", "success"]
 
 
-async def test_the_same_model_is_asked_again_and_never_another() -> None:
+async def test_a_retry_uses_the_same_model_and_never_another() -> None:
     config = evolve(ONE, models={"small": SMALL, "other": evolve(SMALL, model="other-embed")})
     env, model = env_of(ModelUnavailable(), "ok", config=config)
-    await told(env, "cat")
+    await embedded(env, "cat")
     assert [call.model for call in model.calls] == ["small", "small"]
     env, model = env_of(AuthenticationFailed(), config=config)
     error = (await run(embed(["cat"]), env)).failure()
@@ -214,42 +214,42 @@ async def test_the_same_model_is_asked_again_and_never_another() -> None:
     assert [call.model for call in model.calls] == ["small"]
 
 
-async def test_what_came_before_an_error_is_not_paid_twice() -> None:
+async def test_batches_before_an_error_are_not_paid_twice() -> None:
     env, model = env_of("ok", AuthenticationFailed(), "ok")
     texts = [f"{number}" for number in range(128)]
     failed = (await run(embed(texts, concurrency=1), env)).failure()
     assert len(failed.attempts) == 2
-    assert (await told(env, *texts)).cached == 64
+    assert (await embedded(env, *texts)).cached == 64
     assert len(model.calls) == 3
 
 
-def test_the_limits_of_the_model_hold() -> None:
+def test_rate_limits_apply() -> None:
     patient = LimitsConfig(queue_seconds=100)
     config = evolve(ONE, models={"small": evolve(SMALL, requests_per_minute=1)}, limits=patient)
 
     async def main() -> float:
         env, _ = env_of(config=config)
-        began = anyio.current_time()
-        await told(env, *(f"{number}" for number in range(65)))
-        return anyio.current_time() - began
+        started = anyio.current_time()
+        await embedded(env, *(f"{number}" for number in range(65)))
+        return anyio.current_time() - started
 
     assert 60 <= run_in_virtual_time(main) <= 62
 
 
-async def test_a_budget_holds() -> None:
+async def test_budgets_apply() -> None:
     budgets = (BudgetConfig(name="embeddings", limit_usd="0.0000001", scope="task:embeddings"),)
     env, model = env_of(config=evolve(ONE, budgets=budgets))
     assert isinstance((await run(embed(["a long text" * 10]), env)).failure(), BudgetExceeded)
     assert not model.calls
 
 
-async def test_a_timeout_around_it_ends_it() -> None:
+async def test_a_timeout_cancels_the_batches() -> None:
     env, _ = env_of(Delayed(60, "ok"))
-    assert (await run(timeout(0.01, embed(["cat"])), env)).failure().tag == "TimeoutError"
+    assert (await run(timeout(0.1, embed(["cat"])), env)).failure().tag == "TimeoutError"
     assert [row.attempt.outcome for row in await given_by(env.ledger.rows())] == ["cancelled"]
 
 
-async def test_only_a_model_that_embeds_is_asked() -> None:
+async def test_only_a_model_that_embeds_is_used() -> None:
     async def refused(config: LLMConfig, model: str | None) -> LLMError:
         return (await run(embed(["cat"], model=model), env_of(config=config)[0])).failure()
 
@@ -257,11 +257,11 @@ async def test_only_a_model_that_embeds_is_asked() -> None:
     assert "'smal' is not configured" in str(await refused(ONE, "smal"))
     assert (await refused(LLMConfig(models={"chat": CHAT}), None)).tag == "ConfigurationError"
     assert (await refused(LLMConfig(models={}), None)).tag == "ConfigurationError"
-    can = LLMConfig(models={"chat": evolve(CHAT, capabilities=Capabilities(embeddings=True))})
-    assert (await told(env_of(config=can)[0], "cat")).model == "chat"
+    capable = LLMConfig(models={"chat": evolve(CHAT, capabilities=Capabilities(embeddings=True))})
+    assert (await embedded(env_of(config=capable)[0], "cat")).model == "chat"
 
 
-async def test_a_model_that_embeds_is_not_asked_for_answers() -> None:
+async def test_a_model_that_embeds_is_not_used_for_answers() -> None:
     env, model = env_of("because")
     assert (await run(generate(LLMRequest(prompt="why?")), env)).unwrap().model == "chat"
     refused = (await run(generate(LLMRequest(prompt="why?", model="small")), env)).failure()
@@ -271,36 +271,36 @@ async def test_a_model_that_embeds_is_not_asked_for_answers() -> None:
 
 async def test_no_texts_give_no_vectors_and_cost_nothing() -> None:
     env, model = env_of()
-    came = await told(env)
-    assert (came.vectors, came.cost, came.attempts) == ((), Cost.ZERO, ())
+    result = await embedded(env)
+    assert (result.vectors, result.cost, result.attempts) == ((), Cost.ZERO, ())
     assert not model.calls
 
 
 @pytest.mark.parametrize(
-    ("texts", "says"), [([" "], "texts[0]: must not be blank"), (["a", 3], "texts[1]: must be a text, not int")]
+    ("texts", "message"), [([" "], "texts[0]: must not be blank"), (["a", 3], "texts[1]: must be a text, not int")]
 )
-async def test_a_text_that_is_none_is_an_error_value(texts: list[Any], says: str) -> None:
-    assert says in str((await run(embed(texts), env_of()[0])).failure())
+async def test_an_invalid_text_is_an_error_value(texts: list[Any], message: str) -> None:
+    assert message in str((await run(embed(texts), env_of()[0])).failure())
 
 
-@pytest.mark.parametrize("wrong", [{"dimensions": 0}, {"concurrency": 0}, {"cache": "maybe"}, {"tags": "ab"}])
-def test_wrong_arguments_are_refused_at_once(wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize("arguments", [{"dimensions": 0}, {"concurrency": 0}, {"cache": "maybe"}, {"tags": "ab"}])
+def test_invalid_arguments_raise_at_once(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidValue):
-        embed(["cat"], **wrong)
+        embed(["cat"], **arguments)
 
 
-def test_a_text_alone_is_refused() -> None:
+def test_a_single_string_is_refused() -> None:
     with pytest.raises(InvalidValue, match="texts"):
         embed("cat")
 
 
 @given(st.lists(st.text("ab你", min_size=1), max_size=40), st.integers(1, 9), st.integers(1, 40))
-def test_portions_hold_every_text_in_order_and_no_more_than_they_may(texts: list[str], count: int, tokens: int) -> None:
+def test_batches_hold_every_text_in_order_within_their_limits(texts: list[str], count: int, tokens: int) -> None:
     preset = evolve(PRESETS["vllm"], embedded_texts=count, embedded_tokens=tokens)
-    cut = list(batches_of(texts, preset))
-    assert [text for portion in cut for text in portion] == texts
-    assert all(len(portion) <= count for portion in cut)
-    assert all(sum(map(tokens_of, portion)) <= tokens or len(portion) == 1 for portion in cut)
+    batches = list(batches_of(texts, preset))
+    assert [text for batch in batches for text in batch] == texts
+    assert all(len(batch) <= count for batch in batches)
+    assert all(sum(map(tokens_of, batch)) <= tokens or len(batch) == 1 for batch in batches)
 
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -314,26 +314,26 @@ def test_a_vector_keeps_its_numbers(numbers: list[float]) -> None:
     with pytest.raises(IndexError):
         vector[len(numbers)]
     assert vector[1:] == tuple(numbers[1:])
-    assert unpacked(packed(vector)) == vector
+    assert decode_entry(encode_entry(vector)) == vector
     assert hash(vector) == hash(Vector.of(numbers))
 
 
-@pytest.mark.parametrize("packed_", [b"abc", [1.0], "abcd"])
-def test_what_packs_no_numbers_is_no_vector(packed_: Any) -> None:
+@pytest.mark.parametrize("value", [b"abc", [1.0], "abcd"])
+def test_a_vector_needs_bytes_of_whole_numbers(value: Any) -> None:
     with pytest.raises(InvalidValue, match="packed: must be bytes"):
-        Vector(packed_)
+        Vector(value)
 
 
 @given(st.binary(max_size=40))
-def test_any_bytes_are_an_entry_or_none(entry: bytes) -> None:
-    vector = unpacked(entry)
-    assert vector is None or packed(vector) == entry
+def test_any_bytes_decode_to_a_vector_or_none(entry: bytes) -> None:
+    vector = decode_entry(entry)
+    assert vector is None or encode_entry(vector) == entry
 
 
 TARGET = target_of("gpt", GPT).unwrap()
 
 
-def answered(*data: object, **more: object) -> dict[str, object]:
+def body_of(*data: object, **more: object) -> dict[str, object]:
     return {"object": "list", "data": list(data), "model": "text-embedding-3-small", **more}
 
 
@@ -345,7 +345,7 @@ def base64_of(*numbers: float) -> str:
     return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
 
 
-def test_openai_is_asked_for_packed_numbers_and_others_are_not() -> None:
+def test_only_openai_is_asked_for_base64() -> None:
     assert json.loads(encode(TARGET, ("a",), 256).body) == {
         "model": "text-embedding-3-small",
         "input": ["a"],
@@ -366,60 +366,64 @@ def test_openai_is_asked_for_packed_numbers_and_others_are_not() -> None:
     ],
 )
 def test_lists_and_base64_are_read_in_the_order_of_the_texts(data: tuple[object, ...]) -> None:
-    came = read(TARGET, answered(*data, usage={"prompt_tokens": 4, "total_tokens": 4}), 2, None).unwrap()
-    assert [list(vector) for vector in came.vectors] == [[1.0, 0.0], [0.0, 1.0]]
-    assert (came.usage.total_tokens, came.served_model) == (4, "text-embedding-3-small")
+    result = read(TARGET, body_of(*data, usage={"prompt_tokens": 4, "total_tokens": 4}), 2, None).unwrap()
+    assert [list(vector) for vector in result.vectors] == [[1.0, 0.0], [0.0, 1.0]]
+    assert (result.usage.total_tokens, result.served_model) == (4, "text-embedding-3-small")
 
 
 @pytest.mark.parametrize(
-    "told",
+    "body",
     [
-        answered(item([1.0])),
-        answered(item([1.0]), item([])),
-        answered(item([1.0]), item([1.0, 2.0])),
-        answered(item([1.0]), item([float("inf")])),
-        answered(item([1.0]), item([1e300])),
-        answered(item([1.0]), item(["1.0"])),
-        answered(item([1.0]), item("not base64!")),
-        answered(item([1.0]), item("AAA=")),
-        answered(item([1.0]), item([1.0]), item([1.0])),
-        answered(item([1.0]), None),
+        body_of(item([1.0])),
+        body_of(item([1.0]), item([])),
+        body_of(item([1.0]), item([1.0, 2.0])),
+        body_of(item([1.0]), item([float("inf")])),
+        body_of(item([1.0]), item([1e300])),
+        body_of(item([1.0]), item(["1.0"])),
+        body_of(item([1.0]), item("not base64!")),
+        body_of(item([1.0]), item("AAA=")),
+        body_of(item([1.0]), item([1.0]), item([1.0])),
+        body_of(item([1.0]), None),
         {"data": {"embedding": [1.0]}},
         [],
         None,
     ],
 )
-def test_what_is_not_a_vector_for_each_text_is_malformed(told: object) -> None:
-    assert read(TARGET, told, 2, None).failure().tag == "MalformedResponse"
+def test_a_body_without_a_vector_for_each_text_is_malformed(body: object) -> None:
+    assert read(TARGET, body, 2, None).failure().tag == "MalformedResponse"
 
 
-def test_a_length_that_was_not_asked_for_is_told() -> None:
-    refused = read(TARGET, answered(item([1.0, 2.0])), 1, 3).failure()
-    assert refused.tag == "InvalidRequest"
-    assert "dimensions: gpt gave 2 for 3" in str(refused)
+def test_an_unexpected_length_is_refused() -> None:
+    error = read(TARGET, body_of(item([1.0, 2.0])), 1, 3).failure()
+    assert error.tag == "InvalidRequest"
+    assert "dimensions: gpt gave 2 for 3" in str(error)
 
 
-async def live(*texts: str, model: ModelConfig = GPT, **more: Any) -> Result[Embeddings, LLMError]:
+async def embed_live(*texts: str, model: ModelConfig = GPT, **more: Any) -> Result[Embeddings, LLMError]:
     config = LLMConfig(models={"gpt": model}, routing=RoutingConfig(max_retries=1))
     async with open_env(config) as env:
         return await run(embed(texts, **more), env)
 
 
-async def test_openai_is_spoken_and_read(httpx_mock: HTTPXMock) -> None:
-    body = answered(item(base64_of(0.5, -0.5), index=0), usage={"prompt_tokens": 3, "total_tokens": 3})
+async def test_openai_embeddings_over_http(httpx_mock: HTTPXMock) -> None:
+    body = body_of(item(base64_of(0.5, -0.5), index=0), usage={"prompt_tokens": 3, "total_tokens": 3})
     httpx_mock.add_response(json=body, headers={"x-request-id": "req_1"})
-    came = (await live("cat")).unwrap()
-    assert [list(vector) for vector in came.vectors] == [[0.5, -0.5]]
-    assert (came.usage.input_tokens, came.usage.estimated, came.served_model) == (3, False, "text-embedding-3-small")
+    result = (await embed_live("cat")).unwrap()
+    assert [list(vector) for vector in result.vectors] == [[0.5, -0.5]]
+    assert (result.usage.input_tokens, result.usage.estimated, result.served_model) == (
+        3,
+        False,
+        "text-embedding-3-small",
+    )
     sent = httpx_mock.get_request()
     assert sent is not None
     assert str(sent.url) == "https://api.openai.com/v1/embeddings"
     assert sent.headers["authorization"] == "Bearer sk-canary-123456"
 
 
-async def test_a_server_that_does_not_count_is_counted(httpx_mock: HTTPXMock) -> None:
-    httpx_mock.add_response(json=answered(item([1.0])))
-    usage = (await live("cat")).unwrap().usage
+async def test_missing_usage_is_estimated(httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_response(json=body_of(item([1.0])))
+    usage = (await embed_live("cat")).unwrap().usage
     assert usage.estimated
     assert usage.input_tokens
 
@@ -434,34 +438,34 @@ async def test_a_server_that_does_not_count_is_counted(httpx_mock: HTTPXMock) ->
         (400, {"error": {"message": "'$.input' is invalid"}}, "InvalidRequest"),
     ],
 )
-async def test_errors_are_values(status: int, body: object, tag: str, httpx_mock: HTTPXMock) -> None:
+async def test_http_errors_are_values(status: int, body: object, tag: str, httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(status_code=status, json=body)
-    error = (await live("cat")).failure()
+    error = (await embed_live("cat")).failure()
     assert (error.tag, error.model, error.provider) == (tag, "gpt", "openai")
     assert "canary" not in repr(error)
 
 
-async def test_a_lost_connection_is_tried_again(httpx_mock: HTTPXMock) -> None:
+async def test_a_lost_connection_is_retried(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_exception(httpx.ReadError("gone"))
-    httpx_mock.add_response(json=answered(item([1.0])))
-    assert [each.outcome for each in (await live("cat")).unwrap().attempts] == [NetworkError.tag, "success"]
+    httpx_mock.add_response(json=body_of(item([1.0])))
+    assert [each.outcome for each in (await embed_live("cat")).unwrap().attempts] == [NetworkError.tag, "success"]
 
 
-async def test_a_server_that_is_too_slow_is_told_by_its_own_time(httpx_mock: HTTPXMock) -> None:
+async def test_a_slow_server_times_out_after_the_time_of_its_model(httpx_mock: HTTPXMock) -> None:
     async def slow(_: httpx.Request) -> httpx.Response:
         await anyio.sleep(5)
         return httpx.Response(200)
 
     httpx_mock.add_callback(slow, is_reusable=True)
-    error = (await live("cat", model=evolve(GPT, timeout_ms=20))).failure()
+    error = (await embed_live("cat", model=evolve(GPT, timeout_ms=20))).failure()
     assert (error.tag, error.model) == ("TimeoutError", "gpt")
 
 
-async def test_a_protocol_without_embeddings_says_so() -> None:
+async def test_a_protocol_without_embeddings_is_refused() -> None:
     claude = ModelConfig(
         provider="anthropic", model="claude-opus-5", api_key="sk-x", capabilities=Capabilities(embeddings=True)
     )
-    assert "anthropic gives none" in str((await live("cat", model=claude)).failure())
+    assert "anthropic gives none" in str((await embed_live("cat", model=claude)).failure())
 
 
 @pytest.fixture(scope="module")
@@ -476,21 +480,21 @@ def tiny() -> ModelConfig:
     )
 
 
-async def test_the_model_in_this_process_embeds(tiny: ModelConfig) -> None:
+async def test_the_in_process_model_embeds(tiny: ModelConfig) -> None:
     texts = ("A cat sat on the mat.", "A kitten sat on a rug.", "Interest rates rose by two percent.", "你好")
     config = LLMConfig(models={"tiny": tiny})
     async with open_env(config) as env:
-        came = (await run(embed(texts, concurrency=2), env)).unwrap()
+        result = (await run(embed(texts, concurrency=2), env)).unwrap()
         again = (await run(embed(reversed(texts)), env)).unwrap()
         rows = await given_by(env.ledger.rows())
         long = await run(embed(["word " * 400]), env)
         sized = await run(embed(["cat"], dimensions=3), env)
-    cat, kitten, rates, _ = came.vectors
-    assert (again.cached, again.vectors[::-1]) == (4, came.vectors)
-    assert {len(vector) for vector in came.vectors} == {576}
+    cat, kitten, rates, _ = result.vectors
+    assert (again.cached, again.vectors[::-1]) == (4, result.vectors)
+    assert {len(vector) for vector in result.vectors} == {576}
     assert similarity(cat, cat) == pytest.approx(1, abs=1e-5)
     assert similarity(cat, kitten) > similarity(cat, rates)
-    assert (came.cost, came.usage.estimated, len(rows)) == (Cost.ZERO, False, 1)
+    assert (result.cost, result.usage.estimated, len(rows)) == (Cost.ZERO, False, 1)
     assert not is_successful(long)
     assert (long.failure().tag, len(long.failure().attempts)) == ("ContextTooLarge", 1)
     assert "dimensions" in str(sized.failure())
