@@ -1,4 +1,4 @@
-"""Fakes to test with: no network, no key, no waiting, the same answer every time."""
+"""Test doubles: no network, no key, no waiting, and the same answer every time."""
 
 from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS as CONVERSATION_CHECKS
 from llm_effects.testing.conversation_checks import Check as Check

@@ -1,4 +1,6 @@
-"""An environment with everything in memory and nothing left to chance."""
+"""Scripted models, and an environment with everything in memory and nothing left to chance."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -32,22 +34,20 @@ from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import FinishReason, LLMResponse, Usage, Vector, Vectors
 from llm_effects.values.tokens import EstimatedTokens, estimate_tokens
 
-# Models that say what a test told them to.
-
 
 @final
 @frozen
 class Delayed:
-    """A reply that takes a while: ``seconds`` on the clock of the event loop."""
+    """A reply that arrives after ``seconds`` on the clock of the event loop."""
 
     seconds: float
-    reply: "Reply"
+    reply: Reply
 
 
 @final
 @frozen
 class Chunks:
-    """A reply told piece by piece, ``pause`` seconds apart; ``then`` is the error that breaks it off, if any."""
+    """A reply in pieces, ``pause`` seconds apart; ``then`` is the error that interrupts it, if any."""
 
     pieces: tuple[str, ...]
     then: LLMError | None = None
@@ -55,11 +55,11 @@ class Chunks:
 
 
 Reply: TypeAlias = Union[str, LLMResponse, LLMError, Delayed, Chunks, Callable[[LLMRequest], "Reply"]]  # noqa: UP007 - recursive
-"""What a script may say: a text, a whole response, an error, pieces, a late one, or a function of the request."""
+"""One reply of a script: a text, a response, an error, a delayed or chunked reply, or a function of the request."""
 
 
 def answer(content: str, *, model: str = "scripted", provider: str = "scripted") -> LLMResponse:
-    """Make a plain response.
+    """Build a plain response.
 
     >>> answer("because").content
     'because'
@@ -69,7 +69,7 @@ def answer(content: str, *, model: str = "scripted", provider: str = "scripted")
 
 
 def calling(*calls: ToolCall) -> LLMResponse:
-    """Make a response that asks for tools.
+    """Build a response that calls tools.
 
     >>> calling(ToolCall("c1", "clock")).finish_reason
     <FinishReason.TOOL_CALLS: 'tool_calls'>
@@ -77,94 +77,99 @@ def calling(*calls: ToolCall) -> LLMResponse:
     return evolve(answer(""), parts=calls, finish_reason=FinishReason.TOOL_CALLS)
 
 
-EMBEDDED: Final = 8
-"""Numbers of a scripted vector where nobody says how many."""
+DIMENSIONS: Final = 8
+"""The default length of a scripted vector."""
 
 
-def vector_of(text: str, dimensions: int = EMBEDDED) -> Vector:
-    """Make up the vector of a text: the same every time, and another for another text, of length 1."""
-    drawn = Random(text)  # noqa: S311 - no secret
-    numbers = [drawn.gauss(0.0, 1.0) for _ in range(dimensions)]
-    return Vector.of(each / hypot(*numbers) for each in numbers)
+def vector_of(text: str, dimensions: int = DIMENSIONS) -> Vector:
+    """Build a vector of norm 1 from a text: always the same, and different for different texts."""
+    random = Random(text)  # noqa: S311 - no secret
+    numbers = [random.gauss(0.0, 1.0) for _ in range(dimensions)]
+    return Vector.of(number / hypot(*numbers) for number in numbers)
 
 
 @final
 @define
 class Scripted:
-    """Clients that follow a script. ``calls`` has every call that arrived, in order."""
+    """Clients that follow a script. ``calls`` lists every call they received, in order."""
 
     replies: tuple[Reply, ...]
     calls: list[Call] = field(factory=list[Call])
 
     @property
     def requests(self) -> tuple[LLMRequest, ...]:
-        """The requests that arrived, in order."""
+        """The requests they received, in order."""
         return tuple(call.request for call in self.calls)
 
     def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
-        """Give the next reply of the script; the last one is given again and again."""
+        """Return the next reply of the script; the last one repeats."""
         return FutureResult(self._complete(call))
 
     def embed(self, call: Call, texts: tuple[str, ...], dimensions: int | None) -> FutureResult[Vectors, LLMError]:
-        """Give vectors that are the same for the same text; of the script's replies only errors and waits count."""
-        return FutureResult(self._embed(call, texts, dimensions or EMBEDDED))
+        """Return the same vector for the same text; only errors and delays of the script have an effect."""
+        return FutureResult(self._embed(call, texts, dimensions or DIMENSIONS))
 
     def probe(self, name: str, model: ModelConfig) -> FutureResult[ModelHealth, LLMError]:
-        """Say that all is well."""
+        """Report a healthy model."""
         return FutureResult.from_value(ModelHealth(model=name, provider=model.provider, reachable=True, ready=True))
 
     async def _next(self, call: Call) -> LLMResponse | LLMError | Chunks:
         reply = self.replies[min(len(self.calls), len(self.replies) - 1)]
         self.calls.append(call)
-        return await _said(reply, call.request)
+        return await _resolve(reply, call.request)
 
     async def _embed(self, call: Call, texts: tuple[str, ...], dimensions: int) -> Result[Vectors, LLMError]:
-        said = await self._next(call)
-        if not isinstance(said, LLMResponse | Chunks):
-            return Failure(said if said.model else evolve(said, model=call.model))
+        reply = await self._next(call)
+        if not isinstance(reply, LLMResponse | Chunks):
+            return Failure(_with_model(reply, call))
         usage = Usage(input_tokens=estimate_tokens(call.request), output_tokens=0)
         return Success(Vectors(vectors=tuple(vector_of(text, dimensions) for text in texts), usage=usage))
 
     async def _complete(self, call: Call) -> Result[LLMResponse, LLMError]:
-        said = await self._next(call)
-        if isinstance(said, Chunks):
-            events = tuple(TextDelta(piece) for piece in said.pieces)
-            return await _told(call, events, said.then or answer("".join(said.pieces)), said.pause)
-        return await _told(call, events_of(said) if isinstance(said, LLMResponse) else (), said)
+        reply = await self._next(call)
+        if isinstance(reply, Chunks):
+            events = tuple(TextDelta(piece) for piece in reply.pieces)
+            return await _deliver(call, events, reply.then or answer("".join(reply.pieces)), reply.pause)
+        return await _deliver(call, events_of(reply) if isinstance(reply, LLMResponse) else (), reply)
 
 
-async def _told(
+async def _deliver(
     call: Call, events: tuple[StreamEvent, ...], end: LLMResponse | LLMError, pause: float = 0.0
 ) -> Result[LLMResponse, LLMError]:
+    """Send the events to the sink, then return the end; an error without events sends no opening event either."""
     opening = opening_of(call)
-    begins = opening is not None and (events or isinstance(end, LLMResponse))
-    for event in (opening, *events) if opening is not None and begins else events:
+    opens = opening is not None and (events or isinstance(end, LLMResponse))
+    for event in (opening, *events) if opening is not None and opens else events:
         await anyio.sleep(pause)
         if call.sink is not None:
-            _note(call, event)
+            _record_first_content(call, event)
             await call.sink(event)
     if not isinstance(end, LLMResponse):
-        return Failure(end if end.model else evolve(end, model=call.model))
+        return Failure(_with_model(end, call))
     input_tokens = end.usage.input_tokens or estimate_tokens(call.request)
     return Success(evolve(end, model=call.model, usage=evolve(end.usage, input_tokens=input_tokens)))
 
 
-def _note(call: Call, event: StreamEvent) -> None:
+def _with_model(error: LLMError, call: Call) -> LLMError:
+    return error if error.model else evolve(error, model=call.model)
+
+
+def _record_first_content(call: Call, event: StreamEvent) -> None:
     if call.attempt.record.content_at is None and not isinstance(event, Started | Restarted):
         call.attempt.record.content_at = anyio.current_time()
 
 
-async def _said(reply: Reply, request: LLMRequest) -> LLMResponse | LLMError | Chunks:
+async def _resolve(reply: Reply, request: LLMRequest) -> LLMResponse | LLMError | Chunks:
     if isinstance(reply, Delayed):
         await anyio.sleep(reply.seconds)
-        return await _said(reply.reply, request)
+        return await _resolve(reply.reply, request)
     if isinstance(reply, str):
         return answer(reply)
-    return await _said(reply(request), request) if callable(reply) else reply
+    return await _resolve(reply(request), request) if callable(reply) else reply
 
 
 def scripted(*replies: Reply) -> Scripted:
-    """Make clients that answer in order; the last reply is given again and again.
+    """Build clients that answer with these replies in order; the last one repeats.
 
     >>> import anyio
     >>> from llm_effects import LLMRequest, generate, run
@@ -179,7 +184,7 @@ def scripted(*replies: Reply) -> Scripted:
 
 
 def failing(error: LLMError) -> Scripted:
-    """Make clients that always fail.
+    """Build clients that always fail.
 
     >>> import anyio
     >>> from llm_effects import AuthenticationFailed, LLMRequest, generate, run
@@ -197,9 +202,9 @@ EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def scripted_env(*replies: Reply, config: LLMConfig = ONE_MODEL, clients: Clients | None = None) -> LLMEnv:
-    """Make an environment whose models follow a script: fixed ids, fixed randomness, a fixed clock.
+    """Build an environment whose models follow a script, with sequential ids, fixed randomness and a fixed clock.
 
-    Swap any other service with ``attrs.evolve``.
+    Replace any other service with ``attrs.evolve``.
 
     >>> import anyio
     >>> from llm_effects import LLMRequest, generate, run
@@ -220,10 +225,10 @@ def scripted_env(*replies: Reply, config: LLMConfig = ONE_MODEL, clients: Client
         telemetry=NoTelemetry(),
         now=lambda: EPOCH,
         draw=lambda: 0.5,
-        new_id=_ids(),
+        new_id=_sequential_ids(),
     )
 
 
-def _ids() -> NewId:
+def _sequential_ids() -> NewId:
     numbers = count(1)
     return lambda: f"id-{next(numbers)}"

@@ -1,4 +1,6 @@
-"""Virtual time: an hour of waiting takes milliseconds, and the same every time."""
+"""Virtual time: an hour of waiting takes milliseconds, and is reproducible."""
+
+from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
@@ -6,13 +8,13 @@ from typing import TypeVar, TypeVarTuple
 import anyio
 
 _Value = TypeVar("_Value")
-_Given = TypeVarTuple("_Given")
+_Args = TypeVarTuple("_Args")
 
 
-def run_in_virtual_time(main: Callable[[*_Given], Awaitable[_Value]], *args: *_Given) -> _Value:
-    """Run like ``anyio.run``, on trio's own clock for tests: it jumps ahead whenever every task waits.
+def run_in_virtual_time(main: Callable[[*_Args], Awaitable[_Value]], *args: *_Args) -> _Value:
+    """Run a function like ``anyio.run``, on trio's mock clock: it jumps ahead whenever every task waits.
 
-    Needs trio. Threads and real sockets know nothing of this clock: use scripted models.
+    Requires trio. Threads and real sockets ignore this clock: use scripted models.
 
     >>> from llm_effects import LLMRequest, RateLimitExceeded, generate, run
     >>> from llm_effects.testing.scripted import scripted_env

@@ -26,7 +26,7 @@ from sqlalchemy import Connection, text
 
 from llm_effects.effects.env import Conversations
 from llm_effects.stores.conversations.sql import SqlConversations
-from llm_effects.testing.conversation_checks import Talk, asked, made, said
+from llm_effects.testing.stored_chat import Chat, new_message, new_turn, value_of
 from llm_effects.values.conversations import Turn, TurnState
 from llm_effects.values.errors import LLMError
 from tests.fixtures.conversation_worker import opened
@@ -41,19 +41,20 @@ SAMPLES: Final = 40
 
 def whole_turns(count: int) -> tuple[Turn, ...]:
     """Finished turns of two messages each."""
-    turns = (asked(TEXT) for _ in range(count))
+    turns = (new_turn(TEXT) for _ in range(count))
     return tuple(
-        evolve(turn, state=TurnState.FINISHED, messages=(*turn.messages, said(TEXT, "assistant"))) for turn in turns
+        evolve(turn, state=TurnState.FINISHED, messages=(*turn.messages, new_message(TEXT, "assistant")))
+        for turn in turns
     )
 
 
-async def grown(talk: Talk, messages: int) -> None:
+async def grown(chat: Chat, messages: int) -> None:
     """Bring a conversation to so many messages."""
-    conversation = (await talk.read(0)).conversation
+    conversation = (await chat.read(0)).conversation
     missing = messages // 2 - conversation.turns
     while missing > 0:
-        conversation = await made(
-            talk.store.append(talk.id, talk.owner, conversation.version, whole_turns(min(missing, 500)))
+        conversation = await value_of(
+            chat.store.append(chat.id, chat.owner, conversation.version, whole_turns(min(missing, 500)))
         )
         missing = messages // 2 - conversation.turns
 
@@ -61,14 +62,14 @@ async def grown(talk: Talk, messages: int) -> None:
 async def filled(store: Conversations, conversations: int) -> None:
     """Add conversations of 1,000 messages, of ten owners; a database copies one of them."""
     if isinstance(store, SqlConversations) and conversations:
-        talk = await Talk(store).started()
-        await grown(talk, 1_000)
+        chat = await Chat(store).start()
+        await grown(chat, 1_000)
         for first in range(0, conversations, 20):
             batch = range(first, min(first + 20, conversations))
-            await made(store.database.write("copy", partial(copied, conversation_id=talk.id, copies=batch)))
+            await value_of(store.database.write("copy", partial(copied, conversation_id=chat.id, copies=batch)))
         return
     for number in range(conversations):
-        await grown(await Talk(store, owner=f"owner {number % 10}").started(), 1_000)
+        await grown(await Chat(store, owner=f"owner {number % 10}").start(), 1_000)
 
 
 KEYS: Final = count(10_000_000, 10)  # apart from those that a database gives
@@ -103,17 +104,17 @@ async def timed(work: Callable[[], Awaitable[object]]) -> float:
     return statistics.quantiles(times, n=10)[0]
 
 
-async def measured(talk: Talk) -> tuple[float, float]:
+async def measured(chat: Chat) -> tuple[float, float]:
     """A turn and a load of a conversation, as it is now."""
-    version = await talk.version()
+    version = await chat.version()
 
     async def turn() -> None:
         nonlocal version
-        begun = await made(talk.store.begin_turn(talk.id, talk.owner, version, asked(TEXT)))
-        await talk.ended(begun.id, TEXT)
+        begun = await value_of(chat.store.begin_turn(chat.id, chat.owner, version, new_turn(TEXT)))
+        await chat.finish(begun.id, TEXT)
         version += 2
 
-    return await timed(turn), await timed(lambda: talk.read(NEWEST))
+    return await timed(turn), await timed(lambda: chat.read(NEWEST))
 
 
 def told(name: str, unit: str, figures: dict[int, tuple[float, float]]) -> None:
@@ -125,20 +126,20 @@ def told(name: str, unit: str, figures: dict[int, tuple[float, float]]) -> None:
 
 async def compare(name: str, url: str, largest: int) -> None:
     store = opened(url)
-    await measured(await Talk(store).started())  # what is done once is not counted
+    await measured(await Chat(store).start())  # what is done once is not counted
     lengths = {}
     for length in LENGTHS:
-        talk = await Talk(store).started()
-        await grown(talk, length)
-        lengths[length] = await measured(talk)
+        chat = await Chat(store).start()
+        await grown(chat, length)
+        lengths[length] = await measured(chat)
     told(name, "messages in it", lengths)
     sizes, there = {}, sum(LENGTHS)
     for size in (each for each in SIZES if each <= (largest if name != "memory" else 100_000)):
         await filled(store, max(0, size - there) // 1_000)
         there = max(there, size)
-        talk = await Talk(store).started()
-        await grown(talk, 100)
-        sizes[there] = await measured(talk)
+        chat = await Chat(store).start()
+        await grown(chat, 100)
+        sizes[there] = await measured(chat)
     told(name, "messages in all", sizes)
     await store.aclose()
 

@@ -18,7 +18,7 @@ from llm_effects.stores.cache.sqlite import SqliteCache
 from llm_effects.stores.conversations.memory import MemoryConversations
 from llm_effects.stores.disabled import NoCache, UnusableStore
 from llm_effects.stores.open import open_cache, open_storage, usable
-from llm_effects.testing.conversation_checks import Talk, asked
+from llm_effects.testing.stored_chat import Chat, new_turn
 from llm_effects.values.conversations import Summary, TurnState
 from llm_effects.values.errors import ConfigurationError
 from llm_effects.values.records import CacheStats
@@ -148,13 +148,13 @@ def test_fault_129_redis_is_no_storage() -> None:
 @pytest.mark.anyio
 async def test_every_operation_of_an_unusable_store_fails_with_the_problem() -> None:
     problem = ConfigurationError(message="storage.url: is wrong")
-    talk = Talk(UnusableStore(problem))
-    store, key = talk.store, (talk.id, talk.owner)
+    chat = Chat(UnusableStore(problem))
+    store, key = chat.store, (chat.id, chat.owner)
     for future in (
-        store.start(talk.new),
+        store.start(chat.initial),
         store.load(*key),
-        store.page(talk.owner, 1),
-        store.begin_turn(*key, 0, asked("why?")),
+        store.page(chat.owner, 1),
+        store.begin_turn(*key, 0, new_turn("why?")),
         store.finish_turn(*key, "t", TurnState.FAILED, (), error="x"),
         store.append(*key, 0, ()),
         store.summarise(*key, Summary(upto=1, text="")),

@@ -13,7 +13,8 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.services import StorageConfig
 from llm_effects.effects.env import Conversations
 from llm_effects.stores.conversations.memory import MemoryConversations
-from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS, Check, Talk, texts
+from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS, Check
+from llm_effects.testing.stored_chat import Chat, texts
 from tests.fixtures.postgres_server import postgres_server
 from tests.fixtures.storages import open_conversations
 
@@ -50,9 +51,9 @@ async def test_conversations_are_there_when_a_manager_is_entered_again(url: URL)
     before = set(threading.enumerate())
     manager = make_llm_manager(LLMConfig(models={}, storage=StorageConfig(url=url)))
     async with manager:
-        talk = await Talk(manager.env.conversations).started()
-        await talk.turned("why?", "because")
+        chat = await Chat(manager.env.conversations).start()
+        await chat.add_turn("why?", "because")
     async with manager:
-        assert texts(await evolve(talk, store=manager.env.conversations).read()) == ["why?", "because"]
+        assert texts(await evolve(chat, store=manager.env.conversations).read()) == ["why?", "because"]
     ours = ("llm-effects-w", "llm-effects-r")
     assert not [each for each in set(threading.enumerate()) - before if each.name.startswith(ours)]

@@ -14,7 +14,7 @@ from returns.pipeline import is_successful
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Conversations
 from llm_effects.stores.conversations.memory import MemoryConversations
-from llm_effects.testing.conversation_checks import Talk, asked, made, said, texts
+from llm_effects.testing.stored_chat import Chat, new_message, new_turn, texts, value_of
 from llm_effects.values.conversations import Summary, TurnState, check_id
 from llm_effects.values.validation import InvalidValue
 from tests.fixtures.conversation_worker import opened
@@ -60,36 +60,36 @@ STEPS = st.lists(
 )
 
 
-async def run_step(talk: Talk, number: int, step: Step) -> object:
+async def run_step(chat: Chat, number: int, step: Step) -> object:
     """Run a step, and return its result."""
-    store, key = talk.store, (talk.id, talk.owner)
+    store, key = chat.store, (chat.id, chat.owner)
     match step:
         case ("begin", str(name), int() | None as version, str(writer), int(at)):
-            turn = asked("q", turn_id=name, writer=writer, at=at)
-            turn = evolve(turn, messages=(said("q", name=f"q{number}", pinned=name == "a"),))
-            now = await talk.version() if version is None else version
+            turn = new_turn("q", turn_id=name, writer=writer, at=at)
+            turn = evolve(turn, messages=(new_message("q", name=f"q{number}", pinned=name == "a"),))
+            now = await chat.version() if version is None else version
             return await result_of(store.begin_turn(*key, now, turn))
         case ("finish", str(name), TurnState() as state, bool(answered)):
-            answer = (said("a", "assistant", name=f"a{number}"),) if answered else ()
+            answer = (new_message("a", "assistant", name=f"a{number}"),) if answered else ()
             return await result_of(store.finish_turn(*key, name, state, answer))
         case ("append", list(names), int(version)):
-            turns = [asked("x", turn_id=str(name)) for name in names]
-            turns = [evolve(t, messages=(said("x", name=f"x{number}{n}"),)) for n, t in enumerate(turns)]
+            turns = [new_turn("x", turn_id=str(name)) for name in names]
+            turns = [evolve(t, messages=(new_message("x", name=f"x{number}{n}"),)) for n, t in enumerate(turns)]
             return await result_of(store.append(*key, version, tuple(turns)))
         case ("summarise", int(upto)):
             return await result_of(store.summarise(*key, Summary(upto=upto, text=str(number))))
         case ("load", int() | None as newest):
             return await result_of(store.load(*key, newest))
         case _:
-            return (await result_of(store.delete(*key)), await result_of(store.start(talk.new)))
+            return (await result_of(store.delete(*key)), await result_of(store.start(chat.initial)))
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_fault_120_every_store_agrees_with_the_one_in_memory(store: Conversations, steps: list[Step]) -> None:
     async def run() -> None:
-        real = await Talk(store, id="c", owner=uuid4().hex).started()
-        plain = await evolve(real, store=MemoryConversations()).started()
+        real = await Chat(store, id="c", owner=uuid4().hex).start()
+        plain = await evolve(real, store=MemoryConversations()).start()
         for number, step in enumerate(steps):
             assert await run_step(real, number, step) == await run_step(plain, number, step)
         history = await real.read()
@@ -105,24 +105,24 @@ def test_fault_120_concurrent_writers_lose_nothing(store: Conversations, data: l
     """Run four writers, each with some turns, which yield to the others before some steps."""
 
     async def run() -> None:
-        talk = await Talk(store, id="c", owner=uuid4().hex).started()
+        chat = await Chat(store, id="c", owner=uuid4().hex).start()
         acknowledged: dict[int, str] = {}
 
         async def write(writer: int) -> None:
             for number, (_, pauses) in enumerate(each for each in data if each[0] == writer):
                 for _ in range(pauses):
                     await anyio.lowlevel.checkpoint()
-                turn = asked("q", turn_id=f"{writer}.{number}", writer=str(writer))
+                turn = new_turn("q", turn_id=f"{writer}.{number}", writer=str(writer))
                 begun = None
                 while begun is None:
-                    result = await result_of(store.begin_turn(talk.id, talk.owner, await talk.version(), turn))
+                    result = await result_of(store.begin_turn(chat.id, chat.owner, await chat.version(), turn))
                     begun = result.unwrap() if is_successful(result) else None
-                acknowledged[begun.number] = (await talk.ended(turn.id, "a")).id
+                acknowledged[begun.number] = (await chat.finish(turn.id, "a")).id
 
         async with anyio.create_task_group() as tasks:
             for writer in range(4):
                 tasks.start_soon(write, writer)
-        history = await talk.read()
+        history = await chat.read()
         assert {turn.number: turn.id for turn in history.turns} == acknowledged
         assert history.conversation.version == 2 * len(data)
         assert texts(history) == ["q", "a"] * len(data)
@@ -157,15 +157,15 @@ def test_faults_124_125_an_id_finds_only_its_own_conversation(
         if not (is_valid(mine) and is_valid(one)):
             assert result.failure().tag == "InvalidRequest"
             return
-        talk = Talk(store, id=one, owner=mine)
-        await made(store.delete(one, mine))
-        await (await talk.started()).begun(asked(f"of {mine}", turn_id=one))
+        chat = Chat(store, id=one, owner=mine)
+        await value_of(store.delete(one, mine))
+        await (await chat.start()).begin(new_turn(f"of {mine}", turn_id=one))
         for owner, name in ((mine, two), (other, one), (other, two)):
             if is_valid(owner) and is_valid(name) and (owner, name) != (mine, one):
-                assert await made(store.load(name, owner)) is None
-                assert await made(store.delete(name, owner)) is False
-        assert texts(await talk.read()) == [f"of {mine}"]
-        assert [each.id for each in await made(store.page(mine, 10))] == [one]
-        assert await made(store.delete(one, mine)) is True
+                assert await value_of(store.load(name, owner)) is None
+                assert await value_of(store.delete(name, owner)) is False
+        assert texts(await chat.read()) == [f"of {mine}"]
+        assert [each.id for each in await value_of(store.page(mine, 10))] == [one]
+        assert await value_of(store.delete(one, mine)) is True
 
     anyio.run(run)

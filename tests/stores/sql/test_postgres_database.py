@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 from llm_effects.effects.effect import result_of
 from llm_effects.stores.conversations.sql import SqlConversations
 from llm_effects.stores.sql.database import PAUSES_S, Database, open_database
-from llm_effects.testing.conversation_checks import Talk, asked, made, texts
+from llm_effects.testing.stored_chat import Chat, new_turn, texts, value_of
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
 from tests.fixtures.futures import run_in
 from tests.fixtures.postgres_server import Postgres, postgres_server, start
@@ -56,7 +56,7 @@ async def stored(database: Database) -> int:
     def count(connection: Connection) -> Result[int, LLMError]:
         return Success(connection.execute(text("DELETE FROM tries")).rowcount)
 
-    return await made(database.write("count", count))
+    return await value_of(database.write("count", count))
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ async def test_fault_128_a_transaction_that_was_rolled_back_is_retried_as_a_whol
     database: Database, code: str
 ) -> None:
     for repeatable in (True, False):
-        assert await made(database.write("try", Work(raising(code), times=2), repeatable=repeatable)) == 3
+        assert await value_of(database.write("try", Work(raising(code), times=2), repeatable=repeatable)) == 3
         assert await stored(database) == 1
     await database.aclose()
 
@@ -103,7 +103,7 @@ def kill_own_connection(connection: Connection) -> None:
 
 async def test_fault_128_a_transaction_whose_connection_is_lost_is_retried(database: Database) -> None:
     for repeatable in (True, False):
-        assert await made(database.write("try", Work(kill_own_connection), repeatable=repeatable)) == 2
+        assert await value_of(database.write("try", Work(kill_own_connection), repeatable=repeatable)) == 2
         assert await stored(database) == 1
     await database.aclose()
 
@@ -130,25 +130,25 @@ async def test_fault_128_a_commit_of_unknown_outcome_is_retried_only_if_repeatab
 
 
 async def test_fault_128_connections_killed_between_two_turns_do_no_harm(url: str, postgres_server: Postgres) -> None:
-    talk = await Talk(SqlConversations(opened(url))).started()
+    chat = await Chat(SqlConversations(opened(url))).start()
     for number in range(3):
-        await talk.turned(str(number), "yes")
+        await chat.add_turn(str(number), "yes")
         name = url.rpartition("/")[2]
         postgres_server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
-    assert texts(await talk.read()) == ["0", "yes", "1", "yes", "2", "yes"]
-    await talk.store.aclose()
+    assert texts(await chat.read()) == ["0", "yes", "1", "yes", "2", "yes"]
+    await chat.store.aclose()
 
 
 def test_fault_128_a_server_that_crashes_and_restarts_loses_nothing() -> None:
     async def run(server: Postgres) -> None:
-        talk = await Talk(SqlConversations(opened(server.url()))).started()
-        turn = await talk.turned("why?", "because")
+        chat = await Chat(SqlConversations(opened(server.url()))).start()
+        turn = await chat.add_turn("why?", "because")
         with server.crashed():
-            failure = (await result_of(talk.store.begin_turn(talk.id, talk.owner, 2, asked("more")))).failure()
+            failure = (await result_of(chat.store.begin_turn(chat.id, chat.owner, 2, new_turn("more")))).failure()
             assert isinstance(failure, StorageFailed)
             assert failure.transient
-        assert (await talk.read()).turns == (turn,)
-        await talk.store.aclose()
+        assert (await chat.read()).turns == (turn,)
+        await chat.store.aclose()
 
     with start() as server:
         run_in("asyncio", lambda: run(server))
@@ -181,7 +181,7 @@ async def test_a_user_without_the_right_to_create_tables_is_a_configuration_erro
 
 async def test_fault_127_a_newer_database_is_refused(postgres_server: Postgres) -> None:
     url = postgres_server.new_url()
-    await (await Talk(SqlConversations(opened(url))).started()).store.aclose()
+    await (await Chat(SqlConversations(opened(url))).start()).store.aclose()
     postgres_server.execute("INSERT INTO llm_migrations VALUES (1000, 'tomorrow', 'x')", url.rpartition("/")[2])
     failure = await failure_of(SqlConversations(opened(url)))
     assert isinstance(failure, ConfigurationError)

@@ -22,7 +22,8 @@ from llm_effects.stores.conversations import sql as conversations_sql
 from llm_effects.stores.conversations.sql import SqlConversations
 from llm_effects.stores.sql.database import Database, file_database, sqlite_engines
 from llm_effects.stores.sql.tables import CONVERSATIONS, MIGRATIONS, Migration, migrate
-from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS, Talk, asked, made, texts
+from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS
+from llm_effects.testing.stored_chat import Chat, new_turn, texts, value_of
 from llm_effects.values.conversations import TurnState
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
 from tests.fixtures.futures import run_in
@@ -42,26 +43,26 @@ def at(path: Path, lock_wait_seconds: float = 5.0) -> SqlConversations:
     return SqlConversations(file_database(path, lock_wait_seconds=lock_wait_seconds))
 
 
-async def filled(path: Path) -> Talk:
+async def filled(path: Path) -> Chat:
     """Create a file with one whole turn."""
-    talk = await Talk(at(path), id="c", owner="alice").started()
-    await talk.turned("why?", "because")
-    await talk.store.aclose()
-    return talk
+    chat = await Chat(at(path), id="c", owner="alice").start()
+    await chat.add_turn("why?", "because")
+    await chat.store.aclose()
+    return chat
 
 
-def again(talk: Talk, path: Path, lock_wait_seconds: float = 5.0) -> Talk:
-    return Talk(at(path, lock_wait_seconds), id=talk.id, owner=talk.owner)
+def again(chat: Chat, path: Path, lock_wait_seconds: float = 5.0) -> Chat:
+    return Chat(at(path, lock_wait_seconds), id=chat.id, owner=chat.owner)
 
 
 async def reading_fails(path: Path) -> LLMError:
     """Return the failure of reading and of writing, which are alike."""
-    talk = Talk(at(path), id="c", owner="alice")
+    chat = Chat(at(path), id="c", owner="alice")
     failures = [
         (await result_of(future)).failure()
-        for future in (talk.store.load("c", "alice"), talk.store.begin_turn("c", "alice", 2, asked("more")))
+        for future in (chat.store.load("c", "alice"), chat.store.begin_turn("c", "alice", 2, new_turn("more")))
     ]
-    await talk.store.aclose()
+    await chat.store.aclose()
     assert failures[0].tag == failures[1].tag
     return failures[0]
 
@@ -70,16 +71,16 @@ async def reading_fails(path: Path) -> LLMError:
 
 
 async def test_fault_133_only_the_owner_may_read_the_file(path: Path) -> None:
-    talk = await Talk(at(path)).started()
+    chat = await Chat(at(path)).start()
     files = list(path.parent.iterdir())
     assert len(files) == 3
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
-    await talk.store.aclose()
+    await chat.store.aclose()
     path.chmod(0o644)
-    talk = again(talk, path)
-    await talk.read()
+    chat = again(chat, path)
+    await chat.read()
     assert path.stat().st_mode & 0o777 == 0o600
-    await talk.store.aclose()
+    await chat.store.aclose()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -87,7 +88,7 @@ async def test_opening_creates_no_file_and_closing_leaves_no_thread(path: Path) 
     before = set(threading.enumerate())
     store = at(path)
     assert not path.exists()
-    await Talk(store).started()
+    await Chat(store).start()
     await store.aclose()
     await store.aclose()
     assert not {each for each in set(threading.enumerate()) - before if each.name.startswith("llm-effects")}
@@ -104,8 +105,8 @@ async def test_fault_122_each_commit_reaches_the_disk(path: Path) -> None:
         return Success(tuple(connection.execute(text(f"PRAGMA {name}")).scalar() for name in names))
 
     full = 2
-    assert await made(database.write("look", settings)) == (full, "wal", 1)
-    assert await made(database.read("look", settings)) == (full, "wal", 1)
+    assert await value_of(database.write("look", settings)) == (full, "wal", 1)
+    assert await value_of(database.read("look", settings)) == (full, "wal", 1)
     await database.aclose()
 
 
@@ -136,20 +137,20 @@ async def test_a_file_that_is_no_database_is_refused(path: Path, content: bytes)
 
 
 async def test_a_file_that_is_moved_while_open_fails_and_is_not_recreated(path: Path) -> None:
-    talk = await Talk(at(path)).started()
+    chat = await Chat(at(path)).start()
     path.rename(path.with_name("moved"))
-    failure = (await result_of(talk.store.load(talk.id, talk.owner))).failure()
+    failure = (await result_of(chat.store.load(chat.id, chat.owner))).failure()
     assert isinstance(failure, StorageFailed)
     assert "No such file" in failure.message
     assert not path.exists()
     path.write_bytes(b"")
-    failure = (await result_of(talk.store.begin_turn(talk.id, talk.owner, 0, asked("why?")))).failure()
+    failure = (await result_of(chat.store.begin_turn(chat.id, chat.owner, 0, new_turn("why?")))).failure()
     assert isinstance(failure, StorageFailed)
     assert "replaced while it was open" in failure.message
     path.unlink()
     path.with_name("moved").rename(path)
-    await talk.turned("why?", "because")
-    await talk.store.aclose()
+    await chat.add_turn("why?", "because")
+    await chat.store.aclose()
 
 
 # Migrations.
@@ -212,15 +213,15 @@ def test_the_migrated_tables_have_the_columns_of_the_queries(path: Path) -> None
 
 async def test_fault_126_a_read_only_file_is_read_but_not_written(shared_folder: Path) -> None:
     path = shared_folder / "conversations.db"
-    talk = await filled(path)
+    chat = await filled(path)
     path.chmod(0o400)
     with as_unprivileged_user(shared_folder):
-        talk = again(talk, path)
-        assert texts(await talk.read()) == ["why?", "because"]
-        failure = (await result_of(talk.store.begin_turn(talk.id, talk.owner, 2, asked("more")))).failure()
+        chat = again(chat, path)
+        assert texts(await chat.read()) == ["why?", "because"]
+        failure = (await result_of(chat.store.begin_turn(chat.id, chat.owner, 2, new_turn("more")))).failure()
         assert isinstance(failure, StorageFailed)
         assert "read-only" in failure.message
-        await talk.store.aclose()
+        await chat.store.aclose()
 
 
 async def test_fault_126_an_unreadable_file_fails(shared_folder: Path) -> None:
@@ -238,35 +239,35 @@ async def test_fault_126_a_full_disk_fails_writes_and_stores_no_part(tmp_path: P
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no small disk can be mounted here: that takes root")
     try:
-        talk = await Talk(at(tmp_path / "conversations.db")).started()
-        turn = await talk.turned("why?", "because")
+        chat = await Chat(at(tmp_path / "conversations.db")).start()
+        turn = await chat.add_turn("why?", "because")
         for _ in range(2):
-            future = talk.store.begin_turn(talk.id, talk.owner, 2, asked("x" * 700_000))
+            future = chat.store.begin_turn(chat.id, chat.owner, 2, new_turn("x" * 700_000))
             failure = (await result_of(future)).failure()
             assert isinstance(failure, StorageFailed)
             assert "no room left" in failure.message
             assert "xxx" not in repr(failure)
-        assert (await talk.read()).turns == (turn,)
-        await talk.turned("again?", "yes")
-        await talk.store.aclose()
+        assert (await chat.read()).turns == (turn,)
+        await chat.add_turn("again?", "yes")
+        await chat.store.aclose()
         assert execute(tmp_path / "conversations.db", "PRAGMA integrity_check") == "ok"
     finally:
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 async def test_fault_126_a_locked_file_is_read_and_writes_fail_in_time(path: Path) -> None:
-    talk = again(await filled(path), path, lock_wait_seconds=0.05)
-    await talk.read()
+    chat = again(await filled(path), path, lock_wait_seconds=0.05)
+    await chat.read()
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        assert texts(await talk.read()) == ["why?", "because"]
-        failure = (await result_of(talk.store.begin_turn(talk.id, talk.owner, 2, asked("more")))).failure()
+        assert texts(await chat.read()) == ["why?", "because"]
+        failure = (await result_of(chat.store.begin_turn(chat.id, chat.owner, 2, new_turn("more")))).failure()
         assert isinstance(failure, StorageFailed)
         assert failure.transient
         assert "locked" in failure.message
         other.execute("ROLLBACK")
-    await talk.turned("more", "yes")
-    await talk.store.aclose()
+    await chat.add_turn("more", "yes")
+    await chat.store.aclose()
 
 
 # Rows.
@@ -284,34 +285,34 @@ FORGED = (
 
 @pytest.mark.parametrize("table", ["llm_conversations", "llm_turns", "llm_messages"])
 async def test_fault_130_a_forged_document_is_a_failure_and_never_runs(path: Path, table: str) -> None:
-    talk = await filled(path)
+    chat = await filled(path)
     for document in (*FORGED, pickle.dumps(print)):
         with closing(sqlite3.connect(path)) as file, file:
             file.execute(f"UPDATE {table} SET document = ?", (document,))
         store = at(path)
-        failure = (await result_of(store.load(talk.id, talk.owner))).failure()
+        failure = (await result_of(store.load(chat.id, chat.owner))).failure()
         assert isinstance(failure, StorageFailed)
         assert "holds no" in failure.message
         await store.aclose()
 
 
 async def test_fault_123_a_failed_turn_that_is_repeated_is_stored_once(path: Path) -> None:
-    talk = await Talk(at(path)).started()
-    turn = asked("why?", turn_id="t", writer="first")
-    await talk.begun(turn)
-    await talk.ended("t", state=TurnState.FAILED)
-    await talk.store.aclose()
-    talk = again(talk, path)
-    await talk.begun(asked("why?", turn_id="t", writer="second"))
-    await talk.ended("t", "because")
-    assert texts(await talk.read()) == ["why?", "because"]
-    await talk.store.aclose()
+    chat = await Chat(at(path)).start()
+    turn = new_turn("why?", turn_id="t", writer="first")
+    await chat.begin(turn)
+    await chat.finish("t", state=TurnState.FAILED)
+    await chat.store.aclose()
+    chat = again(chat, path)
+    await chat.begin(new_turn("why?", turn_id="t", writer="second"))
+    await chat.finish("t", "because")
+    assert texts(await chat.read()) == ["why?", "because"]
+    await chat.store.aclose()
 
 
 # Growth.
 
 
-async def steps_of(database: Database, talk: Talk) -> list[int]:
+async def steps_of(database: Database, chat: Chat) -> list[int]:
     """Return how many steps SQLite takes to load the newest turns, and to begin a turn."""
     steps = 0
 
@@ -333,20 +334,20 @@ async def steps_of(database: Database, talk: Talk) -> list[int]:
 
         return run
 
-    version = await talk.version()
-    load = counted(partial(conversations_sql.load, conversation_id=talk.id, owner=talk.owner, newest=3))
-    more = {"expected": version, "turn": asked("more")}
-    begin = counted(partial(conversations_sql.begin_turn, conversation_id=talk.id, owner=talk.owner, **more))
-    return [await made(database.read("load", load)), await made(database.write("begin", begin))]
+    version = await chat.version()
+    load = counted(partial(conversations_sql.load, conversation_id=chat.id, owner=chat.owner, newest=3))
+    more = {"expected": version, "turn": new_turn("more")}
+    begin = counted(partial(conversations_sql.begin_turn, conversation_id=chat.id, owner=chat.owner, **more))
+    return [await value_of(database.read("load", load)), await value_of(database.write("begin", begin))]
 
 
 async def test_a_turn_costs_the_same_in_long_conversations_and_large_stores(path: Path) -> None:
     store = at(path)
-    short, long = await Talk(store).started(), await Talk(store).started()
-    await made(store.append(short.id, short.owner, 0, tuple(asked("x") for _ in range(5))))
+    short, long = await Chat(store).start(), await Chat(store).start()
+    await value_of(store.append(short.id, short.owner, 0, tuple(new_turn("x") for _ in range(5))))
     before = await steps_of(store.database, short)
-    await made(store.append(long.id, long.owner, 0, tuple(asked("x") for _ in range(3_000))))
-    await made(store.begin_turn(short.id, short.owner, await short.version(), asked("x")))
+    await value_of(store.append(long.id, long.owner, 0, tuple(new_turn("x") for _ in range(3_000))))
+    await value_of(store.begin_turn(short.id, short.owner, await short.version(), new_turn("x")))
     assert await steps_of(store.database, long) == pytest.approx(before, rel=0.2)
     assert await steps_of(store.database, short) == pytest.approx(before, rel=0.2)
     await store.aclose()
@@ -356,23 +357,23 @@ async def test_a_turn_costs_the_same_in_long_conversations_and_large_stores(path
 
 
 def test_consecutive_event_loops_share_a_store(path: Path) -> None:
-    talk = Talk(at(path))
-    run_in("asyncio", talk.started)
-    run_in("trio", lambda: talk.turned("one", "1"))
-    assert texts(run_in("asyncio", talk.read)) == ["one", "1"]
-    run_in("trio", talk.store.aclose)
+    chat = Chat(at(path))
+    run_in("asyncio", chat.start)
+    run_in("trio", lambda: chat.add_turn("one", "1"))
+    assert texts(run_in("asyncio", chat.read)) == ["one", "1"]
+    run_in("trio", chat.store.aclose)
 
 
 async def test_a_cancelled_caller_leaves_the_store_usable(path: Path) -> None:
-    talk = await Talk(at(path)).started()
+    chat = await Chat(at(path)).start()
     for number in range(10):
         async with anyio.create_task_group() as tasks:
-            turn = asked(str(number), turn_id=str(number))
-            tasks.start_soon(talk.begun, turn)
+            turn = new_turn(str(number), turn_id=str(number))
+            tasks.start_soon(chat.begin, turn)
             await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
-    await talk.turned("last", "yes")
-    history = await talk.read()
+    await chat.add_turn("last", "yes")
+    history = await chat.read()
     assert [turn.number for turn in history.turns] == list(range(1, len(history.turns) + 1))
     assert texts(history)[-2:] == ["last", "yes"]
-    await talk.store.aclose()
+    await chat.store.aclose()
