@@ -1,4 +1,6 @@
-"""Methods for people who want them: a thin object around an environment, and its factories."""
+"""The live environment (``open_env``), and ``LLMManager``: the same operations as methods, with its factories."""
+
+from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -13,16 +15,17 @@ from anyio import to_thread
 from attrs import evolve
 from returns.future import FutureResult
 from returns.pipeline import is_successful
-from returns.result import Failure, Result
+from returns.result import Failure, Result, Success
 
 from llm_effects.clients.client import LiveClients
 from llm_effects.clients.local_engine import Engine
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import LLMConfig
 from llm_effects.config.loading import load_config
+from llm_effects.config.models import ModelConfig
 from llm_effects.conversations.converse import converse
 from llm_effects.effects.call import Sink
-from llm_effects.effects.effect import Effect, effect, fail, result_of, run
+from llm_effects.effects.effect import Answer, Effect, effect, fail, result_of, run
 from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry
 from llm_effects.pipeline import generate, open_stream, stream
 from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of
@@ -42,26 +45,27 @@ from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse
 from llm_effects.values.tokens import EstimatedTokens, estimate_tokens
 
-# The live environment: made from a configuration, closed when it is left.
+_Value = TypeVar("_Value")
 
+# The live environment: built from a configuration, closed on exit.
 
-WARMING_S: Final = 1.0
-"""How long opening an environment waits for what its ledger teaches, in seconds."""
+WARM_UP_S: Final = 1.0
+"""How long opening an environment waits for the newest rows of its ledger, in seconds."""
 
-RECENT: Final = timedelta(hours=3)
-"""How old what it teaches may be: of older attempts hardly any weight is left."""
+HISTORY: Final = timedelta(hours=3)
+"""The greatest age of the rows that warm up routing: older attempts have hardly any weight."""
 
-TELLING: Final = 500
-"""How many rows of it are read."""
+HISTORY_ROWS: Final = 500
+"""How many rows warm up routing."""
 
 
 def open_env(
     config: LLMConfig, *, transport: Callable[[], Transport] = Transport
 ) -> AbstractAsyncContextManager[LLMEnv]:
-    """Make the live environment of a configuration; leaving it closes every connection and frees every model.
+    """Open the live environment of a configuration; on exit every connection is closed and every model freed.
 
-    ``transport`` makes the HTTP edge, for another pool or other bounds. A model that is wrongly configured is told by
-    the first operation, as a ``ConfigurationError`` that names all such problems.
+    ``transport`` builds the HTTP edge, for another pool or other limits. If models are wrongly configured, the first
+    operation fails with a ``ConfigurationError`` that names all problems.
 
     >>> import anyio
     >>> from llm_effects import LLMRequest, ModelConfig, generate, run
@@ -79,58 +83,72 @@ async def _open(config: LLMConfig, transport: Transport) -> AsyncGenerator[LLMEn
     clients = live_clients(config, transport)
     env = live_env(config, clients)
     try:
-        await warm(env)
+        await warm_up(env)
         async with transport.scope():
             yield env
     finally:
         with anyio.CancelScope(shield=True):
-            await clients.aclose()
-            await env.cache.aclose()
-            await env.ledger.aclose()
-            await env.conversations.aclose()
-            await env.limits.aclose()
+            await _close(env, clients)
+
+
+async def _close(env: LLMEnv, clients: LiveClients) -> None:
+    await clients.aclose()
+    await env.cache.aclose()
+    await env.limits.aclose()
+    await env.ledger.aclose()
+    await env.conversations.aclose()
+
+
+def live_env(
+    config: LLMConfig, clients: LiveClients, memory: Storage | None = None, limits: MemoryLimits | None = None
+) -> LLMEnv:
+    """Build an environment around live clients, with the services that the configuration asks for.
+
+    ``memory`` holds earlier conversations and ledger rows, and ``limits`` earlier counts, if they are kept in memory.
+    """
+    storage = usable(open_storage(config.storage, memory or new_memory()))
+    return LLMEnv(
+        config=config,
+        clients=clients,
+        cache=_cache(config),
+        conversations=storage.conversations,
+        ledger=storage.ledger,
+        health=MemoryHealth(),
+        limits=_limits(config, limits or MemoryLimits()),
+        prices=price_list(config),
+        tokens=EstimatedTokens(),
+        telemetry=_telemetry(config),
+        now=wall_clock,
+        draw=random.random,
+        new_id=lambda: uuid4().hex,
+    )
 
 
 def live_clients(config: LLMConfig, transport: Transport) -> LiveClients:
-    """Make the edge to all configured models; nothing is connected or loaded before it is used."""
+    """Build the clients of all configured models; nothing is connected or loaded before its first use."""
     targets = ready_targets(config)
     engines = {name: Engine(target) for name, target in targets.items() if target.preset.wire == "llama"}
     return LiveClients(config=config, transport=transport, engines=engines)
 
 
-async def warm(env: LLMEnv) -> None:
-    """Let routing begin with what the newest rows of a ledger in a database teach, or without them if it is slow.
-
-    A list of prices is imported now, in a thread, and not by the first call.
-    """
-    if isinstance(env.prices, PriceList) and env.prices.listed is not not_listed:
-        await to_thread.run_sync(env.prices.load)
-    if env.health.statistics():
-        return
-    with anyio.move_on_after(WARMING_S):
-        rows = await result_of(env.ledger.rows(env.now() - RECENT, newest=TELLING))
-        for row in rows.value_or(()):
-            env.health.observe(row.attempt, row.at)
+def new_memory() -> Storage:
+    """Build an empty storage in memory."""
+    return Storage(MemoryConversations(), MemoryLedger())
 
 
 def wall_clock() -> datetime:
-    """The time of day, in UTC."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
 def _cache(config: LLMConfig) -> Cache:
-    opened = open_cache(config.cache, wall_clock)
-    return opened.unwrap() if is_successful(opened) else UnusableStore(opened.failure())
-
-
-def new_memory() -> Storage:
-    """Make an empty storage in this process."""
-    return Storage(MemoryConversations(), MemoryLedger())
+    cache = open_cache(config.cache, wall_clock)
+    return cache.unwrap() if is_successful(cache) else UnusableStore(cache.failure())
 
 
 def _limits(config: LLMConfig, memory: MemoryLimits) -> Limits:
-    opened = open_limits(config, memory)
-    return opened.unwrap() if is_successful(opened) else UnusableLimits(opened.failure())
+    limits = open_limits(config, memory)
+    return limits.unwrap() if is_successful(limits) else UnusableLimits(limits.failure())
 
 
 def _telemetry(config: LLMConfig) -> Telemetry:
@@ -143,60 +161,43 @@ def _telemetry(config: LLMConfig) -> Telemetry:
     return open_telemetry()
 
 
-def live_env(
-    config: LLMConfig, clients: LiveClients, memory: Storage | None = None, counted: MemoryLimits | None = None
-) -> LLMEnv:
-    """Make an environment around live clients, with everything else as it is configured.
+async def warm_up(env: LLMEnv) -> None:
+    """Load the statistics of models from the newest rows of the ledger, unless that takes too long.
 
-    ``memory`` has the conversations and the ledger of before, where they are kept in memory; ``counted`` what was
-    counted before against limits and budgets.
+    A price list is imported now, in a thread, so that the first call does not wait for it.
     """
-    storage = usable(open_storage(config.storage, memory or new_memory()))
-    return LLMEnv(
-        config=config,
-        clients=clients,
-        cache=_cache(config),
-        conversations=storage.conversations,
-        ledger=storage.ledger,
-        health=MemoryHealth(),
-        limits=_limits(config, counted or MemoryLimits()),
-        prices=price_list(config),
-        tokens=EstimatedTokens(),
-        telemetry=_telemetry(config),
-        now=wall_clock,
-        draw=random.random,
-        new_id=lambda: uuid4().hex,
-    )
+    if isinstance(env.prices, PriceList) and env.prices.listed is not not_listed:
+        await to_thread.run_sync(env.prices.load)
+    if env.health.statistics():
+        return
+    with anyio.move_on_after(WARM_UP_S):
+        rows = await result_of(env.ledger.rows(env.now() - HISTORY, newest=HISTORY_ROWS))
+        for row in rows.value_or(()):
+            env.health.observe(row.attempt, row.at)
 
 
-_Value = TypeVar("_Value")
-
+# The manager.
 
 Adapt: TypeAlias = Callable[[LLMEnv], LLMEnv]
-"""Swaps services of the live environment, by ``attrs.evolve``."""
-
-
-def as_it_is(env: LLMEnv) -> LLMEnv:
-    """Swap nothing."""
-    return env
+"""Replaces services of the live environment, with ``attrs.evolve``."""
 
 
 @final
 class LLMManager:
-    """An environment with methods. Use it with ``async with``, or plainly and close it with ``aclose()``.
+    """An environment with methods. Use it with ``async with``, or directly and close it with ``aclose()``.
 
-    Inside ``async with`` connections are kept from call to call. Used plainly it works from any event loop, also
-    from several ``anyio.run`` one after another, and keeps no connection longer than its calls. It may be entered again
-    after it was left; what is known of the models stays, and so do conversations and the ledger in memory.
+    Inside ``async with`` connections are reused between calls. Used directly, it works from any event loop, also from
+    several ``anyio.run`` one after another, and keeps no connection longer than its calls. It can be entered again
+    after it was closed: the statistics of models, and conversations and ledger rows in memory, are kept.
 
-    A configuration that could not be read is told by every operation, as its ``ConfigurationError``.
+    If the configuration could not be read, every operation fails with its ``ConfigurationError``.
     """
 
-    def __init__(self, config: Result[LLMConfig, LLMError], adapt: Adapt = as_it_is) -> None:
+    def __init__(self, config: Result[LLMConfig, LLMError], adapt: Adapt | None = None) -> None:
         self._config = config
         self._adapt = adapt
         self._health = MemoryHealth()
-        self._counted = MemoryLimits()
+        self._limits = MemoryLimits()
         self._memory = new_memory()
         self._scope = AsyncExitStack()
         self._open()
@@ -206,32 +207,31 @@ class LLMManager:
         config = self._config.value_or(LLMConfig(models={}))
         self._transport = Transport()
         self._clients = live_clients(config, self._transport)
-        live = live_env(config, self._clients, self._memory, self._counted)
-        self._live = evolve(live, health=self._health)
-        self._env = self._adapt(self._live)
+        self._live = evolve(live_env(config, self._clients, self._memory, self._limits), health=self._health)
+        self._env = self._live if self._adapt is None else self._adapt(self._live)
 
     @property
     def env(self) -> LLMEnv:
-        """The environment itself, for ``run``."""
+        """The environment, for ``run``."""
         return self._env
 
     @property
     def config(self) -> Result[LLMConfig, LLMError]:
-        """The configuration, or what was wrong with it."""
+        """The configuration, or its error."""
         return self._config
 
     def generate(self, request: LLMRequest) -> FutureResult[LLMResponse, LLMError]:
-        """Answer a request: a future to compose further, or to await for its ``IOResult``."""
-        return self._checked(generate(request))(self._env)
+        """Answer a request; compose the future further, or await it for an ``IOResult``."""
+        return self._or_config_error(generate(request))(self._env)
 
     def stream(self, request: LLMRequest, sink: Sink) -> FutureResult[LLMResponse, LLMError]:
-        """Answer a request with every event awaited into ``sink`` as it comes."""
+        """Answer a request, and await every event in ``sink`` as it arrives."""
         if not is_successful(self._config):
             return _failed_stream(self._config.failure(), sink)(self._env)
         return stream(request, sink)(self._env)
 
     def open_stream(self, request: LLMRequest) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
-        """Answer a request event by event, for ``async for``."""
+        """Answer a request as a stream of events, for ``async for``."""
         if not is_successful(self._config):
             return _single_event(Failed(self._config.failure()))
         return open_stream(request)(self._env)
@@ -246,31 +246,27 @@ class LLMManager:
         sink: Sink | None = None,
         pinned: bool = False,
     ) -> FutureResult[LLMResponse, LLMError]:
-        """Take one turn of a stored conversation."""
+        """Run one turn of a stored conversation."""
         if not is_successful(self._config) and sink is not None:
             return _failed_stream(self._config.failure(), sink)(self._env)
         turn = converse(conversation_id, message, owner=owner, turn_id=turn_id, sink=sink, pinned=pinned)
-        return self._checked(turn)(self._env)
+        return self._or_config_error(turn)(self._env)
 
     async def run(self, effect: Effect[_Value]) -> Result[_Value, LLMError]:
-        """Run any effect: its plain ``Result``."""
-        return await run(self._checked(effect), self._env)
+        """Run any effect and return its plain ``Result``."""
+        return await run(self._or_config_error(effect), self._env)
 
     async def aclose(self) -> None:
         """Close every connection and free the models in this process; closing twice is fine."""
         self._closed = True
         with anyio.CancelScope(shield=True):
             await self._scope.aclose()
-            await self._clients.aclose()
-            await self._live.cache.aclose()
-            await self._live.limits.aclose()
-            await self._live.ledger.aclose()
-            await self._live.conversations.aclose()
+            await _close(self._live, self._clients)
 
     async def __aenter__(self) -> Self:
         if self._closed:
             self._open()
-        await warm(self._env)
+        await warm_up(self._env)
         await self._scope.enter_async_context(self._transport.scope())
         return self
 
@@ -279,14 +275,14 @@ class LLMManager:
     ) -> None:
         await self.aclose()
 
-    def _checked(self, effect: Effect[_Value]) -> Effect[_Value]:
+    def _or_config_error(self, effect: Effect[_Value]) -> Effect[_Value]:
         return effect if is_successful(self._config) else fail(self._config.failure())
 
 
 def _failed_stream(error: LLMError, sink: Sink) -> Effect[LLMResponse]:
     """Return a stream that cannot begin: its only event is ``Failed``."""
 
-    async def fail_at_once(_: LLMEnv) -> Result[LLMResponse, LLMError]:
+    async def fail_at_once(_: LLMEnv) -> Answer:
         await sink(Failed(error))
         return Failure(error)
 
@@ -303,10 +299,13 @@ async def _single_event(event: StreamEvent) -> AsyncGenerator[AsyncIterator[Stre
         yield receive
 
 
-def make_llm_manager(config: LLMConfig, adapt: Adapt = as_it_is) -> LLMManager:
+# Factories.
+
+
+def make_llm_manager(config: LLMConfig, adapt: Adapt | None = None) -> LLMManager:
     """Make a manager of a configuration; nothing is connected or loaded before the first call.
 
-    ``adapt`` swaps services of its environment: ``lambda env: evolve(env, clients=...)``.
+    ``adapt`` replaces services of its environment: ``lambda env: evolve(env, clients=...)``.
 
     >>> import anyio
     >>> from llm_effects import LLMRequest
@@ -314,11 +313,11 @@ def make_llm_manager(config: LLMConfig, adapt: Adapt = as_it_is) -> LLMManager:
     >>> anyio.run(manager.run, generate(LLMRequest(prompt="why?"))).failure().message
     'models: none is configured: add one, or install the local model'
     """
-    return LLMManager(Result.from_value(config), adapt)
+    return LLMManager(Success(config), adapt)
 
 
 def create_default_llm_manager(environ: Mapping[str, str] | None = None) -> LLMManager:
-    """Make a manager of the environment variables: LM Studio, GPT and Claude where there is a key, the local model.
+    """Make a manager from environment variables: LM Studio, GPT and Claude where there is a key, the local model.
 
     >>> create_default_llm_manager({"LLM_CACHE_MAX_SIZE": "many"}).config.failure().tag
     'ConfigurationError'
@@ -327,7 +326,7 @@ def create_default_llm_manager(environ: Mapping[str, str] | None = None) -> LLMM
 
 
 def create_default_local_client(environ: Mapping[str, str] | None = None) -> LLMManager:
-    """Make a manager that never leaves this machine: the local models of the environment variables only.
+    """Make a manager that uses only this machine: the local models of the environment variables.
 
     >>> sorted(create_default_local_client({"OPENAI_API_KEY": "sk-x"}).config.unwrap().models)[0]
     'lm-studio'
@@ -336,14 +335,17 @@ def create_default_local_client(environ: Mapping[str, str] | None = None) -> LLM
 
 
 def _only_local(config: LLMConfig) -> LLMConfig:
-    """Keep the models of this machine, and those that are wrongly configured, to be told."""
-    made = {name: target_of(name, model) for name, model in config.models.items()}
-    kept = {name for name, target in made.items() if not is_successful(target) or is_on_this_machine(target.unwrap())}
-    return evolve(config, models={name: model for name, model in config.models.items() if name in kept})
+    """Keep the models on this machine, and wrongly configured ones, so that their errors are reported."""
+
+    def is_kept(name: str, model: ModelConfig) -> bool:
+        target = target_of(name, model)
+        return not is_successful(target) or is_on_this_machine(target.unwrap())
+
+    return evolve(config, models={name: model for name, model in config.models.items() if is_kept(name, model)})
 
 
 def make_model_router(config: LLMConfig) -> Callable[[LLMRequest], Result[RoutingDecision, LLMError]]:
-    """Make the pure router of a configuration: which models would be asked, when nothing is known of them yet.
+    """Make the pure router of a configuration: which models it would choose before anything is known of them.
 
     >>> from llm_effects import ModelConfig
     >>> router = make_model_router(LLMConfig(models={"studio": ModelConfig(provider="lm-studio")}))
@@ -353,7 +355,7 @@ def make_model_router(config: LLMConfig) -> Callable[[LLMRequest], Result[Routin
     prices = price_list(config)
 
     def decide(request: LLMRequest) -> Result[RoutingDecision, LLMError]:
-        facts = RoutingContext(statistics={}, prices=prices, tokens=estimate_tokens(request), at=wall_clock())
-        return route(request, config, facts)
+        context = RoutingContext(statistics={}, prices=prices, tokens=estimate_tokens(request), at=wall_clock())
+        return route(request, config, context)
 
     return decide

@@ -32,7 +32,7 @@ from llm_effects import (
 from llm_effects.config import RoutingConfig
 from llm_effects.effects import Call
 from llm_effects.effects.env import Health
-from llm_effects.manager import warm
+from llm_effects.manager import warm_up
 from llm_effects.routing.router import EXPLORATION_RATE
 from llm_effects.routing.statistics import HALF_LIFE_S, confidence_at, expected_error_rate, learn
 from llm_effects.stores.health import KEPT, MemoryHealth
@@ -140,7 +140,7 @@ def test_health_warmed_from_the_ledger_equals_the_observed_one() -> None:
         for _ in range(20):
             await run(generate(ASK), env)
         again = evolve(env, health=MemoryHealth())
-        await warm(again)
+        await warm_up(again)
         return env.health, again.health
 
     seen, warmed = run_in_virtual_time(main)
