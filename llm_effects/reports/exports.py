@@ -1,4 +1,6 @@
-"""Reports and rows of the ledger as text for other programs: CSV and JSON lines. Money is decimal text, no float."""
+"""Exports of reports and ledger rows: CSV and JSON lines. Money is decimal text, not a float."""
+
+from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -13,59 +15,59 @@ from llm_effects.values.requests import TaskType
 from llm_effects.values.responses import Attempt
 
 Cell: TypeAlias = str | int | float | bool | Sequence[str] | Mapping[str, int] | None
-"""A JSON value of an exported line; ``None`` is unknown."""
+"""A JSON value in an exported line; ``None`` is unknown."""
 
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_PREFIXES: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
-def to_csv(what: UsageReport | Sequence[LedgerRow]) -> str:
-    """Write a report, or rows of the ledger, as CSV with a heading (RFC 4180), also of nothing; unknown is empty.
+def to_csv(source: UsageReport | Sequence[LedgerRow]) -> str:
+    """Encode a report, or rows of the ledger, as CSV (RFC 4180), always with a header; unknown values are empty.
 
-    Lists and tables are JSON texts. A text that a spreadsheet would run as a formula has a ``'`` before it, since
-    owners and tags may be what strangers typed; JSON lines have it as it is.
+    Lists and mappings are encoded as JSON. A text that a spreadsheet would run as a formula is prefixed with ``'``,
+    since owners and tags may be user input; JSON lines contain it unchanged.
 
     >>> from llm_effects.reports.usage import UsageSums
     >>> to_csv(UsageSums(("model",)).report()).splitlines()[0][:44]
     'model,requests,attempts,successes,failures,i'
     """
-    lines, text = lines_of(what), StringIO()
-    names = list(lines[0] if lines else _any_line(what))
+    lines, text = _lines(source), StringIO()
+    names = list(lines[0] if lines else _empty_line(source))
     writer = csv.DictWriter(text, names)
     writer.writeheader()
-    writer.writerows({name: _plain(cell) for name, cell in line.items()} for line in lines)
+    writer.writerows({name: _csv_cell(cell) for name, cell in line.items()} for line in lines)
     return text.getvalue()
 
 
-def _plain(cell: Cell) -> Cell:
+def _csv_cell(cell: Cell) -> Cell:
     if isinstance(cell, str):
-        return f"'{cell}" if cell.startswith(_FORMULA) else cell
+        return f"'{cell}" if cell.startswith(_FORMULA_PREFIXES) else cell
     return dump(cell).decode() if isinstance(cell, Sequence | Mapping) else cell
 
 
-def to_json_lines(what: UsageReport | Sequence[LedgerRow]) -> str:
-    """Write a report, or rows of the ledger, as a JSON object a line.
+def to_json_lines(source: UsageReport | Sequence[LedgerRow]) -> str:
+    """Encode a report, or rows of the ledger, as one JSON object a line.
 
     >>> to_json_lines(())
     ''
     """
-    return "".join(f"{dump(dict(line)).decode()}\n" for line in lines_of(what))
+    return "".join(f"{dump(dict(line)).decode()}\n" for line in _lines(source))
 
 
-def lines_of(what: UsageReport | Sequence[LedgerRow]) -> Sequence[Mapping[str, Cell]]:
-    """Give flat tables of names and values, all with the same names."""
-    if isinstance(what, UsageReport):
-        return [_of_usage(what.by, row) for row in what.rows]
-    return [_of_ledger(row) for row in what]
+def _lines(source: UsageReport | Sequence[LedgerRow]) -> Sequence[Mapping[str, Cell]]:
+    """Return flat mappings, all with the same names."""
+    if isinstance(source, UsageReport):
+        return [_usage_line(source.by, row) for row in source.rows]
+    return [_ledger_line(row) for row in source]
 
 
-def _any_line(what: UsageReport | Sequence[LedgerRow]) -> Mapping[str, Cell]:
-    if isinstance(what, UsageReport):
-        return _of_usage(what.by, UsageRow(group=("",) * len(what.by)))
+def _empty_line(source: UsageReport | Sequence[LedgerRow]) -> Mapping[str, Cell]:
+    if isinstance(source, UsageReport):
+        return _usage_line(source.by, UsageRow(group=("",) * len(source.by)))
     attempt, at = Attempt(model="", provider="", outcome="", latency_ms=0.0), datetime.fromtimestamp(0, UTC)
-    return _of_ledger(LedgerRow(id="", at=at, call_id="", task_type=TaskType.GENERAL, attempt=attempt))
+    return _ledger_line(LedgerRow(id="", at=at, call_id="", task_type=TaskType.GENERAL, attempt=attempt))
 
 
-def _of_usage(by: tuple[str, ...], row: UsageRow) -> dict[str, Cell]:
+def _usage_line(by: tuple[str, ...], row: UsageRow) -> dict[str, Cell]:
     return {
         **dict(zip(by, row.group, strict=True)),
         "requests": row.requests,
@@ -79,16 +81,16 @@ def _of_usage(by: tuple[str, ...], row: UsageRow) -> dict[str, Cell]:
         "reasoning_tokens": row.reasoning_tokens,
         "cost_usd": f"{row.cost_usd:f}",
         "unknown_costs": row.unknown_costs,
-        **_times("latency_ms", row.latency_ms),
-        **_times("first_content_ms", row.first_content_ms),
+        **_percentile_cells("latency_ms", row.latency_ms),
+        **_percentile_cells("first_content_ms", row.first_content_ms),
     }
 
 
-def _times(name: str, times: Percentiles | None) -> dict[str, Cell]:
-    return {f"{name}_{each}": getattr(times, each, None) for each in ("p50", "p95", "p99")}
+def _percentile_cells(name: str, times: Percentiles | None) -> dict[str, Cell]:
+    return {f"{name}_{share}": getattr(times, share, None) for share in ("p50", "p95", "p99")}
 
 
-def _of_ledger(row: LedgerRow) -> dict[str, Cell]:
+def _ledger_line(row: LedgerRow) -> dict[str, Cell]:
     attempt, usage = row.attempt, row.attempt.usage
     return {
         "id": row.id,

@@ -1,4 +1,6 @@
-"""Reports of what was used: rows of the ledger, summed up by model, task, day, owner or tag."""
+"""Usage reports: tokens, cost, latency and outcomes from the ledger, by model, task, day, owner or tag."""
+
+from __future__ import annotations
 
 from array import array
 from collections import Counter
@@ -21,7 +23,7 @@ from llm_effects.values.responses import SUCCESS, Usage
 from llm_effects.values.validation import short_repr, suggestion
 
 Dimension: TypeAlias = Literal["model", "provider", "task", "day", "owner", "tag"]
-"""What a report may be split by."""
+"""A dimension that a report can group by."""
 
 _Group: TypeAlias = tuple[str, ...]
 
@@ -29,7 +31,7 @@ _Group: TypeAlias = tuple[str, ...]
 @final
 @frozen
 class Percentiles:
-    """The times, in milliseconds, within which 50, 95 and 99 of 100 answers came."""
+    """The latencies, in milliseconds, within which 50 %, 95 % and 99 % of the answers arrived."""
 
     p50: float
     p95: float
@@ -39,11 +41,11 @@ class Percentiles:
 @final
 @frozen(kw_only=True)
 class UsageRow:
-    """What one group used. ``group`` has its model, task and so on, in the order of the report; ``""`` is none.
+    """The usage of one group. ``group`` holds its model, task and so on, in the order of the report; ``""`` is none.
 
-    ``requests`` are calls, ``attempts`` what was sent for them; ``failures`` counts those without success, by their
-    outcome. Tokens are sums of what was told. ``cost_usd`` is what those attempts cost whose cost is known, in US
-    dollars; ``unknown_costs`` counts the others. Times are those of the successes.
+    ``requests`` counts calls, ``attempts`` what was sent for them, and ``failures`` the unsuccessful attempts by
+    outcome. Tokens are sums of what providers reported. ``cost_usd`` is the sum of the known costs (USD), and
+    ``unknown_costs`` counts the other attempts. Latencies are those of successful attempts.
     """
 
     group: _Group = ()
@@ -63,14 +65,14 @@ class UsageRow:
 
     @property
     def error_rates(self) -> Mapping[str, float]:
-        """The share of attempts, from 0 to 1, that came to each other outcome than success."""
+        """The share of attempts, from 0 to 1, that ended in each failure."""
         return {outcome: count / self.attempts for outcome, count in self.failures.items()}
 
 
 @final
 @frozen(kw_only=True)
 class UsageReport:
-    """What was used from a time up to another: a row for each group, the dearest first, and all together.
+    """The usage in a period: a row for each group, the most expensive first, and the total.
 
     An attempt with several tags counts for each of them, and once in the ``total``.
     """
@@ -82,6 +84,65 @@ class UsageReport:
     total: UsageRow = field(factory=UsageRow)
 
 
+PAGE: Final = 1_000
+"""How many rows are read at a time."""
+
+
+def usage_report(
+    since: datetime | None = None,
+    by: Dimension | Sequence[Dimension] = "model",
+    *,
+    until: datetime | None = None,
+) -> Effect[UsageReport]:
+    """Sum up the ledger from ``since`` up to ``until``: tokens, cost (USD), latency (milliseconds), outcomes.
+
+    ``by`` groups the rows: ``model``, ``provider``, ``task``, ``day`` (UTC), ``owner``, ``tag``, or several of them.
+    Times without a time zone, and an unknown ``by``, are an ``InvalidRequest``; a ledger that cannot be read is a
+    ``StorageFailed``.
+
+    >>> import anyio
+    >>> from llm_effects import LLMRequest, generate, run, scripted_env, then
+    >>> answered = generate(LLMRequest(prompt="why?", owner="alice"))
+    >>> report = anyio.run(run, then(answered, lambda _: usage_report(by=("owner", "model"))), scripted_env()).unwrap()
+    >>> [(row.group, row.requests, row.output_tokens, str(row.cost_usd)) for row in report.rows]
+    [(('alice', 'scripted'), 1, 1, '0')]
+    """
+    dimensions = (by,) if isinstance(by, str) else tuple(by)
+
+    async def summarize(env: LLMEnv) -> Result[UsageReport, LLMError]:
+        error = _argument_error(dimensions, since, until)
+        return await _sum_pages(env, dimensions, since, until) if error is None else Failure(error)
+
+    return effect(summarize)
+
+
+async def _sum_pages(
+    env: LLMEnv, by: tuple[Dimension, ...], since: datetime | None, until: datetime | None
+) -> Result[UsageReport, LLMError]:
+    sums, first = UsageSums(by), None
+    while True:
+        page = await result_of(env.ledger.rows(since, until, before=first, newest=PAGE))
+        if not is_successful(page):
+            return Failure(page.failure())
+        rows: Sequence[LedgerRow] = page.unwrap()
+        sums.add(rows)
+        if len(rows) < PAGE:
+            return Success(sums.report(since, until))
+        first = rows[0]
+
+
+def _argument_error(by: tuple[str, ...], since: datetime | None, until: datetime | None) -> InvalidRequest | None:
+    for name, time in (("since", since), ("until", until)):
+        if time is not None and time.tzinfo is None:
+            return InvalidRequest(message=f"{name}: must have a time zone, such as datetime.now(UTC)")
+    for each in by:
+        if each not in get_args(Dimension):
+            return InvalidRequest(message=f"by: {short_repr(each)}: {suggestion(each, get_args(Dimension), 'there are')}")
+    return None
+
+
+# Sums of rows, by group.
+
 GROUPS: Final[Mapping[Dimension, Callable[[LedgerRow], tuple[str, ...]]]] = {
     "model": lambda row: (row.attempt.model,),
     "provider": lambda row: (row.attempt.provider,),
@@ -90,16 +151,16 @@ GROUPS: Final[Mapping[Dimension, Callable[[LedgerRow], tuple[str, ...]]]] = {
     "owner": lambda row: (row.owner or "",),
     "tag": lambda row: tuple(dict.fromkeys(row.tags)) or ("",),
 }
-"""The groups that a row is in, by each dimension."""
+"""The groups of a row, for each dimension."""
 
 
 @final
 @define
 class _Sums:
-    """What a group has come to so far."""
+    """The sums of a group so far."""
 
     calls: set[str] = field(factory=set[str])
-    outcomes: "Counter[str]" = field(factory=Counter[str])
+    outcomes: Counter[str] = field(factory=Counter[str])
     input_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
@@ -107,15 +168,15 @@ class _Sums:
     reasoning_tokens: int = 0
     cost_usd: Decimal = Decimal(0)
     unknown_costs: int = 0
-    latency_ms: "array[float]" = field(factory=lambda: array("d"))
-    first_content_ms: "array[float]" = field(factory=lambda: array("d"))
+    latency_ms: array[float] = field(factory=lambda: array("d"))
+    first_content_ms: array[float] = field(factory=lambda: array("d"))
 
     def add(self, row: LedgerRow) -> None:
-        """Take in a row."""
+        """Add a row."""
         attempt = row.attempt
         self.calls.add(row.call_id)
         self.outcomes[attempt.outcome] += 1
-        self._use(attempt.usage)
+        self._add_tokens(attempt.usage)
         if attempt.cost.usd is None:
             self.unknown_costs += 1
         else:
@@ -125,7 +186,7 @@ class _Sums:
             if attempt.first_content_ms is not None:
                 self.first_content_ms.append(attempt.first_content_ms)
 
-    def _use(self, usage: Usage) -> None:
+    def _add_tokens(self, usage: Usage) -> None:
         self.input_tokens += usage.input_tokens or 0
         self.cache_read_tokens += usage.cache_read_tokens
         self.cache_write_tokens += usage.cache_write_tokens
@@ -133,7 +194,7 @@ class _Sums:
         self.reasoning_tokens += usage.reasoning_tokens
 
     def row(self, group: _Group) -> UsageRow:
-        """Give it as a row."""
+        """Return the sums as a row of a report."""
         return UsageRow(
             group=group,
             requests=len(self.calls),
@@ -155,7 +216,7 @@ class _Sums:
 @final
 @define
 class UsageSums:
-    """A report in the making: pages of rows go in, in any order.
+    """A report under construction: add pages of rows, in any order.
 
     >>> UsageSums(("model",)).report().total.attempts
     0
@@ -166,26 +227,26 @@ class UsageSums:
     _total: _Sums = field(factory=_Sums, init=False)
 
     def add(self, rows: Iterable[LedgerRow]) -> None:
-        """Take in some rows."""
+        """Add rows of the ledger."""
         for row in rows:
             self._total.add(row)
-            for group in product(*(GROUPS[each](row) for each in self.by)):
+            for group in product(*(GROUPS[dimension](row) for dimension in self.by)):
                 if group not in self._groups:
                     self._groups[group] = _Sums()
                 self._groups[group].add(row)
 
     def report(self, since: datetime | None = None, until: datetime | None = None) -> UsageReport:
-        """Give the report of all rows so far."""
-        rows = sorted((sums.row(group) for group, sums in self._groups.items()), key=_dearest_first)
+        """Return the report of all rows so far."""
+        rows = sorted((sums.row(group) for group, sums in self._groups.items()), key=_most_expensive_first)
         return UsageReport(by=self.by, since=since, until=until, rows=tuple(rows), total=self._total.row(()))
 
 
-def _dearest_first(row: UsageRow) -> tuple[Decimal, int, _Group]:
+def _most_expensive_first(row: UsageRow) -> tuple[Decimal, int, _Group]:
     return -row.cost_usd, -row.attempts, row.group
 
 
 def percentiles(times: Iterable[float]) -> Percentiles | None:
-    """Give the percentiles by nearest rank, so that each is a time that was measured; ``None`` of none.
+    """Return the percentiles by nearest rank, so that each is a measured time; ``None`` if there are no times.
 
     >>> percentiles(range(1, 101)), percentiles([])
     (Percentiles(p50=50, p95=95, p99=99), None)
@@ -193,65 +254,3 @@ def percentiles(times: Iterable[float]) -> Percentiles | None:
     ordered = sorted(times)
     ranks = (ordered[ceil(len(ordered) * share / 100) - 1] for share in (50, 95, 99) if ordered)
     return Percentiles(*ranks) if ordered else None
-
-
-# What was spent and how it went, from the ledger.
-
-
-PAGE: Final = 1_000
-"""How many rows are read at once."""
-
-
-def usage_report(
-    since: datetime | None = None,
-    by: Dimension | Sequence[Dimension] = "model",
-    *,
-    until: datetime | None = None,
-) -> Effect[UsageReport]:
-    """Sum up the ledger from a time up to another: tokens, cost (USD), times (milliseconds), outcomes.
-
-    ``by`` is what it is split by: ``model``, ``provider``, ``task``, ``day`` (of UTC), ``owner``, ``tag``, or several.
-    Times without a zone, and an unknown ``by``, are an ``InvalidRequest``; a ledger that cannot be read is a
-    ``StorageFailed``.
-
-    >>> import anyio
-    >>> from llm_effects import LLMRequest, generate, run, scripted_env, then
-    >>> asked = generate(LLMRequest(prompt="why?", owner="alice"))
-    >>> report = anyio.run(run, then(asked, lambda _: usage_report(by=("owner", "model"))), scripted_env()).unwrap()
-    >>> [(row.group, row.requests, row.output_tokens, str(row.cost_usd)) for row in report.rows]
-    [(('alice', 'scripted'), 1, 1, '0')]
-    """
-    dimensions = (by,) if isinstance(by, str) else tuple(by)
-
-    async def perform(env: LLMEnv) -> Result[UsageReport, LLMError]:
-        wrong = _wrong(dimensions, since, until)
-        return await _summed(env, dimensions, since, until) if wrong is None else Failure(wrong)
-
-    return effect(perform)
-
-
-async def _summed(
-    env: LLMEnv, by: tuple[Dimension, ...], since: datetime | None, until: datetime | None
-) -> Result[UsageReport, LLMError]:
-    sums, first = UsageSums(by), None
-    while True:
-        page = await result_of(env.ledger.rows(since, until, before=first, newest=PAGE))
-        if not is_successful(page):
-            return Failure(page.failure())
-        rows: Sequence[LedgerRow] = page.unwrap()
-        sums.add(rows)
-        if len(rows) < PAGE:
-            return Success(sums.report(since, until))
-        first = rows[0]
-
-
-def _wrong(by: tuple[str, ...], since: datetime | None, until: datetime | None) -> InvalidRequest | None:
-    for name, time in (("since", since), ("until", until)):
-        if time is not None and time.tzinfo is None:
-            return InvalidRequest(message=f"{name}: must have a time zone, such as datetime.now(UTC)")
-    for each in by:
-        if each not in get_args(Dimension):
-            return InvalidRequest(
-                message=f"by: {short_repr(each)}: {suggestion(each, get_args(Dimension), 'there are')}"
-            )
-    return None

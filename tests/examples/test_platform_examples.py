@@ -1,4 +1,4 @@
-"""What the examples of the platform find, write and refuse."""
+"""The examples of the platform: the anomalies, the component and the configuration change."""
 
 import json
 from types import ModuleType
@@ -8,7 +8,7 @@ import pytest
 from attrs import evolve
 
 from llm_effects import scripted_env
-from tests.test_examples import load
+from tests.fixtures.examples import load
 
 pytestmark = pytest.mark.anyio
 
@@ -28,18 +28,18 @@ def config() -> ModuleType:
     return load("manage_config")
 
 
-def test_the_series_is_what_its_generator_makes(analysis: ModuleType) -> None:
-    made = load("data/make_latency")
-    assert analysis.SERIES.read_text(encoding="utf-8") == made.table()
+def test_the_series_comes_from_its_generator(analysis: ModuleType) -> None:
+    generator = load("data/make_latency")
+    assert analysis.SERIES.read_text(encoding="utf-8") == generator.table()
 
 
-def test_every_known_anomaly_is_found_and_nothing_else(analysis: ModuleType) -> None:
+def test_exactly_the_known_anomalies_are_found(analysis: ModuleType) -> None:
     known = load("data/make_latency").ANOMALIES.values()
-    found = list(analysis.anomalies(analysis.read_series(analysis.SERIES)))
-    assert [(each.first, each.last) for each in found] == list(known)
+    anomalies = list(analysis.anomalies(analysis.read_series(analysis.SERIES)))
+    assert [(each.first, each.last) for each in anomalies] == list(known)
 
 
-def test_noise_alone_is_no_anomaly(analysis: ModuleType) -> None:
+def test_noise_is_not_an_anomaly(analysis: ModuleType) -> None:
     calm = [100 + 3 * ((17 * at) % 11 - 5) for at in range(300)]
     assert not list(analysis.anomalies(calm))
 
@@ -62,15 +62,15 @@ async def test_a_component_has_the_props_of_its_data(component: ModuleType) -> N
     assert "<td>{(100 * Number(row.error_rate)).toFixed(1)} %</td>" in code
 
 
-async def test_a_design_that_would_break_the_code_goes_back_to_the_model(component: ModuleType) -> None:
-    evil = json.dumps({**DESIGN, "heading": "</h2><script>"})
-    env = scripted_env(evil, json.dumps(DESIGN))
+async def test_an_invalid_design_goes_back_to_the_model(component: ModuleType) -> None:
+    unsafe = json.dumps({**DESIGN, "heading": "</h2><script>"})
+    env = scripted_env(unsafe, json.dumps(DESIGN))
     assert "<h2>All services</h2>" in (await component.main(env)).unwrap()
     assert "heading" in env.clients.requests[1].messages[-1].text  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
         ('from "react";', 'from "left-pad";', "imports left-pad"),
         ("  healthy: boolean;\n", "", "has the props"),
@@ -80,11 +80,11 @@ async def test_a_design_that_would_break_the_code_goes_back_to_the_model(compone
         ("{rows.map(", "rows.map(", "has braces that do not match"),
     ],
 )
-def test_a_broken_component_is_refused(component: ModuleType, old: str, new: str, says: str) -> None:
+def test_a_broken_component_is_refused(component: ModuleType, old: str, new: str, message: str) -> None:
     fields = {"service": "string", "p99_ms": "number", "error_rate": "number", "healthy": "boolean"}
     code = component.render(fields, component.Design(**DESIGN))
     assert old in code
-    assert any(says in problem for problem in component.problems(code.replace(old, new), fields))
+    assert any(message in problem for problem in component.problems(code.replace(old, new), fields))
 
 
 def proposal(*changes: tuple[str, float, float]) -> str:
@@ -93,23 +93,23 @@ def proposal(*changes: tuple[str, float, float]) -> str:
 
 
 async def test_an_accepted_change_is_shown_as_a_diff(config: ModuleType) -> None:
-    told = (await config.main(scripted_env(proposal(("alerts.p99_ms", 250, 200))))).unwrap()
-    assert told.startswith("accepted:")
-    assert "-p99_ms = 250.0\n+p99_ms = 200.0" in told
+    output = (await config.main(scripted_env(proposal(("alerts.p99_ms", 250, 200))))).unwrap()
+    assert output.startswith("accepted:")
+    assert "-p99_ms = 250.0\n+p99_ms = 200.0" in output
 
 
-async def test_the_problems_of_a_proposal_go_back_once(config: ModuleType) -> None:
+async def test_the_problems_of_a_proposal_go_back_to_the_model_once(config: ModuleType) -> None:
     env = scripted_env(proposal(("alerts.p99_ms", 999, 200)), proposal(("alerts.p99_ms", 250, 200)))
     assert "accepted" in (await config.main(env)).unwrap()
     assert "alerts.p99_ms is 250, not 999" in env.clients.requests[1].prompt  # type: ignore[attr-defined]
 
 
 async def test_a_proposal_that_stays_wrong_is_refused_with_all_problems(config: ModuleType) -> None:
-    wrong: Any = proposal(("alerts.p99_ms", 250, 1), ("alerts.p99_ms", 0.5, 300))
-    told = (await config.main(scripted_env(wrong))).unwrap()
-    assert told.startswith("refused: SchemaMismatch")
+    invalid: Any = proposal(("alerts.p99_ms", 250, 1), ("alerts.p99_ms", 0.5, 300))
+    output = (await config.main(scripted_env(invalid))).unwrap()
+    assert output.startswith("refused: SchemaMismatch")
     assert all(
-        each in told for each in ("may change once", "must be 50 to 5000, not 1", "alerts.p99_ms is 250, not 0.5")
+        each in output for each in ("may change once", "must be 50 to 5000, not 1", "alerts.p99_ms is 250, not 0.5")
     )
 
 

