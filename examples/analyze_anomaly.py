@@ -31,10 +31,10 @@ from llm_effects import (
 
 SERIES: Final = Path(__file__).parent / "data" / "latency.csv"
 HALF_WINDOW: Final = 36
-"""Points to each side that tell what is usual: three hours."""
+"""Points on each side of the moving median: three hours."""
 
-UNUSUAL: Final = 8.0
-"""Robust standard deviations from the usual."""
+THRESHOLD: Final = 8.0
+"""The threshold of an anomaly, in robust standard deviations."""
 
 BARS: Final = "▁▂▃▄▅▆▇█"
 
@@ -42,7 +42,7 @@ BARS: Final = "▁▂▃▄▅▆▇█"
 @final
 @frozen
 class Judgement:
-    """What the model is asked for; the facts are measured, not asked."""
+    """The model's answer; the facts are measured, not generated."""
 
     severity: Literal["low", "medium", "high"]
     likely_cause: Literal["deployment", "traffic", "dependency", "hardware", "monitoring"]
@@ -52,7 +52,7 @@ class Judgement:
 @final
 @frozen
 class Anomaly:
-    """Some neighbouring points that are not as usual: from the first to the last, and how much they differ."""
+    """Neighbouring unusual points, from the first to the last, and their ratio to the usual value."""
 
     first: int
     last: int
@@ -70,16 +70,16 @@ def read_series(path: Path) -> tuple[float, ...]:
 
 
 def usual(series: Sequence[float]) -> list[float]:
-    """Give the median around each point."""
+    """Return the median around each point."""
     return [median(series[max(0, at - HALF_WINDOW) : at + HALF_WINDOW + 1]) for at in range(len(series))]
 
 
 def anomalies(series: Sequence[float]) -> Iterator[Anomaly]:
-    """Find the points that are far from the usual, by the median absolute deviation, and join neighbours."""
+    """Find points far from the moving median, by the median absolute deviation, and join neighbours."""
     level = usual(series)
-    off = [value - expected for value, expected in zip(series, level, strict=True)]
-    spread = 1.4826 * median(map(abs, off))  # of normal noise, this is its standard deviation
-    for unusual, points in groupby(range(len(series)), key=lambda at: abs(off[at]) > UNUSUAL * spread):
+    deviations = [value - expected for value, expected in zip(series, level, strict=True)]
+    spread = 1.4826 * median(map(abs, deviations))  # of normal noise, this is its standard deviation
+    for unusual, points in groupby(range(len(series)), key=lambda at: abs(deviations[at]) > THRESHOLD * spread):
         if unusual:
             first, *rest = points
             last = rest[-1] if rest else first
@@ -87,7 +87,7 @@ def anomalies(series: Sequence[float]) -> Iterator[Anomaly]:
 
 
 def judge(anomaly: Anomaly) -> Effect[str]:
-    """Ask for a judgement of one anomaly and tell it in a line."""
+    """Ask for a judgement of one anomaly, and format it."""
     request = LLMRequest(
         system="You watch over web services. Judge the anomaly. Keep the summary to one short sentence.",
         prompt=f"Of the checkout service, {anomaly}.",
@@ -98,23 +98,23 @@ def judge(anomaly: Anomaly) -> Effect[str]:
 
 
 def line(anomaly: Anomaly, judgement: Judgement) -> str:
-    """Put what was measured and what was judged together."""
-    judged = f"{judgement.severity}, {judgement.likely_cause}: {judgement.summary.strip()}"
-    return f"points {anomaly.first} to {anomaly.last}: {anomaly}\n  {judged}"
+    """Format the measured and the generated part."""
+    judgement_text = f"{judgement.severity}, {judgement.likely_cause}: {judgement.summary.strip()}"
+    return f"points {anomaly.first} to {anomaly.last}: {anomaly}\n  {judgement_text}"
 
 
 def chart(series: Sequence[float], width: int = 96) -> str:
-    """Draw the series: the highest point of each column."""
+    """Draw the series as the highest point of each column."""
     step = max(1, len(series) // width)
     columns = [max(series[at : at + step]) for at in range(0, len(series), step)]
     return "".join(BARS[min(7, int(8 * value / max(series)))] for value in columns)
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Find the anomalies and have each judged, two at a time."""
+    """Find the anomalies, and ask for a judgement of each, two at a time."""
     series = read_series(SERIES)
-    judged = gather([judge(anomaly) for anomaly in anomalies(series)], limit=2)
-    return await run(judged.map(lambda lines: "\n".join((chart(series), *lines))), env)
+    judgements = gather([judge(anomaly) for anomaly in anomalies(series)], limit=2)
+    return await run(judgements.map(lambda lines: "\n".join((chart(series), *lines))), env)
 
 
 async def live() -> Result[str, LLMError]:

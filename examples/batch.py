@@ -1,7 +1,7 @@
-"""Many questions with a progress bar, in a run that may be killed: what was answered is not asked again.
+"""Many questions with a progress bar, in a run that can be killed: a second start sends only what is left.
 
 ``python examples/batch.py answers.jsonl`` keeps its journal there: stop it with Ctrl-C, or kill it, and start it again.
-Without a file it plays that through by itself: the first run is cut off half-way, and the second goes on.
+Without a file it demonstrates this: the first run is cancelled half-way, and the second resumes it.
 """
 
 import sys
@@ -37,14 +37,14 @@ WIDTH = 30
 
 
 def bar(now: Progress) -> str:
-    """Draw how far a run has come."""
+    """Draw the progress of a run."""
     filled = WIDTH * now.done // (now.total or now.done)
-    known = f"{now.resumed} from the journal, {now.failed} failed, {now.cost}"
-    return f"[{'#' * filled}{'.' * (WIDTH - filled)}] {now.done}/{now.total} ({known})"
+    details = f"{now.resumed} from the journal, {now.failed} failed, {now.cost}"
+    return f"[{'#' * filled}{'.' * (WIDTH - filled)}] {now.done}/{now.total} ({details})"
 
 
 def show(now: Progress) -> None:
-    """Draw the bar anew in a terminal, and line by line elsewhere."""
+    """Redraw the bar in a terminal; print a line for each step elsewhere."""
     if sys.stdout.isatty():
         print(f"\r{bar(now)}", end="\n" if now.done == now.total else "", flush=True)
     else:
@@ -54,7 +54,7 @@ def show(now: Progress) -> None:
 async def answers(
     env: LLMEnv, journal: Path, progress: Callable[[Progress], None] = show
 ) -> Result[list[str], LLMError]:
-    """Run, or go on; where nothing at all was answered, the first error tells why."""
+    """Run or resume; if no question was answered, return the first error."""
     many = generate_many(QUESTIONS, concurrency=2, journal=file_journal(journal), progress=progress)
     finished = await run(many, env)
     if not is_successful(finished):
@@ -62,18 +62,18 @@ async def answers(
     results = finished.unwrap()
     if not any(map(is_successful, results)):
         return Failure(results[0].failure())
-    said = [each.unwrap().content.strip() if is_successful(each) else describe(each.failure()) for each in results]
-    return Success([f"{thing}: {text}" for thing, text in zip(THINGS, said, strict=True)])
+    texts = [each.unwrap().content.strip() if is_successful(each) else describe(each.failure()) for each in results]
+    return Success([f"{thing}: {text}" for thing, text in zip(THINGS, texts, strict=True)])
 
 
-async def cut_off(env: LLMEnv, journal: Path) -> None:
-    """Begin the run, and end it when half of the questions are done."""
+async def run_half(env: LLMEnv, journal: Path) -> None:
+    """Start the run, and cancel it when half of the questions are answered."""
     with anyio.CancelScope() as scope:
 
         def stop_half_way(now: Progress) -> None:
             show(now)
             if now.done * 2 == len(QUESTIONS):
-                print("\n(cut off; started again)")
+                print("\n(cancelled; started again)")
                 scope.cancel()
 
         await answers(env, journal, stop_half_way)
@@ -85,7 +85,7 @@ async def main(env: LLMEnv, journal: Path | None = None) -> Result[str, LLMError
         return (await answers(env, journal)).map("\n".join)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "answers.jsonl"
-        await cut_off(env, file)
+        await run_half(env, file)
         return (await answers(env, file)).map("\n".join)
 
 
@@ -98,7 +98,7 @@ async def live() -> Result[str, LLMError]:
 
 if __name__ == "__main__":
     try:
-        ended = anyio.run(live)
+        result = anyio.run(live)
     except KeyboardInterrupt:
-        sys.exit("\nstopped; with a journal, the next start goes on from here")
-    print(ended.unwrap()) if is_successful(ended) else sys.exit(describe(ended.failure()))
+        sys.exit("\nstopped; with a journal, the next start resumes here")
+    print(result.unwrap()) if is_successful(result) else sys.exit(describe(result.failure()))

@@ -1,6 +1,6 @@
-"""Ask the same question twice: the second answer comes from a file, in microseconds, also after a restart.
+"""Ask the same question twice: the second answer comes from a file, in microseconds, even after a restart.
 
-The file is kept in the folder for temporary files; run the example again and the first answer is there already.
+The file is in the folder for temporary files; run the example again, and the first answer is cached too.
 """
 
 import sys
@@ -37,27 +37,27 @@ QUESTION = LLMRequest(
 
 
 def line(response: LLMResponse) -> str:
-    """Tell where an answer came from and what it took."""
+    """Format an answer with its source, latency and cost."""
     source = "the cache" if response.cached else response.model
     return f"{response.latency_ms * 1000:10.0f} us  {response.cost}  from {source}: {response.content.strip()}"
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Ask twice, and look at the cache."""
+    """Ask twice, then count the stored entries."""
     question = generate(QUESTION).map(line)
     both = then(question, lambda first: question.map(lambda second: f"{first}\n{second}"))
-    found = then(both, lambda lines: cache_stats().map(lambda stats: f"{lines}\n{stats.entries} entries are stored"))
-    return await run(found, env)
+    report = then(both, lambda lines: cache_stats().map(lambda stats: f"{lines}\n{stats.entries} entries are stored"))
+    return await run(report, env)
 
 
 def with_file(config: LLMConfig) -> LLMConfig:
-    """Keep answers in a SQLite file, also those that were cut off at the limit of tokens."""
+    """Store answers in a SQLite file, including those that reached the token limit."""
     file = Path(tempfile.gettempdir()) / "llm_effects_example.db"
     return evolve(config, cache=CacheConfig(url=f"sqlite:///{file}", keep=("stop", "length")))
 
 
 async def live() -> Result[str, LLMError]:
-    """Run twice, with an environment of its own each time, as after a restart."""
+    """Run twice, each time in a new environment, as after a restart."""
     config = load_config().map(with_file)
     if not is_successful(config):
         return config.map(str)

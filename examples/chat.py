@@ -1,7 +1,7 @@
-"""A small chat for the terminal that loses nothing: Ctrl-C stops an answer, what was seen is kept, the chat goes on.
+"""A terminal chat that loses nothing: Ctrl-C stops an answer, what was shown is stored, and the chat continues.
 
-Ctrl-D, or an empty line, ends it. Where nobody types it plays a script, in which the second answer is stopped.
-Conversations are kept where LLM_STORAGE_URL says: with ``sqlite:///chat.db`` the next start goes on where this ended.
+Ctrl-D, or an empty line, ends it. Without a terminal it plays a script, in which the second answer is stopped.
+Conversations are stored at LLM_STORAGE_URL: with ``sqlite:///chat.db`` the next start continues this conversation.
 """
 
 import signal
@@ -34,18 +34,18 @@ from llm_effects import (
 
 NAME = "chat"
 LENGTH = 400 if sys.stdin.isatty() else 24
-"""Tokens of an answer, at most."""
+"""The token limit of an answer."""
 
 SCRIPT = ("Name a planet.", "Tell me a long story about it.", "What did you tell me?")
 STOPPED = 1
-"""The question of the script whose answer is stopped."""
+"""The index of the question whose answer is stopped."""
 
 Ask: TypeAlias = Callable[[int], Awaitable[str]]
-"""Gives what is asked next; nothing ends the chat."""
+"""Returns the next question; an empty one ends the chat."""
 
 
 async def typed(_: int) -> str:
-    """Ask whoever sits at the terminal."""
+    """Read a question from the terminal."""
     try:
         return await anyio.to_thread.run_sync(input, "\nyou> ")
     except EOFError:
@@ -53,7 +53,7 @@ async def typed(_: int) -> str:
 
 
 async def scripted(turn: int) -> str:
-    """Play the script where nobody types."""
+    """Return the next question of the script."""
     question = SCRIPT[turn] if turn < len(SCRIPT) else ""
     print(f"\nyou> {question}")
     return question
@@ -65,7 +65,7 @@ async def show(event: StreamEvent) -> None:
 
 
 async def show_and_stop(event: StreamEvent) -> None:
-    """Press Ctrl-C after the first words."""
+    """Simulate Ctrl-C after the first words."""
     await show(event)
     if isinstance(event, TextDelta) and event.text.strip():
         signal.raise_signal(signal.SIGINT)
@@ -74,7 +74,7 @@ async def show_and_stop(event: StreamEvent) -> None:
 
 @asynccontextmanager
 async def ctrl_c() -> AsyncGenerator[list[anyio.CancelScope]]:
-    """Give a place for scopes: Ctrl-C cancels those that are there, instead of ending the program."""
+    """Return a list of scopes that Ctrl-C cancels instead of ending the program."""
     scopes: list[anyio.CancelScope] = []
     with anyio.open_signal_receiver(signal.SIGINT) as signals:
         async with anyio.create_task_group() as group:
@@ -92,19 +92,19 @@ async def ctrl_c() -> AsyncGenerator[list[anyio.CancelScope]]:
 
 
 async def answer(question: str, env: LLMEnv, scopes: list[anyio.CancelScope], *, stop: bool) -> Result[str, LLMError]:
-    """Stream one answer; when it is stopped the chat goes on, and the model knows how far it came."""
+    """Stream one answer; after Ctrl-C the chat continues, and the model knows which part was shown."""
     request = LLMRequest(prompt=question, preferences=Preferences(max_tokens=LENGTH, temperature=0.7, seed=7))
-    said: Result[str, LLMError] = Success("\n(stopped: what you saw is kept)")
+    ending: Result[str, LLMError] = Success("\n(stopped: what you saw is stored)")
     with anyio.CancelScope() as scope:
         scopes.append(scope)
-        told = await run(converse(NAME, request, sink=show_and_stop if stop else show), env)
-        said = told.map(lambda response: "".join(f"\n({each})" for each in response.warnings))
+        response = await run(converse(NAME, request, sink=show_and_stop if stop else show), env)
+        ending = response.map(lambda answer: "".join(f"\n({warning})" for warning in answer.warnings))
     scopes.remove(scope)
-    return said
+    return ending
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Chat until there is nothing more to say."""
+    """Chat until an empty question, then list how the turns ended."""
     started = await run(start_conversation(NAME, system="You are a friendly guide. Be brief."), env)
     if not is_successful(started) and not isinstance(started.failure(), ConversationConflict):
         return Failure(started.failure())
@@ -118,17 +118,17 @@ async def main(env: LLMEnv) -> Result[str, LLMError]:
 
 
 async def chat(env: LLMEnv, scopes: list[anyio.CancelScope]) -> Result[str, LLMError]:
-    """Ask and answer in turn; only a script ends with the first failure."""
+    """Ask and answer in turn; only a script ends at the first error."""
     playing = not sys.stdin.isatty()
     ask: Ask = scripted if playing else typed
     for turn in count():
         question = (await ask(turn)).strip()
         if not question:
             break
-        said = await answer(question, env, scopes, stop=playing and turn == STOPPED)
-        if not is_successful(said) and playing:
-            return said
-        print(said.unwrap() if is_successful(said) else f"\n({describe(said.failure())})")
+        ending = await answer(question, env, scopes, stop=playing and turn == STOPPED)
+        if not is_successful(ending) and playing:
+            return ending
+        print(ending.unwrap() if is_successful(ending) else f"\n({describe(ending.failure())})")
     return Success("")
 
 
@@ -139,5 +139,5 @@ async def live() -> Result[str, LLMError]:
 
 
 if __name__ == "__main__":
-    ended = anyio.run(live)
-    print(ended.unwrap()) if is_successful(ended) else sys.exit(describe(ended.failure()))
+    result = anyio.run(live)
+    print(result.unwrap()) if is_successful(result) else sys.exit(describe(result.failure()))

@@ -1,4 +1,4 @@
-"""Two models by configuration: a server first, the model in this process when the server does not answer."""
+"""Two configured models: a server first, and the in-process model when the server does not answer."""
 
 import sys
 
@@ -41,14 +41,14 @@ REQUEST = LLMRequest(
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Show the plan, then the answer and how it came about."""
-    plan = await run(explain(REQUEST), env)
+    """Show the routing decision, then the attempts and the answer."""
+    decision = await run(explain(REQUEST), env)
     answer = await run(generate(REQUEST), env)
-    order = plan.map(lambda decision: " then ".join(each.model for each in decision.candidates)).value_or("nobody")
+    order = decision.map(lambda found: " then ".join(each.model for each in found.candidates)).value_or("no model")
     return answer.map(
         lambda response: "\n".join(
             [
-                f"asked    {order}",
+                f"order    {order}",
                 *(f"         {each.model}: {each.outcome}" for each in response.attempts),
                 f"answer   {response.content.strip()}",
             ]

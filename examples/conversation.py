@@ -1,8 +1,8 @@
 """A conversation that survives its process: three turns in a SQLite file, killed in the middle, resumed.
 
-A child process begins the conversation and is killed (SIGKILL) while the second answer comes. This process runs the
-very same program: turns that were answered are told from the file at no cost, the broken one is asked again, and
-nothing is stored twice.
+A child process begins the conversation and is killed (SIGKILL) during the second answer. Then this process runs the
+same program: answered turns come from the file at no cost, the interrupted one is sent again, and nothing is stored
+twice.
 """
 
 import subprocess
@@ -49,19 +49,19 @@ async def show(event: StreamEvent) -> None:
 
 
 async def ask(number: int, env: LLMEnv) -> Result[LLMResponse, LLMError]:
-    """Take a turn. Its id makes it the same turn again: one whose writer died is ours when its lease is over."""
+    """Run a turn. Its id identifies it on a second run: if its writer died, we take it over when its lease expires."""
     request = LLMRequest(prompt=QUESTIONS[number], preferences=Preferences(max_tokens=20, temperature=0.2, seed=7))
     print(f"\n[{number + 1}] {QUESTIONS[number]}")
     while True:
         result = await run(converse(NAME, request, turn_id=f"question-{number}", sink=show), env)
         if is_successful(result) or not isinstance(result.failure(), ConversationConflict):
             return result
-        print("(its writer is gone: its lease ends soon)", flush=True)
+        print("(its writer is gone: waiting for its lease to expire)", flush=True)
         await anyio.sleep(result.failure().retry_after or 0.1)
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Hold the conversation: begun or resumed, it is the same program."""
+    """Run the conversation; the program is the same for a new one and a resumed one."""
     started = await run(start_conversation(NAME, system="You help on call. Be brief."), env)
     if not is_successful(started) and not isinstance(started.failure(), ConversationConflict):
         return Failure(started.failure())
@@ -76,7 +76,7 @@ async def main(env: LLMEnv) -> Result[str, LLMError]:
 
 
 def stored_in(file: Path) -> Result[LLMConfig, LLMError]:
-    """Give the models of the environment variables, with a SQLite file for conversations."""
+    """Configure the models of the environment variables, with a SQLite file for conversations."""
     return load_config().map(
         lambda config: evolve(config, storage=evolve(config.storage, url=f"sqlite:///{file}", lease_seconds=2))
     )
@@ -90,8 +90,8 @@ async def live(file: Path) -> Result[str, LLMError]:
         return await manager.run(effect(main))
 
 
-def killed_half_way(file: Path) -> int:
-    """Run this program in a child process and kill it in the middle of the second answer; gives its exit code."""
+def kill_half_way(file: Path) -> int:
+    """Run this program in a child process, kill it during the second answer, and return its exit code."""
     command = [sys.executable, __file__, str(file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:  # noqa: S603 - itself
         if child.stdout is None:
@@ -108,7 +108,7 @@ def killed_half_way(file: Path) -> int:
 def demonstrate() -> Result[str, LLMError]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "talk.db"
-        print(f"\n--- killed, exit code {killed_half_way(file)}; resumed from {file.name} ---")
+        print(f"\n--- killed, exit code {kill_half_way(file)}; resumed from {file.name} ---")
         return anyio.run(live, file)
 
 

@@ -1,7 +1,7 @@
-"""What was spent, on which model and task, and how long it took: a table and a chart from the ledger.
+"""Cost and latency by model and task: a table and a chart from the ledger.
 
-``python examples/cost_report.py`` asks a few questions and reports on them; with a path such as ``chart.svg`` it draws
-the chart into that file besides. With ``LLM_STORAGE_URL=sqlite:///ledger.db`` the report covers earlier runs too.
+``python examples/cost_report.py`` asks a few questions and reports on them; with a path such as ``chart.svg`` it also
+draws the chart into that file. With ``LLM_STORAGE_URL=sqlite:///ledger.db`` the report covers earlier runs too.
 """
 
 import sys
@@ -37,35 +37,35 @@ QUESTIONS = (
 )
 
 BAR = 24
-"""Letters of the longest bar."""
+"""The length of the longest bar, in characters."""
 
 
 def ask(task: str, question: str) -> Effect[LLMResponse]:
-    """Ask something, cheaply, and never from the cache."""
-    wanted = Preferences(max_tokens=24, temperature=0.0, seed=7)
-    request = LLMRequest(prompt=question, task_type=task, owner="example", preferences=wanted, cache="bypass")
+    """Ask a question for a short answer, bypassing the cache."""
+    preferences = Preferences(max_tokens=24, temperature=0.0, seed=7)
+    request = LLMRequest(prompt=question, task_type=task, owner="example", preferences=preferences, cache="bypass")
     return generate(request)
 
 
 def name_of(row: UsageRow) -> str:
-    """Name a group."""
+    """Return the name of a group."""
     return " / ".join(row.group)
 
 
 def latency_of(row: UsageRow) -> float:
-    """The time within which half of the answers came, in milliseconds."""
+    """Return the median latency, in milliseconds."""
     return row.latency_ms.p50 if row.latency_ms else 0.0
 
 
 def table(report: UsageReport) -> str:
-    """Write a line for each group, and one for all."""
+    """Format a line for each group, and one for the total."""
     columns = f"{'calls':>5} {'sent':>5} {'ok':>4} {'tokens':>7} {'cost':>12} {'p50 ms':>8} {'p95 ms':>8}"
     heading = f"{'model / task':34} {columns}"
     return "\n".join((heading, *(line(name_of(row), row) for row in report.rows), line("all", report.total)))
 
 
 def line(name: str, row: UsageRow) -> str:
-    """Write a line; a ``+`` says that some costs are unknown, so that it is more."""
+    """Format a line; a ``+`` marks a cost that is higher, because some costs are unknown."""
     cost = f"${row.cost_usd:f}{'+' if row.unknown_costs else ''}"
     p50, p95 = (f"{row.latency_ms.p50:.0f}", f"{row.latency_ms.p95:.0f}") if row.latency_ms else ("-", "-")
     tokens = row.input_tokens + row.output_tokens
@@ -73,10 +73,11 @@ def line(name: str, row: UsageRow) -> str:
 
 
 def bars(title: str, rows: Sequence[UsageRow], values: Sequence[float]) -> str:
-    """Draw a bar for each group, the longest one for the largest value."""
-    most = max(values, default=0.0) or 1.0
+    """Draw a bar for each group, the longest for the largest value."""
+    largest = max(values, default=0.0) or 1.0
     drawn = (
-        f"{name_of(row):34} {'#' * round(BAR * value / most)}".rstrip() for row, value in zip(rows, values, strict=True)
+        f"{name_of(row):34} {'#' * round(BAR * value / largest)}".rstrip()
+        for row, value in zip(rows, values, strict=True)
     )
     return "\n".join((title, *drawn))
 
@@ -89,12 +90,12 @@ def chart(report: UsageReport) -> str:
 
 
 def svg(report: UsageReport) -> str:
-    """Draw latency as a picture, with the cost beside each bar."""
-    most = max(map(latency_of, report.rows), default=0.0) or 1.0
+    """Draw latency as an SVG image, with the cost beside each bar."""
+    largest = max(map(latency_of, report.rows), default=0.0) or 1.0
     height = 28 * len(report.rows) + 8
     drawn = (
         f'<text x="4" y="{28 * place + 22}">{escape(name_of(row))}</text>'
-        f'<rect x="300" y="{28 * place + 8}" width="{300 * latency_of(row) / most:.0f}" height="18" fill="#4a7"/>'
+        f'<rect x="300" y="{28 * place + 8}" width="{300 * latency_of(row) / largest:.0f}" height="18" fill="#4a7"/>'
         f'<text x="610" y="{28 * place + 22}">{latency_of(row):.0f} ms, ${row.cost_usd:f}</text>'
         for place, row in enumerate(report.rows)
     )
@@ -102,19 +103,19 @@ def svg(report: UsageReport) -> str:
     return "\n".join((head, *drawn, "</svg>\n"))
 
 
-def asked_and_reported() -> Effect[UsageReport]:
-    """Ask all questions, then sum the ledger up."""
+def ask_and_report() -> Effect[UsageReport]:
+    """Ask all questions, then build a report from the ledger."""
     answers = gather((ask(task, question) for task, question in QUESTIONS), limit=1)
     return then(answers, lambda _: usage_report(by=("model", "task")))
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Ask, and show what it took."""
-    return await run(asked_and_reported().map(lambda report: f"{table(report)}\n\n{chart(report)}"), env)
+    """Ask the questions, and show the table and the chart."""
+    return await run(ask_and_report().map(lambda report: f"{table(report)}\n\n{chart(report)}"), env)
 
 
 async def draw(env: LLMEnv, path: str) -> Result[None, LLMError]:
-    """Draw what the ledger has into a file."""
+    """Draw the whole ledger into a file."""
     report = await run(usage_report(by=("model", "task")), env)
     if is_successful(report):
         await anyio.Path(path).write_text(svg(report.unwrap()), encoding="utf-8")
@@ -130,5 +131,5 @@ async def live(paths: Sequence[str]) -> Result[str, LLMError]:
 
 
 if __name__ == "__main__":
-    told = anyio.run(live, sys.argv[1:])
-    print(told.unwrap()) if is_successful(told) else sys.exit(describe(told.failure()))
+    result = anyio.run(live, sys.argv[1:])
+    print(result.unwrap()) if is_successful(result) else sys.exit(describe(result.failure()))

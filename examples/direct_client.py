@@ -1,4 +1,4 @@
-"""Call one local model directly: no routing to think about, a future to compose, nothing leaves the machine."""
+"""Call one local model directly: no routing, a future to compose, and nothing leaves the machine."""
 
 import sys
 
@@ -24,17 +24,17 @@ GREETING = LLMRequest(prompt="Say hello in five words.", preferences=Preferences
 
 
 def words(response: LLMResponse) -> str:
-    """Keep the text and count its words."""
+    """Quote the text and count its words."""
     return f"{response.content.strip()!r} has {len(response.content.split())} words"
 
 
 def greet(env: LLMEnv) -> FutureResult[str, LLMError]:
-    """Give an effect its environment: a future of the answer, not yet started."""
+    """Supply an effect with its environment: the result is a future that has not started."""
     return generate(GREETING)(env).map(words)
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Run the same as an effect, for a plain result."""
+    """Run the same effect for a plain result."""
     return await run(generate(GREETING).map(words), env)
 
 

@@ -1,6 +1,6 @@
-"""A server breaks off in the middle of its answer: another model begins again, and nothing is shown twice.
+"""A server disconnects in the middle of its answer: another model starts over, and nothing is shown twice.
 
-The server stands on a loopback port of this program and always breaks off; the small local model takes over.
+The server listens on a loopback port of this program and always disconnects; the small local model takes over.
 """
 
 import json
@@ -40,17 +40,17 @@ QUESTION = LLMRequest(
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Keep what a reader would see: the text so far, dropped when another model begins again."""
+    """Keep the text that a reader sees: it is dropped when another model starts over."""
     shown, log = "", list[str]()
     async with open_stream(QUESTION)(env) as events:
         async for event in events:
             match event:
                 case Started(model):
-                    log.append(f"{model} begins")
+                    log.append(f"{model} starts")
                 case TextDelta(text):
                     shown += text
                 case Restarted(model):
-                    log.append(f"dropped {shown!r}; {model} begins again")
+                    log.append(f"dropped {shown!r}; {model} starts over")
                     shown = ""
                 case Completed(response):
                     log.extend(f"attempt at {each.model}: {each.outcome}" for each in response.attempts)
@@ -62,14 +62,14 @@ async def main(env: LLMEnv) -> Result[str, LLMError]:
 
 
 def half_an_answer() -> bytes:
-    """Write the beginning of an event stream, as a server that is about to break off would."""
+    """Build the beginning of an event stream."""
     words = [{"choices": [{"index": 0, "delta": {"content": word}}]} for word in ("Disks ", "fill ", "up ", "bec")]
     events = "".join(f"data: {json.dumps(word)}\n\n" for word in words)
     return b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n" + events.encode()
 
 
-async def break_off(client: SocketStream) -> None:
-    """Answer half and close the connection."""
+async def disconnect(client: SocketStream) -> None:
+    """Send half an answer and close the connection."""
     async with client:
         await client.receive()
         await client.send(half_an_answer())
@@ -77,16 +77,16 @@ async def break_off(client: SocketStream) -> None:
 
 @asynccontextmanager
 async def flaky_server() -> AsyncGenerator[str]:
-    """Serve on a free port of this machine and give the address."""
+    """Listen on a free port of this machine, and return its URL."""
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     async with listener, anyio.create_task_group() as group:
-        group.start_soon(listener.serve, break_off)
+        group.start_soon(listener.serve, disconnect)
         yield f"http://127.0.0.1:{listener.extra(SocketAttribute.local_port)}/v1"
         group.cancel_scope.cancel()
 
 
 def config(flaky: str) -> LLMConfig:
-    """The flaky server first, then the model in this process."""
+    """Configure the flaky server first, then the in-process model."""
     small = ModelConfig(provider="llama", model_path=str(embedded_model() or "model.gguf"), last_resort=True)
     return LLMConfig(models={"flaky": ModelConfig(provider="llama-cpp", endpoint=flaky), "small": small})
 

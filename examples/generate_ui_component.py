@@ -1,4 +1,4 @@
-"""Generate a React component for some data: the model designs it, in a type; its code is written and checked here."""
+"""Generate a React component: the model returns a typed design, and its code is rendered and checked here."""
 
 import json
 import re
@@ -32,23 +32,23 @@ SCHEMA: Final = Path(__file__).parent / "data" / "service_status.json"
 TYPES: Final = {"string": "string", "number": "number", "boolean": "boolean"}
 ALLOWED_IMPORTS: Final = frozenset({"react"})
 
-Shown = Literal["plain", "milliseconds", "percent", "badge"]
+Display = Literal["plain", "milliseconds", "percent", "badge"]
 
 
 @final
 @frozen
 class Design:
-    """What the model decides: the heading, the order of the fields, and how each of them is shown."""
+    """The model's decisions: the heading, the first field, and how each field is displayed."""
 
     heading: str = field(validator=matches_re(r"[A-Za-z0-9 ,.'-]{3,60}"))
     first_field: Literal["service", "p99_ms", "error_rate", "healthy"]
-    service: Shown
-    p99_ms: Shown
-    error_rate: Shown
-    healthy: Shown
+    service: Display
+    p99_ms: Display
+    error_rate: Display
+    healthy: Display
 
 
-CELLS: Final[dict[Shown, str]] = {
+CELLS: Final[dict[Display, str]] = {
     "plain": "{String(row.NAME)}",
     "milliseconds": "{String(row.NAME)} ms",
     "percent": "{(100 * Number(row.NAME)).toFixed(1)} %",
@@ -57,12 +57,14 @@ CELLS: Final[dict[Shown, str]] = {
 
 
 def render(fields: dict[str, str], design: Design) -> str:
-    """Write the component: whatever the design, it is well-formed and has the props that the data has."""
+    """Render the component: for any design it is well-formed and has the props of the data."""
     names = sorted(fields, key=lambda name: name != design.first_field)
     props = "\n".join(f"  {name}: {TYPES[kind]};" for name, kind in fields.items())
     heads = "\n".join(f"          <th>{name.replace('_', ' ')}</th>" for name in names)
-    shown: dict[str, Shown] = {name: getattr(design, name) for name in names}
-    cells = "\n".join(f"            <td>{CELLS[how].replace('NAME', name)}</td>" for name, how in shown.items())
+    displays: dict[str, Display] = {name: getattr(design, name) for name in names}
+    cells = "\n".join(
+        f"            <td>{CELLS[display].replace('NAME', name)}</td>" for name, display in displays.items()
+    )
     return f"""import React from "react";
 
 interface Row {{
@@ -94,14 +96,14 @@ export function ServiceStatus({{ rows }}: {{ rows: Row[] }}) {{
 
 
 def problems(code: str, fields: dict[str, str]) -> Iterator[str]:
-    """Tell what is wrong with a component: its imports, its props, its structure."""
+    """List the problems of a component: its imports, its props, its structure."""
     for module in re.findall(r'^import .* from "(.*)";', code, re.MULTILINE):
         if module not in ALLOWED_IMPORTS:
             yield f"imports {module}"
     props = dict(re.findall(r"^  (\w+): (\w+);$", code, re.MULTILINE))
     if props != {name: TYPES[kind] for name, kind in fields.items()}:
         yield f"has the props {sorted(props)} instead of {sorted(fields)}"
-    yield from (f"uses row.{name}, which is no prop" for name in set(re.findall(r"row\.(\w+)", code)) - set(fields))
+    yield from (f"uses row.{name}, which is not a prop" for name in set(re.findall(r"row\.(\w+)", code)) - set(fields))
     open_tags: list[str] = []
     for closing, name in re.findall(r"<(/?)([a-z]\w*)[^<>]*>", code):
         if not closing:
@@ -114,14 +116,14 @@ def problems(code: str, fields: dict[str, str]) -> Iterator[str]:
 
 
 def checked_component(fields: dict[str, str], design: Design) -> Result[str, LLMError]:
-    """Write the component and check it."""
+    """Render the component and check it."""
     code = render(fields, design)
-    found = tuple(problems(code, fields))
-    return Failure(SchemaMismatch(problems=found, raw=code)) if found else Success(code)
+    errors = tuple(problems(code, fields))
+    return Failure(SchemaMismatch(problems=errors, raw=code)) if errors else Success(code)
 
 
 def component(title: str, fields: dict[str, str]) -> Effect[str]:
-    """Have the component designed and give its code."""
+    """Ask for a design, and render it."""
     listed = ", ".join(f"{name} ({kind})" for name, kind in fields.items())
     request = LLMRequest(
         system="You design tables for the dashboards of an observability platform.",
@@ -129,12 +131,12 @@ def component(title: str, fields: dict[str, str]) -> Effect[str]:
         task_type=TaskType.UI_GENERATION,
         preferences=Preferences(max_tokens=150, temperature=0.0, seed=7),
     )
-    designed = generate_as(request, Design).map(lambda answer: answer.value)
-    return designed.bind_result(lambda design: checked_component(fields, design))
+    design = generate_as(request, Design).map(lambda answer: answer.value)
+    return design.bind_result(lambda chosen: checked_component(fields, chosen))
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Read the schema and make a component for it."""
+    """Read the schema, and generate a component for it."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     return await run(component(schema["title"], schema["fields"]), env)
 

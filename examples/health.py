@@ -1,4 +1,4 @@
-"""See which models are reachable, which are ready, and what to do about the others."""
+"""Show which models are reachable, which are ready, and what to do about the others."""
 
 import sys
 
@@ -20,17 +20,17 @@ from llm_effects.values import ModelHealth
 
 
 def line(health: ModelHealth) -> str:
-    """One line for a model."""
+    """Format the health of one model."""
     state = "ready" if health.ready else "reachable" if health.reachable else "down"
     window = f", {health.context_length} tokens" if health.context_length else ""
     return f"{health.model:12} {state:10} {health.latency_ms:6.1f} ms{window}  {health.message}".rstrip()
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Probe all configured models, and the usual place of LM Studio."""
+    """Probe all configured models, and the default address of LM Studio."""
     studio = (await run(check_local_model_health("http://localhost:1234/v1"), env)).map(line)
-    every = await run(check_health(), env)
-    return every.map(lambda found: "\n".join([*map(line, found), "", studio.value_or("LM Studio cannot be probed")]))
+    models = await run(check_health(), env)
+    return models.map(lambda each: "\n".join([*map(line, each), "", studio.value_or("LM Studio cannot be probed")]))
 
 
 async def live() -> Result[str, LLMError]:

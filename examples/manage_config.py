@@ -1,4 +1,4 @@
-"""Change a configuration by a wish in words: the model proposes a typed diff, which is checked before it counts."""
+"""Change a configuration by a request in plain words: the model proposes a typed diff, which is then validated."""
 
 import difflib
 import sys
@@ -31,7 +31,7 @@ from llm_effects import (
 )
 
 CONFIG: Final = Path(__file__).parent / "data" / "platform.toml"
-WISH: Final = "Alert us earlier: at a p99 latency of 200 ms."
+REQUEST: Final = "Alert us earlier: at a p99 latency of 200 ms."
 
 Setting = Literal["alerts.p99_ms", "alerts.error_rate", "sampling.rate", "retention.days"]
 
@@ -46,7 +46,7 @@ BOUNDS: Final[Mapping[Setting, tuple[float, float]]] = {
 @final
 @frozen
 class Change:
-    """One setting, what it is now, and what it shall be."""
+    """One setting with its current and its new value."""
 
     setting: Setting
     old: float
@@ -56,7 +56,7 @@ class Change:
 @final
 @frozen
 class Proposal:
-    """All changes, and why."""
+    """All changes, and the reason."""
 
     changes: list[Change] = field(validator=max_len(2))
     reason: str = field(validator=max_len(60))
@@ -69,7 +69,7 @@ def values(text: str) -> dict[str, float]:
 
 
 def problems(proposal: Proposal, current: Mapping[str, float]) -> Iterator[str]:
-    """Tell all that is wrong with a proposal."""
+    """List every problem of a proposal."""
     if not 1 <= len(proposal.changes) <= len(BOUNDS):
         yield f"changes: must be 1 to {len(BOUNDS)}, not {len(proposal.changes)}"
     if len({change.setting for change in proposal.changes}) < len(proposal.changes):
@@ -84,48 +84,48 @@ def problems(proposal: Proposal, current: Mapping[str, float]) -> Iterator[str]:
 
 def checked_proposal(proposal: Proposal, current: Mapping[str, float]) -> Result[Proposal, LLMError]:
     """Accept a proposal, or refuse it with every problem."""
-    found = tuple(problems(proposal, current))
-    return Failure(SchemaMismatch(problems=found)) if found else Success(proposal)
+    errors = tuple(problems(proposal, current))
+    return Failure(SchemaMismatch(problems=errors)) if errors else Success(proposal)
 
 
 def changed(text: str, proposal: Proposal) -> str:
-    """Apply the changes to the lines they concern; comments and order stay."""
-    wanted: dict[str, float] = {change.setting: change.new for change in proposal.changes}
+    """Apply the changes to their lines; comments and order are kept."""
+    new_values: dict[str, float] = {change.setting: change.new for change in proposal.changes}
     lines, table = list[str](), ""
     for line in text.splitlines(keepends=True):
         table = line.strip("[]\n") if line.startswith("[") else table
         key = f"{table}.{line.partition(' =')[0]}"
-        lines.append(f"{line.partition(' =')[0]} = {wanted[key]}\n" if key in wanted else line)
+        lines.append(f"{line.partition(' =')[0]} = {new_values[key]}\n" if key in new_values else line)
     return "".join(lines)
 
 
-def question(wish: str, text: str) -> LLMRequest:
-    """Ask for a proposal."""
+def question(instruction: str, text: str) -> LLMRequest:
+    """Build the request for a proposal."""
     bounds = "\n".join(f"{name}: {least:g} to {most:g}" for name, (least, most) in BOUNDS.items())
     return LLMRequest(
         system=f"You change the configuration of a platform. It is now:\n{text}\nAllowed are:\n{bounds}",
-        prompt=f"{wish} Give the changes, with the old and the new value of each.",
+        prompt=f"{instruction} Give the changes, with the old and the new value of each.",
         task_type=TaskType.CONFIG_MANAGEMENT,
         preferences=Preferences(max_tokens=800, temperature=0.0, seed=7),
     )
 
 
 def proposed(request: LLMRequest, current: Mapping[str, float]) -> Effect[Proposal]:
-    """Ask, and check what comes."""
-    answer = generate_as(request, Proposal).map(lambda given: given.value)
+    """Ask for a proposal, and check it."""
+    answer = generate_as(request, Proposal).map(lambda typed: typed.value)
     return answer.bind_result(lambda proposal: checked_proposal(proposal, current))
 
 
 def with_problems(request: LLMRequest, error: LLMError) -> LLMRequest | None:
-    """The same question with what was wrong with the proposal; ``None`` for other errors."""
-    if not isinstance(error, SchemaMismatch) or error.raw:  # with a raw text, it was already asked for again
+    """Return the request with the problems of its proposal; ``None`` for other errors."""
+    if not isinstance(error, SchemaMismatch) or error.raw:  # with a raw text, it was already retried
         return None
     return evolve(request, prompt=f"{request.prompt} Mind that {'; '.join(error.problems)}.")
 
 
-def propose(wish: str, text: str) -> Effect[Proposal]:
-    """Have a change proposed; its problems go back once."""
-    request, current = question(wish, text), values(text)
+def propose(instruction: str, text: str) -> Effect[Proposal]:
+    """Ask for a proposal, and send its problems back once."""
+    request, current = question(instruction, text), values(text)
 
     def again(error: LLMError) -> Effect[Proposal]:
         corrected = with_problems(request, error)
@@ -135,7 +135,7 @@ def propose(wish: str, text: str) -> Effect[Proposal]:
 
 
 def outcome(text: str, result: Result[Proposal, LLMError]) -> Result[str, LLMError]:
-    """Show the accepted change as a diff, or say why it was refused; nothing is written."""
+    """Format an accepted change as a diff, or the reason of its refusal; no file is changed."""
     if is_successful(result):
         new = changed(text, result.unwrap())
         names = CONFIG.name, f"{CONFIG.name}, proposed"
@@ -146,9 +146,9 @@ def outcome(text: str, result: Result[Proposal, LLMError]) -> Result[str, LLMErr
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Propose a change of the example's configuration and show what would become of it."""
+    """Propose a change of the example's configuration, and show its result."""
     text = CONFIG.read_text(encoding="utf-8")
-    return outcome(text, await run(propose(WISH, text), env))
+    return outcome(text, await run(propose(REQUEST, text), env))
 
 
 async def live() -> Result[str, LLMError]:
@@ -158,5 +158,5 @@ async def live() -> Result[str, LLMError]:
 
 
 if __name__ == "__main__":
-    told = anyio.run(live)
-    print(told.unwrap()) if is_successful(told) else sys.exit(describe(told.failure()))
+    result = anyio.run(live)
+    print(result.unwrap()) if is_successful(result) else sys.exit(describe(result.failure()))

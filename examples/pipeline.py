@@ -1,4 +1,4 @@
-"""A pipeline of small steps: ask, parse, decide; a failed step falls back, and every error is a value."""
+"""A pipeline of small steps: ask, parse, decide; a failed step has a fallback, and every error is a value."""
 
 import re
 import sys
@@ -30,7 +30,7 @@ UNSURE = 5
 
 
 def severity_request(event: str) -> LLMRequest:
-    """Ask for a number only."""
+    """Build a request for a single number."""
     return LLMRequest(
         system="You rate incidents of servers. Answer with one number from 1 (harmless) to 9 (outage), nothing else.",
         prompt=event,
@@ -39,25 +39,25 @@ def severity_request(event: str) -> LLMRequest:
 
 
 def parse_severity(response: LLMResponse) -> Result[int, LLMError]:
-    """Read the first digit of the answer."""
-    found = re.search(r"[1-9]", response.content)
-    if found is None:
+    """Parse the first digit of the answer."""
+    digit = re.search(r"[1-9]", response.content)
+    if digit is None:
         return Failure(MalformedResponse(model=response.model, message=f"no number in {response.content!r}"))
-    return Success(int(found.group()))
+    return Success(int(digit.group()))
 
 
 def rate(event: str) -> Effect[int]:
-    """Rate an event; an answer without a number counts as unsure, any other error goes on."""
+    """Rate an event; an answer without a number counts as unsure, and any other error is returned."""
     return rescue(generate(severity_request(event)).bind_result(parse_severity), unsure)
 
 
 def unsure(error: LLMError) -> Effect[int]:
-    """Fall back to the middle of the scale where the model said something else."""
+    """Fall back to the middle of the scale if the answer could not be parsed."""
     return succeed(UNSURE) if isinstance(error, MalformedResponse) else fail(error)
 
 
 def advise(severity: int) -> Effect[str]:
-    """Choose what to do; harmless events cost no second call."""
+    """Choose what to do; harmless events need no second call."""
     if severity < UNSURE:
         return succeed(f"severity {severity}: keep an eye on it")
     question = LLMRequest(

@@ -1,7 +1,7 @@
-"""Ask one question and see who answered.
+"""Ask one question, and see which model answered.
 
-LM Studio answers if it runs; a key in OPENAI_API_KEY or CLAUDE_API_KEY adds GPT or Claude; on a bare machine the
-small model installed with the library answers, in this process.
+LM Studio answers if it runs; a key in OPENAI_API_KEY or CLAUDE_API_KEY adds GPT or Claude; without either, the small
+model installed with the library answers, in this process.
 """
 
 import sys
@@ -32,8 +32,8 @@ QUESTION = LLMRequest(
 
 
 def report(response: LLMResponse) -> str:
-    """Tell the answer, who gave it, what it took, and everything that was tried."""
-    tried = [f"  {each.model}: {each.outcome}, {each.latency_ms:.0f} ms" for each in response.attempts]
+    """Format the answer with its model, tokens, latency, cost and attempts."""
+    attempts = [f"  {each.model}: {each.outcome}, {each.latency_ms:.0f} ms" for each in response.attempts]
     return "\n".join(
         [
             response.content.strip(),
@@ -43,13 +43,13 @@ def report(response: LLMResponse) -> str:
             f"latency  {response.latency_ms:.0f} ms",
             f"cost     {response.cost}",
             "attempts",
-            *tried,
+            *attempts,
         ]
     )
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Answer the question with whatever the environment offers."""
+    """Answer the question with the models of the environment."""
     return (await run(generate(QUESTION), env)).map(report)
 
 

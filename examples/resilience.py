@@ -1,7 +1,7 @@
-"""Servers fail in every way; the answers come all the same, and each attempt is told.
+"""Servers fail in several ways; every question is answered all the same, and each attempt is shown.
 
-Two models stand on a loopback port of this program. The first one is out of order at first: it says that it has too
-much to do, resets a connection, answers, then breaks down for good, and the second one takes over.
+Two servers listen on loopback ports of this program. The first one reports an overload, resets a connection, answers,
+then fails for good, and the second one takes over.
 """
 
 import json
@@ -43,57 +43,57 @@ from llm_effects.config import RoutingConfig
 QUESTIONS = ("Why do disks fill up?", "Why do certificates expire?")
 
 Script: TypeAlias = Iterator[str]
-"""What a server does with its next request: the status and text of an answer, or nothing for a reset."""
+"""The responses of a server, in order: status and text, or an empty text for a connection reset."""
 
 
 def line(attempt: Attempt) -> str:
-    """Tell what became of an attempt."""
+    """Format an attempt."""
     after = f", after a wait of {attempt.wait_ms:.0f} ms" if attempt.wait_ms >= 1 else ""
     return f"  {attempt.model}: {attempt.outcome} in {attempt.latency_ms:.0f} ms{after}"
 
 
 def report(answer: LLMResponse) -> str:
-    """Tell every attempt behind an answer, and the answer."""
+    """Format an answer with its attempts."""
     return "\n".join((*map(line, answer.attempts), f"  {answer.model} answers: {answer.content.strip()}"))
 
 
-def ask_patiently(question: str) -> Effect[str]:
-    """Give every call ten seconds, and begin again twice if it fails in a way that may pass."""
+def ask_with_retries(question: str) -> Effect[str]:
+    """Limit each call to ten seconds, and retry it twice after a transient error."""
     call = timeout(10, generate(LLMRequest(prompt=question)))
     return retry(exponential(base=0.2) & up_to(2), call).map(lambda answer: f"{question}\n{report(answer)}")
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Ask one question after the other; the first error would end it."""
-    return (await run(gather(map(ask_patiently, QUESTIONS), limit=1), env)).map("\n".join)
+    """Ask one question after the other; an error would end the run."""
+    return (await run(gather(map(ask_with_retries, QUESTIONS), limit=1), env)).map("\n".join)
 
 
 def answer(status: str, text: str) -> bytes:
-    """Write what a server of OpenAI's protocol sends."""
+    """Build a response in OpenAI's protocol."""
     message = {"role": "assistant", "content": text}
-    told = {"choices": [{"index": 0, "finish_reason": "stop", "message": message}], "error": {"message": text}}
-    body = json.dumps({key: told[key] for key in (["choices"] if status == "200 OK" else ["error"])}).encode()
+    content = {"choices": [{"index": 0, "finish_reason": "stop", "message": message}], "error": {"message": text}}
+    body = json.dumps({key: content[key] for key in (["choices"] if status == "200 OK" else ["error"])}).encode()
     head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
     return f"{head}retry-after-ms: 100\r\nconnection: close\r\n\r\n".encode() + body
 
 
 async def behave(script: Script, client: SocketStream) -> None:
-    """Do the next thing of the script."""
+    """Send the next response of the script."""
     async with client:
-        asked = b""
-        while not asked.endswith(b"}"):
-            asked += await client.receive()
+        received = b""
+        while not received.endswith(b"}"):
+            received += await client.receive()
         status, _, text = next(script).partition(": ")
         if text:
             await client.send(answer(status, text))
         else:
             raw = client.extra(SocketAttribute.raw_socket)
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing it is a reset
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing sends a reset
 
 
 @asynccontextmanager
 async def serving(script: Script) -> AsyncGenerator[str]:
-    """Serve on a free port of this machine and give the address."""
+    """Listen on a free port of this machine, and return its URL."""
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, partial(behave, script))
@@ -103,11 +103,11 @@ async def serving(script: Script) -> AsyncGenerator[str]:
 
 FLAKY = ("503 Service Unavailable: too busy", "", "200 OK: They are full of logs.")
 BROKEN = "500 Internal Server Error: out of order"
-STEADY = "200 OK: Somebody forgot them."
+STEADY = "200 OK: The renewal failed."
 
 
 def config(flaky: str, steady: str) -> LLMConfig:
-    """Try the flaky server first, three times, then the steady one."""
+    """Configure the flaky server first, with two retries, then the steady one."""
     models = {"flaky": flaky, "steady": steady}
     return LLMConfig(
         models={name: ModelConfig(provider="llama-cpp", endpoint=url) for name, url in models.items()},
@@ -123,5 +123,5 @@ async def live() -> Result[str, LLMError]:
 
 
 if __name__ == "__main__":
-    found = anyio.run(live)
-    print(found.unwrap()) if is_successful(found) else sys.exit(describe(found.failure()))
+    result = anyio.run(live)
+    print(result.unwrap()) if is_successful(result) else sys.exit(describe(result.failure()))

@@ -1,4 +1,4 @@
-"""Watch an answer arrive: every token is printed when the model has made it."""
+"""Stream an answer: every token is printed when it is generated."""
 
 import sys
 
@@ -30,7 +30,7 @@ STORY = LLMRequest(
 
 
 async def show(event: StreamEvent) -> None:
-    """Print what an event brings; whatever is awaited here slows the model down."""
+    """Print an event; a slow sink slows the model down."""
     match event:
         case Started(model):
             print(f"[{model}] ", end="", flush=True)
@@ -45,7 +45,7 @@ async def show(event: StreamEvent) -> None:
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Stream the story to the terminal; the effect gives the whole answer as well."""
+    """Stream the story to the terminal; the effect also returns the whole answer."""
     return (await run(stream(STORY, show), env)).map(lambda response: f"finished: {response.finish_reason.value}")
 
 

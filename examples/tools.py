@@ -1,7 +1,7 @@
-"""A model that tidies up disks with tools, and must ask before it erases anything.
+"""A model that tidies up disks with tools, and needs an approval before it erases anything.
 
-The model in this process was never taught tools, so its words are held to a schema (``tools_by_schema``). A model that
-knows tools needs no ``onion``.
+The in-process model was not trained to call tools, so ``tools_by_schema`` makes it answer in a schema of calls. A model
+that supports tools needs no ``pipeline`` argument.
 """
 
 import sys
@@ -18,6 +18,7 @@ from llm_effects import (
     Preferences,
     ToolCall,
     describe,
+    effect,
     load_config,
     make_llm_manager,
     run,
@@ -25,7 +26,6 @@ from llm_effects import (
     tool,
     toolkit,
 )
-from llm_effects.effects.effect import effect
 from llm_effects.pipeline import standard_pipeline
 from llm_effects.tools import Approved, Refused, ToolEvent, ToolFinished, ToolLimits, ToolRun, Verdict, tools_by_schema
 
@@ -33,7 +33,7 @@ FREE = {"root": 41, "data": 3}
 
 
 def free_space(disk: Literal["root", "data"]) -> str:
-    """Tell how much of a disk is free.
+    """Return how much of a disk is free.
 
     Args:
         disk: which one
@@ -50,12 +50,12 @@ async def erase(disk: Literal["root", "data"]) -> str:
 
 
 async def approve(call: ToolCall) -> Verdict:
-    """Decide for the user: only the disk with the data may be touched."""
+    """Decide for the user: only the data disk may be erased."""
     return Approved() if "data" in call.arguments else Refused("the root disk is not yours to erase")
 
 
 async def show(event: ToolEvent) -> None:
-    """Tell every call as it ends."""
+    """Print every finished call."""
     if isinstance(event, ToolFinished):
         answer = event.answer
         print(f"[{event.step}] {answer.call.name} {answer.call.arguments}: {answer.result.content}")
@@ -71,13 +71,13 @@ QUESTION = LLMRequest(
 )
 
 
-def told(run: ToolRun) -> str:
-    """Tell how a run ended."""
+def summary(run: ToolRun) -> str:
+    """Format how a run ended."""
     return f"{run.end.value} after {len(run.steps)} steps: {run.response.content}"
 
 
 async def main(env: LLMEnv) -> Result[str, LLMError]:
-    """Let the model work in at most two steps, of which the last is its answer."""
+    """Run the model for at most two steps; the last one is its answer."""
     session = run_tools(
         QUESTION,
         TOOLS,
@@ -87,7 +87,7 @@ async def main(env: LLMEnv) -> Result[str, LLMError]:
         on_event=show,
         pipeline=tools_by_schema(standard_pipeline),
     )
-    return await run(session.map(told), env)
+    return await run(session.map(summary), env)
 
 
 async def live() -> Result[str, LLMError]:
@@ -100,5 +100,5 @@ async def live() -> Result[str, LLMError]:
 
 
 if __name__ == "__main__":
-    found = anyio.run(live)
-    print(found.unwrap()) if is_successful(found) else sys.exit(describe(found.failure()))
+    result = anyio.run(live)
+    print(result.unwrap()) if is_successful(result) else sys.exit(describe(result.failure()))

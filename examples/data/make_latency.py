@@ -1,6 +1,6 @@
-"""Make latency.csv: two days of a service's p99 latency (milliseconds, every 5 minutes), with four known anomalies.
+"""Generate latency.csv: two days of a service's p99 latency (milliseconds, every 5 minutes), with four anomalies.
 
-Run it to write the file anew: the same seed gives the same bytes.
+Run it to write the file again: the same seed gives the same bytes.
 """
 
 import math
@@ -11,14 +11,14 @@ from pathlib import Path
 SEED = 20_260_101
 POINTS = 576
 ANOMALIES = {"spike": (100, 104), "shift": (230, 250), "drop": (380, 384), "outage": (500, 510)}
-"""The first and the last point of each, both within it."""
+"""The first and the last point of each anomaly."""
 
 FACTORS = {"spike": 4.0, "shift": 1.9, "drop": 0.2, "outage": 8.0}
 
 
 def latencies() -> Iterator[float]:
-    """Give the points: a daily wave, some noise, and the anomalies."""
-    noise = random.Random(SEED)  # noqa: S311 - noise, no secret
+    """Return the points: a daily wave, some noise, and the anomalies."""
+    noise = random.Random(SEED)  # noqa: S311 - not a secret
     for point in range(POINTS):
         usual = 120 + 30 * math.sin(2 * math.pi * point / 288) + noise.gauss(0, 4)
         kinds = (kind for kind, (first, last) in ANOMALIES.items() if first <= point <= last)
@@ -26,7 +26,7 @@ def latencies() -> Iterator[float]:
 
 
 def table() -> str:
-    """Give the whole file."""
+    """Return the contents of the file."""
     return "minute,p99_ms\n" + "".join(f"{5 * point},{value}\n" for point, value in enumerate(latencies()))
 
 

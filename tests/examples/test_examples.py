@@ -28,7 +28,7 @@ Main = Callable[[LLMEnv], Awaitable[Result[str, LLMError]]]
 JUDGEMENT = '{"severity": "high", "likely_cause": "deployment", "summary": "All slow."}'
 DESIGN = """{"heading": "All services", "first_field": "service", "service": "plain", "p99_ms": "milliseconds",
     "error_rate": "percent", "healthy": "badge"}"""
-PROPOSAL = '{"changes": [{"setting": "alerts.p99_ms", "old": 250, "new": 200}], "reason": "as wished"}'
+PROPOSAL = '{"changes": [{"setting": "alerts.p99_ms", "old": 250, "new": 200}], "reason": "as requested"}'
 
 SCRIPTS: dict[str, tuple[tuple[Reply, ...], str]] = {
     "quickstart": (("The disk is full.",), "The disk is full."),
@@ -40,8 +40,8 @@ SCRIPTS: dict[str, tuple[tuple[Reply, ...], str]] = {
     "caching": (("They fill with logs.",), "They fill with logs."),
     "batch": (("It keeps things.",), "a timeout: It keeps things."),
     "resilience": (
-        (ModelUnavailable(retry_after=0.01), "They are full of logs.", "Somebody forgot them."),
-        "Somebody forgot them.",
+        (ModelUnavailable(retry_after=0.01), "They are full of logs.", "The renewal failed."),
+        "The renewal failed.",
     ),
     "tools": (
         (
@@ -105,9 +105,7 @@ def unconfigured() -> dict[str, str]:
 def test_an_example_runs_with_the_in_process_model(name: str) -> None:
     pytest.importorskip("xllamacpp", reason="the engine is missing: pip install 'llm-effects[local]'")
     command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")]
-    done = subprocess.run(
-        command, env=unconfigured(), capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run(command, env=unconfigured(), capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "smollm2" in done.stdout or name not in {"quickstart", "health"}
     assert done.stdout.strip()

@@ -74,7 +74,7 @@ async def test_an_invalid_design_goes_back_to_the_model(component: ModuleType) -
     [
         ('from "react";', 'from "left-pad";', "imports left-pad"),
         ("  healthy: boolean;\n", "", "has the props"),
-        ("row.healthy", "row.health", "uses row.health, which is no prop"),
+        ("row.healthy", "row.health", "uses row.health, which is not a prop"),
         ("</h2>", "</h3>", "closes h3, which is not open"),
         ("</section>", "", "leaves section open"),
         ("{rows.map(", "rows.map(", "has braces that do not match"),
@@ -89,7 +89,7 @@ def test_a_broken_component_is_refused(component: ModuleType, old: str, new: str
 
 def proposal(*changes: tuple[str, float, float]) -> str:
     listed = [dict(zip(("setting", "old", "new"), change, strict=True)) for change in changes]
-    return json.dumps({"changes": listed, "reason": "as wished"})
+    return json.dumps({"changes": listed, "reason": "as requested"})
 
 
 async def test_an_accepted_change_is_shown_as_a_diff(config: ModuleType) -> None:
