@@ -1,4 +1,4 @@
-"""The laws that ``returns`` states for its containers, for effects made by our own words."""
+"""The laws that ``returns`` states for its containers, checked for our effects."""
 
 from returns.context import RequiresContextFutureResult
 from returns.contrib.hypothesis.laws import check_all_laws

@@ -1,4 +1,4 @@
-"""The laws of ``Effect``: what makes it safe to move its parts about."""
+"""The monad laws of ``Effect``, which make refactoring safe."""
 
 from collections.abc import Callable
 
@@ -14,71 +14,71 @@ EFFECTS = effects(NUMBERS)
 ENV = scripted_env()
 
 
-def same(first: Effect[int], second: Effect[int]) -> None:
-    """Both effects end alike in the same environment."""
+def assert_same(first: Effect[int], second: Effect[int]) -> None:
+    """Assert that both effects have the same result in one environment."""
     assert_equal(first, second, deps=ENV)
 
 
 @given(NUMBERS, steps())
 def test_then_after_succeed_is_the_step(value: int, step: Step) -> None:
-    same(then(succeed(value), step), step(value))
+    assert_same(then(succeed(value), step), step(value))
 
 
 @given(EFFECTS)
 def test_then_succeed_changes_nothing(first: Effect[int]) -> None:
-    same(then(first, succeed), first)
+    assert_same(then(first, succeed), first)
 
 
 @given(EFFECTS, steps(), steps())
-def test_then_may_be_grouped_either_way(first: Effect[int], step: Step, last: Step) -> None:
-    same(then(then(first, step), last), then(first, lambda value: then(step(value), last)))
+def test_then_is_associative(first: Effect[int], step: Step, last: Step) -> None:
+    assert_same(then(then(first, step), last), then(first, lambda value: then(step(value), last)))
 
 
 @given(ERRORS, handlers())
 def test_rescue_after_fail_is_the_handler(error: LLMError, handle: Handler) -> None:
-    same(rescue(fail(error), handle), handle(error))
+    assert_same(rescue(fail(error), handle), handle(error))
 
 
 @given(EFFECTS)
 def test_rescue_fail_changes_nothing(first: Effect[int]) -> None:
-    same(rescue(first, fail), first)
+    assert_same(rescue(first, fail), first)
 
 
 @given(EFFECTS, handlers(), handlers())
-def test_rescue_may_be_grouped_either_way(first: Effect[int], handle: Handler, last: Handler) -> None:
-    same(rescue(rescue(first, handle), last), rescue(first, lambda error: rescue(handle(error), last)))
+def test_rescue_is_associative(first: Effect[int], handle: Handler, last: Handler) -> None:
+    assert_same(rescue(rescue(first, handle), last), rescue(first, lambda error: rescue(handle(error), last)))
 
 
 @given(ERRORS, steps())
-def test_an_error_passes_by_then(error: LLMError, step: Step) -> None:
-    same(then(fail(error), step), fail(error))
+def test_then_skips_an_error(error: LLMError, step: Step) -> None:
+    assert_same(then(fail(error), step), fail(error))
 
 
 @given(NUMBERS, handlers())
-def test_a_value_passes_by_rescue(value: int, handle: Handler) -> None:
-    same(rescue(succeed(value), handle), succeed(value))
+def test_rescue_skips_a_value(value: int, handle: Handler) -> None:
+    assert_same(rescue(succeed(value), handle), succeed(value))
 
 
 @given(EFFECTS, steps())
 def test_then_is_bind(first: Effect[int], step: Step) -> None:
-    same(then(first, step), first.bind(step))
+    assert_same(then(first, step), first.bind(step))
 
 
 @given(EFFECTS, handlers())
 def test_rescue_is_lash(first: Effect[int], handle: Handler) -> None:
-    same(rescue(first, handle), first.lash(handle))
+    assert_same(rescue(first, handle), first.lash(handle))
 
 
 @given(EFFECTS)
 def test_map_of_identity_changes_nothing(first: Effect[int]) -> None:
-    same(first.map(lambda value: value), first)
+    assert_same(first.map(lambda value: value), first)
 
 
 @given(EFFECTS, functions(), functions())
 def test_map_composes(first: Effect[int], inner: Callable[[int], int], outer: Callable[[int], int]) -> None:
-    same(first.map(inner).map(outer), first.map(lambda value: outer(inner(value))))
+    assert_same(first.map(inner).map(outer), first.map(lambda value: outer(inner(value))))
 
 
 @given(EFFECTS, functions())
 def test_map_is_then_succeed(first: Effect[int], function: Callable[[int], int]) -> None:
-    same(first.map(function), then(first, lambda value: succeed(function(value))))
+    assert_same(first.map(function), then(first, lambda value: succeed(function(value))))

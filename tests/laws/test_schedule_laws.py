@@ -1,4 +1,4 @@
-"""The algebra of schedules: with "stop" as an endless pause, ``&`` is the longer and ``|`` the shorter: a lattice."""
+"""The lattice of schedules: with "stop" as an infinite pause, ``&`` is the maximum and ``|`` the minimum."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,29 +11,29 @@ AT_ONCE = within(float("inf"))
 
 
 @given(SCHEDULES, SCHEDULES, STEPS)
-def test_the_order_of_two_does_not_matter(a: Schedule, b: Schedule, step: Step) -> None:
+def test_both_operators_are_commutative(a: Schedule, b: Schedule, step: Step) -> None:
     assert (a & b).pause(step) == (b & a).pause(step)
     assert (a | b).pause(step) == (b | a).pause(step)
 
 
 @given(SCHEDULES, SCHEDULES, SCHEDULES, STEPS)
-def test_three_may_be_grouped_either_way(a: Schedule, b: Schedule, c: Schedule, step: Step) -> None:
+def test_both_operators_are_associative(a: Schedule, b: Schedule, c: Schedule, step: Step) -> None:
     assert ((a & b) & c).pause(step) == (a & (b & c)).pause(step)
     assert ((a | b) | c).pause(step) == (a | (b | c)).pause(step)
 
 
 @given(SCHEDULES, STEPS)
-def test_one_with_itself_is_itself(a: Schedule, step: Step) -> None:
+def test_both_operators_are_idempotent(a: Schedule, step: Step) -> None:
     assert (a & a).pause(step) == (a | a).pause(step) == a.pause(step)
 
 
 @given(SCHEDULES, SCHEDULES, STEPS)
-def test_each_absorbs_the_other(a: Schedule, b: Schedule, step: Step) -> None:
+def test_each_operator_absorbs_the_other(a: Schedule, b: Schedule, step: Step) -> None:
     assert (a & (a | b)).pause(step) == (a | (a & b)).pause(step) == a.pause(step)
 
 
 @given(SCHEDULES, SCHEDULES, SCHEDULES, STEPS)
-def test_each_spreads_over_the_other(a: Schedule, b: Schedule, c: Schedule, step: Step) -> None:
+def test_each_operator_distributes_over_the_other(a: Schedule, b: Schedule, c: Schedule, step: Step) -> None:
     assert (a & (b | c)).pause(step) == ((a & b) | (a & c)).pause(step)
     assert (a | (b & c)).pause(step) == ((a | b) & (a | c)).pause(step)
 
@@ -46,12 +46,12 @@ def test_never_and_at_once_are_the_bounds(a: Schedule, step: Step) -> None:
 
 
 @given(st.integers(0, 20), st.integers(0, 20), STEPS)
-def test_counts_combine_to_the_smaller_or_the_larger(n: int, m: int, step: Step) -> None:
+def test_retry_counts_combine_to_minimum_and_maximum(n: int, m: int, step: Step) -> None:
     assert (up_to(n) & up_to(m)).pause(step) == up_to(min(n, m)).pause(step)
     assert (up_to(n) | up_to(m)).pause(step) == up_to(max(n, m)).pause(step)
 
 
 @given(st.floats(0, 1e4), st.floats(0, 1e4), STEPS)
-def test_times_combine_to_the_shorter_or_the_longer(near: float, far: float, step: Step) -> None:
+def test_windows_combine_to_minimum_and_maximum(near: float, far: float, step: Step) -> None:
     assert (within(near) & within(far)).pause(step) == within(min(near, far)).pause(step)
     assert (within(near) | within(far)).pause(step) == within(max(near, far)).pause(step)

@@ -1,3 +1,3 @@
-"""Files for pyright hold mistakes on purpose: they are read, never imported."""
+"""The files for pyright contain deliberate mistakes: they are checked, never imported."""
 
 collect_ignore_glob = ["pyright_*.py"]

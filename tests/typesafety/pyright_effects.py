@@ -1,7 +1,7 @@
 # pyright: strict
-"""What pyright makes of the words of ``llm_effects.effects``; ``test_pyright.py`` reads this file, nothing runs it.
+"""The types of ``llm_effects.effects`` for pyright; ``test_pyright.py`` checks this file, and nothing runs it.
 
-``assert_type`` demands the exact type. A line that bears ``# rejected`` must be an error, and no other line may be one.
+``assert_type`` requires the exact type. A line marked ``# rejected`` must be an error, and no other line may be one.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator

@@ -1,4 +1,4 @@
-"""What a user may rely on when building and running effects."""
+"""Building and running effects: laziness, repetition, errors, exceptions and cancellation."""
 
 import anyio
 import attrs
@@ -20,7 +20,7 @@ LATE = RequestTimeout(timeout_ms=5)
 
 
 def counted() -> tuple[Effect[int], list[int]]:
-    """An effect that gives the number of its run, and the list of its runs."""
+    """Return an effect that returns the number of its run, and the list of its runs."""
     runs: list[int] = []
 
     async def run(_: LLMEnv) -> Result[int, LLMError]:
@@ -31,7 +31,7 @@ def counted() -> tuple[Effect[int], list[int]]:
     return effect(run), runs
 
 
-async def test_an_effect_does_nothing_until_it_is_awaited_with_an_env() -> None:
+async def test_an_effect_does_nothing_until_it_is_run() -> None:
     count, runs = counted()
     chain = rescue(then(count.map(lambda run: run + 1), succeed), fail)
     assert runs == []
@@ -39,68 +39,68 @@ async def test_an_effect_does_nothing_until_it_is_awaited_with_an_env() -> None:
     assert runs == [1]
 
 
-async def test_every_run_of_an_effect_does_its_work_again() -> None:
+async def test_every_run_of_an_effect_repeats_its_work() -> None:
     count, runs = counted()
     chain = then(count, lambda run: succeed(run * 10))
     assert [await run(chain, ENV) for _ in range(3)] == [Success(10), Success(20), Success(30)]
     assert runs == [1, 2, 3]
 
 
-async def test_one_effect_can_run_many_times_at_once() -> None:
+async def test_one_effect_can_run_many_times_concurrently() -> None:
     count, runs = counted()
-    ended: list[Result[int, LLMError]] = []
+    results: list[Result[int, LLMError]] = []
 
     async def once() -> None:
-        ended.append(await run(count, ENV))
+        results.append(await run(count, ENV))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(5):
             tasks.start_soon(once)
-    assert len(ended) == len(runs) == 5
+    assert len(results) == len(runs) == 5
 
 
-async def test_a_dropped_effect_leaves_nothing_behind() -> None:
+async def test_an_unused_effect_does_nothing() -> None:
     count, runs = counted()
-    then(count, succeed)  # a value like any other: no coroutine was made, so none is lost
+    then(count, succeed)  # no coroutine was created, so none is left unawaited
     assert runs == []
 
 
 @given(value=NUMBERS, error=ERRORS)
-async def test_what_goes_in_comes_out(value: int, error: LLMError) -> None:
+async def test_succeed_fail_and_from_result_return_their_argument(value: int, error: LLMError) -> None:
     assert await run(succeed(value), ENV) == await run(from_result(Success(value)), ENV) == Success(value)
     assert await run(fail(error), ENV) == await run(from_result(Failure(error)), ENV) == Failure(error)
 
 
-async def test_ask_reads_the_env_it_is_given() -> None:
+async def test_from_env_reads_the_environment_of_the_run() -> None:
     drawn = from_env(lambda env: env.draw())
     assert await run(drawn, attrs.evolve(ENV, draw=lambda: 0.25)) == Success(0.25)
     assert await run(drawn, attrs.evolve(ENV, draw=lambda: 0.75)) == Success(0.75)
 
 
-async def test_all_steps_get_the_same_env() -> None:
+async def test_all_steps_get_the_same_environment() -> None:
     seen: list[LLMEnv] = []
 
     async def look(env: LLMEnv) -> Result[int, LLMError]:
         seen.append(env)
         return Failure(LATE) if len(seen) == 2 else Success(len(seen))
 
-    looked = effect(look)
-    assert await run(rescue(then(looked, lambda _: looked), lambda _: looked), ENV) == Success(3)
+    looking = effect(look)
+    assert await run(rescue(then(looking, lambda _: looking), lambda _: looking), ENV) == Success(3)
     assert all(env is ENV for env in seen)
 
 
-async def test_an_error_stops_the_steps_after_it() -> None:
+async def test_an_error_skips_later_steps() -> None:
     count, runs = counted()
     assert await run(then(then(fail(LATE), lambda _: count), lambda _: count), ENV) == Failure(LATE)
     assert runs == []
 
 
-async def test_a_handler_may_fail_in_its_own_way() -> None:
+async def test_a_handler_may_fail_with_another_error() -> None:
     refused = NetworkError(phase="refused")
     assert await run(rescue(fail(LATE), lambda _: fail(refused)), ENV) == Failure(refused)
 
 
-async def test_a_result_joins_the_chain() -> None:
+async def test_bind_result_continues_with_a_result() -> None:
     blank = InvalidRequest(message="prompt: blank")
 
     def positive(value: int) -> Result[int, LLMError]:
@@ -110,7 +110,7 @@ async def test_a_result_joins_the_chain() -> None:
     assert await run(succeed(0).bind_result(positive), ENV) == Failure(blank)
 
 
-async def test_a_bug_stays_an_exception() -> None:
+async def test_an_exception_is_not_an_error_value() -> None:
     def divide(value: int) -> Effect[float]:
         return succeed(1 / value)
 
@@ -118,7 +118,7 @@ async def test_a_bug_stays_an_exception() -> None:
         await run(rescue(then(succeed(0), divide), lambda _: succeed(0.0)), ENV)
 
 
-async def test_cancellation_passes_through() -> None:
+async def test_cancellation_is_not_rescued() -> None:
     async def forever(_: LLMEnv) -> Result[int, LLMError]:
         await anyio.sleep_forever()
         return Success(1)
@@ -128,7 +128,7 @@ async def test_cancellation_passes_through() -> None:
     assert scope.cancelled_caught
 
 
-async def test_an_effect_runs_in_a_larger_env_of_the_user() -> None:
+async def test_an_effect_runs_in_a_larger_environment_of_the_user() -> None:
     @attrs.frozen
     class App:
         llm: LLMEnv
@@ -141,7 +141,7 @@ async def test_an_effect_runs_in_a_larger_env_of_the_user() -> None:
     assert await drawn(App(ENV, "shop")) == IOSuccess(ENV.draw())
 
 
-async def test_many_steps_are_a_loop_inside_one_effect() -> None:
+async def test_a_loop_inside_one_effect_has_no_depth_limit() -> None:
     async def climb(env: LLMEnv) -> Result[int, LLMError]:
         total = 0
         for step in range(1_000):
