@@ -1,4 +1,4 @@
-"""A short run of the benchmarks: ``python -m tests.benchmarks``. Ratios only; the machine is whatever it is."""
+"""A short run of the benchmarks: ``python -m tests.benchmarks``. Only ratios count; absolute times vary by machine."""
 
 import anyio
 

@@ -1,6 +1,6 @@
-"""A hit in each store against a bare loopback call, and its growth, in one run: ``python -m tests.benchmarks.cache``.
+"""Cache hits in each store against a bare loopback call, by size: ``python -m tests.benchmarks.cache``.
 
-Redis is measured where ``redis-server`` is installed.
+Redis is measured if ``redis-server`` is installed.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from llm_effects.values.serialization import Entry, dump_entry
 from tests.benchmarks.stub import stub
 from tests.benchmarks.transport import PLAIN, QUESTION, alternating
 
-HELD = (100, 10_000, 100_000)
+SIZES = (100, 10_000, 100_000)
 
 
 @contextmanager
@@ -40,12 +40,12 @@ def redis() -> Iterator[str | None]:
         server.kill()
 
 
-async def hits(url: str, held: int, rounds: int) -> None:
+async def measure_hits(url: str, size: int, rounds: int) -> None:
     with stub() as base:
         model = ModelConfig(provider="openai-compatible", model="stub", endpoint=base, api_key="sk-benchmark")
         config = LLMConfig(models={"stub": model}, cache=CacheConfig(url=url, max_size=200_000))
         async with httpx.AsyncClient() as client, open_env(config) as env:
-            for number in range(held):
+            for number in range(size):
                 await env.cache.put(f"{number:064x}", dump_entry(Entry(response=answer("x"))), None)
 
             async def bare() -> object:
@@ -56,16 +56,16 @@ async def hits(url: str, held: int, rounds: int) -> None:
 
             bare_us, hit_us = await alternating(rounds, bare, ours)
             store = url.partition(":")[0]
-            print(f"{store:7} {held:7} entries: a hit {hit_us:.0f} us, {hit_us / bare_us:.3f} x bare httpx")
+            print(f"{store:7} {size:7} entries: a hit {hit_us:.0f} us, {hit_us / bare_us:.3f} x bare httpx")
 
 
-async def main(held: tuple[int, ...] = HELD, rounds: int = 300) -> None:
+async def main(sizes: tuple[int, ...] = SIZES, rounds: int = 300) -> None:
     with tempfile.TemporaryDirectory() as folder, redis() as server:
-        for entries in held:
-            await hits("memory://", entries, rounds)
-            await hits(f"sqlite:///{Path(folder) / str(entries)}.db", entries, rounds)
+        for size in sizes:
+            await measure_hits("memory://", size, rounds)
+            await measure_hits(f"sqlite:///{Path(folder) / str(size)}.db", size, rounds)
             if server is not None:
-                await hits(server, entries, rounds)
+                await measure_hits(server, size, rounds)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How a turn and a look at the newest turns grow: ``python -m tests.benchmarks.conversations [MESSAGES]``.
+"""The time of turns and loads as conversations grow: ``python -m tests.benchmarks.conversations [MESSAGES]``.
 
-For each store: a turn (begin and finish, with a question and an answer) and a load of the newest five turns, against
-the length of the conversation, up to 10,000 messages, and against all that the store holds, up to MESSAGES (1,000,000;
-in memory 100,000). The time that nine of ten samples take at least, since the machine may be busy; what counts is the
-ratio of the last to the first. Postgres is measured where it is installed.
+For each store: a turn (begin and finish, with a question and an answer) and a load of the newest five turns, by the
+length of the conversation, up to 10,000 messages, and by the size of the store, up to MESSAGES (1,000,000; in memory
+100,000). The figures are the first decile of the samples, since the machine may be busy; what counts is the ratio of
+the last to the first. Postgres is measured if it is installed.
 """
 
 import statistics
@@ -40,7 +40,7 @@ SAMPLES: Final = 40
 
 
 def whole_turns(count: int) -> tuple[Turn, ...]:
-    """Finished turns of two messages each."""
+    """Build finished turns of two messages each."""
     turns = (new_turn(TEXT) for _ in range(count))
     return tuple(
         evolve(turn, state=TurnState.FINISHED, messages=(*turn.messages, new_message(TEXT, "assistant")))
@@ -48,8 +48,8 @@ def whole_turns(count: int) -> tuple[Turn, ...]:
     )
 
 
-async def grown(chat: Chat, messages: int) -> None:
-    """Bring a conversation to so many messages."""
+async def grow(chat: Chat, messages: int) -> None:
+    """Append turns until a conversation has this many messages."""
     conversation = (await chat.read(0)).conversation
     missing = messages // 2 - conversation.turns
     while missing > 0:
@@ -59,20 +59,20 @@ async def grown(chat: Chat, messages: int) -> None:
         missing = messages // 2 - conversation.turns
 
 
-async def filled(store: Conversations, conversations: int) -> None:
-    """Add conversations of 1,000 messages, of ten owners; a database copies one of them."""
+async def fill(store: Conversations, conversations: int) -> None:
+    """Add conversations of 1,000 messages for ten owners; in a database, by copying one of them."""
     if isinstance(store, SqlConversations) and conversations:
         chat = await Chat(store).start()
-        await grown(chat, 1_000)
+        await grow(chat, 1_000)
         for first in range(0, conversations, 20):
             batch = range(first, min(first + 20, conversations))
-            await value_of(store.database.write("copy", partial(copied, conversation_id=chat.id, copies=batch)))
+            await value_of(store.database.write("copy", partial(copy, conversation_id=chat.id, copies=batch)))
         return
     for number in range(conversations):
-        await grown(await Chat(store, owner=f"owner {number % 10}").start(), 1_000)
+        await grow(await Chat(store, owner=f"owner {number % 10}").start(), 1_000)
 
 
-KEYS: Final = count(10_000_000, 10)  # apart from those that a database gives
+KEYS: Final = count(10_000_000, 10)  # distinct from those that the database assigns
 
 COPIES: Final = (
     """INSERT INTO llm_conversations SELECT :new, :owner, :id, version, turns, updated_at, last_model, document
@@ -83,7 +83,7 @@ COPIES: Final = (
 )
 
 
-def copied(connection: Connection, conversation_id: str, copies: range) -> Result[None, LLMError]:
+def copy(connection: Connection, conversation_id: str, copies: range) -> Result[None, LLMError]:
     key = connection.execute(
         text("SELECT key FROM llm_conversations WHERE id = :id"), {"id": conversation_id}
     ).scalar_one()
@@ -95,17 +95,17 @@ def copied(connection: Connection, conversation_id: str, copies: range) -> Resul
 
 
 async def timed(work: Callable[[], Awaitable[object]]) -> float:
-    """The time of some work, in milliseconds."""
+    """Return the time of some work, in milliseconds."""
     times = []
     for _ in range(SAMPLES):
-        began = time.perf_counter()
+        started = time.perf_counter()
         await work()
-        times.append((time.perf_counter() - began) * 1000)
+        times.append((time.perf_counter() - started) * 1000)
     return statistics.quantiles(times, n=10)[0]
 
 
-async def measured(chat: Chat) -> tuple[float, float]:
-    """A turn and a load of a conversation, as it is now."""
+async def measure(chat: Chat) -> tuple[float, float]:
+    """Measure a turn and a load of a conversation."""
     version = await chat.version()
 
     async def turn() -> None:
@@ -117,7 +117,7 @@ async def measured(chat: Chat) -> tuple[float, float]:
     return await timed(turn), await timed(lambda: chat.read(NEWEST))
 
 
-def told(name: str, unit: str, figures: dict[int, tuple[float, float]]) -> None:
+def report(name: str, unit: str, figures: dict[int, tuple[float, float]]) -> None:
     first, last = (figures[each] for each in (min(figures), max(figures)))
     for place, what in enumerate(("a turn", f"newest {NEWEST} turns")):
         row = "  ".join(f"{size:,}: {figure[place]:.2f} ms" for size, figure in figures.items())
@@ -126,21 +126,21 @@ def told(name: str, unit: str, figures: dict[int, tuple[float, float]]) -> None:
 
 async def compare(name: str, url: str, largest: int) -> None:
     store = opened(url)
-    await measured(await Chat(store).start())  # what is done once is not counted
+    await measure(await Chat(store).start())  # to exclude one-time costs
     lengths = {}
     for length in LENGTHS:
         chat = await Chat(store).start()
-        await grown(chat, length)
-        lengths[length] = await measured(chat)
-    told(name, "messages in it", lengths)
-    sizes, there = {}, sum(LENGTHS)
+        await grow(chat, length)
+        lengths[length] = await measure(chat)
+    report(name, "messages in it", lengths)
+    sizes, stored = {}, sum(LENGTHS)
     for size in (each for each in SIZES if each <= (largest if name != "memory" else 100_000)):
-        await filled(store, max(0, size - there) // 1_000)
-        there = max(there, size)
+        await fill(store, max(0, size - stored) // 1_000)
+        stored = max(stored, size)
         chat = await Chat(store).start()
-        await grown(chat, 100)
-        sizes[there] = await measured(chat)
-    told(name, "messages in all", sizes)
+        await grow(chat, 100)
+        sizes[stored] = await measure(chat)
+    report(name, "messages in all", sizes)
     await store.aclose()
 
 

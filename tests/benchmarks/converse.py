@@ -1,4 +1,4 @@
-"""What a stored turn costs over a plain call, and its growth, in one run: ``python -m tests.benchmarks.converse``.
+"""The cost of a stored turn against a plain call, by length: ``python -m tests.benchmarks.converse``.
 
 The model answers at once, so all of the time is the library's and the store's. Calls alternate; figures are medians.
 """
@@ -28,16 +28,16 @@ from llm_effects.stores.conversations.memory import MemoryConversations
 from tests.benchmarks.transport import alternating
 from tests.fixtures.storages import open_conversations
 
-HELD = (0, 100, 10_000)
-SAID = tuple(Message(role, "word " * 20) for _ in range(5) for role in ("user", "assistant"))
+LENGTHS = (0, 100, 10_000)
+EXCHANGE = tuple(Message(role, "word " * 20) for role in ("user", "assistant"))
 MODEL = ModelConfig(provider="lm-studio", model="m", context_length=4096)
 
 
-async def held(env: LLMEnv, turns: int) -> None:
-    """Make a conversation with so many exchanges before."""
+async def start_with(env: LLMEnv, turns: int) -> None:
+    """Start a conversation with this many earlier turns."""
     (await run(start_conversation("c"), env)).unwrap()
     for _ in range(turns):
-        (await run(append_messages("c", SAID[:2]), env)).unwrap()
+        (await run(append_messages("c", EXCHANGE), env)).unwrap()
 
 
 async def one_turn(url: str, turns: int, rounds: int) -> float:
@@ -45,7 +45,7 @@ async def one_turn(url: str, turns: int, rounds: int) -> float:
     store = open_conversations(config.storage, MemoryConversations()).unwrap()
     ids = (f"id-{number}" for number in count())
     env = evolve(scripted_env("word " * 20, config=config), conversations=store, new_id=lambda: next(ids))
-    await held(env, turns)
+    await start_with(env, turns)
     questions = (f"question {number}" for number in count())
 
     async def plain() -> object:
@@ -60,7 +60,7 @@ async def one_turn(url: str, turns: int, rounds: int) -> float:
     return stored_us
 
 
-async def main(turns: tuple[int, ...] = HELD, rounds: int = 200) -> None:
+async def main(turns: tuple[int, ...] = LENGTHS, rounds: int = 200) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in turns:
             await one_turn("memory://", number, rounds)

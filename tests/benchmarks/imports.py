@@ -1,4 +1,4 @@
-"""The import of the package against that of its foundations: ``python -m tests.benchmarks.imports``."""
+"""The import time of the package against that of its dependencies: ``python -m tests.benchmarks.imports``."""
 
 import statistics
 import subprocess
@@ -7,9 +7,9 @@ import time
 
 
 def seconds(program: str) -> float:
-    began = time.perf_counter()
+    started = time.perf_counter()
     subprocess.run([sys.executable, "-c", program], check=True)
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def compare(rounds: int = 7) -> None:

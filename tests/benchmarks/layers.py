@@ -1,6 +1,6 @@
 """One call through every layer against bare httpx, in one run: ``python -m tests.benchmarks.layers``.
 
-Calls alternate, so that both meet the same machine; the figures are medians and their ratio.
+Calls alternate, so that both run under the same load; the figures are medians and their ratio.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from tests.benchmarks.transport import PLAIN, QUESTION, alternating
 
 
 def questions() -> Iterator[LLMRequest]:
-    """Give questions that are all different, so that the cache is looked up and filled but never answers."""
-    wanted = Preferences(max_tokens=100, temperature=0.2)
-    return (LLMRequest(prompt=f"Why is the sky blue? ({number})", preferences=wanted) for number in count())
+    """Generate distinct questions, so that the cache is read and written but never hit."""
+    preferences = Preferences(max_tokens=100, temperature=0.2)
+    return (LLMRequest(prompt=f"Why is the sky blue? ({number})", preferences=preferences) for number in count())
 
 
 async def one_call(rounds: int = 1000) -> None:
@@ -28,10 +28,10 @@ async def one_call(rounds: int = 1000) -> None:
             async def bare() -> object:
                 return (await client.post(f"{base}/chat/completions", json=QUESTION, headers=PLAIN)).json()
 
-            asked = questions()
+            requests = questions()
 
             async def ours() -> object:
-                return (await run(generate(next(asked)), env)).unwrap()
+                return (await run(generate(next(requests)), env)).unwrap()
 
             httpx_us, ours_us = await alternating(rounds, bare, ours)
             ratio = ours_us / httpx_us

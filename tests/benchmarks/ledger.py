@@ -1,8 +1,8 @@
-"""What the ledger and budgets cost a call, and how that grows: ``python -m tests.benchmarks.ledger [ROWS]``.
+"""The cost of the ledger and of budgets per call, and its growth: ``python -m tests.benchmarks.ledger [ROWS]``.
 
-Calls of a scripted model alternate between environments, in runs of a hundred. The figures are microseconds a call: the
-median of single calls, and the mean of all, which has the writing of the batches in it. Then the same is measured on
-a SQLite file that holds so many rows, a tenth as many of them accounts of budgets, and a report is made of it.
+Calls of a scripted model alternate between environments, in runs of a hundred. The figures are microseconds per call:
+the median of single calls, and the mean of all, which includes writing the batches. Then the same is measured on a
+SQLite file with ROWS rows and a tenth as many budget accounts, and a usage report is made of it.
 """
 
 import sqlite3
@@ -39,7 +39,7 @@ from llm_effects.testing import scripted
 from llm_effects.values.errors import LLMError
 from llm_effects.values.records import LedgerRow
 
-ONION = layered(with_budget, with_recording, complete)
+PIPELINE = layered(with_budget, with_recording, complete)
 ASK = LLMRequest(prompt="why?", owner="alice")
 PRICED = ModelConfig(provider="openai-chat", model="m", api_key="sk-benchmark", price=Price(input=1, output=1))
 PLAIN = LLMConfig(models={"m": PRICED})
@@ -47,7 +47,7 @@ BUDGET = evolve(PLAIN, budgets=(BudgetConfig(name="b", limit_usd=Decimal(10**9),
 
 
 class NoLedger:
-    """Books nothing: what a call costs without a ledger."""
+    """Records nothing: the baseline."""
 
     def record(self, row: LedgerRow) -> None:
         pass
@@ -80,13 +80,13 @@ async def run_of(env: LLMEnv, numbers: Iterator[int], calls: int) -> list[float]
     times: list[float] = []
     for _ in range(calls):
         call = Call(id=f"benchmark-{next(numbers)}", request=ASK, attempt=AttemptContext(model="m"))
-        began = perf_counter()
-        await run(ONION(call), env)
-        times.append((perf_counter() - began) * 1e6)
+        started = perf_counter()
+        await run(PIPELINE(call), env)
+        times.append((perf_counter() - started) * 1e6)
     return times
 
 
-def shown(name: str, times: list[float]) -> str:
+def figures(name: str, times: list[float]) -> str:
     return f"  {name}: median {median(times):.0f} us, mean {fmean(times):.0f} us"
 
 
@@ -107,7 +107,7 @@ async def compare(folder: Path, rounds: int) -> None:
             times[name] += await run_of(env, numbers, 100)
     for name, env in envs.items():
         await env.ledger.aclose()
-        print(shown(name, times[name]))
+        print(figures(name, times[name]))
 
 
 _FILL = """WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
@@ -121,9 +121,9 @@ _ACCOUNTS = """WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FR
 INSERT INTO llm_budgets SELECT '["b","day","2023-11-14T00","owner:' || n || '"]', '0.5', '0' FROM numbers"""
 
 
-async def filled(path: Path, rows: int) -> Path:
+async def fill(path: Path, rows: int) -> Path:
     ledger = SqlLedger(file_database(path))
-    await result_of(ledger.rows(newest=1))  # makes the tables
+    await result_of(ledger.rows(newest=1))  # creates the tables
     await ledger.aclose()
     with closing(sqlite3.connect(path)) as file, file:
         file.execute(_FILL, (rows,))
@@ -132,22 +132,22 @@ async def filled(path: Path, rows: int) -> Path:
 
 
 async def grow(folder: Path, rows: int, rounds: int) -> None:
-    for held in (1, rows):
-        path = await filled(folder / f"{held}.db", held)
-        print(f"{held} rows:")
+    for size in (1, rows):
+        path = await fill(folder / f"{size}.db", size)
+        print(f"{size} rows:")
         numbers = count()
         for name, config in (("SQLite", PLAIN), ("SQLite, with a budget", BUDGET)):
             env = env_of(SqlLedger(file_database(path)), config)
             await run_of(env, numbers, 20)
-            print(shown(name, await run_of(env, numbers, rounds * 100)))
-            began = perf_counter()
+            print(figures(name, await run_of(env, numbers, rounds * 100)))
+            started = perf_counter()
             await result_of(env.ledger.rows(newest=500))
-            print(f"  the newest 500 rows: {(perf_counter() - began) * 1e3:.1f} ms")
+            print(f"  the newest 500 rows: {(perf_counter() - started) * 1e3:.1f} ms")
             await env.ledger.aclose()
         env = env_of(SqlLedger(file_database(path)), PLAIN)
-        began = perf_counter()
+        started = perf_counter()
         report = (await run(usage_report(by=("model", "day")), env)).unwrap()
-        print(f"  a report of {report.total.attempts} attempts: {perf_counter() - began:.2f} s")
+        print(f"  a report of {report.total.attempts} attempts: {perf_counter() - started:.2f} s")
         await env.ledger.aclose()
 
 

@@ -1,6 +1,6 @@
-"""What the layers of limits and breakers cost a call: ``python -m tests.benchmarks.limits``.
+"""The cost of the layers for limits and circuit breakers: ``python -m tests.benchmarks.limits``.
 
-Calls of a scripted model alternate between onions with and without the two layers; the figures are medians.
+Calls of a scripted model alternate between pipelines with and without the two layers; the figures are medians.
 """
 
 from itertools import count
@@ -40,15 +40,15 @@ async def compare(rounds: int = 3000) -> None:
             env_of(concurrency=8, requests_per_minute=1_000_000, tokens_per_minute=1_000_000_000),
         ),
     }
-    took: dict[str, list[float]] = {name: [] for name in cases}
+    times: dict[str, list[float]] = {name: [] for name in cases}
     numbers = count()
     for _ in range(rounds):
-        for name, (onion, env) in cases.items():
+        for name, (pipeline, env) in cases.items():
             call = Call(id=str(next(numbers)), request=ASK, attempt=AttemptContext(model="m"))
-            began = perf_counter()
-            await run(onion(call), env)
-            took[name].append(perf_counter() - began)
-    print(", ".join(f"{name} {median(times) * 1e6:.0f} us" for name, times in took.items()))
+            started = perf_counter()
+            await run(pipeline(call), env)
+            times[name].append(perf_counter() - started)
+    print(", ".join(f"{name} {median(taken) * 1e6:.0f} us" for name, taken in times.items()))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""One client, measured from inside: ``python peer.py NAME BASE_URL``, then a line for each run.
+"""One client, which measures itself: ``python peer.py NAME BASE_URL``, then a line of input for each run.
 
-The lines are ``call``, ``stream`` and ``hit``.
-
-It runs in the environment of the library that it measures, and needs nothing else.
+The lines are ``call``, ``stream`` and ``hit``. It runs in the virtual environment of the library that it measures, and
+needs nothing else.
 """
 
 import asyncio
@@ -121,9 +120,9 @@ async def main(name: str, base: str) -> None:
     async with AsyncExitStack() as stack:
         runs = await CLIENTS[name](base, stack)
         for line in sys.stdin:
-            began = time.perf_counter()
+            started = time.perf_counter()
             await runs[line.strip()]()
-            print((time.perf_counter() - began) * 1e6, flush=True)
+            print((time.perf_counter() - started) * 1e6, flush=True)
 
 
 if __name__ == "__main__":

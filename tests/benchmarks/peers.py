@@ -1,7 +1,7 @@
-"""Against other libraries, each in a virtual environment of its own: ``python -m tests.benchmarks.peers``.
+"""Comparison with other libraries, each in its own virtual environment: ``python -m tests.benchmarks.peers``.
 
-The environments are made below the folder given as the first argument (a temporary one without it), from the package
-registry. Every client asks the same stub in turn, so that all meet the same machine; the figures are medians and
+The environments are created in the folder given as the first argument (by default a temporary one), from the package
+registry. All clients call the same stub in turn, so that they run under the same load; the figures are medians and
 their ratios to bare httpx in this environment.
 """
 
@@ -19,7 +19,7 @@ from tests.benchmarks.stub import stub
 ROOT: Final = Path(__file__).parents[2]
 CLIENT: Final = Path(__file__).with_name("peer.py")
 PEERS: Final = {"openai": ("openai",), "litellm": ("litellm[proxy]",), "langchain": ("langchain-openai",)}
-ASKED: Final = {
+CASES: Final = {
     "call": ("httpx", "llm_effects", "openai", "litellm"),
     "stream": ("httpx", "llm_effects", "openai", "litellm"),
     "hit": ("llm_effects", "litellm", "langchain"),
@@ -27,7 +27,7 @@ ASKED: Final = {
 
 
 def python_of(folder: Path, name: str) -> str:
-    """Give the interpreter of a peer's environment, made if it is not there."""
+    """Return the interpreter of a peer's environment, after creating it if necessary."""
     place = folder / name
     python = str(place / "bin" / "python")
     if not place.exists():
@@ -38,18 +38,18 @@ def python_of(folder: Path, name: str) -> str:
 
 @contextmanager
 def client(python: str, name: str, base: str) -> Iterator["subprocess.Popen[str]"]:
-    """Run a client that measures one call for each line it is sent, ``call`` or ``stream``."""
+    """Run a client that measures one call for each line of input."""
     command = [python, str(CLIENT), name, base]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         yield process
         process.kill()
 
 
-def ask(process: "subprocess.Popen[str]", what: str) -> float:
-    """Give the microseconds that one call took."""
+def time_of(process: "subprocess.Popen[str]", case: str) -> float:
+    """Return the time of one call, in microseconds."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(f"{what}\n")
+    process.stdin.write(f"{case}\n")
     process.stdin.flush()
     return float(process.stdout.readline())
 
@@ -63,31 +63,31 @@ def compare(folder: Path, rounds: int) -> None:
     with stub(count=200) as base, ExitStack() as stack:
         clients = {name: stack.enter_context(client(python, name, base)) for name, python in pythons.items()}
         bare = 0.0
-        for what, names in ASKED.items():
-            medians = measured(what, {name: clients[name] for name in names}, rounds)
-            bare = medians.get("httpx", bare) if what == "call" else bare
-            report(what, medians, medians.get("httpx", bare))
+        for case, names in CASES.items():
+            medians = measure(case, {name: clients[name] for name in names}, rounds)
+            bare = medians.get("httpx", bare) if case == "call" else bare
+            report(case, medians, medians.get("httpx", bare))
 
 
-def measured(what: str, clients: dict[str, "subprocess.Popen[str]"], rounds: int) -> dict[str, float]:
-    """Ask each client in turn and give the median of each, in microseconds."""
+def measure(case: str, clients: dict[str, "subprocess.Popen[str]"], rounds: int) -> dict[str, float]:
+    """Run each client in turn, and return the median of each, in microseconds."""
     taken: dict[str, list[float]] = {name: [] for name in clients}
     for number in range(rounds + 10):
         for name, process in clients.items():
-            took = ask(process, what)
+            took = time_of(process, case)
             if number >= 10:
                 taken[name].append(took)
     return {name: median(times) for name, times in taken.items()}
 
 
-def report(what: str, medians: dict[str, float], bare: float) -> None:
+def report(case: str, medians: dict[str, float], bare: float) -> None:
     ours = medians["llm_effects"]
-    against = "a bare httpx call" if what == "hit" else "bare httpx"
-    print(f"{what}, every layer: {ours:.0f} us = {ours / bare:.3f} x {against} ({bare:.0f} us)")
+    against = "a bare httpx call" if case == "hit" else "bare httpx"
+    print(f"{case}, every layer: {ours:.0f} us = {ours / bare:.3f} x {against} ({bare:.0f} us)")
     for name in medians.keys() - {"httpx", "llm_effects"}:
         print(f"    {name}: {medians[name]:.0f} us = {medians[name] / ours:.1f} x ours")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as made:
-        compare(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(made), rounds=200)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder), rounds=200)

@@ -1,9 +1,9 @@
-"""Many calls at once while a fifth of all answers is wrong: ``python -m tests.benchmarks.soak [calls [at_once [s]]]``.
+"""Many calls at once while a fifth of responses is faulty: ``python -m tests.benchmarks.soak [calls [at_once [s]]]``.
 
-The chaos server runs in a process of its own and takes up to ``s`` seconds (20) for a good answer, as models do: with
-much less, the machine is tested and not the library. Calls go through every layer, whole, streamed and pulled, with
-deadlines of all kinds, some to a server that is not there, some cancelled by their caller. At the end of each round
-nothing may be left of it; what came of the calls is printed, and what must hold is asserted.
+The chaos server runs in another process and takes up to ``s`` seconds (20) for a good answer, as models do: much less
+would test the machine instead of the library. Calls go through every layer, whole, streamed and pulled, with various
+deadlines, some to a server that does not exist, some cancelled by their caller. Each round must leave nothing behind;
+the outcomes are printed, and the invariants asserted.
 """
 
 import gc
@@ -49,30 +49,30 @@ from llm_effects.stores.ledger.memory import MemoryLedger
 
 SHARE: Final = 0.2
 LATEST_S: Final = 0.25
-"""How long after its deadline a call may end."""
+"""How long after its deadline a call may end, in seconds."""
 
 TURNS: Final = 5
-"""So many turns of the event loop a call takes to leave: where the machine is too busy for them, that is no fault."""
+"""How many turns of the event loop a call may take to end: a busy machine is not a fault."""
 
 TICK_S: Final = 0.01
 GIVEN_UP_S: Final = 60.0
 
 GROWTH: Final = 1.02
-"""How much more objects there may be after the last round than after the first."""
+"""The allowed ratio of objects after the last round to those after the first."""
 
 GROWTH_OF_MEMORY: Final = 1.2
-"""The same of memory, whose allocator keeps more or less of what was freed."""
+"""The same for memory: its allocator keeps some of what was freed."""
 
 ROUNDS: Final = 2
-"""How often all is closed and looked at."""
+"""How many times everything is closed and counted."""
 
-LEFT_ALONE: Final = TaskType("left-alone")
+UNREACHABLE_FIRST: Final = TaskType("unreachable-first")
 
 
 @final
 @frozen(kw_only=True)
-class Left:
-    """What is there between two rounds."""
+class Resources:
+    """The resources in use between two rounds."""
 
     tasks: int
     descriptors: int
@@ -83,37 +83,37 @@ class Left:
 @final
 @define
 class Report:
-    """What came of the calls: how they ended, how late, and what was left after each round."""
+    """The outcomes of the calls, how late they ended, and the resources in use after each round."""
 
     ends: Counter[str] = field(factory=Counter[str])
     late: list[float] = field(factory=list[float])
     lag: float = 0.0
-    left: list[Left] = field(factory=list[Left])
-    began: float = field(factory=time.monotonic)
+    resources: list[Resources] = field(factory=list[Resources])
+    started: float = field(factory=time.monotonic)
 
     def show(self) -> None:
-        calls, took = self.ends.total(), time.monotonic() - self.began
+        calls, took = self.ends.total(), time.monotonic() - self.started
         print(f"{calls} calls in {took:.1f} s, {calls / took:.0f} a second")
         late, lag = max(self.late) * 1000, self.lag * 1000
-        print(f"  the last to end did so {late:+.0f} ms after its deadline; the event loop was up to {lag:.0f} ms late")
+        print(f"  the latest call ended {late:+.0f} ms after its deadline; the event loop was up to {lag:.0f} ms late")
         print("  " + ", ".join(f"{name} {count}" for name, count in self.ends.most_common()))
-        for each in self.left:
+        for each in self.resources:
             print(f"  {each.tasks} tasks, {each.descriptors} descriptors, {each.objects} objects, {each.rss_mb:.0f} MB")
 
     def check(self) -> None:
-        """All that must hold."""
+        """Assert every invariant."""
         assert max(self.late) < LATEST_S + TURNS * self.lag, f"a call ended {max(self.late):.3f} s after its deadline"
-        assert not self.ends["cut"], "an answer was cut without being told"
+        assert not self.ends["cut"], "an answer was cut without an error"
         assert not self.ends["never ended"]
-        warm, last = self.left[1], self.left[-1]
-        assert (last.tasks, last.descriptors) == (self.left[0].tasks, self.left[0].descriptors)
-        assert last.objects <= warm.objects * GROWTH, "objects pile up"
-        assert last.rss_mb <= warm.rss_mb * GROWTH_OF_MEMORY, "memory piles up"
+        warm, last = self.resources[1], self.resources[-1]
+        assert (last.tasks, last.descriptors) == (self.resources[0].tasks, self.resources[0].descriptors)
+        assert last.objects <= warm.objects * GROWTH, "objects leak"
+        assert last.rss_mb <= warm.rss_mb * GROWTH_OF_MEMORY, "memory leaks"
 
 
 @contextmanager
 def chaos(seed: int, longest_s: float) -> Iterator[str]:
-    """Run the chaos server as a child process, which takes up to so long for an answer, and give its base URL."""
+    """Run the chaos server as a child process, and yield its base URL; an answer takes up to ``longest_s``."""
     command = [sys.executable, "-m", "tests.fixtures.chaos", str(seed), str(SHARE), str(longest_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
@@ -124,7 +124,7 @@ def chaos(seed: int, longest_s: float) -> Iterator[str]:
 
 
 def config_of(base: str, longest_s: float) -> LLMConfig:
-    """Two models that do wrong things, and one that is not there."""
+    """Configure two faulty models, and one that does not exist."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         shut = f"http://127.0.0.1:{one.getsockname()[1]}/v1"
@@ -136,7 +136,7 @@ def config_of(base: str, longest_s: float) -> LLMConfig:
         between_content_ms=500 * longest_s,
     )
     models = {"a": evolve(model, endpoint=f"{base}/a/v1"), "b": evolve(model, endpoint=f"{base}/b/v1")}
-    order = {"general": ("a", "b"), LEFT_ALONE: ("shut", "b", "a")}
+    order = {"general": ("a", "b"), UNREACHABLE_FIRST: ("shut", "b", "a")}
     return LLMConfig(
         models={**models, "shut": evolve(model, endpoint=shut)},
         routing=RoutingConfig(tasks=order),
@@ -144,18 +144,18 @@ def config_of(base: str, longest_s: float) -> LLMConfig:
     )
 
 
-async def one(env: LLMEnv, number: int, draw: random.Random, report: Report, longest_s: float) -> None:
-    """Make one call and note how it ended, and how long after its deadline (less than nothing: before it)."""
+async def call_once(env: LLMEnv, number: int, draw: random.Random, report: Report, longest_s: float) -> None:
+    """Make one call, and record its outcome and how long after its deadline it ended (negative: before it)."""
     limit_s = longest_s * draw.choice((0.3, 0.8, 1.5, 2.0))
-    task = LEFT_ALONE if draw.random() < 0.05 else TaskType.GENERAL
+    task = UNREACHABLE_FIRST if draw.random() < 0.05 else TaskType.GENERAL
     request = LLMRequest(prompt=f"why? {number}", task_type=task, preferences=Preferences(timeout_ms=limit_s * 1000))
-    began, impatient = anyio.current_time(), draw.random() < 0.02
-    with anyio.move_on_after(draw.random() * longest_s if impatient else limit_s + GIVEN_UP_S):
-        how = (plain, pushed, pulled)[number % 3]
-        report.ends[await how(request, env)] += 1
-        report.late.append(anyio.current_time() - began - limit_s)
+    started, cancels = anyio.current_time(), draw.random() < 0.02
+    with anyio.move_on_after(draw.random() * longest_s if cancels else limit_s + GIVEN_UP_S):
+        make_call = (plain, pushed, pulled)[number % 3]
+        report.ends[await make_call(request, env)] += 1
+        report.late.append(anyio.current_time() - started - limit_s)
         return
-    report.ends["cancelled" if impatient else "never ended"] += 1
+    report.ends["cancelled" if cancels else "never ended"] += 1
 
 
 async def plain(request: LLMRequest, env: LLMEnv) -> str:
@@ -184,44 +184,44 @@ async def pulled(request: LLMRequest, env: LLMEnv) -> str:
 
 
 def end_of(result: Result[LLMResponse, LLMError], events: list[StreamEvent] | None) -> str:
-    """Name the end of a call; an answer is whole, and whoever listened has heard just that."""
-    told = None if events is None else "".join(event.text for event in events if isinstance(event, TextDelta))
+    """Name the outcome of a call; the answer, and the text of its events, must be whole."""
+    text = None if events is None else "".join(event.text for event in events if isinstance(event, TextDelta))
     if not is_successful(result):
         error = result.failure()
-        return error.tag if told is None or error.partial == told else "cut"
-    whole = result.unwrap().content == "because" and told in {None, "because"}
+        return error.tag if text is None or error.partial == text else "cut"
+    whole = result.unwrap().content == "because" and text in {None, "because"}
     return "success" if whole and not any(isinstance(event, Restarted) for event in events or ()) else "cut"
 
 
-async def a_round(env: LLMEnv, numbers: Iterator[int], in_flight: int, report: Report, longest_s: float) -> None:
-    """Keep so many calls in flight until the numbers are used up; they do not all begin at once."""
+async def run_round(env: LLMEnv, numbers: Iterator[int], in_flight: int, report: Report, longest_s: float) -> None:
+    """Keep this many calls in flight until the numbers are used up; they start at random times."""
 
     async def worker(seed: int) -> None:
         draw = random.Random(seed)
         await anyio.sleep(draw.random() * longest_s)
         for number in numbers:
-            await one(env, number, draw, report, longest_s)
+            await call_once(env, number, draw, report, longest_s)
 
     async with anyio.create_task_group() as watch:
-        watch.start_soon(watched, report)
+        watch.start_soon(measure_lag, report)
         async with anyio.create_task_group() as tasks:
             for seed in range(in_flight):
                 tasks.start_soon(worker, seed)
         watch.cancel_scope.cancel()
 
 
-async def watched(report: Report) -> None:
-    """Note how late the event loop itself is at the worst."""
+async def measure_lag(report: Report) -> None:
+    """Record the greatest lag of the event loop."""
     while True:
         due = anyio.current_time() + TICK_S
         await anyio.sleep_until(due)
         report.lag = max(report.lag, anyio.current_time() - due)
 
 
-def left() -> Left:
-    """Look at what is there when nothing is under way."""
+def resources() -> Resources:
+    """Count the resources in use while no call is in flight."""
     gc.collect()
-    return Left(
+    return Resources(
         tasks=len(anyio.get_running_tasks()),
         descriptors=len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - only their number
         objects=len(gc.get_objects()),
@@ -230,16 +230,16 @@ def left() -> Left:
 
 
 async def soak(calls: int, in_flight: int, rounds: int = ROUNDS, longest_s: float = 20.0) -> Report:
-    """Run the calls in rounds, each in an environment of its own that is closed after it."""
+    """Run the calls in rounds, each in its own environment."""
     with chaos(7, longest_s) as base:
         report, config = Report(), config_of(base, longest_s)
-        report.left.append(left())
+        report.resources.append(resources())
         for number in range(rounds):
             numbers = iter(range(calls * number // rounds, calls * (number + 1) // rounds))
             async with open_env(config) as env:
-                await a_round(evolve(env, ledger=MemoryLedger()), numbers, in_flight, report, longest_s)
+                await run_round(evolve(env, ledger=MemoryLedger()), numbers, in_flight, report, longest_s)
                 del env
-            report.left.append(left())
+            report.resources.append(resources())
         return report
 
 

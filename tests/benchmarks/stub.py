@@ -1,7 +1,7 @@
 """A small fast HTTP/1.1 server for measuring clients: ``python tests/benchmarks/stub.py [delay_ms [events [gap_ms]]]``.
 
-It prints its port. A request whose body asks for a stream gets ``events`` server-sent events, ``gap_ms`` apart;
-any other gets a canned chat completion after ``delay_ms``.
+It prints its port. A streaming request gets ``events`` server-sent events, ``gap_ms`` apart; any other gets a canned
+chat completion after ``delay_ms``.
 """
 
 import asyncio
@@ -31,30 +31,30 @@ COMPLETION = {
 
 
 def answer(body: bytes, kind: str = "application/json") -> bytes:
-    """Write a whole answer."""
+    """Build a whole response."""
     return f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
 def event(delta: dict[str, str], finish: str | None = None) -> bytes:
-    """Write one event as a chunk of its own."""
+    """Build one event as a chunk."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    made = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "stub", "choices": [choice]}
-    return as_chunk(b"data: " + json.dumps(made).encode() + b"\n\n")
+    body = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "stub", "choices": [choice]}
+    return as_chunk(b"data: " + json.dumps(body).encode() + b"\n\n")
 
 
 def as_chunk(data: bytes) -> bytes:
-    """Write data in the transfer's chunks."""
+    """Encode data as a chunk."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def events(count: int) -> list[bytes]:
-    """Write ``count`` events: a role, words, and an end."""
+    """Build ``count`` events: a role, words, and an end."""
     words = [event({"content": f"word{index} "}) for index in range(count - 2)]
     return [event({"role": "assistant", "content": ""}), *words, event({}, "stop")]
 
 
 class Stub(asyncio.Protocol):
-    """One connection: it reads whole requests and answers each in order."""
+    """A connection that reads whole requests and answers them in order."""
 
     def __init__(self, delay_s: float, count: int, gap_s: float) -> None:
         self.delay_s, self.gap_s = delay_s, gap_s
@@ -88,7 +88,7 @@ class Stub(asyncio.Protocol):
             self.transport.write(self.whole)
 
     def stream(self, index: int) -> None:
-        """Send the rest of the events: at once, or one and the next after a gap."""
+        """Send all events at once, or this one, and the next after a gap."""
         if not self.gap_s:
             self.transport.write(self.head + b"".join(self.pieces) + self.tail)
             return
@@ -111,7 +111,7 @@ async def serve(delay_ms: float = 0.0, count: float = 200, gap_ms: float = 0.0) 
 
 @contextlib.contextmanager
 def stub(delay_ms: float = 0.0, count: int = 200, gap_ms: float = 0.0) -> Iterator[str]:
-    """Run the stub as a child process and give its base URL."""
+    """Run the stub as a child process, and yield its base URL."""
     command = [sys.executable, str(Path(__file__)), str(delay_ms), str(count), str(gap_ms)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None

@@ -1,9 +1,9 @@
-"""What telemetry costs each call: ``python -m tests.benchmarks.telemetry``.
+"""The cost of telemetry per call: ``python -m tests.benchmarks.telemetry``.
 
-First what the layer and the hooks of an attempt take where nobody listens, by themselves. Then the same scripted call
-through every layer: with telemetry off, with the API package but no provider, with the SDK (spans to an exporter that
-drops them, metrics to a reader that nobody asks), and with a log record of every attempt. Calls alternate; the figures
-are medians in microseconds.
+First the layer and the hooks of an attempt alone, without a provider. Then the same scripted call through every layer:
+with telemetry off, with the API package but no provider, with the SDK (spans to an exporter that drops them, metrics to
+a reader that is never read), and with a log record of every attempt. Calls alternate; the figures are medians in
+microseconds.
 """
 
 import logging
@@ -43,20 +43,20 @@ def calls_of(env: LLMEnv) -> Callable[[], Awaitable[object]]:
 
 
 def logged(call: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
-    """Let every attempt be written, to a handler that drops it."""
+    """Log every attempt, to a handler that drops it."""
 
-    async def written() -> object:
+    async def call_and_log() -> object:
         LOGGER.setLevel(logging.DEBUG)
         try:
             return await call()
         finally:
             LOGGER.setLevel(logging.NOTSET)
 
-    return written
+    return call_and_log
 
 
-async def unheard(telemetry: Telemetry, rounds: int) -> float:
-    """Give the microseconds of one traced layer and of the hooks of one attempt, where nobody listens."""
+async def idle_cost(telemetry: Telemetry, rounds: int) -> float:
+    """Return the microseconds of the tracing layer and the hooks of one attempt, without a provider."""
     env = evolve(scripted_env("because"), telemetry=telemetry)
     response = (await run(generate(QUESTION), env)).unwrap()
     (attempt,), outcome, call = (
@@ -75,7 +75,7 @@ async def unheard(telemetry: Telemetry, rounds: int) -> float:
 
 
 async def compare(rounds: int = 3000) -> None:
-    off_us, idle_us = await unheard(NoTelemetry(), rounds), await unheard(open_telemetry(), rounds)
+    off_us, idle_us = await idle_cost(NoTelemetry(), rounds), await idle_cost(open_telemetry(), rounds)
     print(f"layer and hooks, off {off_us:.1f} us, no provider {idle_us:.1f} us")
     tracers = TracerProvider()
     tracers.add_span_processor(BatchSpanProcessor(Dropping(), max_queue_size=100_000))
@@ -87,8 +87,10 @@ async def compare(rounds: int = 3000) -> None:
     bare, *taken = await alternating(rounds, off, idle, on, logged(off))
     tracers.shutdown()
     meters.shutdown()
-    told = zip(("no provider", "SDK on", "log records"), taken, strict=True)
-    print(f"one scripted call, off {bare:.0f} us; " + ", ".join(f"{name} {took - bare:+.0f} us" for name, took in told))
+    named = zip(("no provider", "SDK on", "log records"), taken, strict=True)
+    print(
+        f"one scripted call, off {bare:.0f} us; " + ", ".join(f"{name} {us - bare:+.0f} us" for name, us in named)
+    )
 
 
 if __name__ == "__main__":

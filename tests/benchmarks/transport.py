@@ -1,6 +1,6 @@
 """The transport against bare httpx, in one run: ``python -m tests.benchmarks.transport``.
 
-Calls alternate, so that both meet the same machine; the figures are medians and their ratio.
+Calls alternate, so that both run under the same load; the figures are medians and their ratio.
 """
 
 import json
@@ -22,13 +22,13 @@ PLAIN = {"authorization": "Bearer sk-benchmark"}
 
 
 async def timed(call: Callable[[], Awaitable[object]]) -> float:
-    began = time.perf_counter()
+    started = time.perf_counter()
     await call()
-    return (time.perf_counter() - began) * 1e6
+    return (time.perf_counter() - started) * 1e6
 
 
 async def alternating(rounds: int, *calls: Callable[[], Awaitable[object]]) -> list[float]:
-    """Run each call in turn, and give the median of each in microseconds."""
+    """Run each call in turn, and return the median of each, in microseconds."""
     taken: list[list[float]] = [[] for _ in calls]
     for number in range(rounds + 20):
         for call, times in zip(calls, taken, strict=True):
@@ -76,16 +76,16 @@ async def one_stream(rounds: int = 200) -> None:
 
 
 async def many_calls(calls: int = 1000, delay_ms: float = 200) -> None:
-    """Ours only by default: bare httpx takes 20 s for this."""
+    """Measure only our transport: bare httpx takes 20 s for this."""
     with stub(delay_ms) as base:
         url = f"{base}/chat/completions"
         transport, limits = Transport(), Timeouts()
         request = WireRequest(url=url, headers=HEADERS, body=json.dumps(QUESTION).encode())
-        began = time.perf_counter()
+        started = time.perf_counter()
         async with transport.scope(), anyio.create_task_group() as tasks:
             for _ in range(calls):
                 tasks.start_soon(transport.exchange, request, limits)
-        print(f"{calls} calls in flight, {delay_ms:g} ms each: {time.perf_counter() - began:.2f} s")
+        print(f"{calls} calls in flight, {delay_ms:g} ms each: {time.perf_counter() - started:.2f} s")
 
 
 def report(name: str, medians: list[float]) -> None:
