@@ -275,12 +275,12 @@ def journal_of_three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, by
 @given(cut=st.integers(min_value=0), noise=st.binary(max_size=30))
 def test_a_torn_file_keeps_every_whole_line(cut: int, noise: bytes, journal_of_three: tuple[Path, bytes]) -> None:
     path, whole = journal_of_three
-    kept = whole[: cut % (len(whole) + 1)]
-    torn = noise.replace(b"\n", b"") if kept.startswith(HEADER) else b""
-    path.write_bytes(kept + torn)
+    prefix = whole[: cut % (len(whole) + 1)]
+    torn = noise.replace(b"\n", b"") if prefix.startswith(HEADER) else b""
+    path.write_bytes(prefix + torn)
     env, model = env_of(lambda request: f"again {request.prompt}")
     outputs = anyio.run(answers, env, ask("a", "b", "c"), file_journal(path))
-    lines = max(0, kept.count(b"\n") - 1)
+    lines = max(0, prefix.count(b"\n") - 1)
     assert len(model.calls) == 3 - lines
     assert sum(each.startswith("again") for each in outputs) == 3 - lines
     assert anyio.run(answers, scripted_env("never"), ask("a", "b", "c"), file_journal(path)) == outputs

@@ -47,19 +47,19 @@ def blamed(error: LLMError) -> LLMError:
 
 
 async def words_have_the_exact_type(env: LLMEnv, known: Result[str, LLMError], failed: Effect[str]) -> None:
-    counted = effect(count)
+    one = effect(count)
     assert_type(fail(RequestTimeout()), Effect[Never])
-    assert_type(counted, Effect[int])
+    assert_type(one, Effect[int])
     assert_type(succeed(1), Effect[int])
     assert_type(from_result(known), Effect[str])
     assert_type(from_env(lambda env: env.config), Effect[LLMConfig])
-    assert_type(then(counted, lambda number: succeed(str(number))), Effect[str])
+    assert_type(then(one, lambda number: succeed(str(number))), Effect[str])
     assert_type(
-        then(counted, lambda number: then(failed, lambda text: succeed((number, text)))), Effect[tuple[int, str]]
+        then(one, lambda number: then(failed, lambda text: succeed((number, text)))), Effect[tuple[int, str]]
     )
-    assert_type(rescue(counted, lambda error: succeed(len(error.tag))), Effect[int])
-    assert_type(rescue(counted, other), Effect[int | str])
-    assert_type(await run(counted, env), Result[int, LLMError])
+    assert_type(rescue(one, lambda error: succeed(len(error.tag))), Effect[int])
+    assert_type(rescue(one, other), Effect[int | str])
+    assert_type(await run(one, env), Result[int, LLMError])
 
 
 @asynccontextmanager
@@ -67,17 +67,17 @@ async def opened(env: LLMEnv) -> AsyncGenerator[bytes]:
     yield str(env.config).encode()
 
 
-async def combinators_have_the_exact_type(counted: Effect[int], told: Effect[str], request: LLMRequest) -> None:
+async def combinators_have_the_exact_type(one: Effect[int], text: Effect[str], request: LLMRequest) -> None:
     patient = jittered(exponential(base=0.5)) & up_to(3) | within(10)
     assert_type(patient, Schedule)
-    assert_type(retry(patient, counted), Effect[int])
-    assert_type(retry(up_to(1), counted, when=lambda error: error.tag == "NetworkError"), Effect[int])
-    assert_type(timeout(1.5, told), Effect[str])
-    assert_type(fallback(counted, succeed(0), fail(RequestTimeout())), Effect[int])
-    assert_type(gather([counted, counted], limit=2), Effect[tuple[int, ...]])
+    assert_type(retry(patient, one), Effect[int])
+    assert_type(retry(up_to(1), one, when=lambda error: error.tag == "NetworkError"), Effect[int])
+    assert_type(timeout(1.5, text), Effect[str])
+    assert_type(fallback(one, succeed(0), fail(RequestTimeout())), Effect[int])
+    assert_type(gather([one, one], limit=2), Effect[tuple[int, ...]])
     assert_type(gather(succeed(each) for each in "ab"), Effect[tuple[str, ...]])
-    assert_type(race(told, told), Effect[str])
-    assert_type(hedge(told, after=0.5), Effect[str])
+    assert_type(race(text, text), Effect[str])
+    assert_type(hedge(text, after=0.5), Effect[str])
     assert_type(using(from_env(opened), lambda content: succeed(len(content))), Effect[int])
     assert_type(using(from_env(open_stream(request)), first_event), Effect[str])
     assert_type(generate_many([request], 4), Effect[tuple[Result[LLMResponse, LLMError], ...]])
@@ -90,14 +90,14 @@ def first_event(events: AsyncIterator[StreamEvent]) -> Effect[str]:
     return effect(run)
 
 
-def misused_combinators_are_rejected(counted: Effect[int], told: Effect[str]) -> None:
-    retry(3, counted)  # rejected
-    retry(up_to(3), counted, is_retryable)  # rejected
-    timeout(counted, 3)  # rejected
-    gather(counted, counted)  # rejected
+def misused_combinators_are_rejected(one: Effect[int], text: Effect[str]) -> None:
+    retry(3, one)  # rejected
+    retry(up_to(3), one, is_retryable)  # rejected
+    timeout(one, 3)  # rejected
+    gather(one, one)  # rejected
     using(opened, succeed)  # rejected
     using(from_env(opened), len)  # rejected
-    number: Effect[int] = race(counted, told)  # rejected
+    number: Effect[int] = race(one, text)  # rejected
     print(number)
 
 
