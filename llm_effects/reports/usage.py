@@ -135,9 +135,10 @@ def _argument_error(by: tuple[str, ...], since: datetime | None, until: datetime
     for name, time in (("since", since), ("until", until)):
         if time is not None and time.tzinfo is None:
             return InvalidRequest(message=f"{name}: must have a time zone, such as datetime.now(UTC)")
-    for each in by:
-        if each not in get_args(Dimension):
-            return InvalidRequest(message=f"by: {short_repr(each)}: {suggestion(each, get_args(Dimension), 'there are')}")
+    for dimension in by:
+        if dimension not in get_args(Dimension):
+            hint = suggestion(dimension, get_args(Dimension), "there are")
+            return InvalidRequest(message=f"by: {short_repr(dimension)}: {hint}")
     return None
 
 

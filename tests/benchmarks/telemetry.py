@@ -88,9 +88,7 @@ async def compare(rounds: int = 3000) -> None:
     tracers.shutdown()
     meters.shutdown()
     named = zip(("no provider", "SDK on", "log records"), taken, strict=True)
-    print(
-        f"one scripted call, off {bare:.0f} us; " + ", ".join(f"{name} {us - bare:+.0f} us" for name, us in named)
-    )
+    print(f"one scripted call, off {bare:.0f} us; " + ", ".join(f"{name} {us - bare:+.0f} us" for name, us in named))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from llm_effects.reports import usage as reports
 from llm_effects.reports.usage import GROUPS, percentiles
 from llm_effects.stores.disabled import UnusableStore
 from llm_effects.values.errors import ConfigurationError
-from tests.fixtures.usage_rows import NOON, env_with, report_of, row
+from tests.fixtures.holds import NOON
+from tests.fixtures.usage_rows import env_with, report_of, row
 
 TIMES = st.lists(st.floats(0, 1e6), min_size=1, max_size=50)
 

@@ -54,9 +54,7 @@ async def words_have_the_exact_type(env: LLMEnv, known: Result[str, LLMError], f
     assert_type(from_result(known), Effect[str])
     assert_type(from_env(lambda env: env.config), Effect[LLMConfig])
     assert_type(then(one, lambda number: succeed(str(number))), Effect[str])
-    assert_type(
-        then(one, lambda number: then(failed, lambda text: succeed((number, text)))), Effect[tuple[int, str]]
-    )
+    assert_type(then(one, lambda number: then(failed, lambda text: succeed((number, text)))), Effect[tuple[int, str]])
     assert_type(rescue(one, lambda error: succeed(len(error.tag))), Effect[int])
     assert_type(rescue(one, other), Effect[int | str])
     assert_type(await run(one, env), Result[int, LLMError])
