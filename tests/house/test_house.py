@@ -1,6 +1,6 @@
 """The rules of the house: layers, sizes, public names, docstrings, and an import that does almost nothing.
 
-``python tests/test_house.py`` prints how long functions and modules are.
+``python tests/house/test_house.py`` prints how long functions and modules are.
 """
 
 import ast
@@ -17,7 +17,7 @@ import pytest
 
 import llm_effects
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "llm_effects"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
