@@ -1,55 +1,54 @@
-"""The rules of the house: layers, sizes, public names, docstrings, and an import that does almost nothing.
+"""The rules of the house: layers, sizes, single importers, duplicates, and what lies at the top of the checkout.
 
 ``python tests/house/test_house.py`` prints how long functions and modules are.
 """
 
 import ast
+import shutil
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from typing import TypeAlias
 
-import attrs
+import grimp
 import pytest
 
-import llm_effects
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "llm_effects"
-MODULES = sorted(PACKAGE.rglob("*.py"))
+from tests.fixtures.house import MODULES, PACKAGE, ROOT, Definition, Function, name_of, tree_of, without_docstring
 
-LONGEST_MODULE = 660
+MOST_ENTRIES = 24
+LONGEST_MODULE = 600
 LONGEST_BODY = 30
-LONG_BODY = 10
+P90_BODY = 12
+MOST_SINGLE_IMPORTERS = 30
 
-# Each costs as much as all of the package, or may not be installed: loaded by the first use, never by the import.
-HEAVY = ("httpx", "ssl", "msgspec", "cattrs", "sqlalchemy", "xllamacpp")
-
-Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def name_of(module: Path) -> str:
-    return str(module.relative_to(ROOT))
-
-
-def tree_of(module: Path) -> ast.Module:
-    return ast.parse(module.read_text(encoding="utf-8"))
+TOP_LEVEL = {
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "README.md",
+    "SECURITY.md",
+    "docs",
+    "examples",
+    "llm_effects",
+    "mypy.ini",
+    "noxfile.py",
+    "pyproject.toml",
+    "requirements.lock",
+    "tests",
+}
 
 
 def functions_of(module: Path) -> Iterator[Function]:
     return (node for node in ast.walk(tree_of(module)) if isinstance(node, Function))
 
 
-def is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
 def body_lines(function: Function) -> int:
-    """Lines of a function's body without its docstring."""
-    body = function.body[1:] if is_text(function.body[0]) else function.body
+    """Return the lines of a function's body without its docstring."""
+    body = without_docstring(function)
     return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
 
 
@@ -62,127 +61,91 @@ def all_bodies() -> dict[str, int]:
 
 
 def all_lengths() -> dict[str, int]:
-    """Lines of each module but the package's own, which is a table of names."""
+    """Return the lines of each module but the package's own, which is a table of names."""
     modules = (module for module in MODULES if module != PACKAGE / "__init__.py")
     return {name_of(module): len(module.read_text(encoding="utf-8").splitlines()) for module in modules}
 
 
+def p90(sizes: dict[str, int]) -> float:
+    return statistics.quantiles(sorted(sizes.values()), n=10)[-1]
+
+
 def summary(sizes: dict[str, int]) -> str:
-    """Median, p90 and the longest of some sizes."""
-    ordered = sorted(sizes.values())
+    """Return count, median, p90 and maximum of some sizes."""
+    median = statistics.median(sizes.values())
     longest = max(sizes, key=lambda name: sizes[name])
-    p90 = statistics.quantiles(ordered, n=10)[-1]
-    return f"{len(ordered)}, median {statistics.median(ordered):g}, p90 {p90:g}, longest {sizes[longest]} ({longest})"
+    return f"{len(sizes)}, median {median:g}, p90 {p90(sizes):g}, longest {sizes[longest]} ({longest})"
 
 
 def over(limit: int, sizes: dict[str, int]) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if size > limit}
 
 
-def documented_names(module: Path) -> Iterator[str]:
-    """Names at the top of a module that say what they are: in a docstring, or in a text right below a value."""
-    body = tree_of(module).body
-    for node, below in zip(body, [*body[1:], ast.Pass()], strict=True):
-        if isinstance(node, ast.ClassDef | Function) and ast.get_docstring(node):
-            yield node.name
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and is_text(below):
-            yield node.target.id
+def single_importers() -> dict[str, str]:
+    """Return each module that only one other module imports. A package that exports a name is no importer of it."""
+    graph = grimp.build_graph("llm_effects", cache_dir=None, exclude_type_checking_imports=True)
+    packages = {module for module in graph.modules if graph.find_children(module)}
+    importers = {module: graph.find_modules_that_directly_import(module) - packages for module in graph.modules}
+    return {module: next(iter(found)) for module, found in sorted(importers.items()) if len(found) == 1}
 
 
-def run_python(program: str) -> str:
-    """Run a program in a fresh interpreter and give what it prints."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    return done.stdout
+def definitions() -> Iterator[tuple[str, Definition]]:
+    for module in MODULES:
+        yield from ((name_of(module), node) for node in tree_of(module).body if isinstance(node, Definition))
 
 
-def test_arrows_point_down_only() -> None:
-    # In a process of its own: the linter sets up logging anew, and switches off every logger there is.
+def source_of(definition: Definition) -> tuple[str, ...]:
+    """Return what two copies of a definition have in common, wherever they stand and whatever their docstring."""
+    head = ast.unparse(definition).partition("\n")[0]
+    return (definition.name, head, *(ast.unparse(statement) for statement in without_docstring(definition)))
+
+
+def test_imports_point_down_only() -> None:
+    # In a process of its own: the linter configures logging anew and switches off every existing logger.
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout
 
 
+def test_the_package_has_few_entries_at_its_top() -> None:
+    entries = sorted(path.name for path in PACKAGE.iterdir() if path.name != "__pycache__")
+    assert len(entries) <= MOST_ENTRIES, entries
+
+
 def test_modules_are_short() -> None:
-    assert not over(LONGEST_MODULE, all_lengths())
+    assert over(LONGEST_MODULE, all_lengths()) == {}
 
 
 def test_function_bodies_are_short() -> None:
-    assert not over(LONGEST_BODY, all_bodies())
+    assert over(LONGEST_BODY, all_bodies()) == {}
 
 
-def test_nearly_all_function_bodies_are_very_short() -> None:
+def test_most_function_bodies_are_very_short() -> None:
     bodies = all_bodies()
-    assert len(over(LONG_BODY, bodies)) <= len(bodies) / 10, summary(bodies)
+    assert p90(bodies) <= P90_BODY, summary(bodies)
 
 
-def test_public_names_are_sorted_and_unique() -> None:
-    assert list(llm_effects.__all__) == sorted(set(llm_effects.__all__))
+def test_few_modules_have_a_single_importer() -> None:
+    found = single_importers()
+    assert len(found) <= MOST_SINGLE_IMPORTERS, found
 
 
-def test_public_names_are_what_dir_shows() -> None:
-    shown = run_python("import llm_effects; print(*(name for name in dir(llm_effects) if name[0] != '_'))")
-    assert sorted(shown.split()) == [name for name in llm_effects.__all__ if name[0] != "_"]
+def test_no_definition_has_a_copy_in_another_module() -> None:
+    places = defaultdict(set)
+    for module, node in definitions():
+        places[source_of(node)].add(f"{module} {node.name}")
+    assert [sorted(copies) for copies in places.values() if len(copies) > 1] == []
 
 
-def test_every_public_name_is_the_one_that_type_checkers_see() -> None:
-    imports = [node for node in ast.walk(tree_of(PACKAGE / "__init__.py")) if isinstance(node, ast.ImportFrom)]
-    seen = {alias.name: node.module for node in imports for alias in node.names if "llm_effects" in str(node.module)}
-    assert sorted(seen) == llm_effects.__all__
-    assert all(getattr(llm_effects, name) is getattr(import_module(str(home)), name) for name, home in seen.items())
-
-
-def test_the_environment_has_these_services_and_no_others() -> None:
-    services = "cache clients config conversations draw health ledger limits new_id now prices telemetry tokens"
-    assert sorted(each.name for each in attrs.fields(llm_effects.LLMEnv)) == services.split()
-
-
-def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="generat_"):
-        llm_effects.generat_  # noqa: B018 - the look-up is the test
-
-
-def test_every_public_name_says_what_it_is() -> None:
-    documented = {name for module in MODULES for name in documented_names(module)}
-    assert not {name for name in llm_effects.__all__ if not name.startswith("_")} - documented
-
-
-def test_the_import_brings_in_nothing_heavy() -> None:
-    loaded = run_python("import sys, llm_effects; print(*sys.modules)").split()
-    assert not set(HEAVY) & set(loaded)
-
-
-EXTRAS = ("genai_prices", "opentelemetry", "psycopg", "pydantic", "redis", "sqlalchemy", "xllamacpp")
-
-
-def test_all_but_the_extras_works_without_them() -> None:
-    answered = run_python(
-        "import sys\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.partition('.')[0] in {EXTRAS}: raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
-        "import anyio\n"
-        "from llm_effects import *\nfrom llm_effects.config import RoutingConfig\n"
-        "async def main():\n"
-        "    unreachable = ModelConfig(provider='lm-studio', endpoint='http://127.0.0.1:9/v1')\n"
-        "    async with open_env(LLMConfig(models={'a': unreachable}, routing=RoutingConfig(max_retries=0))) as env:\n"
-        "        print((await run(generate(LLMRequest(prompt='?')), env)).failure().tag)\n"
-        "anyio.run(main)"
-    )
-    assert answered.strip() == "NetworkError"
-
-
-def test_the_import_reads_only_code_and_opens_no_socket() -> None:
-    watched = run_python(
-        "import sys; sys.dont_write_bytecode = True; seen = []\n"
-        "sys.addaudithook(lambda event, args: seen.append((event, str(args[0]) if args else '')))\n"
-        "import llm_effects\n"
-        "watched = [(event, what) for event, what in seen if event.split('.')[0] in {'open', 'socket', 'subprocess'}]\n"
-        "print([each for each in watched if not each[1].endswith(('.py', '.pyc', '.so'))])"
-    )
-    assert watched.strip() == "[]"
+def test_the_checkout_holds_nothing_else_at_its_top() -> None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    top = {path.partition("/")[0] for path in listed.split("\0") if path and not path.startswith(".")}
+    assert top - TOP_LEVEL == set()
 
 
 if __name__ == "__main__":
     print("function bodies:", summary(all_bodies()))
     print("modules:", summary(all_lengths()))
+    print("modules with a single importer:", len(single_importers()))
