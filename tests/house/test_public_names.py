@@ -13,7 +13,7 @@ import llm_effects
 from tests.fixtures.house import MODULES, PACKAGE, Function, is_text, run_python, tree_of
 
 # A change of this list is a change of the public API: say so in docs/changelog.md.
-PUBLIC = """
+NAMES = """
 Allow Attempt AuthenticationFailed BudgetExceeded CachePolicy Completed ConfigurationError ContentRefused
 ContextTooLarge ConversationConflict Cost Document Effect Failed FinishReason Image InvalidRequest LLMConfig LLMEnv
 LLMError LLMManager LLMRequest LLMResponse MalformedResponse Message ModelConfig ModelUnavailable NetworkError
@@ -24,7 +24,8 @@ exponential fail fallback from_env from_result gather generate generate_as gener
 list_conversations load_config load_conversation make_llm_manager make_model_router open_env open_stream race rescue
 retry run run_sync run_tools scripted_env start_conversation stream succeed then timeout tool toolkit up_to
 usage_report using within
-""".split()
+"""
+PUBLIC = NAMES.split()
 
 
 def documented_names(module: Path) -> Iterator[str]:
