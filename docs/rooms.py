@@ -17,7 +17,7 @@ TITLE = "The rooms of llm_effects and their imports"
 Graph: TypeAlias = Mapping[str, frozenset[str]]
 
 WIDTH, ROW, TOP, GAP = 1100, 84, 36, 26
-BOX_WIDTH, BOX_HEIGHT = 148, 46
+BOX_WIDTH, BOX_HEIGHT = 148, 50
 
 
 class Room(NamedTuple):
@@ -30,7 +30,7 @@ class Room(NamedTuple):
 
 ROOMS = {
     "tools": Room(424, 0, "tool, run_tools"),
-    "manager": Room(832, 0, "LLMManager, open_env"),
+    "manager": Room(832, 0, "LLMManager"),
     "testing": Room(996, 0, "scripted models"),
     "reports": Room(104, 1, "usage, exports"),
     "embeddings": Room(264, 1, "embed"),
@@ -75,12 +75,12 @@ svg { font-family: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-ser
 .storey { stroke: none; }
 .storey.call { fill: #eef4ff; } .storey.centre { fill: #fff4e6; }
 .storey.edge { fill: #ecf9f1; } .storey.ground { fill: #f3f2f7; }
-.title { font-size: 13px; font-weight: 600; fill: #5b6472; letter-spacing: .02em; }
+.title { font-size: 16px; font-weight: 600; fill: #5b6472; letter-spacing: .02em; }
 .room { fill: #ffffff; stroke-width: 1.5; }
 .room.call { stroke: #3b74d1; } .room.centre { stroke: #c9761a; }
 .room.edge { stroke: #2f9460; } .room.ground { stroke: #77709a; }
-.name { font-size: 14px; font-weight: 600; fill: #1b2330; text-anchor: middle; }
-.holds { font-size: 11px; fill: #5b6472; text-anchor: middle; }
+.name { font-size: 16px; font-weight: 600; fill: #1b2330; text-anchor: middle; }
+.holds { font-size: 12.5px; fill: #5b6472; text-anchor: middle; }
 .arrow { fill: none; stroke: #8a93a3; stroke-width: 1.3; }
 .tip { fill: #8a93a3; }
 @media (prefers-color-scheme: dark) {
@@ -178,8 +178,8 @@ def box(name: str) -> str:
     size = f'x="{room.x - BOX_WIDTH / 2:g}" y="{top}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="8"'
     return (
         f'<rect class="room {kind_of(room)}" {size}/>'
-        f'<text class="name" x="{room.x}" y="{top + 20}">{name}</text>'
-        f'<text class="holds" x="{room.x}" y="{top + 36}">{room.holds}</text>'
+        f'<text class="name" x="{room.x}" y="{top + 22}">{name}</text>'
+        f'<text class="holds" x="{room.x}" y="{top + 40}">{room.holds}</text>'
     )
 
 
