@@ -90,14 +90,23 @@ def single_importers() -> dict[str, str]:
 
 
 def definitions() -> Iterator[tuple[str, Definition]]:
+    """Yield the definitions at the top of each module that could stand in any other."""
     for module in MODULES:
-        yield from ((name_of(module), node) for node in tree_of(module).body if isinstance(node, Definition))
+        nodes = [node for node in tree_of(module).body if isinstance(node, Definition)]
+        names = {node.name for node in nodes}
+        yield from ((name_of(module), node) for node in nodes if not uses_its_module(node, names))
 
 
 def source_of(definition: Definition) -> tuple[str, ...]:
     """Return what two copies of a definition have in common, wherever they stand and whatever their docstring."""
     head = ast.unparse(definition).partition("\n")[0]
     return (definition.name, head, *(ast.unparse(statement) for statement in without_docstring(definition)))
+
+
+def uses_its_module(definition: Definition, names: set[str]) -> bool:
+    """Return whether a definition means something else in another module, as it uses names of its own."""
+    used = {node.id for node in ast.walk(definition) if isinstance(node, ast.Name)}
+    return bool(used & names - {definition.name})
 
 
 def test_imports_point_down_only() -> None:
