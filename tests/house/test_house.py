@@ -26,6 +26,19 @@ LONGEST_BODY = 30
 P90_BODY = 12
 MOST_SINGLE_IMPORTERS = 30
 
+TESTS_BESIDE_ROOMS = {
+    "benchmarks",
+    "conformance",
+    "docs",
+    "examples",
+    "faults",
+    "fixtures",
+    "house",
+    "laws",
+    "simulation",
+    "typesafety",
+}
+
 TOP_LEVEL = {
     "CONTRIBUTING.md",
     "LICENSE",
@@ -144,6 +157,13 @@ def test_no_definition_has_a_copy_in_another_module() -> None:
     for module, node in definitions():
         places[source_of(node)].add(f"{module} {node.name}")
     assert [sorted(copies) for copies in places.values() if len(copies) > 1] == []
+
+
+def test_tests_mirror_the_rooms() -> None:
+    rooms = {path.stem for path in PACKAGE.iterdir()}
+    modules = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert (modules | folders) - rooms - TESTS_BESIDE_ROOMS == set()
 
 
 def test_the_checkout_holds_nothing_else_at_its_top() -> None:
