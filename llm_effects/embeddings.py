@@ -16,7 +16,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
 from llm_effects.effects.call import AttemptContext, Call
-from llm_effects.effects.combinators import places
+from llm_effects.effects.combinators import at_least_one
 from llm_effects.effects.effect import Answer, Effect, Generate, effect, layered, result_of, run
 from llm_effects.effects.env import Embedder, LLMEnv
 from llm_effects.effects.tasks import in_parallel
@@ -109,8 +109,8 @@ def embed(
     request = EmbeddingRequest(
         texts=to_tuple("texts", texts),
         model=model,
-        dimensions=None if dimensions is None else places("dimensions", dimensions),
-        workers=places("concurrency", concurrency),
+        dimensions=None if dimensions is None else at_least_one("dimensions", dimensions),
+        workers=at_least_one("concurrency", concurrency),
         template=template,
     )
     return effect(lambda env: _embed(request, env))

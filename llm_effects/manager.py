@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar, final
-from uuid import uuid4
 
 import anyio
 from anyio import to_thread
@@ -26,7 +25,7 @@ from llm_effects.config.models import ModelConfig
 from llm_effects.conversations.converse import converse
 from llm_effects.effects.call import Sink
 from llm_effects.effects.effect import Answer, Effect, effect, fail, result_of, run
-from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry
+from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
 from llm_effects.pipeline import generate, open_stream, stream
 from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of
 from llm_effects.routing.candidates import RoutingContext, RoutingDecision
@@ -120,7 +119,7 @@ def live_env(
         telemetry=_telemetry(config),
         now=wall_clock,
         draw=random.random,
-        new_id=lambda: uuid4().hex,
+        new_id=new_id,
     )
 
 
@@ -134,11 +133,6 @@ def live_clients(config: LLMConfig, transport: Transport) -> LiveClients:
 def new_memory() -> Storage:
     """Build an empty storage in memory."""
     return Storage(MemoryConversations(), MemoryLedger())
-
-
-def wall_clock() -> datetime:
-    """Return the current time in UTC."""
-    return datetime.now(UTC)
 
 
 def _cache(config: LLMConfig) -> Cache:

@@ -13,7 +13,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.batches.journals import Journal, OpenJournal, no_journal
-from llm_effects.effects.combinators import places
+from llm_effects.effects.combinators import at_least_one
 from llm_effects.effects.effect import Answer, Effect, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import in_parallel
@@ -134,7 +134,7 @@ def _batch(
 ) -> _Batch:
     sources = iter((requests,)) if isinstance(requests, Iterator) else repeat(requests)
     policy = None if cache is None else to_member("cache", CachePolicy, cache)
-    return _Batch(sources, places("concurrency", concurrency), policy, journal, progress)
+    return _Batch(sources, at_least_one("concurrency", concurrency), policy, journal, progress)
 
 
 async def _run(batch: _Batch, take: Take, env: LLMEnv) -> Result[Progress, LLMError]:

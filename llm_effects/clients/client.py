@@ -32,7 +32,7 @@ from llm_effects.providers.target import Target
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
 from llm_effects.values.errors import ConfigurationError, ContentRefused, LLMError, RequestTimeout, TimeoutPhase
 from llm_effects.values.events import Restarted, Started, StreamEvent
-from llm_effects.values.json import dump, parse, record
+from llm_effects.values.json import as_object, dump, parse
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.responses import LLMResponse, Vectors
 
@@ -401,7 +401,7 @@ async def embed_in_engine(
     if not is_successful(result):
         return Failure(result.failure())
     body = parse(result.unwrap())
-    if record(body).get("error"):
+    if as_object(body).get("error"):
         return Failure(classify_error_object(target, body))
     return read(target, body, len(texts), dimensions)
 

@@ -24,7 +24,7 @@ from attrs import define, evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.tasks import BEGUN, Admitted, Deliver, Mailbox, delivered, unheard
+from llm_effects.effects.tasks import SENT, Deliver, OnSent, ThreadBridge, deliver_chunks, no_listener
 from llm_effects.providers.target import Target
 from llm_effects.values.errors import ConfigurationError, InvalidRequest, LLMError, cause_of
 
@@ -183,20 +183,20 @@ def _shared_model(settings: Settings) -> Model:
         return _MODELS.setdefault(settings, Model(settings, ThreadPoolExecutor(settings.slots, "llm-effects-engine")))
 
 
-_Work: TypeAlias = Callable[[Server, str, Mailbox], _T]
+_Work: TypeAlias = Callable[[Server, str, ThreadBridge], _T]
 
 
-def _complete(server: Server, body: str, mailbox: Mailbox) -> None:
+def _complete(server: Server, body: str, mailbox: ThreadBridge) -> None:
     server.handle_chat_completions(body, mailbox.put)
 
 
-def _embed(server: Server, body: str, _: Mailbox) -> str:
+def _embed(server: Server, body: str, _: ThreadBridge) -> str:
     return server.handle_embeddings(body)
 
 
-def _run_work(work: _Work[_T], model: Model, body: bytes, mailbox: Mailbox) -> Result[_T, LLMError]:
+def _run_work(work: _Work[_T], model: Model, body: bytes, mailbox: ThreadBridge) -> Result[_T, LLMError]:
     """Do the work in a thread of the model, which it loads first if necessary."""
-    mailbox.put(BEGUN)
+    mailbox.put(SENT)
     server = model.load()
     if not is_successful(server):
         return Failure(server.failure())
@@ -242,7 +242,7 @@ class Engine:
         self,
         body: bytes,
         deliver: Deliver,
-        admitted: Admitted = unheard,
+        admitted: OnSent = no_listener,
     ) -> Result[None, LLMError]:
         """Answer one streamed chat completion; await ``deliver`` for each chunk, until it returns an error.
 
@@ -252,22 +252,22 @@ class Engine:
         """
         return await self._submit(_complete, body, deliver, admitted)
 
-    async def embed(self, body: bytes, admitted: Admitted = unheard) -> Result[str, LLMError]:
+    async def embed(self, body: bytes, admitted: OnSent = no_listener) -> Result[str, LLMError]:
         """Return the JSON of the vectors of some texts, or of an error; a cancellation propagates at once.
 
         Work that has started occupies its slot to its end.
         """
         return await self._submit(_embed, body, _ignore, admitted)
 
-    async def _submit(self, work: _Work[_T], body: bytes, deliver: Deliver, admitted: Admitted) -> Result[_T, LLMError]:
+    async def _submit(self, work: _Work[_T], body: bytes, deliver: Deliver, admitted: OnSent) -> Result[_T, LLMError]:
         model = self._model
         if model is None:
             return Failure(self._with_model(_CLOSED))
-        mailbox = Mailbox()
+        mailbox = ThreadBridge()
         job = model.threads.submit(_run_work, work, model, body, mailbox)
         job.add_done_callback(lambda _: mailbox.put(None))
         try:
-            error = await delivered(mailbox, deliver, admitted)
+            error = await deliver_chunks(mailbox, deliver, admitted)
         finally:
             mailbox.left = True
             job.cancel()

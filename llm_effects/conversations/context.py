@@ -34,7 +34,7 @@ from llm_effects.routing.router import Ranked, order
 from llm_effects.values.conversations import History, Provenance, StoredMessage, Summary, TurnState
 from llm_effects.values.errors import ContextTooLarge, LLMError, MalformedResponse, describe
 from llm_effects.values.messages import Document, Image, Part, Reasoning, Text, ToolCall, ToolResult
-from llm_effects.values.requests import LLMRequest, Preferences, conversation
+from llm_effects.values.requests import LLMRequest, Preferences, request_messages
 from llm_effects.values.responses import LLMResponse
 from llm_effects.values.tokens import CHARACTERS_PER_TOKEN, message_tokens
 
@@ -171,7 +171,7 @@ def _budget_of(started: StartedTurn, question: LLMRequest, limit: float, env: LL
 def _token_budget(question: LLMRequest, first: Ranked, limit: float, env: LLMEnv) -> TokenBudget:
     """Return the budget of a question and its history in the window of a model; an unknown window has no end."""
     ratio, window = env.tokens.ratio(first.model), first.context_length
-    messages = sum(map(message_tokens, conversation(question)))
+    messages = sum(map(message_tokens, request_messages(question)))
     fixed = round((env.tokens.estimate(question) - messages) * ratio)
     answer = env.config.models[first.model].max_tokens or min(ANSWER_TOKENS, (window or 0) // 4)
     total = limit if window is None else min(limit, window - (question.preferences.max_tokens or answer))

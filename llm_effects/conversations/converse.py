@@ -19,7 +19,7 @@ from llm_effects.conversations.turn_lifecycle import StartedTurn, TurnRequest, b
 from llm_effects.effects.call import Sink, TurnContext
 from llm_effects.effects.effect import Answer, Effect, Generate, effect, from_env, from_result, run, then
 from llm_effects.effects.env import LLMEnv
-from llm_effects.effects.tasks import apart
+from llm_effects.effects.tasks import in_own_task
 from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
 from llm_effects.providers.draft import events_of
 from llm_effects.values.conversations import Provenance, StoredMessage, Turn, TurnState
@@ -96,7 +96,7 @@ def _question(message: str | Message | LLMRequest, owner: str | None) -> Result[
 
 def _shielded(turn: Effect[LLMResponse]) -> Effect[LLMResponse]:
     """Run a turn in a task of its own, where even asyncio's own cancellation cannot keep it from storing its end."""
-    return effect(lambda env: apart(partial(run, turn, env)))
+    return effect(lambda env: in_own_task(partial(run, turn, env)))
 
 
 def _take_turn(request: TurnRequest, sink: Sink | None) -> Effect[LLMResponse]:

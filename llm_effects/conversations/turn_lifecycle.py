@@ -28,7 +28,7 @@ from llm_effects.values.errors import (
     is_retryable,
 )
 from llm_effects.values.messages import Part, ToolCall, ToolResult
-from llm_effects.values.requests import LLMRequest, conversation
+from llm_effects.values.requests import LLMRequest, request_messages
 
 NEWEST: Final = 32
 """Turns that are read at first; more are read only if the context window has room for them."""
@@ -71,7 +71,9 @@ def begin(request: TurnRequest) -> Effect[StartedTurn]:
 
 def _new_turn(request: TurnRequest, env: LLMEnv) -> Turn:
     now = env.now()
-    messages = tuple(stored_message(each, now, request.pinned, env.new_id) for each in conversation(request.question))
+    messages = tuple(
+        stored_message(each, now, request.pinned, env.new_id) for each in request_messages(request.question)
+    )
     lease_until = now + timedelta(seconds=env.config.storage.lease_seconds)
     return Turn(id=request.turn_id, begun_at=now, lease_until=lease_until, writer=env.new_id(), messages=messages)
 

@@ -18,7 +18,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.effects.effect import Effect, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.schedules import Schedule, Step, duration
-from llm_effects.effects.tasks import in_parallel, together
+from llm_effects.effects.tasks import in_parallel, task_group
 from llm_effects.values.errors import Fallback, LLMError, RequestFailed, RequestTimeout, fallback_for, is_retryable
 from llm_effects.values.validation import invalid, is_a, short_repr
 
@@ -171,7 +171,7 @@ Attempt: TypeAlias = Callable[[Claim], Awaitable[Result[_Value, LLMError]]]
 """One of the two attempts; a success claims by itself."""
 
 
-async def duel(
+async def run_hedged(
     attempt: Attempt[_Value], after: float, may_begin: Callable[[], bool] = lambda: True
 ) -> Result[_Value, LLMError]:
     """Make an attempt and, ``after`` so many seconds, a second one if it ``may_begin`` then.
@@ -180,7 +180,7 @@ async def duel(
     the first one's error is returned. If the first fails before the second begins, there is no second.
     """
     attempts = _HedgedAttempts(attempt)
-    async with together() as group:
+    async with task_group() as group:
         group.start_soon(attempts.second, after, may_begin)
         await attempts.first()  # in the caller's own task, as if there were no second
     return attempts.results[attempts.winner or 0]
@@ -243,7 +243,7 @@ def gather(operations: Iterable[Effect[_Value]], limit: int | None = None) -> Ef
     'TimeoutError'
     """
     effects = tuple(operations)
-    workers = len(effects) if limit is None else min(places("limit", limit), len(effects))
+    workers = len(effects) if limit is None else min(at_least_one("limit", limit), len(effects))
 
     async def gathered(env: LLMEnv) -> Result[tuple[_Value, ...], LLMError]:
         results: dict[int, Result[_Value, LLMError]] = {}
@@ -258,10 +258,10 @@ def gather(operations: Iterable[Effect[_Value]], limit: int | None = None) -> Ef
     return effect(gathered)
 
 
-def places(name: str, number: int) -> int:
+def at_least_one(name: str, number: int) -> int:
     """Return a number of concurrent workers, if it is a whole number from 1 on.
 
-    >>> places("limit", 0)
+    >>> at_least_one("limit", 0)
     Traceback (most recent call last):
         ...
     llm_effects.values.validation.InvalidValue: limit: must be at least 1, not 0
@@ -338,6 +338,6 @@ def hedge(operation: Effect[_Value], after: float) -> Effect[_Value]:
         async def attempt(_: Claim) -> Result[_Value, LLMError]:
             return await run(operation, env)
 
-        return await duel(attempt, delay)
+        return await run_hedged(attempt, delay)
 
     return effect(hedged)

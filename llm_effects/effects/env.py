@@ -6,9 +6,10 @@ Swapping one is ``attrs.evolve(env, cache=...)``.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Protocol, TypeAlias, final, runtime_checkable
+from uuid import uuid4
 
 from attrs import field, frozen
 from returns.future import FutureResult
@@ -393,6 +394,16 @@ Draw: TypeAlias = Callable[[], float]
 
 NewId: TypeAlias = Callable[[], str]
 """A fresh opaque id."""
+
+
+def wall_clock() -> datetime:
+    """Return the current time in UTC."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """Return a fresh random id."""
+    return uuid4().hex
 
 
 @final

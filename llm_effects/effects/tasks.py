@@ -16,11 +16,11 @@ _Item = TypeVar("_Item")
 
 
 @asynccontextmanager
-async def together() -> AsyncGenerator[TaskGroup]:
+async def task_group() -> AsyncGenerator[TaskGroup]:
     """Open a task group that raises the first defect of its tasks as it is, not in an ``ExceptionGroup``.
 
     >>> async def main() -> None:
-    ...     async with together():
+    ...     async with task_group():
     ...         raise KeyError("as itself")
     >>> anyio.run(main)
     Traceback (most recent call last):
@@ -38,7 +38,7 @@ async def together() -> AsyncGenerator[TaskGroup]:
         raise defect  # outside of the handler, which would put the group into its context
 
 
-async def apart(work: Callable[[], Awaitable[_Item]]) -> _Item:
+async def in_own_task(work: Callable[[], Awaitable[_Item]]) -> _Item:
     """Run some work in a task of its own, so that a shield in it holds against any cancellation.
 
     A shield stops cancelled scopes, but not asyncio's ``Task.cancel()``, which ``asyncio.timeout``, ``wait_for`` and
@@ -47,7 +47,7 @@ async def apart(work: Callable[[], Awaitable[_Item]]) -> _Item:
     >>> async def main() -> int:
     ...     async def work() -> int:
     ...         return 1
-    ...     return await apart(work)
+    ...     return await in_own_task(work)
     >>> anyio.run(main)
     1
     """
@@ -56,7 +56,7 @@ async def apart(work: Callable[[], Awaitable[_Item]]) -> _Item:
     async def task() -> None:
         results.append(await work())
 
-    async with together() as group:
+    async with task_group() as group:
         group.start_soon(task)
     return results[0]
 
@@ -74,7 +74,7 @@ async def in_parallel(items: Iterable[_Item], workers: int, work: Callable[[int,
     [(0, 'a'), (1, 'b')]
     """
     queue = enumerate(items)
-    async with together() as group:
+    async with task_group() as group:
 
         async def worker() -> None:
             for number, item in queue:
@@ -91,10 +91,10 @@ async def in_parallel(items: Iterable[_Item], workers: int, work: Callable[[int,
 # From a thread to an event loop.
 
 
-BEGUN: Final = ""
+SENT: Final = ""
 """The chunk that marks that the call has left the queue."""
 
-Admitted: TypeAlias = Callable[[], object]
+OnSent: TypeAlias = Callable[[], object]
 """Called once a call has left the queue."""
 
 Deliver: TypeAlias = Callable[[str], Awaitable[LLMError | None]]
@@ -102,7 +102,7 @@ Deliver: TypeAlias = Callable[[str], Awaitable[LLMError | None]]
 
 
 @final
-class Mailbox:
+class ThreadBridge:
     """A queue of chunks from the model's thread to the caller's event loop; ``None`` is the last.
 
     It is unbounded: the engine continues to the end of the answer, which its slot bounds, whatever its callback does.
@@ -139,14 +139,14 @@ class Mailbox:
         return self._chunks.popleft()
 
 
-def unheard() -> None:
+def no_listener() -> None:
     """Do nothing: the call has no listener."""
 
 
-async def delivered(mailbox: Mailbox, deliver: Deliver, admitted: Admitted) -> LLMError | None:
+async def deliver_chunks(mailbox: ThreadBridge, deliver: Deliver, admitted: OnSent) -> LLMError | None:
     """Deliver each chunk as it arrives, to the last; return the error that ended the answer early, if any."""
     while (chunk := await mailbox.receive()) is not None:
-        if chunk == BEGUN:
+        if chunk == SENT:
             admitted()
             continue
         broken = await deliver(chunk)

@@ -34,7 +34,7 @@ from llm_effects.values.events import (
 )
 from llm_effects.values.json import dump
 from llm_effects.values.records import CacheStats
-from llm_effects.values.requests import CachePolicy, LLMRequest, conversation
+from llm_effects.values.requests import CachePolicy, LLMRequest, request_messages
 from llm_effects.values.responses import Cost, FinishReason, LLMResponse
 from llm_effects.values.serialization import VERSION, Entry, dump_entry, load_entry
 
@@ -269,7 +269,7 @@ def request_key(request: LLMRequest) -> str:
 def _shape(request: LLMRequest) -> Mapping[str, object]:
     preferences = request.preferences
     return {
-        "messages": [(turn.role, [_tagged(part) for part in turn.parts]) for turn in conversation(request)],
+        "messages": [(turn.role, [_tagged(part) for part in turn.parts]) for turn in request_messages(request)],
         "system": request.system,
         "task": str(request.task_type),
         "sampling": [

@@ -14,7 +14,7 @@ from llm_effects.effects.effect import Answer, Effect, effect, result_of
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.errors import RequestTimeout
 from llm_effects.values.messages import Document, Image, Message, Reasoning, Text
-from llm_effects.values.requests import LLMRequest, conversation
+from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import LLMResponse, Usage
 from llm_effects.values.tokens import message_tokens
 
@@ -81,7 +81,10 @@ def _words(request: LLMRequest) -> int:
     So a bad estimate, as for long rows of dashes or an unusual language, raises no truncation warning.
     """
     return sum(
-        len(_WORD.findall(part.text)) for turn in conversation(request) for part in turn.parts if isinstance(part, Text)
+        len(_WORD.findall(part.text))
+        for turn in request_messages(request)
+        for part in turn.parts
+        if isinstance(part, Text)
     )
 
 

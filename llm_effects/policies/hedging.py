@@ -13,7 +13,7 @@ from attrs import define, evolve
 from returns.pipeline import is_successful
 
 from llm_effects.effects.call import Call, CallHistory, Sink
-from llm_effects.effects.combinators import Claim, duel
+from llm_effects.effects.combinators import Claim, run_hedged
 from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import target_of
@@ -61,7 +61,7 @@ async def _hedged(next: Generate, call: Call, env: LLMEnv, delay: float) -> Answ
             await opening.show()  # an answer without content has only its opening
         return result
 
-    return await duel(attempt, delay, partial(_may_begin, call.history, len(call.history.errors), env))
+    return await run_hedged(attempt, delay, partial(_may_begin, call.history, len(call.history.errors), env))
 
 
 def _may_begin(history: CallHistory, failed: int, env: LLMEnv) -> bool:

@@ -14,7 +14,7 @@ from llm_effects.effects.env import LLMEnv
 from llm_effects.values.errors import SchemaMismatch
 from llm_effects.values.json import dump
 from llm_effects.values.messages import Message, Text
-from llm_effects.values.requests import LLMRequest, conversation
+from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import FinishReason, LLMResponse
 
 SHOWN: Final = 20
@@ -78,7 +78,7 @@ def corrected(request: LLMRequest, response: LLMResponse, problems: tuple[str, .
     ['user', 'assistant', 'user']
     """
     answered = (Message("assistant", (Text(response.content),)),) if response.content.strip() else ()
-    turns = (*conversation(request), *answered, Message("user", (Text(_correction(request, problems)),)))
+    turns = (*request_messages(request), *answered, Message("user", (Text(_correction(request, problems)),)))
     return evolve(request, prompt=None, messages=turns)
 
 

@@ -18,7 +18,7 @@ from llm_effects.routing.router import Ranked, fallbacks_after, order
 from llm_effects.values.errors import Fallback, LLMError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
 from llm_effects.values.messages import Message, Text
-from llm_effects.values.requests import Allow, LLMRequest, Recovery, conversation
+from llm_effects.values.requests import Allow, LLMRequest, Recovery, request_messages
 from llm_effects.values.responses import LLMResponse
 
 
@@ -117,7 +117,7 @@ def prefilled(request: LLMRequest, beginning: str) -> LLMRequest:
     >>> prefilled(LLMRequest(prompt="Count."), "one, two, ").messages[-1]
     Message(role='assistant', parts=(Text(text='one, two,'),))
     """
-    turns = (*conversation(request), Message("assistant", (Text(beginning.rstrip()),)))
+    turns = (*request_messages(request), Message("assistant", (Text(beginning.rstrip()),)))
     return evolve(request, prompt=None, messages=turns)
 
 

@@ -45,9 +45,9 @@ from llm_effects.providers.target import Target, wire_request
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import StreamEvent, ToolCallDelta
-from llm_effects.values.json import Unreadable, items, json_text, parse, record, string, whole
+from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
 from llm_effects.values.messages import Document, Image, Origin, Part, Reasoning, Text, ToolCall, ToolResult
-from llm_effects.values.requests import LLMRequest, conversation
+from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import FinishReason, LLMResponse, Usage
 
 # === Encoding requests
@@ -111,7 +111,7 @@ def encode_messages(target: Target, request: LLMRequest) -> tuple[Mapping[str, o
     """Encode every message but the system's; merge neighbours of one role, and skip empty ones."""
     blocks = (
         ("assistant" if message.role == "assistant" else "user", block)
-        for message in conversation(request)
+        for message in request_messages(request)
         if message.role != "system"
         for part in message.parts
         if (block := _block(target, part)) is not None
@@ -146,7 +146,7 @@ def _block(target: Target, part: Part) -> Encoded | None:
         case Reasoning():
             return _replayed(target, part)
         case ToolCall():
-            arguments = record(parse(encode_arguments(part.arguments)))
+            arguments = as_object(parse(encode_arguments(part.arguments)))
             return {"type": "tool_use", "id": _call_id(part.id), "name": part.name, "input": arguments}
         case ToolResult():
             result = {"type": "tool_result", "tool_use_id": _call_id(part.call_id), "content": part.content}
@@ -176,7 +176,7 @@ def _replayed(target: Target, part: Reasoning) -> Encoded | None:
     """Return thinking byte for byte if it comes from this model, and ``None`` for any other."""
     if part.opaque is None or part.origin is None or not _is_same_model(part.origin, target):
         return None
-    valid = record(parse(part.opaque)).get("type") in _THINKING
+    valid = as_object(parse(part.opaque)).get("type") in _THINKING
     return msgspec.Raw(part.opaque.encode()) if valid else None
 
 
@@ -350,8 +350,8 @@ def _read_message(draft: Draft, message: Object, response: WireResponse) -> Resu
     if message.get("error") or message.get("type") == "error":
         return Failure(reported_error(draft, message, response))
     _add_metadata(draft, message)
-    for index, block in enumerate(items(message.get("content"))):
-        opened = open_block(draft, index, record(block))
+    for index, block in enumerate(as_list(message.get("content"))):
+        opened = open_block(draft, index, as_object(block))
         if not is_successful(opened):
             return Failure(opened.failure())
     for part in draft.parts:
@@ -371,8 +371,8 @@ def decode_event(draft: Draft, event: ServerEvent) -> Events:
     value = parse(event.data)
     if isinstance(value, Unreadable):
         return Failure(malformed(draft, f"an event is not JSON: {value.reason}"))
-    body = record(value)
-    kind = string(body.get("type")) or event.name
+    body = as_object(value)
+    kind = as_string(body.get("type")) or event.name
     if body.get("error") or kind == "error":
         return Failure(reported_error(draft, body))
     handle = _HANDLERS.get(kind)
@@ -393,16 +393,16 @@ def finish(draft: Draft) -> Result[LLMResponse, LLMError]:
 def _on_message_start(draft: Draft, event: Object) -> Events:
     if draft.parts:  # a proxy lost its server half-way and spliced a second answer in: neither is whole
         return Failure(malformed(draft, "a second answer started before the first one ended"))
-    _add_metadata(draft, record(event.get("message")))
+    _add_metadata(draft, as_object(event.get("message")))
     return NO_EVENTS
 
 
 def _on_block_start(draft: Draft, event: Object) -> Events:
-    return open_block(draft, _index(event), record(event.get("content_block")))
+    return open_block(draft, _index(event), as_object(event.get("content_block")))
 
 
 def _on_block_delta(draft: Draft, event: Object) -> Events:
-    return grow_block(draft, _index(event), record(event.get("delta")))
+    return grow_block(draft, _index(event), as_object(event.get("delta")))
 
 
 def _on_block_stop(draft: Draft, event: Object) -> Events:
@@ -411,7 +411,7 @@ def _on_block_stop(draft: Draft, event: Object) -> Events:
 
 
 def _on_message_delta(draft: Draft, event: Object) -> Events:
-    _add_end(draft, {"usage": event.get("usage"), **record(event.get("delta"))})
+    _add_end(draft, {"usage": event.get("usage"), **as_object(event.get("delta"))})
     return NO_EVENTS
 
 
@@ -421,7 +421,7 @@ def _on_message_stop(draft: Draft, _: Object) -> Events:
 
 
 def _index(event: Object) -> int:
-    return whole(event.get("index")) or 0
+    return as_count(event.get("index")) or 0
 
 
 _HANDLERS: Final[Mapping[str, Callable[[Draft, Object], Events]]] = {
@@ -449,20 +449,20 @@ _FINISH_REASONS: Final = {
 
 
 def _add_metadata(draft: Draft, message: Object) -> None:
-    draft.served_model = string(message.get("model")) or draft.served_model
-    draft.usage = _update_usage(draft.usage, record(message.get("usage")))
+    draft.served_model = as_string(message.get("model")) or draft.served_model
+    draft.usage = _update_usage(draft.usage, as_object(message.get("usage")))
 
 
 def _add_end(draft: Draft, message: Object) -> None:
-    draft.usage = _update_usage(draft.usage, record(message.get("usage")))
-    reason = string(message.get("stop_reason"))
+    draft.usage = _update_usage(draft.usage, as_object(message.get("usage")))
+    reason = as_string(message.get("stop_reason"))
     if not reason:
         return
     draft.finish_reason = _FINISH_REASONS.get(reason, FinishReason.STOP)
     if reason == "refusal":
-        details = record(message.get("stop_details"))
-        draft.refusal = string(details.get("category"))
-        draft.refusal_text = [string(details.get("explanation"))]
+        details = as_object(message.get("stop_details"))
+        draft.refusal = as_string(details.get("category"))
+        draft.refusal_text = [as_string(details.get("explanation"))]
     if reason == "pause_turn" or reason not in _FINISH_REASONS:
         draft.warnings.append(f"the model stopped because of {reason!r}: the answer may be unfinished")
 
@@ -472,7 +472,7 @@ _Count = TypeVar("_Count", bound=int | None)
 
 def _update_usage(usage: Usage, counts: Object) -> Usage:
     """Replace the counts that are present: they are cumulative. Input tokens exclude those of the cache."""
-    thinking = record(counts.get("output_tokens_details")).get("thinking_tokens")
+    thinking = as_object(counts.get("output_tokens_details")).get("thinking_tokens")
     return evolve(
         usage,
         input_tokens=_latest(usage.input_tokens, counts.get("input_tokens")),
@@ -484,7 +484,7 @@ def _update_usage(usage: Usage, counts: Object) -> Usage:
 
 
 def _latest(before: _Count, value: object) -> int | _Count:
-    count = whole(value)
+    count = as_count(value)
     return before if count is None else count
 
 
@@ -498,7 +498,7 @@ def open_block(draft: Draft, index: int, block: Object) -> Events:
             return Success(_open_text(draft, index, block))
         case "thinking":
             _open_part(draft, index, PartDraft(kind="reasoning", opaque=json_text(block)))
-            return Success(_grow_thinking(draft, index, string(block.get("thinking"))))
+            return Success(_grow_thinking(draft, index, as_string(block.get("thinking"))))
         case "redacted_thinking":
             _open_part(draft, index, PartDraft(kind="reasoning", opaque=json_text(block)))
         case "tool_use":
@@ -510,15 +510,15 @@ def open_block(draft: Draft, index: int, block: Object) -> Events:
 
 def _open_text(draft: Draft, index: int, block: Object) -> tuple[StreamEvent, ...]:
     part = _text_part(draft, index)
-    part.passages.append((part.length, items(block.get("citations"))))
-    return grow(part, string(block.get("text")))
+    part.passages.append((part.length, as_list(block.get("citations"))))
+    return grow(part, as_string(block.get("text")))
 
 
 def _open_call(draft: Draft, index: int, block: Object) -> Events:
-    name = string(block.get("name"))
+    name = as_string(block.get("name"))
     if not name.strip():
         return Failure(malformed(draft, "a tool call has no name"))
-    call_id, arguments = string(block.get("id")).strip() or f"toolu_{index}", json_text(block.get("input") or None)
+    call_id, arguments = as_string(block.get("id")).strip() or f"toolu_{index}", json_text(block.get("input") or None)
     call = PartDraft(kind="tool", index=len(draft.calls), id=call_id, name=name, pieces=[arguments])
     _open_part(draft, index, call)
     return Success((ToolCallDelta(call.index, call.id, call.name, arguments),))
@@ -534,17 +534,17 @@ def grow_block(draft: Draft, index: int, delta: Object) -> Events:
     """Add a delta to a block; ignore unknown kinds."""
     match delta.get("type"):
         case "text_delta":
-            return Success(grow(_text_part(draft, index), string(delta.get("text"))))
+            return Success(grow(_text_part(draft, index), as_string(delta.get("text"))))
         case "thinking_delta":
-            return Success(_grow_thinking(draft, index, string(delta.get("thinking"))))
+            return Success(_grow_thinking(draft, index, as_string(delta.get("thinking"))))
         case "signature_delta":
-            _sign(draft, index, string(delta.get("signature")))
+            _sign(draft, index, as_string(delta.get("signature")))
         case "citations_delta":
             _cite(draft, index, delta.get("citation"))
         case "input_json_delta":
             part = draft.slots.get(index)
             if part is not None and part.kind == "tool":
-                return Success(grow(part, string(delta.get("partial_json"))))
+                return Success(grow(part, as_string(delta.get("partial_json"))))
         case _:
             pass
     return NO_EVENTS
@@ -577,13 +577,13 @@ def _grow_thinking(draft: Draft, index: int, piece: str) -> tuple[StreamEvent, .
 def _sign(draft: Draft, index: int, piece: str) -> None:
     part = draft.slots.get(index)
     if part is not None and part.opaque is not None:
-        block = record(parse(part.opaque))
-        part.opaque = json_text({**block, "signature": string(block.get("signature")) + piece})
+        block = as_object(parse(part.opaque))
+        part.opaque = json_text({**block, "signature": as_string(block.get("signature")) + piece})
 
 
 def _close(part: PartDraft) -> tuple[StreamEvent, ...]:
     """Complete a part: a call without arguments gets ``{}``; thinking without a signature cannot be replayed."""
-    block = record(parse(part.opaque or ""))
+    block = as_object(parse(part.opaque or ""))
     if block.get("type") == "thinking":
         signed = {**block, "thinking": "".join(part.pieces)}
         part.opaque = json_text(signed) if block.get("signature") else None

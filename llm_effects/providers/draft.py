@@ -15,7 +15,7 @@ from llm_effects.providers.target import Target, redact, redact_name
 from llm_effects.providers.wire import WireResponse
 from llm_effects.values.errors import ContentRefused, LLMError, MalformedResponse
 from llm_effects.values.events import ContentEvent, ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
-from llm_effects.values.json import Unreadable, items, json_text, parse, record, string, whole
+from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
 from llm_effects.values.messages import Citation, Origin, Part, Reasoning, Text, ToolCall
 from llm_effects.values.responses import FinishReason, LLMResponse, Usage
 
@@ -153,7 +153,7 @@ def decode_answer(target: Target, response: WireResponse, read: AnswerReader) ->
     value = parse(response.body)
     if isinstance(value, Unreadable):
         return Failure(malformed(draft, f"the answer is not JSON ({value.reason}): check the endpoint"))
-    return read(draft, record(value), response)
+    return read(draft, as_object(value), response)
 
 
 def not_json(draft: Draft, event: ServerEvent, problem: Unreadable) -> Events:
@@ -275,7 +275,7 @@ def citations_of_passages(passages: Iterable[Passage], length: int) -> tuple[Cit
     """
     ranges = pairwise([*passages, (length, list[object]())])
     return tuple(
-        _block_citation(start, end, record(citation)) for (start, cited), (end, _) in ranges for citation in cited
+        _block_citation(start, end, as_object(citation)) for (start, cited), (end, _) in ranges for citation in cited
     )
 
 
@@ -283,10 +283,10 @@ def _block_citation(start: int, end: int, citation: Object) -> Citation:
     return Citation(
         start=start,
         end=end,
-        quote=string(citation.get("cited_text")),
-        title=string(citation.get("document_title")) or string(citation.get("title")) or None,
-        url=string(citation.get("url")) or None,
-        document=whole(citation.get("document_index")),
+        quote=as_string(citation.get("cited_text")),
+        title=as_string(citation.get("document_title")) or as_string(citation.get("title")) or None,
+        url=as_string(citation.get("url")) or None,
+        document=as_count(citation.get("document_index")),
         source=json_text(citation),
     )
 
@@ -305,20 +305,20 @@ def citations_of_annotations(annotations: object, offset: int = 0, length: int =
 
 
 def _annotations(annotations: object, offset: int, length: int) -> Iterator[Citation]:
-    for annotation in map(record, items(annotations)):
-        kind = string(annotation.get("type"))
+    for annotation in map(as_object, as_list(annotations)):
+        kind = as_string(annotation.get("type"))
         if kind.endswith("citation"):
-            yield _annotation_citation(annotation, record(annotation.get(kind)) or annotation, offset, length)
+            yield _annotation_citation(annotation, as_object(annotation.get(kind)) or annotation, offset, length)
 
 
 def _annotation_citation(annotation: Object, fields: Object, offset: int, length: int) -> Citation:
-    start = min(whole(fields.get("start_index", fields.get("index"))) or 0, length)
-    end = whole(fields.get("end_index"))
+    start = min(as_count(fields.get("start_index", fields.get("index"))) or 0, length)
+    end = as_count(fields.get("end_index"))
     return Citation(
         start=offset + start,
         end=offset + (start if end is None else max(start, min(end, length))),
-        title=string(fields.get("title")) or string(fields.get("filename")) or None,
-        url=string(fields.get("url")) or None,
+        title=as_string(fields.get("title")) or as_string(fields.get("filename")) or None,
+        url=as_string(fields.get("url")) or None,
         source=json_text(annotation),
     )
 
@@ -329,7 +329,7 @@ def citations_of_sources(urls: Iterable[object], length: int) -> tuple[Citation,
     >>> citations_of_sources(["https://a.example"], 5)[0].end
     5
     """
-    return tuple(Citation(start=0, end=length, url=string(url)) for url in urls if string(url))
+    return tuple(Citation(start=0, end=length, url=as_string(url)) for url in urls if as_string(url))
 
 
 # --- Token counts in OpenAI's protocols, under the many names that servers use
@@ -368,16 +368,16 @@ def _with_thinking(usage: Object, prompt: int | None, output: int | None, thinki
     """Add the thinking where the total shows that the output does not include it, as it does on most servers."""
     if prompt is None or output is None:
         return output
-    return output + thinking if whole(usage.get("total_tokens")) == prompt + output + thinking else output
+    return output + thinking if as_count(usage.get("total_tokens")) == prompt + output + thinking else output
 
 
 def _first_count(usage: Object, names: tuple[str, ...]) -> int | None:
-    counts = (whole(usage.get(name)) for name in names)
+    counts = (as_count(usage.get(name)) for name in names)
     return next((number for number in counts if number is not None), None)
 
 
 def _present(details: object) -> Object:
-    return {name: value for name, value in record(details).items() if value is not None}
+    return {name: value for name, value in as_object(details).items() if value is not None}
 
 
 # --- Thinking that local models put in ``<think>`` tags at the start of their text, however it is cut

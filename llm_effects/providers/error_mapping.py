@@ -25,7 +25,7 @@ from llm_effects.values.errors import (
     RateLimitExceeded,
     RequestTimeout,
 )
-from llm_effects.values.json import Unreadable, items, parse, record, string, whole
+from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, parse
 
 # --- Reading error answers, in every shape that servers send
 
@@ -111,7 +111,7 @@ def parse_error(
         code=_code(target, error, words),
         message=message,
         text=redact(target, message),
-        request_id=redact_name(target, request_id(headers) or string(record(body).get("request_id"))),
+        request_id=redact_name(target, request_id(headers) or as_string(as_object(body).get("request_id"))),
         retry_after=retry_after(headers, message, received),
         should_retry=should_retry(headers),
         detail=error,
@@ -124,7 +124,9 @@ def filtered_categories(verdicts: object) -> str:
     >>> filtered_categories({"hate": {"filtered": True}, "violence": {"filtered": False}})
     'hate'
     """
-    return ", ".join(name for name, verdict in record(verdicts).items() if record(verdict).get("filtered") is True)
+    return ", ".join(
+        name for name, verdict in as_object(verdicts).items() if as_object(verdict).get("filtered") is True
+    )
 
 
 def _parse_text(target: Target, response: WireResponse) -> Fault:
@@ -151,18 +153,18 @@ def _foreign(target: Target) -> frozenset[str]:
 
 def is_error(body: object) -> bool:
     """Return whether the JSON of a body or an event is an error in the shape of OpenAI's protocols."""
-    fields = record(body)
+    fields = as_object(body)
     return bool(fields.get("error")) or fields.get("object") == "error" or fields.get("type") == "error"
 
 
 def _error_object(body: object) -> dict[str, object]:
     if isinstance(body, str):
         return {"message": body}
-    outer = next((record(each) for each in (body, *items(body)) if record(each)), dict[str, object]())
+    outer = next((as_object(each) for each in (body, *as_list(body)) if as_object(each)), dict[str, object]())
     inner = outer.get("error")
     if isinstance(inner, str) and inner:
         return {**outer, "message": inner}
-    return record(inner) or outer
+    return as_object(inner) or outer
 
 
 def _message(value: object, depth: int = 4) -> str:
@@ -170,28 +172,28 @@ def _message(value: object, depth: int = 4) -> str:
         return value
     if not depth:
         return ""
-    if values := items(value):
+    if values := as_list(value):
         return "; ".join(filter(None, (_message(each, depth - 1) for each in values[:20])))
-    fields = record(value)
+    fields = as_object(value)
     keys = ("message", "msg", "detail", "errors", "title")
     text = next(filter(None, (_message(fields.get(key), depth - 1) for key in keys)), "")
-    location = ".".join(str(each) for each in items(fields.get("loc")))
-    raw = string(record(fields.get("metadata")).get("raw"))
+    location = ".".join(str(each) for each in as_list(fields.get("loc")))
+    raw = as_string(as_object(fields.get("metadata")).get("raw"))
     return ": ".join(filter(None, (location, text, raw)))
 
 
 def _words(error: dict[str, object]) -> Iterator[str]:
     details = error.get("details")
-    for fields in (*map(record, items(details)), record(details), record(error.get("innererror")), error):
+    for fields in (*map(as_object, as_list(details)), as_object(details), as_object(error.get("innererror")), error):
         for key in _WORD_KEYS:
-            word = string(fields.get(key)).lower()
+            word = as_string(fields.get(key)).lower()
             if word and word != "error" and not word.isdigit():
                 yield word
 
 
 def _code(target: Target, error: dict[str, object], words: Iterable[str]) -> str | None:
-    sources = (record(error.get("details")), error)
-    named = (string(fields.get(key)) for fields in sources for key in ("error_code", "code", "type"))
+    sources = (as_object(error.get("details")), error)
+    named = (as_string(fields.get(key)) for fields in sources for key in ("error_code", "code", "type"))
     number = error.get("code")
     fallback = str(number) if isinstance(number, int | str) else ""
     return redact_name(target, next((word for word in named if word.lower() in words), fallback))
@@ -275,7 +277,7 @@ def authentication_failed(fault: Fault, _: Match = None) -> LLMError:
 
 def content_refused(fault: Fault, _: Match = None) -> LLMError:
     """Build the error of a content filter that struck."""
-    inner = record(fault.detail.get("innererror"))
+    inner = as_object(fault.detail.get("innererror"))
     category = redact_name(fault.target, filtered_categories(inner.get("content_filter_result")))
     return ContentRefused(**_common(fault), message=_text(fault), category=category or fault.code)
 
@@ -337,7 +339,7 @@ def malformed(fault: Fault, _: Match = None) -> LLMError:
 def context_too_large(fault: Fault, match: Match = None) -> LLMError:
     """Build the error of a prompt that exceeds the window, with both numbers where fields or words hold them."""
     groups = match.groupdict() if match else {}
-    tokens, limit = (whole(fault.detail.get(key)) for key in ("n_prompt_tokens", "n_ctx"))
+    tokens, limit = (as_count(fault.detail.get(key)) for key in ("n_prompt_tokens", "n_ctx"))
     return ContextTooLarge(
         **_common(fault),
         message=_text(fault),

@@ -16,7 +16,7 @@ from llm_effects.providers.openai_chat import OPENAI_CHAT
 from llm_effects.providers.target import Target
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import LLMError
-from llm_effects.values.json import parse, record
+from llm_effects.values.json import as_object, parse
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse
 
@@ -33,7 +33,7 @@ def _encode(target: Target, request: LLMRequest, _: bool) -> Result[WireRequest,
 
 
 def _for_engine(wire: WireRequest) -> WireRequest:
-    body = {**record(parse(wire.body)), **_FIELDS}
+    body = {**as_object(parse(wire.body)), **_FIELDS}
     return evolve(wire, url="", headers=(), body=msgspec.json.encode(body))
 
 

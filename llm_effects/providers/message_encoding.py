@@ -11,7 +11,7 @@ from attrs import evolve
 
 from llm_effects.providers.target import Target
 from llm_effects.values.errors import InvalidRequest
-from llm_effects.values.json import dump, parse, record
+from llm_effects.values.json import as_object, dump, parse
 from llm_effects.values.messages import Document, Image, Message, Part, Reasoning, Role, Text, ToolCall, ToolResult
 from llm_effects.values.requests import LLMRequest, Tool
 from llm_effects.values.validation import short_repr
@@ -103,7 +103,7 @@ def encode_arguments(arguments: str) -> str:
     ('{"q":1}', '{}', '{"INVALID_JSON":"{\\"q\\":"}')
     """
     value = parse(arguments)
-    if value == {} or record(value):
+    if value == {} or as_object(value):
         return arguments.strip()
     return "{}" if arguments.strip() in {"", "null"} else dump({"INVALID_JSON": arguments}).decode()
 

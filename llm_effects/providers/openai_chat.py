@@ -52,9 +52,9 @@ from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import StreamEvent, TextDelta, ToolCallDelta
-from llm_effects.values.json import Unreadable, items, json_text, parse, record, string, whole
+from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
 from llm_effects.values.messages import Document, Image, Message, Part, Text, ToolCall, ToolResult, text_of
-from llm_effects.values.requests import LLMRequest, Tool, conversation
+from llm_effects.values.requests import LLMRequest, Tool, request_messages
 from llm_effects.values.responses import FinishReason, LLMResponse
 
 # === Encoding requests
@@ -99,7 +99,7 @@ def encode_messages(request: LLMRequest) -> list[Object]:
     [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'hi'}]
     """
     system: list[Object] = [{"role": "system", "content": request.system}] if request.system else []
-    return [*system, *(turn for message in conversation(request) for turn in _turns(message))]
+    return [*system, *(turn for message in request_messages(request) for turn in _turns(message))]
 
 
 def _turns(message: Message) -> Iterator[Object]:
@@ -228,7 +228,7 @@ def _read_answer(draft: Draft, answer: Object, response: WireResponse) -> Result
     choice = _first_choice(answer)
     if choice is None:
         return Failure(malformed(draft, "the answer has no choices: check the endpoint"))
-    _add_content(draft, record(choice.get("message")) or record(choice.get("delta")), complete=True)
+    _add_content(draft, as_object(choice.get("message")) or as_object(choice.get("delta")), complete=True)
     error = _add_end(draft, choice)
     if error is not None:
         return Failure(error)
@@ -260,7 +260,7 @@ def _decode_any_event(draft: Draft, event: ServerEvent) -> Events:
     value = parse(event.data)
     if isinstance(value, Unreadable):
         return not_json(draft, event, value)
-    chunk = record(value)
+    chunk = as_object(value)
     _add_metadata(draft, chunk)
     if event.name == "error" or is_error(chunk):
         return Failure(reported_error(draft, chunk))
@@ -272,7 +272,7 @@ def _decode_choice(draft: Draft, choice: Object) -> Events:
     delta = choice.get("delta")
     if delta is None and not draft.parts:  # some servers send the whole message as their only event
         delta = choice.get("message")
-    events = _add_content(draft, record(delta))
+    events = _add_content(draft, as_object(delta))
     if not choice.get("finish_reason") and "error" not in choice:
         return Success(events) if events else NO_EVENTS
     error = _add_end(draft, choice)
@@ -358,8 +358,8 @@ _BREAKDOWNS: Final = frozenset({"error", "abort", "insufficient_system_resource"
 
 def _first_choice(answer: Object) -> Object | None:
     """Return the first choice; the library never requests others."""
-    for value in items(answer.get("choices")):
-        choice = record(value)
+    for value in as_list(answer.get("choices")):
+        choice = as_object(value)
         if not choice.get("index"):
             return choice
     return None
@@ -367,21 +367,21 @@ def _first_choice(answer: Object) -> Object | None:
 
 def _add_metadata(draft: Draft, answer: Object) -> None:
     if draft.served_model is None:
-        draft.served_model = string(answer.get("model")) or None
+        draft.served_model = as_string(answer.get("model")) or None
     if draft.request_id is None:
-        draft.request_id = string(answer.get("id")) or None
+        draft.request_id = as_string(answer.get("id")) or None
     if answer.get("citations"):
-        draft.sources = items(answer["citations"])
+        draft.sources = as_list(answer["citations"])
     usage = answer.get("usage")
     if usage is None and "x_groq" in answer:
-        usage = record(answer["x_groq"]).get("usage")
+        usage = as_object(answer["x_groq"]).get("usage")
     if usage:
-        draft.usage = openai_usage(record(usage))
+        draft.usage = openai_usage(as_object(usage))
 
 
 def _add_end(draft: Draft, choice: Object) -> LLMError | None:
     """Store the first finish reason; return the error that some reasons, and an error in the choice, stand for."""
-    reason = string(choice.get("finish_reason"))
+    reason = as_string(choice.get("finish_reason"))
     if choice.get("error") or reason in _BREAKDOWNS:
         error = choice.get("error") or {"message": f"the model stopped with {reason!r}", "status": 500}
         return reported_error(draft, error)
@@ -425,27 +425,29 @@ def _pieces(draft: Draft, delta: Object) -> Iterator[Piece]:
     content = delta.get("content")
     if isinstance(content, str):
         yield from split_thinking(draft, content) if content else ()
-    elif blocks := items(content):
+    elif blocks := as_list(content):
         yield from _block_pieces(blocks)
-    elif record(content):  # the answer to a schema, already parsed
+    elif as_object(content):  # the answer to a schema, already parsed
         yield "text", json_text(content)
     elif "audio" in delta:
-        yield "text", string(record(delta["audio"]).get("transcript"))
+        yield "text", as_string(as_object(delta["audio"]).get("transcript"))
 
 
 def _block_pieces(blocks: list[object]) -> Iterator[Piece]:
-    for block in map(record, blocks):
+    for block in map(as_object, blocks):
         if block.get("type") == "thinking":
             yield "reasoning", _thinking_text(block.get("thinking"))
         else:
-            yield "text", string(block.get("text"))
+            yield "text", as_string(block.get("text"))
 
 
 def _thinking_text(value: object) -> str:
     """Return the readable thinking: a text, or parts with a text or a summary; sealed parts have neither."""
     if isinstance(value, str):
         return value
-    return "".join(string(part.get("text")) or string(part.get("summary")) for part in map(record, items(value)))
+    return "".join(
+        as_string(part.get("text")) or as_string(part.get("summary")) for part in map(as_object, as_list(value))
+    )
 
 
 # --- Tool calls, assembled from whatever deltas a server sends
@@ -453,7 +455,7 @@ def _thinking_text(value: object) -> str:
 
 def _calls(delta: Object) -> list[Object]:
     value = delta.get("tool_calls")
-    calls = [record(call) for call in items(value)] if value else []
+    calls = [as_object(call) for call in as_list(value)] if value else []
     legacy = delta.get("function_call")
     return [*calls, {"index": 0, "function": legacy}] if legacy else calls
 
@@ -471,9 +473,9 @@ def _add_call(draft: Draft, call: Object, position: int | None) -> ToolCallDelta
     A new id or name opens a new call, even at an index in use. Without an index, a piece belongs to the call of its
     id or to the last one. Calls without an id, or with one that is taken, get ``call_0``, ``call_1``, ...
     """
-    function = record(call.get("function")) or record(call.get("custom"))
-    index = whole(call.get("index")) if position is None else position
-    call_id, name = string(call.get("id")).strip(), string(function.get("name")).strip()
+    function = as_object(call.get("function")) or as_object(call.get("custom"))
+    index = as_count(call.get("index")) if position is None else position
+    call_id, name = as_string(call.get("id")).strip(), as_string(function.get("name")).strip()
     piece = json_text(function.get("arguments", function.get("input")))
     if not (call_id or name or piece):
         return None

@@ -13,7 +13,7 @@ from llm_effects.providers.response_headers import request_id
 from llm_effects.providers.target import Target, wire_request
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import InvalidRequest, LLMError, MalformedResponse
-from llm_effects.values.json import items, parse, record, string, whole
+from llm_effects.values.json import as_count, as_list, as_object, as_string, parse
 from llm_effects.values.responses import Usage, Vector, Vectors
 
 
@@ -40,7 +40,7 @@ def decode(target: Target, response: WireResponse, count: int, dimensions: int |
     if not 200 <= response.status < 300:
         return Failure(classify(target, response))
     body = parse(response.body)
-    if record(body).get("error"):
+    if as_object(body).get("error"):
         error = classify_error_object(target, body, headers=response.headers, received=response.received)
         return Failure(error)
     decoded = read(target, body, count, dimensions)
@@ -49,22 +49,22 @@ def decode(target: Target, response: WireResponse, count: int, dimensions: int |
 
 def read(target: Target, body: object, count: int, dimensions: int | None) -> Result[Vectors, LLMError]:
     """Read the JSON of an answer: one finite vector for each text, in the order of the texts, all of one length."""
-    answer = record(body)
-    data = _in_order(items(answer.get("data")))
-    decoded = tuple(_vector(record(each).get("embedding")) for each in data)
+    answer = as_object(body)
+    data = _in_order(as_list(answer.get("data")))
+    decoded = tuple(_vector(as_object(each).get("embedding")) for each in data)
     vectors = tuple(vector for vector in decoded if vector is not None)
     if len(vectors) != count or len(decoded) != count:
         return Failure(_malformed(target, f"the answer has {len(vectors)} valid vectors for {count} texts"))
     problem = _length_problem(target, {len(vector) for vector in vectors}, dimensions)
     if problem is not None:
         return Failure(problem)
-    usage, served = _usage(record(answer.get("usage"))), string(answer.get("model")) or None
+    usage, served = _usage(as_object(answer.get("usage"))), as_string(answer.get("model")) or None
     return Success(Vectors(vectors=vectors, usage=usage, served_model=served))
 
 
 def _in_order(data: list[object]) -> list[object]:
     """Sort by ``index`` if every vector has its own; some servers send none."""
-    numbers = [whole(record(each).get("index")) for each in data]
+    numbers = [as_count(as_object(each).get("index")) for each in data]
     placed = {number: each for number, each in zip(numbers, data, strict=True) if number is not None}
     return [placed[number] for number in range(len(data))] if placed.keys() == set(range(len(data))) else data
 
@@ -75,10 +75,10 @@ def _vector(value: object) -> Vector | None:
         if isinstance(value, str):
             vector = Vector(base64.b64decode(value, validate=True))
             return vector if vector.finite else None
-        vector = Vector.of(each for each in items(value) if isinstance(each, int | float))
+        vector = Vector.of(each for each in as_list(value) if isinstance(each, int | float))
     except (binascii.Error, ValueError, OverflowError, struct.error):
         return None
-    return vector if len(vector) == len(items(value)) and vector.finite else None
+    return vector if len(vector) == len(as_list(value)) and vector.finite else None
 
 
 def _length_problem(target: Target, lengths: set[int], dimensions: int | None) -> LLMError | None:

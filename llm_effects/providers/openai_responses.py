@@ -49,7 +49,7 @@ from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import StreamEvent, ToolCallDelta
-from llm_effects.values.json import Unreadable, items, json_text, parse, record, string, whole
+from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
 from llm_effects.values.messages import (
     Citation,
     Document,
@@ -63,7 +63,7 @@ from llm_effects.values.messages import (
     ToolResult,
     text_of,
 )
-from llm_effects.values.requests import LLMRequest, ReasoningEffort, Tool, conversation
+from llm_effects.values.requests import LLMRequest, ReasoningEffort, Tool, request_messages
 from llm_effects.values.responses import FinishReason, LLMResponse
 
 # === Encoding requests
@@ -108,7 +108,7 @@ def encode_messages(target: Target, request: LLMRequest) -> list[Encoded]:
     >>> encode_messages(gpt, LLMRequest(prompt="hi"))
     [{'role': 'user', 'content': 'hi'}]
     """
-    return [item for message in conversation(request) for item in _input_items(target, message)]
+    return [item for message in request_messages(request) for item in _input_items(target, message)]
 
 
 def _input_items(target: Target, message: Message) -> list[Encoded]:
@@ -164,7 +164,7 @@ def _origin(target: Target) -> Origin | None:
 
 
 def _is_thinking(sealed: str) -> bool:
-    return record(parse(sealed)).get("type") == "reasoning"
+    return as_object(parse(sealed)).get("type") == "reasoning"
 
 
 # --- Settings
@@ -274,7 +274,7 @@ def _read_answer(draft: Draft, answer: Object, response: WireResponse) -> Result
         return Failure(_failure(draft, answer, response))
     if not isinstance(answer.get("output"), list):
         return Failure(malformed(draft, "the answer has no output: check the endpoint"))
-    ended = _add_end(draft, answer, string(answer.get("status")))
+    ended = _add_end(draft, answer, as_string(answer.get("status")))
     return finish(draft) if is_successful(ended) else Failure(ended.failure())
 
 
@@ -289,9 +289,9 @@ def _failure(draft: Draft, answer: Object, response: WireResponse = _NO_RESPONSE
 
 
 def _add_metadata(draft: Draft, response: Object) -> None:
-    draft.served_model = string(response.get("model")) or draft.served_model
-    draft.request_id = draft.request_id or string(response.get("id")) or None
-    usage = record(response.get("usage"))
+    draft.served_model = as_string(response.get("model")) or draft.served_model
+    draft.request_id = draft.request_id or as_string(response.get("id")) or None
+    usage = as_object(response.get("usage"))
     if usage:
         details = {"prompt_tokens_details": usage.get("input_tokens_details")}
         details["completion_tokens_details"] = usage.get("output_tokens_details")
@@ -303,7 +303,7 @@ def _add_end(draft: Draft, response: Object, status: str) -> Events:
     if status == "failed" or response.get("error"):
         return Failure(_failure(draft, {**response, "status": "failed"}))
     _add_metadata(draft, response)
-    events = _add_output(draft, items(response.get("output")))
+    events = _add_output(draft, as_list(response.get("output")))
     if is_successful(events):
         _set_finish_reason(draft, response, status)
     return events if draft.done else Failure(malformed(draft, f"the answer is {status!r}, not completed"))
@@ -312,7 +312,7 @@ def _add_end(draft: Draft, response: Object, status: str) -> Events:
 def _set_finish_reason(draft: Draft, response: Object, status: str) -> None:
     if status not in {"", "completed", "incomplete"}:
         return
-    reason = string(record(response.get("incomplete_details")).get("reason"))
+    reason = as_string(as_object(response.get("incomplete_details")).get("reason"))
     draft.done = True
     draft.finish_reason = FinishReason.LENGTH if status == "incomplete" else FinishReason.STOP
     if not status:
@@ -325,7 +325,7 @@ def _set_finish_reason(draft: Draft, response: Object, status: str) -> None:
 
 def _azure_categories(response: Object) -> str:
     """Return the categories in which Azure's filters struck."""
-    filters = map(record, items(response.get("content_filters")))
+    filters = map(as_object, as_list(response.get("content_filters")))
     categories = (filtered_categories(each.get("content_filter_results")) for each in filters)
     return ", ".join(filter(None, categories))
 
@@ -334,8 +334,8 @@ def _add_output(draft: Draft, output: list[object]) -> Events:
     """Add every item whole: complete the streamed ones, and put the parts into the order of the output."""
     events: list[StreamEvent] = []
     positions: dict[int, int] = {}
-    for position, item in enumerate(map(record, output)):
-        slot = _known_slot(draft, (string(item.get("id")), position, f"whole {position}"), positions)
+    for position, item in enumerate(map(as_object, output)):
+        slot = _known_slot(draft, (as_string(item.get("id")), position, f"whole {position}"), positions)
         added = add_item(draft, slot, item)
         if not is_successful(added):
             return added
@@ -362,10 +362,10 @@ def decode_event(draft: Draft, event: ServerEvent) -> Events:
     value = parse(event.data)
     if isinstance(value, Unreadable):
         return not_json(draft, event, value)
-    body = record(value)
+    body = as_object(value)
     if event.name == "error" or is_error(body):
         return Failure(_failure(draft, body))
-    handle = _HANDLERS.get(string(body.get("type")) or string(body.get("object")) or event.name)
+    handle = _HANDLERS.get(as_string(body.get("type")) or as_string(body.get("object")) or event.name)
     return NO_EVENTS if handle is None else handle(draft, body)
 
 
@@ -379,8 +379,8 @@ def finish(draft: Draft) -> Result[LLMResponse, LLMError]:
 
 def _slot(event: Object) -> Slot:
     """Return the index of an item, or its id where there is no index: some servers change ids from event to event."""
-    index = whole(event.get("output_index"))
-    return string(event.get("item_id")) if index is None else index
+    index = as_count(event.get("output_index"))
+    return as_string(event.get("item_id")) if index is None else index
 
 
 def _known_slot(draft: Draft, slots: tuple[Slot, ...], taken: Mapping[int, int]) -> Slot:
@@ -390,13 +390,13 @@ def _known_slot(draft: Draft, slots: tuple[Slot, ...], taken: Mapping[int, int])
 
 
 def _on_start(draft: Draft, event: Object) -> Events:
-    _add_metadata(draft, record(event.get("response")))
+    _add_metadata(draft, as_object(event.get("response")))
     return NO_EVENTS
 
 
 def _on_item(draft: Draft, event: Object) -> Events:
-    item = record(event.get("item"))
-    item_id = string(item.get("id"))
+    item = as_object(event.get("item"))
+    item_id = as_string(item.get("id"))
     slot = _slot({"item_id": item_id, **event})
     events = add_item(draft, slot, item)
     if item_id and slot in draft.slots:
@@ -405,29 +405,29 @@ def _on_item(draft: Draft, event: Object) -> Events:
 
 
 def _on_text(draft: Draft, event: Object) -> Events:
-    return Success(grow(_part(draft, _slot(event), "text"), string(event.get("delta"))))
+    return Success(grow(_part(draft, _slot(event), "text"), as_string(event.get("delta"))))
 
 
 def _on_arguments(draft: Draft, event: Object) -> Events:
-    return Success(grow(_part(draft, _slot(event), "tool"), string(event.get("delta"))))
+    return Success(grow(_part(draft, _slot(event), "tool"), as_string(event.get("delta"))))
 
 
 def _on_all_arguments(draft: Draft, event: Object) -> Events:
-    arguments = string(event.get("arguments")) or string(event.get("input"))
+    arguments = as_string(event.get("arguments")) or as_string(event.get("input"))
     return Success(_complete(draft, _part(draft, _slot(event), "tool"), arguments))
 
 
 def _on_summary(draft: Draft, event: Object) -> Events:
-    return Success(_grow_thinking(draft, event, f"summary {whole(event.get('summary_index'))}"))
+    return Success(_grow_thinking(draft, event, f"summary {as_count(event.get('summary_index'))}"))
 
 
 def _on_thinking(draft: Draft, event: Object) -> Events:
-    return Success(_grow_thinking(draft, event, f"content {whole(event.get('content_index'))}"))
+    return Success(_grow_thinking(draft, event, f"content {as_count(event.get('content_index'))}"))
 
 
 def _grow_thinking(draft: Draft, event: Object, paragraph: str) -> tuple[StreamEvent, ...]:
     """Append a piece of thinking, with a blank line before a new paragraph."""
-    slot, piece = _slot(event), string(event.get("delta"))
+    slot, piece = _slot(event), as_string(event.get("delta"))
     part, place = _part(draft, slot, "reasoning"), f"{slot}/{paragraph}"
     if not piece:
         return ()
@@ -438,14 +438,14 @@ def _grow_thinking(draft: Draft, event: Object, paragraph: str) -> tuple[StreamE
 
 def _on_refusal(draft: Draft, event: Object) -> Events:
     draft.refusal = draft.refusal or "refusal"
-    draft.refusal_text.append(string(event.get("delta")))
+    draft.refusal_text.append(as_string(event.get("delta")))
     return NO_EVENTS
 
 
 def _on_end(draft: Draft, event: Object) -> Events:
-    response = record(event.get("response")) or event
-    status = string(response.get("status"))
-    named = string(event.get("type")).removeprefix("response.")
+    response = as_object(event.get("response")) or event
+    status = as_string(response.get("status"))
+    named = as_string(event.get("type")).removeprefix("response.")
     return _add_end(draft, response, status if status in _TERMINALS else named)
 
 
@@ -495,32 +495,32 @@ def _add_refusal(draft: Draft, item: Object) -> None:
 
 
 def _texts(item: Object, kind: str, field: str) -> Iterator[str]:
-    for block in map(record, items(item.get("content"))):
+    for block in map(as_object, as_list(item.get("content"))):
         if block.get("type") == kind:
-            yield string(block.get(field))
+            yield as_string(block.get(field))
 
 
 def _citations(item: Object) -> Iterator[Citation]:
     """Yield the citations of a message, in which each block counts its own characters."""
     offset = 0
-    for block in map(record, items(item.get("content"))):
-        length = len(string(block.get("text"))) if block.get("type") == "output_text" else 0
+    for block in map(as_object, as_list(item.get("content"))):
+        length = len(as_string(block.get("text"))) if block.get("type") == "output_text" else 0
         yield from citations_of_annotations(block.get("annotations"), offset, length)
         offset += length
 
 
 def _thoughts(item: Object) -> Iterator[str]:
     """Yield the summaries of the thinking, and the thinking itself where the server shows it."""
-    for block in map(record, (*items(item.get("summary")), *items(item.get("content")))):
-        yield string(block.get("text"))
+    for block in map(as_object, (*as_list(item.get("summary")), *as_list(item.get("content")))):
+        yield as_string(block.get("text"))
 
 
 def _add_call(draft: Draft, slot: Slot, item: Object) -> Events:
-    name = string(item.get("name")).strip()
+    name = as_string(item.get("name")).strip()
     if not name:
         return Failure(malformed(draft, "a tool call has no name"))
     part = _part(draft, slot, "tool")
-    opened = _name_call(part, name, string(item.get("call_id")).strip() or string(item.get("id")).strip())
+    opened = _name_call(part, name, as_string(item.get("call_id")).strip() or as_string(item.get("id")).strip())
     arguments = json_text(item.get("arguments", item.get("input")))
     return Success((*opened, *_complete(draft, part, arguments)))
 

@@ -8,7 +8,7 @@ from attrs import evolve, frozen
 
 from llm_effects.providers.target import Target
 from llm_effects.providers.wire import WireResponse
-from llm_effects.values.json import items, parse, record, string, whole
+from llm_effects.values.json import as_count, as_list, as_object, as_string, parse
 
 
 @final
@@ -59,10 +59,10 @@ def read_lm_studio(body: object, wanted: str | None) -> Readiness | None:
 
 
 def _instances(model: dict[str, object]) -> list[_Model]:
-    loaded = [] if _embeds(model) else [record(each) for each in items(model.get("loaded_instances"))]
-    key = string(model.get("key"))
+    loaded = [] if _embeds(model) else [as_object(each) for each in as_list(model.get("loaded_instances"))]
+    key = as_string(model.get("key"))
     return [
-        _Model(string(each.get("id")) or key, key, whole(record(each.get("config")).get("context_length")))
+        _Model(as_string(each.get("id")) or key, key, as_count(as_object(each.get("config")).get("context_length")))
         for each in loaded
     ]
 
@@ -73,21 +73,21 @@ def read_lm_studio_v0(body: object, wanted: str | None) -> Readiness | None:
     if models is None or not all("state" in model for model in models):
         return None
     loaded = [model for model in models if model.get("state") == "loaded" and not _embeds(model)]
-    return _readiness([_Model(string(model.get("id")), window=_window_v0(model)) for model in loaded], wanted)
+    return _readiness([_Model(as_string(model.get("id")), window=_window_v0(model)) for model in loaded], wanted)
 
 
 def _window_v0(model: dict[str, object]) -> int | None:
-    return whole(model.get("loaded_context_length")) or whole(model.get("max_context_length"))
+    return as_count(model.get("loaded_context_length")) or as_count(model.get("max_context_length"))
 
 
 def _embeds(model: dict[str, object]) -> bool:
-    return string(model.get("type")).startswith("embedding")
+    return as_string(model.get("type")).startswith("embedding")
 
 
 def read_ollama(body: object, wanted: str | None) -> Readiness | None:
     """Read ``GET /api/tags`` of Ollama: a pulled model is loaded on demand, so it is ready."""
     models = _rows(body, "models")
-    pulled = None if models is None else [string(model.get("name")) for model in models]
+    pulled = None if models is None else [as_string(model.get("name")) for model in models]
     return (
         None if pulled is None else _readiness([_Model(name, name.removesuffix(":latest")) for name in pulled], wanted)
     )
@@ -95,12 +95,12 @@ def read_ollama(body: object, wanted: str | None) -> Readiness | None:
 
 def read_llama_cpp(body: object, wanted: str | None) -> Readiness | None:  # noqa: ARG001 - one model, whatever its name
     """Read ``GET /props`` of llama.cpp's server: one model, which answers to any name."""
-    props = record(body)
-    settings = record(props.get("default_generation_settings"))
-    name = string(props.get("model_alias")) or string(props.get("model_path"))
+    props = as_object(body)
+    settings = as_object(props.get("default_generation_settings"))
+    name = as_string(props.get("model_alias")) or as_string(props.get("model_path"))
     if "n_ctx" not in settings:
         return None
-    return Readiness(ready=True, loaded=(name,) if name else (), context_length=whole(settings["n_ctx"]))
+    return Readiness(ready=True, loaded=(name,) if name else (), context_length=as_count(settings["n_ctx"]))
 
 
 def read_models(body: object, wanted: str | None) -> Readiness | None:
@@ -110,7 +110,7 @@ def read_models(body: object, wanted: str | None) -> Readiness | None:
     "'b' is not there: the server has a"
     """
     models = _rows(body, "data")
-    return None if models is None else _readiness([_Model(string(model.get("id"))) for model in models], wanted)
+    return None if models is None else _readiness([_Model(as_string(model.get("id"))) for model in models], wanted)
 
 
 def read_listed(body: object, wanted: str | None) -> Readiness | None:
@@ -130,14 +130,14 @@ def read_listed(body: object, wanted: str | None) -> Readiness | None:
 
 def read_one(body: object, wanted: str | None) -> Readiness | None:  # noqa: ARG001 - the path names it
     """Read ``GET /v1/models/{id}`` of Anthropic, where an alias returns its model."""
-    name = string(record(body).get("id"))
+    name = as_string(as_object(body).get("id"))
     return Readiness(ready=True, loaded=(name,)) if name else None
 
 
 def _rows(body: object, name: str) -> list[dict[str, object]] | None:
     """Return a list of objects, or ``None`` if there is no such list."""
-    fields = record(body)
-    return [record(row) for row in items(fields[name])] if isinstance(fields.get(name), list) else None
+    fields = as_object(body)
+    return [as_object(row) for row in as_list(fields[name])] if isinstance(fields.get(name), list) else None
 
 
 def _readiness(models: list[_Model], wanted: str | None) -> Readiness:

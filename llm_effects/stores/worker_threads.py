@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, final
 import anyio
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.tasks import Mailbox
+from llm_effects.effects.tasks import ThreadBridge
 from llm_effects.providers.wire import CLOSING_S
 from llm_effects.values.errors import LLMError, StorageFailed, cause_of
 
@@ -96,8 +96,8 @@ async def _all_ended(*jobs: "Future[Any]") -> None:
             await _mailbox(job).receive()
 
 
-def _mailbox(job: "Future[Any]") -> Mailbox:
+def _mailbox(job: "Future[Any]") -> ThreadBridge:
     """Return a mailbox of this event loop that gets a message when a job has ended."""
-    mailbox = Mailbox()
+    mailbox = ThreadBridge()
     job.add_done_callback(lambda _: mailbox.put(None))
     return mailbox

@@ -21,7 +21,7 @@ from llm_effects.values.errors import LLMError
 from llm_effects.values.json import dump
 from llm_effects.values.messages import Document, Image, Message, Part, Reasoning, Text, ToolCall, ToolResult
 from llm_effects.values.records import Attributes, Measure
-from llm_effects.values.requests import LLMRequest, conversation
+from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, FinishReason, LLMResponse, Usage, total_cost
 from llm_effects.values.secrets import scrub, secret_values
 from llm_effects.values.validation import JSONObject
@@ -201,7 +201,7 @@ def request_bodies(request: LLMRequest, config: LLMConfig) -> Attributes:
     {'gen_ai.input.messages': '[{"role":"user","parts":[{"type":"text","content":"why?"}]}]'}
     """
     mask = mask_of(config)
-    attributes = {INPUT_MESSAGES: _json([_message(each, mask) for each in conversation(request)])}
+    attributes = {INPUT_MESSAGES: _json([_message(each, mask) for each in request_messages(request)])}
     if request.system is not None:
         attributes[SYSTEM_INSTRUCTIONS] = _json([{"type": "text", "content": mask(request.system)}])
     if request.tools:

@@ -18,9 +18,9 @@ from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.draft import events_of
 from llm_effects.structured.schema import Definitions, Schema
 from llm_effects.values.events import Started
-from llm_effects.values.json import dump, parse, record, string
+from llm_effects.values.json import as_object, as_string, dump, parse
 from llm_effects.values.messages import Part, Text, ToolCall, ToolResult
-from llm_effects.values.requests import LLMRequest, Tool, conversation
+from llm_effects.values.requests import LLMRequest, Tool, request_messages
 from llm_effects.values.responses import FinishReason, LLMResponse
 
 _SYSTEM: Final = """\
@@ -90,7 +90,7 @@ def _in_words(request: LLMRequest) -> LLMRequest:
     """Return the same conversation with calls and results of tools as text."""
     messages = tuple(
         evolve(message, role="user" if message.role == "tool" else message.role, parts=tuple(map(_text, message.parts)))
-        for message in conversation(request)
+        for message in request_messages(request)
     )
     return evolve(request, prompt=None, messages=messages)
 
@@ -103,9 +103,9 @@ def _text(part: Part) -> Part:
 
 def _read(response: LLMResponse) -> LLMResponse:
     """Read the call or the answer in a response; one that was cut off stays as it is."""
-    step = record(record(parse(response.content)).get("next"))
+    step = as_object(as_object(parse(response.content)).get("next"))
     if "tool" in step:
-        call = ToolCall("call_0", string(step["tool"]), dump(step.get("arguments")).decode())
+        call = ToolCall("call_0", as_string(step["tool"]), dump(step.get("arguments")).decode())
         return evolve(response, content="", parts=(call,), finish_reason=FinishReason.TOOL_CALLS)
-    text = string(step.get("answer"))
+    text = as_string(step.get("answer"))
     return evolve(response, content=text, parts=(Text(text),)) if text else response

@@ -28,7 +28,7 @@ from llm_effects.effects.effect import (
     then,
 )
 from llm_effects.effects.env import LLMEnv
-from llm_effects.effects.tasks import apart
+from llm_effects.effects.tasks import in_own_task
 from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
 from llm_effects.policies.cache import request_key
 from llm_effects.tools.journal import open_journal
@@ -38,7 +38,7 @@ from llm_effects.tools.tool_executor import RunState, ToolExecutor, not_run
 from llm_effects.values.errors import BudgetExceeded, InvalidRequest, LLMError, RequestTimeout, StorageFailed, describe
 from llm_effects.values.events import Completed, Failed, StreamEvent
 from llm_effects.values.messages import Message, Part, ToolCall
-from llm_effects.values.requests import LLMRequest, conversation
+from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import Attempt, Cost, FinishReason, LLMResponse, Usage, total_cost
 
 MAX_STEPS: Final = 10
@@ -95,7 +95,7 @@ def run_tools(
         outcome = then(_start(offered, limits, run_id), lambda state: _loop(asker, executor, state, max_steps))
 
     async def ended(env: LLMEnv) -> Result[ToolRun, LLMError]:
-        result = await apart(partial(run, outcome, env))  # results are stored even if asyncio itself cancels
+        result = await in_own_task(partial(run, outcome, env))  # results are stored even if asyncio itself cancels
         await deliver_ending(result.map(lambda finished: finished.response), sink)
         return result
 
@@ -257,7 +257,7 @@ class StepAsker:
     def _messages(self, state: RunState) -> Sequence[Message]:
         if self.conversation_id is not None and state.steps:
             return state.steps[-1].messages[1:]  # the conversation has everything else
-        return (*conversation(self.request), *(message for step in state.steps for message in step.messages))
+        return (*request_messages(self.request), *(message for step in state.steps for message in step.messages))
 
     def _tool_choice(self, step: int) -> str | None:
         """Return the tool choice of a step; a forced choice applies to the first step only, else no run would end."""

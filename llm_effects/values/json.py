@@ -174,29 +174,29 @@ def _repair_document(data: str | bytes) -> str | bytes:
     return data if isinstance(data, bytes) and repaired.encode() == data else repaired
 
 
-def record(value: object) -> dict[str, object]:
+def as_object(value: object) -> dict[str, object]:
     """Return a JSON object as it is, and an empty one for anything else.
 
-    >>> record({"a": 1}), record(None)
+    >>> as_object({"a": 1}), as_object(None)
     ({'a': 1}, {})
     """
     return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 
-def items(value: object) -> list[object]:
+def as_list(value: object) -> list[object]:
     """Return a JSON array as it is, and an empty one for anything else."""
     return cast("list[object]", value) if isinstance(value, list) else []
 
 
-def string(value: object) -> str:
+def as_string(value: object) -> str:
     """Return a JSON string as it is, and an empty one for anything else."""
     return value if isinstance(value, str) else ""
 
 
-def whole(value: object) -> int | None:
+def as_count(value: object) -> int | None:
     """Return a count, or ``None`` for anything else.
 
-    >>> whole(3), whole(3.0), whole(-1), whole(True), whole("3")
+    >>> as_count(3), as_count(3.0), as_count(-1), as_count(True), as_count("3")
     (3, 3, None, None, None)
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:

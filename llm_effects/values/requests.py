@@ -208,10 +208,10 @@ def _check_tools(request: LLMRequest) -> None:
         )
 
 
-def conversation(request: LLMRequest) -> tuple[Message, ...]:
+def request_messages(request: LLMRequest) -> tuple[Message, ...]:
     """Return the messages of a request, or its prompt as one message; ``system`` is not included.
 
-    >>> conversation(LLMRequest(prompt="hello"))
+    >>> request_messages(LLMRequest(prompt="hello"))
     (Message(role='user', parts=(Text(text='hello'),)),)
     """
     return (Message("user", (Text(request.prompt),)),) if request.prompt is not None else request.messages

@@ -25,9 +25,8 @@ from llm_effects import LLMConfig, LLMRequest, ModelConfig, run, scripted_env
 from llm_effects.config import BudgetConfig, Price
 from llm_effects.effects.call import AttemptContext, Call
 from llm_effects.effects.effect import layered, result_of
-from llm_effects.effects.env import Ledger, LLMEnv
+from llm_effects.effects.env import Ledger, LLMEnv, wall_clock
 from llm_effects.limits.budgets import Hold
-from llm_effects.manager import wall_clock
 from llm_effects.policies.budget import with_budget
 from llm_effects.policies.complete import complete
 from llm_effects.policies.recording import with_recording

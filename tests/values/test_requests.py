@@ -19,7 +19,7 @@ from llm_effects.values.requests import (
     Recovery,
     TaskType,
     Tool,
-    conversation,
+    request_messages,
 )
 from llm_effects.values.validation import InvalidValue
 
@@ -149,8 +149,8 @@ def test_a_repr_omits_metadata() -> None:
 @given(st.text(min_size=1).filter(str.strip))
 def test_a_prompt_is_one_user_message(prompt: str) -> None:
     messages = (Message("user", (Text(prompt),)),)
-    assert conversation(LLMRequest(prompt=prompt)) == messages
-    assert conversation(LLMRequest(messages=messages)) == messages
+    assert request_messages(LLMRequest(prompt=prompt)) == messages
+    assert request_messages(LLMRequest(messages=messages)) == messages
 
 
 SCHEMA = {"type": "object", "required": ["a"]}  # a variable, whose type is narrower than JSON's

@@ -20,7 +20,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.clients.transport.faults import WIRE_PROBLEMS, ToError, TransportFault, WireProblem, map_exception
 from llm_effects.clients.transport.pool import LoopPools, MakePool, ShardedPool, Slot, http_pool
-from llm_effects.effects.tasks import Admitted, unheard
+from llm_effects.effects.tasks import OnSent, no_listener
 from llm_effects.providers.wire import CLOSING_S, Timeouts, WireRequest, WireResponse
 from llm_effects.values.errors import ConfigurationError, LLMError, MalformedResponse, NetworkError, cause_of
 from llm_effects.values.secrets import Secret
@@ -325,13 +325,13 @@ class Transport:
     def __attrs_post_init__(self) -> None:
         self._pools = LoopPools(make=self.make_pool, max_connections=self.max_connections, size=self.pool_size)
 
-    async def exchange(self, request: WireRequest, limits: Timeouts, admitted: Admitted = unheard) -> WireResponse:
+    async def exchange(self, request: WireRequest, limits: Timeouts, admitted: OnSent = no_listener) -> WireResponse:
         """Send a POST request and return its whole response, whatever its status."""
         async with self._send("POST", request, limits, admitted) as response:
             return await _read_all(response)
 
     def stream(
-        self, request: WireRequest, limits: Timeouts, admitted: Admitted = unheard
+        self, request: WireRequest, limits: Timeouts, admitted: OnSent = no_listener
     ) -> AbstractAsyncContextManager[StreamedResponse]:
         """Send a POST request and stream its response; leaving early closes the connection."""
         return self._send("POST", request, limits, admitted)
@@ -355,7 +355,7 @@ class Transport:
 
     @asynccontextmanager
     async def _send(
-        self, method: Method, wire: WireRequest, limits: Timeouts, admitted: Admitted = unheard
+        self, method: Method, wire: WireRequest, limits: Timeouts, admitted: OnSent = no_listener
     ) -> AsyncGenerator[StreamedResponse]:
         self._require_open()
         request = build_request(method, wire, limits)
