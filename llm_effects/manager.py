@@ -32,7 +32,7 @@ from llm_effects.routing.candidates import RoutingContext, RoutingDecision
 from llm_effects.routing.prices import PriceList, not_listed, price_list
 from llm_effects.routing.router import route
 from llm_effects.stores.conversations.memory import MemoryConversations
-from llm_effects.stores.disabled import NoTelemetry, UnusableLimits, UnusableStore
+from llm_effects.stores.disabled import NoTelemetry, UnusableLimits, unusable_cache
 from llm_effects.stores.health import MemoryHealth
 from llm_effects.stores.ledger.memory import MemoryLedger
 from llm_effects.stores.limits.memory import MemoryLimits
@@ -137,7 +137,7 @@ def new_memory() -> Storage:
 
 def _cache(config: LLMConfig) -> Cache:
     cache = open_cache(config.cache, wall_clock)
-    return cache.unwrap() if is_successful(cache) else UnusableStore(cache.failure())
+    return cache.unwrap() if is_successful(cache) else unusable_cache(cache.failure())
 
 
 def _limits(config: LLMConfig, memory: MemoryLimits) -> Limits:

@@ -25,7 +25,7 @@ from llm_effects.values.errors import (
     RateLimitExceeded,
     RequestTimeout,
 )
-from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, parse
+from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, has_error, parse
 
 # --- Reading error answers, in every shape that servers send
 
@@ -93,7 +93,7 @@ def _parse_response(target: Target, response: WireResponse) -> Fault:
     if isinstance(body, Unreadable):
         return _parse_text(target, response)
     fault = parse_error(target, body, response.status, response.headers, response.received)
-    return fault if is_error(body) else evolve(fault, words=fault.words | _foreign(target))
+    return fault if has_error(body) else evolve(fault, words=fault.words | _foreign(target))
 
 
 def parse_error(
@@ -149,12 +149,6 @@ def _parse_text(target: Target, response: WireResponse) -> Fault:
 
 def _foreign(target: Target) -> frozenset[str]:
     return frozenset({FOREIGN}) if target.preset.family == "local" else frozenset()
-
-
-def is_error(body: object) -> bool:
-    """Return whether the JSON of a body or an event is an error in the shape of OpenAI's protocols."""
-    fields = as_object(body)
-    return bool(fields.get("error")) or fields.get("object") == "error" or fields.get("type") == "error"
 
 
 def _error_object(body: object) -> dict[str, object]:

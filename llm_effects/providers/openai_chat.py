@@ -30,7 +30,7 @@ from llm_effects.providers.draft import (
     response_of,
     split_thinking,
 )
-from llm_effects.providers.error_mapping import classify, filtered_categories, is_error
+from llm_effects.providers.error_mapping import classify, filtered_categories
 from llm_effects.providers.json_schema import openai_format
 from llm_effects.providers.message_encoding import (
     NO_SETTINGS,
@@ -52,7 +52,7 @@ from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import StreamEvent, TextDelta, ToolCallDelta
-from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
+from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, has_error, json_text, parse
 from llm_effects.values.messages import Document, Image, Message, Part, Text, ToolCall, ToolResult, text_of
 from llm_effects.values.requests import LLMRequest, Tool, request_messages
 from llm_effects.values.responses import FinishReason, LLMResponse
@@ -223,7 +223,7 @@ def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMErr
 
 def _read_answer(draft: Draft, answer: Object, response: WireResponse) -> Result[LLMResponse, LLMError]:
     _add_metadata(draft, answer)
-    if is_error(answer):
+    if has_error(answer):
         return Failure(reported_error(draft, answer, response))
     choice = _first_choice(answer)
     if choice is None:
@@ -262,7 +262,7 @@ def _decode_any_event(draft: Draft, event: ServerEvent) -> Events:
         return not_json(draft, event, value)
     chunk = as_object(value)
     _add_metadata(draft, chunk)
-    if event.name == "error" or is_error(chunk):
+    if event.name == "error" or has_error(chunk):
         return Failure(reported_error(draft, chunk))
     choice = _first_choice(chunk)
     return NO_EVENTS if choice is None else _decode_choice(draft, choice)

@@ -27,7 +27,7 @@ from llm_effects.providers.draft import (
     reported_error,
     response_of,
 )
-from llm_effects.providers.error_mapping import classify, filtered_categories, is_error
+from llm_effects.providers.error_mapping import classify, filtered_categories
 from llm_effects.providers.json_schema import openai_format
 from llm_effects.providers.message_encoding import (
     NO_SETTINGS,
@@ -49,7 +49,7 @@ from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import StreamEvent, ToolCallDelta
-from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
+from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, has_error, json_text, parse
 from llm_effects.values.messages import (
     Citation,
     Document,
@@ -270,7 +270,7 @@ def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMErr
 
 
 def _read_answer(draft: Draft, answer: Object, response: WireResponse) -> Result[LLMResponse, LLMError]:
-    if is_error(answer) or answer.get("status") == "failed":
+    if has_error(answer) or answer.get("status") == "failed":
         return Failure(_failure(draft, answer, response))
     if not isinstance(answer.get("output"), list):
         return Failure(malformed(draft, "the answer has no output: check the endpoint"))
@@ -363,7 +363,7 @@ def decode_event(draft: Draft, event: ServerEvent) -> Events:
     if isinstance(value, Unreadable):
         return not_json(draft, event, value)
     body = as_object(value)
-    if event.name == "error" or is_error(body):
+    if event.name == "error" or has_error(body):
         return Failure(_failure(draft, body))
     handle = _HANDLERS.get(as_string(body.get("type")) or as_string(body.get("object")) or event.name)
     return NO_EVENTS if handle is None else handle(draft, body)

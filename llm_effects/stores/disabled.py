@@ -8,7 +8,7 @@ from attrs import field, frozen
 from returns.future import FutureResult
 
 from llm_effects.config.routing import BreakerConfig
-from llm_effects.effects.env import Hedges, Retries, Span
+from llm_effects.effects.env import Cache, Conversations, Hedges, Ledger, Retries, Span
 from llm_effects.limits.budgets import Hold
 from llm_effects.limits.circuit_breaker import BreakerPermit
 from llm_effects.limits.quotas import ActualUsage, Permit
@@ -66,7 +66,7 @@ class NoTelemetry:
 
 @final
 @frozen
-class UnusableStore:
+class _UnusableStore:
     """A cache, conversations or a ledger whose configuration is wrong: every operation fails with ``problem``.
 
     Ledger rows are dropped: they have no result that could fail.
@@ -90,6 +90,21 @@ class UnusableStore:
 
     async def aclose(self) -> None:
         """No-op."""
+
+
+def unusable_cache(problem: ConfigurationError) -> Cache:
+    """Return a cache that fails every operation with ``problem``."""
+    return _UnusableStore(problem)
+
+
+def unusable_conversations(problem: ConfigurationError) -> Conversations:
+    """Return a store of conversations that fails every operation with ``problem``."""
+    return _UnusableStore(problem)
+
+
+def unusable_ledger(problem: ConfigurationError) -> Ledger:
+    """Return a ledger that fails every operation with ``problem``."""
+    return _UnusableStore(problem)
 
 
 @final

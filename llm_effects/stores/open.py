@@ -14,7 +14,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.config import LLMConfig
 from llm_effects.config.services import CacheConfig, StorageConfig
 from llm_effects.effects.env import Cache, Conversations, Ledger, Limits, Now
-from llm_effects.stores.disabled import NoCache, UnusableStore
+from llm_effects.stores.disabled import NoCache, unusable_conversations, unusable_ledger
 from llm_effects.stores.limits.memory import MemoryLimits
 from llm_effects.stores.sqlite_files import sqlite_file
 from llm_effects.values.errors import ConfigurationError
@@ -57,8 +57,8 @@ def usable(opened: Result[Storage, ConfigurationError]) -> Storage:
     """Return the storage, or one whose every operation fails with the problem."""
     if is_successful(opened):
         return opened.unwrap()
-    unusable = UnusableStore(opened.failure())
-    return Storage(unusable, unusable)
+    problem = opened.failure()
+    return Storage(unusable_conversations(problem), unusable_ledger(problem))
 
 
 def open_cache(config: CacheConfig, now: Now) -> Result[Cache, ConfigurationError]:

@@ -202,3 +202,9 @@ def as_count(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         return None
     return int(value) if value == value // 1 else None
+
+
+def has_error(body: object) -> bool:
+    """Return whether a JSON body or event reports an error, in any of the shapes that servers use."""
+    fields = as_object(body)
+    return bool(fields.get("error")) or fields.get("object") == "error" or fields.get("type") == "error"

@@ -12,7 +12,7 @@ from llm_effects import LLMRequest, NetworkError, Preferences, generate, run, sc
 from llm_effects.reports import Percentiles
 from llm_effects.reports import usage as reports
 from llm_effects.reports.usage import GROUPS, percentiles
-from llm_effects.stores.disabled import UnusableStore
+from llm_effects.stores.disabled import unusable_ledger
 from llm_effects.values.errors import ConfigurationError
 from tests.fixtures.holds import NOON
 from tests.fixtures.usage_rows import env_with, report_of, row
@@ -132,5 +132,5 @@ async def test_invalid_arguments_are_an_invalid_request() -> None:
 @pytest.mark.anyio
 async def test_a_ledger_that_cannot_be_read_is_an_error() -> None:
     problem = ConfigurationError(message="storage.url: unknown scheme")
-    env = evolve(scripted_env(), ledger=UnusableStore(problem))
+    env = evolve(scripted_env(), ledger=unusable_ledger(problem))
     assert (await run(usage_report(), env)).failure() == problem

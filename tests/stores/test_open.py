@@ -16,7 +16,7 @@ from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.cache.redis import RedisCache
 from llm_effects.stores.cache.sqlite import SqliteCache
 from llm_effects.stores.conversations.memory import MemoryConversations
-from llm_effects.stores.disabled import NoCache, UnusableStore
+from llm_effects.stores.disabled import NoCache, unusable_conversations
 from llm_effects.stores.open import open_cache, open_storage, usable
 from llm_effects.testing.stored_chat import Chat, new_turn
 from llm_effects.values.conversations import Summary, TurnState
@@ -148,7 +148,7 @@ def test_fault_129_redis_is_no_storage() -> None:
 @pytest.mark.anyio
 async def test_every_operation_of_an_unusable_store_fails_with_the_problem() -> None:
     problem = ConfigurationError(message="storage.url: is wrong")
-    chat = Chat(UnusableStore(problem))
+    chat = Chat(unusable_conversations(problem))
     store, key = chat.store, (chat.id, chat.owner)
     for future in (
         store.start(chat.initial),
