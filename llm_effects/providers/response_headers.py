@@ -1,4 +1,4 @@
-"""What response headers hold: the request id, retry hints and rate limits.
+"""Response headers: the request id, retry hints and rate limits.
 
 ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}`` comes from OpenAI and many compatible servers;
 ``anthropic-ratelimit-{requests,tokens,input-tokens,output-tokens}-{limit,remaining,reset}`` from Anthropic, whose
