@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Protocol, TypeAlias, final, runtime_checkable
-from uuid import uuid4
+from functools import partial
+from secrets import token_hex
+from typing import Final, Protocol, TypeAlias, final, runtime_checkable
 
 from attrs import field, frozen
 from returns.future import FutureResult
@@ -395,15 +396,11 @@ Draw: TypeAlias = Callable[[], float]
 NewId: TypeAlias = Callable[[], str]
 """A fresh opaque id."""
 
+wall_clock: Final[Now] = partial(datetime.now, UTC)
+"""The wall clock of this machine, in UTC."""
 
-def wall_clock() -> datetime:
-    """Return the current time in UTC."""
-    return datetime.now(UTC)
-
-
-def new_id() -> str:
-    """Return a fresh random id."""
-    return uuid4().hex
+new_id: Final[NewId] = partial(token_hex, 16)
+"""Random ids of 32 hexadecimal digits."""
 
 
 @final

@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 from returns.result import Failure, Result, Success
 
 from llm_effects.providers.target import Target
+from llm_effects.values.json import as_list
 from llm_effects.values.validation import JSONObject, join_path
 
 # --- Access to schemas: a hand-written one may hold anything, and a value of the wrong type counts as absent
@@ -37,11 +38,6 @@ def as_schema(value: object) -> Schema:
 def table_in(schema: Schema, key: str) -> Mapping[str, Schema]:
     """Return the schemas by name under a keyword."""
     return {name: as_schema(each) for name, each in as_schema(schema.get(key)).items()}
-
-
-def as_list(value: object) -> list[object]:
-    """Return a value that is a list, or else an empty list."""
-    return cast("list[object]", value) if isinstance(value, list) else []
 
 
 def list_in(schema: Schema, key: str) -> list[object]:
