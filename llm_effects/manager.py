@@ -32,7 +32,7 @@ from llm_effects.routing.candidates import RoutingContext, RoutingDecision
 from llm_effects.routing.prices import PriceList, not_listed, price_list
 from llm_effects.routing.router import route
 from llm_effects.stores.conversations.memory import MemoryConversations
-from llm_effects.stores.disabled import NoTelemetry, UnusableLimits, unusable_cache
+from llm_effects.stores.disabled import NoTelemetry, unusable_cache, unusable_limits
 from llm_effects.stores.health import MemoryHealth
 from llm_effects.stores.ledger.memory import MemoryLedger
 from llm_effects.stores.limits.memory import MemoryLimits
@@ -142,7 +142,7 @@ def _cache(config: LLMConfig) -> Cache:
 
 def _limits(config: LLMConfig, memory: MemoryLimits) -> Limits:
     limits = open_limits(config, memory)
-    return limits.unwrap() if is_successful(limits) else UnusableLimits(limits.failure())
+    return limits.unwrap() if is_successful(limits) else unusable_limits(limits.failure())
 
 
 def _telemetry(config: LLMConfig) -> Telemetry:

@@ -8,7 +8,7 @@ from attrs import field, frozen
 from returns.future import FutureResult
 
 from llm_effects.config.routing import BreakerConfig
-from llm_effects.effects.env import Cache, Conversations, Hedges, Ledger, Retries, Span
+from llm_effects.effects.env import Cache, Conversations, Hedges, Ledger, Limits, Retries, Span
 from llm_effects.limits.budgets import Hold
 from llm_effects.limits.circuit_breaker import BreakerPermit
 from llm_effects.limits.quotas import ActualUsage, Permit
@@ -109,7 +109,7 @@ def unusable_ledger(problem: ConfigurationError) -> Ledger:
 
 @final
 @frozen
-class UnusableLimits:
+class _UnusableLimits:
     """Limits whose configuration is wrong: no call is permitted, and each fails with ``problem``."""
 
     problem: ConfigurationError
@@ -133,3 +133,8 @@ class UnusableLimits:
 
     async def aclose(self) -> None:
         """No-op."""
+
+
+def unusable_limits(problem: ConfigurationError) -> Limits:
+    """Return limits that permit no call and fail each with ``problem``."""
+    return _UnusableLimits(problem)
