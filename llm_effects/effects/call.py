@@ -70,7 +70,8 @@ class AttemptContext:
 
     ``alternatives`` counts the candidates left after this one, ``wait_ms`` is the pause before this attempt (and the
     wait for its permit), ``delivered`` counts the content events that earlier candidates delivered, and ``continues``
-    is true where this one resumes their answer.
+    is true where this one resumes their answer. ``first_content_by`` is when its share of the time ends: its first
+    content must have come by then, on the clock of ``anyio.current_time()``.
     """
 
     model: str = ""
@@ -78,6 +79,7 @@ class AttemptContext:
     wait_ms: float = 0.0
     delivered: int = 0
     continues: bool = False
+    first_content_by: float = math.inf
     record: AttemptRecord = field(factory=AttemptRecord, repr=False)
 
 
@@ -141,7 +143,7 @@ class Call:
 
         >>> first = Call(id="1", request=LLMRequest(prompt="why?"), attempt=AttemptContext(model="studio"))
         >>> first.again(wait_ms=20.0).attempt
-        AttemptContext(model='studio', alternatives=0, wait_ms=20.0, delivered=0, continues=False)
+        AttemptContext(model='studio', alternatives=0, wait_ms=20.0, delivered=0, continues=False, first_content_by=inf)
         """
         return self.with_attempt(evolve(self.attempt, wait_ms=wait_ms, record=AttemptRecord()))
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
-from anyio import move_on_after
+from anyio import CancelScope, current_time, move_on_after
 from attrs import evolve
 from returns.result import Failure, Success
 
-from llm_effects.effects.call import Call
+from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Effect, effect, result_of
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.errors import RequestTimeout
+from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.values.messages import Document, Image, Message, Reasoning, Text
 from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import LLMResponse, Usage
@@ -27,14 +29,39 @@ def complete(call: Call) -> Effect[LLMResponse]:
     """
 
     async def ask_once(env: LLMEnv) -> Answer:
-        if call.sink is not None or getattr(env.clients, "keeps_time", False):
-            return await _ask(call, env)
-        limit_ms = env.config.models[call.model].timeout_ms
-        with move_on_after(limit_ms / 1000):
-            return await _ask(call, env)
-        return Failure(RequestTimeout(model=call.model, timeout_ms=limit_ms, phase="attempt"))
+        if call.attempt.first_content_by < math.inf:
+            return await _ask_within_share(call, env)
+        return await _ask_in_time(call, env)
 
     return effect(ask_once)
+
+
+async def _ask_within_share(call: Call, env: LLMEnv) -> Answer:
+    """Give up on a candidate without content at the end of its share of the time, so that the next one is asked."""
+    started = current_time()
+    with CancelScope(deadline=call.attempt.first_content_by) as share:
+        sink = None if call.sink is None else _ending_with_content(call.sink, share)
+        return await _ask_in_time(evolve(call, sink=sink), env)
+    limit_ms = (call.attempt.first_content_by - started) * 1000
+    return Failure(RequestTimeout(model=call.model, timeout_ms=limit_ms, phase="attempt"))
+
+
+def _ending_with_content(sink: Sink, share: CancelScope) -> Sink:
+    async def deliver(event: StreamEvent) -> None:
+        if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
+            share.deadline = math.inf
+        await sink(event)
+
+    return deliver
+
+
+async def _ask_in_time(call: Call, env: LLMEnv) -> Answer:
+    if call.sink is not None or getattr(env.clients, "keeps_time", False):
+        return await _ask(call, env)
+    limit_ms = env.config.models[call.model].timeout_ms
+    with move_on_after(limit_ms / 1000):
+        return await _ask(call, env)
+    return Failure(RequestTimeout(model=call.model, timeout_ms=limit_ms, phase="attempt"))
 
 
 async def _ask(call: Call, env: LLMEnv) -> Answer:

@@ -65,7 +65,13 @@ def _acquire(call: Call, env: LLMEnv, quota: Quota) -> Permit | FutureResult[Per
         message = f"takes about {demand.tokens} tokens, more than all of a minute: lower max_tokens, or shorten it"
         error = ContextTooLarge(model=call.model, message=message, token_count=demand.tokens, limit=quota.tokens)
         return FutureResult.from_failure(error)
-    return env.limits.acquire(call.model, quota, demand, env.config.limits.queue_seconds, call.deadline)
+    return env.limits.acquire(call.model, quota, demand, _queue_seconds(call, env), call.deadline)
+
+
+def _queue_seconds(call: Call, env: LLMEnv) -> float:
+    """Return how long a call may queue: at most until the end of the candidate's share of the time."""
+    share_s = call.attempt.first_content_by - anyio.current_time()
+    return min(env.config.limits.queue_seconds, max(0.0, share_s))
 
 
 async def _queue(call: Call, permit: FutureResult[Permit, LLMError]) -> Result[Permit, LLMError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import Final
 
@@ -12,7 +13,14 @@ from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.schedules import Schedule, Step, exponential, jittered
-from llm_effects.values.errors import LLMError, ModelUnavailable, NetworkError, RateLimitExceeded, retry_limit
+from llm_effects.values.errors import (
+    LLMError,
+    ModelUnavailable,
+    NetworkError,
+    RateLimitExceeded,
+    RequestTimeout,
+    retry_limit,
+)
 
 TRANSIENT: Final = jittered(exponential(base=0.1, cap=20.0))
 """Pauses after a transient fault (seconds)."""
@@ -23,14 +31,17 @@ LOADING: Final = exponential(base=0.5, cap=5.0)
 THROTTLED: Final = jittered(exponential(base=1.0, cap=20.0))
 """Pauses after a server reported that it is overloaded (seconds)."""
 
+LONGEST_WITH_OTHERS_S: Final = 2.0
+"""Longest pause before a retry while other candidates are left (seconds)."""
+
 
 @layer
 async def with_retries(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """Ask the same model again where that may help, after a pause, as often as the configuration allows.
 
     The server's ``retry_after`` is the shortest pause. A pause that would pass the deadline is not begun: the error is
-    returned at once and the model cools down until then. The error is also returned when all calls together have used
-    up a server's ``RoutingConfig.retry_budget``.
+    returned at once. So it is after a time-out or before a pause above two seconds, while other candidates are left,
+    and when all calls together have used up a server's ``RoutingConfig.retry_budget``.
     """
     attempt, retries, cost = call, 0, 0
     while True:
@@ -72,12 +83,13 @@ def _pause(error: LLMError, call: Call, env: LLMEnv, again: int) -> float | None
     requested = error.retry_after or 0.0
     scheduled = _schedule(error).pause(Step(again, drawn=env.draw())) if _worth_it(error, call, env, again) else None
     pause = None if scheduled is None else max(scheduled, requested)
-    now = anyio.current_time()
-    if pause is not None and now + pause < call.deadline:
-        return pause
-    if requested and not (_is_open(error) or _is_our_own(error)):
-        env.health.cool_down(call.model, now + requested)
-    return None
+    ends = min(call.deadline, call.attempt.first_content_by, anyio.current_time() + _longest_pause(call))
+    return pause if pause is not None and anyio.current_time() + pause < ends else None
+
+
+def _longest_pause(call: Call) -> float:
+    """Return the longest pause worth sleeping, in seconds: while other candidates are left they are asked instead."""
+    return LONGEST_WITH_OTHERS_S if call.attempt.alternatives else math.inf
 
 
 def _worth_it(error: LLMError, call: Call, env: LLMEnv, again: int) -> bool:
@@ -86,20 +98,14 @@ def _worth_it(error: LLMError, call: Call, env: LLMEnv, again: int) -> bool:
     if call.attempt.alternatives == 0 and _is_loading(error):
         return True  # no other candidate is left: wait for it, up to the deadline
     routing = env.config.routing
-    refused = isinstance(error, NetworkError) and error.phase == "refused"
+    if call.attempt.alternatives and _is_slow_or_absent(error):
+        return False  # another candidate is the faster answer
     tries_left = again <= min(routing.max_retries, retry_limit(error))
-    return (
-        tries_left and len(call.history.attempts) < routing.max_attempts and not (refused and call.attempt.alternatives)
-    )
+    return tries_left and len(call.history.attempts) < routing.max_attempts
 
 
-def _is_open(error: LLMError) -> bool:
-    return isinstance(error, ModelUnavailable) and error.reason == "breaker_open"
-
-
-def _is_our_own(error: LLMError) -> bool:
-    """Return whether our own limits rejected this call: a smaller one may still fit."""
-    return isinstance(error, RateLimitExceeded) and error.status is None and error.should_retry is False
+def _is_slow_or_absent(error: LLMError) -> bool:
+    return isinstance(error, RequestTimeout) or (isinstance(error, NetworkError) and error.phase == "refused")
 
 
 def _is_loading(error: LLMError) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import anyio
@@ -14,6 +15,7 @@ from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import target_of
 from llm_effects.routing.candidates import RoutingContext
+from llm_effects.routing.cooldowns import cooldown_after
 from llm_effects.routing.router import Ranked, fallbacks_after, order
 from llm_effects.values.errors import Fallback, LLMError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
@@ -44,6 +46,9 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
         if is_successful(result):
             return result.map(partial(joined, attempt, call.history))
         call.history.note(result.failure())
+        cool_down_s = cooldown_after(result.failure())
+        if cool_down_s:
+            env.health.cool_down(chosen.model, anyio.current_time() + cool_down_s)
         if attempt.committed and call.request.recovery is Recovery.FAIL:
             return result
         left = fallbacks_after(result.failure(), chosen, rest, call.request.allow)
@@ -93,6 +98,12 @@ def routing_context(
     )
 
 
+def _end_of_share(call: Call, env: LLMEnv) -> float:
+    """Return when a candidate that is not the last must have its first content: it gets a share of the time left."""
+    now = anyio.current_time()
+    return now + (call.deadline - now) * env.config.routing.candidate_share
+
+
 # Recovery: what the next candidate is asked when an answer broke off after the consumer had received some of it.
 
 
@@ -102,7 +113,12 @@ def _attempt_at(model: str, alternatives: int, call: Call, env: LLMEnv) -> Call:
     Resuming needs a model that continues a given beginning, and a beginning that is only text.
     """
     history = call.history
-    attempt = AttemptContext(model=model, alternatives=alternatives, delivered=history.contents)
+    attempt = AttemptContext(
+        model=model,
+        alternatives=alternatives,
+        delivered=history.contents,
+        first_content_by=_end_of_share(call, env) if alternatives else math.inf,
+    )
     resumable = call.request.recovery is Recovery.RESUME and not history.acted and history.partial.strip()
     if not (history.contents and resumable and _can_prefill(model, env)):
         return call.with_attempt(attempt)

@@ -1,0 +1,163 @@
+"""One slow or busy model never costs the call: each candidate but the last has a share of the time (virtual time)."""
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+from returns.result import Result
+
+from llm_effects import (
+    AuthenticationFailed,
+    LLMConfig,
+    LLMEnv,
+    LLMError,
+    LLMRequest,
+    LLMResponse,
+    ModelUnavailable,
+    NetworkError,
+    RateLimitExceeded,
+    StreamEvent,
+    explain,
+    generate,
+    run,
+    scripted_env,
+    stream,
+)
+from llm_effects.testing import Chunks, Delayed, Reply, run_in_virtual_time
+from tests.fixtures.models import ScriptedModels, models_in_order, scripted_models
+
+NEVER = Delayed(1e6, "too late")
+BUSY = RateLimitExceeded(status=429, retry_after=60.0)
+ASK = LLMRequest(prompt="why?", cache="bypass")
+
+
+async def ignore(_: StreamEvent) -> None:
+    """Drop an event."""
+
+
+MODES: dict[str, Callable[[LLMEnv], Awaitable[Result[LLMResponse, LLMError]]]] = {
+    "whole": lambda env: run(generate(ASK), env),
+    "streamed": lambda env: run(stream(ASK, ignore), env),
+}
+
+
+def environment(config: LLMConfig, **replies: Reply | tuple[Reply, ...]) -> tuple[LLMEnv, ScriptedModels]:
+    clients = scripted_models(**replies)
+    return scripted_env(clients=clients, config=config), clients
+
+
+@pytest.fixture(params=MODES)
+def ask(request: pytest.FixtureRequest) -> Callable[[LLMEnv], Awaitable[Result[LLMResponse, LLMError]]]:
+    return MODES[request.param]
+
+
+Ask = Callable[[LLMEnv], Awaitable[Result[LLMResponse, LLMError]]]
+
+
+def test_fault_139_a_stalled_model_leaves_time_for_the_next(ask: Ask) -> None:
+    env, clients = environment(models_in_order("a", "b", timeout_ms=1_500), a=NEVER, b="because")
+
+    async def main() -> list[str]:
+        return [(await ask(env)).unwrap().model for _ in range(50)]
+
+    assert run_in_virtual_time(main) == ["b"] * 50
+    assert clients.asked.count("a") <= 10
+
+
+def test_fault_139_a_stream_that_has_content_keeps_the_whole_deadline() -> None:
+    slow = Chunks(("be", "cause"), pause=1.4)
+    env, clients = environment(models_in_order("a", "b", timeout_ms=6_000), a=slow, b="never")
+    assert run_in_virtual_time(MODES["streamed"], env).unwrap().content == "because"
+    assert clients.asked == ["a"]
+
+
+def test_fault_139_the_share_ends_an_attempt_as_an_error_value(ask: Ask) -> None:
+    env, _ = environment(models_in_order("a", "b", timeout_ms=1_500), a=NEVER, b="because")
+    response = run_in_virtual_time(ask, env).unwrap()
+    assert [(each.model, each.outcome) for each in response.attempts] == [("a", "TimeoutError"), ("b", "success")]
+    assert response.attempts[0].latency_ms == pytest.approx(750, abs=1)
+    assert env.health.statistics()["a"].attempts == 1
+
+
+def test_fault_140_a_long_pause_is_not_slept_while_another_candidate_is_left(ask: Ask) -> None:
+    env, _ = environment(models_in_order("a", "b"), a=BUSY, b="because")
+
+    async def main() -> tuple[set[str], float, float]:
+        began = anyio.current_time()
+        answered = set[str]()
+
+        async def one() -> None:
+            answered.add((await ask(env)).unwrap().model)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(6):
+                group.start_soon(one)
+        took = anyio.current_time() - began
+        *_, last = (await run(explain(ASK), env)).unwrap().candidates
+        return answered, took, last.parked_s if last.model == "a" else 0.0
+
+    answered, took, cooldown = run_in_virtual_time(main)
+    assert answered == {"b"}
+    assert took < 3
+    assert cooldown > 50
+
+
+@pytest.mark.parametrize("error", [RateLimitExceeded(status=429), ModelUnavailable(reason="overloaded", status=503)])
+def test_fault_141_a_busy_model_costs_seconds(ask: Ask, error: LLMError) -> None:
+    env, _ = environment(models_in_order("a", "b", timeout_ms=240_000), a=error, b="because")
+
+    async def main() -> float:
+        began = anyio.current_time()
+        assert (await ask(env)).unwrap().model == "b"
+        return anyio.current_time() - began
+
+    assert run_in_virtual_time(main) < 5
+
+
+def test_fault_141_a_time_out_is_not_retried_while_another_candidate_is_left(ask: Ask) -> None:
+    config = models_in_order("a", "b", timeout_ms=240_000, a={"timeout_ms": 10_000.0})
+    env, clients = environment(config, a=NEVER, b="because")
+    assert run_in_virtual_time(ask, env).unwrap().model == "b"
+    assert clients.asked == ["a", "b"]
+
+
+def test_fault_142_a_full_queue_is_left_for_the_next_candidate(ask: Ask) -> None:
+    config = models_in_order("a", "b", timeout_ms=20_000, a={"concurrency": 1})
+    env, _ = environment(config, a=Delayed(100, "late"), b="because")
+
+    async def main() -> tuple[str, float]:
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask, env)
+            await anyio.sleep(0.1)
+            began = anyio.current_time()
+            model = (await ask(env)).unwrap().model
+            took = anyio.current_time() - began
+            group.cancel_scope.cancel()
+            return model, took
+
+    model, took = run_in_virtual_time(main)
+    assert (model, took) == ("b", pytest.approx(10, abs=0.5))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AuthenticationFailed(status=401),
+        RateLimitExceeded(status=429, quota=True),
+        ModelUnavailable(reason="unknown_model", status=404),
+        NetworkError(phase="refused"),
+    ],
+    ids=lambda error: error.tag,
+)
+def test_fault_144_a_model_that_cannot_answer_is_asked_once(ask: Ask, error: LLMError) -> None:
+    env, clients = environment(models_in_order("a", "b"), a=error, b="because")
+
+    async def main() -> tuple[list[str], str]:
+        answered = [(await ask(env)).unwrap().model for _ in range(20)]
+        first = (await run(explain(ASK), env)).unwrap().candidates[0].model
+        await anyio.sleep(600)
+        await ask(env)
+        return answered, first
+
+    assert run_in_virtual_time(main) == (["b"] * 20, "b")
+    assert clients.asked.count("a") == 2
