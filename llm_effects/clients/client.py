@@ -81,6 +81,7 @@ class Timers:
         now = self._clock()
         queued_since = now if self.record.queued_since is None else self.record.queued_since
         self.record.queued_s, self.record.queued_since = now - queued_since, None
+        self.record.sent_at = now
         self._attempt_deadline = now + self.config.timeout_ms / 1000
         self.phase = "first_content" if self.streamed else "attempt"
         first_content = now + self.config.first_content_ms / 1000 if self.streamed else math.inf

@@ -20,12 +20,31 @@ Sink: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
 
 @final
 @define
+class AttemptRecord:
+    """The history of the attempt under way, as far as it is known; kept when the attempt is cancelled.
+
+    Clients write when the attempt joined their queue (``queued_since``, ``None`` once it was sent), how long it waited
+    there (``queued_s``, seconds), when it was sent and its first content came, and the rate limits that the server
+    reported. ``with_recording`` writes when it had its permit (``sent_at``, for clients without a queue) and the cost. Times are on the clock of ``anyio.current_time()``.
+    """
+
+    sent_at: float | None = None
+    queued_since: float | None = None
+    queued_s: float = 0.0
+    content_at: float | None = None
+    rate_limits: RateLimits | None = None
+    cost: Cost = Cost.UNKNOWN
+
+
+@final
+@define
 class CallHistory:
     """The history of a call: its only mutable part, created with it.
 
     It outlives deadlines and cancellation, so that no attempt is lost. ``errors`` are the errors of failed attempts, in
     order. ``contents`` counts the content events delivered to the sink, ``pieces`` is their text since the last
-    restart, and ``acted`` is true once a tool call was among them. ``queued`` counts attempts that wait for a permit.
+    restart, and ``acted`` is true once a tool call was among them. ``queued`` counts attempts that wait for a permit,
+    and ``current`` is the record of the newest attempt that has one.
     """
 
     attempts: list[Attempt] = field(factory=list[Attempt])
@@ -34,6 +53,7 @@ class CallHistory:
     pieces: list[str] = field(factory=list[str])
     acted: bool = False
     queued: int = 0
+    current: AttemptRecord | None = None
 
     @property
     def partial(self) -> str:
@@ -44,23 +64,6 @@ class CallHistory:
         """Record the error of a failed attempt, once."""
         if not any(each is error for each in self.errors):
             self.errors.append(error)
-
-
-@final
-@define
-class AttemptRecord:
-    """The history of the attempt under way, as far as it is known; kept when the attempt is cancelled.
-
-    Clients write when the attempt joined their queue (``queued_since``, ``None`` once it was sent), how long it waited
-    there (``queued_s``, seconds), when its first content came, and the rate limits that the server reported.
-    ``with_recording`` writes the cost. Times are on the clock of ``anyio.current_time()``.
-    """
-
-    queued_since: float | None = None
-    queued_s: float = 0.0
-    content_at: float | None = None
-    rate_limits: RateLimits | None = None
-    cost: Cost = Cost.UNKNOWN
 
 
 @final

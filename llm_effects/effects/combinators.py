@@ -172,16 +172,16 @@ Attempt: TypeAlias = Callable[[Claim], Awaitable[Result[_Value, LLMError]]]
 
 
 async def run_hedged(
-    attempt: Attempt[_Value], after: float, may_begin: Callable[[], bool] = lambda: True
+    attempt: Attempt[_Value], wait: Callable[[], Awaitable[object]], may_begin: Callable[[], bool] = lambda: True
 ) -> Result[_Value, LLMError]:
-    """Make an attempt and, ``after`` so many seconds, a second one if it ``may_begin`` then.
+    """Make an attempt and, after a ``wait``, a second one if it ``may_begin`` then.
 
     The first to claim is awaited, however it ends; the other is cancelled and awaited. Without a claim both failed, and
     the first one's error is returned. If the first fails before the second begins, there is no second.
     """
     attempts = _HedgedAttempts(attempt)
     async with task_group() as group:
-        group.start_soon(attempts.second, after, may_begin)
+        group.start_soon(attempts.second, wait, may_begin)
         await attempts.first()  # in the caller's own task, as if there were no second
     return attempts.results[attempts.winner or 0]
 
@@ -205,9 +205,9 @@ class _HedgedAttempts(Generic[_Value]):
         if self.waiting:
             self.scopes[1].cancel()
 
-    async def second(self, after: float, may_begin: Callable[[], bool]) -> None:
+    async def second(self, wait: Callable[[], Awaitable[object]], may_begin: Callable[[], bool]) -> None:
         with self.scopes[1]:
-            await anyio.sleep(after)
+            await wait()
             self.waiting = False
             if may_begin():
                 await self._attempt(1)
@@ -338,6 +338,6 @@ def hedge(operation: Effect[_Value], after: float) -> Effect[_Value]:
         async def attempt(_: Claim) -> Result[_Value, LLMError]:
             return await run(operation, env)
 
-        return await run_hedged(attempt, delay)
+        return await run_hedged(attempt, partial(anyio.sleep, delay))
 
     return effect(hedged)

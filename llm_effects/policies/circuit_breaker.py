@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure
 
-from llm_effects.effects.call import Call
+from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.circuit_breaker import BreakerPermit, is_model_fault
 from llm_effects.values.errors import is_retryable
+from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
 
 
 @layer
@@ -38,12 +40,28 @@ def _is_last_hope(call: Call) -> bool:
 
 async def _observed(next: Generate, call: Call, env: LLMEnv, permit: BreakerPermit) -> Answer:
     failed: bool | None = None
+    if permit.kind == "probe" and call.sink is not None:
+        call = evolve(call, sink=_closing(call.sink, call.model, env, permit))
     try:
         result = await run(next(call), env)
         failed = _failed(result)
     finally:  # a cancelled attempt says nothing about the model; a cancelled probe is returned
         await env.limits.record(call.model, env.config.routing.breaker, permit, failed=failed)
     return result
+
+
+def _closing(sink: Sink, model: str, env: LLMEnv, permit: BreakerPermit) -> Sink:
+    """Return a sink that closes the breaker at the probe's first content, rather than at the end of a long stream."""
+    closed = False
+
+    async def deliver(event: StreamEvent) -> None:
+        nonlocal closed
+        if not closed and isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
+            closed = True
+            await env.limits.record(model, env.config.routing.breaker, permit, failed=False)
+        await sink(event)
+
+    return deliver
 
 
 def _failed(result: Answer) -> bool | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import final
 
+import anyio
 from attrs import define, evolve
 from returns.pipeline import is_successful
 
@@ -35,7 +36,8 @@ def _delay(call: Call, env: LLMEnv) -> float | None:
     hedging = env.config.routing.hedging
     if not hedging.enabled:
         return None
-    env.limits.hedges.earn(hedging.budget)
+    if not call.history.errors and not call.history.attempts:
+        env.limits.hedges.earn(hedging.budget)  # once for each call, not for each candidate
     known = env.health.statistics().get(call.model)
     if known is None or known.attempts < hedging.min_attempts or not _is_hedgeable(call, env):
         return None
@@ -61,7 +63,20 @@ async def _hedged(next: Generate, call: Call, env: LLMEnv, delay: float) -> Answ
             await opening.show()  # an answer without content has only its opening
         return result
 
-    return await run_hedged(attempt, delay, partial(_may_begin, call.history, len(call.history.errors), env))
+    call.history.current = None
+    slow = partial(_slow, call.history, delay)
+    return await run_hedged(attempt, slow, partial(_may_begin, call.history, len(call.history.errors), env))
+
+
+async def _slow(history: CallHistory, delay: float) -> None:
+    """Wait until the attempt under way is slow, counted from when it was sent rather than queued."""
+    while True:
+        record, now = history.current, anyio.current_time()
+        sent_at = None if record is None or record.queued_since is not None else record.sent_at
+        left = delay if sent_at is None else sent_at + delay - now
+        if left <= 0:
+            return
+        await anyio.sleep(left)
 
 
 def _may_begin(history: CallHistory, failed: int, env: LLMEnv) -> bool:

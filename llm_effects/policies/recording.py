@@ -23,7 +23,8 @@ _UNKNOWN: Final = Statistics()
 async def with_recording(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """Record each attempt, however it ends: time-outs, lost hedges and cancellations too."""
     span = begin_attempt(call, env)
-    started = anyio.current_time()
+    started = call.attempt.record.sent_at = anyio.current_time()
+    call.history.current = call.attempt.record
     try:
         outcome = await run(next(call), env)
     except BaseException as problem:

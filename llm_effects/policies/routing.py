@@ -63,8 +63,8 @@ def _final(error: LLMError, call: Call) -> LLMError:
     not_allowed = fallback is Fallback.IF_ALLOWED and Allow.FALLBACK_ON_REFUSAL not in call.request.allow
     if fallback is Fallback.NEVER or not_allowed or len(errors) <= 1:
         return error
-    hints = [each.retry_after for each in errors if each.retry_after is not None]
-    return RequestFailed(errors=errors, retry_after=min(hints, default=None))
+    newest = {each.model: each.retry_after for each in errors if each.retry_after is not None}
+    return RequestFailed(errors=errors, retry_after=min(newest.values(), default=None))
 
 
 def golden(count: int) -> float:

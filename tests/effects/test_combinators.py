@@ -426,13 +426,13 @@ async def test_only_one_of_two_concurrent_claims_returns() -> None:
         shown.append(mine)
         return Success(mine)
 
-    result = await run_hedged(attempt, after=0)
+    result = await run_hedged(attempt, checkpoint)
     assert [result] == [Success(mine) for mine in shown]
 
 
 async def test_a_second_attempt_may_be_forbidden() -> None:
     watch = Watch()
-    result = await run_hedged(lambda _: run(watch.lasting(0.01), ENV), after=0, may_begin=lambda: False)
+    result = await run_hedged(lambda _: run(watch.lasting(0.01), ENV), checkpoint, may_begin=lambda: False)
     assert (result, watch.log) == (ONE, ["done"])
 
 

@@ -161,3 +161,34 @@ def test_fault_144_a_model_that_cannot_answer_is_asked_once(ask: Ask, error: LLM
 
     assert run_in_virtual_time(main) == (["b"] * 20, "b")
     assert clients.asked.count("a") == 2
+
+
+def test_fault_149_the_retry_hint_is_the_newest_of_each_model() -> None:
+    hints = tuple(RateLimitExceeded(status=429, retry_after=seconds) for seconds in (1.0, 1.0, 500.0))
+    env, _ = environment(models_in_order("a", timeout_ms=10_000), a=hints)
+    assert run_in_virtual_time(MODES["whole"], env).failure().retry_after == 500.0
+
+
+def test_fault_150_a_probe_closes_the_breaker_at_its_first_content() -> None:
+    down = ModelUnavailable(reason="overloaded", status=503)
+    long = Chunks(("word ",) * 100, pause=1.0)
+    works = False
+    env, clients = environment(models_in_order("a", "b"), a=lambda _: long if works else down, b="because")
+
+    async def main() -> list[str]:
+        nonlocal works
+        while not env.limits.opened():
+            await MODES["whole"](env)
+        await anyio.sleep(120)
+        works = True
+        async with anyio.create_task_group() as group:
+            group.start_soon(MODES["streamed"], env)
+            await anyio.sleep(10)
+            clients.asked.clear()
+            for _ in range(20):
+                group.start_soon(MODES["streamed"], env)
+            await anyio.sleep(1)
+            group.cancel_scope.cancel()
+        return clients.asked
+
+    assert run_in_virtual_time(main) == ["a"] * 20

@@ -245,7 +245,7 @@ def test_calls_that_are_never_hedged(why: str) -> None:
 
 
 def test_a_wait_for_a_permit_is_not_hedged() -> None:
-    env = env_of(Delayed(60, "first"), Delayed(60, "second"), Delayed(5, "third"), concurrency=2)
+    env = env_of(Delayed(60, "first"), Delayed(60, "second"), Delayed(0.5, "third"), concurrency=2)
 
     async def main() -> list[str]:
         async with anyio.create_task_group() as group:
@@ -255,6 +255,24 @@ def test_a_wait_for_a_permit_is_not_hedged() -> None:
         return [row.attempt.outcome for row in await given_by(env.ledger.rows())]
 
     assert run_in_virtual_time(main) == ["success"] * 3
+
+
+def test_fault_151_the_delay_counts_from_sending_not_from_queueing() -> None:
+    unhedged = LLMRequest(prompt="look", tools=(Tool("look", "Look."),))
+    env = env_of(Delayed(5, "a"), Delayed(5, "b"), Delayed(60, "stalled"), "hedge", concurrency=2)
+
+    async def main() -> tuple[str, float]:
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(run, generate(unhedged), env)
+            await anyio.sleep(0.1)
+            began = anyio.current_time()
+            content = (await run(generate(ASK), env)).unwrap().content
+            return content, anyio.current_time() - began
+
+    content, took = run_in_virtual_time(main)
+    assert content == "hedge"
+    assert took == pytest.approx(4.9 + USUAL_S, abs=0.01)
 
 
 @given(st.floats(0.01, 1.0), st.integers(1, 60))
