@@ -94,7 +94,7 @@ def test_fault_140_a_long_pause_is_not_slept_while_another_candidate_is_left(ask
                 group.start_soon(one)
         took = anyio.current_time() - began
         *_, last = (await run(explain(ASK), env)).unwrap().candidates
-        return answered, took, last.parked_s if last.model == "a" else 0.0
+        return answered, took, last.cooldown_s if last.model == "a" else 0.0
 
     answered, took, cooldown = run_in_virtual_time(main)
     assert answered == {"b"}
