@@ -25,7 +25,8 @@ class AttemptRecord:
 
     Clients write when the attempt joined their queue (``queued_since``, ``None`` once it was sent), how long it waited
     there (``queued_s``, seconds), when it was sent and its first content came, and the rate limits that the server
-    reported. ``with_recording`` writes when it had its permit (``sent_at``, for clients without a queue) and the cost. Times are on the clock of ``anyio.current_time()``.
+    reported. ``with_recording`` writes the cost, and ``sent_at`` for clients without a queue. Times are on the clock of
+    ``anyio.current_time()``.
     """
 
     sent_at: float | None = None
