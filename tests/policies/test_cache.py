@@ -63,6 +63,7 @@ ASK = LLMRequest(prompt="why?")
 STUDIO = ModelConfig(provider="lm-studio", model="m")
 
 
+ONE = LLMConfig(models={"one": STUDIO}, routing=RoutingConfig(max_retries=0))
 TWO = LLMConfig(models={"one": STUDIO, "two": STUDIO}, routing=RoutingConfig(max_retries=0))
 
 
@@ -410,7 +411,7 @@ async def test_a_custom_layer_may_change_the_question() -> None:
 
 @pytest.mark.parametrize("timeout_ms", [400, 60_000])
 def test_a_slow_store_costs_neither_the_answer_nor_much_time(timeout_ms: float) -> None:
-    env = evolve(scripted_env(Delayed(0.1, "because"), config=TWO), cache=Slow(3600))
+    env = evolve(scripted_env(Delayed(0.1, "because"), config=ONE), cache=Slow(3600))
     request = evolve(ASK, preferences=Preferences(timeout_ms=timeout_ms))
     response = run_in_virtual_time(run, generate(request), env).unwrap()
     assert response.content == "because"

@@ -37,6 +37,7 @@ ASK = LLMRequest(prompt="why?")
 STUDIO = ModelConfig(provider="lm-studio", model="m")
 
 
+ONE = LLMConfig(models={"one": STUDIO}, routing=RoutingConfig(max_retries=0))
 TWO = LLMConfig(models={"one": STUDIO, "two": STUDIO}, routing=RoutingConfig(max_retries=0))
 
 
@@ -164,7 +165,7 @@ async def test_a_cancelled_leader_hands_over() -> None:
 
 @pytest.mark.anyio
 async def test_the_leader_s_deadline_does_not_fail_its_followers() -> None:
-    env, model = remembering(Delayed(0.05, "because"))
+    env, model = remembering(Delayed(0.05, "because"), config=ONE)
     hasty = evolve(ASK, preferences=Preferences(timeout_ms=20))
     outcomes: list[str] = []
 

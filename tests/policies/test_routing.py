@@ -13,6 +13,7 @@ from llm_effects import (
     LLMRequest,
     ModelConfig,
     ModelUnavailable,
+    NetworkError,
     RateLimitExceeded,
     RequestFailed,
     generate,
@@ -108,7 +109,7 @@ async def test_all_misconfigured_models_are_reported_at_once() -> None:
 
 def test_a_recovered_model_is_found_again() -> None:
     async def main() -> set[str]:
-        replies = Delayed(0.1, AuthenticationFailed()), Delayed(0.1, "ok")
+        replies = Delayed(0.1, NetworkError(phase="reset")), Delayed(0.1, "ok")
         env = scripted_env(*replies, config=models("a", "b", strategy="performance", max_retries=0))
         return {(await run(generate(ASK), env)).unwrap().model for _ in range(60)}
 

@@ -14,7 +14,6 @@ from returns.unsafe import unsafe_perform_io
 
 from llm_effects import (
     Attempt,
-    AuthenticationFailed,
     LLMConfig,
     LLMEnv,
     LLMError,
@@ -22,6 +21,7 @@ from llm_effects import (
     LLMResponse,
     ModelConfig,
     ModelUnavailable,
+    NetworkError,
     Preferences,
     explain,
     generate,
@@ -186,7 +186,7 @@ class Changing:
     async def _complete(self, call: Call) -> Result[LLMResponse, LLMError]:
         await anyio.sleep(0.5 if call.model == "a" else 1.0)
         if call.model == "a" and int(call.id.removeprefix("id-")) in self.broken:
-            return Failure(AuthenticationFailed(model="a"))
+            return Failure(NetworkError(model="a", phase="reset"))
         return Success(answer("ok", model=call.model))
 
 
