@@ -118,7 +118,8 @@ class ModelConfig:
 
     ``context_length`` is tokens, for each of the ``slots`` requests that the in-process model serves at once.
     ``concurrency`` limits the calls in flight, ``requests_per_minute`` and ``tokens_per_minute`` the rates; ``None`` is
-    unlimited.
+    unlimited. Equal models (same provider, model and price) share the calls by ``weight``: one of weight 2 has twice as
+    many in flight as one of weight 1.
     """
 
     provider: str = field(validator=text())
@@ -142,6 +143,7 @@ class ModelConfig:
     concurrency: int | None = field(default=None, validator=number(at_least=1, whole=True))
     requests_per_minute: int | None = field(default=None, validator=number(at_least=1, whole=True))
     tokens_per_minute: int | None = field(default=None, validator=number(at_least=1, whole=True))
+    weight: float = field(default=1.0, validator=number(above=0))
     headers: tuple[tuple[str, Secret], ...] = field(
         default=(), converter=to_headers, validator=[valid_pairs, valid_headers]
     )

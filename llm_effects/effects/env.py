@@ -318,6 +318,14 @@ class Health(Protocol):
         """Count a routed call."""
         ...
 
+    def add_in_flight(self, model: str, change: int) -> None:
+        """Add 1 or -1 to the calls in flight at a model, waiting ones included."""
+        ...
+
+    def in_flight(self) -> Mapping[str, int]:
+        """Return the calls in flight by model; routing prefers the least busy of equal models."""
+        ...
+
     def calls(self) -> int:
         """Return how many calls were routed; exploration depends on it."""
         ...

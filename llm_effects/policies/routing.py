@@ -42,7 +42,7 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
     chosen, *rest = candidates
     while True:
         attempt = _attempt_at(chosen.model, len(rest), call, env)
-        result = await run(next(attempt), env)
+        result = await _counted(next, attempt, env)
         if is_successful(result):
             return result.map(partial(joined, attempt, call.history))
         call.history.note(result.failure())
@@ -55,6 +55,15 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
         if not left or len(call.history.attempts) >= env.config.routing.max_attempts:
             return Failure(_final(result.failure(), call))
         chosen, *rest = left
+
+
+async def _counted(next: Generate, attempt: Call, env: LLMEnv) -> Answer:
+    """Run an attempt, counted as in flight from its choice to its end: others see how busy its model is."""
+    env.health.add_in_flight(attempt.model, 1)
+    try:
+        return await run(next(attempt), env)
+    finally:
+        env.health.add_in_flight(attempt.model, -1)
 
 
 def _final(error: LLMError, call: Call) -> LLMError:
@@ -95,6 +104,7 @@ def routing_context(
         at=env.now(),
         streamed=streamed,
         open_until=env.limits.opened(),
+        in_flight=env.health.in_flight(),
     )
 
 

@@ -32,7 +32,7 @@ class RoutingContext:
     ``tokens`` is the estimate of the prompt, ``last_model`` the model that its conversation used last, ``calls`` the
     number of calls routed before, and ``drawn`` a number from 0 up to 1 that decides about exploring. ``open_until``
     is until when circuit breakers are open; like ``Statistics.cooldown_until`` it is on the clock of ``now``. ``at``
-    is the date, for prices and for the decay of statistics.
+    is the date, for prices and for the decay of statistics. ``in_flight`` counts the calls under way by model.
     """
 
     statistics: Mapping[str, Statistics]
@@ -45,6 +45,7 @@ class RoutingContext:
     at: datetime = EPOCH
     streamed: bool = False
     open_until: Mapping[str, float] = field(factory=dict[str, float])
+    in_flight: Mapping[str, int] = field(factory=dict[str, int])
 
 
 @final
@@ -54,7 +55,8 @@ class Candidate:
 
     Times are expected milliseconds of a whole answer, of the first content of a stream, and of a failed attempt;
     ``None`` if unknown. ``error_rate`` and ``confidence`` (from 0 to 1) come from ``attempts`` attempts and decay with
-    time; ``calls_since`` counts the calls routed since then, to any model. ``estimated_cost`` is for this request, at
+    time; ``calls_since`` counts the calls routed since then, to any model, and ``in_flight`` those under way here.
+    ``estimated_cost`` is for this request, at
     the price of ``price_source``. ``context_length`` is tokens. A ``cooled_down`` model asked for a pause that lasts
     ``cooldown_s`` more seconds; the circuit breaker of an ``open`` model stays open for ``open_s`` more seconds.
     """
@@ -73,6 +75,7 @@ class Candidate:
     confidence: float = 0.0
     attempts: int = 0
     calls_since: int = 0
+    in_flight: int = 0
     context_length: int | None = None
     cooldown_s: float = 0.0
     open_s: float = 0.0

@@ -5,7 +5,7 @@ same inputs give the same decision, which ``explain`` shows and ``generate`` fol
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar, final
 
 from attrs import evolve, field, frozen
@@ -49,6 +49,9 @@ HALF_LIFE_CALLS: Final = 20
 
 ASSUMED_MS: Final = 1_000.0
 """Assumed time of an answer until one is measured."""
+
+EXPLORERS: Final = 3
+"""Calls in flight at a model without measurements, above which ``performance`` asks others first."""
 
 _NO_STATISTICS: Final = Statistics()
 
@@ -127,14 +130,34 @@ def rank(
         (_availability(each, context), Ranked(each, score, request, context))
         for each, score in zip(targets, scores, strict=True)
     ]
-    # Sorting is stable: equal models keep the order of the configuration.
-    ranked.sort(key=lambda each: (each[0], each[1].model != context.last_model, each[1].score))
+    load = _load_of(targets, context)
+    # Sorting is stable: models that tie keep the order of the configuration.
+    ranked.sort(key=lambda each: (each[0], each[1].model != context.last_model, each[1].score, *load(each[1].target)))
     if not routing.fallback_order:
         return tuple(each for _, each in ranked)
     (_, first), *rest = ranked
     position = _positions_in(routing.fallback_order)
     rest.sort(key=lambda each: (each[0], position(each[1].target)))
     return (first, *(each for _, each in rest))
+
+
+def _load_of(targets: Sequence[Target], context: RoutingContext) -> Callable[[Target], tuple[float, ...]]:
+    """Return a function to the rank of a model by its load: the least busy of equal models first, by weight."""
+    first_of = dict[Hashable, int]()
+    for position, target in enumerate(targets):
+        first_of.setdefault(_identity(target), position)
+    if len(first_of) == len(targets):
+        return lambda _: ()
+    return lambda target: (first_of[_identity(target)], _load(target, context))
+
+
+def _identity(target: Target) -> Hashable:
+    """Return what equal models have in common: provider, model and price."""
+    return target.preset.name, target.wire_model, target.config.price
+
+
+def _load(target: Target, context: RoutingContext) -> float:
+    return context.in_flight.get(target.name, 0) / target.config.weight
 
 
 def _availability(target: Target, context: RoutingContext) -> tuple[bool, bool]:
@@ -170,7 +193,17 @@ def _scores(
             candidates = [measured_candidate(each, context) for each in targets]
             trust_of = trust if is_exploring(routing, context.drawn) else _full_trust
             waits = expected_waits(candidates, streamed=context.streamed)
-            return [wait * trust_of(each) for each, wait in zip(candidates, waits, strict=True)]
+            return _shared_scores(
+                targets, [wait * trust_of(each) for each, wait in zip(candidates, waits, strict=True)]
+            )
+
+
+def _shared_scores(targets: Sequence[Target], scores: Sequence[float]) -> list[float]:
+    """Return the scores with equal models at the best among them, so that load decides which is asked."""
+    best = dict[Hashable, float]()
+    for target, score in zip(targets, scores, strict=True):
+        best[_identity(target)] = min(score, best.get(_identity(target), math.inf))
+    return [best[_identity(target)] for target in targets]
 
 
 def _positions_in(table: tuple[str, ...]) -> Callable[[Target], float]:
@@ -207,6 +240,7 @@ def measured_candidate(target: Target, context: RoutingContext) -> Candidate:
         confidence=confidence,
         attempts=statistics.attempts,
         calls_since=context.calls - statistics.calls if statistics.attempts else 0,
+        in_flight=context.in_flight.get(name, 0),
         context_length=target.capabilities.context_length,
         cooldown_s=max(0.0, statistics.cooldown_until - context.now),
         open_s=max(0.0, context.open_until.get(name, context.now) - context.now),
@@ -253,7 +287,8 @@ def _expected_times(candidates: Sequence[Candidate], *, streamed: bool) -> list[
 
 def _expected_wait(candidate: Candidate, time: float | None, slowest: float) -> float:
     if time is None and not candidate.error_rate:
-        return 0.0
+        # Calls in flight are evidence too: only a few at once try a model without measurements.
+        return 0.0 if candidate.in_flight < EXPLORERS else slowest * (1 + candidate.in_flight)
     answer = slowest if time is None else time
     failures = candidate.error_rate / max(1 - candidate.error_rate, 1e-9)
     return answer + failures * max(candidate.expected_failure_ms or 0.0, answer)

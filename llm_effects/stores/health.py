@@ -26,6 +26,7 @@ class MemoryHealth:
     _known: dict[str, Statistics] = field(factory=dict[str, Statistics])
     _newest: dict[tuple[str, bool], deque[float]] = field(factory=dict[tuple[str, bool], deque[float]], repr=False)
     _calls: int = 0
+    _in_flight: dict[str, int] = field(factory=dict[str, int])
     _cooldowns: RunVar[dict[str, float]] = field(factory=lambda: RunVar("llm_effects_cooldowns"), repr=False)
 
     def observe(self, attempt: Attempt, at: datetime) -> None:
@@ -53,6 +54,14 @@ class MemoryHealth:
     def begin_call(self) -> None:
         """Count a routed call."""
         self._calls += 1
+
+    def add_in_flight(self, model: str, change: int) -> None:
+        """Add 1 or -1 to the calls in flight at a model."""
+        self._in_flight[model] = self._in_flight.get(model, 0) + change
+
+    def in_flight(self) -> Mapping[str, int]:
+        """Return the calls in flight by model."""
+        return self._in_flight
 
     def calls(self) -> int:
         """Return how many calls were routed."""

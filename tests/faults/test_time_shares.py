@@ -1,9 +1,11 @@
 """One slow or busy model never costs the call: each candidate but the last has a share of the time (virtual time)."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import anyio
 import pytest
+from attrs import evolve
 from returns.result import Result
 
 from llm_effects import (
@@ -13,6 +15,7 @@ from llm_effects import (
     LLMError,
     LLMRequest,
     LLMResponse,
+    ModelConfig,
     ModelUnavailable,
     NetworkError,
     RateLimitExceeded,
@@ -29,6 +32,10 @@ from tests.fixtures.models import ScriptedModels, models_in_order, scripted_mode
 NEVER = Delayed(1e6, "too late")
 BUSY = RateLimitExceeded(status=429, retry_after=60.0)
 ASK = LLMRequest(prompt="why?", cache="bypass")
+
+
+def evolve_routing(config: LLMConfig, **changes: Any) -> LLMConfig:
+    return evolve(config, routing=evolve(config.routing, **changes))
 
 
 async def ignore(_: StreamEvent) -> None:
@@ -192,3 +199,55 @@ def test_fault_150_a_probe_closes_the_breaker_at_its_first_content() -> None:
         return clients.asked
 
     assert run_in_virtual_time(main) == ["a"] * 20
+
+
+def test_fault_143_calls_at_once_do_not_all_explore_one_model(ask: Ask) -> None:
+    config = evolve_routing(models_in_order("a", "b", timeout_ms=60_000), strategy="performance")
+    env, clients = environment(config, a=NEVER, b=Delayed(0.1, "because"))
+
+    async def main() -> None:
+        await run(generate(evolve(ASK, model="b")), env)
+        async with anyio.create_task_group() as group:
+            for _ in range(100):
+                group.start_soon(ask, env)
+
+    run_in_virtual_time(main)
+    assert clients.asked.count("a") <= 10
+
+
+@pytest.mark.parametrize(("weight", "concurrency", "share"), [(1.0, 4, 20), (3.0, None, 30)])
+def test_fault_148_equal_models_share_the_load_by_weight(
+    ask: Ask, weight: float, concurrency: int | None, share: int
+) -> None:
+    each = {"provider": "vllm", "model": "m", "concurrency": concurrency}
+    config = LLMConfig(
+        models={"one": ModelConfig(**each, weight=weight), "two": ModelConfig(**each)}  # type: ignore[arg-type]
+    )
+    env, clients = environment(config, one=Delayed(1, "because"), two=Delayed(1, "because"))
+
+    async def main() -> None:
+        limiter = anyio.CapacityLimiter(16)
+
+        async def one() -> None:
+            async with limiter:
+                await ask(env)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(40):
+                group.start_soon(one)
+
+    run_in_virtual_time(main)
+    assert clients.asked.count("one") == pytest.approx(share, abs=3)
+
+
+def test_fault_148_explain_shows_the_calls_in_flight() -> None:
+    env, _ = environment(models_in_order("a", "b"), a=Delayed(5, "because"), b="because")
+
+    async def main() -> list[int]:
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(MODES["whole"], env)
+            await anyio.sleep(1)
+            return [each.in_flight for each in (await run(explain(ASK), env)).unwrap().candidates]
+
+    assert run_in_virtual_time(main) == [2, 0]

@@ -73,6 +73,13 @@ class OracleHealth:
     def begin_call(self) -> None:
         """Count nothing: no call explores."""
 
+    def add_in_flight(self, model: str, change: int) -> None:
+        """Ignore a call in flight: the true state is known."""
+
+    def in_flight(self) -> Mapping[str, int]:
+        """Return nothing, as if every model were idle."""
+        return {}
+
     def calls(self) -> int:
         """Return 0, so that no call explores."""
         return 0
