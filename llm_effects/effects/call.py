@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import TypeAlias, final
 
 from attrs import define, evolve, field, frozen
@@ -45,7 +46,8 @@ class CallHistory:
     It outlives deadlines and cancellation, so that no attempt is lost. ``errors`` are the errors of failed attempts, in
     order. ``contents`` counts the content events delivered to the sink, ``pieces`` is their text since the last
     restart, and ``acted`` is true once a tool call was among them. ``queued`` counts attempts that wait for a permit,
-    and ``current`` is the record of the newest attempt that has one.
+    and ``current`` is the record of the newest attempt that has one. ``stages`` lists when the call began to ``ask`` a
+    model, to ``queue`` for its permit or to ``pause`` before asking it again.
     """
 
     attempts: list[Attempt] = field(factory=list[Attempt])
@@ -55,6 +57,7 @@ class CallHistory:
     acted: bool = False
     queued: int = 0
     current: AttemptRecord | None = None
+    stages: list[tuple[float, str, str]] = field(factory=list[tuple[float, str, str]])
 
     @property
     def partial(self) -> str:
@@ -65,6 +68,24 @@ class CallHistory:
         """Record the error of a failed attempt, once."""
         if not any(each is error for each in self.errors):
             self.errors.append(error)
+
+    def enter(self, stage: str, model: str, now: float) -> None:
+        """Record that the call began a stage at a model, at a time of ``anyio.current_time()``."""
+        self.stages.append((now, stage, model))
+
+    def time_spent(self, now: float) -> str:
+        """Return where the time went, stage by stage.
+
+        >>> history = CallHistory()
+        >>> history.enter("queue", "a", 0.0)
+        >>> history.enter("ask", "a", 12.0)
+        >>> history.time_spent(30.0)
+        'queue a 12000 ms, ask a 18000 ms'
+        """
+        spent = dict[tuple[str, str], float]()
+        for (began, *stage), (ended, *_) in pairwise((*self.stages, (now, "", ""))):
+            spent[stage[0], stage[1]] = spent.get((stage[0], stage[1]), 0.0) + ended - began
+        return ", ".join(f"{stage} {model} {seconds * 1000:.0f} ms" for (stage, model), seconds in spent.items())
 
 
 @final

@@ -19,4 +19,6 @@ async def with_deadline(next: Generate, call: Call, env: LLMEnv) -> Answer:
     deadline = min(call.deadline, anyio.current_time() + limit_ms / 1000)
     with anyio.CancelScope(deadline=deadline):
         return await run(next(evolve(call, deadline=deadline)), env)
-    return Failure(RequestTimeout(timeout_ms=limit_ms, phase="total"))
+    model = call.history.stages[-1][2] if call.history.stages else None
+    spent = call.history.time_spent(anyio.current_time())
+    return Failure(RequestTimeout(model=model, timeout_ms=limit_ms, phase="total", message=spent))

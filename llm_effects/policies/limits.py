@@ -76,6 +76,7 @@ def _queue_seconds(call: Call, env: LLMEnv) -> float:
 
 async def _queue(call: Call, permit: FutureResult[Permit, LLMError]) -> Result[Permit, LLMError]:
     call.history.queued += 1
+    call.history.enter("queue", call.model, anyio.current_time())
     try:
         return await result_of(permit)
     finally:

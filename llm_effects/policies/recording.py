@@ -25,6 +25,7 @@ async def with_recording(next: Generate, call: Call, env: LLMEnv) -> Answer:
     span = begin_attempt(call, env)
     started = call.attempt.record.sent_at = anyio.current_time()
     call.history.current = call.attempt.record
+    call.history.enter("ask", call.model, started)
     try:
         outcome = await run(next(call), env)
     except BaseException as problem:

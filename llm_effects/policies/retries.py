@@ -55,6 +55,7 @@ async def with_retries(next: Generate, call: Call, env: LLMEnv) -> Answer:
         pause, cost = _pause(error, call, env, retries), _cost(error, env)
         if pause is None or not _affords(call, env, cost):
             return result
+        call.history.enter("pause", call.model, anyio.current_time())
         await anyio.sleep(pause)
         attempt = call.again(wait_ms=pause * 1000)
 

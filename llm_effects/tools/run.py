@@ -195,6 +195,13 @@ def _known_cost(responses: Sequence[LLMResponse]) -> Cost:
     return total_cost(each.cost for each in attempts_of(responses) if each.cost.known)
 
 
+def _timeout_of_run(state: RunState, error: LLMError) -> LLMError:
+    """Return the time-out of a step at the end of the run as the run's: with the time that all of it had."""
+    if isinstance(error, RequestTimeout) and error.phase == "total" and anyio.current_time() >= state.deadline:
+        return evolve(error, timeout_ms=(state.deadline - state.started) * 1000)
+    return error
+
+
 # The question of one step: to the models with all earlier messages, or as a turn of a stored conversation.
 
 
@@ -221,13 +228,14 @@ class StepAsker:
         def ask_once(known: LLMResponse | None) -> Effect[LLMResponse]:
             if known is not None:
                 return succeed(known)
-            answer = then(self._step_request(state), self._generate)
+            answer = then(self._step_request(state), partial(self._generate, state))
             return then(answer, partial(_store_answer, state, question))
 
         return then(state.journal.begin_answer(state.step, question), ask_once)
 
-    def _generate(self, request: LLMRequest) -> Effect[LLMResponse]:
-        return run_call(with_unique_call_ids(self.pipeline), request, _without_ending(self.sink))
+    def _generate(self, state: RunState, request: LLMRequest) -> Effect[LLMResponse]:
+        answer = run_call(with_unique_call_ids(self.pipeline), request, _without_ending(self.sink))
+        return answer.alt(partial(_timeout_of_run, state))
 
     def _converse(self, conversation_id: str, state: RunState, request: LLMRequest) -> Effect[LLMResponse]:
         return converse(

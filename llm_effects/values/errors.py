@@ -150,9 +150,10 @@ class AuthenticationFailed(_CommonFields):
 @final
 @frozen(kw_only=True)
 class RequestTimeout(_CommonFields):
-    """A phase of the call took longer than its ``timeout_ms`` (milliseconds)."""
+    """A phase of the call took longer than its ``timeout_ms`` (milliseconds); ``message`` says where the time went."""
 
     tag: ClassVar[str] = "TimeoutError"
+    message: str = field(default="", eq=False)
     timeout_ms: float | None = None
     phase: TimeoutPhase = "attempt"
 
@@ -383,7 +384,7 @@ def _message(error: LLMError) -> str:
     match error:
         case RequestTimeout():
             limit = "" if error.timeout_ms is None else f" after {error.timeout_ms:g} ms"
-            return f"{error.phase} timed out{limit}"
+            return f"{error.phase} timed out{limit}" + (f": {error.message}" if error.message else "")
         case BudgetExceeded():
             needed = "" if error.estimate is None else f", and this takes about {error.estimate}"
             return f"{error.budget}: {error.spent} of {error.limit} spent{needed}"

@@ -18,15 +18,22 @@ from llm_effects import (
     ModelConfig,
     ModelUnavailable,
     NetworkError,
+    Preferences,
     RateLimitExceeded,
+    RequestTimeout,
     StreamEvent,
+    ToolCall,
+    describe,
     explain,
     generate,
     run,
+    run_tools,
     scripted_env,
     stream,
+    toolkit,
 )
-from llm_effects.testing import Chunks, Delayed, Reply, run_in_virtual_time
+from llm_effects.testing import Chunks, Delayed, Reply, calling, run_in_virtual_time
+from llm_effects.tools import ToolLimits
 from tests.fixtures.models import ScriptedModels, models_in_order, scripted_models
 
 NEVER = Delayed(1e6, "too late")
@@ -251,3 +258,41 @@ def test_fault_148_explain_shows_the_calls_in_flight() -> None:
             return [each.in_flight for each in (await run(explain(ASK), env)).unwrap().candidates]
 
     assert run_in_virtual_time(main) == [2, 0]
+
+
+def test_fault_152_a_deadline_in_the_queue_names_the_queue_and_its_model(ask: Ask) -> None:
+    config = models_in_order("a", timeout_ms=1_000, a={"concurrency": 1})
+    env, _ = environment(config, a=Delayed(60, "late"))
+
+    async def main() -> LLMError:
+        async with anyio.create_task_group() as group:
+            group.start_soon(run, generate(evolve(ASK, preferences=Preferences(timeout_ms=60_000))), env)
+            await anyio.sleep(0.1)
+            error = (await ask(env)).failure()
+            group.cancel_scope.cancel()
+            return error
+
+    error = run_in_virtual_time(main)
+    assert (error.tag, error.model) == ("TimeoutError", "a")
+    assert "queue a 1000 ms" in describe(error)
+
+
+def test_fault_152_a_deadline_says_where_the_time_went(ask: Ask) -> None:
+    busy = ModelUnavailable(reason="overloaded", status=503, retry_after=10.0)
+    env, _ = environment(models_in_order("a", timeout_ms=30_000), a=(Delayed(5, busy), NEVER))
+    error = run_in_virtual_time(ask, env).failure()
+    assert describe(error) == "TimeoutError (a): total timed out after 30000 ms: ask a 20000 ms, pause a 10000 ms"
+
+
+def test_fault_152_a_time_out_of_a_tool_run_names_the_time_of_the_whole_run() -> None:
+    env = scripted_env(calling(ToolCall("1", "wait")), NEVER, config=models_in_order("a"))
+
+    async def wait() -> str:
+        """Wait for nine seconds."""
+        await anyio.sleep(9)
+        return "done"
+
+    run_of_ten = run_tools(ASK, toolkit(wait), limits=ToolLimits(timeout_s=10))
+    error = run_in_virtual_time(run, run_of_ten, env).failure()
+    assert isinstance(error, RequestTimeout)
+    assert error.timeout_ms == pytest.approx(10_000)

@@ -35,7 +35,7 @@ async def test_the_deadline_ends_the_call_and_keeps_its_attempt() -> None:
     env = scripted_env(NetworkError(), Delayed(60, "too late"), config=ONE)
     request = LLMRequest(prompt="why?", preferences=Preferences(timeout_ms=400))
     error = (await run(generate(request), evolve(env, draw=lambda: 0.0))).failure()
-    assert error == RequestTimeout(timeout_ms=400, phase="total")
+    assert error == RequestTimeout(model="one", timeout_ms=400, phase="total")
     assert [attempt.outcome for attempt in error.attempts] == ["NetworkError", "TimeoutError"]
 
 
