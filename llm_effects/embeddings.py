@@ -212,7 +212,7 @@ def embedding_target(config: LLMConfig, model: str | None) -> Result[Target, LLM
     if not is_successful(targets):
         return Failure(targets.failure())
     for target in targets.unwrap():
-        if target.capabilities.embeddings and model in {None, target.name, target.wire_model}:
+        if target.capabilities.embeddings and (model is None or model in target.names):
             return Success(target)
     return Failure(_no_model_error(config, model))
 

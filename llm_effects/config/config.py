@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, final, get_args
 
 import attrs
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from llm_effects.config.fields import unknown_names, valid_names
-from llm_effects.config.models import Family, ModelConfig
+from llm_effects.config.models import Family, ModelConfig, entry_of
 from llm_effects.config.routing import RoutingConfig
 from llm_effects.config.services import (
     BudgetConfig,
@@ -16,6 +16,7 @@ from llm_effects.config.services import (
     StorageConfig,
     TelemetryConfig,
 )
+from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import (
     InvalidValue,
     instance,
@@ -29,7 +30,14 @@ from llm_effects.values.validation import (
 
 
 def _models(value: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:
-    return to_table("models", value)
+    """Freeze the models; an entry with several keys becomes one model for each."""
+    models = dict[str, ModelConfig]()
+    for name, model in to_table("models", value).items():
+        keys: tuple[Secret, ...] = getattr(model, "api_keys", ())  # a wrong value is reported by the validators
+        models |= {f"{name}#{number}": evolve(model, api_key=key, api_keys=()) for number, key in enumerate(keys, 1)}
+        if not keys:
+            models[name] = model
+    return to_table("models", models)
 
 
 def _budgets(value: Iterable[BudgetConfig]) -> tuple[BudgetConfig, ...]:
@@ -64,7 +72,7 @@ class LLMConfig:
     telemetry: TelemetryConfig = field(factory=TelemetryConfig, validator=instance(TelemetryConfig))
 
     def __attrs_post_init__(self) -> None:
-        known = (*self.models, *get_args(Family))
+        known = (*dict.fromkeys((*map(entry_of, self.models), *self.models)), *get_args(Family))
         orders = {join_path("routing.tasks", task): names for task, names in self.routing.tasks.items()}
         orders["routing.fallback_order"] = self.routing.fallback_order
         problems = [line for path, names in orders.items() for line in unknown_names(path, names, known)]

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from datetime import date
 from decimal import Decimal
-from typing import Literal, TypeAlias, final, get_args
+from typing import Any, Literal, TypeAlias, final, get_args
 
+import attrs
 from attrs import field, frozen
 
 from llm_effects.config.fields import (
@@ -17,7 +18,7 @@ from llm_effects.config.fields import (
     valid_pairs,
 )
 from llm_effects.values.secrets import Secret, hide_password, to_secret, valid_headers, valid_key
-from llm_effects.values.validation import instance, instances, number, one_of, text, to_tuple
+from llm_effects.values.validation import instance, instances, invalid, number, one_of, text, to_tuple
 
 # Prices: by bucket, by the length of the prompt, by date.
 
@@ -104,6 +105,27 @@ class Capabilities:
     embeddings: bool | None = field(default=None, validator=instance(bool))
 
 
+def _keys(value: Iterable[str | Secret]) -> tuple[Secret, ...]:
+    return tuple(Secret(key) if isinstance(key, str) else key for key in to_tuple("api_keys", value))
+
+
+def _valid_keys(model: "ModelConfig", attribute: "attrs.Attribute[Any]", keys: tuple[Secret, ...]) -> None:
+    """Reject keys that no server accepts, and a single key beside a list."""
+    for key in keys:
+        valid_key(model, attribute, key)
+    if keys and model.api_key is not None:
+        invalid(attribute.name, "use api_key for one key or api_keys for several, not both")
+
+
+def entry_of(name: str) -> str:
+    """Return the entry of the configuration that a model comes from: one with several keys makes several models.
+
+    >>> entry_of("gpt#2"), entry_of("gpt")
+    ('gpt', 'gpt')
+    """
+    return name.partition("#")[0]
+
+
 @final
 @frozen(kw_only=True, cache_hash=True)
 class ModelConfig:
@@ -111,6 +133,9 @@ class ModelConfig:
 
     ``provider`` is a protocol (``openai-chat``, ``anthropic``, ``llama``) or a preset's name (``lm-studio``,
     ``ollama``, ...). ``model`` is the provider's name for the model; without one, local servers use whatever is loaded.
+
+    Several ``api_keys`` turn an entry ``gpt`` into the equal models ``gpt#1``, ``gpt#2`` and so on, each with its own
+    limits and cooldown; ``gpt`` still names all of them.
 
     Times are milliseconds: ``timeout_ms`` for one attempt, ``connect_ms`` to reach the server, ``first_content_ms``
     until the first piece of the answer, ``between_content_ms`` from one piece to the next, ``sink_ms`` for a stream's
@@ -126,6 +151,7 @@ class ModelConfig:
     model: str | None = field(default=None, validator=text())
     endpoint: str | None = field(default=None, validator=text(), repr=hide_password)
     api_key: Secret | None = field(default=None, converter=to_secret, validator=valid_key)
+    api_keys: tuple[Secret, ...] = field(default=(), converter=_keys, validator=_valid_keys)
     model_path: str | None = field(default=None, validator=text())
     max_tokens: int | None = field(default=None, validator=number(at_least=1, whole=True))
     temperature: float | None = field(default=None, validator=number(at_least=0, at_most=2))

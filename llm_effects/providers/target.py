@@ -6,7 +6,7 @@ from typing import Final, Literal, TypeAlias, final
 
 from attrs import frozen
 
-from llm_effects.config.models import Capabilities, Family, ModelConfig
+from llm_effects.config.models import Capabilities, Family, ModelConfig, entry_of
 from llm_effects.providers.wire import WireRequest
 from llm_effects.values.json import dump
 from llm_effects.values.secrets import Secret, scrub, secret_values
@@ -64,6 +64,11 @@ class Target:
     preset: Preset
     endpoint: str
     capabilities: Capabilities
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names by which a request may pin the model: its own, its entry's and the provider's."""
+        return tuple(filter(None, (self.name, entry_of(self.name), self.wire_model)))
 
     @property
     def wire_model(self) -> str | None:

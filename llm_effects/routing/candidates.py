@@ -158,7 +158,7 @@ def filter_candidates(request: LLMRequest, targets: tuple[Target, ...], tokens: 
 def _exclusion_reason(requirements: _Requirements, target: Target) -> str:
     """Return why a model cannot take a request, or an empty string."""
     request, can = requirements.request, target.capabilities
-    if request.model is not None and request.model not in {target.name, target.wire_model}:
+    if request.model is not None and request.model not in target.names:
         return f"the request is pinned to {request.model!r}"
     if can.embeddings:
         return "it returns embeddings, not answers"
@@ -183,7 +183,7 @@ def _exclusion_reason(requirements: _Requirements, target: Target) -> str:
 def _no_candidate(requirements: _Requirements, reasons: list[tuple[Target, str]]) -> LLMError:
     """Return the error of a request without candidates: unknown model, window too small, or every reason."""
     request = requirements.request
-    matching = [(each, reason) for each, reason in reasons if request.model in {None, each.name, each.wire_model}]
+    matching = [(each, reason) for each, reason in reasons if request.model is None or request.model in each.names]
     if not matching:
         names = ", ".join(target.name for target, _ in reasons)
         message = f"model: {request.model!r} is not configured; configured are {names}"

@@ -32,12 +32,14 @@ from llm_effects import (
     stream,
     toolkit,
 )
+from llm_effects.config import RoutingConfig
 from llm_effects.testing import Chunks, Delayed, Reply, calling, run_in_virtual_time
 from llm_effects.tools import ToolLimits
 from tests.fixtures.models import ScriptedModels, models_in_order, scripted_models
 
 NEVER = Delayed(1e6, "too late")
 BUSY = RateLimitExceeded(status=429, retry_after=60.0)
+PINNABLE = RoutingConfig(tasks={"general": ("gpt", "b")})
 ASK = LLMRequest(prompt="why?", cache="bypass")
 
 
@@ -296,3 +298,22 @@ def test_fault_152_a_time_out_of_a_tool_run_names_the_time_of_the_whole_run() ->
     error = run_in_virtual_time(run, run_of_ten, env).failure()
     assert isinstance(error, RequestTimeout)
     assert error.timeout_ms == pytest.approx(10_000)
+
+
+def test_fault_148_several_keys_of_one_entry_share_the_load_and_cool_down_apart(ask: Ask) -> None:
+    keyed = ModelConfig(provider="openai-chat", model="m", api_keys=("sk-one", "sk-two"))  # type: ignore[arg-type]
+    config = LLMConfig(models={"gpt": keyed, "b": ModelConfig(provider="vllm")}, routing=PINNABLE)
+    rejected = AuthenticationFailed(status=401)
+    env, clients = environment(config, **{"gpt#1": Delayed(1, rejected), "gpt#2": Delayed(1, "because"), "b": "b"})
+
+    async def main() -> list[str]:
+        pinned = generate(evolve(ASK, model="gpt"))
+        assert (await run(pinned, env)).unwrap().model == "gpt#2"
+        clients.asked.clear()
+        for _ in range(5):
+            await ask(env)
+        return [each.model for each in (await run(explain(ASK), env)).unwrap().candidates]
+
+    assert run_in_virtual_time(main) == ["gpt#2", "b", "gpt#1"]
+    assert clients.asked == ["gpt#2"] * 5
+    assert "sk-one" not in repr(config)
