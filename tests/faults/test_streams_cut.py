@@ -218,12 +218,12 @@ async def test_087_a_complete_answer_survives_a_server_that_does_not_close(chaos
 
 async def test_096_content_that_the_consumer_never_took_is_not_partial_text(chaos: Chaos) -> None:
     both = model(chaos, holds(HEAD + chunk(BE + piece("cause"))))
-    hasty, taken = evolve(ASK, preferences=Preferences(timeout_ms=100)), list[StreamEvent]()
+    hasty, taken = evolve(ASK, preferences=Preferences(timeout_ms=500)), list[StreamEvent]()
     async with open_env(config_of({"first": both})) as env, open_stream(hasty)(env) as events:
         async for event in events:
             taken.append(event)
             if event == TextDelta("be"):
-                await anyio.sleep(0.2)  # meanwhile the second piece is offered and the deadline passes
+                await anyio.sleep(0.8)  # meanwhile the second piece is offered and the deadline passes
     assert taken[:-1] == [Started("first"), TextDelta("be")]
     assert isinstance(taken[-1], Failed)
     assert taken[-1].error.partial == "be"
