@@ -44,8 +44,8 @@ async def test_the_cost_is_the_sum_of_all_attempts() -> None:
     price = Price(input="1000", output="2000")
     prices = PriceList({"one": price, "two": price})
     billed = MalformedResponse(usage=Usage(input_tokens=1000, output_tokens=0))
-    said = evolve(answer("ok"), usage=Usage(input_tokens=1000, output_tokens=500))
-    env = evolve(scripted_env(billed, said, config=NO_RETRY), prices=prices)
+    success = evolve(answer("ok"), usage=Usage(input_tokens=1000, output_tokens=500))
+    env = evolve(scripted_env(billed, success, config=NO_RETRY), prices=prices)
     response = (await run(generate(ASK), env)).unwrap()
     assert [each.cost.usd for each in response.attempts] == [Decimal(1), Decimal(2)]
     assert response.cost == Cost(Decimal(3))
