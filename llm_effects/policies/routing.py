@@ -104,7 +104,8 @@ def _attempt_at(model: str, alternatives: int, call: Call, env: LLMEnv) -> Call:
     history = call.history
     attempt = AttemptContext(model=model, alternatives=alternatives, delivered=history.contents)
     resumable = call.request.recovery is Recovery.RESUME and not history.acted and history.partial.strip()
-    if not (history.contents and resumable and _can_prefill(model, env)):
+    # Before an error of this call, the content is that of another call, which it followed: begin again.
+    if not (history.errors and resumable and _can_prefill(model, env)):
         return call.with_attempt(attempt)
     sink = seamless(call.sink) if call.sink is not None and history.partial[-1].isspace() else call.sink
     request = prefilled(call.request, history.partial)
