@@ -40,10 +40,11 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
     chosen, *rest = candidates
     while True:
         attempt = _attempt_at(chosen.model, len(rest), call, env)
+        recorded = len(call.history.errors)
         result = await run(next(attempt), env)
         if is_successful(result):
             return result.map(partial(joined, attempt, call.history))
-        call.history.note(result.failure())
+        call.history.note(result.failure(), since=recorded)  # with_retries, where there is one, recorded it
         if attempt.committed and call.request.recovery is Recovery.FAIL:
             return result
         left = fallbacks_after(result.failure(), chosen, rest, call.request.allow)
