@@ -250,7 +250,7 @@ def readable(text: str) -> str:
 def shorten(_: "Sphinx", what: str, name: str, value: object, *event: Any) -> tuple[str, str] | None:  # noqa: ANN401
     """Make a signature readable. A layer shows what it is: a policy."""
     signature, returned = event[-2:]
-    if what == "function" and name.rpartition(".")[2].startswith("with_") and hasattr(value, "__wrapped__"):
+    if what == "function" and name.rpartition(".")[2].startswith("with_"):
         return f"(rest: {GENERATE})", GENERATE
     return (with_values(readable(signature), value), readable(returned or "")) if signature else None
 

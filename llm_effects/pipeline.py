@@ -68,8 +68,8 @@ __all__ = [
 ]
 
 # Outermost first, as a request travels. Routing chooses the model: the layers before it see the whole call, those
-# after it one candidate, and the last five one attempt. Coalescing stands outside the cache, so that a caller who
-# comes after the flight finds the stored answer. The budget comes last, so that no money is held in a queue.
+# after it one candidate, and the last five one attempt. Coalescing stands outside the cache, so that callers after
+# the flight hit the cache. The budget comes last, so that no money is held in a queue.
 standard_pipeline: Generate = layered(
     with_tracing,
     with_deadline,

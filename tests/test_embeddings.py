@@ -396,7 +396,7 @@ def test_a_body_without_a_vector_for_each_text_is_malformed(body: object) -> Non
 def test_an_unexpected_length_is_refused() -> None:
     error = read(TARGET, body_of(item([1.0, 2.0])), 1, 3).failure()
     assert error.tag == "InvalidRequest"
-    assert "dimensions: gpt gave 2 for 3" in str(error)
+    assert "dimensions: gpt returned 2, not 3" in str(error)
 
 
 async def embed_live(*texts: str, model: ModelConfig = GPT, **more: Any) -> Result[Embeddings, LLMError]:
@@ -465,7 +465,7 @@ async def test_a_protocol_without_embeddings_is_refused() -> None:
     claude = ModelConfig(
         provider="anthropic", model="claude-opus-5", api_key="sk-x", capabilities=Capabilities(embeddings=True)
     )
-    assert "anthropic gives none" in str((await embed_live("cat", model=claude)).failure())
+    assert "anthropic has no embeddings" in str((await embed_live("cat", model=claude)).failure())
 
 
 @pytest.fixture(scope="module")

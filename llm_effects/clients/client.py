@@ -380,7 +380,8 @@ async def embed_at_server(
 ) -> Result[Vectors, LLMError]:
     """Ask a server for the vectors of some texts."""
     if target.preset.wire == "anthropic":
-        message = f"models.{target.name}.capabilities.embeddings: {target.preset.name} gives none; configure another"
+        remedy = f"{target.preset.name} has no embeddings: use another model"
+        message = f"models.{target.name}.capabilities.embeddings: {remedy}"
         return Failure(ConfigurationError(model=target.name, message=message))
     timers = Timers(target.config, call.attempt.record, streamed=False)
     response = await _within(timers, _post(transport, target, timers, encode(target, texts, dimensions)))

@@ -186,22 +186,22 @@ def _shared_model(settings: Settings) -> Model:
 _Work: TypeAlias = Callable[[Server, str, ThreadBridge], _T]
 
 
-def _complete(server: Server, body: str, mailbox: ThreadBridge) -> None:
-    server.handle_chat_completions(body, mailbox.put)
+def _complete(server: Server, body: str, bridge: ThreadBridge) -> None:
+    server.handle_chat_completions(body, bridge.put)
 
 
 def _embed(server: Server, body: str, _: ThreadBridge) -> str:
     return server.handle_embeddings(body)
 
 
-def _run_work(work: _Work[_T], model: Model, body: bytes, mailbox: ThreadBridge) -> Result[_T, LLMError]:
+def _run_work(work: _Work[_T], model: Model, body: bytes, bridge: ThreadBridge) -> Result[_T, LLMError]:
     """Do the work in a thread of the model, which it loads first if necessary."""
-    mailbox.put(SENT)
+    bridge.put(SENT)
     server = model.load()
     if not is_successful(server):
         return Failure(server.failure())
     try:
-        return Success(work(server.unwrap(), body.decode(), mailbox))
+        return Success(work(server.unwrap(), body.decode(), bridge))
     except (ValueError, RuntimeError) as problem:  # the engine rejects a body with either
         return Failure(InvalidRequest(message=str(problem), cause=cause_of(problem)))
 
@@ -263,13 +263,13 @@ class Engine:
         model = self._model
         if model is None:
             return Failure(self._with_model(_CLOSED))
-        mailbox = ThreadBridge()
-        job = model.threads.submit(_run_work, work, model, body, mailbox)
-        job.add_done_callback(lambda _: mailbox.put(None))
+        bridge = ThreadBridge()
+        job = model.threads.submit(_run_work, work, model, body, bridge)
+        job.add_done_callback(lambda _: bridge.put(None))
         try:
-            error = await deliver_chunks(mailbox, deliver, admitted)
+            error = await deliver_chunks(bridge, deliver, admitted)
         finally:
-            mailbox.left = True
+            bridge.left = True
             job.cancel()
         return Failure(self._with_model(error)) if error is not None else job.result().alt(self._with_model)
 

@@ -64,9 +64,9 @@ class CallHistory:
         """The text that the consumer has."""
         return "".join(self.pieces)
 
-    def note(self, error: LLMError) -> None:
-        """Record the error of a failed attempt, once."""
-        if not any(each is error for each in self.errors):
+    def note(self, error: LLMError, since: int) -> None:
+        """Record an error, unless it is among those recorded after the first ``since``."""
+        if not any(each is error for each in self.errors[since:]):
             self.errors.append(error)
 
     def enter(self, stage: str, model: str, now: float) -> None:

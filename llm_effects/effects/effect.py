@@ -96,7 +96,9 @@ def layer(handle: Callable[[Generate, Call, LLMEnv], Awaitable[Answer]]) -> Poli
 
         return generate
 
-    return update_wrapper(policy, cast("Any", handle))
+    wrapped: Any = update_wrapper(policy, cast("Any", handle))
+    del wrapped.__wrapped__  # help() shows the parameters of the policy, not of the function behind it
+    return cast("Policy", wrapped)
 
 
 def layered(*steps: *tuple[*tuple[Policy, ...], Generate]) -> Generate:

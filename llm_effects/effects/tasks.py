@@ -122,12 +122,12 @@ class ThreadBridge:
         if not self.left:
             self._chunks.append(chunk)
             try:
-                self._soon(self._tell)
+                self._soon(self._notify)
             except RuntimeError:  # the event loop is closed
                 self.left = True
         return self.left
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._news.set()  # the current event, not the one of when the chunk was added
 
     async def receive(self) -> str | None:
@@ -143,9 +143,9 @@ def no_listener() -> None:
     """Do nothing: the call has no listener."""
 
 
-async def deliver_chunks(mailbox: ThreadBridge, deliver: Deliver, admitted: OnSent) -> LLMError | None:
+async def deliver_chunks(bridge: ThreadBridge, deliver: Deliver, admitted: OnSent) -> LLMError | None:
     """Deliver each chunk as it arrives, to the last; return the error that ended the answer early, if any."""
-    while (chunk := await mailbox.receive()) is not None:
+    while (chunk := await bridge.receive()) is not None:
         if chunk == SENT:
             admitted()
             continue

@@ -217,7 +217,7 @@ def quota_of(model: ModelConfig) -> Quota:
     return Quota(concurrency=model.concurrency, requests=model.requests_per_minute, tokens=model.tokens_per_minute)
 
 
-# The rules: check, reserve, settle.
+# The rules: check, reserve, correct by the actual usage.
 
 
 def has_free_slot(state: LimiterState, quota: Quota) -> bool:

@@ -8,7 +8,7 @@ from typing import Final
 import anyio
 from returns.pipeline import is_successful
 
-from llm_effects.effects.call import Call
+from llm_effects.effects.call import AttemptRecord, Call
 from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.tracing import begin_attempt, end_attempt
@@ -22,6 +22,7 @@ _UNKNOWN: Final = Statistics()
 @layer
 async def with_recording(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """Record each attempt, however it ends: time-outs, lost hedges and cancellations too."""
+    _clear(call.attempt.record)
     span = begin_attempt(call, env)
     started = call.attempt.record.sent_at = anyio.current_time()
     call.history.current = call.attempt.record
@@ -35,6 +36,12 @@ async def with_recording(next: Generate, call: Call, env: LLMEnv) -> Answer:
     tag = SUCCESS if is_successful(outcome) else _tag(outcome.failure())
     end_attempt(call, env, span, _record(env, call, started, tag, outcome), outcome)
     return outcome
+
+
+def _clear(record: AttemptRecord) -> None:
+    """Forget an earlier sending of the same attempt: a custom layer may repeat one without ``Call.again``."""
+    record.queued_since = record.content_at = record.rate_limits = None
+    record.queued_s, record.cost = 0.0, Cost.UNKNOWN
 
 
 def _tag(error: LLMError) -> str:

@@ -73,7 +73,7 @@ def corrected(request: LLMRequest, response: LLMResponse, problems: tuple[str, .
     """Return the request with the answer and its problems appended, and the schema, which not every server shows.
 
     >>> from llm_effects.testing import answer
-    >>> again = corrected(LLMRequest(prompt="How many?"), answer("many"), ("$: is no JSON",))
+    >>> again = corrected(LLMRequest(prompt="How many?"), answer("many"), ("$: is not JSON",))
     >>> [message.role for message in again.messages]
     ['user', 'assistant', 'user']
     """

@@ -51,7 +51,7 @@ async def with_retries(next: Generate, call: Call, env: LLMEnv) -> Answer:
             return result
         retries += 1
         error = result.failure()
-        call.history.note(error)
+        call.history.errors.append(error)
         pause, cost = _pause(error, call, env, retries), _cost(error, env)
         if pause is None or not _affords(call, env, cost):
             return result

@@ -42,10 +42,11 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
     chosen, *rest = candidates
     while True:
         attempt = _attempt_at(chosen.model, len(rest), call, env)
+        recorded = len(call.history.errors)
         result = await _counted(next, attempt, env)
         if is_successful(result):
             return result.map(partial(joined, attempt, call.history))
-        call.history.note(result.failure())
+        call.history.note(result.failure(), since=recorded)  # with_retries, where there is one, recorded it
         cool_down_s = cooldown_after(result.failure())
         if cool_down_s:
             env.health.cool_down(chosen.model, anyio.current_time() + cool_down_s)
@@ -130,7 +131,8 @@ def _attempt_at(model: str, alternatives: int, call: Call, env: LLMEnv) -> Call:
         first_content_by=_end_of_share(call, env) if alternatives else math.inf,
     )
     resumable = call.request.recovery is Recovery.RESUME and not history.acted and history.partial.strip()
-    if not (history.contents and resumable and _can_prefill(model, env)):
+    # Before an error of this call, the content is that of another call, which it followed: begin again.
+    if not (history.errors and resumable and _can_prefill(model, env)):
         return call.with_attempt(attempt)
     sink = seamless(call.sink) if call.sink is not None and history.partial[-1].isspace() else call.sink
     request = prefilled(call.request, history.partial)

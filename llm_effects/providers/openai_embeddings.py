@@ -86,7 +86,7 @@ def _length_problem(target: Target, lengths: set[int], dimensions: int | None) -
         return _malformed(target, "the vectors of one answer have different lengths")
     if dimensions is None or lengths == {dimensions}:
         return None
-    message = f"dimensions: {target.name} gave {lengths.pop()} for {dimensions}: remove it, the server ignores it"
+    message = f"dimensions: {target.name} returned {lengths.pop()}, not {dimensions}: remove it, the server ignores it"
     return InvalidRequest(model=target.name, provider=target.preset.name, message=message)
 
 

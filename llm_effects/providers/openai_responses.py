@@ -100,7 +100,7 @@ def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequ
 
 
 def encode_messages(target: Target, request: LLMRequest) -> list[Encoded]:
-    """Encode every message; the request's system text is no item, but the ``instructions``.
+    """Encode every message; the request's system text is not an item but the ``instructions``.
 
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of

@@ -14,7 +14,7 @@ from llm_effects.values.json import as_count, as_list, as_object, as_string, par
 @final
 @frozen(kw_only=True)
 class Readiness:
-    """The state of a server: its ``loaded`` models, whether the wanted one is ``ready``, its window in tokens."""
+    """The state of a server: its ``loaded`` models, whether the expected one is ``ready``, its window in tokens."""
 
     ready: bool
     loaded: tuple[str, ...] = ()
@@ -23,7 +23,7 @@ class Readiness:
 
 
 Reader: TypeAlias = Callable[[object, str | None], Readiness | None]
-"""A function from decoded JSON and the wanted model to the readiness, or to ``None`` for other JSON."""
+"""A function from decoded JSON and the expected model to the readiness, or to ``None`` for other JSON."""
 
 
 @final
@@ -45,7 +45,7 @@ class _Model:
     window: int | None = None
 
 
-def read_lm_studio(body: object, wanted: str | None) -> Readiness | None:
+def read_lm_studio(body: object, expected: str | None) -> Readiness | None:
     """Read ``GET /api/v1/models`` of LM Studio 0.4 and later: each model lists its loaded instances.
 
     A request names an instance by its own id or by its model's key; models that only embed are skipped.
@@ -55,7 +55,7 @@ def read_lm_studio(body: object, wanted: str | None) -> Readiness | None:
     Readiness(ready=True, loaded=('q:2',), context_length=8192, message='')
     """
     models = _rows(body, "models")
-    return None if models is None else _readiness([each for model in models for each in _instances(model)], wanted)
+    return None if models is None else _readiness([each for model in models for each in _instances(model)], expected)
 
 
 def _instances(model: dict[str, object]) -> list[_Model]:
@@ -67,13 +67,13 @@ def _instances(model: dict[str, object]) -> list[_Model]:
     ]
 
 
-def read_lm_studio_v0(body: object, wanted: str | None) -> Readiness | None:
+def read_lm_studio_v0(body: object, expected: str | None) -> Readiness | None:
     """Read ``GET /api/v0/models`` of older LM Studios: each model has a state."""
     models = _rows(body, "data")
     if models is None or not all("state" in model for model in models):
         return None
     loaded = [model for model in models if model.get("state") == "loaded" and not _embeds(model)]
-    return _readiness([_Model(as_string(model.get("id")), window=_window_v0(model)) for model in loaded], wanted)
+    return _readiness([_Model(as_string(model.get("id")), window=_window_v0(model)) for model in loaded], expected)
 
 
 def _window_v0(model: dict[str, object]) -> int | None:
@@ -84,16 +84,18 @@ def _embeds(model: dict[str, object]) -> bool:
     return as_string(model.get("type")).startswith("embedding")
 
 
-def read_ollama(body: object, wanted: str | None) -> Readiness | None:
+def read_ollama(body: object, expected: str | None) -> Readiness | None:
     """Read ``GET /api/tags`` of Ollama: a pulled model is loaded on demand, so it is ready."""
     models = _rows(body, "models")
     pulled = None if models is None else [as_string(model.get("name")) for model in models]
     return (
-        None if pulled is None else _readiness([_Model(name, name.removesuffix(":latest")) for name in pulled], wanted)
+        None
+        if pulled is None
+        else _readiness([_Model(name, name.removesuffix(":latest")) for name in pulled], expected)
     )
 
 
-def read_llama_cpp(body: object, wanted: str | None) -> Readiness | None:  # noqa: ARG001 - one model, whatever its name
+def read_llama_cpp(body: object, expected: str | None) -> Readiness | None:  # noqa: ARG001 - one model, whatever its name
     """Read ``GET /props`` of llama.cpp's server: one model, which answers to any name."""
     props = as_object(body)
     settings = as_object(props.get("default_generation_settings"))
@@ -103,23 +105,23 @@ def read_llama_cpp(body: object, wanted: str | None) -> Readiness | None:  # noq
     return Readiness(ready=True, loaded=(name,) if name else (), context_length=as_count(settings["n_ctx"]))
 
 
-def read_models(body: object, wanted: str | None) -> Readiness | None:
+def read_models(body: object, expected: str | None) -> Readiness | None:
     """Read ``GET /v1/models`` as OpenAI, Anthropic and compatible servers answer it.
 
     >>> read_models({"data": [{"id": "a"}]}, "b").message
     "'b' is not there: the server has a"
     """
     models = _rows(body, "data")
-    return None if models is None else _readiness([_Model(as_string(model.get("id"))) for model in models], wanted)
+    return None if models is None else _readiness([_Model(as_string(model.get("id"))) for model in models], expected)
 
 
-def read_listed(body: object, wanted: str | None) -> Readiness | None:
+def read_listed(body: object, expected: str | None) -> Readiness | None:
     """Read ``GET /v1/models`` of a server that may also list models on disk, so that the loaded ones are unknown.
 
     >>> read_listed({"data": [{"id": "a"}]}, "a").ready
     False
     """
-    readiness = read_models(body, wanted)
+    readiness = read_models(body, expected)
     if readiness is None or not readiness.ready:
         return readiness if readiness is None else evolve(readiness, loaded=())
     unknown = (
@@ -128,7 +130,7 @@ def read_listed(body: object, wanted: str | None) -> Readiness | None:
     return Readiness(ready=False, message=unknown)
 
 
-def read_one(body: object, wanted: str | None) -> Readiness | None:  # noqa: ARG001 - the path names it
+def read_one(body: object, expected: str | None) -> Readiness | None:  # noqa: ARG001 - the path names it
     """Read ``GET /v1/models/{id}`` of Anthropic, where an alias returns its model."""
     name = as_string(as_object(body).get("id"))
     return Readiness(ready=True, loaded=(name,)) if name else None
@@ -140,14 +142,14 @@ def _rows(body: object, name: str) -> list[dict[str, object]] | None:
     return [as_object(row) for row in as_list(fields[name])] if isinstance(fields.get(name), list) else None
 
 
-def _readiness(models: list[_Model], wanted: str | None) -> Readiness:
+def _readiness(models: list[_Model], expected: str | None) -> Readiness:
     names = tuple(model.name for model in models if model.name)
-    chosen = next((model for model in models if wanted in {None, model.name, model.alias}), None)
+    chosen = next((model for model in models if expected in {None, model.name, model.alias}), None)
     if not names:
         return Readiness(ready=False, message="no chat model is loaded: load one in the server")
     if chosen is None:
         return Readiness(
-            ready=False, loaded=names, message=f"{wanted!r} is not there: the server has {_first_few(names)}"
+            ready=False, loaded=names, message=f"{expected!r} is not there: the server has {_first_few(names)}"
         )
     return Readiness(ready=True, loaded=names, context_length=chosen.window)
 
@@ -183,6 +185,6 @@ def root_of(endpoint: str) -> str:
     return endpoint.removesuffix("/v1")
 
 
-def read(probe: Probe, response: WireResponse, wanted: str | None) -> Readiness | None:
+def read(probe: Probe, response: WireResponse, expected: str | None) -> Readiness | None:
     """Read an answer; return ``None`` if it is not one of this probe."""
-    return probe.read(parse(response.body), wanted) if response.status == 200 else None
+    return probe.read(parse(response.body), expected) if response.status == 200 else None

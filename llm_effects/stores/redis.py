@@ -42,7 +42,7 @@ def redis_client(url: str, seconds: float, path: str) -> Result[Redis, Configura
         return Failure(ConfigurationError(message=f"{path}: {_NO_URL}"))
     unknown = sorted(parse_qs(parts.query, keep_blank_values=True).keys() - _OPTIONS)
     if unknown:
-        message = f"{path}: unknown options {', '.join(unknown)}: there are {', '.join(sorted(_OPTIONS))}"
+        message = f"{path}: unknown options {', '.join(unknown)}: use only {', '.join(sorted(_OPTIONS))}"
         return Failure(ConfigurationError(message=message))
     return _client(url, seconds, path)
 

@@ -69,11 +69,11 @@ class Worker:
         return result
 
     async def _ended(self, job: "Future[Any]", seconds: float) -> bool:
-        mailbox = _mailbox(job)
+        bridge = _bridge(job)
         timeout = seconds
         while timeout > 0:
             with anyio.move_on_after(timeout):
-                await mailbox.receive()
+                await bridge.receive()
                 return True
             timeout = self._last_success + seconds - time.monotonic()
         return False
@@ -93,11 +93,11 @@ class Worker:
 async def _all_ended(*jobs: "Future[Any]") -> None:
     with anyio.move_on_after(CLOSING_S, shield=True):
         for job in jobs:
-            await _mailbox(job).receive()
+            await _bridge(job).receive()
 
 
-def _mailbox(job: "Future[Any]") -> ThreadBridge:
-    """Return a mailbox of this event loop that gets a message when a job has ended."""
-    mailbox = ThreadBridge()
-    job.add_done_callback(lambda _: mailbox.put(None))
-    return mailbox
+def _bridge(job: "Future[Any]") -> ThreadBridge:
+    """Return a bridge to this event loop that gets a message when a job has ended."""
+    bridge = ThreadBridge()
+    job.add_done_callback(lambda _: bridge.put(None))
+    return bridge

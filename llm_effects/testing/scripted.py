@@ -151,7 +151,7 @@ async def _deliver(
 
 
 def _with_model(error: LLMError, call: Call) -> LLMError:
-    return error if error.model else evolve(error, model=call.model)
+    return evolve(error, model=error.model or call.model)  # a new value: each attempt has an error of its own
 
 
 def _record_first_content(call: Call, event: StreamEvent) -> None:

@@ -104,16 +104,16 @@ def parts_of(content: Any, origin: Origin) -> Iterator[Part]:
             case {"type": "tool_use", "id": str(call), "name": str(name)}:
                 yield ToolCall(call, name, json.dumps(block["input"]))
             case {"type": "tool_result", "tool_use_id": str(call)}:
-                said = "".join(part.text for part in parts_of(block.get("content"), origin) if isinstance(part, Text))
-                yield ToolResult(call, said, bool(block.get("is_error")))
+                text = "".join(part.text for part in parts_of(block.get("content"), origin) if isinstance(part, Text))
+                yield ToolResult(call, text, bool(block.get("is_error")))
             case _:
                 raise ForeignError(block.get("type"))
 
 
 def turn(role: str, parts: Iterator[Part] | list[Part]) -> Iterator[Message]:
-    said = tuple(parts)
-    if said:
-        yield Message("system" if role == "developer" else role, said)  # type: ignore[arg-type]
+    collected = tuple(parts)
+    if collected:
+        yield Message("system" if role == "developer" else role, collected)  # type: ignore[arg-type]
 
 
 def chat_turns(requested: Json, origin: Origin) -> Iterator[Message]:
@@ -121,8 +121,8 @@ def chat_turns(requested: Json, origin: Origin) -> Iterator[Message]:
         if not isinstance(message, dict):
             raise ForeignError(message)
         if message["role"] == "tool":
-            said = "".join(part.text for part in parts_of(message["content"], origin) if isinstance(part, Text))
-            yield Message("tool", ToolResult(message["tool_call_id"], said))
+            text = "".join(part.text for part in parts_of(message["content"], origin) if isinstance(part, Text))
+            yield Message("tool", ToolResult(message["tool_call_id"], text))
             continue
         calls: list[Part] = [
             ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
@@ -132,8 +132,8 @@ def chat_turns(requested: Json, origin: Origin) -> Iterator[Message]:
 
 
 def input_turns(requested: Json, origin: Origin) -> Iterator[Message]:
-    given = requested.get("input")
-    for item in [{"role": "user", "content": given}] if isinstance(given, str) else given or []:
+    items = requested.get("input")
+    for item in [{"role": "user", "content": items}] if isinstance(items, str) else items or []:
         match item:
             case {"role": str(role), "content": content}:
                 yield from turn(role, parts_of(content, origin))
@@ -161,16 +161,16 @@ def merged(turns: Iterator[Message]) -> Iterator[Message]:
         yield last
 
 
-def tool_of(given: Json) -> Tool:
-    told = given.get("function", given)
-    schema = told.get("parameters") or told.get("input_schema")
-    if given.get("type", "function") not in {"function", "custom"} or not isinstance(schema, dict):
-        raise ForeignError(given.get("type"))
-    return Tool(told["name"], told.get("description") or "", schema)
+def tool_of(recorded: Json) -> Tool:
+    function = recorded.get("function", recorded)
+    schema = function.get("parameters") or function.get("input_schema")
+    if recorded.get("type", "function") not in {"function", "custom"} or not isinstance(schema, dict):
+        raise ForeignError(recorded.get("type"))
+    return Tool(function["name"], function.get("description") or "", schema)
 
 
-def choice_of(given: Any) -> str | None:
-    match given:
+def choice_of(recorded: Any) -> str | None:
+    match recorded:
         case {"function": {"name": str(name)}} | {"name": str(name)}:
             return name
         case {"type": "any"} | "any":
@@ -178,20 +178,20 @@ def choice_of(given: Any) -> str | None:
         case {"type": "auto" | "none" as plain}:
             return str(plain)
         case _:
-            return given if isinstance(given, str) else None
+            return recorded if isinstance(recorded, str) else None
 
 
 def schema_of(requested: Json) -> Json | None:
-    told = requested.get("text") or requested.get("output_config") or {"format": requested.get("response_format")}
-    given = told.get("format") or {}
-    schema = given.get("schema") or (given.get("json_schema") or {}).get("schema")
+    options = requested.get("text") or requested.get("output_config") or {"format": requested.get("response_format")}
+    form = options.get("format") or {}
+    schema = form.get("schema") or (form.get("json_schema") or {}).get("schema")
     return schema if isinstance(schema, dict) else None
 
 
 def preferences_of(requested: Json) -> Preferences:
     limit = requested.get("max_tokens") or requested.get("max_completion_tokens") or requested.get("max_output_tokens")
-    told = requested.get("reasoning") or requested.get("output_config") or {}
-    effort = requested.get("reasoning_effort") or told.get("effort")
+    options = requested.get("reasoning") or requested.get("output_config") or {}
+    effort = requested.get("reasoning_effort") or options.get("effort")
     return Preferences(
         max_tokens=limit,
         temperature=requested.get("temperature"),

@@ -123,8 +123,8 @@ def check(expected: Row, result: Result[LLMResponse, LLMError]) -> None:
 
 
 def is_empty(expected: Row) -> bool:
-    said = texts(expected, "output_text", "text") or thoughts(expected) or calls(expected)
-    return not said and not (expected.get("usage") or {}).get("output_tokens")
+    content = texts(expected, "output_text", "text") or thoughts(expected) or calls(expected)
+    return not content and not (expected.get("usage") or {}).get("output_tokens")
 
 
 def assert_same(expected: Row, response: LLMResponse) -> None:
@@ -140,10 +140,10 @@ def assert_same(expected: Row, response: LLMResponse) -> None:
 
 def assert_order(expected: Row, response: LLMResponse) -> None:
     kinds = {"message": "Text", "reasoning": "Reasoning", "function_call": "ToolCall", "custom_tool_call": "ToolCall"}
-    wanted = [kinds[item["type"]] for item in expected["output"] if item["type"] in kinds]
+    expected_kinds = [kinds[item["type"]] for item in expected["output"] if item["type"] in kinds]
     found = [type(part).__name__ for part in response.parts]
-    left = iter(wanted)
-    assert all(kind in left for kind in found), f"{found} is no part of {wanted}"
+    left = iter(expected_kinds)
+    assert all(kind in left for kind in found), f"{found} is no part of {expected_kinds}"
 
 
 def assert_seals(expected: Row, response: LLMResponse) -> None:
@@ -208,10 +208,10 @@ def test_a_stream_cut_anywhere_is_never_a_silent_success(row: Row) -> None:
     ends = ("response.completed", "response.incomplete", "response.failed")
     last = next(at for at, event in enumerate(events) if json.loads(event.data)["type"] in ends)
     draft = Draft(target=target_for(row))
-    said = ""
+    emitted_text = ""
     for event in events[:last]:
         emitted = OPENAI_RESPONSES.decode_event(draft, event).unwrap()
-        said += "".join(each.text for each in emitted if isinstance(each, TextDelta))
+        emitted_text += "".join(each.text for each in emitted if isinstance(each, TextDelta))
         error = OPENAI_RESPONSES.finish(draft).failure()
         assert error.tag in {"MalformedResponse", "ContentRefused"}
-        assert error.partial == said or any("streamed pieces" in warning for warning in draft.warnings)
+        assert error.partial == emitted_text or any("streamed pieces" in warning for warning in draft.warnings)

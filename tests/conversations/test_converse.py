@@ -72,7 +72,7 @@ async def turns(env: LLMEnv, owner: str | None = None) -> tuple[Turn, ...]:
     return (await run(load_conversation("c", owner=owner), env)).unwrap().turns
 
 
-def said(turn: Turn) -> list[tuple[str, str]]:
+def texts_by_role(turn: Turn) -> list[tuple[str, str]]:
     return [(each.message.role, each.message.text) for each in turn.messages]
 
 
@@ -101,8 +101,10 @@ async def test_an_answer_is_stored_with_its_provenance() -> None:
 
 async def test_the_fields_of_a_request_apply_to_its_turn() -> None:
     env = await env_with("ok", system="Be brief.", owner="ada")
-    wanted = LLMRequest(prompt="hi", system="Be long.", owner="ada", tags=("t",), preferences=Preferences(max_tokens=7))
-    await answer_to(converse("c", wanted), env)
+    request = LLMRequest(
+        prompt="hi", system="Be long.", owner="ada", tags=("t",), preferences=Preferences(max_tokens=7)
+    )
+    await answer_to(converse("c", request), env)
     sent = env.clients.calls[-1].request
     assert (sent.system, sent.owner, sent.tags, sent.preferences.max_tokens) == ("Be long.", "ada", ("t",), 7)
 
@@ -158,14 +160,14 @@ async def test_a_failed_turn_keeps_its_question_and_can_be_retried() -> None:
     env = await env_with(AuthenticationFailed(), "better", "ok")
     assert (await run(converse("c", "hi", turn_id="t"), env)).failure().tag == "AuthenticationFailed"
     (failed,) = await turns(env)
-    assert (failed.state, failed.error, said(failed)) == (
+    assert (failed.state, failed.error, texts_by_role(failed)) == (
         TurnState.FAILED,
         "AuthenticationFailed",
         [("user", "hi")],
     )
     assert (await answer_to(converse("c", "hi", turn_id="t"), env)).content == "better"
     (turn,) = await turns(env)
-    assert said(turn) == [("user", "hi"), ("assistant", "better")]
+    assert texts_by_role(turn) == [("user", "hi"), ("assistant", "better")]
     assert turn.messages[0].id == failed.messages[0].id
 
 
@@ -191,7 +193,7 @@ async def test_a_broken_stream_is_stored_as_seen_and_the_next_turn_works() -> No
     assert (broken.tag, broken.partial, type(seen[-1])) == ("MalformedResponse", "The disk is", Failed)
     (turn,) = await turns(env)
     assert (turn.state, turn.error) == (TurnState.INTERRUPTED, "MalformedResponse")
-    assert said(turn) == [("user", "why?"), ("assistant", "The disk is")]
+    assert texts_by_role(turn) == [("user", "why?"), ("assistant", "The disk is")]
     await answer_to(converse("c", "go on"), env)
     assert sent(env) == [("user", "why?"), ("assistant", "The disk is" + INTERRUPTED_NOTE), ("user", "go on")]
 
@@ -218,10 +220,10 @@ async def test_a_restarted_stream_stores_only_the_text_after_the_restart() -> No
     broken = (Chunks(("wrong",), then=MalformedResponse()), Chunks(("ri",), then=MalformedResponse()))
     env = await env_with(*broken, config=config)
     seen: list[StreamEvent] = []
-    wanted = LLMRequest(prompt="why?", recovery=Recovery.RESTART)
-    await run(converse("c", wanted, sink=partial(collect, seen)), env)
+    request = LLMRequest(prompt="why?", recovery=Recovery.RESTART)
+    await run(converse("c", request, sink=partial(collect, seen)), env)
     (turn,) = await turns(env)
-    assert said(turn) == [("user", "why?"), ("assistant", "ri")]
+    assert texts_by_role(turn) == [("user", "why?"), ("assistant", "ri")]
     assert turn.messages[1].provenance is not None
     assert turn.messages[1].provenance.model == "two"
 
@@ -245,7 +247,7 @@ async def test_an_exception_of_the_consumer_is_raised_and_interrupts_the_turn() 
     with pytest.raises(KeyError):
         await run(converse("c", "why?", sink=broken), env)
     (turn,) = await turns(env)
-    assert (turn.state, said(turn)) == (TurnState.INTERRUPTED, [("user", "why?"), ("assistant", "a")])
+    assert (turn.state, texts_by_role(turn)) == (TurnState.INTERRUPTED, [("user", "why?"), ("assistant", "a")])
     assert (await answer_to(converse("c", "and?"), env)).content == "ok"
 
 
@@ -279,7 +281,7 @@ async def test_a_turn_under_way_elsewhere_is_a_conflict_until_its_lease_expires(
     assert (refused.tag, refused.retry_after, env.clients.calls) == ("ConversationConflict", 60.0, [])
     later = evolve(env, now=lambda: lease)
     assert (await answer_to(converse("c", "hi", turn_id="t"), later)).content == "at last"
-    assert [said(turn) for turn in await turns(env)] == [[("user", "hi"), ("assistant", "at last")]]
+    assert [texts_by_role(turn) for turn in await turns(env)] == [[("user", "hi"), ("assistant", "at last")]]
 
 
 async def test_a_turn_under_way_elsewhere_is_not_in_a_prompt() -> None:
@@ -314,7 +316,7 @@ async def test_a_transient_failure_to_begin_a_turn_is_retried_and_stores_it_once
     store = Slow(failing={"begin_turn": 1}, error=evolve(FULL, transient=True))
     env = await env_with("ok", store=store)
     await answer_to(converse("c", "hi"), env)
-    assert [said(turn) for turn in await turns(env)] == [[("user", "hi"), ("assistant", "ok")]]
+    assert [texts_by_role(turn) for turn in await turns(env)] == [[("user", "hi"), ("assistant", "ok")]]
 
 
 @pytest.mark.parametrize("operation", ["load", "begin_turn"])
@@ -360,8 +362,8 @@ async def test_a_call_without_a_result_gets_an_error_result() -> None:
 async def test_the_deadline_includes_the_store() -> None:
     store = Slow(seconds=0.02)
     env = await env_with("never", store=store)
-    wanted = LLMRequest(prompt="hi", preferences=Preferences(timeout_ms=10))
-    refused = (await run(converse("c", wanted), env)).failure()
+    request = LLMRequest(prompt="hi", preferences=Preferences(timeout_ms=10))
+    refused = (await run(converse("c", request), env)).failure()
     assert (refused.tag, env.clients.calls) == ("TimeoutError", [])
 
 
@@ -369,14 +371,18 @@ def test_a_slow_stream_is_interrupted_at_its_deadline_and_stored() -> None:
     async def main() -> tuple[object, ...]:
         env = await env_with(Chunks(("a ", "b ", "c "), pause=20.0))
         seen: list[StreamEvent] = []
-        wanted = LLMRequest(prompt="hi", preferences=Preferences(timeout_ms=50_000))
-        error = (await run(converse("c", wanted, sink=partial(collect, seen)), env)).failure()
+        request = LLMRequest(prompt="hi", preferences=Preferences(timeout_ms=50_000))
+        error = (await run(converse("c", request, sink=partial(collect, seen)), env)).failure()
         return error, (await turns(env))[0]
 
     error, turn = run_in_virtual_time(main)
     assert isinstance(error, RequestTimeout)
     assert (error.partial, error.timeout_ms) == ("a ", 50_000)
-    assert (turn.state, turn.error, said(turn)[-1]) == (TurnState.INTERRUPTED, "TimeoutError", ("assistant", "a "))
+    assert (turn.state, turn.error, texts_by_role(turn)[-1]) == (
+        TurnState.INTERRUPTED,
+        "TimeoutError",
+        ("assistant", "a "),
+    )
 
 
 async def cancelled_after(seconds: float, tick: float) -> tuple[list[str], list[StreamEvent], LLMEnv]:
@@ -394,12 +400,12 @@ async def check_nothing_is_lost_after(seconds: float, tick: float) -> str:
     assert len(stored_turns) <= 1
     for turn in stored_turns:
         assert turn.state is not TurnState.PENDING
-        assert said(turn)[0] == ("user", "hi")
-        assert "".join(text for _, text in said(turn)[1:]) == "".join(pieces)
+        assert texts_by_role(turn)[0] == ("user", "hi")
+        assert "".join(text for _, text in texts_by_role(turn)[1:]) == "".join(pieces)
     again = await answer_to(converse("c", "hi", turn_id="t"), env)
     assert again.content in {"".join(pieces), "next", "one two "}
     (turn,) = await turns(env)
-    assert [role for role, _ in said(turn)] == ["user", "assistant"]
+    assert [role for role, _ in texts_by_role(turn)] == ["user", "assistant"]
     assert (await answer_to(converse("c", "and now?"), env)).content == "next"
     return stored_turns[0].state.value if stored_turns else "nothing"
 
@@ -429,7 +435,7 @@ async def test_a_task_cancelled_by_asyncio_at_any_await_loses_nothing(moment: in
     pieces = "".join(event.text for event in seen if isinstance(event, TextDelta))
     for turn in await turns(env):
         assert turn.state is not TurnState.PENDING
-        assert "".join(text for _, text in said(turn)[1:]) == pieces
+        assert "".join(text for _, text in texts_by_role(turn)[1:]) == pieces
 
 
 async def test_appended_user_messages_are_merged_into_the_next_question() -> None:

@@ -4,7 +4,7 @@ import pytest
 from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
 
-from llm_effects import LLMRequest, MalformedResponse, NetworkError
+from llm_effects import LLMRequest, NetworkError
 from llm_effects.effects.call import AttemptContext, Call, CallHistory
 
 CALL = Call(id="1", request=LLMRequest(prompt="why?"), attempt=AttemptContext(model="one", wait_ms=3.0))
@@ -39,8 +39,9 @@ def test_content_of_this_candidate_commits_the_call(contents: int, delivered: in
     assert evolve(CALL, history=CallHistory(contents=contents), attempt=attempt).committed is committed
 
 
-def test_an_error_is_recorded_once_and_equal_errors_apart() -> None:
-    history, first, second = CallHistory(), NetworkError(), NetworkError()
-    for error in (first, first, second, MalformedResponse(), second):
-        history.note(error)
-    assert history.errors == [first, second, MalformedResponse()]
+def test_an_error_is_recorded_once_for_each_candidate() -> None:
+    history, constant = CallHistory(), NetworkError()
+    history.errors.append(constant)  # with_retries recorded it
+    history.note(constant, since=0)
+    history.note(constant, since=len(history.errors))  # the next candidate failed with the same object
+    assert history.errors == [constant, constant]

@@ -152,8 +152,8 @@ async def test_010_an_unresolvable_host_is_retried_then_falls_back(chaos: Chaos)
 async def test_011_one_of_two_addresses_may_be_dead(chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
     live, asked = ("127.0.0.1", chaos.server.port), list[object]()
 
-    def two(*wanted: object, **__: object) -> list[tuple[object, ...]]:
-        asked.append(wanted[0])
+    def two(*host_and_port: object, **__: object) -> list[tuple[object, ...]]:
+        asked.append(host_and_port[0])
         dead = ("127.0.0.2", chaos.server.port)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (dead, live)]
 

@@ -98,7 +98,7 @@ WIRE: Final[dict[int, tuple[str, ...]]] = {
     16: ("test_105_many_calls_are_served_without_an_error", "test_fault_105_the_queue_is_first_come_first_served"),
     26: (
         "test_no_minute_exceeds_its_quota",
-        "test_tokens_are_reserved_for_the_longest_answer_and_settled_by_actual_usage",
+        "test_tokens_are_reserved_for_the_longest_answer_and_replaced_by_actual_usage",
         "test_a_failure_refunds_what_the_server_cannot_have_counted",
     ),
 }

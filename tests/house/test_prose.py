@@ -4,6 +4,7 @@ import ast
 import re
 import tokenize
 from collections.abc import Iterator
+from itertools import count, takewhile
 
 from tests.fixtures.house import MODULES, Definition, name_of, tree_of
 
@@ -24,11 +25,17 @@ def docstrings() -> Iterator[tuple[str, str]]:
 
 
 def comments() -> Iterator[tuple[str, str]]:
+    """Yield each comment whole: a sentence may go on in the next line."""
     for module in MODULES:
         with tokenize.open(module) as file:
-            for token in tokenize.generate_tokens(file.readline):
-                if token.type == tokenize.COMMENT:
-                    yield f"{name_of(module)}:{token.start[0]}", token.string
+            lines = {
+                token.start[0]: token.string.lstrip("# ")
+                for token in tokenize.generate_tokens(file.readline)
+                if token.type == tokenize.COMMENT
+            }
+        for first in (number for number in lines if number - 1 not in lines):
+            following = takewhile(lines.__contains__, count(first))
+            yield f"{name_of(module)}:{first}", " ".join(lines[number] for number in following)
 
 
 def test_docstrings_open_plainly() -> None:

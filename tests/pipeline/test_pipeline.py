@@ -87,8 +87,8 @@ async def test_a_defect_is_raised_unchanged() -> None:
 
 async def test_a_pipeline_works_without_a_layer() -> None:
     model = failing(NetworkError())
-    onion = layered(with_deadline, with_routing, with_recording, complete)
-    await run(run_call(onion, ASK), scripted_env(clients=model, config=ONE))
+    pipeline = layered(with_deadline, with_routing, with_recording, complete)
+    await run(run_call(pipeline, ASK), scripted_env(clients=model, config=ONE))
     assert len(model.calls) == 1
 
 

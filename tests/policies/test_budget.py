@@ -143,7 +143,7 @@ async def test_a_cheaper_model_answers_only_if_the_request_allows_it() -> None:
     assert (await run(generate(allowed), dearer)).failure().tag == "BudgetExceeded"
 
 
-# Every outcome of an attempt settles its hold.
+# Every outcome of an attempt commits its hold.
 
 OUTCOMES: dict[str, tuple[Reply, int]] = {
     "an answer": ("two words", 2),

@@ -72,7 +72,7 @@ def remembering(*replies: Reply, config: LLMConfig = TWO) -> tuple[LLMEnv, Scrip
     return evolve(scripted_env(clients=model, config=config), cache=MemoryCache(100)), model
 
 
-async def told(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]:
+async def streamed_events(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]:
     events: list[StreamEvent] = []
 
     async def sink(event: StreamEvent) -> None:
@@ -156,8 +156,8 @@ class Slow:
 def test_every_request_field_is_classified_as_shaping_the_answer_or_not() -> None:
     known = {name.split(".")[0] for name in (*SHAPING, *REST)}
     assert known == set(fields_dict(LLMRequest))
-    wanted = {name.split(".")[1] for name in (*SHAPING, *REST) if "." in name}
-    assert wanted == set(fields_dict(Preferences))
+    classified = {name.split(".")[1] for name in (*SHAPING, *REST) if "." in name}
+    assert classified == set(fields_dict(Preferences))
 
 
 @pytest.mark.parametrize("name", SHAPING)
@@ -289,8 +289,8 @@ async def test_a_truncated_answer_is_stored_if_configured() -> None:
 @pytest.mark.anyio
 async def test_one_entry_serves_plain_and_streamed_calls() -> None:
     env, model = remembering(Chunks(("be", "cause")))
-    streamed = await told(env)
-    again = await told(env)
+    streamed = await streamed_events(env)
+    again = await streamed_events(env)
     plain = (await run(generate(ASK), env)).unwrap()
     assert again[:-1] == streamed[:-1] == [Started("one"), TextDelta("be"), TextDelta("cause")]
     assert isinstance(again[-1], Completed)
@@ -301,15 +301,15 @@ async def test_one_entry_serves_plain_and_streamed_calls() -> None:
 async def test_a_plain_answer_is_replayed_to_a_later_stream() -> None:
     env, _ = remembering("because")
     await run(generate(ASK), env)
-    assert (await told(env))[:-1] == [Started("one"), TextDelta("because")]
+    assert (await streamed_events(env))[:-1] == [Started("one"), TextDelta("because")]
 
 
 @pytest.mark.anyio
 async def test_a_restarted_answer_is_not_stored() -> None:
     env, model = remembering(Chunks(("half",), then=MalformedResponse()), "whole", "whole again")
     request = evolve(ASK, recovery=Recovery.RESTART)
-    assert Restarted("two") in await told(env, request)
-    await told(env, request)
+    assert Restarted("two") in await streamed_events(env, request)
+    await streamed_events(env, request)
     assert len(model.calls) == 3
 
 
@@ -400,10 +400,10 @@ async def test_a_custom_layer_may_change_the_question() -> None:
     def for_user(inner: Generate) -> Generate:
         return lambda call: inner(evolve(call, request=evolve(call.request, system=call.request.metadata["user"])))
 
-    onion = layered(with_deadline, with_coalescing, for_user, with_cache, with_routing, with_recording, complete)
+    pipeline = layered(with_deadline, with_coalescing, for_user, with_cache, with_routing, with_recording, complete)
     env, _ = remembering(lambda request: f"for {request.system}")
     answers = [
-        (await run(run_call(onion, evolve(ASK, metadata={"user": user})), env)).unwrap().content
+        (await run(run_call(pipeline, evolve(ASK, metadata={"user": user})), env)).unwrap().content
         for user in ("alice", "bob", "alice")
     ]
     assert answers == ["for alice", "for bob", "for alice"]

@@ -46,7 +46,7 @@ def remembering(*replies: Reply, config: LLMConfig = TWO) -> tuple[LLMEnv, Scrip
     return evolve(scripted_env(clients=model, config=config), cache=MemoryCache(100)), model
 
 
-async def told(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]:
+async def streamed_events(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]:
     events: list[StreamEvent] = []
 
     async def sink(event: StreamEvent) -> None:
@@ -122,7 +122,7 @@ async def test_followers_receive_all_events_from_the_start() -> None:
 
     async def follow(index: int, delay: float) -> None:
         await anyio.sleep(delay)
-        both[index] = await told(env)
+        both[index] = await streamed_events(env)
 
     async with anyio.create_task_group() as group:
         group.start_soon(follow, 0, 0)
@@ -137,7 +137,7 @@ async def test_a_leader_without_a_sink_serves_streaming_followers() -> None:
     events: list[StreamEvent] = []
 
     async def follow() -> None:
-        events.extend(await told(env))
+        events.extend(await streamed_events(env))
 
     async with anyio.create_task_group() as group:
         group.start_soon(run, generate(ASK), env)
@@ -212,7 +212,7 @@ async def test_an_exception_of_the_leader_s_sink_fails_no_follower() -> None:
             await run(stream(ASK, broken), env)
 
     async def follow() -> None:
-        events.extend(await told(env))
+        events.extend(await streamed_events(env))
 
     async with anyio.create_task_group() as group:
         group.start_soon(lead)
@@ -236,7 +236,7 @@ async def test_a_slow_follower_stalls_no_other_caller() -> None:
         slow.append(event)
 
     async def lead() -> None:
-        await told(env)
+        await streamed_events(env)
         finished.set()
 
     async with anyio.create_task_group() as group:
@@ -253,7 +253,7 @@ async def test_a_follower_behind_the_buffer_receives_the_rest_at_the_end(monkeyp
     texts: list[str] = []
 
     async def follow() -> None:
-        texts.append("".join(event.text for event in await told(env) if isinstance(event, TextDelta)))
+        texts.append("".join(event.text for event in await streamed_events(env) if isinstance(event, TextDelta)))
 
     async with anyio.create_task_group() as group:
         group.start_soon(follow)
@@ -286,7 +286,7 @@ async def test_a_plain_follower_does_not_fail_with_a_committed_leader() -> None:
         contents.append((await run(generate(ASK), env)).unwrap().content)
 
     async with anyio.create_task_group() as group:
-        group.start_soon(told, env)
+        group.start_soon(streamed_events, env)
         await anyio.wait_all_tasks_blocked()
         group.start_soon(follow)
     assert (contents, len(model.calls)) == (["whole"], 2)
@@ -298,12 +298,12 @@ async def test_a_follower_that_takes_over_still_has_its_fallback() -> None:
     events: list[StreamEvent] = []
 
     async def follow() -> None:
-        events.extend(await told(env))
+        events.extend(await streamed_events(env))
 
     async with anyio.create_task_group() as group:
         with anyio.move_on_after(0.02):
             group.start_soon(follow)
-            await told(env)
+            await streamed_events(env)
     assert shown(events) == "whole"
 
 
@@ -313,13 +313,13 @@ async def test_a_follower_with_content_gets_restarted_from_the_next_leader() -> 
     every: list[list[StreamEvent]] = [[], [], []]
 
     async def follow(index: int) -> None:
-        every[index] = await told(env)
+        every[index] = await streamed_events(env)
 
     async with anyio.create_task_group() as group:
         with anyio.move_on_after(0.018):
             group.start_soon(follow, 0)
             group.start_soon(follow, 1)
-            await told(env)
+            await streamed_events(env)
         group.start_soon(follow, 2)
     assert [shown(events) for events in every] == ["uvwxyz"] * 3
     assert every[2][0] == Started("one")

@@ -89,8 +89,8 @@ def ask(env: LLMEnv, request: LLMRequest = ASK) -> Result[LLMResponse, LLMError]
 
 
 @define
-class Told:
-    """A sink that remembers, and may take its time."""
+class SlowConsumer:
+    """A sink that records its events, and pauses before each."""
 
     pause: float = 0.0
     events: list[StreamEvent] = field(factory=list[StreamEvent])
@@ -100,13 +100,13 @@ class Told:
         self.events.append(event)
 
 
-def told_by(env: LLMEnv, request: LLMRequest = ASK, pause: float = 0.0) -> list[StreamEvent]:
-    told = Told(pause)
-    run_in_virtual_time(run, stream(request, told), env)
-    return told.events
+def streamed_events(env: LLMEnv, request: LLMRequest = ASK, pause: float = 0.0) -> list[StreamEvent]:
+    consumer = SlowConsumer(pause)
+    run_in_virtual_time(run, stream(request, consumer), env)
+    return consumer.events
 
 
-async def booked(env: LLMEnv) -> set[int]:
+async def recorded_attempts(env: LLMEnv) -> set[int]:
     rows = await given_by(env.ledger.rows())
     assert len({row.call_id for row in rows}) == 1
     return {id(row) for row in rows}
@@ -146,7 +146,7 @@ def test_a_slow_answer_is_hedged_and_the_loser_recorded() -> None:
     assert [(each.outcome, each.latency_ms) for each in answer.attempts] == [("success", 0), ("cancelled", 1000)]
     assert [each.cost.known for each in answer.attempts] == [True, False]
     assert answer.cost == Cost.UNKNOWN
-    assert len(run_in_virtual_time(booked, env)) == 2
+    assert len(run_in_virtual_time(recorded_attempts, env)) == 2
 
 
 def test_the_first_attempt_may_still_win() -> None:
@@ -183,49 +183,49 @@ def test_when_both_attempts_fail_the_first_error_is_returned() -> None:
 
 def test_the_consumer_sees_one_answer_only() -> None:
     env = env_of(Delayed(60, "slow"), Chunks(("be", "cause"), pause=0.1))
-    *told, last = told_by(env)
-    assert told == [Started("one"), TextDelta("be"), TextDelta("cause")]
+    *events, last = streamed_events(env)
+    assert events == [Started("one"), TextDelta("be"), TextDelta("cause")]
     assert isinstance(last, Completed)
     assert [each.outcome for each in last.response.attempts] == ["cancelled", "success"]
 
 
 def test_the_first_content_wins_rather_than_the_first_end() -> None:
     env = env_of(Chunks(("long", " story"), pause=5), Delayed(5, "short"))
-    told = told_by(env)
-    assert told[:2] == [Started("one"), TextDelta("short")]
+    events = streamed_events(env)
+    assert events[:2] == [Started("one"), TextDelta("short")]
     slow_but_first = env_of(Chunks(("a", "b", "c"), pause=0.6), "late")
-    assert [type(event) for event in told_by(slow_but_first)].count(Started) == 1
+    assert [type(event) for event in streamed_events(slow_but_first)].count(Started) == 1
 
 
 def test_a_stream_with_content_is_not_hedged() -> None:
     env = env_of(Chunks(("be", "cause"), pause=0.4))
-    told_by(env)
+    streamed_events(env)
     assert asked(env) == 1
 
 
 def test_a_break_after_the_first_content_belongs_to_that_attempt() -> None:
     env = env_of(Delayed(60, "slow"), Chunks(("half",), then=MalformedResponse()))
-    told = told_by(env)
-    assert told[:2] == [Started("one"), TextDelta("half")]
-    assert told[-1].error.partial == "half"  # type: ignore[union-attr]
+    events = streamed_events(env)
+    assert events[:2] == [Started("one"), TextDelta("half")]
+    assert events[-1].error.partial == "half"  # type: ignore[union-attr]
 
 
 def test_no_later_candidate_is_hedged_after_content() -> None:
     broken = Chunks(("half",), then=MalformedResponse())
     env = env_of(broken, Delayed(60, "whole"), "never", names=("one", "two"))
-    told = told_by(env, evolve(ASK, recovery=Recovery.RESTART))
-    assert told[1:4] == [TextDelta("half"), Restarted("two"), TextDelta("whole")]
+    events = streamed_events(env, evolve(ASK, recovery=Recovery.RESTART))
+    assert events[1:4] == [TextDelta("half"), Restarted("two"), TextDelta("whole")]
     assert asked(env) == 2
 
 
 def test_a_slow_consumer_does_not_hold_up_the_call_for_ever() -> None:
     env = env_of(Delayed(60, "slow"), Chunks(("be", "cause")))
-    assert [type(event) for event in told_by(env, pause=10)] == [Started, TextDelta, TextDelta, Completed]
+    assert [type(event) for event in streamed_events(env, pause=10)] == [Started, TextDelta, TextDelta, Completed]
 
 
 def test_an_answer_without_content_still_starts() -> None:
     empty = LLMResponse(content="", model="m", provider="p", usage=Usage())
-    assert [type(event) for event in told_by(env_of(Delayed(60, "slow"), empty))] == [Started, Completed]
+    assert [type(event) for event in streamed_events(env_of(Delayed(60, "slow"), empty))] == [Started, Completed]
 
 
 @pytest.mark.anyio
@@ -299,8 +299,8 @@ def test_the_budget_holds_for_a_model_that_is_always_slow() -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_the_loser_s_connection_is_closed(streamed: bool) -> None:
-    told = Told()
-    operation = stream(ASK, told) if streamed else generate(ASK)
+    consumer = SlowConsumer()
+    operation = stream(ASK, consumer) if streamed else generate(ASK)
     with serving(behave) as server:
         price = Price(input=1, output=2)
         models = {"m": ModelConfig(provider="lm-studio", model="m", endpoint=server.url, price=price)}
@@ -312,4 +312,4 @@ async def test_the_loser_s_connection_is_closed(streamed: bool) -> None:
     assert answer.content == "because"
     costs = {each.outcome: each.cost for each in answer.attempts}
     assert costs == {"success": Cost(Decimal("0.000005")), "cancelled": Cost.UNKNOWN}
-    assert [type(event) for event in told.events] == ([Started, TextDelta, Completed] if streamed else [])
+    assert [type(event) for event in consumer.events] == ([Started, TextDelta, Completed] if streamed else [])

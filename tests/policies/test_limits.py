@@ -87,14 +87,14 @@ def test_fault_105_calls_in_flight_are_bounded_and_the_others_queue_in_order() -
         running -= 1
         return await run(next(call), env)
 
-    onion = layered(with_limits, busy, with_recording, complete)
+    pipeline = layered(with_limits, busy, with_recording, complete)
 
     async def main() -> None:
         env = scripted_env(clients=client, config=model(concurrency=7))
         async with anyio.create_task_group() as group:
             for number in range(100):
                 group.start_soon(
-                    run, onion(Call(id=f"{number:03}", request=ASK, attempt=AttemptContext(model="m"))), env
+                    run, pipeline(Call(id=f"{number:03}", request=ASK, attempt=AttemptContext(model="m"))), env
                 )
                 await anyio.sleep(0.001)
 
@@ -175,7 +175,7 @@ def test_a_call_queues_for_a_slot_up_to_the_configured_time() -> None:
     )
 
 
-def test_tokens_are_reserved_for_the_longest_answer_and_settled_by_actual_usage() -> None:
+def test_tokens_are_reserved_for_the_longest_answer_and_replaced_by_actual_usage() -> None:
     short = evolve(answer("ok"), usage=Usage(input_tokens=5, output_tokens=5))
 
     async def main() -> list[float]:
@@ -222,9 +222,9 @@ def test_the_estimate_is_calibrated_by_counts_of_the_provider() -> None:
             return await run(next(call), env)
 
         env = scripted_env(dear, config=model(tokens_per_minute=100_000))
-        onion = layered(noting, with_limits, with_recording, complete)
+        pipeline = layered(noting, with_limits, with_recording, complete)
         for number in range(30):
-            await run(onion(Call(id=str(number), request=long, attempt=AttemptContext(model="m"))), env)
+            await run(pipeline(Call(id=str(number), request=long, attempt=AttemptContext(model="m"))), env)
         return estimates
 
     first, *_, last = run_in_virtual_time(main)

@@ -8,6 +8,7 @@ from attrs import evolve
 from llm_effects import (
     Cost,
     LLMConfig,
+    LLMEnv,
     LLMError,
     LLMRequest,
     MalformedResponse,
@@ -20,8 +21,11 @@ from llm_effects import (
     scripted_env,
 )
 from llm_effects.config import Price, RoutingConfig
+from llm_effects.effects import Call, Generate
+from llm_effects.effects.effect import Answer
+from llm_effects.pipeline import complete, layer, layered, run_call, with_recording, with_routing
 from llm_effects.routing.prices import PriceList
-from llm_effects.testing import answer
+from llm_effects.testing import Chunks, answer, run_in_virtual_time
 
 pytestmark = pytest.mark.anyio
 
@@ -44,8 +48,8 @@ async def test_the_cost_is_the_sum_of_all_attempts() -> None:
     price = Price(input="1000", output="2000")
     prices = PriceList({"one": price, "two": price})
     billed = MalformedResponse(usage=Usage(input_tokens=1000, output_tokens=0))
-    said = evolve(answer("ok"), usage=Usage(input_tokens=1000, output_tokens=500))
-    env = evolve(scripted_env(billed, said, config=NO_RETRY), prices=prices)
+    success = evolve(answer("ok"), usage=Usage(input_tokens=1000, output_tokens=500))
+    env = evolve(scripted_env(billed, success, config=NO_RETRY), prices=prices)
     response = (await run(generate(ASK), env)).unwrap()
     assert [each.cost.usd for each in response.attempts] == [Decimal(1), Decimal(2)]
     assert response.cost == Cost(Decimal(3))
@@ -93,3 +97,17 @@ async def test_every_attempt_is_in_the_ledger_with_its_call() -> None:
         ("id-1", "alice", ("nightly",), "triage", "NetworkError"),
         ("id-1", "alice", ("nightly",), "triage", "success"),
     ]
+
+
+def test_an_attempt_that_a_layer_repeats_is_timed_anew() -> None:
+    @layer
+    async def with_warm_up(next: Generate, call: Call, env: LLMEnv) -> Answer:
+        await run(next(call), env)
+        return await run(next(call), env)
+
+    async def ignore(_: object) -> None: ...
+
+    pipeline = layered(with_routing, with_warm_up, with_recording, complete)
+    env = scripted_env(Chunks(("a", "b"), pause=1.0), config=NO_RETRY)
+    response = run_in_virtual_time(run, run_call(pipeline, ASK, ignore), env).unwrap()
+    assert [(each.first_content_ms, each.latency_ms) for each in response.attempts] == [(2000, 3000)] * 2

@@ -1,5 +1,6 @@
 """Recovery: what happens when a stream breaks after its first content (the routing layer)."""
 
+import anyio
 import pytest
 from attrs import evolve
 
@@ -23,7 +24,8 @@ from llm_effects import (
     stream,
 )
 from llm_effects.config import Capabilities, RoutingConfig
-from llm_effects.testing import Chunks, Reply, scripted
+from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.testing import Chunks, Reply, run_in_virtual_time, scripted
 
 pytestmark = pytest.mark.anyio
 
@@ -123,3 +125,22 @@ async def test_an_error_without_fallback_is_not_recovered() -> None:
     env = env_of(Chunks(("half",), then=ConfigurationError(message="broken")), "never")
     events = await events_of(env, evolve(ASK, recovery=Recovery.RESTART))
     assert [type(event) for event in events] == [Started, TextDelta, Failed]
+
+
+def test_a_follower_that_takes_over_begins_again_even_with_resume() -> None:
+    replies = (Chunks(("half", "never"), pause=1.0), Chunks(("whole",)))
+    env = evolve(env_of(*replies, config=models("one", prefill=True)), cache=MemoryCache(10))
+    request = evolve(ASK, recovery=Recovery.RESUME)
+    followed: list[StreamEvent] = []
+
+    async def follow() -> None:
+        followed.extend(await events_of(env, request))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            with anyio.move_on_after(2.5):
+                group.start_soon(follow)
+                await events_of(env, request)  # leads, as it asks first
+
+    run_in_virtual_time(main)
+    assert followed[:-1] == [Started("one"), TextDelta("half"), Restarted("one"), TextDelta("whole")]

@@ -54,6 +54,12 @@ async def test_when_all_candidates_fail_every_error_is_kept_in_order() -> None:
     )
 
 
+async def test_the_same_error_of_two_candidates_is_kept_twice() -> None:
+    refused = AuthenticationFailed(model="gateway", message="no")
+    error = (await run(generate(ASK), scripted_env(refused, config=NO_RETRY))).failure()
+    assert error == RequestFailed(errors=(refused, refused))
+
+
 async def test_a_single_error_is_returned_as_it_is() -> None:
     error = (await run(generate(ASK), scripted_env(RateLimitExceeded(quota=True), config=ONE))).failure()
     assert error == RateLimitExceeded(model="one", quota=True)

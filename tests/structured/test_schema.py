@@ -361,12 +361,12 @@ def plain(kind: Any, value: Any) -> Any:
 @given(typed_values())
 def test_any_value_fits_its_rewritten_schemas_and_survives_a_round_trip(typed: tuple[Any, Any]) -> None:
     kind, value = typed
-    wanted = type_schema(kind).unwrap()
+    target = type_schema(kind).unwrap()
     text = plain(kind, value)
-    whole = {"value": text} if wanted.wrapped else text
-    assert decode_text(wanted, json.dumps(whole)).unwrap() == value
+    whole = {"value": text} if target.wrapped else text
+    assert decode_text(target, json.dumps(whole)).unwrap() == value
     for rules in WIRES:
-        done = rewrite(wanted.schema, rules)
+        done = rewrite(target.schema, rules)
         if not done.problems:
             jsonschema.Draft202012Validator.check_schema(done.schema)
             jsonschema.validate(whole, done.schema)

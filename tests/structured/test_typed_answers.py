@@ -253,16 +253,16 @@ class TestCaching:
     async def test_a_cached_answer_that_does_not_fit_is_replaced(self) -> None:
         model = scripted(BAD, GOOD, "never")
         env = caching(model)
-        wanted = generate_as(ASK, Report)
-        schema = (await run(wanted, scripted_env(GOOD))).unwrap()
+        typed = generate_as(ASK, Report)
+        schema = (await run(typed, scripted_env(GOOD))).unwrap()
         assert schema.value
         probe = scripted(GOOD)
-        await run(wanted, scripted_env(clients=probe))
+        await run(typed, scripted_env(clients=probe))
         await run(generate(probe.requests[0]), env)  # by plain ``generate``, which judges nothing
-        first = (await run(wanted, env)).unwrap()
+        first = (await run(typed, env)).unwrap()
         assert first.value == Report("p99", 3)
         assert "cached or shared answer did not fit" in first.response.warnings[0]
-        assert (await run(wanted, env)).unwrap().response.cached
+        assert (await run(typed, env)).unwrap().response.cached
         assert len(model.calls) == 2
 
     async def test_cache_policy_only_never_asks_a_model(self) -> None:

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 
 KEY = "sk-canary-0123456789"
 CANARY = "the prompt canary"
-SAID = "the answer canary"
+ANSWER = "the answer canary"
 
 GPT = ModelConfig(provider="openai", model="gpt-5.6", api_key=KEY, price=Price(input=Decimal(1), output=Decimal(2)))
 STUDIO = ModelConfig(provider="lm-studio", model="qwen", endpoint="http://localhost:4321/v1")
@@ -88,7 +88,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, object]:
 
 
 async def test_each_attempt_is_logged_with_fields(records: list[logging.LogRecord]) -> None:
-    await ask(scripted_env(SAID, config=ONE))
+    await ask(scripted_env(ANSWER, config=ONE))
     (record,) = records
     assert (record.levelname, record.getMessage()) == ("DEBUG", "attempt: success")
     fields = fields_of(record)
@@ -107,7 +107,7 @@ async def test_each_attempt_is_logged_with_fields(records: list[logging.LogRecor
 
 
 async def test_a_fallback_is_logged_as_a_warning(records: list[logging.LogRecord]) -> None:
-    response = await ask(scripted_env(ModelUnavailable(reason="unknown_model"), SAID, config=TWO))
+    response = await ask(scripted_env(ModelUnavailable(reason="unknown_model"), ANSWER, config=TWO))
     first, second, last = records
     assert [first.levelname, second.levelname, last.levelname] == ["INFO", "DEBUG", "WARNING"]
     fields = fields_of(last)
@@ -132,7 +132,7 @@ async def test_cache_problems_are_logged_as_warnings(records: list[logging.LogRe
         def get(self, key: str) -> FutureResult[bytes | None, object]:
             return FutureResult.from_failure(StorageFailed(operation="get", message=CANARY))
 
-    await ask(evolve(scripted_env(SAID), cache=Failing()))
+    await ask(evolve(scripted_env(ANSWER), cache=Failing()))
     (warned,) = [record for record in records if record.levelname == "WARNING"]
     assert (warned.getMessage(), fields_of(warned)["operation"]) == ("cache failed: get", "get")
 
@@ -143,6 +143,6 @@ async def test_a_handler_that_raises_fails_no_call(records: list[logging.LogReco
 
     LOGGER.addFilter(broken)
     try:
-        assert (await ask(scripted_env(SAID))).content == SAID
+        assert (await ask(scripted_env(ANSWER))).content == ANSWER
     finally:
         LOGGER.removeFilter(broken)

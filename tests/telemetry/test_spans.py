@@ -76,7 +76,7 @@ pytestmark = pytest.mark.anyio
 
 KEY = "sk-canary-0123456789"
 CANARY = "the prompt canary"
-SAID = "the answer canary"
+ANSWER = "the answer canary"
 
 GPT = ModelConfig(provider="openai", model="gpt-5.6", api_key=KEY, price=Price(input=Decimal(1), output=Decimal(2)))
 STUDIO = ModelConfig(provider="lm-studio", model="qwen", endpoint="http://localhost:4321/v1")
@@ -134,7 +134,7 @@ async def ask(env: LLMEnv, request: LLMRequest = QUESTION) -> LLMResponse:
 
 async def test_a_call_has_a_span_with_its_attempt_below(recorder: Recorder) -> None:
     usage = Usage(input_tokens=20, cache_read_tokens=80, output_tokens=5, reasoning_tokens=2)
-    reply = evolve(answer(SAID), usage=usage, served_model="gpt-5.6-0101", request_id="req-1")
+    reply = evolve(answer(ANSWER), usage=usage, served_model="gpt-5.6-0101", request_id="req-1")
     preferences = Preferences(max_tokens=50, temperature=0, top_p=0.5, stop=("END",), seed=7)
 
     response = await ask(recorder.env(reply), evolve(QUESTION, preferences=preferences))
@@ -192,7 +192,7 @@ async def test_embeddings_have_no_finish_reason_and_no_output(recorder: Recorder
 
 async def test_retries_and_fallbacks_are_attempts_of_one_call(recorder: Recorder) -> None:
     env = recorder.env(
-        RateLimitExceeded(retry_after=0.001, status=429), AuthenticationFailed(status=401), SAID, config=TWO
+        RateLimitExceeded(retry_after=0.001, status=429), AuthenticationFailed(status=401), ANSWER, config=TWO
     )
     await ask(evolve(env, draw=lambda: 0.0))
 
@@ -221,14 +221,14 @@ async def test_a_failed_call_has_its_error_type_but_not_its_message(recorder: Re
 
 
 async def test_a_call_without_a_model_has_no_attempt(recorder: Recorder) -> None:
-    await run(generate(evolve(QUESTION, model="nobody")), recorder.env(SAID))
+    await run(generate(evolve(QUESTION, model="nobody")), recorder.env(ANSWER))
     parent, attempts = recorder.tree()
     assert parent.status.status_code is StatusCode.ERROR
     assert not attempts
 
 
 async def test_a_cached_answer_has_no_attempt(recorder: Recorder) -> None:
-    env = evolve(recorder.env(SAID), cache=MemoryCache(10))
+    env = evolve(recorder.env(ANSWER), cache=MemoryCache(10))
     await ask(env)
     recorder.spans.clear()
     await ask(env)
@@ -241,7 +241,7 @@ async def test_a_cached_answer_has_no_attempt(recorder: Recorder) -> None:
 
 
 async def test_of_two_coalesced_calls_one_has_the_attempt(recorder: Recorder) -> None:
-    env = evolve(recorder.env(Delayed(0.02, SAID)), cache=MemoryCache(10))
+    env = evolve(recorder.env(Delayed(0.02, ANSWER)), cache=MemoryCache(10))
     async with anyio.create_task_group() as both:
         both.start_soon(ask, env)
         both.start_soon(ask, env)
@@ -271,11 +271,11 @@ async def test_a_stream_that_breaks_is_an_error(recorder: Recorder) -> None:
     async def sink(event: object) -> None:
         pass
 
-    broken = Chunks((SAID,), then=NetworkError(phase="reset"))
+    broken = Chunks((ANSWER,), then=NetworkError(phase="reset"))
     await run(stream(QUESTION, sink), recorder.env(broken))
     parent, (attempt,) = recorder.tree()
     assert {span.attributes["error.type"] for span in (parent, attempt)} == {"NetworkError"}
-    assert SAID not in recorder.everything()
+    assert ANSWER not in recorder.everything()
 
 
 async def test_leaving_a_stream_early_ends_its_spans(recorder: Recorder) -> None:
@@ -297,13 +297,13 @@ async def test_attempts_in_other_tasks_are_below_their_call(recorder: Recorder) 
         return await run(next(call.again()), env)
 
     pipeline = layered(with_tracing, with_routing, twice, with_recording, complete)
-    await run(run_call(pipeline, QUESTION), recorder.env(Delayed(60, SAID), SAID))
+    await run(run_call(pipeline, QUESTION), recorder.env(Delayed(60, ANSWER), ANSWER))
     _, attempts = recorder.tree()
     assert [each.attributes["llm_effects.outcome"] for each in attempts] == ["cancelled", "success"]
 
 
 async def test_a_cancelled_call_ends_its_spans_without_an_error(recorder: Recorder) -> None:
-    env = recorder.env(Delayed(60, SAID))
+    env = recorder.env(Delayed(60, ANSWER))
     with anyio.move_on_after(0.01):
         await run(generate(QUESTION), env)
 
@@ -331,7 +331,7 @@ async def test_an_attempt_that_timed_out_in_its_queue_was_not_sent(recorder: Rec
 
 async def test_a_deadline_is_an_error_of_the_attempt_and_of_the_call(recorder: Recorder) -> None:
     request = evolve(QUESTION, preferences=Preferences(timeout_ms=10))
-    await run(generate(request), recorder.env(Delayed(60, SAID)))
+    await run(generate(request), recorder.env(Delayed(60, ANSWER)))
     parent, (attempt,) = recorder.tree()
     assert {span.attributes["error.type"] for span in (parent, attempt)} == {RequestTimeout.tag}
 
@@ -349,14 +349,14 @@ async def test_a_defect_has_its_class_but_not_its_message(recorder: Recorder) ->
 
 async def test_the_callers_span_is_the_parent(recorder: Recorder) -> None:
     with recorder.tracers.get_tracer("application").start_as_current_span("request") as outer:
-        await ask(recorder.env(SAID))
+        await ask(recorder.env(ANSWER))
         assert trace.get_current_span() is outer
     (whole,) = [span for span in recorder.spans.get_finished_spans() if span.name == "generate"]
     assert whole.parent.span_id == outer.get_span_context().span_id
 
 
 async def test_concurrent_calls_have_their_own_attempts(recorder: Recorder) -> None:
-    env = recorder.env(Delayed(0.005, SAID))
+    env = recorder.env(Delayed(0.005, ANSWER))
     async with anyio.create_task_group() as many:
         for number in range(10):
             many.start_soon(ask, env, LLMRequest(prompt=f"{number}"))
@@ -368,14 +368,14 @@ async def test_concurrent_calls_have_their_own_attempts(recorder: Recorder) -> N
 
 async def test_spans_have_the_conversation_id(recorder: Recorder) -> None:
     talk = run_call(standard_pipeline, QUESTION, turn=TurnContext("talk-1"))
-    await run(talk, recorder.env(SAID))
+    await run(talk, recorder.env(ANSWER))
     parent, (attempt,) = recorder.tree()
     assert {span.attributes["gen_ai.conversation.id"] for span in (parent, attempt)} == {"talk-1"}
 
 
 async def test_each_attempt_records_its_measures(recorder: Recorder) -> None:
     usage = Usage(input_tokens=20, cache_read_tokens=80, output_tokens=5)
-    env = recorder.env(NetworkError(phase="reset"), evolve(answer(SAID), usage=usage))
+    env = recorder.env(NetworkError(phase="reset"), evolve(answer(ANSWER), usage=usage))
     await ask(evolve(env, draw=lambda: 0.0))
 
     place = {
@@ -402,22 +402,22 @@ async def test_each_attempt_records_its_measures(recorder: Recorder) -> None:
 
 async def test_estimated_tokens_are_not_recorded(recorder: Recorder) -> None:
     usage = Usage(input_tokens=20, output_tokens=5, estimated=True)
-    await ask(recorder.env(evolve(answer(SAID), usage=usage)))
+    await ask(recorder.env(evolve(answer(ANSWER), usage=usage)))
     assert not recorder.points(conventions.TOKEN_USAGE)
 
 
 async def test_telemetry_contains_no_text_key_or_owner(recorder: Recorder) -> None:
     request = evolve(QUESTION, system="the system canary", tools=(Tool("look"),), metadata={"note": "the note canary"})
-    await ask(recorder.env(SAID), request)
+    await ask(recorder.env(ANSWER), request)
     exported = recorder.everything()
     assert "chat gpt-5.6" in exported
-    for secret in (CANARY, SAID, KEY, "canary", "alice", "look"):
+    for secret in (CANARY, ANSWER, KEY, "canary", "alice", "look"):
         assert secret not in exported
 
 
 async def test_message_bodies_are_opt_in_and_masked(recorder: Recorder) -> None:
     request = evolve(QUESTION, prompt=f"{CANARY}, with the key {KEY}", system="be brief", tools=(Tool("look"),))
-    await ask(recorder.env(SAID, config=WITH_BODIES), request)
+    await ask(recorder.env(ANSWER, config=WITH_BODIES), request)
     _, (attempt,) = recorder.tree()
 
     def body(name: str) -> object:
@@ -427,7 +427,7 @@ async def test_message_bodies_are_opt_in_and_masked(recorder: Recorder) -> None:
         {"role": "user", "parts": [{"type": "text", "content": f"{CANARY}, with the key ***"}]}
     ]
     assert body("gen_ai.output.messages") == [
-        {"role": "assistant", "parts": [{"type": "text", "content": SAID}], "finish_reason": "stop"}
+        {"role": "assistant", "parts": [{"type": "text", "content": ANSWER}], "finish_reason": "stop"}
     ]
     assert body("gen_ai.system_instructions") == [{"type": "text", "content": "be brief"}]
     assert body("gen_ai.tool.definitions") == [{"type": "function", "name": "look"}]
@@ -506,8 +506,8 @@ class Broken:
 
 @pytest.mark.parametrize("begins", [True, False])
 async def test_a_telemetry_that_raises_fails_no_call(begins: bool, caplog: pytest.LogCaptureFixture) -> None:
-    env = evolve(scripted_env(SAID), telemetry=Broken(begins=begins))
-    assert (await ask(env)).content == SAID
+    env = evolve(scripted_env(ANSWER), telemetry=Broken(begins=begins))
+    assert (await ask(env)).content == ANSWER
     assert "a hook failed: ValueError" in caplog.messages
     assert CANARY not in caplog.text
 
@@ -518,7 +518,7 @@ async def test_a_span_processor_that_raises_fails_no_call(recorder: Recorder) ->
             raise ValueError
 
     recorder.tracers.add_span_processor(Raising())
-    assert (await ask(recorder.env(SAID))).content == SAID
+    assert (await ask(recorder.env(ANSWER))).content == ANSWER
     assert not trace.get_current_span().is_recording()
 
 
@@ -528,12 +528,12 @@ async def test_an_exporter_that_raises_fails_no_call(recorder: Recorder) -> None
             raise ValueError
 
     recorder.tracers.add_span_processor(SimpleSpanProcessor(Raising()))
-    assert (await ask(recorder.env(SAID))).content == SAID
+    assert (await ask(recorder.env(ANSWER))).content == ANSWER
 
 
 async def test_inactive_telemetry_and_logging_collect_nothing() -> None:
     """``Broken`` would raise if it got anything."""
-    closed = evolve(scripted_env(SAID), telemetry=Broken(active=False, begins=False))
+    closed = evolve(scripted_env(ANSWER), telemetry=Broken(active=False, begins=False))
     LOGGER.addFilter(refuse := Refusing())
     try:
         await ask(closed)

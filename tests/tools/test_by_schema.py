@@ -81,8 +81,8 @@ async def test_an_answer_that_does_not_fit_the_schema_stays_as_it_is() -> None:
 async def test_tool_choice_none_allows_only_an_answer() -> None:
     model, kit = scripted('{"next": {"answer": "Full."}}'), toolkit(look)
     request = evolve(QUESTION, tools=kit.tools, tool_choice="none")
-    onion = tools_by_schema(standard_pipeline)
-    finished = (await run(run_tools(request, kit, pipeline=onion), scripted_env(clients=model))).unwrap()
+    by_schema = tools_by_schema(standard_pipeline)
+    finished = (await run(run_tools(request, kit, pipeline=by_schema), scripted_env(clients=model))).unwrap()
     schema: Any = model.requests[0].response_schema
     assert [list(each["properties"]) for each in schema["properties"]["next"]["anyOf"]] == [["answer"]]
     assert (finished.response.content, model.requests[0].tool_choice) == ("Full.", None)

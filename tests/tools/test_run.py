@@ -56,9 +56,9 @@ async def test_a_model_calls_a_tool_and_answers_with_its_result() -> None:
     disk, model = CountingTool(), scripted(calling(call("free", '{"path": "/var"}')), "Nearly full.")
     finished = await finished_run(scripted_env(clients=model), disk.free)
     assert (finished.response.content, finished.end, disk.ran) == ("Nearly full.", ToolEnd.ANSWERED, 1)
-    said = (Message("assistant", call("free", '{"path": "/var"}')), Message("tool", ToolResult("c1", "3 % of /var")))
-    assert model.requests[1].messages == (Message("user", "How is the disk?"), *said)
-    assert finished.messages == (*said, Message("assistant", "Nearly full."))
+    step = (Message("assistant", call("free", '{"path": "/var"}')), Message("tool", ToolResult("c1", "3 % of /var")))
+    assert model.requests[1].messages == (Message("user", "How is the disk?"), *step)
+    assert finished.messages == (*step, Message("assistant", "Nearly full."))
     assert [each.name for each in model.requests[1].tools] == ["free"]
 
 

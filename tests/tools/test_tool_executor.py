@@ -271,8 +271,8 @@ async def test_cancellation_passes_through_a_tool() -> None:
 def approving(*verdicts: Verdict) -> tuple[list[ToolCall], Callable[[ToolCall], Awaitable[Verdict]]]:
     requested: list[ToolCall] = []
 
-    async def approve(wanted: ToolCall) -> Verdict:
-        requested.append(wanted)
+    async def approve(call: ToolCall) -> Verdict:
+        requested.append(call)
         await anyio.lowlevel.checkpoint()
         return verdicts[len(requested) - 1]
 

@@ -92,7 +92,7 @@ def test_parts_are_frozen_in_order(parts: list[Part]) -> None:
         (lambda: ToolResult("1", "x", "no"), "is_error: must be bool, not str"),
     ],
 )
-def test_an_invalid_erroror_part_names_the_field_and_the_remedy(make: object, error: str) -> None:
+def test_an_invalid_role_or_part_names_the_field_and_the_remedy(make: object, error: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         make()  # type: ignore[operator]
     assert str(caught.value) == error

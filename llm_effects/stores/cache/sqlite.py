@@ -280,7 +280,7 @@ _MESSAGES: Final[Mapping[int, str]] = {
     sqlite3.SQLITE_FULL: "has no room left on its disk",
     sqlite3.SQLITE_READONLY: "is read-only",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: check that its folder exists and is writable",
-    sqlite3.SQLITE_NOTADB: "is no SQLite database: move it away, or give the cache another file",
+    sqlite3.SQLITE_NOTADB: "is not a SQLite database: move it away, or give the cache another file",
     sqlite3.SQLITE_CORRUPT: "is damaged: move it away, and a new one is created",
 }
 

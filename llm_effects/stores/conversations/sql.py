@@ -349,7 +349,7 @@ def _to_conversation(row: Row[Any]) -> Conversation:
 
 
 def _owner(owner: str | None) -> str:
-    """Return the owner as a column stores it; ``None`` is the empty text, which is no valid owner."""
+    """Return the owner as a column stores it; ``None`` is the empty text, which is not a valid owner."""
     return owner or ""
 
 

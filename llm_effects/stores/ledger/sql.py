@@ -125,13 +125,13 @@ class SqlLedger:
             self._uncommitted.clear()
         committed = False
         try:  # asyncio's own cancellation ignores shields
-            result = await self._write("settle", partial(commit_all, commits=commits))
+            result = await self._write("commit", partial(commit_all, commits=commits))
             committed = is_successful(result)
         finally:
             if not committed:
                 self._commit_later(commits)
         if not committed:
-            LOGGER.warning("the ledger could not settle a budget: %s", result.failure().tag)
+            LOGGER.warning("the ledger could not commit a cost to its budgets: %s", result.failure().tag)
 
     def _commit_later(self, commits: Iterable[_Commit]) -> None:
         """Keep commits for the next one; too many drop the cheapest, since every hold expires in time."""

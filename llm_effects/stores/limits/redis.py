@@ -46,7 +46,7 @@ POLL_S: Final = 0.025
 ALONE: Final = "the server of the limits does not answer: they are counted in this process alone"
 """The warning on a response whose call was counted by this process alone."""
 
-_COUNTS: Final = ("slots", "requests", "tokens", "said")
+_COUNTS: Final = ("slots", "requests", "tokens", "reported")
 _BREAKER: Final = ("breaker", "tries", "faults")
 _KINDS: Final[Mapping[bytes | int, PermitKind]] = {b"counted": "counted", b"probe": "probe", b"forced": "forced"}
 
@@ -305,8 +305,8 @@ correct(KEYS[2], tonumber(ARGV[4]))
 correct(KEYS[3], tonumber(ARGV[5]))
 
 local function report(what, at, limit, left, reset)
-  if (limit < 0 and left < 0) or at < tonumber(redis.call('HGET', KEYS[4], what .. ':heard') or 0) then return end
-  redis.call('HSET', KEYS[4], what .. ':heard', at)
+  if (limit < 0 and left < 0) or at < tonumber(redis.call('HGET', KEYS[4], what .. ':reported_at') or 0) then return end
+  redis.call('HSET', KEYS[4], what .. ':reported_at', at)
   if limit > 0 then redis.call('HSET', KEYS[4], what .. ':limit', limit) end
   if left >= 0 and reset >= 0 then
     redis.call('HSET', KEYS[4], what .. ':left', left, what .. ':until', at + reset)

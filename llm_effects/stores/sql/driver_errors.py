@@ -32,7 +32,7 @@ _SQLITE_MESSAGES: Final[Mapping[int, str]] = {
     sqlite3.SQLITE_FULL: "there is no room left on the disk",
     sqlite3.SQLITE_READONLY: "the file is read-only",
     sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: check that its folder exists and is writable",
-    sqlite3.SQLITE_NOTADB: "the file is no SQLite database: move it away, or name another one",
+    sqlite3.SQLITE_NOTADB: "the file is not a SQLite database: move it away, or name another one",
     sqlite3.SQLITE_CORRUPT: "the file is damaged: restore it from a backup",
 }
 

@@ -149,7 +149,7 @@ async def test_the_file_of_another_program_is_refused(path: Path) -> None:
 @pytest.mark.parametrize("content", [b"no database, but long enough to look like one\n" * 99, b"\x80\x04\x95pickle."])
 async def test_faults_111_119_a_file_that_is_no_database_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    await assert_all_fail(at(path), "is no SQLite database")
+    await assert_all_fail(at(path), "is not a SQLite database")
     assert path.read_bytes() == content
 
 

@@ -47,7 +47,7 @@ ASK = LLMRequest(prompt="why?")
 STEPS = st.lists(
     st.tuples(
         st.integers(0, 20_000),
-        st.sampled_from(["enter", "enter", "enter", "leave", "said"]),
+        st.sampled_from(["enter", "enter", "enter", "leave", "reported"]),
         st.integers(1, 6),
         st.integers(0, 6),
     ),
@@ -62,34 +62,34 @@ def test_the_scripts_count_as_the_pure_quotas_do(
     redis_server: str, steps: list[tuple[int, str, int, int]], places: int, rpm: int, tpm: int
 ) -> None:
     quota = Quota(concurrency=places or None, requests=rpm or None, tokens=tpm or None)
-    keys = [f"law:{next(_NAMES)}:{kind}" for kind in ("slots", "requests", "tokens", "said")]
+    keys = [f"law:{next(_NAMES)}:{kind}" for kind in ("slots", "requests", "tokens", "reported")]
     with Redis.from_url(redis_server) as client:
         scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
         state, now_ms, inside = LimiterState(), 1_000_000, list[Permit]()
         for wait, what, tokens, used in steps:
             now_ms += wait
-            now, need = now_ms / 1000, Demand(tokens=tokens)
+            now, demand = now_ms / 1000, Demand(tokens=tokens)
             if what == "enter":
-                delay = wait_time(state, quota, need, now)
+                delay = wait_time(state, quota, demand, now)
                 reply = scripts["enter"](keys, [now_ms, f"id-{now_ms}-{tokens}", places, rpm, tpm, 10**9, 1, tokens])
                 if delay or not has_free_slot(state, quota):
                     assert reply == [0, round(delay * 1000) if delay else -1]
                     continue
                 assert reply == [1, int(now)]
-                state = with_reservation(state, quota, need, now)
-                inside.append(Permit(model="m", quota=quota, demand=need, cell=int(now), id=f"id-{now_ms}-{tokens}"))
+                state = with_reservation(state, quota, demand, now)
+                inside.append(Permit(model="m", quota=quota, demand=demand, cell=int(now), id=f"id-{now_ms}-{tokens}"))
                 now_ms += 1  # so that every id is unique
             elif inside:
                 permit, by = inside.pop(0), min(used, 1) - 1
-                said = (
+                reported = (
                     RateLimits(requests=Allowance(limit=2, remaining=used, reset=3.0), at=now)
-                    if what == "said"
+                    if what == "reported"
                     else None
                 )
                 state = with_actual_usage(
-                    state, permit, ActualUsage(requests=1 + by, tokens=used, reported_limits=said)
+                    state, permit, ActualUsage(requests=1 + by, tokens=used, reported_limits=reported)
                 )
-                words = (0, 2, used, 3000, -1, -1, -1) if said else (-1,) * 7
+                words = (0, 2, used, 3000, -1, -1, -1) if reported else (-1,) * 7
                 scripts["leave"](keys, [now_ms, permit.id, permit.cell, by, used - permit.demand.tokens, *words])
         client.delete(*keys)
 
@@ -136,7 +136,9 @@ def test_the_scripts_agree_with_the_pure_circuit_breaker(redis_server: str, move
 def test_four_processes_never_exceed_any_limit(redis_server: str) -> None:
     with Redis.from_url(redis_server) as client:
         client.flushdb()
-    visits = [(float(came), float(left), *map(int, rest)) for came, left, *rest in by_four("hammer", redis_server)]
+    visits = [
+        (float(started), float(left), *map(int, rest)) for started, left, *rest in by_four("hammer", redis_server)
+    ]
     kept = [visit for visit in visits if visit[4]]
     # All is within one minute: the counted usage, and the reservations of the running calls at any moment.
     assert sum(visit[3] for visit in kept) <= (QUOTA.tokens or 0)
@@ -156,9 +158,9 @@ def test_four_processes_share_one_breaker_and_one_probe(redis_server: str) -> No
     with Redis.from_url(redis_server) as client:
         client.flushdb()
     passed = [
-        (kind, int(epoch), float(came), float(left)) for kind, epoch, came, left in by_four("probe", redis_server)
+        (kind, int(epoch), float(started), float(left)) for kind, epoch, started, left in by_four("probe", redis_server)
     ]
-    probes = sorted((came, left, epoch) for kind, epoch, came, left in passed if kind == "probe")
+    probes = sorted((started, left, epoch) for kind, epoch, started, left in passed if kind == "probe")
     assert len(probes) >= 2
     assert len({epoch for *_, epoch in probes}) == len(probes)
     assert all(later[0] - earlier[1] >= 0.25 for earlier, later in pairwise(probes))
@@ -192,10 +194,10 @@ def test_the_lease_of_a_killed_process_frees_its_permit(redis_server: str) -> No
 async def test_every_key_expires_and_reveals_no_model(redis_server: str) -> None:
     limits = opened(redis_server)
     quota = Quota(concurrency=3, requests=10, tokens=100)
-    said = RateLimits(requests=Allowance(limit=9, remaining=5, reset=1.0), at=anyio.current_time())
+    reported = RateLimits(requests=Allowance(limit=9, remaining=5, reset=1.0), at=anyio.current_time())
     for _ in range(2):
         permit = await given_by(limits.acquire("m", quota, Demand(tokens=5), 1.0, math.inf))
-        await limits.release(permit, ActualUsage(tokens=3, reported_limits=said))
+        await limits.release(permit, ActualUsage(tokens=3, reported_limits=reported))
     await given_by(limits.acquire("m", quota, Demand(tokens=5), 1.0, math.inf))
     for _ in range(9):
         await limits.record("m", RULES, await given_by(limits.admit("m", math.inf, force=True)), failed=True)

@@ -132,7 +132,7 @@ async def test_a_file_that_is_no_database_is_refused(path: Path, content: bytes)
     path.write_bytes(content)
     failure = await reading_fails(path)
     assert isinstance(failure, ConfigurationError)
-    assert "is no SQLite database" in failure.message
+    assert "is not a SQLite database" in failure.message
     assert path.read_bytes() == content
 
 
