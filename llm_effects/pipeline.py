@@ -36,6 +36,7 @@ from llm_effects.policies.repair import with_repair
 from llm_effects.policies.retries import with_retries
 from llm_effects.policies.routing import routing_context, with_routing
 from llm_effects.policies.tracing import with_tracing
+from llm_effects.providers.registry import hide_all_keys
 from llm_effects.routing.candidates import RoutingDecision
 from llm_effects.routing.router import route
 from llm_effects.values.errors import LLMError
@@ -191,7 +192,7 @@ def run_call(
         result = await run(pipeline(call), env)
         if is_successful(result):
             return Success(_with_history(result.unwrap(), call, (anyio.current_time() - started) * 1000))
-        return Failure(_error_with_history(result.failure(), call))
+        return Failure(_error_with_history(result.failure(), call, env))
 
     return effect(send)
 
@@ -207,9 +208,9 @@ def _with_history(response: LLMResponse, call: Call, latency_ms: float) -> LLMRe
     )
 
 
-def _error_with_history(error: LLMError, call: Call) -> LLMError:
+def _error_with_history(error: LLMError, call: Call, env: LLMEnv) -> LLMError:
     history = call.history
-    partial = error.partial if call.sink is None else history.partial
+    partial = error.partial if call.sink is None else hide_all_keys(env.config, history.partial)
     earlier = tuple(each for each in history.errors if each is not error)
     return evolve(error, attempts=tuple(history.attempts), partial=partial, earlier=earlier)
 

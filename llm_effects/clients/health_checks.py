@@ -19,7 +19,7 @@ from llm_effects.effects.effect import Effect, effect, result_of
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.readiness import Readiness, probes_of, read, root_of
 from llm_effects.providers.registry import provider_of
-from llm_effects.providers.target import Target, fixed_headers, key_headers
+from llm_effects.providers.target import NAME_LENGTH, Target, fixed_headers, key_headers, redact
 from llm_effects.providers.wire import Timeouts, WireResponse
 from llm_effects.values.errors import ConfigurationError, LLMError, describe
 from llm_effects.values.records import ModelHealth
@@ -123,9 +123,9 @@ def _reason(target: Target, response: WireResponse) -> str:
 
 def _health_from(target: Target, reading: Readiness) -> ModelHealth:
     return evolve(
-        _health(target, reachable=True, message=reading.message),
+        _health(target, reachable=True, message=redact(target, reading.message)),
         ready=reading.ready,
-        loaded=reading.loaded,
+        loaded=tuple(redact(target, name, NAME_LENGTH) for name in reading.loaded),
         context_length=reading.context_length or target.capabilities.context_length,
     )
 

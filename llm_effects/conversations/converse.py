@@ -22,6 +22,7 @@ from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import in_own_task
 from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
 from llm_effects.providers.draft import events_of
+from llm_effects.providers.registry import hide_all_keys
 from llm_effects.values.conversations import Provenance, StoredMessage, Turn, TurnState
 from llm_effects.values.errors import ContextTooLarge, InvalidRequest, LLMError, RequestTimeout, checked
 from llm_effects.values.events import Restarted, Started, StreamEvent, TextDelta
@@ -107,7 +108,9 @@ def _take_turn(request: TurnRequest, sink: Sink | None) -> Effect[LLMResponse]:
         recorder = RecordingSink(sink)
         with anyio.CancelScope(deadline=anyio.current_time() + limit_ms / 1000) as scope:
             return await run(then(begin(request), lambda started: _answer(started, recorder, scope)), env)
-        return Failure(RequestTimeout(timeout_ms=limit_ms, phase="total", partial=recorder.text))
+        return Failure(
+            RequestTimeout(timeout_ms=limit_ms, phase="total", partial=hide_all_keys(env.config, recorder.text))
+        )
 
     return effect(take)
 
@@ -260,7 +263,7 @@ def _partial_answer(
         usage=(error.usage if error is not None else None) or Usage(),
         cost=Cost.UNKNOWN if error is None else total_cost(each.cost for each in error.attempts),
     )
-    return _stored(request, (Text(recorder.text),), source, env)
+    return _stored(request, (Text(hide_all_keys(env.config, recorder.text)),), source, env)
 
 
 def _stored(request: TurnRequest, parts: tuple[Part, ...], source: Provenance, env: LLMEnv) -> StoredMessage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, cast, final
 from weakref import ref
 
@@ -176,9 +176,24 @@ class EventRecorder:
             await self.sink(event)
 
     def content_of(self, response: LLMResponse) -> tuple[ContentEvent, ...]:
-        """Return the recorded content, if it is the whole answer and not only its continuation."""
-        text = "".join(event.text for event in self.events if isinstance(event, TextDelta))
-        return tuple(self.events) if text == response.content else ()
+        """Return the recorded content, if it is the whole answer as it is kept: no continuation, without our keys."""
+        if not self.events:
+            return ()
+        return tuple(self.events) if _contents(self.events) == _contents(events_of(response)) else ()
+
+
+def _contents(events: Iterable[ContentEvent]) -> tuple[str, str, str]:
+    """Return the text, the reasoning, and the tool calls that events amount to, however they are cut."""
+    text, reasoning, calls = list[str](), list[str](), dict[int, list[str]]()
+    for event in events:
+        match event:
+            case TextDelta():
+                text.append(event.text)
+            case ReasoningDelta():
+                reasoning.append(event.text)
+            case ToolCallDelta():
+                calls.setdefault(event.index, [event.id, event.name]).append(event.arguments)
+    return "".join(text), "".join(reasoning), "".join(piece for index in sorted(calls) for piece in calls[index])
 
 
 # The store, with a limit on the time it may take.

@@ -10,10 +10,11 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure
 
-from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, TurnContext
+from llm_effects.config import LLMConfig
+from llm_effects.effects.call import AttemptContext, Call, Sink, TurnContext
 from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
-from llm_effects.providers.registry import target_of
+from llm_effects.providers.registry import hide_all_keys, target_of
 from llm_effects.routing.candidates import RoutingContext
 from llm_effects.routing.cooldowns import cooldown_after
 from llm_effects.routing.router import Ranked, fallbacks_after, order
@@ -45,7 +46,7 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
         recorded = len(call.history.errors)
         result = await _counted(next, attempt, env)
         if is_successful(result):
-            return result.map(partial(joined, attempt, call.history))
+            return result.map(partial(joined, attempt, env.config))
         call.history.note(result.failure(), since=recorded)  # with_retries, where there is one, recorded it
         cool_down_s = cooldown_after(result.failure())
         if cool_down_s:
@@ -135,7 +136,7 @@ def _attempt_at(model: str, alternatives: int, call: Call, env: LLMEnv) -> Call:
     if not (history.errors and resumable and _can_prefill(model, env)):
         return call.with_attempt(attempt)
     sink = seamless(call.sink) if call.sink is not None and history.partial[-1].isspace() else call.sink
-    request = prefilled(call.request, history.partial)
+    request = prefilled(call.request, hide_all_keys(env.config, history.partial))
     return evolve(call, request=request, sink=sink, attempt=evolve(attempt, continues=True))
 
 
@@ -164,13 +165,14 @@ def seamless(sink: Sink) -> Sink:
     return deliver
 
 
-def joined(attempt: Call, history: CallHistory, response: LLMResponse) -> LLMResponse:
+def joined(attempt: Call, config: LLMConfig, response: LLMResponse) -> LLMResponse:
     """Return the whole answer: what was delivered before this attempt, and this attempt's part."""
     if not attempt.attempt.continues:
         return response
+    text = hide_all_keys(config, attempt.history.partial)
     note = f"the beginning is another model's; {attempt.model} continued it"
-    parts = (Text(history.partial), *(part for part in response.parts if not isinstance(part, Text)))
-    return evolve(response, content=history.partial, parts=parts, warnings=(*response.warnings, note))
+    parts = (Text(text), *(part for part in response.parts if not isinstance(part, Text)))
+    return evolve(response, content=text, parts=parts, warnings=(*response.warnings, note))
 
 
 def _can_prefill(model: str, env: LLMEnv) -> bool:

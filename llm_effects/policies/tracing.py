@@ -83,7 +83,7 @@ def end_attempt(call: Call, env: LLMEnv, span: Span | None, attempt: Attempt | N
     if span is None:
         return
     if attempt is not None:
-        unharmed(env.telemetry.record, measures_of(attempt, outcome, env.config))
+        unharmed(env.telemetry.record, measures_of(attempt, env.config))
     unharmed(span.end, attempt_ending(attempt, outcome, env.config), error_type(_outcome_tag(attempt, outcome)))
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import count, pairwise
 from typing import Final, Literal, TypeAlias, final
 
@@ -11,7 +12,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.providers.error_mapping import classify_error_object
 from llm_effects.providers.response_headers import request_id
 from llm_effects.providers.sse import ServerEvent
-from llm_effects.providers.target import Target, redact, redact_name
+from llm_effects.providers.target import Target, hide_keys, redact, redact_name
 from llm_effects.providers.wire import WireResponse
 from llm_effects.values.errors import ContentRefused, LLMError, MalformedResponse
 from llm_effects.values.events import ContentEvent, ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
@@ -169,7 +170,7 @@ def malformed(draft: Draft, message: str) -> MalformedResponse:
         model=draft.target.name,
         provider=draft.target.preset.name,
         message=redact(draft.target, message),
-        partial=draft.text,
+        partial=_text(draft),
         usage=draft.usage,
         request_id=redact_name(draft.target, draft.request_id),
     )
@@ -178,7 +179,7 @@ def malformed(draft: Draft, message: str) -> MalformedResponse:
 def interrupted(draft: Draft, error: LLMError) -> LLMError:
     """Add the content so far to the error that interrupted the answer."""
     exchange = error.request_id or redact_name(draft.target, draft.request_id)
-    return evolve(error, partial=draft.text, usage=draft.usage, request_id=exchange)
+    return evolve(error, partial=_text(draft), usage=draft.usage, request_id=exchange)
 
 
 def reported_error(draft: Draft, error: object, response: WireResponse = _NO_RESPONSE) -> LLMError:
@@ -206,7 +207,7 @@ def response_of(draft: Draft) -> Result[LLMResponse, LLMError]:
 
 def _response(draft: Draft, parts: tuple[Part, ...], finish_reason: FinishReason) -> LLMResponse:
     return LLMResponse(
-        content=draft.text,
+        content=_text(draft),
         parts=parts,
         model=draft.target.name,
         served_model=redact_name(draft.target, draft.served_model),
@@ -222,15 +223,31 @@ def _has_content(part: PartDraft) -> bool:
     return bool(part.name) or part.opaque is not None or any(part.pieces)
 
 
+def _text(draft: Draft) -> str:
+    return hide_keys(draft.target, draft.text)
+
+
 def _part(draft: Draft, part: PartDraft) -> Part:
-    text = "".join(part.pieces)
+    """Return a part as it is kept and shown: without a key of ours that the server repeats in it."""
+    hide = partial(hide_keys, draft.target)
+    text = hide("".join(part.pieces))
     if part.kind == "text":
-        return Text(text, part.citations)
+        return Text(text, tuple(_without_keys(citation, hide) for citation in part.citations))
     if part.kind == "tool":
-        return ToolCall(part.id, part.name, text)
+        return ToolCall(hide(part.id), hide(part.name), text)
     served = redact_name(draft.target, draft.served_model)
     origin = Origin(draft.target.preset.name, draft.target.wire_model or served or draft.target.name)
-    return Reasoning(text, part.opaque, origin)
+    return Reasoning(text, part.opaque and hide(part.opaque), origin)
+
+
+def _without_keys(citation: Citation, hide: Callable[[str], str]) -> Citation:
+    return evolve(
+        citation,
+        quote=hide(citation.quote),
+        title=citation.title and hide(citation.title),
+        url=citation.url and hide(citation.url),
+        source=hide(citation.source),
+    )
 
 
 def _refused(draft: Draft, category: str) -> ContentRefused:
@@ -239,7 +256,7 @@ def _refused(draft: Draft, category: str) -> ContentRefused:
         provider=draft.target.preset.name,
         message=redact(draft.target, "".join(draft.refusal_text)) or "the model declined to answer",
         category=redact_name(draft.target, category),
-        partial=draft.text,
+        partial=_text(draft),
         usage=draft.usage,
         request_id=redact_name(draft.target, draft.request_id),
     )

@@ -26,6 +26,7 @@ from llm_effects.values.errors import (
     RequestTimeout,
 )
 from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, has_error, parse
+from llm_effects.values.validation import Printable
 
 # --- Reading error answers, in every shape that servers send
 
@@ -75,7 +76,7 @@ class Fault:
     words: frozenset[str]
     code: str | None
     message: str
-    text: str
+    text: Printable
     request_id: str | None
     retry_after: float | None
     should_retry: bool | None
@@ -101,7 +102,8 @@ def parse_error(
 ) -> Fault:
     """Parse an error from JSON. Without an error status it gets the one that its own code stands for."""
     error = _error_object(body)
-    message = _message(error)[:_LONGEST]
+    whole = _message(error)
+    message = whole[:_LONGEST]
     words = frozenset(_words(error))
     names_model = target.wire_model is not None and target.wire_model in message
     return Fault(
@@ -110,7 +112,7 @@ def parse_error(
         words=words | {NAMES_MODEL} if names_model else words,
         code=_code(target, error, words),
         message=message,
-        text=redact(target, message),
+        text=redact(target, whole),
         request_id=redact_name(target, request_id(headers) or as_string(as_object(body).get("request_id"))),
         retry_after=retry_after(headers, message, received),
         should_retry=should_retry(headers),
@@ -132,14 +134,15 @@ def filtered_categories(verdicts: object) -> str:
 def _parse_text(target: Target, response: WireResponse) -> Fault:
     raw = response.body[: 2 * _LONGEST].decode("utf-8", "replace").strip()
     page = raw.startswith("<") or "html" in response.headers.get("content-type", "")
-    message = (" ".join(_MARKUP.sub(" ", raw).split()) if page else raw)[:_LONGEST]
+    whole = " ".join(_MARKUP.sub(" ", raw).split()) if page else raw
+    message = whole[:_LONGEST]
     return Fault(
         target=target,
         status=response.status,
         words=_foreign(target) | frozenset({HTML} if page else ()),
         code=None,
         message=message,
-        text=redact(target, message),
+        text=redact(target, whole, cut=len(response.body) > 2 * _LONGEST),
         request_id=redact_name(target, request_id(response.headers)),
         retry_after=retry_after(response.headers, message, response.received),
         should_retry=should_retry(response.headers),

@@ -10,7 +10,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.providers.draft import openai_usage
 from llm_effects.providers.error_mapping import classify, classify_error_object
 from llm_effects.providers.response_headers import request_id
-from llm_effects.providers.target import Target, wire_request
+from llm_effects.providers.target import Target, redact_name, wire_request
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import InvalidRequest, LLMError, MalformedResponse
 from llm_effects.values.json import as_count, as_list, as_object, as_string, parse
@@ -44,7 +44,7 @@ def decode(target: Target, response: WireResponse, count: int, dimensions: int |
         error = classify_error_object(target, body, headers=response.headers, received=response.received)
         return Failure(error)
     decoded = read(target, body, count, dimensions)
-    return decoded.map(lambda vectors: evolve(vectors, request_id=request_id(response.headers)))
+    return decoded.map(lambda vectors: evolve(vectors, request_id=redact_name(target, request_id(response.headers))))
 
 
 def read(target: Target, body: object, count: int, dimensions: int | None) -> Result[Vectors, LLMError]:
@@ -58,7 +58,7 @@ def read(target: Target, body: object, count: int, dimensions: int | None) -> Re
     problem = _length_problem(target, {len(vector) for vector in vectors}, dimensions)
     if problem is not None:
         return Failure(problem)
-    usage, served = _usage(as_object(answer.get("usage"))), as_string(answer.get("model")) or None
+    usage, served = _usage(as_object(answer.get("usage"))), redact_name(target, as_string(answer.get("model")))
     return Success(Vectors(vectors=vectors, usage=usage, served_model=served))
 
 

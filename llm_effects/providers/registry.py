@@ -16,7 +16,7 @@ from llm_effects.config.models import Family, ModelConfig
 from llm_effects.providers.base import Provider
 from llm_effects.providers.capabilities import capabilities_of, gpt_rules
 from llm_effects.providers.presets import PRESETS
-from llm_effects.providers.target import Preset, Target, Wire, is_loopback
+from llm_effects.providers.target import Preset, Target, Wire, hide_keys, is_loopback
 from llm_effects.values.errors import ConfigurationError, LLMError
 from llm_effects.values.messages import Document
 from llm_effects.values.requests import LLMRequest
@@ -252,6 +252,13 @@ def ready_targets(config: LLMConfig) -> Mapping[str, Target]:
     """Return the targets of the valid models by name; routing reports the problems of the others."""
     targets = {name: target_of(name, model) for name, model in config.models.items()}
     return {name: target.unwrap() for name, target in targets.items() if is_successful(target)}
+
+
+def hide_all_keys(config: LLMConfig, text: str) -> str:
+    """Cover the keys of every configured model in a text that several of them may have written."""
+    for target in ready_targets(config).values():
+        text = hide_keys(target, text)
+    return text
 
 
 def is_on_this_machine(target: Target) -> bool:

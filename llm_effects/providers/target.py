@@ -1,6 +1,7 @@
 """The target of a call: a configured model with the preset of its server, and what every request to it carries."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final, Literal, TypeAlias, final
 
@@ -9,7 +10,8 @@ from attrs import frozen
 from llm_effects.config.models import Capabilities, Family, ModelConfig, entry_of
 from llm_effects.providers.wire import WireRequest
 from llm_effects.values.json import dump
-from llm_effects.values.secrets import Secret, scrub, secret_values
+from llm_effects.values.secrets import MASK, Secret, key_forms, scrub, secret_values
+from llm_effects.values.validation import Printable, printable
 
 Wire: TypeAlias = Literal["openai-chat", "openai-responses", "anthropic", "llama"]
 """The names of the protocols."""
@@ -166,18 +168,63 @@ NAME_LENGTH: Final = 200
 _SEARCHED: Final = 16  # times as many characters are searched: a mask is shorter than the secret that it replaces
 
 
-def redact(target: Target, text: str, length: int = MESSAGE_LENGTH) -> str:
-    """Mask the target's key and headers in a text from outside, and return at most ``length`` characters.
+@lru_cache(maxsize=1024)
+def _secrets(target: Target) -> tuple[str, ...]:
+    return secret_values(key_headers(target))
+
+
+@lru_cache(maxsize=1024)
+def _keys(target: Target) -> tuple[str, ...]:
+    return key_forms(key_headers(target))
+
+
+def redact(target: Target, text: str, length: int = MESSAGE_LENGTH, *, cut: bool = False) -> Printable:
+    """Mask the target's key and headers in a text from outside, and return at most ``length`` printable characters.
+
+    ``cut`` is whether the text was cut off before: what is left of a secret at its end is masked too.
 
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of
     >>> gpt = target_of("gpt", ModelConfig(provider="openai-chat", model="m", api_key="my-secret")).unwrap()
-    >>> redact(gpt, "no such key: my-secret"), redact(gpt, "too long", 3)
-    ('no such key: ***', 'too')
+    >>> redact(gpt, "no such key: my-secret"), redact(gpt, "too long", 3), redact(gpt, "key my-secre", cut=True)
+    ('no such key: ***', 'too', 'key ***')
     """
-    return scrub(text[: length * _SEARCHED], *secret_values(key_headers(target)))[:length]
+    secrets, searched = _secrets(target), length * _SEARCHED
+    masked = scrub(printable(text[:searched]), *secrets)
+    whole = _mask_end(masked, secrets) if cut or len(text) > searched else masked
+    return Printable(whole[:length])
 
 
-def redact_name(target: Target, name: str | None) -> str | None:
+def _mask_end(text: str, secrets: tuple[str, ...]) -> str:
+    """Mask the longest beginning of a secret that a text ends with."""
+    begun = (
+        size
+        for secret in secrets
+        for size in range(min(len(secret) - 1, len(text)), _BEGUN - 1, -1)
+        if text.endswith(secret[:size])
+    )
+    size = max(begun, default=0)
+    return text[: len(text) - size] + MASK if size else text
+
+
+_BEGUN: Final = 6  # characters: fewer tell nothing, and match by accident
+
+
+def redact_name(target: Target, name: str | None) -> Printable | None:
     """Mask and shorten a name or an id from a server; return ``None`` where there is none."""
     return redact(target, name, NAME_LENGTH) if name else None
+
+
+def hide_keys(target: Target, text: str) -> str:
+    """Cover the target's keys in an answer: each by as many asterisks, so that positions in the text stay.
+
+    >>> from llm_effects import ModelConfig
+    >>> from llm_effects.providers.registry import target_of
+    >>> gpt = target_of("gpt", ModelConfig(provider="openai-chat", model="m", api_key="key-1234")).unwrap()
+    >>> hide_keys(gpt, "yours is key-1234")
+    'yours is ********'
+    """
+    for key in _keys(target):
+        if key in text:
+            text = text.replace(key, "*" * len(key))
+    return text

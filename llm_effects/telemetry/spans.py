@@ -236,9 +236,14 @@ def _part(part: Part, mask: _Mask) -> JSONObject:
         case Reasoning():
             return {"type": "reasoning", "content": mask(part.text)}
         case ToolCall():
-            return {"type": "tool_call", "id": part.id, "name": part.name, "arguments": mask(part.arguments)}
+            return {
+                "type": "tool_call",
+                "id": mask(part.id),
+                "name": mask(part.name),
+                "arguments": mask(part.arguments),
+            }
         case ToolResult():
-            return {"type": "tool_call_response", "id": part.call_id, "response": mask(part.content)}
+            return {"type": "tool_call_response", "id": mask(part.call_id), "response": mask(part.content)}
         case Image() | Document():
             kind = "image" if isinstance(part, Image) else "document"
             return {"type": kind, "mime_type": part.media_type, "uri": part.url and mask(part.url)}
@@ -260,27 +265,22 @@ _MEASURED: Final = (
     names.SERVER_ADDRESS,
     names.SERVER_PORT,
 )
-"""The attributes of measures: with few values each, for every combination is a time series."""
+"""The attributes of measures: from the configuration, never from a server, for every combination is a time series."""
 
 
-def measures_of(attempt: Attempt, outcome: Outcome, config: LLMConfig) -> tuple[Measure, ...]:
+def measures_of(attempt: Attempt, config: LLMConfig) -> tuple[Measure, ...]:
     """Return the known measures of an attempt, in seconds and tokens.
 
     Token counts that the provider did not report are left out, as the conventions require.
 
     >>> from llm_effects.testing.scripted import ONE_MODEL
     >>> attempt = Attempt(model="scripted", provider="lm-studio", outcome="NetworkError", latency_ms=1500.0)
-    >>> [(each.metric, each.value, each.attributes["error.type"]) for each in measures_of(attempt, None, ONE_MODEL)]
+    >>> [(each.metric, each.value, each.attributes["error.type"]) for each in measures_of(attempt, ONE_MODEL)]
     [('gen_ai.client.operation.duration', 1.5, 'NetworkError')]
     """
     target = target_attributes(config).get(attempt.model, {})
-    common = {**{name: target[name] for name in _MEASURED if name in target}, **_served(outcome)}
+    common = {name: target[name] for name in _MEASURED if name in target}
     return (*_times(attempt, common), *_tokens(attempt.usage, common))
-
-
-def _served(outcome: Outcome) -> Attributes:
-    served = outcome.unwrap().served_model if outcome is not None and is_successful(outcome) else None
-    return {names.RESPONSE_MODEL: served} if served else {}
 
 
 def _times(attempt: Attempt, common: Attributes) -> Iterable[Measure]:

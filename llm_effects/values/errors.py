@@ -34,7 +34,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, Usage, total_cost
 from llm_effects.values.secrets import scrub
-from llm_effects.values.validation import InvalidValue
+from llm_effects.values.validation import InvalidValue, printable
 
 UnavailableReason: TypeAlias = Literal[
     "overloaded",  # the server is there but cannot answer now
@@ -411,7 +411,7 @@ def _message(error: LLMError) -> str:
 
 def cause_of(exception: BaseException, *secrets: str) -> Cause:
     """Return the class and message of an exception without secrets; its attributes, which may hold keys, are lost."""
-    return Cause(type(exception).__name__, scrub(str(exception), *secrets)[:500])
+    return Cause(type(exception).__name__, scrub(printable(str(exception)), *secrets)[:500])
 
 
 _Value = TypeVar("_Value")

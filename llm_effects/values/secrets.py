@@ -1,9 +1,14 @@
 """Keys and tokens: a type that never shows them, their validation, and their removal from texts."""
 
 import hmac
+import html
+import json
 import re
-from collections.abc import Iterable
-from typing import Any, Final, NoReturn, final
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Final, NoReturn, TypeAlias, final
+from urllib.parse import quote, quote_plus
 
 import attrs
 
@@ -49,6 +54,9 @@ class Secret:
         msg = "a Secret cannot be pickled: load the configuration again in the other process"
         raise TypeError(msg)
 
+    def __getstate__(self) -> NoReturn:
+        self.__reduce__()
+
     def __copy__(self) -> "Secret":
         return self
 
@@ -75,23 +83,95 @@ def scrub(text: str, *secrets: str) -> str:
     return _KEYS.sub(MASK, text)
 
 
-_KEY_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key", "api-key"})
+_KEY_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"})
+_KEY_NAME: Final = re.compile(r"key|token|secret|auth|cookie|passw|session|signature|credential", re.IGNORECASE)
 _MIN_LENGTH: Final = 8  # characters: masking a header value such as 1 would garble every text
+_MIN_WORDS: Final = 12  # characters of a key without digits: servers that need none get keys such as not-needed
+
+_Headers: TypeAlias = Iterable[tuple[str, str | Secret]]
 
 
-def secret_values(headers: Iterable[tuple[str, str | Secret]]) -> tuple[str, ...]:
-    """Return the secrets among headers for ``scrub``: as they are, and without their scheme.
+def secret_values(headers: _Headers) -> tuple[str, ...]:
+    """Return the secrets among headers for ``scrub``: as they are, without their scheme, and encoded.
+
+    The value of a cookie and the password of ``Basic`` are secrets by themselves.
 
     >>> secret_values([("authorization", Secret("Bearer k1")), ("accept", "*/*"), ("x-version", Secret("2"))])
     ('Bearer k1', 'k1')
+    >>> secret_values([("cookie", Secret("sid=a/b c"))])[:3]
+    ('sid=a/b c', 'c', 'a/b c')
     """
-    secrets = ((name, value.reveal()) for name, value in headers if isinstance(value, Secret))
+    secrets = ((name.lower(), value.reveal()) for name, value in headers if isinstance(value, Secret))
     return tuple(
-        form
-        for name, text in secrets
-        for form in dict.fromkeys((text, *text.split()[-1:]))
-        if name.lower() in _KEY_HEADERS or len(form) >= _MIN_LENGTH
+        dict.fromkeys(
+            form
+            for name, text in secrets
+            for piece in _pieces(name, text)
+            for form in (piece, *_encodings(piece))
+            if name in _KEY_HEADERS or len(form) >= _MIN_LENGTH
+        )
     )
+
+
+def key_forms(headers: _Headers) -> tuple[str, ...]:
+    """Return the forms of those secrets that are keys beyond doubt, the longest first: for texts that mean something.
+
+    A header such as ``x-tenant`` is a secret too, but its value may be a word that an answer needs.
+
+    >>> key_forms([("x-tenant", Secret("production")), ("x-api-key", Secret("k-12345678"))])[-1]
+    'k-12345678'
+    """
+    keys = [(name, value) for name, value in headers if name.lower() in _KEY_HEADERS or _KEY_NAME.search(name)]
+    return tuple(sorted(filter(_is_key, secret_values(keys)), key=len, reverse=True))
+
+
+def _is_key(text: str) -> bool:
+    least = _MIN_LENGTH if any(map(str.isdigit, text)) else _MIN_WORDS
+    return len(text) >= least
+
+
+def _pieces(name: str, text: str) -> Iterator[str]:
+    scheme, _, rest = text.strip().partition(" ")
+    yield text
+    yield from text.split()[-1:]
+    if scheme.lower() == "basic":
+        yield from _login(rest.strip())
+    if name == "cookie":
+        yield from (value for pair in text.split(";") if (value := pair.partition("=")[2].strip()))
+
+
+def _login(encoded: str) -> Iterator[str]:
+    """Yield the user name with the password, and the password, of ``Basic`` credentials."""
+    with suppress(ValueError):
+        login = b64decode(encoded, validate=True).decode()
+        yield login
+        yield from filter(None, (login.partition(":")[2],))
+
+
+def _encodings(text: str) -> Iterator[str]:
+    """Yield the usual encodings of a text, as servers and proxies repeat it: long enough not to match by accident."""
+    data = _bytes(text)
+    encoded = (
+        quote(data, safe=""),
+        quote_plus(data),
+        json.dumps(text)[1:-1],
+        html.escape(text),
+        data.hex(),
+        data.hex().upper(),
+        *(form for offset in range(3) for form in _base64_forms(data, offset)),
+    )
+    yield from (form for form in encoded if len(form) >= _MIN_LENGTH and form != text)
+
+
+def _base64_forms(data: bytes, offset: int) -> tuple[str, str]:
+    """Return what base64 makes of some bytes after ``offset`` others, whatever stands before and after them."""
+    whole = b64encode(bytes(offset) + data).decode()
+    rest = (offset + len(data)) % 3
+    inner = whole[(0, 2, 3)[offset] : len(whole) - (0, 3, 2)[rest]]
+    return inner, inner.translate(_URL_SAFE)
+
+
+_URL_SAFE: Final = str.maketrans("+/", "-_")
 
 
 def to_secret(value: str | Secret | None) -> Secret | None:

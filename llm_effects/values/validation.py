@@ -5,11 +5,12 @@ import json
 import math
 import re
 import reprlib
+import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from enum import Enum
 from functools import cache
 from types import NoneType
-from typing import Any, NoReturn, TypeAlias, TypeGuard, TypeVar, cast, get_args
+from typing import Any, Final, NewType, NoReturn, TypeAlias, TypeGuard, TypeVar, cast, get_args
 
 import attrs
 
@@ -77,6 +78,30 @@ def short_repr(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 64:
         return "a number of more than 64 bits"  # Python may even refuse to convert it to text
     return repr(value) if isinstance(value, bool | int | float | None) else type(value).__name__
+
+
+Printable = NewType("Printable", str)
+"""A text from outside, fit to be shown on one line: by ``printable``."""
+
+_REPLACED: Final = {"Cf": "", "Cc": " ", "Zl": " ", "Zp": " ", "Zs": " "}
+"""What replaces characters of these categories; the others that cannot be printed become U+FFFD."""
+
+
+def printable(text: str) -> Printable:
+    r"""Return a text from outside without what steers a terminal, a log or a reader's eye.
+
+    Control characters and line breaks become spaces; bidirectional marks and other invisible characters are removed.
+
+    >>> printable("ok\n\x1b[31mERROR \u202edaolyap")
+    'ok  [31mERROR daolyap'
+    """
+    if text.isprintable():
+        return Printable(text)
+    return Printable("".join(each if each.isprintable() else _replacement(each) for each in text))
+
+
+def _replacement(character: str) -> str:
+    return _REPLACED.get(unicodedata.category(character), "\ufffd")
 
 
 def is_a(value: object, kind: type) -> bool:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from llm_effects.stores.sqlite_files import sqlite_code
 from llm_effects.values.errors import Cause, ConfigurationError, LLMError, StorageFailed
 from llm_effects.values.secrets import scrub
+from llm_effects.values.validation import printable
 
 ROLLED_BACK: Final = frozenset({"40001", "40P01", "55P03"})
 """Codes of a Postgres transaction that was rolled back: not serialisable, a deadlock, or a lock timeout."""
@@ -87,7 +88,7 @@ def problem_of(exception: DBAPIError | NoConnectionFree | OSError | sqlite3.Data
     code = sqlite_code(origin)
     state = getattr(origin, "sqlstate", None) or ""
     text = getattr(getattr(origin, "diag", None), "message_primary", None) or getattr(origin, "strerror", None)
-    message = scrub(str(text or origin), *secrets)[:500]
+    message = scrub(printable(str(text or origin)), *secrets)[:500]
     unreachable = not isinstance(exception, OSError) and not code and not state  # the driver's own messages only
     lost = unreachable or (isinstance(exception, DBAPIError) and exception.connection_invalidated)
     return Problem(code, state, message, type(origin).__name__, lost)
