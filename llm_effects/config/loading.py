@@ -5,11 +5,11 @@ without further code. Every line of an error names the place and the remedy, nev
 """
 
 import os
-import reprlib
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,8 +25,8 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.fields import to_date, to_dollars
 from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.values.errors import Cause, ConfigurationError, LLMError, cause_of
-from llm_effects.values.secrets import Secret, scrub
-from llm_effects.values.validation import InvalidValue, is_table, join_path, suggestion
+from llm_effects.values.secrets import Secret, scrub, secrets_of_environment
+from llm_effects.values.validation import InvalidValue, is_table, join_path, short_repr, suggestion
 
 
 def load_config(
@@ -85,13 +85,15 @@ def _read_config(
 ) -> Result[LLMConfig, LLMError]:
     config = _read_record(LLMConfig, values, Place("", environ))
     return config.map(lambda config: _resolve_model_paths(config, folder)).alt(
-        lambda problems: _configuration_error(where, problems)
+        lambda problems: _configuration_error(where, problems, secrets=secrets_of_environment(environ))
     )
 
 
-def _configuration_error(where: str, problems: "Problems", cause: Cause | None = None) -> ConfigurationError:
+def _configuration_error(
+    where: str, problems: "Problems", cause: Cause | None = None, secrets: tuple[str, ...] = ()
+) -> ConfigurationError:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return ConfigurationError(message=scrub("\n".join((f"{where} has {count}:", *problems))), cause=cause)
+    return ConfigurationError(message=scrub("\n".join((f"{where} has {count}:", *problems)), *secrets), cause=cause)
 
 
 def _resolve_model_paths(config: LLMConfig, folder: Path) -> LLMConfig:
@@ -259,7 +261,7 @@ def _parse_variable(kind: object, variable: Variable) -> Result[object, str]:
     try:
         return Success(parse(variable.text))
     except (ValueError, KeyError):
-        return Failure(f"must be {expected}, not {reprlib.repr(variable.text)}")
+        return Failure(f"must be {expected}, not {short_repr(variable.text)}")
 
 
 def _resolve_secret(text: str, environ: Mapping[str, str]) -> Result[Secret, str]:
@@ -273,7 +275,8 @@ def _resolve_secret(text: str, environ: Mapping[str, str]) -> Result[Secret, str
     name = text.removeprefix("env:").strip()
     if value := environ.get(name):
         return Success(Secret(value))
-    return Failure(f"the environment variable {name if name.isidentifier() else repr(name)} is not set: set it")
+    named = f"variable {name}" if name.isidentifier() else "variable that it names"  # which may be a key by mistake
+    return Failure(f"the environment {named} is not set: set it")
 
 
 # A strict reader of attrs classes: plain data in, a value or every problem with its place out.
@@ -329,7 +332,7 @@ def _read(kind: object, value: object, at: Place) -> _Read:
     options: tuple[object, ...] = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     if value is None and NoneType in options:
         return Success(None)
-    expected = options[0]
+    expected = Secret if Secret in options and isinstance(value, Secret) else options[0]
     if isinstance(expected, type) and attrs.has(expected):
         return _read_record(expected, value, at)
     return _READERS.get(get_origin(expected), _read_scalar)(expected, value, at)
@@ -361,7 +364,18 @@ def _read_field(fields: "Mapping[str, attrs.Attribute[Any]]", key: object, value
         return at.key(key).fail(f"unknown key: {suggestion(name, fields)}")
     here = evolve(at, path=value.name) if isinstance(value, Variable) else at.key(key)
     read = _validate(fields[name], _read(fields[name].type, value, here), here)
-    return read.map(lambda value: (name, value))
+    shown = read.alt(partial(_without_text, value)) if isinstance(value, Variable) else read
+    return shown.map(lambda value: (name, value))
+
+
+def _without_text(variable: Variable, problems: Problems) -> Problems:
+    """Remove a long text of a variable from its problems: it may be a key, put into the wrong one."""
+    if len(variable.text) < _SHORTEST_KEY:
+        return problems
+    return tuple(line.removesuffix(f", not {short_repr(variable.text)}") for line in problems)
+
+
+_SHORTEST_KEY: Final = 8  # characters
 
 
 def _validate(attribute: "attrs.Attribute[Any]", read: _Read, at: Place) -> _Read:

@@ -8,7 +8,7 @@ import attrs
 from attrs import field, frozen
 
 from llm_effects.config.fields import to_dollars, valid_amount
-from llm_effects.values.secrets import hide_password
+from llm_effects.values.secrets import Secret, hide_password, to_url, valid_url
 from llm_effects.values.validation import each_of, instance, invalid, number, one_of, short_repr, text, to_tuple
 
 KEEPABLE: Final = ("stop", "length", "tool_calls")
@@ -31,7 +31,7 @@ class CacheConfig:
     enabled: bool = field(default=True, validator=instance(bool))
     ttl_seconds: float | None = field(default=3600, validator=number(at_least=0))
     max_size: int = field(default=1000, validator=number(at_least=1, whole=True))
-    url: str = field(default="memory://", validator=text(), repr=hide_password)
+    url: str | Secret = field(default="memory://", converter=to_url, validator=valid_url, repr=hide_password)
     keep: tuple[str, ...] = field(default=("stop",), converter=_keep, validator=each_of(*KEEPABLE))
 
 
@@ -49,7 +49,7 @@ class StorageConfig:
     ``ContextTooLarge``. ``lease_seconds`` is how long an unfinished turn counts as in progress.
     """
 
-    url: str = field(default="memory://", validator=text(), repr=hide_password)
+    url: str | Secret = field(default="memory://", converter=to_url, validator=valid_url, repr=hide_password)
     window: Window = field(default="drop", validator=one_of(*get_args(Window)))
     summary_model: str | None = field(default=None, validator=text())
     lease_seconds: float = field(default=600.0, validator=number(above=0))
@@ -64,7 +64,7 @@ class LimitsConfig:
     until the next minute's quota, so that a call that only has to wait for that one succeeds.
     """
 
-    url: str = field(default="memory://", validator=text(), repr=hide_password)
+    url: str | Secret = field(default="memory://", converter=to_url, validator=valid_url, repr=hide_password)
     queue_seconds: float = field(default=90.0, validator=number(above=0))
 
 

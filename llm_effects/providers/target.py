@@ -207,7 +207,7 @@ def _mask_end(text: str, secrets: tuple[str, ...]) -> str:
     return text[: len(text) - size] + MASK if size else text
 
 
-_BEGUN: Final = 6  # characters: fewer tell nothing, and match by accident
+_BEGUN: Final = 6  # characters: fewer reveal nothing, and match by accident
 
 
 def redact_name(target: Target, name: str | None) -> Printable | None:

@@ -18,6 +18,7 @@ from llm_effects.stores.disabled import NoCache, unusable_conversations, unusabl
 from llm_effects.stores.limits.memory import MemoryLimits
 from llm_effects.stores.sqlite_files import sqlite_file
 from llm_effects.values.errors import ConfigurationError
+from llm_effects.values.secrets import reveal
 
 _NO_REDIS: Final = "the Redis client is not installed: pip install 'llm-effects[redis]'"
 _NO_SQL: Final = "SQLAlchemy is not installed: pip install 'llm-effects[sql]'"
@@ -44,10 +45,11 @@ def open_storage(config: StorageConfig, memory: Storage) -> Result[Storage, Conf
     >>> open_storage(StorageConfig(url="redis://host"), memory).failure().message
     "storage.url: unknown scheme 'redis': use memory://, sqlite:///file or postgresql://host/name"
     """
-    database = partial(_database_storage, config.url)
+    url = reveal(config.url)
+    database = partial(_database_storage, url)
     return _open(
         "storage.url",
-        config.url,
+        url,
         {"memory": lambda: Success(memory), "sqlite": database, "postgresql": database, "postgres": database},
         "use memory://, sqlite:///file or postgresql://host/name",
     )
@@ -80,7 +82,7 @@ def open_cache(config: CacheConfig, now: Now) -> Result[Cache, ConfigurationErro
     redis = partial(_redis_cache, config)
     return _open(
         "cache.url",
-        config.url,
+        reveal(config.url),
         {
             "memory": partial(_memory_cache, config),
             "sqlite": partial(_sqlite_cache, config, now),
@@ -102,7 +104,7 @@ def open_limits(config: LLMConfig, memory: MemoryLimits) -> Result[Limits, Confi
     redis = partial(_redis_limits, config, memory)
     return _open(
         "limits.url",
-        config.limits.url,
+        reveal(config.limits.url),
         {"memory": lambda: Success(memory), "redis": redis, "rediss": redis},
         "use memory://, redis://host or rediss://host",
     )
@@ -143,7 +145,7 @@ def _sqlite_cache(config: CacheConfig, now: Now) -> Result[Cache, ConfigurationE
     from llm_effects.stores.cache.sqlite import Bounds, SqliteCache
 
     return (
-        sqlite_file(config.url)
+        sqlite_file(reveal(config.url))
         .map(lambda file: SqliteCache(file, now, Bounds(entries=config.max_size)))
         .alt(lambda problem: ConfigurationError(message=f"cache.url: {problem}"))
     )
@@ -154,7 +156,7 @@ def _redis_cache(config: CacheConfig) -> Result[Cache, ConfigurationError]:
         from llm_effects.stores.cache.redis import open_redis
     except ModuleNotFoundError:
         return _wrong("cache.url", _NO_REDIS)
-    return open_redis(config.url)
+    return open_redis(reveal(config.url))
 
 
 def _redis_limits(config: LLMConfig, memory: MemoryLimits) -> Result[Limits, ConfigurationError]:

@@ -16,6 +16,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.stores.cache.memory import CacheCounters
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed, cause_of
+from llm_effects.values.secrets import Secret
 
 _OPTIONS: Final = frozenset(
     {"db", "client_name", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
@@ -47,15 +48,15 @@ def redis_client(url: str, seconds: float, path: str) -> Result[Redis, Configura
     return _client(url, seconds, path)
 
 
-def passwords_of(url: str) -> tuple[str, ...]:
+def passwords_of(url: str) -> tuple[Secret, ...]:
     """Return the texts to mask in messages of the server: the password, as written and decoded.
 
-    >>> passwords_of("redis://:a%23b@localhost"), passwords_of("redis://localhost")
-    (('a%23b', 'a#b'), ('', ''))
+    >>> [each.reveal() for each in passwords_of("redis://:a%23b@localhost")], passwords_of("redis://localhost")
+    (['a%23b', 'a#b'], ())
     """
     parts = _parts(url)
-    password = (parts.password if parts else None) or ""
-    return (password, unquote(password))
+    password = parts.password if parts else None
+    return (Secret(password), Secret(unquote(password))) if password else ()
 
 
 def _parts(url: str) -> SplitResult | None:
@@ -81,7 +82,7 @@ def _client(url: str, seconds: float, path: str) -> Result[Redis, ConfigurationE
     return Success(client)
 
 
-def as_result(operation: str, work: Callable[[], _Value], secrets: tuple[str, ...]) -> Result[_Value, LLMError]:
+def as_result(operation: str, work: Callable[[], _Value], secrets: tuple[Secret, ...]) -> Result[_Value, LLMError]:
     """Run some work, and turn exceptions of the client and the system into a ``StorageFailed``."""
     try:
         return Success(work())
@@ -115,7 +116,7 @@ class RedisScripts:
     """
 
     def __init__(
-        self, client: Redis, scripts: Mapping[str, str], *, timeout_seconds: float, secrets: tuple[str, ...] = ()
+        self, client: Redis, scripts: Mapping[str, str], *, timeout_seconds: float, secrets: tuple[Secret, ...] = ()
     ) -> None:
         self._client = client
         self._scripts = {name: cast("_Script", client.register_script(text)) for name, text in scripts.items()}

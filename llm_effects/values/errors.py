@@ -33,7 +33,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, Usage, total_cost
-from llm_effects.values.secrets import scrub
+from llm_effects.values.secrets import Secret, scrub
 from llm_effects.values.validation import InvalidValue, printable
 
 UnavailableReason: TypeAlias = Literal[
@@ -409,7 +409,7 @@ def _message(error: LLMError) -> str:
 # Exceptions to values.
 
 
-def cause_of(exception: BaseException, *secrets: str) -> Cause:
+def cause_of(exception: BaseException, *secrets: str | Secret) -> Cause:
     """Return the class and message of an exception without secrets; its attributes, which may hold keys, are lost."""
     return Cause(type(exception).__name__, scrub(printable(str(exception)), *secrets)[:500])
 

@@ -5,14 +5,14 @@ import html
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, NoReturn, TypeAlias, final
 from urllib.parse import quote, quote_plus
 
 import attrs
 
-from llm_effects.values.validation import invalid
+from llm_effects.values.validation import invalid, is_a
 
 MASK: Final = "***"
 
@@ -72,13 +72,13 @@ def _bytes(text: str) -> bytes:
 _KEYS: Final = re.compile(r"\b(?:sk|rk|pk|gsk|xai)[-_][\w*-]{6,}|\bAIza[\w-]{6,}|(?<=Bearer )\S+", re.IGNORECASE)
 
 
-def scrub(text: str, *secrets: str) -> str:
+def scrub(text: str, *secrets: str | Secret) -> str:
     """Mask the given secrets, and anything that looks like a key, in a text from outside.
 
     >>> scrub("Incorrect API key provided: sk-abc123456789")
     'Incorrect API key provided: ***'
     """
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+    for secret in sorted(filter(None, map(reveal, secrets)), key=len, reverse=True):
         text = text.replace(secret, MASK)
     return _KEYS.sub(MASK, text)
 
@@ -87,6 +87,21 @@ _KEY_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "x-api-
 _KEY_NAME: Final = re.compile(r"key|token|secret|auth|cookie|passw|session|signature|credential", re.IGNORECASE)
 _MIN_LENGTH: Final = 8  # characters: masking a header value such as 1 would garble every text
 _MIN_WORDS: Final = 12  # characters of a key without digits: servers that need none get keys such as not-needed
+
+
+def secrets_of_environment(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the values of the variables whose names say that they are secrets, and their encodings.
+
+    >>> secrets_of_environment({"MY_API_KEY": "k-12345678", "LANG": "C.UTF-8"})  # doctest: +ELLIPSIS
+    ('k-12345678', '6b2d3132333435363738', ...
+    """
+    return tuple(
+        form
+        for name, text in environ.items()
+        if _KEY_NAME.search(name) and len(text) >= _MIN_LENGTH
+        for form in (text, *_encodings(text))
+    )
+
 
 _Headers: TypeAlias = Iterable[tuple[str, str | Secret]]
 
@@ -98,8 +113,8 @@ def secret_values(headers: _Headers) -> tuple[str, ...]:
 
     >>> secret_values([("authorization", Secret("Bearer k1")), ("accept", "*/*"), ("x-version", Secret("2"))])
     ('Bearer k1', 'k1')
-    >>> secret_values([("cookie", Secret("sid=a/b c"))])[:3]
-    ('sid=a/b c', 'c', 'a/b c')
+    >>> {"theme", "a/b", "12%2F3"} & set(secret_values([("cookie", Secret("theme=a/b; sid=12/3"))]))
+    {'a/b'}
     """
     secrets = ((name.lower(), value.reveal()) for name, value in headers if isinstance(value, Secret))
     return tuple(
@@ -148,8 +163,13 @@ def _login(encoded: str) -> Iterator[str]:
         yield from filter(None, (login.partition(":")[2],))
 
 
+_SCHEMES: Final = ("bearer ", "basic ")
+
+
 def _encodings(text: str) -> Iterator[str]:
     """Yield the usual encodings of a text, as servers and proxies repeat it: long enough not to match by accident."""
+    if text.lower().startswith(_SCHEMES):
+        return  # only what follows is secret
     data = _bytes(text)
     encoded = (
         quote(data, safe=""),
@@ -217,6 +237,31 @@ def _header_remedy(name: str, value: object) -> str | None:
 _PASSWORD: Final = re.compile(r"(?<=://).*@|(?<=password=)[^&]*", re.IGNORECASE)
 
 
-def hide_password(url: str | None) -> str:
+def hide_password(url: str | Secret | None) -> str:
     """Return the ``repr`` of a URL without its password."""
-    return repr(url and _PASSWORD.sub(lambda match: MASK + "@" * match[0].endswith("@"), url))
+    text = url and reveal(url)
+    return repr(text and _PASSWORD.sub(lambda match: MASK + "@" * match[0].endswith("@"), text))
+
+
+def to_url(url: str | Secret) -> str | Secret:
+    """Return a URL as a ``Secret`` if it holds a password, else as a text.
+
+    >>> to_url("redis://:hunter2@host"), to_url("memory://")
+    (Secret('***'), 'memory://')
+    """
+    text = url.reveal() if isinstance(url, Secret) else url
+    return Secret(text) if is_a(text, str) and _PASSWORD.search(text) else text
+
+
+def reveal(value: str | Secret) -> str:
+    """Return the text of a value that may be secret."""
+    return value.reveal() if isinstance(value, Secret) else value
+
+
+def valid_url(_: object, attribute: "attrs.Attribute[Any]", url: object) -> None:
+    """Reject a URL that is no text or is blank, without showing it."""
+    text = url.reveal() if isinstance(url, Secret) else url
+    if not isinstance(text, str):
+        invalid(attribute.name, f"must be a text, not {type(url).__name__}")
+    if not text.strip():
+        invalid(attribute.name, "must not be blank: give some text, or leave it out")

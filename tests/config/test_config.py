@@ -42,7 +42,8 @@ def test_a_url_is_shown_without_its_password() -> None:
     assert "'postgresql://***@db/llm'" in repr(CONFIG.storage)
     assert "'postgresql://db/llm?user=me&password=***&sslmode=require'" in repr(CONFIG.cache)
     assert "'sqlite:///data/llm.db'" in repr(StorageConfig(url="sqlite:///data/llm.db"))
-    assert CONFIG.storage.url.endswith(f"{CANARY}@db/llm")
+    assert isinstance(CONFIG.storage.url, Secret)
+    assert CONFIG.storage.url.reveal().endswith(f"{CANARY}@db/llm")
 
 
 def test_keys_and_headers_are_secrets_with_the_original_text() -> None:

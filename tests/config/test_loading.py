@@ -498,7 +498,7 @@ def test_the_default_environment_is_that_of_the_process() -> None:
         ),
         ("OPENAI_MAX_TOKENS", "-1", "must be at least 1, not -1"),
         ("OPENAI_MAX_TOKENS", "0", "must be at least 1, not 0"),
-        ("OPENAI_MAX_TOKENS", "9" * 5000, f"must be a whole number, not '{'9' * 12}...{'9' * 13}'"),
+        ("OPENAI_MAX_TOKENS", "9" * 5000, "must be a whole number"),
         ("OPENAI_TEMPERATURE", "hot", "must be a number, not 'hot'"),
         ("OPENAI_TEMPERATURE", "nan", "must be a finite number, not nan"),
         ("OPENAI_TEMPERATURE", "3", "must be at most 2, not 3.0"),

@@ -1,4 +1,4 @@
-"""Faults 131 to 134: keys and prompts never show where they do not belong.
+"""Faults 131 to 134 and 171: keys and prompts never show where they do not belong.
 
 Every other case of this folder looks for the key as well: in results, events and logs (tests/fixtures/faults.py).
 """
@@ -8,14 +8,17 @@ import json
 import logging
 import pickle
 import traceback
+from collections.abc import Iterator
 from typing import Any, Final
 
 import attrs
 import pytest
 from returns.pipeline import is_successful
 
-from llm_effects import LLMRequest, generate, open_env, run, stream
+from llm_effects import ConfigurationError, LLMConfig, LLMRequest, generate, load_config, open_env, run, stream
+from llm_effects.config import CacheConfig, LimitsConfig, StorageConfig
 from llm_effects.manager import make_llm_manager
+from llm_effects.values import Secret
 from tests.fixtures.chaos import CANARY, Chaos, closes, good, problem, says
 from tests.fixtures.faults import ASK, RecordingSink, config_of, model, run_case
 
@@ -80,3 +83,74 @@ async def test_134_a_repr_of_the_environment_shows_no_prompt(chaos: Chaos) -> No
         assert is_successful(await run(generate(LLMRequest(prompt=PROMPT)), env))
         await run(stream(LLMRequest(prompt=PROMPT), RecordingSink()), env)
         assert PROMPT not in repr(env)
+
+
+# Passwords of stores, and keys in the wrong place.
+
+
+def parts_of(value: object, depth: int = 3) -> Iterator[object]:
+    """Yield a value of ours and all that it holds."""
+    yield value
+    names = [*getattr(value, "__slots__", ()), *getattr(value, "__dict__", {})]
+    if depth and type(value).__module__.startswith("llm_effects"):
+        for name in names:
+            yield from parts_of(getattr(value, name, None), depth - 1)
+
+
+PASSWORD_URLS: Final = {
+    "cache": CacheConfig(url=f"redis://app:{CANARY}@localhost:6379/0"),
+    "storage": StorageConfig(url=f"postgresql://app:{CANARY}@localhost/talks?sslpassword={CANARY}"),
+    "limits": LimitsConfig(url=f"rediss://:{CANARY}@localhost"),
+}
+
+
+async def test_fault_171_a_store_s_password_is_a_secret_in_every_conversion() -> None:
+    config = attrs.evolve(LLMConfig(models={}), **PASSWORD_URLS)
+    for value in (config, *PASSWORD_URLS.values()):
+        shows = shown(value) + json.dumps(attrs.asdict(value), default=str) + repr(attrs.astuple(value))
+        assert CANARY not in shows
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            pickle.dumps(value)
+    assert pickle.loads(pickle.dumps(StorageConfig())) == StorageConfig()
+    assert attrs.asdict(StorageConfig(url="sqlite:///talks.db"))["url"] == "sqlite:///talks.db"
+
+
+async def test_fault_171_an_open_store_holds_its_password_as_a_secret() -> None:
+    config = attrs.evolve(LLMConfig(models={}), **PASSWORD_URLS)
+    async with open_env(config) as env:
+        for service in (env.cache, env.conversations, env.ledger, env.limits):
+            assert CANARY not in "".join(map(repr, parts_of(service)))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+async def test_fault_171_a_secret_has_no_state(protocol: int) -> None:
+    secret = Secret(CANARY)
+    for state in (secret.__getstate__, secret.__reduce__, lambda: secret.__reduce_ex__(protocol)):
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            state()
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["OPENAI_MAX_TOKENS", "OPENAI_TEMPERATURE", "LLM_ROUTING_STRATEGY", "LLM_CACHE_ENABLED", "LLM_CACHE_MAX_SIZE"],
+)
+async def test_fault_171_a_key_in_the_wrong_variable_is_not_repeated(variable: str) -> None:
+    for key in (CANARY, "0123456789abcdefghij"):
+        problem = load_config(environ={variable: key}).failure()
+        assert isinstance(problem, ConfigurationError)
+        assert variable in problem.message
+        assert key not in repr(problem)
+        assert key[:8] not in repr(problem)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"routing": {"strategy": CANARY}},
+        {"models": {"gpt": {"provider": "openai", "wire_version": CANARY}}},
+        {"models": {"gpt": {"provider": "openai", "api_key": f"env:{CANARY}"}}},
+    ],
+)
+async def test_fault_171_a_key_of_the_environment_is_repeated_in_no_problem(source: dict[str, object]) -> None:
+    problem = load_config(source, environ={"MY_KEY": CANARY}).failure()
+    assert CANARY not in repr(problem)

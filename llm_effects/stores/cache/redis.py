@@ -18,6 +18,7 @@ from llm_effects.stores.redis import as_result, passwords_of, redis_client
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import ConfigurationError, LLMError
 from llm_effects.values.records import CacheStats
+from llm_effects.values.secrets import Secret
 
 PREFIX: Final = "llm_effects:cache:"
 """The prefix of all our keys."""
@@ -90,7 +91,7 @@ class RedisCache:
         *,
         prefix: str = PREFIX,
         timeout_seconds: float = TIMEOUT_S,
-        secrets: tuple[str, ...] = (),
+        secrets: tuple[Secret, ...] = (),
     ) -> None:
         self._client = client
         self._prefix = prefix

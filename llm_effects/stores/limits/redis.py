@@ -33,6 +33,7 @@ from llm_effects.stores.limits.memory import (
 )
 from llm_effects.stores.redis import Argument, RedisScripts, passwords_of, redis_client
 from llm_effects.values.errors import ConfigurationError, LLMError
+from llm_effects.values.secrets import reveal
 
 PREFIX: Final = "llm_effects:limits:"
 """The prefix of all our keys."""
@@ -61,7 +62,7 @@ def open_redis_limits(
     >>> type(open_redis_limits(config, MemoryLimits()).unwrap()).__name__
     'RedisLimits'
     """
-    url = config.limits.url
+    url = reveal(config.limits.url)
     identities = {name: identity(name, model) for name, model in config.models.items()}
 
     def build(client: Redis) -> RedisLimits:

@@ -29,6 +29,7 @@ from llm_effects.stores.sql.tables import MIGRATIONS, migrate
 from llm_effects.stores.sqlite_files import enable_wal, sqlite_file
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import ConfigurationError, LLMError
+from llm_effects.values.secrets import Secret
 
 _Value = TypeVar("_Value")
 
@@ -93,7 +94,7 @@ class Database:
         where: str,
         *,
         writers: int = 1,
-        secrets: tuple[str, ...] = (),
+        secrets: tuple[Secret, ...] = (),
         timeout_seconds: float = TIMEOUT_S,
     ) -> None:
         self._connect = connect
@@ -246,10 +247,11 @@ _TIMEOUTS: Final[Mapping[str, str]] = {
 
 
 def postgres_engines(url: URL) -> Engines:
-    """Create the engines of a server, without connecting."""
+    """Create the engines of a server, without connecting; their ``repr`` hides every password of the URL."""
+    hidden = _passwords(url)
     engine = create_engine(
-        url,
-        connect_args={name: each for name, each in _TIMEOUTS.items() if name not in url.query},
+        url.difference_update_query(hidden),
+        connect_args={**{name: each for name, each in _TIMEOUTS.items() if name not in url.query}, **hidden},
         pool_size=READERS + WRITERS,
         max_overflow=0,
         hide_parameters=True,
@@ -257,6 +259,11 @@ def postgres_engines(url: URL) -> Engines:
     event.listen(engine, "connect", _set_up)
     reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     return Engines(reading, engine.execution_options(isolation_level="READ COMMITTED"), _no_check)
+
+
+def _passwords(url: URL) -> dict[str, str]:
+    """Return the options of a URL that are passwords, such as ``sslpassword``."""
+    return {name: str(each) for name, each in url.query.items() if "password" in name.lower()}
 
 
 def _set_up(connection: DBAPIConnection, _: object) -> None:
@@ -368,7 +375,11 @@ def _server_database(url: str) -> Result[Database, str]:
         make_conninfo(**{name: str(each) for name, each in parts.query.items()})
     except (ArgumentError, ValueError, Error):  # their messages may show a part of a password
         return Failure(_NO_SERVER)
-    password = str(parts.password or "")
-    secrets = (password, quote(password, safe=""))
+    passwords = (str(parts.password or ""), *_passwords(parts).values())
+    secrets = tuple(Secret(form) for each in passwords for form in (each, quote(each, safe="")))
     where = parts.set(password=None, query={}).render_as_string().partition("://")[2]
-    return Success(Database(partial(postgres_engines, parts), where, writers=WRITERS, secrets=secrets))
+
+    def connect() -> Engines:  # a partial shows its arguments
+        return postgres_engines(parts)
+
+    return Success(Database(connect, where, writers=WRITERS, secrets=secrets))

@@ -10,7 +10,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from llm_effects.stores.sqlite_files import sqlite_code
 from llm_effects.values.errors import Cause, ConfigurationError, LLMError, StorageFailed
-from llm_effects.values.secrets import scrub
+from llm_effects.values.secrets import Secret, scrub
 from llm_effects.values.validation import printable
 
 ROLLED_BACK: Final = frozenset({"40001", "40P01", "55P03"})
@@ -82,7 +82,9 @@ class Problem:
         return self.sqlite_code in _SQLITE_MISCONFIGURED or self.sqlstate[:2] in _MISCONFIGURED
 
 
-def problem_of(exception: DBAPIError | NoConnectionFree | OSError | sqlite3.DatabaseError, *secrets: str) -> Problem:
+def problem_of(
+    exception: DBAPIError | NoConnectionFree | OSError | sqlite3.DatabaseError, *secrets: str | Secret
+) -> Problem:
     """Describe an exception, without its statement and parameters."""
     origin = exception.orig if isinstance(exception, DBAPIError) else exception
     code = sqlite_code(origin)
