@@ -22,6 +22,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Conversations, LLMEnv
 from llm_effects.policies.cache import request_key
+from llm_effects.stores.sqlite_files import owner_problem
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.conversations import JournalEntry
 from llm_effects.values.errors import LLMError, StorageFailed, cause_of
@@ -191,6 +192,7 @@ class JournalFile:
         """Open or create a journal file; raise ``OSError`` with the reason if that fails."""
         file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600), "r+b")
         try:
+            _check_owner(file)
             _lock(file)
             journal = cls(file)
             journal._read(path)
@@ -201,9 +203,10 @@ class JournalFile:
 
     def _read(self, path: Path) -> None:
         head = self._file.read(len(HEADER))
+        if not HEADER.startswith(head):
+            raise OSError(_NOT_A_JOURNAL)
+        _restrict(self._file)
         if head != HEADER:
-            if not HEADER.startswith(head):
-                raise OSError(_NOT_A_JOURNAL)
             self._append(HEADER)  # the file is new, or its header was torn
             _sync_folder(path)
             return
@@ -257,6 +260,19 @@ def _decoded(data: bytes) -> Line | None:
         return msgspec.json.decode(data, type=Line)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
+
+
+def _check_owner(file: FileIO) -> None:
+    """Refuse another user's file."""
+    if problem := owner_problem(os.fstat(file.fileno())):
+        raise OSError(problem)
+
+
+def _restrict(file: FileIO) -> None:
+    """Let only the owner read the file, before anything is written to it."""
+    status = os.fstat(file.fileno())
+    if status.st_mode & 0o077 and hasattr(os, "fchmod"):
+        os.fchmod(file.fileno(), status.st_mode & 0o700)
 
 
 def _lock(file: FileIO) -> None:

@@ -1,7 +1,11 @@
-"""Helpers for SQLite files: the path in a URL, write-ahead logging and error codes."""
+"""Helpers for files of ours: the path in a URL, access for their owner only, and SQLite's logging and error codes."""
 
+import errno
+import os
 import sqlite3
+import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +31,67 @@ def sqlite_file(url: str) -> Result[Path, str]:
         return Success(Path(path).expanduser())
     except RuntimeError:
         return Failure(f"there is no such user: {path}")
+
+
+FOREIGN_OWNER: Final = "belongs to another user: change its owner (chown), or use another file"
+
+_OTHERS: Final = 0o077
+_WRITABLE: Final = 0o022
+
+
+def owner_problem(status: os.stat_result) -> str | None:
+    """Return why a file cannot be trusted: its owner, if not root, can change what is read and read what is written.
+
+    A file of root that others can write is refused too, because its permissions cannot be restricted.
+    """
+    if not hasattr(os, "geteuid") or status.st_uid == os.geteuid():
+        return None
+    return None if status.st_uid == 0 and not status.st_mode & _WRITABLE else FOREIGN_OWNER
+
+
+def create(path: Path, mark: int) -> None:
+    """Create a file for its owner only, or restrict it to its owner if it has our ``mark``.
+
+    This comes before the first byte is written: SQLite gives its logs the permissions of the file. The file of another
+    user is a ``PermissionError``; that of another program stays as it is.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    status = _status_of(path)
+    if not status.st_size or _mark_of(path, status) == mark:
+        protect(path)
+
+
+def protect(path: Path) -> os.stat_result:
+    """Restrict a file of ours and its logs to their owner, and return its status."""
+    for log in (path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+        with suppress(FileNotFoundError):
+            _restrict(log)
+    return _restrict(path)
+
+
+def _status_of(path: Path) -> os.stat_result:
+    status = path.stat()
+    if problem := owner_problem(status):
+        raise PermissionError(errno.EPERM, problem)
+    return status
+
+
+def _restrict(path: Path) -> os.stat_result:
+    status = _status_of(path)
+    if status.st_mode & _OTHERS:
+        with suppress(OSError):  # a read-only disk, or a file of root
+            path.chmod(status.st_mode & 0o700)
+    return status
+
+
+def _mark_of(path: Path, status: os.stat_result) -> int | None:
+    """Return the ``application_id`` in the header of a file (https://sqlite.org/fileformat2.html, 1.3)."""
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    with suppress(OSError), path.open("rb") as file:
+        return int.from_bytes(file.read(72)[68:], "big")
+    return None
 
 
 def enable_wal(connection: sqlite3.Connection, until: float) -> None:

@@ -4,7 +4,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar, final
@@ -15,7 +15,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.effects.env import Now
 from llm_effects.stores.cache.memory import CacheCounters
-from llm_effects.stores.sqlite_files import enable_wal, sqlite_code
+from llm_effects.stores.sqlite_files import create, enable_wal, protect, sqlite_code
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import LLMError, StorageFailed, cause_of
 from llm_effects.values.records import CacheStats
@@ -325,8 +325,7 @@ def open_file(path: Path, wait_seconds: float) -> OpenFile:
 
     A file that cannot be written, nor its folder, is opened for reading, until another process writes a log for it.
     """
-    if not path.exists():
-        path.touch(mode=0o600)
+    create(path, MARK)
     log = path.with_name(f"{path.name}-wal")
     try:
         return _protected(_connect(path, wait_seconds, "mode=rw"), path)
@@ -337,10 +336,8 @@ def open_file(path: Path, wait_seconds: float) -> OpenFile:
 
 
 def _protected(connection: sqlite3.Connection, path: Path, log: Path | None = None) -> OpenFile:
-    """Make the file unreadable for other users."""
-    status = path.stat()
-    with suppress(OSError):  # another user's file, or a read-only disk
-        path.chmod(status.st_mode & 0o700)
+    """Restrict the file and its logs to their owner, also if it was replaced meanwhile."""
+    status = protect(path)
     return OpenFile(connection, (status.st_dev, status.st_ino), log)
 
 

@@ -7,7 +7,7 @@ import errno
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -26,7 +26,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from llm_effects.stores.sql.driver_errors import CommitLost, Refused, error_of, problem_of, uncertain_commit
 from llm_effects.stores.sql.tables import MIGRATIONS, migrate
-from llm_effects.stores.sqlite_files import enable_wal, sqlite_file
+from llm_effects.stores.sqlite_files import create, enable_wal, protect, sqlite_file
 from llm_effects.stores.worker_threads import Worker
 from llm_effects.values.errors import ConfigurationError, LLMError
 from llm_effects.values.secrets import Secret
@@ -291,16 +291,12 @@ def prepare(path: Path, wait_seconds: float) -> Callable[[], None]:
 
     Other processes never see what is written to a file that was moved away.
     """
-    if not path.exists():
-        path.touch(mode=0o600)
-    status = path.stat()
-    if status.st_mode & 0o077:
-        with suppress(PermissionError):  # another user's file
-            path.chmod(status.st_mode & 0o700)
+    create(path, STORAGE_MARK)
     with closing(connect(path, wait_seconds)) as file:
         if not _is_ours(file):
             enable_wal(file, time.monotonic() + wait_seconds)
             _mark(file)
+        status = protect(path)
 
     def check() -> None:
         now = path.stat()
