@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache, wraps
-from ipaddress import ip_address
 from typing import Final, TypeVar, assert_never
 from urllib.parse import SplitResult, urlsplit
 
@@ -20,6 +19,7 @@ from llm_effects.providers.target import Preset, Target, Wire, hide_keys, is_loo
 from llm_effects.values.errors import ConfigurationError, LLMError
 from llm_effects.values.messages import Document
 from llm_effects.values.requests import LLMRequest
+from llm_effects.values.validation import METADATA_HOST, is_metadata_host
 
 
 @lru_cache(maxsize=1024)
@@ -111,16 +111,7 @@ def _url_problem(text: str, url: SplitResult) -> str | None:
         return "has no host: write it as https://host/v1"
     if "?" in text or "#" in text:
         return "must not hold a query or a fragment: use only scheme, host and path"
-    return _link_local(url.hostname)
-
-
-def _link_local(host: str) -> str | None:
-    try:
-        if ip_address(host).is_link_local:
-            return "is a link-local address, where clouds serve the credentials of machines: use another"
-    except ValueError:
-        return None
-    return None
+    return f"{METADATA_HOST}: use another" if is_metadata_host(url.hostname) else None
 
 
 def _exposed_key(model: ModelConfig, url: SplitResult) -> str | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Address, ip_address
 from typing import Final, Literal, TypeAlias, final
 
 from attrs import frozen
@@ -79,21 +79,25 @@ class Target:
 
 
 _LOCALHOST: Final = "localhost"
+_LOOPBACK_V4: Final = IPv4Network("127.0.0.0/8")
+_LOOPBACK_V6: Final = IPv6Address("::1")
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine: ``localhost``, ``*.localhost``, ``127.0.0.0/8`` or ``::1``.
+    """Return whether a host is this machine: literally ``localhost``, an address in ``127.0.0.0/8``, or ``::1``.
 
-    >>> is_loopback("127.0.0.1"), is_loopback("localhost.example.com")
-    (True, False)
+    Other names and spellings, such as ``a.localhost`` or ``127.1``, may be resolved to another machine.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost."), is_loopback("a.localhost")
+    (True, False, False)
     """
-    name = host.lower().removesuffix(".")
-    if name == _LOCALHOST or name.endswith("." + _LOCALHOST):
+    if host.lower() == _LOCALHOST:
         return True
     try:
-        return ip_address(name).is_loopback
+        address = ip_address(host)
     except ValueError:
         return False
+    return address in _LOOPBACK_V4 if address.version == 4 else address == _LOOPBACK_V6
 
 
 # --- Headers and requests

@@ -5,11 +5,22 @@ import struct
 from base64 import b64decode
 from collections.abc import Iterable
 from typing import Final, Literal, TypeAlias, final, get_args
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from attrs import field, frozen
 
-from llm_effects.values.validation import instance, instances, invalid, number, one_of, short_repr, text, to_tuple
+from llm_effects.values.validation import (
+    METADATA_HOST,
+    instance,
+    instances,
+    invalid,
+    is_metadata_host,
+    number,
+    one_of,
+    short_repr,
+    text,
+    to_tuple,
+)
 
 # Media: the type of some bytes, the size of a picture, the pages of a document.
 
@@ -176,6 +187,8 @@ def _check_source(part: Image | Document) -> None:
         _decode_data_url(part, part.url)
     elif part.url is not None and not part.url.lower().startswith(_WEB_SCHEMES):
         invalid("url", f"must begin with https:// or data:, not {short_repr(part.url)}: read a file with read_image")
+    elif part.url is not None and is_metadata_host(_host_of(part.url)):
+        invalid("url", f"{METADATA_HOST}: no server is asked to fetch it")
     if part.data is None:
         return
     detected, declared = media_type_of(part.data), (part.media_type or "").lower()
@@ -185,6 +198,14 @@ def _check_source(part: Image | Document) -> None:
     if detected not in {None, media_type}:
         invalid("media_type", f"the data is {detected}, not {part.media_type}")
     object.__setattr__(part, "media_type", media_type)
+
+
+def _host_of(url: str) -> str:
+    """Return the host that a lenient reader finds in a web URL, as browsers and some servers read it."""
+    try:
+        return urlsplit(re.sub(r"(?i)^(https?:)/*", r"\1//", url.replace("\\", "/"))).hostname or ""
+    except ValueError:  # no reader finds one
+        return ""
 
 
 def _decode_data_url(part: Image | Document, url: str) -> None:

@@ -6,11 +6,15 @@ import math
 import re
 import reprlib
 import unicodedata
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from enum import Enum
 from functools import cache
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from socket import inet_aton
 from types import NoneType
 from typing import Any, Final, NewType, NoReturn, TypeAlias, TypeGuard, TypeVar, cast, get_args
+from urllib.parse import unquote
 
 import attrs
 
@@ -102,6 +106,62 @@ def printable(text: str) -> Printable:
 
 def _replacement(character: str) -> str:
     return _REPLACED.get(unicodedata.category(character), "\ufffd")
+
+
+METADATA_HOST: Final = "is a link-local address or a metadata service, where clouds serve the credentials of machines"
+
+_METADATA_NAMES: Final = frozenset(
+    {"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"}
+)
+_METADATA: Final = tuple(
+    map(
+        ip_network,
+        (
+            "169.254.0.0/16",
+            "fe80::/10",
+            "fd00:ec2::254/128",  # AWS
+            "fd20:ce::254/128",  # Google
+            "fd00:c1::a9fe:a9fe/128",  # Oracle
+            "100.100.100.200/32",  # Alibaba
+            "168.63.129.16/32",  # Azure
+        ),
+    )
+)
+_EMBEDDING: Final = tuple(
+    map(IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48"))
+)
+"""Networks of IPv6 that hold an IPv4 address in their last 32 bits: compatible, mapped, translated."""
+
+
+def is_metadata_host(host: str) -> bool:
+    """Return whether a host is a link-local address or the metadata service of a cloud, however it is spelt.
+
+    >>> [is_metadata_host(host) for host in ("169.254.169.254", "0xA9FEA9FE", "::ffff:169.254.169.254", "a.example")]
+    [True, True, True, False]
+    """
+    name = unicodedata.normalize("NFKC", unquote(host)).replace("\u3002", ".").lower()
+    name = name.strip("[]").partition("%")[0].rstrip(".")
+    return name in _METADATA_NAMES or any(address in network for address in _addresses(name) for network in _METADATA)
+
+
+def _addresses(name: str) -> Iterator[IPv4Address | IPv6Address]:
+    """Yield the address that a host is, in any spelling that resolvers accept, and the one inside it."""
+    with suppress(ValueError):
+        address = ip_address(name)
+        yield address
+        if isinstance(address, IPv6Address):
+            yield from _embedded(address)
+    with suppress(OSError, ValueError):
+        yield IPv4Address(inet_aton(name))  # 2852039166, 0xA9FEA9FE, 0251.0376.43518
+
+
+def _embedded(address: IPv6Address) -> Iterator[IPv4Address]:
+    if any(address in network for network in _EMBEDDING):
+        yield IPv4Address(int(address) & 0xFFFFFFFF)
+    if address.sixtofour is not None:
+        yield address.sixtofour
+    if address.teredo is not None:
+        yield address.teredo[1]
 
 
 def is_a(value: object, kind: type) -> bool:
