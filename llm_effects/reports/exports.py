@@ -13,18 +13,20 @@ from llm_effects.values.json import dump
 from llm_effects.values.records import LedgerRow
 from llm_effects.values.requests import TaskType
 from llm_effects.values.responses import Attempt
+from llm_effects.values.validation import printable
 
 Cell: TypeAlias = str | int | float | bool | Sequence[str] | Mapping[str, int] | None
 """A JSON value in an exported line; ``None`` is unknown."""
 
-_FORMULA_PREFIXES: Final = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_PREFIXES: Final = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r")  # noqa: RUF001 - read as ASCII by some
 
 
 def to_csv(source: UsageReport | Sequence[LedgerRow]) -> str:
     """Encode a report, or rows of the ledger, as CSV (RFC 4180), always with a header; unknown values are empty.
 
-    Lists and mappings are encoded as JSON. A text that a spreadsheet would run as a formula is prefixed with ``'``,
-    since owners and tags may be user input; JSON lines contain it unchanged.
+    Lists and mappings are encoded as JSON. Owners, tags and names of models may be written by users and servers: a text
+    that a spreadsheet would run as a formula is prefixed with ``'``, and control characters become spaces. JSON lines
+    contain such a text unchanged.
 
     >>> from llm_effects.reports.usage import UsageSums
     >>> to_csv(UsageSums(("model",)).report()).splitlines()[0][:44]
@@ -40,8 +42,10 @@ def to_csv(source: UsageReport | Sequence[LedgerRow]) -> str:
 
 def _csv_cell(cell: Cell) -> Cell:
     if isinstance(cell, str):
-        return f"'{cell}" if cell.startswith(_FORMULA_PREFIXES) else cell
-    return dump(cell).decode() if isinstance(cell, Sequence | Mapping) else cell
+        shown = printable(cell)
+        is_formula = any(text.startswith(_FORMULA_PREFIXES) for text in (cell, shown.lstrip()))
+        return f"'{shown}" if is_formula else shown
+    return printable(dump(cell).decode()) if isinstance(cell, Sequence | Mapping) else cell
 
 
 def to_json_lines(source: UsageReport | Sequence[LedgerRow]) -> str:

@@ -391,7 +391,7 @@ def _message(error: LLMError) -> str:
         case ConversationConflict():
             return f"conversation {error.conversation_id!r} was changed by another writer"
         case SchemaMismatch():
-            return "; ".join(error.problems)
+            return "; ".join(map(printable, error.problems))
         case RequestFailed():
             return "; ".join(describe(each) for each in error.errors)
         case StorageFailed():
