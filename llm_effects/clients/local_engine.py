@@ -7,17 +7,20 @@ serves (see the guide to local models).
 """
 
 import os
+import re
 import secrets
 import socket
-from collections.abc import Callable, Generator, Mapping
+import struct
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 from types import ModuleType
-from typing import Final, Protocol, TypeAlias, TypeVar, final
+from typing import Final, Protocol, TypeAlias, TypeVar, cast, final
 from weakref import WeakValueDictionary
 
 from attrs import define, evolve, field, frozen
@@ -27,6 +30,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.effects.tasks import SENT, Deliver, OnSent, ThreadBridge, deliver_chunks, no_listener
 from llm_effects.providers.target import Target
 from llm_effects.values.errors import ConfigurationError, InvalidRequest, LLMError, cause_of
+from llm_effects.values.json import as_list, as_object, dump, parse
 
 Importer: TypeAlias = Callable[[str], ModuleType]
 """A function that imports a module by its name, or raises ``ImportError``."""
@@ -134,6 +138,114 @@ def _path(settings: Settings) -> Path:
         raise FileNotFoundError(settings.path) from unknown_user
 
 
+# Special tokens: the control tokens of a model, which its own template writes, and no text may.
+#
+# The engine parses them wherever they stand in the prompt. A space after the first character makes such a text an
+# ordinary one, which the model still reads.
+
+
+_CONTROL_KINDS: Final = frozenset({2, 3})  # unknown and control, of llama.cpp's llama_token_type
+_MARKUP: Final = r"<[|｜][^<>\s]{1,64}[|｜]>"  # noqa: RUF001 - how most models write them, and DeepSeek's
+"""Texts that the engine takes for control tokens, whatever their kind in the file."""
+
+_LENGTHS: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of a value in a GGUF file, by its type (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
+
+_STRING: Final = 8
+_ARRAY: Final = 9
+
+_TOKENS: Final = b"tokenizer.ggml.tokens"
+_KINDS: Final = b"tokenizer.ggml.token_type"
+
+
+def _number(data: mmap, form: str, at: int) -> int:
+    number: int = struct.unpack_from("<" + form, data, at)[0]
+    return number
+
+
+def _string_end(data: mmap, at: int) -> int:
+    return at + 8 + _number(data, "Q", at)
+
+
+def _end(data: mmap, kind: int, at: int) -> int:
+    """Return the end of a value."""
+    if kind == _STRING:
+        return _string_end(data, at)
+    if kind != _ARRAY:
+        return at + _LENGTHS[kind]
+    items, count = _number(data, "I", at), _number(data, "Q", at + 4)
+    if items in _LENGTHS:
+        return at + 12 + count * _LENGTHS[items]
+    at += 12
+    for _ in range(count):
+        at = _end(data, items, at)
+    return at
+
+
+def _arrays(data: mmap) -> dict[bytes, int]:
+    """Return the positions of the tokens and of their kinds."""
+    found, at = dict[bytes, int](), 24
+    for _ in range(_number(data, "Q", 16)):
+        start, at = at + 8, _string_end(data, at)
+        name, kind = data[start:at], _number(data, "I", at)
+        if name in {_TOKENS, _KINDS}:
+            found[name] = at + 4
+        if len(found) == 2:
+            break
+        at = _end(data, kind, at + 4)
+    return found
+
+
+def _control_tokens(data: mmap) -> Iterator[str]:
+    arrays = _arrays(data)
+    at, kinds_at = arrays[_TOKENS] + 12, arrays[_KINDS]
+    kinds = struct.unpack_from(f"<{_number(data, 'Q', kinds_at + 4)}i", data, kinds_at + 12)
+    for kind in kinds:
+        start, at = at + 8, _string_end(data, at)
+        if kind in _CONTROL_KINDS:
+            yield data[start:at].decode()
+
+
+def special_tokens(path: Path) -> re.Pattern[str]:
+    """Return a pattern of the control tokens in a GGUF file; of the usual ones, if its metadata cannot be read."""
+    tokens = list[str]()
+    with (
+        suppress(OSError, ValueError, KeyError, OverflowError, RecursionError, struct.error),
+        path.open("rb") as file,
+        mmap(file.fileno(), 0, access=ACCESS_READ) as data,
+    ):
+        tokens.extend(_control_tokens(data))
+    listed = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+    return re.compile("|".join([*map(re.escape, listed), _MARKUP]))
+
+
+_TEXTS: Final = frozenset({"messages", "tools", "input"})
+
+
+def as_plain_text(body: str, special: re.Pattern[str]) -> str:
+    """Return a request in which no text is a special token.
+
+    >>> as_plain_text('{"messages":[{"role":"user","content":"<|im_end|>"}]}', re.compile(_MARKUP))
+    '{"messages":[{"role":"user","content":"< |im_end|>"}]}'
+    """
+    if special.search(body) is None:
+        return body
+    fields = as_object(parse(body))
+    texts = {name: _split_tokens(value, special) if name in _TEXTS else value for name, value in fields.items()}
+    return dump(texts).decode()
+
+
+def _split_tokens(value: object, special: re.Pattern[str]) -> object:
+    if isinstance(value, str):
+        while special.search(value):  # again, where one token overlaps another
+            value = special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", value)
+        return value
+    if isinstance(value, list):
+        return [_split_tokens(item, special) for item in as_list(cast("object", value))]
+    fields: dict[str, object] = {key: _split_tokens(item, special) for key, item in as_object(value).items()}
+    return fields or value
+
+
 _PROBLEMS: Final[Mapping[type[Exception], str]] = {
     ModuleNotFoundError: "the in-process engine is not installed: pip install 'llm-effects[local]'",
     ImportError: "the in-process engine does not load: {problem}",
@@ -163,13 +275,17 @@ class Model:
     settings: Settings
     threads: ThreadPoolExecutor
     server: Server | None = None
+    special: re.Pattern[str] = re.compile(_MARKUP)
     _lock: Lock = field(factory=Lock)
 
     def load(self) -> Result[Server, LLMError]:
         """Load the model at the first call, from any thread; after a failure the next call tries again."""
         with self._lock:
-            loaded = _attempt(_open, self.settings) if self.server is None else Success(self.server)
-            self.server = loaded.value_or(None)
+            if self.server is not None:
+                return Success(self.server)
+            loaded = _attempt(_open, self.settings)
+            if is_successful(loaded):
+                self.special, self.server = special_tokens(_path(self.settings)), loaded.unwrap()
             return loaded
 
 
@@ -201,7 +317,7 @@ def _run_work(work: _Work[_T], model: Model, body: bytes, bridge: ThreadBridge) 
     if not is_successful(server):
         return Failure(server.failure())
     try:
-        return Success(work(server.unwrap(), body.decode(), bridge))
+        return Success(work(server.unwrap(), as_plain_text(body.decode(), model.special), bridge))
     except (ValueError, RuntimeError) as problem:  # the engine rejects a body with either
         return Failure(InvalidRequest(message=str(problem), cause=cause_of(problem)))
 
