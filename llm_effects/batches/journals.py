@@ -269,7 +269,7 @@ def _check_owner(file: FileIO) -> None:
 
 
 def _restrict(file: FileIO) -> None:
-    """Let only the owner read the file, before anything is written to it."""
+    """Restrict a file to its owner, before anything is written to it."""
     status = os.fstat(file.fileno())
     if status.st_mode & 0o077 and hasattr(os, "fchmod"):
         os.fchmod(file.fileno(), status.st_mode & 0o700)

@@ -78,7 +78,8 @@ def scrub(text: str, *secrets: str | Secret) -> str:
     >>> scrub("Incorrect API key provided: sk-abc123456789")
     'Incorrect API key provided: ***'
     """
-    for secret in sorted(filter(None, map(reveal, secrets)), key=len, reverse=True):
+    texts = (reveal(secret) for secret in secrets)
+    for secret in sorted((each for each in texts if each), key=len, reverse=True):
         text = text.replace(secret, MASK)
     return _KEYS.sub(MASK, text)
 

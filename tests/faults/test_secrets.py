@@ -8,6 +8,7 @@ import json
 import logging
 import pickle
 import traceback
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -83,6 +84,16 @@ async def test_134_a_repr_of_the_environment_shows_no_prompt(chaos: Chaos) -> No
         assert is_successful(await run(generate(LLMRequest(prompt=PROMPT)), env))
         await run(stream(LLMRequest(prompt=PROMPT), RecordingSink()), env)
         assert PROMPT not in repr(env)
+
+
+async def test_fault_170_httpcore_logs_no_key_that_a_server_repeats(
+    chaos: Chaos, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = f"x-request-id: {CANARY}", f"x-seen: {b64encode(CANARY.encode()).decode()}"
+    answer = problem(400, "wrong", *names)
+    await run_case(chaos, {"first": model(chaos, says(answer))}, max_retries=0)
+    assert "x-request-id', b'***'" in caplog.text
+    assert b64encode(CANARY.encode()).decode()[:16] not in caplog.text
 
 
 # Passwords of stores, and keys in the wrong place.

@@ -5,10 +5,12 @@ for each call. It bounds no call as a whole and resends none because of its resp
 """
 
 import functools
+import logging
 import re
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Final, Literal, Protocol, TypeAlias, final
 
@@ -23,7 +25,7 @@ from llm_effects.clients.transport.pool import LoopPools, MakePool, ShardedPool,
 from llm_effects.effects.tasks import OnSent, no_listener
 from llm_effects.providers.wire import CLOSING_S, Timeouts, WireRequest, WireResponse
 from llm_effects.values.errors import ConfigurationError, LLMError, MalformedResponse, NetworkError, cause_of
-from llm_effects.values.secrets import Secret
+from llm_effects.values.secrets import Secret, scrub, secret_values
 from llm_effects.values.validation import number
 
 STEP: Final = 64 * 1024
@@ -365,7 +367,8 @@ class Transport:
         async with self._pools.hold() as pool, pool.slot() as slot:
             self._require_open()  # it may have been closed while this call was queued
             admitted()
-            response = await _send_fresh(pool, slot, request.unwrap(), to_error)
+            with _masked_logs(wire):
+                response = await _send_fresh(pool, slot, request.unwrap(), to_error)
             headers = _merged_headers(response.headers.raw)
             decoder = Decoder(headers.get("content-encoding", "").lower(), self.max_stream_bytes)
             body = Body(_stream(response), decoder, to_error)
@@ -377,6 +380,29 @@ class Transport:
     def _require_open(self) -> None:
         if self._closed:
             raise TransportFault(ConfigurationError(message="the environment is closed: open a new one for this call"))
+
+
+_sent: Final[ContextVar[WireRequest | None]] = ContextVar("llm_effects.sent", default=None)
+
+
+@contextmanager
+def _masked_logs(wire: WireRequest) -> Generator[None]:
+    """Mask the secrets of a request in what httpcore logs of it: at DEBUG, all headers of the response."""
+    token = _sent.set(wire)
+    try:
+        yield
+    finally:
+        _sent.reset(token)
+
+
+def _mask_record(record: logging.LogRecord) -> bool:
+    wire = _sent.get()
+    if wire is not None:
+        record.msg, record.args = scrub(record.getMessage(), *secret_values(wire.headers)), ()
+    return True
+
+
+logging.getLogger("httpcore.http11").addFilter(_mask_record)
 
 
 @final
