@@ -17,7 +17,7 @@ from llm_effects.config.fields import (
     valid_date,
     valid_pairs,
 )
-from llm_effects.values.secrets import Secret, hide_password, to_secret, valid_headers, valid_key
+from llm_effects.values.secrets import Secret, hide_password, to_secret, valid_headers, valid_key, without_login
 from llm_effects.values.validation import instance, instances, invalid, number, one_of, text, to_tuple
 
 # Prices: by bucket, by the length of the prompt, by date.
@@ -149,7 +149,7 @@ class ModelConfig:
 
     provider: str = field(validator=text())
     model: str | None = field(default=None, validator=text())
-    endpoint: str | None = field(default=None, validator=text(), repr=hide_password)
+    endpoint: str | None = field(default=None, converter=without_login, validator=text(), repr=hide_password)
     api_key: Secret | None = field(default=None, converter=to_secret, validator=valid_key)
     api_keys: tuple[Secret, ...] = field(default=(), converter=_keys, validator=_valid_keys)
     model_path: str | None = field(default=None, validator=text())

@@ -244,6 +244,18 @@ def hide_password(url: str | Secret | None) -> str:
     return repr(text and _PASSWORD.sub(lambda match: MASK + "@" * match[0].endswith("@"), text))
 
 
+_LOGIN: Final = re.compile(r"(?<=://)[^/?#]+@")
+
+
+def without_login(url: str | None) -> str | None:
+    """Return a URL that must not hold a user name and a password, with a mask in their place.
+
+    >>> without_login("https://me:hunter2@host/v1")
+    'https://***@host/v1'
+    """
+    return _LOGIN.sub(f"{MASK}@", url) if is_a(url, str) and url else url
+
+
 def to_url(url: str | Secret) -> str | Secret:
     """Return a URL as a ``Secret`` if it holds a password, else as a text.
 

@@ -16,9 +16,20 @@ import attrs
 import pytest
 from returns.pipeline import is_successful
 
-from llm_effects import ConfigurationError, LLMConfig, LLMRequest, generate, load_config, open_env, run, stream
+from llm_effects import (
+    ConfigurationError,
+    LLMConfig,
+    LLMRequest,
+    ModelConfig,
+    generate,
+    load_config,
+    open_env,
+    run,
+    stream,
+)
 from llm_effects.config import CacheConfig, LimitsConfig, StorageConfig
 from llm_effects.manager import make_llm_manager
+from llm_effects.providers.registry import target_of
 from llm_effects.values import Secret
 from tests.fixtures.chaos import CANARY, Chaos, closes, good, problem, says
 from tests.fixtures.faults import ASK, RecordingSink, config_of, model, run_case
@@ -124,6 +135,13 @@ async def test_fault_171_a_store_s_password_is_a_secret_in_every_conversion() ->
             pickle.dumps(value)
     assert pickle.loads(pickle.dumps(StorageConfig())) == StorageConfig()
     assert attrs.asdict(StorageConfig(url="sqlite:///talks.db"))["url"] == "sqlite:///talks.db"
+
+
+async def test_fault_171_a_password_in_an_endpoint_is_refused_and_not_kept() -> None:
+    config = ModelConfig(provider="openai-compatible", endpoint=f"https://app:{CANARY}@host/v1")
+    assert CANARY not in shown(config) + repr(pickle.dumps(config))
+    assert "must not hold a user name or password" in repr(target_of("m", config).failure())
+    assert ModelConfig(provider="openai-compatible", endpoint="https://host/v1/@app").endpoint == "https://host/v1/@app"
 
 
 async def test_fault_171_an_open_store_holds_its_password_as_a_secret() -> None:
