@@ -1,5 +1,6 @@
 """The target of a call: a configured model with the preset of its server, and what every request to it carries."""
 
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Final, Literal, TypeAlias, final
@@ -181,3 +182,19 @@ def redact(target: Target, text: str, length: int = MESSAGE_LENGTH) -> str:
 def redact_name(target: Target, name: str | None) -> str | None:
     """Mask and shorten a name or an id from a server; return ``None`` where there is none."""
     return redact(target, name, NAME_LENGTH) if name else None
+
+
+# --- Names of models: servers add dates, paths and hosts to them
+
+_DATED: Final = re.compile(r"[-@:]?(\d{4}-?\d{2}-?\d{2}|\d{4}|latest)?", re.IGNORECASE)
+
+
+def same_model(requested: str, served: str) -> bool:
+    """Return whether the names differ at most by a path, a date, the host or the word for the latest version.
+
+    >>> same_model("gpt-4.1", "gpt-4.1-2025-04-14"), same_model("gpt-4.1", "gpt-4.1-mini")
+    (True, False)
+    """
+    ours, theirs = (name.lower().rsplit("/", 1)[-1].removesuffix(".gguf") for name in (requested, served))
+    ours = (ours if ":" in theirs else ours.partition(":")[0]).removesuffix("-latest")
+    return theirs.startswith(ours) and _DATED.fullmatch(theirs[len(ours) :]) is not None
