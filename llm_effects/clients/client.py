@@ -22,7 +22,7 @@ from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import AttemptRecord, Call, Sink
 from llm_effects.effects.effect import Answer
 from llm_effects.providers.base import Provider
-from llm_effects.providers.draft import Draft, events_of, flush_held, interrupted
+from llm_effects.providers.draft import Draft, events_of, flush_held, has_substance, interrupted
 from llm_effects.providers.error_mapping import classify_error_object
 from llm_effects.providers.openai_embeddings import decode, encode, read
 from llm_effects.providers.registry import provider_of, target_of
@@ -30,7 +30,14 @@ from llm_effects.providers.response_headers import rate_limits, request_id
 from llm_effects.providers.sse import EventParser, ServerEvent
 from llm_effects.providers.target import Target
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
-from llm_effects.values.errors import ConfigurationError, ContentRefused, LLMError, RequestTimeout, TimeoutPhase
+from llm_effects.values.errors import (
+    ConfigurationError,
+    ContentRefused,
+    LLMError,
+    RequestTimeout,
+    TimeoutPhase,
+    describe,
+)
 from llm_effects.values.events import Restarted, Started, StreamEvent
 from llm_effects.values.json import as_object, dump, parse
 from llm_effects.values.records import ModelHealth
@@ -159,7 +166,10 @@ def _record_limits(attempt: AttemptRecord, headers: Mapping[str, str], received:
 @final
 @define
 class ResponseReader:
-    """A reader of one response: it decodes events into ``draft`` and delivers their content to the sink."""
+    """A reader of one response: it decodes events into ``draft`` and delivers their content to the sink.
+
+    ``late`` is an error that the server reported after the reason to stop: token counts may still follow it.
+    """
 
     call: Call
     target: Target
@@ -167,6 +177,7 @@ class ResponseReader:
     wire: WireRequest
     timers: Timers
     draft: Draft
+    late: LLMError | None = None
     _opened: bool = False
 
     @classmethod
@@ -185,15 +196,18 @@ class ResponseReader:
         return Failure(self.with_partial(answer)) if answer.phase == "sink" else await self.end(answer)
 
     async def feed(self, events: Iterable[ServerEvent]) -> LLMError | None:
-        """Decode events and deliver their content; return the error that ends the response, if any."""
+        """Decode events and deliver their content; return the error that ends the response, unless it is ``late``."""
         content: list[StreamEvent] = []
         error: LLMError | None = None
         for event in events:
             decoded = self.provider.decode_event(self.draft, event)
-            if not is_successful(decoded):
+            if is_successful(decoded):
+                content.extend(decoded.unwrap())
+                continue
+            if self.draft.finish_reason is None or isinstance(decoded.failure(), ContentRefused):
                 error = decoded.failure()
                 break
-            content.extend(decoded.unwrap())
+            self.late = self.late or decoded.failure()
         if content:
             await self.deliver(content)
         return error
@@ -221,7 +235,12 @@ class ResponseReader:
         return Failure(self.provider.classify(self.target, response))
 
     async def end(self, error: LLMError | None = None) -> Answer:
-        """End a stream that broke off with ``error``, if any; an error after the protocol's own end is ignored."""
+        """End a stream that broke off with ``error``, if any; an error after the protocol's own end is ignored.
+
+        One that the server reported then becomes a warning, unless content is missing.
+        """
+        if self.late is not None and not isinstance(error, ContentRefused):
+            return await self._finish_late(self.late)
         if error is None:
             return await self._finish()
         if self.draft.finish_reason is not None and not isinstance(error, ContentRefused):
@@ -229,6 +248,12 @@ class ResponseReader:
             if is_successful(answer) or isinstance(answer.failure(), ContentRefused):
                 return answer
         return Failure(self.with_partial(error))
+
+    async def _finish_late(self, late: LLMError) -> Answer:
+        self.draft.warnings.append(f"after its end the server reported an error: {describe(late)}")
+        answer = await self._finish()
+        whole = is_successful(answer) and has_substance(self.draft)
+        return answer if whole else Failure(self.with_partial(late))
 
     async def _finish(self) -> Answer:
         """Deliver the content that was held back and return the whole response."""
@@ -258,6 +283,9 @@ def opening_of(call: Call) -> StreamEvent | None:
 
 DRAINING_S: Final = 0.25
 """Seconds to read on after the end of a stream, so that its connection can be reused."""
+
+LATE_S: Final = 1.0
+"""Seconds to wait for each further piece of a stream after an error that followed the reason to stop."""
 
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 
@@ -338,7 +366,8 @@ async def _read_events(reader: ResponseReader, response: StreamedResponse, start
 async def _next_chunk(reader: ResponseReader, response: StreamedResponse) -> bytes | None:
     if reader.draft.finish_reason is None:
         return await anext(response.chunks(), None)
-    with anyio.move_on_after(_grace_s(reader.call.deadline)):
+    grace = _grace_s(reader.call.deadline)
+    with anyio.move_on_after(grace if reader.late is None else min(LATE_S, grace)):
         return await anext(response.chunks(), None)
     return None
 

@@ -181,9 +181,20 @@ def without_stale_thinking(stored: Sequence[StoredMessage], opening: bytes, *, w
 
 
 def _with_thinking(message: Message, *, keep: bool) -> Message | None:
-    """Return a message with the thinking that its provider sealed, or with none; no provider accepts any other."""
-    parts = tuple(each for each in message.parts if not isinstance(each, Reasoning) or (keep and each.opaque))
+    """Return a message with the thinking that its provider sealed, or with none; no provider accepts any other.
+
+    Thinking that depends on everything before it is left out unless ``keep``.
+    """
+    parts = tuple(
+        each
+        for each in message.parts
+        if not isinstance(each, Reasoning) or (each.opaque and (keep or each.opaque.startswith(_INDEPENDENT)))
+    )
     return evolve(message, parts=parts) if parts else None
+
+
+# What DeepSeek, GLM, Qwen and Gemini want back, whatever came before it.
+_INDEPENDENT: Final = ('{"reasoning_content":', '{"extra_content":', '{"tool_call_id":')
 
 
 def opening_digest(request: LLMRequest) -> bytes:

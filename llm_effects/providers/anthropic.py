@@ -21,8 +21,11 @@ from llm_effects.providers.draft import (
     PartDraft,
     citations_of_passages,
     decode_answer,
+    flush_held,
     grow,
+    grow_text,
     malformed,
+    note_unread,
     reported_error,
     response_of,
 )
@@ -34,6 +37,7 @@ from llm_effects.providers.message_encoding import (
     Settings,
     encode_arguments,
     invalid,
+    is_same_model,
     merge_settings,
     message_problem,
     output_limit,
@@ -46,7 +50,7 @@ from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import StreamEvent, ToolCallDelta
 from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
-from llm_effects.values.messages import Document, Image, Origin, Part, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.values.messages import Document, Image, Part, Reasoning, Text, ToolCall, ToolResult
 from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import FinishReason, LLMResponse, Usage
 
@@ -168,22 +172,15 @@ def _document(part: Document) -> Encoded:
     return {**titled, "citations": {"enabled": True}} if part.cite else titled
 
 
-_ALIAS: Final = re.compile(r"(?:-0|-latest|-20\d{6})$")
 _THINKING: Final = {"thinking", "redacted_thinking"}
 
 
 def _replayed(target: Target, part: Reasoning) -> Encoded | None:
     """Return thinking byte for byte if it comes from this model, and ``None`` for any other."""
-    if part.opaque is None or part.origin is None or not _is_same_model(part.origin, target):
+    if part.opaque is None or part.origin is None or not is_same_model(part.origin, target):
         return None
     valid = as_object(parse(part.opaque)).get("type") in _THINKING
     return msgspec.Raw(part.opaque.encode()) if valid else None
-
-
-def _is_same_model(origin: Origin, target: Target) -> bool:
-    """Compare without dates: the model may be configured by an alias, and answers have the dated name."""
-    model = _ALIAS.sub("", target.wire_model or target.name)
-    return origin.provider == target.preset.name and _ALIAS.sub("", origin.model) == model
 
 
 def _call_id(call_id: str) -> str:
@@ -354,6 +351,7 @@ def _read_message(draft: Draft, message: Object, response: WireResponse) -> Resu
         opened = open_block(draft, index, as_object(block))
         if not is_successful(opened):
             return Failure(opened.failure())
+        flush_held(draft)
     for part in draft.parts:
         _close(part)
     _add_end(draft, message)
@@ -407,7 +405,7 @@ def _on_block_delta(draft: Draft, event: Object) -> Events:
 
 def _on_block_stop(draft: Draft, event: Object) -> Events:
     part = draft.slots.get(_index(event))
-    return NO_EVENTS if part is None else Success(_close(part))
+    return NO_EVENTS if part is None else Success((*flush_held(draft), *_close(part)))
 
 
 def _on_message_delta(draft: Draft, event: Object) -> Events:
@@ -496,14 +494,13 @@ def open_block(draft: Draft, index: int, block: Object) -> Events:
     match block.get("type"):
         case "text":
             return Success(_open_text(draft, index, block))
-        case "thinking":
+        case "thinking" | "redacted_thinking":
             _open_part(draft, index, PartDraft(kind="reasoning", opaque=json_text(block)))
             return Success(_grow_thinking(draft, index, as_string(block.get("thinking"))))
-        case "redacted_thinking":
-            _open_part(draft, index, PartDraft(kind="reasoning", opaque=json_text(block)))
         case "tool_use":
             return _open_call(draft, index, block)
-        case _:
+        case kind:
+            note_unread(draft, kind)
             draft.slots.pop(index, None)
     return NO_EVENTS
 
@@ -511,7 +508,7 @@ def open_block(draft: Draft, index: int, block: Object) -> Events:
 def _open_text(draft: Draft, index: int, block: Object) -> tuple[StreamEvent, ...]:
     part = _text_part(draft, index)
     part.passages.append((part.length, as_list(block.get("citations"))))
-    return grow(part, as_string(block.get("text")))
+    return grow_text(draft, part, as_string(block.get("text")))
 
 
 def _open_call(draft: Draft, index: int, block: Object) -> Events:
@@ -534,7 +531,7 @@ def grow_block(draft: Draft, index: int, delta: Object) -> Events:
     """Add a delta to a block; ignore unknown kinds."""
     match delta.get("type"):
         case "text_delta":
-            return Success(grow(_text_part(draft, index), as_string(delta.get("text"))))
+            return Success(grow_text(draft, _text_part(draft, index), as_string(delta.get("text"))))
         case "thinking_delta":
             return Success(_grow_thinking(draft, index, as_string(delta.get("thinking"))))
         case "signature_delta":

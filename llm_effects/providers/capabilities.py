@@ -158,6 +158,15 @@ EFFORTS: Final[tuple[ReasoningEffort, ...]] = get_args(ReasoningEffort)
 """All efforts, in ascending order."""
 
 
+def nearest_effort(effort: ReasoningEffort, accepted: tuple[ReasoningEffort, ...]) -> ReasoningEffort:
+    """Return the next higher effort that a model accepts, or else the highest.
+
+    >>> nearest_effort("minimal", ("none", "low", "high")), nearest_effort("max", ("low", "high"))
+    ('low', 'high')
+    """
+    return next((each for each in accepted if EFFORTS.index(each) > EFFORTS.index(effort)), accepted[-1])
+
+
 @final
 @frozen(kw_only=True)
 class GptRules:

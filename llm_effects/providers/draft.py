@@ -1,6 +1,5 @@
 """Answers under construction, the same for all protocols: streams and whole answers end as one ``Draft``."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count, pairwise
@@ -12,7 +11,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.providers.error_mapping import classify_error_object
 from llm_effects.providers.response_headers import request_id
 from llm_effects.providers.sse import ServerEvent
-from llm_effects.providers.target import Target, hide_keys, redact, redact_name
+from llm_effects.providers.target import Target, hide_keys, redact, redact_name, same_model
 from llm_effects.providers.wire import WireResponse
 from llm_effects.values.errors import ContentRefused, LLMError, MalformedResponse
 from llm_effects.values.events import ContentEvent, ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
@@ -69,8 +68,11 @@ class Draft:
     ``slots`` maps the protocol's index or id to a part. ``finish_reason`` is set by the protocol's reason to stop,
     ``done`` by its last event, ``refusal`` when the model or a filter declined. ``thinking`` and ``held`` serve models
     that put their thinking in tags at the start of the text: the state of the parser, and text that may be the
-    beginning of a tag. Names and ids from the server are stored unchanged and redacted when they enter a response or
-    an error.
+    beginning of a tag. Where a part of text exists before its pieces, ``first_text`` is the one that may begin with
+    tags, and ``tagged`` the part of their thinking.
+    ``sealed`` collects the fields of a message that its server wants back, and ``annotations`` the citations before any
+    text. ``unread`` names the content that cannot be read, ``served_tools`` are the tools that the server reports.
+    Names and ids from the server are stored unchanged and redacted when they enter a response or an error.
     """
 
     target: Target
@@ -85,8 +87,14 @@ class Draft:
     request_id: str | None = None
     warnings: list[str] = field(factory=list[str])
     sources: list[object] = field(factory=list[object])
-    thinking: Literal["unknown", "inside", "after", "over"] = "unknown"
+    annotations: list[object] = field(factory=list[object])
+    sealed: dict[str, list[object]] = field(factory=dict[str, list[object]])
+    unread: list[str] = field(factory=list[str])
+    served_tools: list[object] = field(factory=list[object])
+    thinking: Literal["unknown", "opened", "inside", "after", "over"] = "unknown"
     held: str = ""
+    tagged: PartDraft | None = None
+    first_text: PartDraft | None = None
 
     @property
     def calls(self) -> list[PartDraft]:
@@ -137,6 +145,23 @@ def add_pieces(draft: Draft, pieces: Iterable[Piece]) -> tuple[ContentEvent, ...
             add_text(draft, kind, text)
             events.append(TextDelta(text) if kind == "text" else ReasoningDelta(text))
     return tuple(events)
+
+
+def note_unread(draft: Draft, kind: object) -> None:
+    """Note the kind of some content that cannot be read, once."""
+    name = as_string(kind) or "content without a type"
+    if name not in draft.unread:
+        draft.unread.append(name)
+
+
+_CLIENT_TOOLS: Final = frozenset({"function", "custom"})
+
+
+def runs_at_server(draft: Draft, name: str) -> bool:
+    """Return whether a custom call is the server's own: it reports tools of its own, and none of ours by this name."""
+    tools = tuple(map(as_object, draft.served_tools))
+    ours = {tool.get("name") for tool in tools if tool.get("type") in _CLIENT_TOOLS}
+    return name not in ours and any(tool.get("type") not in _CLIENT_TOOLS for tool in tools)
 
 
 # --- Reading bodies and events, and the errors in them
@@ -201,7 +226,7 @@ def response_of(draft: Draft) -> Result[LLMResponse, LLMError]:
     if any(part.kind == "tool" and not part.name for part in parts):
         return Failure(malformed(draft, "a tool call has no name"))
     if not parts and not draft.usage.output_tokens:
-        return Failure(malformed(draft, "the answer is empty"))
+        return Failure(malformed(draft, "; ".join(("the answer is empty", *_unread(draft)))))
     return Success(_response(draft, tuple(_part(draft, part) for part in parts), draft.finish_reason))
 
 
@@ -214,9 +239,21 @@ def _response(draft: Draft, parts: tuple[Part, ...], finish_reason: FinishReason
         provider=draft.target.preset.name,
         finish_reason=finish_reason,
         usage=draft.usage,
-        warnings=tuple(redact(draft.target, warning) for warning in draft.warnings),
+        warnings=tuple(redact(draft.target, warning) for warning in (*draft.warnings, *_unread(draft))),
         request_id=redact_name(draft.target, draft.request_id),
     )
+
+
+def has_substance(draft: Draft) -> bool:
+    """Return whether the draft has text or a tool call; thinking alone is no answer."""
+    return bool(draft.text.strip()) or any(call.name for call in draft.calls)
+
+
+def _unread(draft: Draft) -> tuple[str, ...]:
+    """Return the warning of an answer that holds nothing but what cannot be read."""
+    if not draft.unread or has_substance(draft):
+        return ()
+    return (f"the answer has no text: it holds only {', '.join(draft.unread)}, which cannot be read",)
 
 
 def _has_content(part: PartDraft) -> bool:
@@ -415,7 +452,46 @@ def split_thinking(draft: Draft, piece: str) -> tuple[Piece, ...]:
     return _STEPS[draft.thinking](draft)
 
 
-def flush_held(draft: Draft) -> tuple[ContentEvent, ...]:
+def split_whole(text: str) -> tuple[str, str]:
+    r"""Split a whole text by the same rule into its thinking and the rest.
+
+    >>> split_whole("<think>\nhm</think>\n\nYes."), split_whole(" Why <think>?")
+    (('hm', 'Yes.'), ('', ' Why <think>?'))
+    """
+    start = text.lstrip()
+    if not start.startswith(_OPEN):
+        return "", text
+    thought, _, rest = start.removeprefix(_OPEN).partition(_CLOSE)
+    return thought.lstrip(), rest.lstrip()
+
+
+def grow_text(draft: Draft, part: PartDraft, piece: str) -> tuple[StreamEvent, ...]:
+    """Append a piece to a text part; its thinking in tags grows a part before it."""
+    if draft.thinking == "over":
+        return grow(part, piece)
+    return tuple(
+        event
+        for kind, text in split_thinking(draft, piece)
+        for event in grow(part if kind == "text" else thoughts_before(draft, part), text)
+    )
+
+
+def may_think(draft: Draft, part: PartDraft, piece: str) -> bool:
+    """Return whether thinking in tags may be in a text: only the first one that is not blank may begin with it."""
+    if draft.first_text is None and piece.strip():
+        draft.first_text = part
+    return draft.first_text is None or draft.first_text is part
+
+
+def thoughts_before(draft: Draft, part: PartDraft) -> PartDraft:
+    """Return the part of the thinking in tags; open it before a text part if there is none."""
+    if draft.tagged is None:
+        draft.tagged = PartDraft(kind="reasoning")
+        draft.parts.insert(next(at for at, each in enumerate(draft.parts) if each is part), draft.tagged)
+    return draft.tagged
+
+
+def flush_held(draft: Draft) -> tuple[StreamEvent, ...]:
     """Add the text that was held back to the draft and return its events; a second call returns none.
 
     Emit them before the draft is finished: then the events hold all of its text.
@@ -426,7 +502,10 @@ def flush_held(draft: Draft) -> tuple[ContentEvent, ...]:
     >>> split_thinking(draft, "<thi"), flush_held(draft), flush_held(draft)
     ((), (TextDelta(text='<thi'),), ())
     """
-    return add_pieces(draft, _release(draft))
+    pieces = _release(draft)
+    if draft.tagged is not None and draft.thinking == "inside":
+        return tuple(event for _, text in pieces for event in grow(draft.tagged, text))
+    return add_pieces(draft, pieces)
 
 
 def _release(draft: Draft) -> tuple[Piece, ...]:
@@ -439,18 +518,24 @@ def _release(draft: Draft) -> tuple[Piece, ...]:
 def _unknown(draft: Draft) -> tuple[Piece, ...]:
     start = draft.held.lstrip()
     if start.startswith(_OPEN):
-        draft.thinking, draft.held = "inside", start[len(_OPEN) :]
-        return _inside(draft)
+        draft.thinking, draft.held = "opened", start[len(_OPEN) :]
+        return _opened(draft)
     if _OPEN.startswith(start):
         return ()
     draft.thinking = "over"
     return _release(draft)
 
 
+def _opened(draft: Draft) -> tuple[Piece, ...]:
+    draft.held = draft.held.lstrip()
+    if not draft.held:
+        return ()
+    draft.thinking = "inside"
+    return _inside(draft)
+
+
 def _inside(draft: Draft) -> tuple[Piece, ...]:
-    started = bool(draft.parts) and draft.parts[-1].kind == "reasoning"
-    held = draft.held if started else draft.held.lstrip()
-    thought, closed, rest = held.partition(_CLOSE)
+    thought, closed, rest = draft.held.partition(_CLOSE)
     if closed:
         draft.thinking, draft.held = "after", rest
         return (*_nonempty("reasoning", thought), *_after(draft))
@@ -466,7 +551,7 @@ def _after(draft: Draft) -> tuple[Piece, ...]:
     return _nonempty("text", text)
 
 
-_STEPS: Final = {"unknown": _unknown, "inside": _inside, "after": _after}
+_STEPS: Final = {"unknown": _unknown, "opened": _opened, "inside": _inside, "after": _after}
 
 
 def _nonempty(kind: Literal["text", "reasoning"], text: str) -> tuple[Piece, ...]:
@@ -481,22 +566,8 @@ def _partial_close(text: str) -> int:
 # --- The served model: some servers answer with whichever model they have
 
 
-_DATED: Final = re.compile(r"[-@:]?(\d{4}-?\d{2}-?\d{2}|\d{4}|latest)?", re.IGNORECASE)
-
-
 def compare_models(draft: Draft) -> None:
     """Add a warning to the draft where another model answered than the one requested."""
     requested, served = draft.target.wire_model, draft.served_model
     if requested and served and not same_model(requested, served):
         draft.warnings.append(f"{served!r} answered instead of {requested!r}")
-
-
-def same_model(requested: str, served: str) -> bool:
-    """Return whether the names differ at most by a path, a date, the host or the word for the latest version.
-
-    >>> same_model("gpt-4.1", "gpt-4.1-2025-04-14"), same_model("gpt-4.1", "gpt-4.1-mini")
-    (True, False)
-    """
-    ours, theirs = (name.lower().rsplit("/", 1)[-1].removesuffix(".gguf") for name in (requested, served))
-    ours = (ours if ":" in theirs else ours.partition(":")[0]).removesuffix("-latest")
-    return theirs.startswith(ours) and _DATED.fullmatch(theirs[len(ours) :]) is not None

@@ -252,6 +252,11 @@ def unknown_model(fault: Fault, _: Match = None) -> LLMError:
     return ModelUnavailable(**_common(fault), message=_text(fault), reason="unknown_model")
 
 
+def lacks_feature(fault: Fault, _: Match = None) -> LLMError:
+    """Build the error of a model that lacks a feature which this request needs; another model may have it."""
+    return ModelUnavailable(**_common(fault), message=_text(fault), reason="unsupported")
+
+
 def rate_limited(fault: Fault, _: Match = None) -> LLMError:
     """Build the error of too many requests or tokens."""
     return RateLimitExceeded(**_common(fault), message=_text(fault))
@@ -394,7 +399,7 @@ _CODES: Final = (
     ),
     _with_words(content_refused, "content_filter content_policy_violation responsibleaipolicyviolation invalid_prompt"),
     _with_words(content_refused, "bio_policy misalignment_policy_violation"),
-    _with_words(unknown_model, "model_not_found invalid_model unknown_model deploymentnotfound"),
+    _with_words(unknown_model, "model_not_found invalid_model unknown_model deploymentnotfound model_decommissioned"),
     _with_words(
         authentication_failed, "invalid_api_key api_key_invalid invalid_authentication authentication_error", _KEY
     ),
@@ -423,6 +428,7 @@ _TOO_LONG: Final = (
         r"keep the first (?P<count>\d+) tokens when (?:the )?context.{0,200}context length of only (?P<limit>\d+)",
         r"context (?:size|length|window) has been exceeded|exceeds? (?:the |this )?(?:model(?:'s)? )?context window",
         r"prompt is longer than the context length|input length exceeds the context length|prompt is too long",
+        r"prompt too long|exceed(?:s|ed) (?:the )?max(?:imum)? context length",
         r"longer than the (?:maximum )?model length|max_tokens must be at least 1, got -|input is too long for",
     ),
     _with_words(context_too_large, "context_length_exceeded exceed_context_size_error string_above_max_length"),
@@ -446,18 +452,24 @@ _WORDS: Final = (
         frozenset({400, 497}),
         r"plain http request was sent to https|http request to an https server|speaking plain http to an ssl",
     ),
+    *_with_patterns(
+        lacks_feature,
+        frozenset({404}),
+        r"no endpoints found that support|\btools? (?:is|are) not supported (?:in|by|for|with) th(?:is|e) model",
+    ),
     *_with_patterns(loading, _SERVER, r"loading model|model is (?:(?:still |currently )?loading|unloaded|not loaded)"),
     *_with_patterns(
         unknown_model,
         _ABSENT,
-        r"\bmodel\b.{0,200}(?:does not exist|not found|is not available|not have access)|no models? loaded",
+        r"\bmodel\b.{0,200}(?:(?:does )?not exist|not found|is not available|not have access)|no models? loaded",
         r"(?:unknown|invalid|no such) model\b|not a valid model|model identifier is invalid|^models?[:/]",
     ),
     _with_words(unknown_model, NAMES_MODEL, frozenset({404})),
     *_with_patterns(
         invalid_request,
         frozenset({500}),
-        r"failed to (?:parse|format)|image input is not supported|does not support (?:images?|tools?|vision)",
+        r"failed to (?:parse|format)|(?:image|audio|video) input is not supported",
+        r"does not support (?:images?|tools?|vision)|cannot use tools with stream",
         r"cannot make GET request|(?:failed|unable) to (?:load|decode|process|download) image|chat template",
     ),
 )

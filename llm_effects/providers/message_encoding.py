@@ -3,7 +3,8 @@
 import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Final, TypeAlias
 
 import msgspec
@@ -11,8 +12,19 @@ from attrs import evolve
 
 from llm_effects.providers.target import Target
 from llm_effects.values.errors import InvalidRequest
-from llm_effects.values.json import as_object, dump, parse
-from llm_effects.values.messages import Document, Image, Message, Part, Reasoning, Role, Text, ToolCall, ToolResult
+from llm_effects.values.json import as_list, as_object, as_string, dump, json_text, parse
+from llm_effects.values.messages import (
+    Document,
+    Image,
+    Message,
+    Origin,
+    Part,
+    Reasoning,
+    Role,
+    Text,
+    ToolCall,
+    ToolResult,
+)
 from llm_effects.values.requests import LLMRequest, Tool
 from llm_effects.values.validation import short_repr
 
@@ -135,6 +147,120 @@ def _short_id(call_id: str) -> str:
     if _SHORT_ID.fullmatch(call_id):
         return call_id
     return hashlib.sha256(call_id.encode(errors="replace")).hexdigest()[:9]
+
+
+# --- Thinking that goes back to its server
+#
+# In chat completions it has no form of its own: it is in fields of the message (DeepSeek, GLM and Qwen: a text;
+# OpenRouter: a list) and, at Gemini, in a field of each tool call. A part of reasoning seals the fields of a message,
+# or those of one call together with its id.
+
+
+def own_origin(target: Target) -> Origin | None:
+    """Return the only origin whose sealed thinking may be sent to the target: the same model at the same provider."""
+    return None if target.wire_model is None else Origin(target.preset.name, target.wire_model)
+
+
+_ALIAS: Final = re.compile(r"(?:-0|-latest|-20\d{6})$")
+
+
+def is_same_model(origin: Origin, target: Target) -> bool:
+    """Return whether Claude's thinking comes from the target: it may be configured by an alias, without a date.
+
+    >>> from llm_effects import ModelConfig
+    >>> from llm_effects.providers.registry import target_of
+    >>> claude = target_of("c", ModelConfig(provider="anthropic", model="claude-haiku-4-5", api_key="k")).unwrap()
+    >>> is_same_model(Origin("anthropic", "claude-haiku-4-5-20251001"), claude)
+    True
+    """
+    model = _ALIAS.sub("", target.wire_model or target.name)
+    return origin.provider == target.preset.name and _ALIAS.sub("", origin.model) == model
+
+
+def collect_sealed(sealed: dict[str, list[object]], message: Mapping[str, object], *, complete: bool) -> None:
+    """Collect the fields of a ``complete`` message, or of a piece of one, that its server wants back."""
+    thought, details, extra = (message.get(name) for name in ("reasoning_content", "reasoning_details", _EXTRA))
+    if isinstance(thought, str):
+        sealed.setdefault("reasoning_content", []).append(thought)
+    if fragments := as_list(details):
+        sealed.setdefault("reasoning_details" if complete else _FRAGMENTS, []).extend(fragments)
+    if any(as_object(each).get("thought_signature") for each in as_object(extra).values()):
+        sealed.setdefault(_EXTRA, []).append(extra)
+
+
+def seal_message(sealed: Mapping[str, list[object]], *, calls: bool) -> str | None:
+    """Return the collected fields as JSON text; an empty thought counts only with ``calls``, where servers require it.
+
+    >>> seal_message({"reasoning_content": ["h", "m"]}, calls=False)
+    '{"reasoning_content":"hm"}'
+    """
+    thought = "".join(map(as_string, sealed.get("reasoning_content", ())))
+    details = (*sealed.get("reasoning_details", ()), *_merge_fragments(sealed.get(_FRAGMENTS, ())))
+    extras = sealed.get(_EXTRA, ())
+    fields = {
+        **({"reasoning_details": details} if details else {}),
+        **({"reasoning_content": thought} if thought or (calls and "reasoning_content" in sealed) else {}),
+        **({_EXTRA: extras[-1]} if extras else {}),
+    }
+    return json_text(fields) if fields else None
+
+
+def seal_call(call_id: str, extra: str) -> str:
+    """Return the extra content of a tool call (JSON text) together with the id of the call."""
+    return json_text({_CALL: call_id, _EXTRA: msgspec.Raw(extra.encode())})
+
+
+Sealed: TypeAlias = Mapping[str, msgspec.Raw]
+"""Fields to send back byte for byte."""
+
+
+def unseal(parts: Iterable[Part], origin: Origin | None) -> tuple[Sealed, Mapping[str, Sealed]]:
+    """Return the fields of a message, and those of its calls by id, that the ``origin`` itself made."""
+    message, calls = dict[str, msgspec.Raw](), dict[str, Sealed]()
+    for part in parts:
+        if isinstance(part, Reasoning) and part.opaque and origin is not None and part.origin == origin:
+            fields = _unseal(part.opaque)
+            call_id = fields.pop(_CALL, None)
+            if call_id is None:
+                message.update(fields)
+            else:
+                calls[as_string(parse(bytes(call_id)))] = fields
+    return message, calls
+
+
+_EXTRA: Final = "extra_content"
+_CALL: Final = "tool_call_id"
+_SEALED: Final = frozenset({"reasoning_content", "reasoning_details", _EXTRA, _CALL})
+_FRAGMENTS: Final = "fragments"
+_CUT: Final = frozenset({"reasoning.text", "reasoning.summary"})
+_TEXTS: Final = frozenset({"text", "summary"})
+_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _merge_fragments(fragments: Iterable[object]) -> Iterator[Mapping[str, object]]:
+    """Join what a stream cut: neighbours of one kind and index, of which sealed ones are always whole."""
+    for _, group in groupby(map(as_object, fragments), lambda each: (each.get("type"), each.get("index"))):
+        pieces = tuple(group)
+        yield from (_join(pieces),) if as_string(pieces[0].get("type")) in _CUT else pieces
+
+
+def _join(fragments: Sequence[Mapping[str, object]]) -> Mapping[str, object]:
+    fields = dict[str, object]()
+    for fragment in fragments:
+        fields.update({name: value for name, value in fragment.items() if value or name not in fields})
+    return {
+        **fields,
+        **{key: "".join(as_string(each.get(key)) for each in fragments) for key in _TEXTS & fields.keys()},
+    }
+
+
+def _unseal(opaque: str) -> dict[str, msgspec.Raw]:
+    """Return the fields in a seal; those of other protocols have other names."""
+    try:
+        fields = _FIELDS.decode(opaque)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return {}
+    return {name: value for name, value in fields.items() if name in _SEALED}
 
 
 # --- Images and documents in OpenAI's protocols: as data URLs, or, where they are plain text, as text

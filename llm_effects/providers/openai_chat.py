@@ -1,7 +1,7 @@
 """Chat completions, the protocol of OpenAI and of every compatible server."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Final, Literal
 
@@ -25,6 +25,7 @@ from llm_effects.providers.draft import (
     flush_held,
     malformed,
     not_json,
+    note_unread,
     openai_usage,
     reported_error,
     response_of,
@@ -34,7 +35,9 @@ from llm_effects.providers.error_mapping import classify, filtered_categories
 from llm_effects.providers.json_schema import openai_format
 from llm_effects.providers.message_encoding import (
     NO_SETTINGS,
+    Sealed,
     Settings,
+    collect_sealed,
     data_url,
     encode_arguments,
     file_name,
@@ -43,9 +46,13 @@ from llm_effects.providers.message_encoding import (
     merge_settings,
     message_problem,
     output_limit,
+    own_origin,
     sampling,
+    seal_call,
+    seal_message,
     shorten_call_ids,
     tool_head,
+    unseal,
 )
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, openai_request
@@ -53,7 +60,7 @@ from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, has_error, json_text, parse
-from llm_effects.values.messages import Document, Image, Message, Part, Text, ToolCall, ToolResult, text_of
+from llm_effects.values.messages import Document, Image, Message, Origin, Part, Text, ToolCall, ToolResult, text_of
 from llm_effects.values.requests import LLMRequest, Tool, request_messages
 from llm_effects.values.responses import FinishReason, LLMResponse
 
@@ -71,7 +78,8 @@ def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequ
     >>> encode(target, LLMRequest(prompt="hi"), False).unwrap().body
     b'{"model":"qwen3","messages":[{"role":"user","content":"hi"}]}'
     """
-    turns = encode_messages(shorten_call_ids(request) if target.preset.short_call_ids else request)
+    shortened = shorten_call_ids(request) if target.preset.short_call_ids else request
+    turns = encode_messages(shortened, own_origin(target))
     problem = message_problem(request, turns)
     if problem is not None:
         return Failure(invalid(target, request, problem))
@@ -92,17 +100,17 @@ def _streaming(target: Target) -> Object:
 # --- Messages
 
 
-def encode_messages(request: LLMRequest) -> list[Object]:
-    """Encode the system text, then every message; thinking is not sent back.
+def encode_messages(request: LLMRequest, origin: Origin | None = None) -> list[Object]:
+    """Encode the system text, then every message; only the sealed thinking of the ``origin`` is sent back, to itself.
 
     >>> encode_messages(LLMRequest(prompt="hi", system="Be brief."))
     [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'hi'}]
     """
     system: list[Object] = [{"role": "system", "content": request.system}] if request.system else []
-    return [*system, *(turn for message in request_messages(request) for turn in _turns(message))]
+    return [*system, *(turn for message in request_messages(request) for turn in _turns(message, origin))]
 
 
-def _turns(message: Message) -> Iterator[Object]:
+def _turns(message: Message, origin: Origin | None) -> Iterator[Object]:
     """Yield a turn for each tool result, then one for the rest of the message."""
     for part in message.parts:
         if isinstance(part, ToolResult):
@@ -110,8 +118,10 @@ def _turns(message: Message) -> Iterator[Object]:
     rest = tuple(
         inline_document(part) for part in message.parts if isinstance(part, Text | Image | Document | ToolCall)
     )
-    if rest:
-        yield _assistant_turn(rest) if message.role == "assistant" else _user_turn(message, rest)
+    if rest and message.role == "assistant":
+        yield _assistant_turn(rest, *unseal(message.parts, origin))
+    elif rest:
+        yield _user_turn(message, rest)
 
 
 def _user_turn(message: Message, parts: tuple[Part, ...]) -> Object:
@@ -131,12 +141,12 @@ def _block(part: Text | Image | Document) -> Object:
             return {"type": "file", "file": {"filename": file_name(part), "file_data": data_url(part)}}
 
 
-def _assistant_turn(parts: tuple[Part, ...]) -> Object:
-    calls = [_call(part) for part in parts if isinstance(part, ToolCall)]
+def _assistant_turn(parts: tuple[Part, ...], sealed: Sealed, of_calls: Mapping[str, Sealed]) -> Object:
+    calls = [{**_call(part), **of_calls.get(part.id, {})} for part in parts if isinstance(part, ToolCall)]
     text = text_of(parts)
     if not calls:
-        return {"role": "assistant", "content": text}
-    return {"role": "assistant", "content": text or None, "tool_calls": calls}
+        return {"role": "assistant", "content": text, **sealed}
+    return {"role": "assistant", "content": text or None, "tool_calls": calls, **sealed}
 
 
 def _call(call: ToolCall) -> Object:
@@ -289,9 +299,8 @@ def finish(draft: Draft) -> Result[LLMResponse, LLMError]:
         _assume_end(draft)
     if draft.finish_reason is FinishReason.STOP and any(call.name for call in draft.calls):
         draft.finish_reason = FinishReason.TOOL_CALLS
-    if draft.sources:
-        for part in draft.parts:
-            part.citations = part.citations or citations_of_sources(draft.sources, part.length)
+    _seal(draft)
+    _add_citations(draft)
     compare_models(draft)
     return response_of(draft)
 
@@ -401,6 +410,7 @@ def _assume_end(draft: Draft) -> None:
 
 def _add_content(draft: Draft, delta: Object, *, complete: bool = False) -> tuple[StreamEvent, ...]:
     """Add a delta, or a ``complete`` message, to the draft and return its events."""
+    collect_sealed(draft.sealed, delta, complete=complete)
     events = add_pieces(draft, _pieces(draft, delta))
     if delta.get("annotations"):
         _cite(draft, delta["annotations"])
@@ -409,13 +419,45 @@ def _add_content(draft: Draft, delta: Object, *, complete: bool = False) -> tupl
         draft.refusal = draft.refusal or "refusal"
         draft.refusal_text.append(refusal)
     calls = _calls(delta)
-    return (*events, *_add_calls(draft, calls, complete=complete)) if calls else events
+    return (*events, *flush_held(draft), *_add_calls(draft, calls, complete=complete)) if calls else events
 
 
 def _cite(draft: Draft, annotations: object) -> None:
+    """Store annotations with the last text, or for the first one: their positions are only known when it is whole."""
     text = next((part for part in reversed(draft.parts) if part.kind == "text"), None)
-    if text is not None:
-        text.citations += citations_of_annotations(annotations, length=text.length)
+    if text is None:
+        draft.annotations.extend(as_list(annotations))
+    else:
+        text.passages.append((0, as_list(annotations)))
+
+
+def _add_citations(draft: Draft) -> None:
+    for part in (part for part in draft.parts if part.kind == "text"):
+        early, draft.annotations = draft.annotations, []
+        for annotations in (early, *(cited for _, cited in part.passages)):
+            part.citations += citations_of_annotations(annotations, length=part.length)
+        part.passages.clear()
+        part.citations = part.citations or citations_of_sources(draft.sources, part.length)
+
+
+def _seal(draft: Draft) -> None:
+    """Put what must go back to the server into parts of reasoning: that of a call directly before the call."""
+    opaque = seal_message(draft.sealed, calls=bool(draft.calls))
+    draft.sealed.clear()
+    if opaque is not None:
+        thought = next((part for part in draft.parts if part.kind == "reasoning"), None)
+        if thought is None:
+            thought = PartDraft(kind="reasoning")
+            draft.parts.insert(0, thought)
+        thought.opaque = opaque
+    draft.parts = [each for part in draft.parts for each in _with_seal(part)]
+
+
+def _with_seal(part: PartDraft) -> Iterator[PartDraft]:
+    if part.kind == "tool" and part.opaque is not None:
+        yield PartDraft(kind="reasoning", opaque=seal_call(part.id, part.opaque))
+        part.opaque = None
+    yield part
 
 
 def _pieces(draft: Draft, delta: Object) -> Iterator[Piece]:
@@ -426,19 +468,24 @@ def _pieces(draft: Draft, delta: Object) -> Iterator[Piece]:
     if isinstance(content, str):
         yield from split_thinking(draft, content) if content else ()
     elif blocks := as_list(content):
-        yield from _block_pieces(blocks)
+        yield from _block_pieces(draft, blocks)
     elif as_object(content):  # the answer to a schema, already parsed
         yield "text", json_text(content)
-    elif "audio" in delta:
+    elif delta.get("audio"):
+        note_unread(draft, "audio")
         yield "text", as_string(as_object(delta["audio"]).get("transcript"))
+    if delta.get("images"):
+        note_unread(draft, "images")
 
 
-def _block_pieces(blocks: list[object]) -> Iterator[Piece]:
+def _block_pieces(draft: Draft, blocks: list[object]) -> Iterator[Piece]:
     for block in map(as_object, blocks):
         if block.get("type") == "thinking":
             yield "reasoning", _thinking_text(block.get("thinking"))
+        elif "text" in block:
+            yield "text", as_string(block["text"])
         else:
-            yield "text", as_string(block.get("text"))
+            note_unread(draft, block.get("type"))
 
 
 def _thinking_text(value: object) -> str:
@@ -477,9 +524,14 @@ def _add_call(draft: Draft, call: Object, position: int | None) -> ToolCallDelta
     index = as_count(call.get("index")) if position is None else position
     call_id, name = as_string(call.get("id")).strip(), as_string(function.get("name")).strip()
     piece = json_text(function.get("arguments", function.get("input")))
+    extra = as_object(call.get("extra_content"))
+    part = _find_call(draft, index, call_id, name)
+    if part is not None and extra:
+        part.opaque = json_text(extra)
     if not (call_id or name or piece):
         return None
-    part = _find_call(draft, index, call_id, name) or _open_call(draft, index, call_id)
+    part = part or _open_call(draft, index, call_id)
+    part.opaque = json_text(extra) if extra else part.opaque
     if name != part.name and not any(part.pieces):
         part.name += name
     part.pieces.append(piece)

@@ -8,7 +8,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.providers.base import Provider
-from llm_effects.providers.capabilities import EFFORTS, gpt_rules
+from llm_effects.providers.capabilities import gpt_rules, nearest_effort
 from llm_effects.providers.draft import (
     NO_EVENTS,
     Draft,
@@ -20,12 +20,19 @@ from llm_effects.providers.draft import (
     compare_models,
     decode_answer,
     delta_of,
+    flush_held,
     grow,
+    grow_text,
     malformed,
+    may_think,
     not_json,
+    note_unread,
     openai_usage,
     reported_error,
     response_of,
+    runs_at_server,
+    split_whole,
+    thoughts_before,
 )
 from llm_effects.providers.error_mapping import classify, filtered_categories
 from llm_effects.providers.json_schema import openai_format
@@ -41,6 +48,7 @@ from llm_effects.providers.message_encoding import (
     merge_settings,
     message_problem,
     output_limit,
+    own_origin,
     sampling,
     tool_head,
 )
@@ -55,7 +63,6 @@ from llm_effects.values.messages import (
     Document,
     Image,
     Message,
-    Origin,
     Part,
     Reasoning,
     Text,
@@ -152,15 +159,10 @@ def _assistant_items(target: Target, part: Part) -> Iterator[Encoded]:
         case ToolCall():
             arguments = encode_arguments(part.arguments)
             yield {"type": "function_call", "call_id": part.id, "name": part.name, "arguments": arguments}
-        case Reasoning(opaque=str() as sealed) if part.origin == _origin(target) and _is_thinking(sealed):
+        case Reasoning(opaque=str() as sealed) if part.origin == own_origin(target) and _is_thinking(sealed):
             yield msgspec.Raw(sealed.encode())
         case _:
             return
-
-
-def _origin(target: Target) -> Origin | None:
-    """Return the only origin whose thinking may be sent to the target: the same model."""
-    return None if target.wire_model is None else Origin(target.preset.name, target.wire_model)
 
 
 def _is_thinking(sealed: str) -> bool:
@@ -220,15 +222,8 @@ def _effort(target: Target, request: LLMRequest) -> tuple[ReasoningEffort | None
     accepted = gpt_rules(target.wire_model or "").efforts
     if effort in accepted:
         return effort, ()
-    nearest = _nearest(effort, accepted)
+    nearest = nearest_effort(effort, accepted)
     return nearest, (f"reasoning_effort: {effort} is sent as {nearest}",)
-
-
-def _nearest(effort: ReasoningEffort, accepted: tuple[ReasoningEffort, ...]) -> ReasoningEffort:
-    for candidate in accepted:
-        if EFFORTS.index(candidate) > EFFORTS.index(effort):
-            return candidate
-    return accepted[-1]
 
 
 def _answer_format(target: Target, request: LLMRequest) -> Settings:
@@ -291,6 +286,7 @@ def _failure(draft: Draft, answer: Object, response: WireResponse = _NO_RESPONSE
 def _add_metadata(draft: Draft, response: Object) -> None:
     draft.served_model = as_string(response.get("model")) or draft.served_model
     draft.request_id = draft.request_id or as_string(response.get("id")) or None
+    draft.served_tools = as_list(response.get("tools")) or draft.served_tools
     usage = as_object(response.get("usage"))
     if usage:
         details = {"prompt_tokens_details": usage.get("input_tokens_details")}
@@ -303,7 +299,7 @@ def _add_end(draft: Draft, response: Object, status: str) -> Events:
     if status == "failed" or response.get("error"):
         return Failure(_failure(draft, {**response, "status": "failed"}))
     _add_metadata(draft, response)
-    events = _add_output(draft, as_list(response.get("output")))
+    events = _add_output(draft, as_list(response.get("output"))).map(lambda added: (*added, *flush_held(draft)))
     if is_successful(events):
         _set_finish_reason(draft, response, status)
     return events if draft.done else Failure(malformed(draft, f"the answer is {status!r}, not completed"))
@@ -342,6 +338,8 @@ def _add_output(draft: Draft, output: list[object]) -> Events:
         events.extend(added.unwrap())
         if slot in draft.slots:
             positions[id(draft.slots[slot])] = position
+        if draft.tagged is not None and item.get("type") == "message":
+            positions.setdefault(id(draft.tagged), position)
     draft.parts.sort(key=lambda part: positions.get(id(part), len(positions)))
     return Success(tuple(events))
 
@@ -371,7 +369,7 @@ def decode_event(draft: Draft, event: ServerEvent) -> Events:
 
 def finish(draft: Draft) -> Result[LLMResponse, LLMError]:
     """Read the draft at the end of the stream: only a terminal event makes a whole answer."""
-    if draft.finish_reason is FinishReason.STOP and draft.calls:
+    if draft.finish_reason is FinishReason.STOP and any(call.name for call in draft.calls):
         draft.finish_reason = FinishReason.TOOL_CALLS
     compare_models(draft)
     return response_of(draft)
@@ -405,7 +403,8 @@ def _on_item(draft: Draft, event: Object) -> Events:
 
 
 def _on_text(draft: Draft, event: Object) -> Events:
-    return Success(grow(_part(draft, _slot(event), "text"), as_string(event.get("delta"))))
+    part, piece = _part(draft, _slot(event), "text"), as_string(event.get("delta"))
+    return Success(grow_text(draft, part, piece) if may_think(draft, part, piece) else grow(part, piece))
 
 
 def _on_arguments(draft: Draft, event: Object) -> Events:
@@ -476,7 +475,7 @@ def add_item(draft: Draft, slot: Slot, item: Object) -> Events:
             _add_refusal(draft, item)
             part = _part(draft, slot, "text")
             part.citations = tuple(_citations(item)) or part.citations
-            return Success(_complete(draft, part, "".join(_texts(item, "output_text", "text"))))
+            return Success(_complete_text(draft, part, "".join(_texts(item, "output_text", "text"))))
         case "reasoning":
             part = _part(draft, slot, "reasoning")
             if item.get("encrypted_content") or item.get("content"):  # otherwise there is nothing to send back
@@ -484,7 +483,8 @@ def add_item(draft: Draft, slot: Slot, item: Object) -> Events:
             return Success(_complete(draft, part, _BLANK_LINE.join(filter(None, _thoughts(item)))))
         case "function_call" | "custom_tool_call":
             return _add_call(draft, slot, item)
-        case _:
+        case kind:
+            note_unread(draft, kind)
             return NO_EVENTS
 
 
@@ -519,10 +519,22 @@ def _add_call(draft: Draft, slot: Slot, item: Object) -> Events:
     name = as_string(item.get("name")).strip()
     if not name:
         return Failure(malformed(draft, "a tool call has no name"))
+    if item.get("type") == "custom_tool_call" and runs_at_server(draft, name):
+        return _skip_call(draft, slot, name)
     part = _part(draft, slot, "tool")
     opened = _name_call(part, name, as_string(item.get("call_id")).strip() or as_string(item.get("id")).strip())
     arguments = json_text(item.get("arguments", item.get("input")))
     return Success((*opened, *_complete(draft, part, arguments)))
+
+
+def _skip_call(draft: Draft, slot: Slot, name: str) -> Events:
+    """Turn a call that the server ran into a warning; its pieces go into a part outside of the answer."""
+    known = draft.slots.get(slot)
+    if known is not None and known.kind == "tool":
+        known.name, known.pieces = "", []
+    draft.slots[slot] = PartDraft(kind="tool")
+    draft.warnings = list(dict.fromkeys((*draft.warnings, f"{name}: the server ran this tool itself")))
+    return NO_EVENTS
 
 
 def _name_call(part: PartDraft, name: str, call_id: str) -> tuple[StreamEvent, ...]:
@@ -540,6 +552,16 @@ def _part(draft: Draft, slot: Slot, kind: PartKind) -> PartDraft:
         draft.parts.append(part)
         draft.slots[slot] = part
     return part
+
+
+def _complete_text(draft: Draft, part: PartDraft, complete: str) -> tuple[StreamEvent, ...]:
+    """Set the complete text of a part, with the thinking in tags in a part before it."""
+    if not complete:
+        return ()
+    draft.held = ""
+    thought, text = split_whole(complete) if may_think(draft, part, complete) else ("", complete)
+    thinking = _complete(draft, thoughts_before(draft, part), thought) if thought else ()
+    return (*thinking, *_complete(draft, part, text))
 
 
 def _complete(draft: Draft, part: PartDraft, complete: str) -> tuple[StreamEvent, ...]:

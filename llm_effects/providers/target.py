@@ -1,5 +1,6 @@
 """The target of a call: a configured model with the preset of its server, and what every request to it carries."""
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, ip_address
@@ -232,3 +233,19 @@ def hide_keys(target: Target, text: str) -> str:
         if key in text:
             text = text.replace(key, "*" * len(key))
     return text
+
+
+# --- Names of models: servers add dates, paths and hosts to them
+
+_DATED: Final = re.compile(r"[-@:]?(\d{4}-?\d{2}-?\d{2}|\d{4}|latest)?", re.IGNORECASE)
+
+
+def same_model(requested: str, served: str) -> bool:
+    """Return whether the names differ at most by a path, a date, the host or the word for the latest version.
+
+    >>> same_model("gpt-4.1", "gpt-4.1-2025-04-14"), same_model("gpt-4.1", "gpt-4.1-mini")
+    (True, False)
+    """
+    ours, theirs = (name.lower().rsplit("/", 1)[-1].removesuffix(".gguf") for name in (requested, served))
+    ours = (ours if ":" in theirs else ours.partition(":")[0]).removesuffix("-latest")
+    return theirs.startswith(ours) and _DATED.fullmatch(theirs[len(ours) :]) is not None

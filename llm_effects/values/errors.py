@@ -40,6 +40,7 @@ UnavailableReason: TypeAlias = Literal[
     "overloaded",  # the server is there but cannot answer now
     "loading",  # the server is still loading the model
     "unknown_model",  # the server has no such model, or not for this key
+    "unsupported",  # the model lacks a feature that this request needs
     "breaker_open",  # its circuit breaker rejects calls after too many failures
 ]
 """Why a model is unavailable."""
@@ -111,7 +112,7 @@ class _CommonFields:
 @final
 @frozen(kw_only=True)
 class ModelUnavailable(_CommonFields):
-    """The model cannot answer now, or does not exist (``unknown_model``)."""
+    """The model cannot answer now or this request (``unsupported``), or does not exist (``unknown_model``)."""
 
     tag: ClassVar[str] = "ModelUnavailable"
     message: str = ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
@@ -20,9 +21,11 @@ from llm_effects.providers.target import Preset, Target
 from llm_effects.providers.wire import WireResponse
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import ReasoningDelta, TextDelta, ToolCallDelta
-from llm_effects.values.messages import Reasoning, Text
+from llm_effects.values.messages import Message, Reasoning, Text, ToolResult
+from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse
 
+SEALED = ("reasoning_content", "reasoning_details")
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
 Row = dict[str, Any]
 
@@ -261,6 +264,56 @@ def test_emitted_text_equals_the_content_wherever_the_stream_ends(row: Row) -> N
         result = OPENAI_CHAT.finish(draft)
         content = result.unwrap().content if is_successful(result) else result.failure().partial
         assert "".join(event.text for event in emitted if isinstance(event, TextDelta)) == content
+
+
+# Thinking that goes back
+
+
+def sealed_in(row: Row) -> Row:
+    """Return what the message of a row must hold when it is sent back, its fragments joined by kind."""
+    bodies = [json.loads(event.data) for event in events_of(row["response"]["body"]) if event.data != "[DONE]"]
+    found: dict[str, str] = {}
+    for body in bodies if row["stream"] else [json.loads(row["response"]["body"])]:
+        for choice in body.get("choices") or ():
+            message = choice.get("delta" if row["stream"] else "message") or {}
+            add_sealed(found, message)
+    return {name: text for name, text in found.items() if text}
+
+
+def add_sealed(found: dict[str, str], message: Row) -> None:
+    found["reasoning_content"] = found.get("reasoning_content", "") + (message.get("reasoning_content") or "")
+    for detail in message.get("reasoning_details") or ():
+        for name in ("text", "summary", "data", "signature"):
+            if detail.get(name):
+                found[name] = found.get(name, "") + detail[name]
+
+
+def sent_back(to: Target, response: LLMResponse) -> Row:
+    results = tuple(Message("tool", ToolResult(call.id, "done")) for call in response.tool_calls)
+    parts = response.parts if response.content or response.tool_calls else (*response.parts, Text("..."))
+    turns = (Message("user", "hi"), Message("assistant", parts), *results, Message("user", "and?"))
+    encoded = OPENAI_CHAT.encode(to, LLMRequest(messages=turns), False).unwrap()
+    message: Row = json.loads(encoded.body)["messages"][1]
+    return message
+
+
+THINKING = [row for row in ANSWERS if any(name in (row["response"]["body"] or "") for name in SEALED)]
+
+
+@pytest.mark.parametrize("row", THINKING, ids=row_id)
+def test_fault_180_recorded_thinking_goes_back_to_its_origin_only(row: Row) -> None:
+    target = target_for(row)
+    result = folded(row)[0] if row["stream"] else OPENAI_CHAT.decode(target, response_for(row))
+    if target.wire_model is None and is_successful(result):  # the request was not recorded
+        target = evolve(target, config=evolve(target.config, model=result.unwrap().served_model))
+    expected = sealed_in(row)
+    if not is_successful(result) or not expected:
+        return
+    sent: dict[str, str] = {}
+    add_sealed(sent, sent_back(target, result.unwrap()))
+    assert {name: text for name, text in sent.items() if text} == expected
+    other = sent_back(evolve(target, config=evolve(target.config, model="another")), result.unwrap())
+    assert not any(name in other for name in SEALED)
 
 
 # The errors of rows by id; the others follow from their status.

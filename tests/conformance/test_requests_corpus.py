@@ -32,6 +32,7 @@ FIELDS = {
         messages.content.image_url messages.content.image_url.url messages.tool_call_id
         messages.tool_calls messages.tool_calls.id messages.tool_calls.type messages.tool_calls.function
         messages.tool_calls.function.name messages.tool_calls.function.arguments
+        messages.reasoning_content messages.reasoning_details messages.reasoning_details.*
         tools tools.type tools.function tools.function.name tools.function.description tools.function.parameters.*
         tool_choice tool_choice.type tool_choice.function tool_choice.function.name
         response_format response_format.type response_format.json_schema response_format.json_schema.name
@@ -116,6 +117,9 @@ def turn(role: str, parts: Iterator[Part] | list[Part]) -> Iterator[Message]:
         yield Message("system" if role == "developer" else role, collected)  # type: ignore[arg-type]
 
 
+SEALED = ("reasoning_content", "reasoning_details")
+
+
 def chat_turns(requested: Json, origin: Origin) -> Iterator[Message]:
     for message in requested["messages"]:
         if not isinstance(message, dict):
@@ -128,7 +132,9 @@ def chat_turns(requested: Json, origin: Origin) -> Iterator[Message]:
             ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
             for call in message.get("tool_calls") or ()
         ]
-        yield from turn(message["role"], [*parts_of(message.get("content"), origin), *calls])
+        sealed = {name: message[name] for name in SEALED if message.get(name)}
+        thought = [Reasoning("", json.dumps(sealed), origin)] if sealed else []
+        yield from turn(message["role"], [*thought, *parts_of(message.get("content"), origin), *calls])
 
 
 def input_turns(requested: Json, origin: Origin) -> Iterator[Message]:
@@ -283,6 +289,22 @@ def test_recorded_requests_are_sent_in_documented_fields_only() -> None:
         seen[f"{row['endpoint']}: sent"] += 1
     print(dict(seen))
     assert min(seen[f"{endpoint}: sent"] for endpoint in DOCUMENTED) > 100
+
+
+def test_fault_180_recorded_thinking_is_sent_back_as_it_was_recorded() -> None:
+    checked = 0
+    for row in rows():
+        if row["endpoint"] != "chat" or not any(name in json.dumps(row["asked"]) for name in SEALED):
+            continue
+        target = target_for(row)
+        recorded = [message for message in row["asked"]["messages"] if message["role"] == "assistant"]
+        request = request_of(row, target)
+        body = json.loads(provider_of(target).encode(target, request, False).unwrap().body)
+        sent = [message for message in body["messages"] if message["role"] == "assistant"]
+        for before, after in zip(recorded, sent, strict=True):
+            checked += any(name in before for name in SEALED)
+            assert [before.get(name) for name in SEALED] == [after.get(name) for name in SEALED]
+    assert checked >= 10
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,19 @@ def is_empty(expected: Row) -> bool:
     return not content and not (expected.get("usage") or {}).get("output_tokens")
 
 
+def is_tagged(expected: Row) -> bool:
+    return texts(expected, "output_text", "text").startswith("<think>")
+
+
 def assert_same(expected: Row, response: LLMResponse) -> None:
-    assert response.content == texts(expected, "output_text", "text")
-    assert [part.text for part in response.parts if isinstance(part, Reasoning) and part.text] == thoughts(expected)
+    text = texts(expected, "output_text", "text")
+    inside, _, after = text.removeprefix("<think>").partition("</think>") if is_tagged(expected) else ("", "", text)
+    tagged = [inside.lstrip()] if inside else []
+    assert response.content == (after.lstrip() if tagged else text)
+    assert [part.text for part in response.parts if isinstance(part, Reasoning) and part.text] == [
+        *thoughts(expected),
+        *tagged,
+    ]
     assert [(call.id, call.name, call.arguments) for call in response.tool_calls] == calls(expected)
     assert response.finish_reason.value == finish_of(expected)
     assert response.served_model == expected["model"]
@@ -141,6 +151,7 @@ def assert_same(expected: Row, response: LLMResponse) -> None:
 def assert_order(expected: Row, response: LLMResponse) -> None:
     kinds = {"message": "Text", "reasoning": "Reasoning", "function_call": "ToolCall", "custom_tool_call": "ToolCall"}
     expected_kinds = [kinds[item["type"]] for item in expected["output"] if item["type"] in kinds]
+    expected_kinds = ["Reasoning", *expected_kinds] if is_tagged(expected) else expected_kinds
     found = [type(part).__name__ for part in response.parts]
     left = iter(expected_kinds)
     assert all(kind in left for kind in found), f"{found} is no part of {expected_kinds}"

@@ -46,6 +46,8 @@ MODELS = {
     "gpt": ModelConfig(provider="openai-responses", model="gpt-6-luna", api_key="sk-x"),
     "studio": ModelConfig(provider="lm-studio", model="qwen"),
     "llama": ModelConfig(provider="llama", model_path="/models/smol.gguf"),
+    "deepseek": ModelConfig(provider="deepseek", model="deepseek-v4", api_key="sk-x"),
+    "gemini": ModelConfig(provider="gemini", model="gemini-3-pro", api_key="sk-x"),
 }
 CONFIG = LLMConfig(models=MODELS, storage=StorageConfig(window="drop"))
 
@@ -135,6 +137,44 @@ async def test_thinking_before_a_tool_call_is_sent_back_with_the_result() -> Non
     assert THOUGHT in body(env)
 
 
+CONTENT = '{"reasoning_content":"Hm…  \\"two\\" \\n"}'
+SIGNATURE = '{"tool_call_id":"c1","extra_content":{"google":{"thought_signature":"CpQB+/=="}}}'
+CHAT_SEALS = [
+    ("deepseek", "deepseek-v4", CONTENT, CONTENT[1:-1]),
+    ("gemini", "gemini-3-pro", SIGNATURE, SIGNATURE[21:-1]),
+]
+
+
+@pytest.mark.parametrize(("name", "served", "opaque", "sent"), CHAT_SEALS)
+async def test_fault_180_thinking_of_chat_completions_returns_to_its_own_model_only(
+    name: str, served: str, opaque: str, sent: str
+) -> None:
+    parts = (Reasoning("Hm", opaque, Origin(name, served)), ToolCall("c1", "time", "{}"))
+    first = evolve(answer(""), parts=parts, finish_reason=FinishReason.TOOL_CALLS)
+    env = await env_with_conversation(first, "noon", "and", "so", "it", "goes", "on")
+    tools = (Tool("time"),)
+    await say(env, name, "time?", tools=tools)
+    result = LLMRequest(messages=(Message("tool", ToolResult("c1", "noon")),), model=name, tools=tools)
+    (await run(converse("c", result), env)).unwrap()
+    assert sent in body(env)
+    for other in MODELS.keys() - {name}:
+        await say(env, other, tools=tools)
+        assert sent not in body(env)
+        assert "Hm" not in body(env)
+
+
+@pytest.mark.parametrize(("name", "served", "opaque", "sent"), CHAT_SEALS)
+async def test_fault_180_thinking_that_does_not_depend_on_its_prompt_is_kept_when_that_changes(
+    name: str, served: str, opaque: str, sent: str
+) -> None:
+    parts = (Reasoning("Hm", opaque, Origin(name, served)), ToolCall("c1", "time", "{}"))
+    history = (Message("user", "time?"), Message("assistant", parts), Message("tool", ToolResult("c1", "noon")))
+    env = await env_with_conversation("one", "two")
+    await run(append_messages("c", history), env)
+    await say(env, name, system="Be long.")
+    assert sent in body(env)
+
+
 PICTURE = Image(b"\x89PNG", "image/png")
 CARRIED = {
     "claude": ('"system":"Be brief."', '"type":"tool_use"', '"tool_use_id":"call_1"', '"media_type":"image/png"'),
@@ -144,7 +184,7 @@ CARRIED = {
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CARRIED)
 async def test_system_text_images_and_calls_reach_every_provider(model: str) -> None:
     images = {name: evolve(each, capabilities=evolve(each.capabilities, images=True)) for name, each in MODELS.items()}
     env = await env_with_conversation("ok", config=evolve(CONFIG, models=images))

@@ -8,10 +8,10 @@ from typing import Any, Final
 import pytest
 from attrs import evolve
 
-from llm_effects import Allow, FinishReason, LLMRequest
+from llm_effects import Allow, FinishReason, LLMRequest, Message, ToolResult
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.values import Tool
-from tests.fixtures.chaos import CLAUDE, REQUEST_ID, WHOLE, Chaos, closes, good, says
+from tests.fixtures.chaos import CLAUDE, REQUEST_ID, WHOLE, Chaos, closes, good, problem, says
 from tests.fixtures.faults import (
     ASK,
     MODES,
@@ -24,7 +24,7 @@ from tests.fixtures.faults import (
     rows_alternating,
     run_case,
 )
-from tests.fixtures.servers import reply, reply_json
+from tests.fixtures.servers import Peer, reply, reply_json
 
 pytestmark = pytest.mark.anyio
 
@@ -176,6 +176,36 @@ async def test_078_an_answer_cut_off_at_its_limit_is_marked_and_not_cached(chaos
     full = {**CLAUDE, "stop_reason": "model_context_window_exceeded"}
     outcome = await answered(chaos, full, mode, provider="anthropic")
     assert outcome.response.finish_reason is FinishReason.LENGTH
+
+
+CALLED: Final = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+SIGNED: Final = {**CALLED, "extra_content": {"google": {"thought_signature": "CpQB+/=="}}}
+THINKING: dict[str, tuple[dict[str, Any], bytes]] = {
+    "deepseek": ({"reasoning_content": "Hm", "tool_calls": [CALLED]}, b'"reasoning_content":"Hm"'),
+    "openrouter": (
+        {"reasoning_details": [{"type": "reasoning.text", "text": "Hm", "signature": "s"}], "tool_calls": [CALLED]},
+        b'"reasoning_details":[{"type":"reasoning.text","text":"Hm","signature":"s"}]',
+    ),
+    "gemini": ({"tool_calls": [SIGNED]}, b'"extra_content":{"google":{"thought_signature":"CpQB+/=="}}'),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("provider", THINKING)
+async def test_fault_180_a_server_that_wants_its_thinking_back_gets_it(chaos: Chaos, provider: str, mode: str) -> None:
+    fields, wanted = THINKING[provider]
+
+    async def demands(peer: Peer, request: bytes) -> None:
+        refusal = problem(400, "The thinking must be passed back to the API.")
+        await (good(peer, request) if wanted in request else peer.send(refusal))
+
+    thinks = says(reply_json(text(None, message={"role": "assistant", "content": None, **fields})))
+    models = {"first": model(chaos, thinks, demands, provider=provider, model="thinker")}
+    response = (await run_case(chaos, models, mode=mode, request=evolve(ASK, tools=(Tool("look"),)))).response
+    results = (Message("tool", ToolResult(each.id, "done")) for each in response.tool_calls)
+    turns = (Message("user", "why?"), Message("assistant", response.parts), *results)
+    followed = await run_case(chaos, models, mode=mode, request=evolve(ASK, prompt=None, messages=turns))
+    assert followed.response.content == "because"
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

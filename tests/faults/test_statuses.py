@@ -210,3 +210,11 @@ async def test_wire_10_retries_never_multiply(chaos: Chaos) -> None:
     assert outcome.asked == {"m0": 2, "m1": 2, "m2": 2, "m3": 1, "m4": 0}
     assert isinstance(outcome.error, RequestFailed)
     assert [each.tag for each in outcome.error.errors] == ["ModelUnavailable"] * 7
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_fault_181_a_model_without_a_feature_is_skipped(chaos: Chaos, mode: str) -> None:
+    lacking = says(problem(404, "No endpoints found that support tool use."))
+    models = {"first": model(chaos, lacking, good), "second": model(chaos, good)}
+    outcome = await run_case(chaos, models, mode=mode)
+    assert (outcome.response.content, outcome.asked) == ("because", {"first": 1, "second": 1})

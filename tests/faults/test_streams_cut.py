@@ -1,6 +1,7 @@
 """Faults 80 to 103: valid streams in any form, and streams that break before or after their first content."""
 
 import gc
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Final
 
@@ -19,6 +20,7 @@ from llm_effects import (
     Started,
     StreamEvent,
     TextDelta,
+    describe,
     open_env,
     open_stream,
     run,
@@ -282,3 +284,41 @@ async def test_103_a_consumer_that_stops_reading_ends_the_call_at_its_own_limit(
             error = (await run(stream(ASK, never), env)).failure()
         assert (error.tag, getattr(error, "phase", ""), error.model) == ("TimeoutError", "sink", "first")
         assert await anyio.to_thread.run_sync(chaos.server.settled) == 0
+
+
+# --- An error after the reason to stop ----------------------------------------------------------------------------
+
+LATE: Final = event({}, "length") + ERROR
+USED: Final = data({"choices": [], "usage": {"prompt_tokens": 41, "completion_tokens": 243}})
+
+
+@pytest.mark.parametrize("step", [says, holds])
+async def test_fault_179_an_error_after_the_end_is_a_warning_and_the_usage_after_it_counts(
+    chaos: Chaos, step: Callable[[bytes], Step]
+) -> None:
+    body = chunked(piece("because"), LATE, USED, DONE, end=step is says)
+    outcome = await run_case(chaos, {"first": model(chaos, step(body))}, mode="streamed")
+    response = outcome.response
+    assert (response.content, response.usage.prompt_tokens, response.usage.output_tokens) == ("because", 41, 243)
+    assert not response.usage.estimated
+    (warning,) = response.warnings
+    assert "no memory left" in warning
+
+
+@pytest.mark.parametrize("reasoning", ["", "hm"])
+async def test_fault_179_an_error_after_the_end_is_the_result_where_content_is_missing(
+    chaos: Chaos, reasoning: str
+) -> None:
+    body = chunked(event({"content": "", "reasoning": reasoning}), LATE, USED, DONE)
+    outcome = await run_case(chaos, {"first": model(chaos, says(body))}, mode="streamed", max_retries=0)
+    assert outcome.error.tag == "ModelUnavailable"
+    assert "no memory left" in describe(outcome.error)
+    assert outcome.error.usage is not None
+    assert outcome.error.usage.output_tokens == 243
+
+
+async def test_fault_179_a_server_that_is_silent_after_its_error_is_not_waited_for(chaos: Chaos) -> None:
+    body = chunked(piece("because"), LATE, end=False)
+    outcome = await run_case(chaos, {"first": model(chaos, holds(body), timeout_ms=3000)}, mode="streamed")
+    assert outcome.response.content == "because"
+    assert outcome.took < 1.5

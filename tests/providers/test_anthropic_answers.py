@@ -93,7 +93,8 @@ def stream(events: list[Json], draft: Draft | None = None) -> Any:
     return emitted, ANTHROPIC.finish(draft)
 
 
-_texts = st.text(st.characters(codec="utf-8"), max_size=12)
+_tags = st.lists(st.sampled_from(["<think>", "</think>", "\n", "hm", "<thi", "</"]), max_size=6).map("".join)
+_texts = st.text(st.characters(codec="utf-8"), max_size=12) | _tags
 _values = st.dictionaries(_texts, st.one_of(_texts, st.integers(-9, 9), st.none(), st.booleans()), max_size=3)
 _blocks = st.one_of(
     st.builds(lambda text: {"type": "text", "text": text}, _texts),
@@ -373,3 +374,44 @@ def test_the_events_of_a_call_without_arguments_equal_its_final_arguments() -> N
     emitted, result = stream(events_of(answer(call, reason="tool_use")))
     pieces = [event.arguments for event in emitted if isinstance(event, ToolCallDelta)]
     assert "".join(pieces) == result.unwrap().tool_calls[0].arguments == "{}"
+
+
+# Unread blocks, and thinking in tags
+
+
+@pytest.mark.parametrize("stream_it", [False, True])
+def test_fault_182_an_answer_of_unread_blocks_has_a_warning(stream_it: bool) -> None:
+    block = {"type": "container_upload", "file_id": "file_1"}
+    events = [
+        {"type": "message_start", "message": {"model": "m", "content": [], "usage": {"input_tokens": 1}}},
+        {"type": "content_block_start", "index": 0, "content_block": block},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}},
+        {"type": "message_stop"},
+    ]
+    result = (stream(events)[1] if stream_it else read(answer(block))).unwrap()
+    (warning,) = result.warnings
+    assert "container_upload" in warning
+    assert read(answer(block, {"type": "text", "text": "Yes."})).unwrap().warnings == ()
+
+
+@pytest.mark.parametrize("cut", [1, 3, 100])
+def test_fault_183_thinking_in_tags_is_no_text(cut: int) -> None:
+    blocks = [
+        {"type": "text", "text": "<think>\nHm\n</think>\n\nBecause <think>."},
+        {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {}},
+    ]
+    message = answer(*blocks, reason="tool_use")
+    events, streamed = stream(events_of(message, cut))
+    for result in (streamed.unwrap(), read(message).unwrap()):
+        parts = [(type(part), getattr(part, "text", "")) for part in result.parts]
+        assert parts == [(Reasoning, "Hm\n"), (Text, "Because <think>."), (ToolCall, "")]
+    assert "".join(each.text for each in events if isinstance(each, ReasoningDelta)) == "Hm\n"
+    assert "".join(each.text for each in events if isinstance(each, TextDelta)) == "Because <think>."
+
+
+def test_fault_183_blank_text_before_a_tool_call_stays_before_it() -> None:
+    blocks = [{"type": "text", "text": "\n"}, {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {}}]
+    message = answer(*blocks, reason="tool_use")
+    for result in (stream(events_of(message))[1].unwrap(), read(message).unwrap()):
+        assert [type(part) for part in result.parts] == [Text, ToolCall]

@@ -13,6 +13,7 @@ from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.providers.error_mapping import classify, classify_error_object
 from llm_effects.providers.target import Preset, Target
 from llm_effects.providers.wire import WireResponse
+from llm_effects.routing.cooldowns import cooldown_after
 from llm_effects.values.errors import (
     ConfigurationError,
     ContentRefused,
@@ -426,3 +427,29 @@ def test_hostile_pages_and_numbers_are_classified_quickly() -> None:
     assert classified(400, error("maximum context length is , tokens")).tag == "InvalidRequest"
     assert classify_error_object(TARGET, {"code": "9" * 5000, "message": "x"}).tag == "ModelUnavailable"
     assert classified(400, '{"error":{"code":' + "9" * 5000 + "}}").tag == "InvalidRequest"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "tag", "reason"),
+    [
+        (400, error("Model Not Exist", type="invalid_request_error"), "ModelUnavailable", "unknown_model"),
+        (400, error("`gemma-7b` is gone.", code="model_decommissioned"), "ModelUnavailable", "unknown_model"),
+        (404, error("No endpoints found that support tool use.", code=404), "ModelUnavailable", "unsupported"),
+        (404, error("tools is not supported in this model. Try another", type="x"), "ModelUnavailable", "unsupported"),
+        (400, error("prompt too long; exceeded max context length by 12 tokens"), "ContextTooLarge", None),
+        (500, error("audio input is not supported - hint: use an mmproj"), "InvalidRequest", None),
+        (500, error("Cannot use tools with stream"), "InvalidRequest", None),
+    ],
+)
+def test_fault_181_error_texts_are_classified_by_what_they_say(
+    status: int, body: dict[str, Any], tag: str, reason: str | None
+) -> None:
+    problem = classified(status, body)
+    assert (problem.tag, getattr(problem, "reason", None)) == (tag, reason)
+    assert not is_retryable(problem)
+    assert (cooldown_after(problem) > 0) is (reason == "unknown_model")
+    assert fallback_for(problem) is {
+        "ModelUnavailable": Fallback.ANY,
+        "ContextTooLarge": Fallback.LARGER_WINDOW,
+        "InvalidRequest": Fallback.NEVER,
+    }.get(tag)

@@ -18,7 +18,7 @@ from llm_effects.providers.target import Preset, Target
 from llm_effects.providers.wire import WireResponse
 from llm_effects.values.errors import ContentRefused, LLMError
 from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
-from llm_effects.values.messages import Reasoning
+from llm_effects.values.messages import Reasoning, Text, ToolCall
 from llm_effects.values.responses import FinishReason, LLMResponse, Usage
 
 TARGET = Target(
@@ -343,3 +343,46 @@ def test_a_lone_surrogate_in_a_delta_is_replaced() -> None:
 )
 def test_any_order_of_events_is_decoded_without_an_exception(chunks: list[object]) -> None:
     fold(*chunks)
+
+
+# Citations, unread content, and the order of parts
+
+
+SITE = {"type": "url_citation", "url_citation": {"start_index": 0, "end_index": 7, "url": "https://a.example"}}
+
+
+def test_fault_177_citations_that_stream_before_the_text_are_kept() -> None:
+    result, _ = fold(chunk({"content": "", "annotations": [SITE]}), text_chunk("be"), text_chunk("cause"), END, DONE)
+    (part,) = result.unwrap().parts
+    assert isinstance(part, Text)
+    assert [(each.start, each.end, each.url) for each in part.citations] == [(0, 7, "https://a.example")]
+
+
+def test_fault_177_citations_that_stream_inside_the_text_keep_their_end() -> None:
+    result, _ = fold(chunk({"content": "be", "annotations": [SITE]}), text_chunk("cause"), END, DONE)
+    (part,) = result.unwrap().parts
+    assert isinstance(part, Text)
+    assert [(each.start, each.end) for each in part.citations] == [(0, 7)]
+
+
+@pytest.mark.parametrize(
+    ("delta", "name"),
+    [
+        ({"images": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}, "images"),
+        ({"audio": {"id": "audio_1", "data": "AAAA"}}, "audio"),
+        ({"content": [{"type": "image_url"}]}, "image_url"),
+    ],
+)
+def test_fault_182_an_answer_of_unread_content_has_a_warning(delta: dict[str, Any], name: str) -> None:
+    result, _ = fold(chunk(delta), END, USAGE_CHUNK, DONE)
+    (warning,) = result.unwrap().warnings
+    assert name in warning
+    assert "cannot be read" in warning
+    read, _ = fold(chunk(delta), text_chunk("because"), END, USAGE_CHUNK, DONE)
+    assert read.unwrap().warnings == ()
+
+
+def test_fault_183_blank_content_before_a_tool_call_stays_before_it() -> None:
+    result, emitted = fold(text_chunk("\n\n"), call(id="a", name="look", piece="{}"), TOOL_END, DONE)
+    assert result.unwrap().parts == (Text("\n\n"), ToolCall("a", "look", "{}"))
+    assert emitted == [TextDelta("\n\n"), ToolCallDelta(0, "a", "look", "{}")]

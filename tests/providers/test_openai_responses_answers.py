@@ -108,6 +108,7 @@ def stream_of(whole: Json, size: int = 3) -> list[Json]:
 # Laws
 
 
+TAGS = st.lists(st.sampled_from(["<think>", "</think>", "\n", "hm", "<thi", "</"]), max_size=6).map("".join)
 TEXTS = st.text(st.characters(codec="utf-8"))
 ITEMS = st.one_of(
     st.builds(message, TEXTS, TEXTS),
@@ -122,13 +123,16 @@ WHOLE = st.builds(
     st.lists(ITEMS, max_size=4),
     st.sampled_from([{}, {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}]),
 )
+TAGGED = st.builds(
+    lambda texts: response(*(message(text, id=f"i_{at}") for at, text in enumerate(texts))), st.lists(TAGS, max_size=3)
+)
 
 
 def equivalent(one: Answer, other: Answer) -> bool:
     return one == other or (not is_successful(one) and one.failure().tag == other.failure().tag)
 
 
-@given(WHOLE, st.integers(1, 9))
+@given(WHOLE | TAGGED, st.integers(1, 9))
 def test_a_folded_stream_equals_the_whole_answer(whole: Json, size: int) -> None:
     answer, emitted = fold(*stream_of(whole, size))
     assert equivalent(answer, read(whole))
@@ -529,3 +533,65 @@ def test_a_streamed_refusal_is_content_refused_at_the_end() -> None:
     error = answer.failure()
     assert isinstance(error, ContentRefused)
     assert (error.message, emitted) == ("I would rather not.", [])
+
+
+# Tools of the server, unread items, and thinking in tags
+
+SEARCHED = {"type": "custom_tool_call", "id": "ctc_1", "call_id": "xs_1", "name": "x_keyword_search", "input": "sky"}
+SERVER_TOOLS = [{"type": "x_search"}, {"type": "function", "name": "look"}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_fault_178_a_tool_that_the_server_ran_is_no_call(stream: bool) -> None:
+    whole = response(SEARCHED, message("because"), tools=SERVER_TOOLS)
+    result, emitted = fold(*stream_of(whole)) if stream else (read(whole), [])
+    assert (result.unwrap().finish_reason, result.unwrap().parts) == (FinishReason.STOP, (Text("because"),))
+    assert result.unwrap().warnings == ("x_keyword_search: the server ran this tool itself",)
+    assert not any(isinstance(each, ToolCallDelta) for each in emitted)
+
+
+@pytest.mark.parametrize("tools", [[], [{"type": "custom", "name": "x_keyword_search"}, {"type": "x_search"}]])
+def test_fault_178_a_tool_of_the_client_is_a_call(tools: list[Json]) -> None:
+    result = read(response(SEARCHED, tools=tools)).unwrap()
+    assert (result.finish_reason, result.tool_calls) == (
+        FinishReason.TOOL_CALLS,
+        (ToolCall("xs_1", "x_keyword_search", "sky"),),
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["image_generation_call", "mcp_approval_request", "computer_call"])
+def test_fault_182_an_answer_of_unread_items_has_a_warning(kind: str, stream: bool) -> None:
+    whole = response({"type": kind, "id": "x_1"}, thinking("hm"))
+    result = (fold(*stream_of(whole))[0] if stream else read(whole)).unwrap()
+    assert result.content == ""
+    (warning,) = result.warnings
+    assert kind in warning
+    assert read(response({"type": kind, "id": "x_1"}, message("because"))).unwrap().warnings == ()
+
+
+TAGGED = "<think>\nHm, <b>\n</think>\n\nBecause <think>."
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+def test_fault_183_thinking_in_tags_is_no_text(size: int) -> None:
+    whole = response(message(TAGGED), CALL, message("Then <think>.", id="msg_2"))
+    result, emitted = fold(*stream_of(whole, size))
+    assert equivalent(result, read(whole))
+    parts = result.unwrap().parts
+    assert [(type(part), getattr(part, "text", "")) for part in parts] == [
+        (Reasoning, "Hm, <b>\n"),
+        (Text, "Because <think>."),
+        (ToolCall, ""),
+        (Text, "Then <think>."),
+    ]
+    assert result.unwrap().warnings == ()
+    assert "".join(each.text for each in emitted if isinstance(each, TextDelta)) == result.unwrap().content
+    assert "".join(each.text for each in emitted if isinstance(each, ReasoningDelta)) == "Hm, <b>\n"
+
+
+def test_fault_183_text_that_only_begins_like_a_tag_is_text() -> None:
+    for text in ("<thi", "\n", "<think"):
+        result, emitted = fold(*stream_of(response(message(text))))
+        assert result.unwrap().content == text
+        assert emitted == [TextDelta(text)]
