@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from itertools import pairwise
 from typing import TypeAlias, final
 
@@ -124,10 +124,19 @@ class TurnContext:
 @final
 @frozen
 class ResponseValidator:
-    """The conditions on an answer: ``problems`` lists what is wrong; a model may repair it ``max_repairs`` times."""
+    """The conditions on an answer: ``problems`` lists what is wrong; a model may repair it ``max_repairs`` times.
+
+    Validators with the same ``name`` and ``max_repairs`` are the same; one without a name is equal to itself only.
+    """
 
     problems: Callable[[LLMResponse], tuple[str, ...]]
     max_repairs: int
+    name: Hashable = None
+
+    @property
+    def identity(self) -> Hashable:
+        """The key under which equal validators are the same."""
+        return (id(self) if self.name is None else self.name, self.max_repairs)
 
 
 @final
@@ -136,8 +145,9 @@ class Call:
     """A request under way.
 
     ``id`` names the call in the ledger, and ``deadline`` is on the clock of ``anyio.current_time()``. ``turn`` is set
-    for a turn of a conversation, and ``validator`` where the answer must satisfy more than its protocol. All of these
-    belong to the whole call; ``attempt`` is what belongs to the current attempt.
+    for a turn of a conversation, and ``validator`` where the answer must satisfy more than its protocol. ``layers``
+    names the layers of the pipeline that are not the library's own. All of these belong to the whole call; ``attempt``
+    is what belongs to the current attempt.
     """
 
     id: str
@@ -147,6 +157,7 @@ class Call:
     history: CallHistory = field(factory=CallHistory)
     turn: TurnContext | None = None
     validator: ResponseValidator | None = field(default=None, repr=False)
+    layers: str = field(default="", repr=False)
     attempt: AttemptContext = field(factory=AttemptContext)
 
     @property
