@@ -14,6 +14,7 @@ from llm_effects import (
     Started,
     StreamEvent,
     TextDelta,
+    converse,
     generate,
     generate_as,
     run,
@@ -37,6 +38,7 @@ from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.structured.schema import type_schema
 from llm_effects.testing import Chunks, Delayed, Reply, Scripted, answer, run_in_virtual_time, scripted
 from llm_effects.values import Reasoning, Text
+from llm_effects.values.validation import InvalidValue
 
 ASK = LLMRequest(prompt="why?")
 
@@ -263,3 +265,18 @@ async def test_fault_156_layers_made_with_other_values_are_different() -> None:
     env, _ = remembering("because")
     contents = [(await run(run_call(with_suffix(end), ASK), env)).unwrap().content for end in (".", "!")]
     assert contents == ["because.", "because!"]
+
+
+# 158: owners are checked, so that no two share a key.
+
+
+@pytest.mark.parametrize("owner", ["a\ud800", f"a{chr(0xD801)}", "a\0", " ", "a" * 513])
+def test_fault_158_an_owner_that_no_store_could_distinguish_is_refused(owner: str) -> None:
+    with pytest.raises(InvalidValue, match=r"^owner: "):
+        LLMRequest(prompt="why?", owner=owner)
+
+
+@pytest.mark.anyio
+async def test_fault_158_an_invalid_owner_of_an_operation_is_an_error_value() -> None:
+    result = await run(converse("c1", "why?", owner="a\ud800"), scripted_env("because"))
+    assert result.failure().tag == "InvalidRequest"
