@@ -158,6 +158,8 @@ async def _ask_and_store(next: Generate, call: Call, env: LLMEnv, key: str, warn
 
 
 def _worth_storing(response: LLMResponse, keep: tuple[str, ...]) -> bool:
+    if response.doubtful:
+        return False
     if response.tool_calls and FinishReason.TOOL_CALLS.value not in keep:
         return False
     return response.finish_reason.value in keep and bool(response.content.strip() or response.tool_calls)

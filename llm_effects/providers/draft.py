@@ -83,9 +83,15 @@ class Draft:
     served_model: str | None = None
     request_id: str | None = None
     warnings: list[str] = field(factory=list[str])
+    doubtful: bool = False
     sources: list[object] = field(factory=list[object])
     thinking: Literal["unknown", "inside", "after", "over"] = "unknown"
     held: str = ""
+
+    def doubt(self, warning: str) -> None:
+        """Warn that the answer may be unfinished."""
+        self.warnings.append(warning)
+        self.doubtful = True
 
     @property
     def calls(self) -> list[PartDraft]:
@@ -214,6 +220,7 @@ def _response(draft: Draft, parts: tuple[Part, ...], finish_reason: FinishReason
         finish_reason=finish_reason,
         usage=draft.usage,
         warnings=tuple(redact(draft.target, warning) for warning in draft.warnings),
+        doubtful=draft.doubtful,
         request_id=redact_name(draft.target, draft.request_id),
     )
 

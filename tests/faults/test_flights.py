@@ -8,8 +8,10 @@ from attrs import evolve
 
 from llm_effects import (
     Completed,
+    LLMConfig,
     LLMEnv,
     LLMRequest,
+    ModelConfig,
     ReasoningDelta,
     Started,
     StreamEvent,
@@ -17,6 +19,7 @@ from llm_effects import (
     converse,
     generate,
     generate_as,
+    open_env,
     run,
     scripted_env,
     stream,
@@ -37,8 +40,10 @@ from llm_effects.pipeline import (
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.structured.schema import type_schema
 from llm_effects.testing import Chunks, Delayed, Reply, Scripted, answer, run_in_virtual_time, scripted
-from llm_effects.values import Reasoning, Text
+from llm_effects.values import Reasoning, Text, Usage
 from llm_effects.values.validation import InvalidValue
+from tests.fixtures.chaos import WHOLE, Chaos, says
+from tests.fixtures.servers import reply_json
 
 ASK = LLMRequest(prompt="why?")
 
@@ -280,3 +285,39 @@ def test_fault_158_an_owner_that_no_store_could_distinguish_is_refused(owner: st
 async def test_fault_158_an_invalid_owner_of_an_operation_is_an_error_value() -> None:
     result = await run(converse("c1", "why?", owner="a\ud800"), scripted_env("because"))
     assert result.failure().tag == "InvalidRequest"
+
+
+# 157: doubtful answers are not stored.
+
+LONG = LLMRequest(prompt="word " * 5_000)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_fault_157_an_answer_to_a_truncated_prompt_is_not_stored(*, streamed: bool) -> None:
+    truncated = evolve(answer("because"), usage=Usage(input_tokens=40, output_tokens=1))
+    env, model = remembering(truncated)
+
+    async def ignore(_: StreamEvent) -> None:
+        """Drop an event."""
+
+    for _ in range(2):
+        response = (await run(stream(LONG, ignore) if streamed else generate(LONG), env)).unwrap()
+        assert response.doubtful
+        assert "truncated the prompt" in response.warnings[0]
+    assert len(model.calls) == 2
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("finish", "asked"), [("stop", 1), (None, 2), ("tired", 2)])
+async def test_fault_157_an_answer_that_may_be_unfinished_is_not_stored(
+    chaos: Chaos, finish: str | None, asked: int
+) -> None:
+    message = {"role": "assistant", "content": "because"}
+    whole = WHOLE | {"choices": [{"index": 0, "finish_reason": finish, "message": message}]}
+    name = chaos.plan(says(reply_json(whole)))
+    server = ModelConfig(provider="openai-chat", model="m", endpoint=chaos.endpoint(name))
+    async with open_env(LLMConfig(models={"m": server})) as env:
+        for _ in range(2):
+            assert (await run(generate(ASK), env)).unwrap().content == "because"
+    assert chaos.asked[name] == asked
