@@ -36,6 +36,7 @@ from llm_effects.values.json import dump
 from llm_effects.values.records import CacheStats
 from llm_effects.values.requests import CachePolicy, LLMRequest, request_messages
 from llm_effects.values.responses import Cost, FinishReason, LLMResponse
+from llm_effects.values.secrets import public_headers
 from llm_effects.values.serialization import VERSION, Entry, dump_entry, load_entry
 
 KEY_VERSION: Final = 2
@@ -245,8 +246,9 @@ def cache_key(request: LLMRequest, config: LLMConfig, layers: str = "") -> str:
     """Return the key of a question: a hash of everything that shapes its answer, equal in every process.
 
     It covers the messages, system, task, preferences, tools, schema, pinned model and owner of the request, the sorted
-    configured candidates (their endpoints, models and sampling), and the ``layers`` of a pipeline that are not the
-    library's own. It leaves out keys, deadlines, tags, metadata, and the health and order of the candidates.
+    configured candidates (their endpoints, models, headers and sampling), the namespace, and the ``layers`` of a
+    pipeline that are not the library's own. It leaves out keys, deadlines, tags, metadata, and the health and order of
+    the candidates.
 
     >>> from llm_effects import ModelConfig
     >>> config = LLMConfig(models={"studio": ModelConfig(provider="lm-studio")})
@@ -322,12 +324,23 @@ def _sorted(value: object) -> object:
 @cached_per_config
 def _candidates(config: LLMConfig) -> list[list[object]]:
     answering = (target for target in ready_targets(config).values() if not target.capabilities.embeddings)
-    return sorted(map(_candidate, answering), key=repr)
+    return sorted((_candidate(target, config) for target in answering), key=repr)
 
 
-def _candidate(target: Target) -> list[object]:
+def namespace_of(target: Target, config: LLMConfig) -> list[str]:
+    """Return what separates this configuration's entries from others: its namespace, or a digest of a model's headers.
+
+    Headers may select a tenant, and so another model or other data behind the same endpoint. Secrets are left out.
+    """
+    if config.cache.namespace is not None:
+        return ["namespace", config.cache.namespace]
+    return ["headers", hashlib.sha256(repr(public_headers(target.config.headers)).encode()).hexdigest()]
+
+
+def _candidate(target: Target, whole: LLMConfig) -> list[object]:
     config = target.config
     return [
+        namespace_of(target, whole),
         target.name,
         target.preset.name,
         target.endpoint,
