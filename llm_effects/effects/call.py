@@ -47,7 +47,8 @@ class CallHistory:
     order. ``contents`` counts the content events delivered to the sink, ``pieces`` is their text since the last
     restart, and ``acted`` is true once a tool call was among them. ``queued`` counts attempts that wait for a permit,
     and ``current`` is the record of the newest attempt that has one. ``stages`` lists when the call began to ``ask`` a
-    model, to ``queue`` for its permit or to ``pause`` before asking it again.
+    model, to ``queue`` for its permit or to ``pause`` before asking it again. ``drain`` is set where events may
+    wait for the consumer.
     """
 
     attempts: list[Attempt] = field(factory=list[Attempt])
@@ -58,6 +59,7 @@ class CallHistory:
     queued: int = 0
     current: AttemptRecord | None = None
     stages: list[tuple[float, str, str]] = field(factory=list[tuple[float, str, str]])
+    drain: Callable[[], Awaitable[None]] | None = field(default=None, repr=False)
 
     @property
     def partial(self) -> str:
@@ -68,6 +70,11 @@ class CallHistory:
         """Record an error, unless it is among those recorded after the first ``since``."""
         if not any(each is error for each in self.errors[since:]):
             self.errors.append(error)
+
+    async def drained(self) -> None:
+        """Wait until the consumer has all events so far: before an answer is begun again or continued."""
+        if self.drain is not None:
+            await self.drain()
 
     def enter(self, stage: str, model: str, now: float) -> None:
         """Record that the call began a stage at a model, at a time of ``anyio.current_time()``."""

@@ -41,18 +41,13 @@ async def with_coalescing(next: Generate, call: Call, env: LLMEnv) -> Answer:
 
     Questions are identical if they go through the same pipeline, under the same validation.
     """
-    if not is_cached(call.request, env.config) or _may_restart(call):
+    if not is_cached(call.request, env.config):
         return await run(next(call), env)
     validation = None if call.validator is None else call.validator.identity
     question = key_of(call, env.config, next)
     request = call.request
     key = (id(env.clients), id(env.cache), id(next), question, validation, request.cache, request.recovery)
     return await _share(next, call, env, key)
-
-
-def _may_restart(call: Call) -> bool:
-    """Return whether a stream may begin again after content: what follows depends on what its consumer has."""
-    return call.sink is not None and (call.request.recovery is not Recovery.FAIL or call.validator is not None)
 
 
 async def _share(next: Generate, call: Call, env: LLMEnv, key: Hashable) -> Answer:
@@ -106,6 +101,8 @@ class _Consumer:
     flight: Flight
     group: TaskGroup
     delivered: int = 0
+    _counted: bool = False
+    _took: anyio.Event = field(factory=anyio.Event)
 
     async def __call__(self, event: StreamEvent) -> None:
         """Record an event for the followers, and deliver it, now or later."""
@@ -113,19 +110,20 @@ class _Consumer:
         flight.record(event)
         if flight.followers and not flight.buffered:
             flight.buffered = True
+            self.history.drain = self._drain
             self.group.start_soon(self._deliver_all)
         if flight.buffered:
             self._commit(event)
             return
         flight.stalled = True
         await self._deliver(event)
-        flight.stalled = False
-        flight.wake()
+        flight.stall(stalled=False)
 
     def _commit(self, event: StreamEvent) -> None:
-        """Count the first content before it is delivered: it will be, whatever becomes of the attempt."""
-        if not self.history.contents and isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
+        """Count the first content of an attempt before it is delivered: it will be, whatever becomes of the attempt."""
+        if not self._counted and isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
             self.history.contents += 1
+            self._counted = True
 
     async def _deliver_all(self) -> None:
         events = self.flight.events
@@ -135,6 +133,14 @@ class _Consumer:
             else:
                 await self.flight.more()
 
+    async def _drain(self) -> None:
+        self.flight.stall(stalled=True)
+        while self.delivered < len(self.flight.events):
+            self._took = anyio.Event()
+            await self._took.wait()
+        self._counted = False
+        self.flight.stall(stalled=False)
+
     async def _deliver(self, event: StreamEvent) -> None:
         try:
             await self.sink(event)
@@ -142,6 +148,7 @@ class _Consumer:
             self.flight.consumer_failed = True
             raise
         self.delivered += 1
+        self._took.set()
 
 
 # The followers.
@@ -173,11 +180,11 @@ async def _follow_events(flight: Flight, call: Call) -> tuple[int, bool]:
             await flight.news(call)
             continue
         since = anyio.current_time()
-        with anyio.move_on_after(patience):
+        with anyio.move_on_after(patience) as scope:
             await flight.news(call)
-        patience -= anyio.current_time() - since
-        if patience <= 0 and flight.stalled:
+        if scope.cancelled_caught:
             return delivered, False
+        patience -= anyio.current_time() - since
     return delivered, True
 
 
@@ -269,6 +276,14 @@ class Flight:
         if self._landed is not None:
             self._landed.set()
 
+    def stall(self, *, stalled: bool) -> None:
+        """Begin or end a wait for the leader's consumer, and wake all that wait."""
+        self.stalled = stalled
+        self.wake()
+        if self._landed is not None:
+            self._landed.set()
+            self._landed = None
+
     def wake(self) -> None:
         """Wake those that wait for more."""
         if self._news is not None:
@@ -276,7 +291,7 @@ class Flight:
             self._news = None
 
     async def news(self, call: Call) -> None:
-        """Wait for the next event or the end; without a consumer, only the end matters once nothing can stall."""
+        """Wait for the next event, the end, or a stall; a follower without a consumer needs no buffered events."""
         await (self.landed() if call.sink is None and self.buffered else self.more())
 
     async def more(self) -> None:

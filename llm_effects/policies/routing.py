@@ -45,6 +45,8 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
         recorded = len(call.history.errors)
         result = await _counted(next, attempt, env)
         if is_successful(result):
+            if attempt.attempt.continues:
+                await call.history.drained()
             return result.map(partial(joined, attempt, call.history)).map(partial(diverted, call.history))
         call.history.note(result.failure(), since=recorded)  # with_retries, where there is one, recorded it
         cool_down_s = cooldown_after(result.failure())
@@ -55,6 +57,7 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
         left = fallbacks_after(result.failure(), chosen, rest, call.request.allow)
         if not left or len(call.history.attempts) >= env.config.routing.max_attempts:
             return Failure(_final(result.failure(), call))
+        await call.history.drained()
         chosen, *rest = left
 
 

@@ -8,11 +8,14 @@ from attrs import evolve
 
 from llm_effects import (
     Completed,
+    Failed,
     LLMConfig,
     LLMEnv,
     LLMRequest,
+    MalformedResponse,
     ModelConfig,
     ReasoningDelta,
+    Recovery,
     Started,
     StreamEvent,
     TextDelta,
@@ -24,6 +27,7 @@ from llm_effects import (
     scripted_env,
     stream,
 )
+from llm_effects.config import Capabilities
 from llm_effects.effects import Call, Generate
 from llm_effects.effects.effect import Answer
 from llm_effects.pipeline import (
@@ -43,9 +47,11 @@ from llm_effects.testing import Chunks, Delayed, Reply, Scripted, answer, run_in
 from llm_effects.values import Reasoning, Text, Usage
 from llm_effects.values.validation import InvalidValue
 from tests.fixtures.chaos import WHOLE, Chaos, says
+from tests.fixtures.models import models_in_order, scripted_models
 from tests.fixtures.servers import reply_json
 
 ASK = LLMRequest(prompt="why?")
+PREFILL = Capabilities(prefill=True)
 
 
 def remembering(*replies: Reply) -> tuple[LLMEnv, Scripted]:
@@ -53,14 +59,14 @@ def remembering(*replies: Reply) -> tuple[LLMEnv, Scripted]:
     return evolve(scripted_env(clients=model), cache=MemoryCache(100)), model
 
 
-async def events_of_stream(env: LLMEnv, pause: float = 0.0) -> list[StreamEvent]:
+async def events_of_stream(env: LLMEnv, pause: float = 0.0, request: LLMRequest = ASK) -> list[StreamEvent]:
     events: list[StreamEvent] = []
 
     async def sink(event: StreamEvent) -> None:
         await anyio.sleep(pause)
         events.append(event)
 
-    await run(stream(ASK, sink), env)
+    await run(stream(request, sink), env)
     return events
 
 
@@ -224,6 +230,35 @@ async def test_fault_155_an_exception_of_a_buffered_consumer_is_raised_as_it_is(
         await anyio.wait_all_tasks_blocked()
         group.start_soon(follow)
     assert contents == ["abcdef"]
+
+
+@pytest.mark.parametrize("recovery", list(Recovery))
+def test_fault_155_an_answer_that_breaks_off_is_the_same_for_a_slow_leader(recovery: Recovery) -> None:
+    broken = Chunks(("one, ", "two, ", "three, "), then=MalformedResponse(), pause=0.1)
+    request, pauses = evolve(ASK, recovery=recovery), (0.2, 0.0)
+    alone: list[list[StreamEvent]] = []
+    together: list[list[StreamEvent]] = []
+
+    async def one(env: LLMEnv, pause: float, seen: list[list[StreamEvent]]) -> None:
+        seen.append(await events_of_stream(env, pause, request))
+
+    async def main(env: LLMEnv, seen: list[list[StreamEvent]], *pauses: float) -> None:
+        async with anyio.create_task_group() as group:
+            for pause in pauses:
+                group.start_soon(one, env, pause, seen)
+                await anyio.sleep(0.05)
+
+    for seen, consumers in ((alone, pauses[:1]), (together, pauses)):
+        clients = scripted_models(a=broken, b="and four")
+        models = models_in_order("a", "b", a={"capabilities": PREFILL}, b={"capabilities": PREFILL})
+        env = evolve(scripted_env(clients=clients, config=models), cache=MemoryCache(100))
+        run_in_virtual_time(main, env, seen, *consumers)
+        assert clients.asked == (["a"] if recovery is Recovery.FAIL else ["a", "b"])
+    kinds = [type(event) for event in alone[0]]
+    assert all(events[:-1] == alone[0][:-1] for events in together)
+    assert kinds[-1] is (Failed if recovery is Recovery.FAIL else Completed)
+    if recovery is Recovery.RESUME:
+        assert "".join(event.text for event in together[0] if isinstance(event, TextDelta)).endswith("three, and four")
 
 
 # 156: the pipeline's own layers are in the key.
