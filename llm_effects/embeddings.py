@@ -21,7 +21,7 @@ from llm_effects.effects.effect import Answer, Effect, Generate, effect, layered
 from llm_effects.effects.env import Embedder, LLMEnv
 from llm_effects.effects.tasks import in_parallel
 from llm_effects.policies.budget import with_budget
-from llm_effects.policies.cache import TIMEOUT_S, is_cached
+from llm_effects.policies.cache import TIMEOUT_S, is_cached, namespace_of
 from llm_effects.policies.circuit_breaker import with_circuit_breaker
 from llm_effects.policies.deadline import with_deadline
 from llm_effects.policies.limits import with_limits
@@ -389,7 +389,7 @@ _Value = TypeVar("_Value")
 PREFIX: Final = "embedding-"
 """The prefix of the keys of vectors."""
 
-KEY_VERSION: Final = 1
+KEY_VERSION: Final = 2
 """The version of what goes into a key; another version ignores all stored entries."""
 
 CACHE_WORKERS: Final = 8
@@ -411,8 +411,9 @@ class VectorCache:
     warnings: list[str] = field(factory=list[str])
 
     def key(self, text: str) -> str:
-        """Return the key of a text: it includes the model, its endpoint, the dimensions and the owner."""
-        model = (self.target.preset.name, self.target.endpoint, self.target.wire_model)
+        """Return the key of a text, with the model, its endpoint, the namespace, the dimensions and the owner."""
+        namespace = namespace_of(self.target, self.env.config)
+        model = (self.target.preset.name, self.target.endpoint, self.target.wire_model, namespace)
         shape = {"version": KEY_VERSION, "text": text, "model": model, "asked": (self.dimensions, self.owner)}
         return PREFIX + hashlib.sha256(dump(shape)).hexdigest()
 

@@ -21,7 +21,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.call import Call, CallHistory, ResponseValidator, Sink, TurnContext, committing
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, layer, layered, run
+from llm_effects.effects.effect import Answer, Effect, Generate, effect, layer, layered, pipeline_name, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.budget import with_budget
 from llm_effects.policies.cache import with_cache
@@ -187,6 +187,7 @@ def run_call(
             history=history,
             turn=turn,
             validator=validator,
+            layers=pipeline_name(pipeline),
         )
         started = anyio.current_time()
         result = await run(pipeline(call), env)

@@ -25,7 +25,8 @@ class CacheConfig:
     """Where the cache stores answers, for how long (seconds; ``None`` is without end), how many and which.
 
     ``keep`` lists the finish reasons of answers to store: ``stop``, and if wanted ``length`` (cut off at the limit) or
-    ``tool_calls``.
+    ``tool_calls``. Configurations with different ``namespace`` share no entry; without one, those whose models have
+    different headers share none.
     """
 
     enabled: bool = field(default=True, validator=instance(bool))
@@ -33,6 +34,7 @@ class CacheConfig:
     max_size: int = field(default=1000, validator=number(at_least=1, whole=True))
     url: str | Secret = field(default="memory://", converter=to_url, validator=valid_url, repr=hide_password)
     keep: tuple[str, ...] = field(default=("stop",), converter=_keep, validator=each_of(*KEEPABLE))
+    namespace: str | None = field(default=None, validator=text())
 
 
 Window: TypeAlias = Literal["drop", "summarise", "fail"]

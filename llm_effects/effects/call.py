@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from itertools import pairwise
 from typing import TypeAlias, final
 
@@ -47,7 +47,8 @@ class CallHistory:
     order. ``contents`` counts the content events delivered to the sink, ``pieces`` is their text since the last
     restart, and ``acted`` is true once a tool call was among them. ``queued`` counts attempts that wait for a permit,
     and ``current`` is the record of the newest attempt that has one. ``stages`` lists when the call began to ``ask`` a
-    model, to ``queue`` for its permit or to ``pause`` before asking it again.
+    model, to ``queue`` for its permit or to ``pause`` before asking it again. ``drain`` is set where events may
+    wait for the consumer.
     """
 
     attempts: list[Attempt] = field(factory=list[Attempt])
@@ -58,6 +59,7 @@ class CallHistory:
     queued: int = 0
     current: AttemptRecord | None = None
     stages: list[tuple[float, str, str]] = field(factory=list[tuple[float, str, str]])
+    drain: Callable[[], Awaitable[None]] | None = field(default=None, repr=False)
 
     @property
     def partial(self) -> str:
@@ -68,6 +70,11 @@ class CallHistory:
         """Record an error, unless it is among those recorded after the first ``since``."""
         if not any(each is error for each in self.errors[since:]):
             self.errors.append(error)
+
+    async def drained(self) -> None:
+        """Wait until the consumer has all events so far: before an answer is begun again or continued."""
+        if self.drain is not None:
+            await self.drain()
 
     def enter(self, stage: str, model: str, now: float) -> None:
         """Record that the call began a stage at a model, at a time of ``anyio.current_time()``."""
@@ -124,10 +131,19 @@ class TurnContext:
 @final
 @frozen
 class ResponseValidator:
-    """The conditions on an answer: ``problems`` lists what is wrong; a model may repair it ``max_repairs`` times."""
+    """The conditions on an answer: ``problems`` lists what is wrong; a model may repair it ``max_repairs`` times.
+
+    Validators with the same ``name`` and ``max_repairs`` are the same; one without a name is equal to itself only.
+    """
 
     problems: Callable[[LLMResponse], tuple[str, ...]]
     max_repairs: int
+    name: Hashable = None
+
+    @property
+    def identity(self) -> Hashable:
+        """The key under which equal validators are the same."""
+        return (id(self) if self.name is None else self.name, self.max_repairs)
 
 
 @final
@@ -136,8 +152,9 @@ class Call:
     """A request under way.
 
     ``id`` names the call in the ledger, and ``deadline`` is on the clock of ``anyio.current_time()``. ``turn`` is set
-    for a turn of a conversation, and ``validator`` where the answer must satisfy more than its protocol. All of these
-    belong to the whole call; ``attempt`` is what belongs to the current attempt.
+    for a turn of a conversation, and ``validator`` where the answer must satisfy more than its protocol. ``layers``
+    names the layers of the pipeline that are not the library's own. All of these belong to the whole call; ``attempt``
+    is what belongs to the current attempt.
     """
 
     id: str
@@ -147,6 +164,7 @@ class Call:
     history: CallHistory = field(factory=CallHistory)
     turn: TurnContext | None = None
     validator: ResponseValidator | None = field(default=None, repr=False)
+    layers: str = field(default="", repr=False)
     attempt: AttemptContext = field(factory=AttemptContext)
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial, reduce, update_wrapper
+from types import FunctionType
 from typing import Any, Generic, Never, TypeAlias, TypeVar, cast, final
 
 import anyio
@@ -21,7 +22,7 @@ from returns.result import Failure, Result, Success
 from returns.unsafe import unsafe_perform_io
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.env import LLMEnv, new_id
 from llm_effects.values.errors import LLMError
 from llm_effects.values.responses import LLMResponse
 
@@ -88,13 +89,14 @@ def layer(handle: Callable[[Generate, Call, LLMEnv], Awaitable[Answer]]) -> Poli
     >>> anyio.run(run, run_call(polite, LLMRequest(prompt="why?")), env).unwrap().content
     '(Be polite.)'
     """
+    name = _layer_name(handle)
 
     def policy(rest: Generate) -> Generate:
         # A partial in C is the cheapest closure: every layer of every call makes one.
         def generate(call: Call) -> Effect[LLMResponse]:
             return RequiresContextFutureResult(_Work(partial(handle, rest, call)))
 
-        return generate
+        return _named(generate, " ".join(filter(None, (name, pipeline_name(rest)))))
 
     wrapped: Any = update_wrapper(policy, cast("Any", handle))
     del wrapped.__wrapped__  # help() shows the parameters of the policy, not of the function behind it
@@ -115,6 +117,34 @@ def layered(*steps: *tuple[*tuple[Policy, ...], Generate]) -> Generate:
 
 def _wrap(rest: Generate, policy: Policy) -> Generate:
     return policy(rest)
+
+
+def pipeline_name(pipeline: Generate) -> str:
+    """Return the names of the layers that are not the library's own, or an empty text if all are.
+
+    A layer that was made inside a function is named for this process only: the name cannot show what it was made with.
+
+    >>> from llm_effects.pipeline import standard_pipeline
+    >>> pipeline_name(standard_pipeline)
+    ''
+    """
+    name: str | None = getattr(pipeline, "pipeline_name", None)
+    return pipeline_name(_named(pipeline, _layer_name(pipeline))) if name is None else name
+
+
+def _named(pipeline: Generate, name: str) -> Generate:
+    try:
+        cast("Any", pipeline).pipeline_name = name
+    except AttributeError:  # an object without room for it
+        return _named(partial(pipeline), name)
+    return pipeline
+
+
+def _layer_name(function: Callable[..., object]) -> str:
+    module, name = (getattr(function, each, "") or "" for each in ("__module__", "__qualname__"))
+    if not isinstance(function, FunctionType) or "<" in name:
+        return f"{module}.{name}:{new_id()}"
+    return "" if module.startswith("llm_effects.") else f"{module}.{name}"
 
 
 def succeed(value: _Value) -> Effect[_Value]:

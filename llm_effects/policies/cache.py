@@ -16,7 +16,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
 from llm_effects.effects.call import Call, Sink
-from llm_effects.effects.effect import Answer, Effect, Generate, from_service, layer, result_of, run
+from llm_effects.effects.effect import Answer, Effect, Generate, from_service, layer, pipeline_name, result_of, run
 from llm_effects.effects.env import Cache, LLMEnv
 from llm_effects.providers.draft import events_of
 from llm_effects.providers.registry import cached_per_config, ready_targets
@@ -36,10 +36,14 @@ from llm_effects.values.json import dump
 from llm_effects.values.records import CacheStats
 from llm_effects.values.requests import CachePolicy, LLMRequest, request_messages
 from llm_effects.values.responses import Cost, FinishReason, LLMResponse
+from llm_effects.values.secrets import public_headers
 from llm_effects.values.serialization import VERSION, Entry, dump_entry, load_entry
 
-KEY_VERSION: Final = 1
+KEY_VERSION: Final = 2
 """Version of the key's contents; entries stored under another version are never found."""
+
+REQUEST_KEY_VERSION: Final = 1
+"""Version of the key of a question alone, by which journals find what was answered."""
 
 TIMEOUT_S: Final = 1.0
 """Longest time a call waits for its cache, in seconds."""
@@ -59,15 +63,18 @@ def cache_stats() -> Effect[CacheStats]:
     return from_service(lambda env: env.cache.stats())
 
 
-def invalidate(request: LLMRequest) -> Effect[bool]:
+def invalidate(request: LLMRequest, pipeline: Generate | None = None) -> Effect[bool]:
     """Delete the stored answer to a request; the value is whether there was one.
+
+    ``pipeline`` is the one that answered, if it has layers of your own.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
     >>> anyio.run(run, invalidate(LLMRequest(prompt="why?")), scripted_env()).unwrap()
     False
     """
-    return from_service(lambda env: env.cache.delete(cache_key(request, env.config)))
+    layers = "" if pipeline is None else pipeline_name(pipeline)
+    return from_service(lambda env: env.cache.delete(cache_key(request, env.config, layers)))
 
 
 def clear() -> Effect[int | None]:
@@ -92,7 +99,7 @@ async def with_cache(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """
     if not is_cached(call.request, env.config):
         return await run(next(call), env)
-    policy, key = call.request.cache, cache_key(call.request, env.config)
+    policy, key = call.request.cache, key_of(call, env.config, next)
     stored: Result[Entry | None, LLMError] = (
         Success(None) if policy is CachePolicy.REFRESH else await look_up(env, key, call.deadline)
     )
@@ -152,6 +159,8 @@ async def _ask_and_store(next: Generate, call: Call, env: LLMEnv, key: str, warn
 
 
 def _worth_storing(response: LLMResponse, keep: tuple[str, ...]) -> bool:
+    if response.doubtful:
+        return False
     if response.tool_calls and FinishReason.TOOL_CALLS.value not in keep:
         return False
     return response.finish_reason.value in keep and bool(response.content.strip() or response.tool_calls)
@@ -245,15 +254,16 @@ def _time_limit(deadline: float) -> float:
 
 # The key: what makes two questions the same.
 
-_newest_key: tuple[ref[LLMRequest], LLMConfig, str] | None = None
+_newest_key: tuple[ref[LLMRequest], LLMConfig, str, str] | None = None
 
 
-def cache_key(request: LLMRequest, config: LLMConfig) -> str:
+def cache_key(request: LLMRequest, config: LLMConfig, layers: str = "") -> str:
     """Return the key of a question: a hash of everything that shapes its answer, equal in every process.
 
-    It covers the messages, system, task, preferences, tools, schema, pinned model and owner of the request, and the
-    sorted configured candidates: their endpoints, models and sampling. It leaves out keys, deadlines, tags, metadata,
-    and the health and order of the candidates.
+    It covers the messages, system, task, preferences, tools, schema, pinned model and owner of the request, the sorted
+    configured candidates (their endpoints, models, headers and sampling), the namespace, and the ``layers`` of a
+    pipeline that are not the library's own. It leaves out keys, deadlines, tags, metadata, and the health and order of
+    the candidates.
 
     >>> from llm_effects import ModelConfig
     >>> config = LLMConfig(models={"studio": ModelConfig(provider="lm-studio")})
@@ -264,12 +274,22 @@ def cache_key(request: LLMRequest, config: LLMConfig) -> str:
     """
     global _newest_key  # noqa: PLW0603 - with_coalescing and then with_cache ask for the key of the same request
     newest = _newest_key
-    if newest is not None and newest[0]() is request and newest[1] is config:
-        return newest[2]
-    shape = {"version": [KEY_VERSION, VERSION], "request": _shape(request), "candidates": _candidates(config)}
+    if newest is not None and newest[0]() is request and newest[1] is config and newest[2] == layers:
+        return newest[3]
+    shape = {
+        "version": [KEY_VERSION, VERSION],
+        "request": _shape(request),
+        "candidates": _candidates(config),
+        "layers": layers,
+    }
     key = hashlib.sha256(dump(shape)).hexdigest()
-    _newest_key = (ref(request), config, key)
+    _newest_key = (ref(request), config, layers, key)
     return key
+
+
+def key_of(call: Call, config: LLMConfig, pipeline: Generate) -> str:
+    """Return the key of a call, which is on its way through a pipeline of which this is the rest."""
+    return cache_key(call.request, config, call.layers or pipeline_name(pipeline))
 
 
 def request_key(request: LLMRequest) -> str:
@@ -278,7 +298,7 @@ def request_key(request: LLMRequest) -> str:
     >>> request_key(LLMRequest(prompt="why?")) == request_key(LLMRequest(prompt="why?", tags=("a",)))
     True
     """
-    return hashlib.sha256(dump({"version": KEY_VERSION, "request": _shape(request)})).hexdigest()
+    return hashlib.sha256(dump({"version": REQUEST_KEY_VERSION, "request": _shape(request)})).hexdigest()
 
 
 def _shape(request: LLMRequest) -> Mapping[str, object]:
@@ -319,12 +339,23 @@ def _sorted(value: object) -> object:
 @cached_per_config
 def _candidates(config: LLMConfig) -> list[list[object]]:
     answering = (target for target in ready_targets(config).values() if not target.capabilities.embeddings)
-    return sorted(map(_candidate, answering), key=repr)
+    return sorted((_candidate(target, config) for target in answering), key=repr)
 
 
-def _candidate(target: Target) -> list[object]:
+def namespace_of(target: Target, config: LLMConfig) -> list[str]:
+    """Return what separates this configuration's entries from others: its namespace, or a digest of a model's headers.
+
+    Headers may select a tenant, and so another model or other data behind the same endpoint. Secrets are left out.
+    """
+    if config.cache.namespace is not None:
+        return ["namespace", config.cache.namespace]
+    return ["headers", hashlib.sha256(repr(public_headers(target.config.headers)).encode()).hexdigest()]
+
+
+def _candidate(target: Target, whole: LLMConfig) -> list[object]:
     config = target.config
     return [
+        namespace_of(target, whole),
         target.name,
         target.preset.name,
         target.endpoint,

@@ -92,7 +92,8 @@ def calibrated(response: LLMResponse, call: Call, env: LLMEnv) -> LLMResponse:
         return response
     expected = estimated * env.tokens.ratio(call.model)
     if estimated >= LONG_PROMPT and counted < expected * SUSPICIOUS and counted < _words(call.request):
-        return evolve(response, warnings=(*response.warnings, _truncation_warning(counted, round(expected))))
+        warnings = (*response.warnings, _truncation_warning(counted, round(expected)))
+        return evolve(response, warnings=warnings, doubtful=True)
     env.tokens.learn(call.model, estimated, counted)
     return response
 

@@ -51,6 +51,7 @@ async def _until_valid(next: Generate, call: Call, validator: ResponseValidator,
         if repairs >= validator.max_repairs or spent or response.finish_reason is FinishReason.LENGTH:
             return Failure(_mismatch(response, problems))
         repairs += 1
+        await call.history.drained()
         attempt = _repair_call(call, corrected(call.request, response, problems))
 
 

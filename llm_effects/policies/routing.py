@@ -18,7 +18,7 @@ from llm_effects.providers.registry import hide_all_keys, target_of
 from llm_effects.routing.candidates import RoutingContext
 from llm_effects.routing.cooldowns import cooldown_after
 from llm_effects.routing.router import Ranked, fallbacks_after, order
-from llm_effects.values.errors import Fallback, LLMError, RequestFailed, fallback_for
+from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
 from llm_effects.values.messages import Message, Text
 from llm_effects.values.requests import Allow, LLMRequest, Recovery, request_messages
@@ -46,7 +46,9 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
         recorded = len(call.history.errors)
         result = await _counted(next, attempt, env)
         if is_successful(result):
-            return result.map(partial(joined, attempt, env.config))
+            if attempt.attempt.continues:
+                await call.history.drained()
+            return result.map(partial(joined, attempt, env.config)).map(partial(diverted, call.history))
         call.history.note(result.failure(), since=recorded)  # with_retries, where there is one, recorded it
         cool_down_s = cooldown_after(result.failure())
         if cool_down_s:
@@ -56,6 +58,7 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
         left = fallbacks_after(result.failure(), chosen, rest, call.request.allow)
         if not left or len(call.history.attempts) >= env.config.routing.max_attempts:
             return Failure(_final(result.failure(), call))
+        await call.history.drained()
         chosen, *rest = left
 
 
@@ -173,6 +176,16 @@ def joined(attempt: Call, config: LLMConfig, response: LLMResponse) -> LLMRespon
     note = f"the beginning is another model's; {attempt.model} continued it"
     parts = (Text(text), *(part for part in response.parts if not isinstance(part, Text)))
     return evolve(response, content=text, parts=parts, warnings=(*response.warnings, note))
+
+
+def diverted(history: CallHistory, response: LLMResponse) -> LLMResponse:
+    """Return the answer with the models that a budget did not permit, if there are any."""
+    exceeded = [error for error in history.errors if isinstance(error, BudgetExceeded)]
+    if not exceeded:
+        return response
+    notes = (f"{each.model} was skipped: the budget {each.budget!r} has too little left" for each in exceeded)
+    skipped = tuple(dict.fromkeys(each.model for each in exceeded if each.model))
+    return evolve(response, warnings=(*response.warnings, *notes), skipped=skipped)
 
 
 def _can_prefill(model: str, env: LLMEnv) -> bool:

@@ -462,7 +462,7 @@ def _add_end(draft: Draft, message: Object) -> None:
         draft.refusal = as_string(details.get("category"))
         draft.refusal_text = [as_string(details.get("explanation"))]
     if reason == "pause_turn" or reason not in _FINISH_REASONS:
-        draft.warnings.append(f"the model stopped because of {reason!r}: the answer may be unfinished")
+        draft.doubt(f"the model stopped because of {reason!r}: the answer may be unfinished")
 
 
 _Count = TypeVar("_Count", bound=int | None)

@@ -86,6 +86,7 @@ class Draft:
     served_model: str | None = None
     request_id: str | None = None
     warnings: list[str] = field(factory=list[str])
+    doubtful: bool = False
     sources: list[object] = field(factory=list[object])
     annotations: list[object] = field(factory=list[object])
     sealed: dict[str, list[object]] = field(factory=dict[str, list[object]])
@@ -95,6 +96,11 @@ class Draft:
     held: str = ""
     tagged: PartDraft | None = None
     first_text: PartDraft | None = None
+
+    def doubt(self, warning: str) -> None:
+        """Warn that the answer may be unfinished."""
+        self.warnings.append(warning)
+        self.doubtful = True
 
     @property
     def calls(self) -> list[PartDraft]:
@@ -240,6 +246,7 @@ def _response(draft: Draft, parts: tuple[Part, ...], finish_reason: FinishReason
         finish_reason=finish_reason,
         usage=draft.usage,
         warnings=tuple(redact(draft.target, warning) for warning in (*draft.warnings, *_unread(draft))),
+        doubtful=draft.doubtful,
         request_id=redact_name(draft.target, draft.request_id),
     )
 

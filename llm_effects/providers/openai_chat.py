@@ -399,13 +399,13 @@ def _add_end(draft: Draft, choice: Object) -> LLMError | None:
     if reason and draft.finish_reason is None:
         draft.finish_reason = _FINISH_REASONS.get(reason, FinishReason.STOP)
         if reason not in _FINISH_REASONS and not draft.refusal:
-            draft.warnings.append(f"the finish reason {reason!r} is unknown and was read as 'stop'")
+            draft.doubt(f"the finish reason {reason!r} is unknown and was read as 'stop'")
     return None
 
 
 def _assume_end(draft: Draft) -> None:
     draft.finish_reason = FinishReason.STOP
-    draft.warnings.append("the server sent no finish reason: 'stop' was assumed")
+    draft.doubt("the server sent no finish reason: 'stop' was assumed")
 
 
 def _add_content(draft: Draft, delta: Object, *, complete: bool = False) -> tuple[StreamEvent, ...]:

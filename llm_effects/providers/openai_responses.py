@@ -312,11 +312,11 @@ def _set_finish_reason(draft: Draft, response: Object, status: str) -> None:
     draft.done = True
     draft.finish_reason = FinishReason.LENGTH if status == "incomplete" else FinishReason.STOP
     if not status:
-        draft.warnings.append("the server sent no status: 'completed' was assumed")
+        draft.doubt("the server sent no status: 'completed' was assumed")
     if reason == "content_filter":
         draft.refusal = draft.refusal or _azure_categories(response) or reason
     elif status == "incomplete" and reason not in {"max_output_tokens", "max_tokens"}:
-        draft.warnings.append(f"the answer is incomplete because of {reason!r}")
+        draft.doubt(f"the answer is incomplete because of {reason!r}")
 
 
 def _azure_categories(response: Object) -> str:

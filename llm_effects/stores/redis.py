@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Final, Protocol, TypeAlias, TypeVar, cast, final
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
@@ -104,6 +105,17 @@ Reply: TypeAlias = Sequence[bytes | int]
 Argument: TypeAlias = str | int | float
 
 
+ScriptCall: TypeAlias = tuple[str, Sequence[str], Sequence[Argument]]
+"""The name of a script, its keys and its arguments."""
+
+Undo: TypeAlias = Callable[[Reply], ScriptCall | None]
+"""From the reply of a script, empty if it failed, to the script that undoes it."""
+
+
+def _run_on(_: object) -> None:
+    """Leave a started or waiting script as it is."""
+
+
 class _Script(Protocol):
     def __call__(self, keys: Sequence[str], args: Sequence[Argument]) -> Reply: ...
 
@@ -125,13 +137,38 @@ class RedisScripts:
         self._counters = CacheCounters()
         self._worker = Worker("llm-effects-limits", THREADS)
 
-    async def run(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Result[Reply, LLMError]:
-        """Run a script to its end or to the timeout, also when cancelled."""
-        job = partial(as_result, name, partial(self._scripts[name], keys, arguments), self._secrets)
+    async def run(
+        self,
+        name: str,
+        keys: Sequence[str],
+        arguments: Sequence[Argument],
+        undo: Undo | None = None,
+    ) -> Result[Reply, LLMError]:
+        """Run a script to its end or to the timeout, also when cancelled.
+
+        A shield does not stop asyncio's own cancellation (``wait_for``, ``Task.cancel()``). Then the script runs all
+        the same, in its thread; one with an ``undo`` does not, or is followed by the script that undoes its reply.
+        """
+        job = self._job((name, keys, arguments))
+        abandon = _run_on if undo is None else partial(self._undo, undo)
         result: Result[Reply, LLMError] = Failure(StorageFailed(operation=name))
         with anyio.CancelScope(shield=True):
-            result = await self._counters.run(name, partial(self._worker.run, name, job, self._timeout))
+            result = await self._counters.run(name, partial(self._worker.run, name, job, self._timeout, abandon))
         return result  # noqa: RET504 - type checkers assume that the scope may swallow a cancellation
+
+    def _job(self, call: ScriptCall) -> Callable[[], Result[Reply, LLMError]]:
+        name, keys, arguments = call
+        return partial(as_result, name, partial(self._scripts[name], keys, arguments), self._secrets)
+
+    def _undo(self, undo: Undo, job: "Future[Result[Reply, LLMError]]") -> None:
+        if not job.cancel():
+            job.add_done_callback(partial(self._undo_reply, undo))
+
+    def _undo_reply(self, undo: Undo, job: "Future[Result[Reply, LLMError]]") -> None:
+        """Run the script that undoes the reply of an abandoned one; called in a thread."""
+        call = undo(job.result().value_or(()))
+        if call is not None:
+            self._worker.post(self._job(call))
 
     async def aclose(self) -> None:
         """Close all connections and end the threads."""

@@ -31,12 +31,17 @@ class Worker:
         self._last_success = time.monotonic()
 
     async def run(
-        self, operation: str, work: Callable[[], Result[_Value, LLMError]], seconds: float
+        self,
+        operation: str,
+        work: Callable[[], Result[_Value, LLMError]],
+        seconds: float,
+        abandon: "Callable[[Future[Any]], object]" = Future[Any].cancel,
     ) -> Result[_Value, LLMError]:
         """Run some work in a thread; fail once no job of the pool has succeeded for ``seconds``.
 
         So a store that hangs fails all its callers in time, and a long queue before a store that works fails none. A
-        caller that is cancelled or times out returns at once; work that has started runs to its end.
+        caller that is cancelled or times out returns at once; work that has started runs to its end. ``abandon``
+        receives the job of a cancelled caller.
         """
         try:
             job = self._threads.submit(self._timed, work)
@@ -44,11 +49,16 @@ class Worker:
             return Failure(StorageFailed(operation=operation, message=_CLOSED, cause=cause_of(problem)))
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
+        cancelled = True
         try:
-            if await self._ended(job, seconds):
-                return job.result()
+            ended = await self._ended(job, seconds)
+            cancelled = False
         finally:
-            job.cancel()
+            if cancelled:
+                abandon(job)
+        if ended:
+            return job.result()
+        job.cancel()
         message = f"no answer within {seconds * 1000:g} ms"
         return Failure(StorageFailed(operation=operation, message=message, transient=True))
 
@@ -83,7 +93,8 @@ class Worker:
         if self._closed:
             return
         self._closed = True
-        jobs = self._jobs.copy()
+        await _all_ended(*self._jobs.copy())
+        jobs = self._jobs.copy()  # those that the first ones have posted
         await _all_ended(*jobs)
         jobs.add(self._threads.submit(last))
         await _all_ended(*jobs)

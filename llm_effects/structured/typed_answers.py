@@ -154,12 +154,12 @@ def _answer(question: _Question) -> Effect[LLMResponse]:
 
 
 def _ask(question: _Question) -> Effect[LLMResponse]:
-    validator = ResponseValidator(question.problems, question.max_repairs)
+    validator = ResponseValidator(question.problems, question.max_repairs, name=id(question.target))
     return run_call(standard_pipeline, question.request, question.sink, validator=validator)
 
 
 def _ask_again(question: _Question, first: LLMResponse) -> Effect[LLMResponse]:
-    """Replace an answer that no validator has seen: one from the cache, or from a call shared with another caller."""
+    """Replace an answer that no validator has seen: one from the cache."""
     policy = question.request.cache
     request = evolve(question.request, cache=CachePolicy.REFRESH if policy is CachePolicy.USE else policy)
     sink = None if question.sink is None else _restarting(question.sink)
@@ -168,7 +168,7 @@ def _ask_again(question: _Question, first: LLMResponse) -> Effect[LLMResponse]:
 
 
 def _with_first(question: _Question, first: LLMResponse, second: LLMResponse) -> LLMResponse:
-    warning = f"a cached or shared answer did not fit: {'; '.join(question.problems(first))}"
+    warning = f"a cached answer did not fit: {'; '.join(question.problems(first))}"
     return evolve(
         second,
         attempts=(*first.attempts, *second.attempts),

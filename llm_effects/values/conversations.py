@@ -3,43 +3,13 @@
 from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum, unique
-from typing import Any, Final, final
+from typing import final
 
-import attrs
 from attrs import field, frozen
 
 from llm_effects.values.messages import Message
 from llm_effects.values.responses import Cost, FinishReason, Usage
-from llm_effects.values.validation import instance, invalid, text, to_metadata
-
-MAX_ID_BYTES: Final = 512
-"""Longest id or owner, in bytes of UTF-8, that every store can index."""
-
-
-def check_id(name: str, value: object) -> None:
-    """Reject an id that some store could not distinguish; all others are opaque and stored character by character.
-
-    >>> check_id("id", "../../x'; DROP TABLE messages")
-    >>> check_id("id", "a" * 513)
-    Traceback (most recent call last):
-        ...
-    llm_effects.values.validation.InvalidValue: id: must be at most 512 bytes long
-    """
-    if not isinstance(value, str):
-        invalid(name, f"must be a text, not {type(value).__name__}")
-    if not value.strip():
-        invalid(name, "must not be blank")
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        invalid(name, "must be Unicode without the character NUL")
-    if len(value.encode()) > MAX_ID_BYTES:
-        invalid(name, f"must be at most {MAX_ID_BYTES} bytes long")
-
-
-def _valid_id(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    check_id(attribute.name, value)
-
-
-_VALID_OWNER: Final = attrs.validators.optional(_valid_id)
+from llm_effects.values.validation import instance, text, to_metadata, valid_id, valid_owner
 
 
 @final
@@ -52,10 +22,10 @@ class Conversation:
     original conversation and the message after which this one continues.
     """
 
-    id: str = field(validator=_valid_id)
+    id: str = field(validator=valid_id)
     created_at: datetime
     updated_at: datetime
-    owner: str | None = field(default=None, validator=_VALID_OWNER)
+    owner: str | None = field(default=None, validator=valid_owner)
     system: str | None = field(default=None, validator=text())
     metadata: Mapping[str, str] = field(factory=dict[str, str], converter=to_metadata)
     version: int = 0
@@ -90,7 +60,7 @@ class StoredMessage:
     ``tokens`` is an estimate; only answers have a ``provenance``.
     """
 
-    id: str = field(validator=_valid_id)
+    id: str = field(validator=valid_id)
     message: Message = field(validator=instance(Message))
     at: datetime
     pinned: bool = False
@@ -120,7 +90,7 @@ class Turn:
     another writer has it. ``error`` is the tag of the error that ended the turn.
     """
 
-    id: str = field(validator=_valid_id)
+    id: str = field(validator=valid_id)
     begun_at: datetime
     lease_until: datetime
     writer: str = ""

@@ -20,6 +20,7 @@ from llm_effects.values.validation import (
     to_member,
     to_metadata,
     to_tuple,
+    valid_owner,
 )
 
 ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -183,7 +184,7 @@ class LLMRequest:
     cache: CachePolicy = field(default=CachePolicy.USE, converter=_cache)
     recovery: Recovery = field(default=Recovery.FAIL, converter=_recovery)
     allow: frozenset[Allow] = field(default=frozenset(), converter=_permissions)
-    owner: str | None = field(default=None, validator=text())
+    owner: str | None = field(default=None, validator=valid_owner)
     tags: tuple[str, ...] = field(default=(), converter=_tags, validator=instances(str))
     metadata: Mapping[str, str] = field(
         factory=dict[str, str], converter=to_metadata, validator=instances(str), repr=False

@@ -132,7 +132,8 @@ class LLMResponse:
 
     ``model`` is the configured name that answered, ``served_model`` the model that the provider reports;
     ``latency_ms`` (milliseconds) covers the whole call; ``cost`` is the sum over ``attempts``; ``warnings`` lists what
-    was dropped or is doubtful.
+    was dropped or is doubtful. An answer is ``doubtful`` if the model may not have read the whole prompt or finished;
+    the cache does not store it. ``skipped`` names the models that were to answer, but that a budget did not permit.
     """
 
     content: str
@@ -148,6 +149,8 @@ class LLMResponse:
     cached: bool = False
     attempts: tuple[Attempt, ...] = ()
     warnings: tuple[str, ...] = ()
+    doubtful: bool = field(default=False, repr=False)
+    skipped: tuple[str, ...] = ()
     request_id: str | None = None
 
     @property

@@ -195,6 +195,18 @@ def _base64_forms(data: bytes, offset: int) -> tuple[str, str]:
 _URL_SAFE: Final = str.maketrans("+/", "-_")
 
 
+_SECRET_NAME: Final = re.compile(r"auth|key|token|secret|passw|cookie|credential|signature", re.IGNORECASE)
+
+
+def public_headers(headers: Iterable[tuple[str, Secret]]) -> tuple[tuple[str, str], ...]:
+    """Return the headers whose names do not suggest a secret, sorted, for a digest.
+
+    >>> public_headers([("X-Tenant", Secret("a")), ("x-api-key", Secret("k1")), ("Cookie", Secret("c"))])
+    (('x-tenant', 'a'),)
+    """
+    return tuple(sorted((name.lower(), value.reveal()) for name, value in headers if not _SECRET_NAME.search(name)))
+
+
 def to_secret(value: str | Secret | None) -> Secret | None:
     """Return a key as a ``Secret``."""
     return Secret(value) if isinstance(value, str) else value

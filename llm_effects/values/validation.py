@@ -307,3 +307,37 @@ def instances(*kinds: type) -> Validator:
                 invalid(join_path(attribute.name, key), f"must be {expected}, not {type(item).__name__}")
 
     return check
+
+
+# Ids.
+
+MAX_ID_BYTES: Final = 512
+"""Longest id or owner, in bytes of UTF-8, that every store can index."""
+
+
+def check_id(name: str, value: object) -> None:
+    """Reject an id that some store could not distinguish; all others are opaque and stored character by character.
+
+    >>> check_id("id", "../../x'; DROP TABLE messages")
+    >>> check_id("id", "a" * 513)
+    Traceback (most recent call last):
+        ...
+    llm_effects.values.validation.InvalidValue: id: must be at most 512 bytes long
+    """
+    if not isinstance(value, str):
+        invalid(name, f"must be a text, not {type(value).__name__}")
+    if not value.strip():
+        invalid(name, "must not be blank")
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        invalid(name, "must be Unicode without the character NUL")
+    if len(value.encode()) > MAX_ID_BYTES:
+        invalid(name, f"must be at most {MAX_ID_BYTES} bytes long")
+
+
+def valid_id(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    """Reject an id that some store could not distinguish."""
+    check_id(attribute.name, value)
+
+
+valid_owner: Final[Validator] = attrs.validators.optional(valid_id)
+"""Rejects the id of an owner that some store could not distinguish; ``None`` is an owner of its own."""

@@ -143,6 +143,16 @@ async def test_a_cheaper_model_answers_only_if_the_request_allows_it() -> None:
     assert (await run(generate(allowed), dearer)).failure().tag == "BudgetExceeded"
 
 
+@pytest.mark.anyio
+async def test_fault_162_an_answer_of_a_cheaper_model_shows_what_the_budget_did_not_permit() -> None:
+    env = env_of(limit=5, dear=EXPENSIVE, cheap=CHEAP, routing=RoutingConfig(fallback_order=("dear", "cheap")))
+    response = (await run(generate(evolve(QUESTION, allow={Allow.CHEAPER_MODEL})), env)).unwrap()
+    assert (response.model, response.skipped) == ("cheap", ("dear",))
+    assert response.warnings == ("dear was skipped: the budget 'all' has too little left",)
+    direct = (await run(generate(evolve(QUESTION, model="cheap")), env)).unwrap()
+    assert (direct.skipped, direct.warnings) == ((), ())
+
+
 # Every outcome of an attempt commits its hold.
 
 OUTCOMES: dict[str, tuple[Reply, int]] = {

@@ -43,6 +43,7 @@ from llm_effects import (
 )
 from llm_effects.config import CacheConfig, RoutingConfig
 from llm_effects.effects.effect import Generate, layered
+from llm_effects.effects.env import wall_clock
 from llm_effects.pipeline import run_call
 from llm_effects.policies.cache import cache_key, cache_stats, clear, invalidate, with_cache
 from llm_effects.policies.coalescing import with_coalescing
@@ -52,6 +53,7 @@ from llm_effects.policies.recording import with_recording
 from llm_effects.policies.routing import with_routing
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.disabled import NoCache
+from llm_effects.stores.open import open_cache
 from llm_effects.testing import Chunks, Delayed, Reply, Scripted, answer, run_in_virtual_time, scripted
 from llm_effects.values import CacheStats, Tool
 from llm_effects.values.errors import LLMError
@@ -187,6 +189,34 @@ def test_a_field_that_does_not_shape_the_answer_keeps_the_key(name: str) -> None
 def test_candidates_are_in_the_key_but_their_api_keys_are_not(change: dict[str, object], same: bool) -> None:
     changed = LLMConfig(models={"one": evolve(STUDIO, **change), "two": STUDIO})
     assert (cache_key(ASK, changed) == cache_key(ASK, TWO)) is same
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ({}, {}, True),
+        ({"headers": {"X-Tenant": "a"}}, {"headers": {"x-tenant": "b"}}, False),
+        ({"headers": {"X-Tenant": "a"}}, {"headers": {"x-tenant": "a"}}, True),
+        ({"api_key": "sk-one-key"}, {"api_key": "sk-another-key"}, True),
+        ({"headers": {"Authorization": "Bearer a"}}, {"headers": {"Authorization": "Bearer b"}}, True),
+        ({"namespace": "a"}, {"namespace": "b"}, False),
+        ({"namespace": "a", "headers": {"x-pod": "1"}}, {"namespace": "a", "headers": {"x-pod": "2"}}, True),
+    ],
+)
+@pytest.mark.anyio
+async def test_fault_159_configurations_share_entries_only_in_one_namespace(
+    tmp_path: Path, ours: dict[str, object], theirs: dict[str, object], *, same: bool
+) -> None:
+    contents: list[str] = []
+    for number, settings in enumerate((ours, theirs)):
+        namespace = settings.get("namespace")
+        model = {key: value for key, value in settings.items() if key != "namespace"}
+        cache = CacheConfig(url=f"sqlite:///{tmp_path}/shared.db", namespace=namespace)  # type: ignore[arg-type]
+        config = LLMConfig(models={"one": evolve(STUDIO, **model)}, cache=cache)
+        env = evolve(scripted_env(f"answer {number}", config=config), cache=open_cache(cache, wall_clock).unwrap())
+        contents.append((await run(generate(ASK), env)).unwrap().content)
+        await env.cache.aclose()
+    assert contents == ["answer 0", "answer 0" if same else "answer 1"]
 
 
 def test_the_order_of_candidates_and_mappings_does_not_change_the_key() -> None:

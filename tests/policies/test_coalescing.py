@@ -27,7 +27,6 @@ from llm_effects import (
     stream,
 )
 from llm_effects.config import CacheConfig, RoutingConfig
-from llm_effects.policies import coalescing as flights
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.testing import Chunks, Delayed, Reply, Scripted, run_in_virtual_time, scripted
 
@@ -132,22 +131,6 @@ async def test_followers_receive_all_events_from_the_start() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_leader_without_a_sink_serves_streaming_followers() -> None:
-    env, model = remembering(Delayed(0.01, "because"))
-    events: list[StreamEvent] = []
-
-    async def follow() -> None:
-        events.extend(await streamed_events(env))
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(run, generate(ASK), env)
-        await anyio.wait_all_tasks_blocked()
-        group.start_soon(follow)
-    assert events[:-1] == [Started("one"), TextDelta("because")]
-    assert len(model.calls) == 1
-
-
-@pytest.mark.anyio
 async def test_a_cancelled_leader_hands_over() -> None:
     env, model = remembering(Delayed(0.03, "because"))
     contents: list[str] = []
@@ -244,21 +227,6 @@ async def test_a_slow_follower_stalls_no_other_caller() -> None:
         await anyio.wait_all_tasks_blocked()
         group.start_soon(run, stream(ASK, crawl), env)
     assert slow[:-1] == [Started("one"), *map(TextDelta, "abc")]
-
-
-@pytest.mark.anyio
-async def test_a_follower_behind_the_buffer_receives_the_rest_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flights, "BUFFERED", 3)
-    env, _ = remembering(Chunks(tuple("abcdef"), pause=0.001))
-    texts: list[str] = []
-
-    async def follow() -> None:
-        texts.append("".join(event.text for event in await streamed_events(env) if isinstance(event, TextDelta)))
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(follow)
-        group.start_soon(follow)
-    assert texts == ["abcdef", "abcdef"]
 
 
 @pytest.mark.anyio

@@ -7,8 +7,9 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.values.conversations import Conversation, StoredMessage, Turn, TurnState, check_id
+from llm_effects.values.conversations import Conversation, StoredMessage, Turn, TurnState
 from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked
+from llm_effects.values.validation import check_id
 
 
 def begun(stored: Turn | None, conversation: Conversation, expected: int, turn: Turn) -> Result[Turn, LLMError]:

@@ -5,10 +5,11 @@ The ledger comes first, then the buffer of its rows, then the rows and the budge
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from threading import Lock
+from threading import Lock, Timer
 from typing import Any, Final, TypeAlias, TypeVar, final
 
 import anyio
@@ -35,6 +36,12 @@ LOGGER: Final = logging.getLogger("llm_effects")
 TIMEOUT_S: Final = 5.0
 """How long an attempt waits for its reservation, and for its commit, in seconds."""
 
+FLUSH_S: Final = 1.0
+"""How long a row waits at most while the database can be written, in seconds, even if no other call comes."""
+
+RETRY_S: Final = 5.0
+"""How long after a failure the rows are written again, in seconds, even if no other call comes."""
+
 MAX_UNCOMMITTED: Final = 1_000
 """How many commits are kept while the database cannot be written."""
 
@@ -57,21 +64,25 @@ class RowFilter:
 class SqlLedger:
     """Rows and budgets in a database; closing the ledger closes the database.
 
-    A thread writes rows in batches, once a batch is full or its first row is some seconds old; a process that is killed
-    loses the rows that wait. Reservations and commits of budgets are stored at once.
+    A thread writes rows in batches, once a batch is full or its first row is ``flush_seconds`` old; a process that is
+    killed loses the rows that wait. Reservations and commits of budgets are stored at once.
     """
 
-    def __init__(self, database: Database, buffer: "RowBuffer | None" = None) -> None:
+    def __init__(
+        self, database: Database, buffer: "RowBuffer | None" = None, *, flush_seconds: float = FLUSH_S
+    ) -> None:
         self._database = database
         self._buffer = buffer or RowBuffer()
+        self._flush_seconds = flush_seconds
+        self._timer: Timer | None = None
+        self._closed = False
         self._uncommitted: list[_Commit] = []
         self._lock = Lock()
 
     def record(self, row: LedgerRow) -> None:
-        """Record a row without waiting: a later call writes it, or closing does."""
-        batch = self._buffer.add(row)
-        if batch and not self._database.post("record", partial(insert_rows, rows=batch), self._on_batch_written):
-            self._buffer.failed()
+        """Record a row without waiting: a thread writes it soon, or closing does."""
+        self._write_batch(self._buffer.add(row))
+        self._flush_later(self._flush_seconds)
 
     def rows(
         self,
@@ -112,6 +123,10 @@ class SqlLedger:
 
     async def aclose(self) -> None:
         """Write the rows and commits that wait, and close the database; what cannot be written is logged."""
+        with self._lock:
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
         rows = self._buffer.take()  # with the running batch, which may yet fail: a stored row is not stored twice
         if rows and not is_successful(await self._write("record", partial(insert_rows, rows=rows))):
             LOGGER.warning("the ledger was closed with %d rows that could not be written", len(rows))
@@ -147,12 +162,34 @@ class SqlLedger:
         message = f"no answer within {TIMEOUT_S * 1000:g} ms"
         return Failure(StorageFailed(operation=operation, message=message, transient=True))
 
+    def _write_batch(self, batch: _Rows) -> None:
+        if batch and not self._database.post("record", partial(insert_rows, rows=batch), self._on_batch_written):
+            self._buffer.failed()
+
+    def _flush_later(self, seconds: float) -> None:
+        """Write the rows that wait after a while: by a timer's thread, since no task may outlive its call."""
+        with self._lock:
+            if self._closed or (self._timer is not None and self._timer.is_alive()):  # a fork has no timer
+                return
+            self._timer = Timer(seconds, self._flush)
+            self._timer.daemon, self._timer.name = True, "llm-effects-ledger"
+            with suppress(RuntimeError):  # no thread can be started: a later call writes the rows, or closing does
+                self._timer.start()
+
+    def _flush(self) -> None:
+        with self._lock:
+            self._timer = None
+        self._write_batch(self._buffer.start())
+
     def _on_batch_written(self, result: Result[None, LLMError]) -> None:
         """Note the outcome of the running batch; called in a thread."""
         if is_successful(result):
             self._buffer.written()
+            if self._buffer.held():
+                self._flush_later(self._flush_seconds)
             return
         self._buffer.failed()
+        self._flush_later(RETRY_S)
         held, dropped = len(self._buffer.held()), self._buffer.dropped
         LOGGER.warning(
             "the ledger could not be written: %s; %d rows wait, %d were dropped", result.failure().tag, held, dropped
@@ -217,6 +254,11 @@ class RowBuffer:
             self._drop_oldest()
             due = len(self._waiting) >= self._due_at or row.at - self._oldest_at >= self.max_age
             return self._start_batch() if due and not self._running else ()
+
+    def start(self) -> _Rows:
+        """Return the rows that wait as the batch to write now, unless one is being written."""
+        with self._lock:
+            return self._start_batch() if self._waiting and not self._running else ()
 
     def take(self) -> _Rows:
         """Return and forget all rows that are not known to be stored."""

@@ -5,6 +5,7 @@ when the server is gone each process goes on with its own count, up to the whole
 """
 
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from math import ceil, inf
 from typing import Final, final
@@ -31,7 +32,7 @@ from llm_effects.stores.limits.memory import (
     breaker_open,
     rate_limit_exceeded,
 )
-from llm_effects.stores.redis import Argument, RedisScripts, passwords_of, redis_client
+from llm_effects.stores.redis import Argument, RedisScripts, Reply, ScriptCall, passwords_of, redis_client
 from llm_effects.values.errors import ConfigurationError, LLMError
 from llm_effects.values.secrets import reveal
 
@@ -152,11 +153,12 @@ class RedisLimits:
         permit, quota, demand, answered = evolve(local, id=uuid4().hex), local.quota, local.demand, False
         limits = (quota.concurrency or 0, quota.requests or 0, quota.tokens or 0)
         arguments = (0, permit.id, *limits, _lease_ms(deadline), demand.requests, demand.tokens)
+        keys = self._keys(state.model, _COUNTS)
         try:
-            reply = await self._scripts.run("enter", self._keys(state.model, _COUNTS), arguments)
+            reply = await self._scripts.run("enter", keys, arguments, partial(_leaving, permit, keys))
             answered = True
         finally:
-            if not answered:  # asyncio's own cancellation ignores shields: the lease frees what the server reserved
+            if not answered:  # asyncio's own cancellation ignores shields
                 state.undo(local)
         if not is_successful(reply):
             return evolve(permit, warning=ALONE)
@@ -168,7 +170,8 @@ class RedisLimits:
 
     async def _admit(self, state: ModelState, deadline: float, *, force: bool) -> Result[BreakerPermit, LLMError]:
         arguments = (0, _lease_ms(deadline), int(force), ceil(PROBE_WAIT_S * 1000))
-        reply = await self._scripts.run("admit", self._keys(state.model, _BREAKER[:1]), arguments)
+        keys = self._keys(state.model, _BREAKER)
+        reply = await self._scripts.run("admit", keys[:1], arguments, partial(_returning, keys))
         if not is_successful(reply):
             answer = state.admit(deadline, force=force)
             return Success(answer) if isinstance(answer, BreakerPermit) else Failure(breaker_open(state.model, answer))
@@ -206,6 +209,18 @@ def _reported(limits: RateLimits) -> tuple[Argument, ...]:
 def _allowance(allowance: Allowance) -> tuple[int, int, int]:
     reset = -1 if allowance.reset is None else ceil(allowance.reset * 1000)
     return allowance.limit or -1, -1 if allowance.remaining is None else allowance.remaining, reset
+
+
+def _leaving(permit: Permit, keys: tuple[str, ...], reply: Reply) -> ScriptCall | None:
+    """Return the script that releases a permit of a call that was cancelled while it asked for it."""
+    granted, second = reply or (0, 0)
+    unused = _corrections(evolve(permit, shared_cell=int(second)), ActualUsage(requests=0))
+    return ("leave", keys, (0, permit.id, *unused)) if granted else None
+
+
+def _returning(keys: tuple[str, ...], reply: Reply) -> ScriptCall | None:
+    """Return the script that returns the probe of a call that was cancelled while it asked for it."""
+    return ("record", keys, (0, "probe", int(reply[1]), -1)) if reply and reply[0] == b"probe" else None
 
 
 def _outcome(config: BreakerConfig, permit: BreakerPermit, failed: bool | None) -> tuple[Argument, ...]:

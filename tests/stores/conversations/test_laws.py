@@ -15,8 +15,8 @@ from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Conversations
 from llm_effects.stores.conversations.memory import MemoryConversations
 from llm_effects.testing.stored_chat import Chat, new_message, new_turn, texts, value_of
-from llm_effects.values.conversations import Summary, TurnState, check_id
-from llm_effects.values.validation import InvalidValue
+from llm_effects.values.conversations import Summary, TurnState
+from llm_effects.values.validation import InvalidValue, check_id
 from tests.fixtures.conversation_worker import opened
 from tests.fixtures.postgres_server import postgres_server
 

@@ -100,4 +100,16 @@ def test_a_killed_process_loses_only_waiting_rows(url: str) -> None:
     recorder.kill()
     recorder.communicate()
     assert stored >= 200
-    assert len(observe(url, lambda env: result_of(env.ledger.rows())).unwrap()) == stored
+    assert stored <= len(observe(url, lambda env: result_of(env.ledger.rows())).unwrap()) <= 230
+
+
+def test_fault_161_other_processes_see_the_rows_of_an_idle_one(url: str) -> None:
+    recorder = python("idle", url, "recorder", "3")
+    assert recorder.stdout is not None
+    assert recorder.stdout.readline() == "idle\n"
+    end = time.monotonic() + 2
+    while len(observe(url, lambda env: result_of(env.ledger.rows())).unwrap()) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    recorder.kill()
+    recorder.communicate()

@@ -5,6 +5,7 @@
 import asyncio
 import logging
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
@@ -19,6 +20,7 @@ from returns.pipeline import is_successful
 from llm_effects import LLMRequest, generate, open_env, run, scripted_env, usage_report
 from llm_effects.config import LLMConfig, StorageConfig
 from llm_effects.effects.effect import result_of
+from llm_effects.stores.ledger import sql
 from llm_effects.stores.ledger.sql import MAX_UNCOMMITTED, RowBuffer, SqlLedger
 from llm_effects.stores.sql.database import file_database
 from llm_effects.values.records import LedgerRow
@@ -272,3 +274,36 @@ def test_the_buffer_retries_after_another_batch_of_rows() -> None:
     assert buffer.add(rows[3]) == tuple(rows[:4])
     buffer.written()
     assert buffer.held() == ()
+
+
+async def test_fault_161_rows_are_written_while_idle(path: Path) -> None:
+    ledger = SqlLedger(file_database(path), flush_seconds=0.05)
+    for row in rows_of(3):
+        ledger.record(evolve(row, at=NOON))
+    await until_stored(path, 3)
+    ledger.record(evolve(EMPTY, id="later", at=NOON))
+    await until_stored(path, 4)
+    await ledger.aclose()
+
+
+async def test_fault_161_rows_that_could_not_be_written_are_written_while_idle(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "RETRY_S", 0.05)
+    ledger = SqlLedger(file_database(path, lock_wait_seconds=0.02), flush_seconds=0.05)
+    await given_by(ledger.rows())  # creates the file
+    with locked(path):
+        ledger.record(EMPTY)
+        await anyio.sleep(0.3)
+    await until_stored(path, 1)
+    await ledger.aclose()
+
+
+async def test_fault_161_closing_leaves_no_thread(path: Path) -> None:
+    ledger = SqlLedger(file_database(path), flush_seconds=60)
+    ledger.record(EMPTY)
+    await ledger.aclose()
+    assert stored(path) == 1
+    with anyio.fail_after(5):
+        while any(thread.name == "llm-effects-ledger" for thread in threading.enumerate()):
+            await anyio.sleep(0.005)

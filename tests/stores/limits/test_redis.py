@@ -187,6 +187,35 @@ def test_the_lease_of_a_killed_process_frees_its_permit(redis_server: str) -> No
     assert 1.5 <= anyio.run(main) <= 8
 
 
+def test_fault_153_calls_cancelled_by_asyncio_itself_leave_no_permit_and_no_probe(redis_server: str) -> None:
+    with Redis.from_url(redis_server) as client:
+        client.flushdb()
+
+    async def main() -> tuple[list[Permit], BreakerPermit]:
+        limits = opened(redis_server)
+        for _ in range(RULES.min_attempts):
+            await limits.record("m", RULES, await given_by(limits.admit("m", math.inf, force=True)), failed=True)
+        await anyio.sleep(RULES.open_seconds + 0.05)  # now a probe is due
+        processes = [python("abandon", redis_server, str(number)) for number in range(2)]
+        for process in processes:
+            assert process.stdout is not None
+            assert await anyio.to_thread.run_sync(process.stdout.readline) == "done\n"
+        await anyio.sleep(1.0)
+        permits = [await given_by(limits.acquire("m", Quota(concurrency=3), Demand(), 0.0, math.inf)) for _ in range(3)]
+        probe = await given_by(limits.admit("m", math.inf, force=False))
+        for process in processes:
+            process.kill()
+            process.communicate()
+        await limits.aclose()
+        return permits, probe
+
+    permits, probe = anyio.run(main)
+    with Redis.from_url(redis_server) as client:
+        client.flushdb()
+    assert all(permit.shared_cell is not None for permit in permits)
+    assert (probe.kind, probe.shared) == ("probe", True)
+
+
 # One process.
 
 
