@@ -7,9 +7,11 @@ without further code. Every line of an error names the place and the remedy, nev
 import os
 import reprlib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
+from difflib import SequenceMatcher
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,7 +40,8 @@ def load_config(
 
     ``environ`` replaces ``os.environ``, also for keys written as ``"env:NAME"``. The failure is one
     ``ConfigurationError`` whose message lists every problem with its place and remedy, one a line. A relative
-    ``model_path`` in a TOML file starts from the folder of that file.
+    ``model_path`` in a TOML file starts from the folder of that file. An unknown variable that is nearly a known one
+    is a ``UserWarning``.
 
     >>> load_config({"models": {"mini": {"provider": "openai-chat", "api_key": "env:KEY"}}}, environ={"KEY": "sk-x"})
     ... # doctest: +ELLIPSIS
@@ -49,6 +52,8 @@ def load_config(
     """
     variables = os.environ if environ is None else environ
     if source is None:
+        for name, known in misspelt_variables(variables):
+            warnings.warn(f"the environment variable {name} is unknown: did you mean {known}?", stacklevel=2)
         config = _read_config(substitute_variables(TEMPLATE, variables), "The environment", variables)
         return config.map(lambda config: select_models(config, embedded_model()))
     if isinstance(source, Mapping):
@@ -171,6 +176,45 @@ TEMPLATE: Final[Mapping[str, _Template]] = {
     "storage": {"url": _env("LLM_STORAGE_URL")},
 }
 """A configuration with variables in place of values."""
+
+
+def misspelt_variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield each variable that is unknown but nearly a known one, which is not set, with the known name.
+
+    >>> list(misspelt_variables({"OPENAI_KEY": "sk-x", "LLM_CACHE_TTL": "60", "OPENAI_ORG_ID": "org"}))
+    [('OPENAI_KEY', 'OPENAI_API_KEY'), ('LLM_CACHE_TTL', 'LLM_CACHE_TTL_SECONDS')]
+    """
+    groups = tuple(_groups(TEMPLATE))
+    unset = [name for names in groups if not any(map(environ.get, names)) for name in names]
+    known = {name for names in groups for name in names}
+    for name in environ:
+        near = None if name in known else next((each for each in unset if _is_nearly(name, each)), None)
+        if near is not None and environ[name]:
+            yield name, near
+
+
+def _groups(template: _Template) -> Iterator[tuple[str, ...]]:
+    """Yield the names of the variables of each value in a template."""
+    if isinstance(template, _FromVariables):
+        yield template.names
+    elif isinstance(template, Mapping):
+        for inner in template.values():
+            yield from _groups(inner)
+
+
+MISSPELT: Final = 0.8
+"""How similar two names must be to be taken for the same one (0 to 1)."""
+
+
+def _is_nearly(name: str, known: str) -> bool:
+    """Return whether a name leaves out words of a known one, or spells it a little differently; its prefix is right."""
+    prefix, _, words = name.upper().partition("_")
+    known_prefix, _, known_words = known.partition("_")
+    if prefix != known_prefix or not words:
+        return False
+    shortened = set(words.split("_")) <= set(known_words.split("_")) or known_words.startswith(words)
+    return shortened or SequenceMatcher(None, words, known_words).ratio() >= MISSPELT
+
 
 _EMBEDDED_NAME: Final = "smollm2"
 _EMBEDDED_CAPABILITIES: Final = Capabilities(tools=False)

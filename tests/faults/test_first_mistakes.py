@@ -11,6 +11,7 @@ from returns.result import Failure, Success
 
 from llm_effects import (
     ConfigurationError,
+    LLMConfig,
     LLMError,
     LLMRequest,
     ModelConfig,
@@ -18,6 +19,7 @@ from llm_effects import (
     Preferences,
     RequestFailed,
     describe,
+    explain,
     fail,
     generate,
     load_config,
@@ -25,7 +27,7 @@ from llm_effects import (
     run,
     scripted_env,
 )
-from llm_effects.config import Capabilities
+from llm_effects.config import Capabilities, RoutingConfig
 from llm_effects.config.loading import embedded_model
 from llm_effects.providers.registry import target_of
 from llm_effects.values import StorageFailed
@@ -107,3 +109,53 @@ def test_fault_184_a_call_is_answered_by_the_installed_model() -> None:
             return (await run(generate(request), env)).unwrap().model
 
     assert anyio.run(main) == "local"
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("OPENAI_KEY", "OPENAI_API_KEY"),
+        ("OPENAI_APIKEY", "OPENAI_API_KEY"),
+        ("ANTHROPIC_KEY", "ANTHROPIC_API_KEY"),
+        ("CLAUDE_MODLE", "CLAUDE_MODEL"),
+        ("LLM_CACHE_TTL", "LLM_CACHE_TTL_SECONDS"),
+        ("LLM_STORAGE_URI", "LLM_STORAGE_URL"),
+        ("LM_STUDIO_ENDPONT", "LM_STUDIO_ENDPOINT"),
+        ("LLAMA_MODEL", "LLAMA_MODEL_PATH"),
+        ("llm_routing_strategy", "LLM_ROUTING_STRATEGY"),
+    ],
+)
+def test_fault_186_a_misspelt_variable_is_a_warning_with_the_nearest_known_one(name: str, known: str) -> None:
+    with pytest.warns(UserWarning, match=rf"{name} is unknown: did you mean {known}\?"):
+        load_config(environ={name: "canary"})
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"OPENAI_ORG_ID": "x", "OPENAI_API_VERSION": "x", "OPENAI_API_BASE": "x", "OPENAI_LOG": "x"},
+        {"ANTHROPIC_BASE_URL": "x", "ANTHROPIC_MODEL": "x", "CLAUDE_CODE_USE_BEDROCK": "1", "LLAMA_CACHE": "x"},
+        {"LLM_MODEL": "x", "LLM_API_KEY": "x", "PATH": "x", "LLM": "x", "_": "x"},
+        {"OPENAI_KEY": "sk-x", "OPENAI_API_KEY": "sk-y"},
+        {"ANTHROPIC_KEY": "sk-x", "CLAUDE_API_KEY": "sk-y"},
+        {"OPENAI_KEY": ""},
+    ],
+)
+def test_fault_186_variables_of_other_programs_are_left_alone(environ: dict[str, str]) -> None:
+    assert load_config(environ=environ).map(lambda config: "lm-studio" in config.models) == Success(True)
+
+
+def test_fault_186_a_misspelt_task_is_a_warning_in_the_answer_and_in_explain() -> None:
+    warning = "task_type: 'anlysis' is no known task: did you mean analysis?"
+    request = LLMRequest(prompt="why?", task_type="anlysis")
+    assert warning in anyio.run(run, generate(request), scripted_env("because")).unwrap().warnings
+    assert anyio.run(run, explain(request), scripted_env()).unwrap().warnings == (warning,)
+
+
+@pytest.mark.parametrize("task", ["analysis", "triage", "anlysis"])
+def test_fault_186_a_known_task_or_one_of_the_users_own_is_no_warning(task: str) -> None:
+    config = LLMConfig(
+        models={"scripted": ModelConfig(provider="lm-studio")}, routing=RoutingConfig(tasks={"anlysis": ("local",)})
+    )
+    env = scripted_env("because", config=config)
+    assert anyio.run(run, generate(LLMRequest(prompt="why?", task_type=task)), env).unwrap().warnings == ()
