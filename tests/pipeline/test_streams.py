@@ -96,7 +96,9 @@ async def test_the_deadline_ends_a_stream_and_keeps_its_text() -> None:
     slow = evolve(env, clients=scripted(Delayed(0, Chunks(("a",) * 500, pause=0.02))))
     events = await events_of(slow, evolve(ASK, preferences=Preferences(timeout_ms=100)))
     assert isinstance(events[-1], Failed)
-    assert events[-1].error == RequestTimeout(model="one", timeout_ms=100, phase="total", partial="a" * (len(events) - 2))
+    assert events[-1].error == RequestTimeout(
+        model="one", timeout_ms=100, phase="total", partial="a" * (len(events) - 2)
+    )
 
 
 async def test_an_exception_of_the_sink_ends_the_call() -> None:
