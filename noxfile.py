@@ -30,6 +30,12 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Run the fault matrix and print each row with its tests, or only the rows named: ``nox -s faults -- 145``."""
+    session.run("python", "-m", "tests.faults", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format."""
     session.run("ruff", "check")

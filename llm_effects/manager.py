@@ -27,7 +27,9 @@ from llm_effects.effects.call import Sink
 from llm_effects.effects.effect import Answer, Effect, effect, fail, result_of, run
 from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
 from llm_effects.pipeline import generate, open_stream, stream
-from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of
+from llm_effects.policies.routing import NO_MODEL_REMEDY
+from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of, targets_of
+from llm_effects.providers.target import Target
 from llm_effects.routing.candidates import RoutingContext, RoutingDecision
 from llm_effects.routing.prices import PriceList, not_listed, price_list
 from llm_effects.routing.router import route
@@ -37,12 +39,14 @@ from llm_effects.stores.health import MemoryHealth
 from llm_effects.stores.ledger.memory import MemoryLedger
 from llm_effects.stores.limits.memory import MemoryLimits
 from llm_effects.stores.open import Storage, open_cache, open_limits, open_storage, usable
-from llm_effects.values.errors import LLMError
+from llm_effects.values.errors import ConfigurationError, LLMError, describe
 from llm_effects.values.events import Failed, StreamEvent
 from llm_effects.values.messages import Message
+from llm_effects.values.records import ModelHealth
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse
 from llm_effects.values.tokens import EstimatedTokens, estimate_tokens
+from llm_effects.values.validation import InvalidValue
 
 _Value = TypeVar("_Value")
 
@@ -58,13 +62,19 @@ HISTORY_ROWS: Final = 500
 """How many rows warm up routing."""
 
 
+CHECK_S: Final = 10.0
+"""How long ``open_env(config, check=True)`` waits for a store or a server, in seconds."""
+
+
 def open_env(
-    config: LLMConfig, *, transport: Callable[[], Transport] = Transport
+    config: LLMConfig, *, check: bool = False, transport: Callable[[], Transport] = Transport
 ) -> AbstractAsyncContextManager[LLMEnv]:
     """Open the live environment of a configuration; on exit every connection is closed and every model freed.
 
     ``transport`` builds the HTTP edge, for another pool or other limits. If models are wrongly configured, the first
-    operation fails with a ``ConfigurationError`` that names all problems.
+    operation fails with a ``ConfigurationError`` that names all problems. With ``check``, entering raises
+    ``InvalidValue`` with every problem that is known at once: a model without its key or file, a storage that cannot be
+    opened, or only servers on this machine of which none runs.
 
     >>> import anyio
     >>> from llm_effects import LLMRequest, ModelConfig, generate, run
@@ -74,20 +84,74 @@ def open_env(
     >>> anyio.run(main).splitlines()[0]
     'models.gpt.api_key: is missing: openai-chat answers only with a key'
     """
-    return _open(config, transport())
+    return _open(config, transport(), check=check)
 
 
 @asynccontextmanager
-async def _open(config: LLMConfig, transport: Transport) -> AsyncGenerator[LLMEnv]:
+async def _open(config: LLMConfig, transport: Transport, *, check: bool) -> AsyncGenerator[LLMEnv]:
     clients = live_clients(config, transport)
     env = live_env(config, clients)
     try:
+        if check:
+            await _check(env, clients)
         await warm_up(env)
         async with transport.scope():
             yield env
     finally:
         with anyio.CancelScope(shield=True):
             await _close(env, clients)
+
+
+async def _check(env: LLMEnv, clients: LiveClients) -> None:
+    """Raise every problem that is known before the first call."""
+    targets = targets_of(env.config)
+    results: list[Result[object, LLMError]] = [
+        targets,
+        open_limits(env.config, MemoryLimits()),
+        await _in_time("storage.url", env.ledger.rows(env.now(), newest=1)),
+        await _in_time("cache.url", env.cache.stats()),
+        *[await to_thread.run_sync(each.check) for each in clients.engines.values() if not _is_last_resort(each)],
+        await _reachable(env, targets.value_or(())),
+    ]
+    problems = [_problem(each.failure()) for each in results if not is_successful(each)]
+    if problems:
+        raise InvalidValue("\n".join(problems))
+
+
+def _problem(error: LLMError) -> str:
+    return error.message if isinstance(error, ConfigurationError) else describe(error)
+
+
+def _is_last_resort(engine: Engine) -> bool:
+    return engine.target.config.last_resort
+
+
+async def _in_time(place: str, future: FutureResult[object, LLMError]) -> Result[object, LLMError]:
+    with anyio.move_on_after(CHECK_S):
+        return (await result_of(future)).alt(lambda error: _at(place, error))
+    return Failure(ConfigurationError(message=f"{place}: did not answer within {CHECK_S:g} s"))
+
+
+def _at(place: str, error: LLMError) -> LLMError:
+    """Return an error that begins with the place in the configuration."""
+    known = isinstance(error, ConfigurationError) and error.message.startswith(place)
+    return error if known else ConfigurationError(message=f"{place}: {describe(error)}", cause=error.cause)
+
+
+async def _reachable(env: LLMEnv, targets: tuple[Target, ...]) -> Result[None, LLMError]:
+    """Fail if there are only servers on this machine and none of them runs."""
+    only_local = targets and all(is_on_this_machine(each) and each.preset.wire != "llama" for each in targets)
+    if not only_local:
+        return Success(None)
+    for target in targets:
+        with anyio.move_on_after(CHECK_S):
+            if (await result_of(env.clients.probe(target.name, target.config))).map(_is_reachable).value_or(False):
+                return Success(None)
+    return Failure(ConfigurationError(message=f"models: no server on this machine answers: {NO_MODEL_REMEDY}"))
+
+
+def _is_reachable(health: ModelHealth) -> bool:
+    return health.reachable
 
 
 async def _close(env: LLMEnv, clients: LiveClients) -> None:

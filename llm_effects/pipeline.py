@@ -38,7 +38,7 @@ from llm_effects.policies.routing import routing_context, with_routing
 from llm_effects.policies.tracing import with_tracing
 from llm_effects.providers.registry import hide_all_keys
 from llm_effects.routing.candidates import RoutingDecision
-from llm_effects.routing.router import route
+from llm_effects.routing.router import route, task_warnings
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import Completed, Failed, Restarted, StreamEvent, TextDelta
 from llm_effects.values.requests import LLMRequest
@@ -192,13 +192,14 @@ def run_call(
         started = anyio.current_time()
         result = await run(pipeline(call), env)
         if is_successful(result):
-            return Success(_with_history(result.unwrap(), call, (anyio.current_time() - started) * 1000))
+            warnings = task_warnings(request.task_type, env.config.routing)
+            return Success(_with_history(result.unwrap(), call, (anyio.current_time() - started) * 1000, warnings))
         return Failure(_error_with_history(result.failure(), call, env))
 
     return effect(send)
 
 
-def _with_history(response: LLMResponse, call: Call, latency_ms: float) -> LLMResponse:
+def _with_history(response: LLMResponse, call: Call, latency_ms: float, warnings: tuple[str, ...]) -> LLMResponse:
     attempts = tuple(call.history.attempts)
     return evolve(
         response,
@@ -206,6 +207,7 @@ def _with_history(response: LLMResponse, call: Call, latency_ms: float) -> LLMRe
         attempts=attempts,
         cost=total_cost(attempt.cost for attempt in attempts),
         latency_ms=latency_ms,
+        warnings=response.warnings + warnings,
     )
 
 

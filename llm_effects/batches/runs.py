@@ -13,12 +13,21 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.batches.journals import Journal, OpenJournal, no_journal
+from llm_effects.config import LLMConfig
 from llm_effects.effects.combinators import at_least_one
 from llm_effects.effects.effect import Answer, Effect, effect, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import in_parallel
+from llm_effects.limits.quotas import quota_of
 from llm_effects.pipeline import generate
-from llm_effects.values.errors import InvalidRequest, LLMError, StorageFailed
+from llm_effects.values.errors import (
+    InvalidRequest,
+    LLMError,
+    RateLimitExceeded,
+    RequestFailed,
+    RequestTimeout,
+    StorageFailed,
+)
 from llm_effects.values.requests import CachePolicy, LLMRequest
 from llm_effects.values.responses import Cost, LLMResponse
 from llm_effects.values.validation import to_member
@@ -51,6 +60,18 @@ Take: TypeAlias = Callable[[int, Answer], Awaitable[None] | None]
 SAVING_S: Final = 30.0
 """How long storing an answer in the journal may take, in seconds; cancellation does not cut that short."""
 
+MOST_WAITS: Final = 1_000
+"""How often a request waits for limits of our own: each time as long as they ask, or through one whole deadline."""
+
+MOST_WAITS_FOR_SERVER: Final = 10
+"""How often a request is sent again after a server rejected it with a pause."""
+
+LEAST_PAUSE_S: Final = 1.0
+"""The shortest pause before a request asks its limits again, in seconds."""
+
+LONGEST_PAUSE_S: Final = 600.0
+"""The longest pause asked for by a server that a request waits for, in seconds."""
+
 _EXHAUSTED: Final = InvalidRequest(message="requests: a generator can run once only: pass a list to run again")
 _CHANGED: Final = "the journal holds an answer to another request in this place: this request was sent"
 
@@ -65,6 +86,7 @@ def generate_many(
 ) -> Effect[tuple[Answer, ...]]:
     """Answer requests, at most ``concurrency`` at once, and return their results in order; an error affects only one.
 
+    A request that the limits of all its models leave no room for waits as long as it takes, also past its deadline.
     Requests are read as workers become free, so a generator works too, but it can run only once. ``cache`` overrides
     the policy of each request: with ``bypass`` equal requests get independent samples instead of one shared answer.
     With a ``journal``, stored answers are not requested again; a journal that fails ends the run with a
@@ -193,10 +215,47 @@ async def _run_item(journal: OpenJournal, number: int, request: LLMRequest, env:
     stored = lookup.unwrap()
     if stored.answer is not None:
         return Success(_Item(Success(stored.answer), resumed=True))
-    result = await run(generate(request), env)
+    result = await _answer(request, env)
     answer = result.map(_with_changed_warning) if stored.changed else result
     saved = await _save(journal, number, request, answer)
     return saved.map(lambda _: _Item(answer, changed=stored.changed))
+
+
+async def _answer(request: LLMRequest, env: LLMEnv) -> Answer:
+    """Generate an answer, and wait outside of the call's deadline for limits that leave no room within it."""
+    result = await run(generate(request), env)
+    for waits in range(MOST_WAITS):
+        pause = None if is_successful(result) else _pause_for_limits(result.failure(), waits, env.config)
+        if pause is None:
+            break
+        await anyio.sleep(pause)
+        result = await run(generate(request), env)
+    return result
+
+
+def _pause_for_limits(error: LLMError, waits: int, config: LLMConfig) -> float | None:
+    """Return in how many seconds the limits may leave room, ``None`` if the call failed for another reason or cost."""
+    if error.cost != Cost.ZERO or (error.attempts and waits >= MOST_WAITS_FOR_SERVER):
+        return None
+    errors = error.errors if isinstance(error, RequestFailed) else (error,)
+    pauses = (max(each.retry_after or 0.0, LEAST_PAUSE_S) for each in errors if _is_limit(each, config))
+    return min(pauses, default=None)
+
+
+def _is_limit(error: LLMError, config: LLMConfig) -> bool:
+    match error:
+        case RateLimitExceeded():
+            is_own = error.status is None and error.should_retry is False and _is_limited(error.model, config)
+            return is_own or (not error.quota and 0 < (error.retry_after or 0.0) <= LONGEST_PAUSE_S)
+        case RequestTimeout():  # the deadline passed in the queue, or in pauses that a server asked for
+            rejected = all(each.outcome == RateLimitExceeded.tag for each in error.attempts)
+            return error.phase == "queue" or (error.phase == "total" and rejected)
+        case _:
+            return False
+
+
+def _is_limited(name: str | None, config: LLMConfig) -> bool:
+    return name is not None and name in config.models and not quota_of(config.models[name]).unlimited
 
 
 def _with_changed_warning(answer: LLMResponse) -> LLMResponse:

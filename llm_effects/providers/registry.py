@@ -11,6 +11,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
+from llm_effects.config.loading import with_installed_file
 from llm_effects.config.models import Family, ModelConfig
 from llm_effects.providers.base import Provider
 from llm_effects.providers.capabilities import capabilities_of, gpt_rules
@@ -26,7 +27,7 @@ from llm_effects.values.validation import METADATA_HOST, is_metadata_host
 def target_of(name: str, model: ModelConfig) -> Result[Target, LLMError]:
     """Resolve a configured model to a target; a missing or unsafe field is a ``ConfigurationError``.
 
-    Neither the network nor the disk is accessed.
+    Neither the network nor the disk is accessed, except to find an installed model package.
 
     >>> target_of("mini", ModelConfig(provider="lm-studio")).unwrap().endpoint
     'http://localhost:1234/v1'
@@ -37,6 +38,8 @@ def target_of(name: str, model: ModelConfig) -> Result[Target, LLMError]:
     preset = PRESETS.get(model.provider)
     if preset is None:
         return _refused(name, "provider", _unknown_provider(model.provider))
+    if preset.wire == "llama" and model.model_path is None:
+        model = with_installed_file(model)
     endpoint = _model_file(name, model) if preset.wire == "llama" else _endpoint(name, model, preset)
     if not is_successful(endpoint):
         return Failure(endpoint.failure())

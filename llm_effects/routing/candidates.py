@@ -107,7 +107,7 @@ class RoutingDecision:
     """The candidates in the order in which they are asked, and the excluded models.
 
     ``drawn`` is the number that decided whether this call is ``exploring``: whether it first asks a model that may have
-    improved since its last attempt.
+    improved since its last attempt. ``warnings`` name what is probably a mistake.
     """
 
     task_type: TaskType
@@ -117,6 +117,7 @@ class RoutingDecision:
     drawn: float = 0.0
     exploring: bool = False
     streamed: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 # The filter: an unknown capability passes.

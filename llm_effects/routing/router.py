@@ -6,6 +6,8 @@ same inputs give the same decision, which ``explain`` shows and ``generate`` fol
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
 from typing import Final, Protocol, TypeVar, final
 
 from attrs import evolve, field, frozen
@@ -30,6 +32,7 @@ from llm_effects.values.errors import Fallback, LLMError, fallback_for
 from llm_effects.values.records import Statistics
 from llm_effects.values.requests import Allow, LLMRequest, TaskType
 from llm_effects.values.responses import Cost, Usage
+from llm_effects.values.validation import short_repr
 
 TASK_ORDER: Final[Mapping[TaskType, tuple[str, ...]]] = {
     TaskType.ANALYSIS: ("claude", "gpt", "local"),
@@ -119,7 +122,27 @@ def _decision(
         drawn=context.drawn,
         exploring=is_exploring(routing, context.drawn),
         streamed=context.streamed,
+        warnings=task_warnings(request.task_type, routing),
     )
+
+
+def task_warnings(task: TaskType, routing: RoutingConfig) -> tuple[str, ...]:
+    """Return a warning if a task has neither an order of its own nor a known name, but nearly has one.
+
+    >>> task_warnings(TaskType("anlysis"), RoutingConfig())
+    ("task_type: 'anlysis' is no known task: did you mean analysis?",)
+    >>> task_warnings(TaskType("triage"), RoutingConfig())
+    ()
+    """
+    if task in TASK_ORDER or task in routing.tasks:
+        return ()
+    return _nearly_known(task, (*routing.tasks, *TASK_ORDER))
+
+
+@lru_cache(maxsize=1024)
+def _nearly_known(task: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    near = get_close_matches(task.lower(), known, n=1, cutoff=0.8)
+    return tuple(f"task_type: {short_repr(str(task))} is no known task: did you mean {name}?" for name in near)
 
 
 def rank(

@@ -11,7 +11,8 @@ TimeoutError          a phase took too long (``RequestTimeout``)    once; not qu
                                                                                                      sink and total
 ContextTooLarge       the prompt does not fit the window            no                               larger window
 ConfigurationError    the configuration is wrong                    no                               none
-NetworkError          refused, reset, no such host                  yes; dns once, intermediary no   any
+NetworkError          refused, reset, no such host                  yes; dns once, intermediary no,  any
+                                                                    refused if no other is left
 MalformedResponse     an unreadable answer, a stream cut short      once                             any
 ContentRefused        a content filter or the model refused         no                               if allowed
 BudgetExceeded        a budget has too little left                  no                               cheaper
@@ -26,9 +27,10 @@ A server's own word (``x-should-retry``) overrides the third column.
 
 from collections.abc import Callable
 from enum import Enum, unique
-from typing import ClassVar, Final, Literal, ParamSpec, TypeAlias, TypeVar, assert_never, final
+from typing import ClassVar, Final, Literal, ParamSpec, TypeAlias, TypeVar, assert_never, cast, final
 
 from attrs import field, frozen
+from returns.primitives.exceptions import UnwrapFailedError
 from returns.result import Failure, Result, Success
 
 from llm_effects.values.requests import LLMRequest
@@ -371,14 +373,22 @@ def fallback_for(error: LLMError) -> Fallback:
 
 
 def describe(error: LLMError) -> str:
-    """Return one line for people: the tag, the model and what happened.
+    r"""Return one line for people: the tag, the model and what happened.
 
     >>> describe(NetworkError(model="lm-studio", message="connection refused", phase="refused"))
     'NetworkError (lm-studio): connection refused'
+    >>> describe(ConfigurationError(message="The environment has 1 problem:\nmodels.a: is missing"))
+    'ConfigurationError: The environment has 1 problem: models.a: is missing'
     """
     where = f" ({error.model})" if error.model else ""
-    message = "; ".join(_message(error).splitlines())
+    message = _one_line(_message(error))
     return f"{error.tag}{where}: {message}" if message else f"{error.tag}{where}"
+
+
+def _one_line(text: str) -> str:
+    """Return lines as one: a heading goes on with what follows it, other lines are parts of a list."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(lines).replace(":; ", ": ")
 
 
 def _message(error: LLMError) -> str:
@@ -394,9 +404,9 @@ def _message(error: LLMError) -> str:
         case SchemaMismatch():
             return "; ".join(map(printable, error.problems))
         case RequestFailed():
-            return "; ".join(describe(each) for each in error.errors)
+            return "; ".join(dict.fromkeys(describe(each) for each in error.errors))  # each sentence once
         case StorageFailed():
-            return f"{error.operation}: {error.message}"
+            return f"{error.operation}: {error.message}" if error.message else f"{error.operation} failed"
         case ModelUnavailable():
             return error.message or error.reason.replace("_", " ")
         case ContentRefused():
@@ -405,6 +415,17 @@ def _message(error: LLMError) -> str:
             return error.message or ("the quota is used up" if error.quota else "too many requests")
         case _:
             return error.message
+
+
+def _unwrap_message(failed: UnwrapFailedError) -> str:
+    container = cast("object", failed.halted_container)  # pyright: ignore[reportUnknownMemberType]
+    error = cast("Failure[object]", container).failure() if isinstance(container, Failure) else None
+    return describe(cast("LLMError", error)) if isinstance(error, _CommonFields) else Exception.__str__(failed)
+
+
+# ``returns`` raises this exception without a message when ``unwrap`` meets a failure. An error value is no exception,
+# so it cannot be the cause; the exception that holds the error says its sentence instead. Others stay as they are.
+UnwrapFailedError.__str__ = _unwrap_message  # type: ignore[method-assign,assignment]
 
 
 # Exceptions to values.

@@ -1,4 +1,4 @@
-"""The tests of each fault of the matrix, from 1 to 138, and of what users of other libraries ran into.
+"""The tests of each fault of the matrix, and of what users of other libraries ran into.
 
 Tests are found by name, wherever they are. A name, of a test or of a parametrised row, has the number of its fault:
 ``test_057_...`` or ``"057_..."`` in this folder, ``test_fault_57_...`` in any other.
@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+
+from tests.faults.__main__ import main
+from tests.faults.matrix import BY_NAME, Outcomes, Test, known_tests, lines_of, read_junit, untested
+from tests.faults.rows import ROWS
 
 HERE: Final = Path(__file__).parent
 TEXTS: Final = {path: path.read_text(encoding="utf-8") for path in HERE.parent.rglob("test_*.py")}
@@ -49,30 +53,6 @@ ELSEWHERE: Final = Counter(
     }
 )
 """How many tests of other folders have a number in their names, at least."""
-
-BY_NAME: Final[dict[int, tuple[str, ...]]] = {
-    107: ("test_a_telemetry_that_raises_fails_no_call",),
-    110: ("test_a_thousand_identical_calls_make_one_upstream_call", "test_a_cancelled_leader_hands_over"),
-    111: (
-        "test_every_flipped_bit_and_every_truncation_is_a_miss",
-        "test_a_damaged_file_never_raises",
-    ),
-    112: ("test_a_slow_store_costs_neither_the_answer_nor_much_time",),
-    114: ("test_a_clock_that_goes_back_a_little_does_not_extend_the_time_to_live",),
-    115: ("test_an_infinite_time_to_live_is_for_ever",),
-    117: ("test_only_whole_answers_are_stored", "test_a_restarted_answer_is_not_stored"),
-    118: ("test_a_field_that_shapes_the_answer_changes_the_key", "test_owners_do_not_share_entries"),
-    119: ("test_foreign_data_is_a_miss",),
-    123: ("test_a_failed_turn_keeps_its_question_and_can_be_retried",),
-    135: ("test_an_impossible_key_is_rejected_without_showing_it",),
-    136: ("test_an_invalid_variable_is_reported_with_its_remedy", "test_limits_and_times_must_be_positive_numbers"),
-    137: (
-        "test_an_invalid_url_is_a_configuration_error",
-        "test_keys_are_never_sent_over_plain_http_to_another_machine",
-    ),
-    138: ("test_a_configuration_with_a_key_cannot_be_pickled", "test_131_no_value_with_a_key_shows_it"),
-}
-"""Tests of a fault whose names do not have its number."""
 
 WIRE: Final[dict[int, tuple[str, ...]]] = {
     9: (
@@ -138,6 +118,62 @@ def test_a_named_test_exists(name: str) -> None:
     assert files_with(name), f"no test or row is named {name}"
 
 
+AWAITED: Final = frozenset(range(153, 184))
+"""Rows whose tests arrive with their fixes."""
+
+
 def test_every_fault_has_a_test() -> None:
-    tested = {number for numbers in IN_THIS_FOLDER.values() for number in numbers} | set(ELSEWHERE) | set(BY_NAME)
-    assert sorted(set(range(1, 139)) - tested) == []
+    assert sorted(ROWS) == [*range(1, 189)]
+    assert sorted({*untested(known_tests())} - AWAITED) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "numbers"),
+    [
+        ("batches/test_runs.py", "test_fault_145_a_batch_waits[asyncio-8]", {145}),
+        ("clients/test_transport.py", "test_faults_16_17_redirects[trio]", {16, 17}),
+        ("clients/test_transport.py", "test_errors[fault_3_closed_early-trio]", {3}),
+        ("clients/test_transport.py", "test_100_things[003_closed]", set[int]()),
+        ("faults/test_connections.py", "test_broken[asyncio-007_silence-whole]", {7}),
+        ("faults/test_connections.py", "test_036_041_dates[trio]", {36, 41}),
+        ("faults/test_connections.py", "test_much[100-2000]", set[int]()),
+        ("faults/test_secrets.py", "test_131_no_value_with_a_key_shows_it", {131, 138}),
+    ],
+)
+def test_the_numbers_of_a_test_are_in_its_name(file: str, name: str, numbers: set[int]) -> None:
+    assert Test(file, name).numbers == numbers
+
+
+JUNIT = """<testsuites><testsuite>
+<testcase classname="tests.faults.test_connections" name="test_broken[asyncio-007_silence-whole]" time="0.1"/>
+<testcase classname="tests.faults.test_connections" name="test_broken[trio-007_silence-whole]"><failure/></testcase>
+<testcase classname="tests.routing.test_router" name="test_no_fault" time="0.1"><failure/></testcase>
+<testcase classname="tests.stores.test_open" name="test_fault_112_full[trio]"><skipped/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_the_outcomes_of_an_earlier_run_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "junit.xml").write_text(JUNIT)
+    ended = read_junit(tmp_path / "junit.xml").by_test
+    assert sorted(ended.values()) == ["failed", "passed", "skipped"]
+    lines = [*lines_of(7, (), ended)]
+    assert lines[0].startswith("  7 silence before the headers: ")
+    assert lines[1:] == [
+        "    FAILED tests/faults/test_connections.py::test_broken[trio-007_silence-whole]",
+        "    1 failed, 1 passed",
+    ]
+    assert main(["7", "112", "--junit", str(tmp_path / "junit.xml")]) == 1
+    assert "3 tests: 1 failed, 1 passed, 1 skipped" in capsys.readouterr().out
+
+
+def test_the_command_lists_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--list"])
+    lines = {*capsys.readouterr().out.splitlines()}
+    assert {f"{number:3} {happens}: {right}" for number, (happens, right) in ROWS.items()} <= lines
+
+
+def test_an_error_after_a_success_is_a_failure() -> None:
+    outcomes, test = Outcomes(), Test("a.py", "test_fault_1_x")
+    for outcome in ("passed", "failed", "passed"):
+        outcomes.add(test, outcome)
+    assert outcomes.by_test == {test: "failed"}

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from returns.primitives.asserts import assert_equal
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.combinators import fallback, gather, hedge, race, retry, timeout, using
+from llm_effects.effects.combinators import (
+    fallback,
+    gather,
+    hedge,
+    is_worth_repeating,
+    moves_on,
+    race,
+    retry,
+    timeout,
+    using,
+)
 from llm_effects.effects.effect import Effect, fail, from_env, rescue, run, succeed, then
 from llm_effects.effects.schedules import up_to
 from llm_effects.testing.scripted import scripted_env
@@ -21,7 +31,7 @@ from tests.fixtures.effects import ERRORS, NUMBERS, Step, effects, in_turn, late
 
 EFFECTS = effects(NUMBERS) | st.just(fail(InvalidRequest(message="prompt: blank")))
 WITH_FALLBACK = ERRORS.filter(lambda error: fallback_for(error) is Fallback.ANY)
-NOT_RETRYABLE = ERRORS.filter(lambda error: not is_retryable(error))
+NOT_RETRYABLE = ERRORS.filter(lambda error: not is_worth_repeating(error))
 BACKENDS = st.sampled_from(["asyncio", "trio"])
 ENV = scripted_env()
 
@@ -70,7 +80,7 @@ def test_fallback_keeps_all_errors_in_order(a: LLMError, b: LLMError, c: LLMErro
 @law(EFFECTS, EFFECTS, BACKENDS)
 def test_fallback_is_a_rescue_of_some_errors(first: Effect[int], other: Effect[int], backend: str) -> None:
     def handle(error: LLMError) -> Effect[int]:
-        return other if fallback_for(error) is Fallback.ANY else fail(error)
+        return other if moves_on(error) else fail(error)
 
     assert_same(fallback(first, other), rescue(first, handle), backend)
 

