@@ -164,7 +164,8 @@ def nearest_effort(effort: ReasoningEffort, accepted: tuple[ReasoningEffort, ...
     >>> nearest_effort("minimal", ("none", "low", "high")), nearest_effort("max", ("low", "high"))
     ('low', 'high')
     """
-    return next((each for each in accepted if EFFORTS.index(each) > EFFORTS.index(effort)), accepted[-1])
+    higher = [each for each in accepted if EFFORTS.index(each) > EFFORTS.index(effort)]
+    return higher[0] if higher else accepted[-1]
 
 
 @final
