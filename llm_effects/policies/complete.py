@@ -37,7 +37,7 @@ def complete(call: Call) -> Effect[LLMResponse]:
 
 
 async def _ask_within_share(call: Call, env: LLMEnv) -> Answer:
-    """Give up on a candidate without content at the end of its share of the time, so that the next one is asked."""
+    """Ask within the candidate's share of the time: without content by its end, the next one is asked instead."""
     started = current_time()
     with CancelScope(deadline=call.attempt.first_content_by) as share:
         sink = None if call.sink is None else _ending_with_content(call.sink, share)
