@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar, final
 
 import anyio
 from anyio import to_thread
+from anyio.lowlevel import EventLoopToken, current_token
 from attrs import evolve
 from returns.future import FutureResult
 from returns.pipeline import is_successful
@@ -244,9 +245,10 @@ Adapt: TypeAlias = Callable[[LLMEnv], LLMEnv]
 class LLMManager:
     """An environment with methods. Use it with ``async with``, or directly and close it with ``aclose()``.
 
-    Inside ``async with`` connections are reused between calls. Used directly, it works from any event loop, also from
-    several ``anyio.run`` one after another, and keeps no connection longer than its calls. It can be entered again
-    after it was closed: the statistics of models, and conversations and ledger rows in memory, are kept.
+    Inside ``async with`` connections are reused between calls; of several at once, the last one to end closes it. Used
+    directly, it works from any event loop, also from several ``anyio.run`` one after another, and keeps no connection
+    longer than its calls. It can be entered again after it was closed: the statistics of models, and conversations and
+    ledger rows in memory, are kept.
 
     If the configuration could not be read, every operation fails with its ``ConfigurationError``.
     """
@@ -257,7 +259,7 @@ class LLMManager:
         self._health = MemoryHealth()
         self._limits = MemoryLimits()
         self._memory = new_memory()
-        self._scope = AsyncExitStack()
+        self._scopes: list[tuple[EventLoopToken, AbstractAsyncContextManager[None]]] = []
         self._open()
 
     def _open(self) -> None:
@@ -318,20 +320,31 @@ class LLMManager:
         """Close every connection and free the models in this process; closing twice is fine."""
         self._closed = True
         with anyio.CancelScope(shield=True):
-            await self._scope.aclose()
+            while self._scopes:
+                _, scope = self._scopes.pop()
+                await scope.__aexit__(None, None, None)
             await _close(self._live, self._clients)
 
     async def __aenter__(self) -> Self:
         if self._closed:
             self._open()
         await warm_up(self._env)
-        await self._scope.enter_async_context(self._transport.scope())
+        scope = self._transport.scope()
+        await scope.__aenter__()
+        self._scopes.append((current_token(), scope))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.aclose()
+        if len(self._scopes) <= 1:
+            await self.aclose()
+            return
+        here = current_token()
+        last = max((place for place, (loop, _) in enumerate(self._scopes) if loop == here), default=-1)
+        _, scope = self._scopes.pop(last)
+        with anyio.CancelScope(shield=True):
+            await scope.__aexit__(None, None, None)
 
     def _or_config_error(self, effect: Effect[_Value]) -> Effect[_Value]:
         return effect if is_successful(self._config) else fail(self._config.failure())

@@ -1,11 +1,13 @@
 """``LLMManager``: several event loops, direct use and ``async with``, closing, and defaults without configuration."""
 
 import gc
+import weakref
 from collections.abc import Iterator
 
 import anyio
 import pytest
 from attrs import evolve
+from returns.pipeline import is_successful
 from returns.unsafe import unsafe_perform_io
 
 from llm_effects import (
@@ -21,6 +23,7 @@ from llm_effects import (
     make_llm_manager,
 )
 from llm_effects.config import RoutingConfig
+from llm_effects.stores.limits.memory import MemoryLimits
 from llm_effects.testing import scripted
 from tests.fixtures.llama_server import llama_server, model_or_skip  # noqa: F401
 from tests.fixtures.servers import Server, answering, reply_json, serving
@@ -163,3 +166,36 @@ async def test_the_same_model_over_http_and_in_process_gives_the_same_answer(lla
             response = (await manager.run(generate(evolve(request, model=name)))).unwrap()
             answers[name] = (response.content, response.finish_reason, response.usage.output_tokens)
     assert answers["in-process"] == answers["server"]
+
+
+@pytest.mark.anyio
+async def test_fault_160_the_last_of_two_scopes_closes_a_manager(server: Server) -> None:
+    manager = manager_of(server)
+    left = anyio.Event()
+
+    async def other() -> None:
+        async with manager:
+            await left.wait()
+            assert await ask(manager) == "hi"
+
+    async with anyio.create_task_group() as group:
+        async with manager:
+            group.start_soon(other)
+            await anyio.wait_all_tasks_blocked()
+            assert await ask(manager) == "hi"
+        left.set()
+    assert not is_successful(await manager.run(generate(ASK)))
+
+
+@pytest.mark.anyio
+async def test_fault_160_a_closed_manager_leaves_nothing_in_its_event_loop() -> None:
+    async def state_of_a_closed_manager() -> weakref.ref[object]:
+        limits = MemoryLimits()
+        async with make_llm_manager(LLMConfig(models={}), lambda env: evolve(env, limits=limits)):
+            state = weakref.ref[object](limits._states.of("m"))  # pyright: ignore[reportPrivateUsage]
+        assert state() is not None
+        return state
+
+    state = await state_of_a_closed_manager()
+    gc.collect()
+    assert state() is None

@@ -17,6 +17,7 @@ from llm_effects.clients.transport.transport import Transport
 from llm_effects.config.models import ModelConfig
 from llm_effects.effects.effect import Effect, effect, result_of
 from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.tasks import task_group
 from llm_effects.providers.readiness import Readiness, probes_of, read, root_of
 from llm_effects.providers.registry import provider_of
 from llm_effects.providers.target import NAME_LENGTH, Target, fixed_headers, key_headers, redact
@@ -45,7 +46,7 @@ def check_health() -> Effect[tuple[ModelHealth, ...]]:
         async def probe(name: str, model: ModelConfig) -> None:
             health[name] = await _probe(env, name, model)
 
-        async with anyio.create_task_group() as group:
+        async with task_group() as group:
             for name, model in env.config.models.items():
                 group.start_soon(probe, name, model)
         return Success(tuple(health[name] for name in env.config.models))

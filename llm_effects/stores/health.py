@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Final, final
 
 from anyio import NoEventLoopError
-from anyio.lowlevel import RunVar
 from attrs import define, evolve, field
 
+from llm_effects.effects.tasks import LoopLocal
 from llm_effects.routing.statistics import learn
 from llm_effects.values.records import Statistics
 from llm_effects.values.responses import Attempt
@@ -27,7 +27,7 @@ class MemoryHealth:
     _newest: dict[tuple[str, bool], deque[float]] = field(factory=dict[tuple[str, bool], deque[float]], repr=False)
     _calls: int = 0
     _in_flight: dict[str, int] = field(factory=dict[str, int])
-    _cooldowns: RunVar[dict[str, float]] = field(factory=lambda: RunVar("llm_effects_cooldowns"), repr=False)
+    _cooldowns: LoopLocal[dict[str, float]] = field(factory=lambda: LoopLocal(dict[str, float]), repr=False)
 
     def observe(self, attempt: Attempt, at: datetime) -> None:
         """Learn from an attempt that ended ``at``, a time of ``env.now``."""
@@ -39,7 +39,7 @@ class MemoryHealth:
 
     def cool_down(self, model: str, until: float) -> None:
         """Cool a model down until a time on the clock of ``anyio.current_time()``."""
-        self._cooldowns.set({**self._cooldowns.get({}), model: until})
+        self._cooldowns.get()[model] = until
 
     def statistics(self) -> Mapping[str, Statistics]:
         """Return the statistics by model name."""
@@ -78,6 +78,6 @@ class MemoryHealth:
 
     def _active_cooldowns(self) -> Mapping[str, float]:
         try:
-            return self._cooldowns.get({})
+            return self._cooldowns.get()
         except NoEventLoopError:  # outside of a loop there is no clock, and no cooldown
             return {}

@@ -1,11 +1,24 @@
 """Health checks: reachable and ready are different answers."""
 
+from typing import NoReturn
+from unittest.mock import patch
+
 import httpx
 import pytest
 from pytest_httpx import HTTPXMock
 
-from llm_effects import LLMConfig, ModelConfig, check_health, check_local_model_health, describe, open_env, run
+from llm_effects import (
+    LLMConfig,
+    ModelConfig,
+    check_health,
+    check_local_model_health,
+    describe,
+    open_env,
+    run,
+    scripted_env,
+)
 from llm_effects.effects.effect import result_of
+from llm_effects.testing import scripted
 from llm_effects.values import ModelHealth
 from tests.fixtures.llama_server import llama_server  # noqa: F401
 
@@ -218,3 +231,13 @@ async def test_a_real_server_is_ready(llama_server: str) -> None:  # noqa: F811
     [health] = await probed(server=ModelConfig(provider="llama-cpp", endpoint=llama_server))
     assert (health.reachable, health.ready) == (True, True)
     assert health.context_length == 2048
+
+
+async def test_fault_160_a_defect_of_a_probe_is_raised_as_itself() -> None:
+    def broken(name: str, model: ModelConfig) -> NoReturn:
+        raise LookupError(name)
+
+    clients = scripted()
+    env = scripted_env(clients=clients, config=LLMConfig(models={"m": ModelConfig(provider="lm-studio")}))
+    with patch.object(type(clients), "probe", staticmethod(broken)), pytest.raises(LookupError):
+        await run(check_health(), env)

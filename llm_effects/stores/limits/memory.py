@@ -10,13 +10,14 @@ from typing import Final, TypeAlias, final
 
 import anyio
 from anyio import NoEventLoopError
-from anyio.lowlevel import RunVar, checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint_if_cancelled
 from attrs import define, evolve, field
 from returns.future import FutureResult
 from returns.result import Failure, Result, Success
 
 from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
 from llm_effects.effects.env import Hedges, Retries
+from llm_effects.effects.tasks import LoopLocal
 from llm_effects.limits.circuit_breaker import Breaker, BreakerPermit, Refusal, record_outcome, request_permit
 from llm_effects.limits.quotas import (
     NO_DEMAND,
@@ -250,16 +251,13 @@ class ModelStates:
     """The state of each model, created on first use; each event loop has its own."""
 
     poll: float = inf
-    _states: RunVar[dict[str, ModelState]] = field(
-        factory=lambda: RunVar("llm_effects_model_states"), init=False, repr=False
+    _states: LoopLocal[dict[str, ModelState]] = field(
+        factory=lambda: LoopLocal(dict[str, ModelState]), init=False, repr=False
     )
 
     def of(self, model: str) -> ModelState:
         """Return the state of a model."""
-        try:
-            states = self._states.get()
-        except LookupError:
-            self._states.set(states := dict[str, ModelState]())
+        states = self._states.get()
         state = states.get(model)
         if state is None:
             state = states[model] = ModelState(model, FairQueue(self.poll))
@@ -268,7 +266,7 @@ class ModelStates:
     def opened(self) -> Mapping[str, float]:
         """Return until when each open breaker stays open, by model."""
         try:
-            states = self._states.get(dict[str, ModelState]())
+            states = self._states.get()
         except NoEventLoopError:  # outside of a loop there is no clock, and no breaker is open
             return {}
         known = {name: state.shut_until or state.breaker.open_until for name, state in states.items()}
