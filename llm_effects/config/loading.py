@@ -183,7 +183,7 @@ TEMPLATE: Final[Mapping[str, _Template]] = {
 def misspelt_variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield each variable that is unknown but nearly a known one, which is not set, with the known name.
 
-    >>> list(misspelt_variables({"OPENAI_KEY": "sk-x", "LLM_CACHE_TTL": "60", "OPENAI_ORG_ID": "org"}))
+    >>> list(misspelt_variables(dict(OPENAI_KEY="sk-x", LLM_CACHE_TTL="60", OPENAI_ORG_ID="org")))
     [('OPENAI_KEY', 'OPENAI_API_KEY'), ('LLM_CACHE_TTL', 'LLM_CACHE_TTL_SECONDS')]
     """
     groups = tuple(_groups(TEMPLATE))
