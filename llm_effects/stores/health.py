@@ -2,20 +2,60 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Final, final
+from typing import Any, Final, Generic, TypeVar, final
+from weakref import WeakKeyDictionary
 
 from anyio import NoEventLoopError
+from anyio.lowlevel import RunVar
 from attrs import define, evolve, field
 
-from llm_effects.effects.tasks import LoopLocal
 from llm_effects.routing.statistics import learn
 from llm_effects.values.records import Statistics
 from llm_effects.values.responses import Attempt
 
+_Item = TypeVar("_Item")
+
 KEPT: Final = 128
 """How many of a model's newest latencies are kept, to estimate percentiles."""
+
+
+# A value for each event loop.
+
+
+@final
+class LoopLocal(Generic[_Item]):
+    """A value for each event loop, made on its first use there; it ends with the loop or with this object.
+
+    >>> import anyio
+    >>> counts = LoopLocal(list[int])
+    >>> async def main() -> list[int]:
+    ...     counts.get().append(1)
+    ...     return counts.get()
+    >>> anyio.run(main), anyio.run(main)
+    ([1], [1])
+    """
+
+    def __init__(self, make: Callable[[], _Item]) -> None:
+        self._make = make
+
+    def get(self) -> _Item:
+        """Return the value of this event loop; outside of any there is none, but a ``NoEventLoopError``."""
+        try:
+            values = _LOOP_VALUES.get()
+        except LookupError:
+            _LOOP_VALUES.set(values := WeakKeyDictionary())
+        value: _Item | None = values.get(self)
+        if value is None:
+            value = values[self] = self._make()
+        return value
+
+
+_LOOP_VALUES: Final[RunVar[WeakKeyDictionary[LoopLocal[Any], Any]]] = RunVar("llm_effects_loop_values")
+
+
+# The statistics.
 
 
 @final

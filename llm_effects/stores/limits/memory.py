@@ -17,7 +17,6 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
 from llm_effects.effects.env import Hedges, Retries
-from llm_effects.effects.tasks import LoopLocal
 from llm_effects.limits.circuit_breaker import Breaker, BreakerPermit, Refusal, record_outcome, request_permit
 from llm_effects.limits.quotas import (
     NO_DEMAND,
@@ -32,6 +31,7 @@ from llm_effects.limits.quotas import (
     with_actual_usage,
     with_reservation,
 )
+from llm_effects.stores.health import LoopLocal
 from llm_effects.values.errors import LLMError, ModelUnavailable, RateLimitExceeded
 
 # Budgets of hedges and retries: token buckets.
