@@ -64,7 +64,8 @@ async def test_fault_175_an_error_is_plain_text(chaos: Chaos, status: int, mode:
 async def test_fault_175_the_names_and_warnings_of_an_answer_are_plain_text(chaos: Chaos) -> None:
     choice = {"index": 0, "finish_reason": STEERING, "message": {"role": "assistant", "content": "because"}}
     answer = reply_json({**WHOLE, "model": STEERING, "choices": [choice]})
-    response = (await run_case(chaos, {"first": model(chaos, says(answer))})).response
+    async with open_env(config_of({"first": model(chaos, says(answer))})) as env:
+        response = (await run(generate(LLMRequest(prompt="why?")), env)).unwrap()
     assert response.warnings
     assert_plain(f"{response.served_model}{response.request_id}{''.join(response.warnings)}")
 
