@@ -17,7 +17,7 @@ from attrs import evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.effect import Effect, effect, from_env, from_result, from_service, result_of, run, then
+from llm_effects.effects.effect import Effect, effect, from_env, from_result, from_service, run, then
 from llm_effects.effects.env import LLMEnv, NewId
 from llm_effects.values.conversations import Conversation, History, StoredMessage, Summary, Turn, TurnState
 from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked, retry_limit
@@ -181,7 +181,8 @@ def fork_conversation(
 ) -> Effect[Conversation]:
     """Copy a conversation up to and with a message, or all turns that have ended, into a new conversation.
 
-    The original does not change. Turns and messages keep their ids; a turn under way is not copied.
+    The original does not change. Turns and messages keep their ids; a turn under way is not copied. Whenever this is
+    cancelled, the copy is stored whole or not at all.
 
     >>> import anyio
     >>> from llm_effects import Message, run, scripted_env, then
@@ -275,26 +276,7 @@ def _renamed(history: History, conversation_id: str, now: datetime) -> History:
 
 
 def _store_copy(history: History) -> Effect[Conversation]:
-    """Store a whole new conversation; if that fails half-way or is cancelled, nothing of it stays."""
-
-    async def store_all(env: LLMEnv) -> Result[Conversation, LLMError]:
-        store, copy = env.conversations, history.conversation
-        created = await result_of(store.start(evolve(copy, version=0, turns=0)))
-        if not is_successful(created) or not history.turns:
-            return created
-        complete = False
-        try:
-            stored = await result_of(store.append(copy.id, copy.owner, created.unwrap().version, history.turns))
-            complete = is_successful(stored)
-        finally:
-            if not complete:
-                with anyio.move_on_after(STORE_TIMEOUT_S, shield=True):
-                    await result_of(store.delete(copy.id, copy.owner))
-        if complete and history.summary is not None:  # if this fails, a new summary is made when it is needed
-            await result_of(store.summarise(copy.id, copy.owner, history.summary))
-        return stored
-
-    return effect(store_all)
+    return from_service(lambda env: env.conversations.start_copy(history))
 
 
 # Conversations as JSON: out of one store and into another, or the same, with nothing lost.

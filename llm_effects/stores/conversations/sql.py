@@ -61,6 +61,11 @@ class SqlConversations:
         work = partial(start, conversation=evolve(conversation, version=0, turns=0))
         return self.database.write("start", work, repeatable=False)
 
+    def start_copy(self, history: History) -> FutureResult[Conversation, LLMError]:
+        """Store a new conversation with its turns and its summary, in one transaction."""
+        work = partial(start_copy, history=history)
+        return self.database.write("start_copy", work, repeatable=False, clash=DUPLICATE_MESSAGE_ID)
+
     def load(
         self, conversation_id: str, owner: str | None, newest: int | None = None
     ) -> FutureResult[History | None, LLMError]:
@@ -166,6 +171,16 @@ def start(connection: Connection, conversation: Conversation) -> Result[Conversa
     if insert_new(connection, CONVERSATIONS, {**row, **_changing_columns(conversation)}):
         return Success(conversation)
     return Failure(ConversationConflict(conversation_id=conversation.id))
+
+
+def start_copy(connection: Connection, history: History) -> Result[Conversation, LLMError]:
+    """Store a new conversation with its turns and its summary."""
+    new = history.conversation
+    started = start(connection, evolve(new, version=0, turns=0))
+    stored = append(connection, new.id, new.owner, 0, history.turns) if is_successful(started) else started
+    if is_successful(stored) and history.summary is not None:
+        return summarise(connection, new.id, new.owner, history.summary).map(lambda _: stored.unwrap())
+    return stored
 
 
 def load(
