@@ -6,7 +6,7 @@ The database comes first, then its engines (how to connect), then the SQLite fil
 import errno
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from llm_effects.stores.sql.driver_errors import CommitLost, Refused, error_of, 
 from llm_effects.stores.sql.tables import MIGRATIONS, migrate
 from llm_effects.stores.sqlite_files import create, enable_wal, protect, sqlite_file
 from llm_effects.stores.worker_threads import Worker
-from llm_effects.values.errors import ConfigurationError, LLMError
+from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
 from llm_effects.values.secrets import Secret
 
 _Value = TypeVar("_Value")
@@ -105,6 +105,7 @@ class Database:
         self._writers = Worker("llm-effects-writing", writers)
         self._lock = Lock()
         self._engines: Engines | None = None
+        self._last_writes: list[Callable[[], Awaitable[None]]] = []
 
     def read(
         self, operation: str, work: Callable[[Connection], Result[_Value, LLMError]]
@@ -133,16 +134,33 @@ class Database:
         operation: str,
         work: Callable[[Connection], Result[_Value, LLMError]],
         done: Callable[[Result[_Value, LLMError]], None],
+        *,
+        clash: LLMError | None = None,
     ) -> bool:
         """Write as ``write`` does, without waiting; a thread calls ``done`` with the result.
 
         Return whether the write was accepted: not once the database is closed.
         """
-        unit = _Unit(operation=operation, work=work)
-        return self._writers.post(lambda: done(self._run(unit)))
+        unit = _Unit(operation=operation, work=work, clash=clash)
+
+        def write() -> None:
+            result: Result[_Value, LLMError] = Failure(StorageFailed(operation=operation))
+            try:
+                result = self._run(unit)
+            finally:  # also after a defect, or what waits for it would wait for ever
+                done(result)
+
+        return self._writers.post(write)
+
+    def before_closing(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Add what is to be written before the database is closed, whichever of its stores is closed first."""
+        self._last_writes.append(write)
 
     async def aclose(self) -> None:
         """Close the connections after all started work, and end the threads; a second time is a no-op."""
+        for write in self._last_writes:
+            await write()
+        self._last_writes.clear()
         await self._readers.aclose(lambda: None)
         await self._writers.aclose(self._dispose)
 
