@@ -19,7 +19,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.effects.effect import Effect, effect, from_env, from_result, from_service, run, then
 from llm_effects.effects.env import LLMEnv, NewId
-from llm_effects.values.conversations import Conversation, History, StoredMessage, Summary, Turn, TurnState
+from llm_effects.values.conversations import UNREADABLE, Conversation, History, StoredMessage, Summary, Turn, TurnState
 from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked, retry_limit
 from llm_effects.values.messages import Message
 from llm_effects.values.responses import CANCELLED
@@ -200,6 +200,8 @@ def fork_conversation(
 def export_conversation(conversation_id: str, *, owner: str | None = None) -> Effect[str]:
     """Write a whole conversation as JSON: every turn, the origin of its answers, and sealed thinking byte for byte.
 
+    A turn that this version cannot read is left out.
+
     >>> import anyio
     >>> from llm_effects import run, scripted_env, start_conversation, then
     >>> exported = then(start_conversation("c"), lambda _: export_conversation("c"))
@@ -234,8 +236,8 @@ def import_conversation(
 
 
 def cut_at(history: History, message_id: str | None) -> Result[History, LLMError]:
-    """Return a history up to and with a message, or all of it; turns under way are left out."""
-    ended = tuple(turn for turn in history.turns if turn.state is not TurnState.PENDING)
+    """Return a history up to and with a message, or all of it; turns under way or unreadable are left out."""
+    ended = tuple(turn for turn in _readable(history).turns if turn.state is not TurnState.PENDING)
     last = _newest_message(ended) if message_id is None else message_id
     index = next((at for at, turn in enumerate(ended) if last in {each.id for each in turn.messages}), None)
     if index is None and message_id is not None:
@@ -245,6 +247,16 @@ def cut_at(history: History, message_id: str | None) -> Result[History, LLMError
     origin = (history.conversation.id, last)
     conversation = evolve(history.conversation, forked_from=origin, last_model=_last_model(turns))
     return Success(evolve(history, conversation=conversation, turns=turns, summary=_summary(history.summary, turns)))
+
+
+def _readable(history: History) -> History:
+    """Return a history without the turns that this version cannot read, numbered anew if there are any."""
+    kept = tuple(turn for turn in history.turns if turn.error != UNREADABLE)
+    if len(kept) == len(history.turns):
+        return history
+    summary = _summary(history.summary, kept)
+    numbered = tuple(evolve(turn, number=at) for at, turn in enumerate(kept, 1))
+    return evolve(history, turns=numbered, summary=summary)
 
 
 def _newest_message(turns: tuple[Turn, ...]) -> str:
@@ -301,7 +313,8 @@ class Archive:
     summary: Summary | None = field(default=None)
 
 
-def _to_json(history: History) -> str:
+def _to_json(stored: History) -> str:
+    history = _readable(stored)
     return dump_value(Archive(conversation=history.conversation, turns=history.turns, summary=history.summary))
 
 

@@ -46,7 +46,7 @@ from llm_effects.stores.conversations.sql_rows import (
     read_journal,
     read_summary,
     read_turns,
-    to_conversation,
+    to_listed,
     turn_document,
     update_conversation,
 )
@@ -312,7 +312,7 @@ def page(
     query = select(CONVERSATIONS).where(columns.owner == owner_column(owner))
     query = query if after is None else query.where(columns.id > after)
     rows = connection.execute(query.order_by(columns.id).limit(min(max(0, limit), _MAX_LIMIT)))
-    return Success(tuple(map(to_conversation, rows)))
+    return Success(tuple(map(to_listed, rows)))
 
 
 def begin_turn(
@@ -323,7 +323,7 @@ def begin_turn(
     if row is None:
         return Failure(no_conversation(conversation_id))
     stored = find_turn(connection, row[0], turn.id)
-    return _update_turn(connection, row, stored, begun(stored, row[1], expected, turn))
+    return _update_turn(connection, row, stored, begun(stored and stored[0], row[1], expected, turn))
 
 
 def finish_turn(connection: Connection, ending: Ending) -> Result[Turn, LLMError]:
@@ -333,7 +333,9 @@ def finish_turn(connection: Connection, ending: Ending) -> Result[Turn, LLMError
         return Failure(no_conversation(ending.conversation_id))
     stored = find_turn(connection, row[0], ending.turn_id)
     return (
-        Failure(no_turn(ending.turn_id)) if stored is None else _update_turn(connection, row, stored, ending.of(stored))
+        Failure(no_turn(ending.turn_id))
+        if stored is None
+        else _update_turn(connection, row, stored, ending.of(stored[0]))
     )
 
 
@@ -343,21 +345,25 @@ def ended_turn(connection: Connection, ending: Ending) -> Result[Turn, LLMError]
     if row is None:
         return Failure(no_conversation(ending.conversation_id))
     stored = find_turn(connection, row[0], ending.turn_id)
-    return Failure(no_turn(ending.turn_id)) if stored is None else ending.of(stored)
+    return Failure(no_turn(ending.turn_id)) if stored is None else ending.of(stored[0])
 
 
 def _update_turn(
-    connection: Connection, row: tuple[int, Conversation], stored: Turn | None, turn: Result[Turn, LLMError]
+    connection: Connection,
+    row: tuple[int, Conversation],
+    stored: tuple[Turn, str] | None,
+    turn: Result[Turn, LLMError],
 ) -> Result[Turn, LLMError]:
     """Store a turn that differs from the ``stored`` one, and advance its conversation."""
-    if not is_successful(turn) or turn.unwrap() is stored:
+    if not is_successful(turn) or (stored is not None and turn.unwrap() is stored[0]):
         return turn
     (key, conversation), new = row, turn.unwrap()
     if stored is None:
         insert_turns(connection, key, (new,))
     else:
-        connection.execute(UPDATE_TURN, {"of": key, "at": new.number, "document": turn_document(new)})
-        insert_messages(connection, message_rows(key, new, len(stored.messages)))
+        before, document = stored
+        connection.execute(UPDATE_TURN, {"of": key, "at": new.number, "document": turn_document(new, document)})
+        insert_messages(connection, message_rows(key, new, len(before.messages)))
     update_conversation(connection, key, advanced(conversation, (new,), int(stored is None)))
     return turn
 

@@ -1,24 +1,38 @@
 """The rows of conversations in a database, and the values that they hold."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, Final, TypeVar
 
+import msgspec
 from attrs import evolve
 from sqlalchemy import Column, ColumnElement, Connection, Row, Select, bindparam, insert, select, text, update
 
 from llm_effects.stores.sql.driver_errors import Refused
 from llm_effects.stores.sql.tables import CONVERSATIONS, JOURNAL, MESSAGES, SUMMARIES, TURNS, insert_new
-from llm_effects.values.conversations import Conversation, JournalEntry, StoredMessage, Summary, Turn
+from llm_effects.values.conversations import (
+    UNREADABLE,
+    UNREADABLE_TEXT,
+    Conversation,
+    JournalEntry,
+    StoredMessage,
+    Summary,
+    Turn,
+    TurnState,
+)
 from llm_effects.values.errors import StorageFailed
+from llm_effects.values.json import dump
+from llm_effects.values.messages import Message
 from llm_effects.values.serialization import dump_value, load_value
 
 _Value = TypeVar("_Value")
 
 # A statement that is used often is built once: building takes as long as running it.
 
+
+_UNKNOWN_TIME: Final = datetime.fromtimestamp(0, UTC)
 
 _FIND: Final = select(CONVERSATIONS).where(
     CONVERSATIONS.c.owner == bindparam("of"), CONVERSATIONS.c.id == bindparam("name")
@@ -62,6 +76,31 @@ def to_conversation(row: Row[Any]) -> Conversation:
     )
 
 
+def to_listed(row: Row[Any]) -> Conversation:
+    """Return the conversation of a row; one that this version cannot read has its ids and counts, and a mark."""
+    try:
+        return to_conversation(row)
+    except (Refused, ValueError):
+        at = _time_of(row.updated_at)
+        return Conversation(
+            id=row.id,
+            owner=row.owner or None,
+            created_at=at,
+            updated_at=at,
+            version=row.version,
+            turns=row.turns,
+            last_model=row.last_model,
+            unreadable=True,
+        )
+
+
+def _time_of(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return _UNKNOWN_TIME
+
+
 def owner_column(owner: str | None) -> str:
     """Return the owner as a column stores it; ``None`` is the empty text, which is no valid owner."""
     return owner or ""
@@ -80,11 +119,13 @@ _FIND_TURN: Final = select(TURNS.c.document).where(
 UPDATE_TURN: Final = update(TURNS).where(TURNS.c.conversation == bindparam("of"), TURNS.c.number == bindparam("at"))
 
 
-def _reading(among: Callable[[Column[int]], ColumnElement[bool]]) -> tuple[Select[str], Select[int, str]]:
+def _reading(among: Callable[[Column[int]], ColumnElement[bool]]) -> tuple[Select[Any], Select[Any]]:
     """Build the queries for some turns, and for their messages."""
-    turns = select(TURNS.c.document).where(TURNS.c.conversation == bindparam("of"), among(TURNS.c.number))
+    turns = select(TURNS.c.number, TURNS.c.id, TURNS.c.document).where(
+        TURNS.c.conversation == bindparam("of"), among(TURNS.c.number)
+    )
     columns = MESSAGES.c
-    messages = select(columns.turn, columns.document).where(
+    messages = select(columns.turn, columns.id, columns.pinned, columns.document).where(
         columns.conversation == bindparam("of"), among(columns.turn)
     )
     return turns.order_by(TURNS.c.number), messages.order_by(columns.turn, columns.place)
@@ -100,23 +141,46 @@ PINNED_TURNS: Final = _reading(lambda number: number.in_(_PINNED))
 
 
 def read_turns(
-    connection: Connection, queries: tuple[Select[str], Select[int, str]], values: Mapping[str, int]
+    connection: Connection, queries: tuple[Select[Any], Select[Any]], values: Mapping[str, int]
 ) -> tuple[Turn, ...]:
-    """Return turns with their messages, in order."""
-    turns = [_parse(each, Turn) for each in connection.execute(queries[0], values).scalars()]
+    """Return turns with their messages, in order; those that this version cannot read are marked."""
+    turns = connection.execute(queries[0], values).all()
     rows = connection.execute(queries[1], values).all() if turns else ()
-    messages = {number: tuple(map(_to_message, each)) for number, each in groupby(rows, lambda row: row.turn)}
-    return tuple(evolve(turn, messages=messages.get(turn.number, ())) for turn in turns)
+    messages = {number: tuple(each) for number, each in groupby(rows, lambda row: row.turn)}
+    return tuple(_to_turn(turn, messages.get(turn.number, ())) for turn in turns)
 
 
-def find_turn(connection: Connection, key: int, turn_id: str) -> Turn | None:
-    """Return a turn with its messages."""
+def _to_turn(row: Row[Any], messages: Sequence[Row[Any]]) -> Turn:
+    try:
+        return evolve(_parse(row.document, Turn), messages=tuple(map(_to_message, messages)))
+    except Refused:
+        return _unreadable(row, messages)
+
+
+def _unreadable(row: Row[Any], messages: Sequence[Row[Any]]) -> Turn:
+    """Return a turn in which something is unreadable, as one that failed: no prompt holds it."""
+    turn = load_value(row.document, Turn) or Turn(id=row.id, begun_at=_UNKNOWN_TIME, lease_until=_UNKNOWN_TIME)
+    return evolve(
+        turn,
+        number=row.number,
+        state=TurnState.FAILED,
+        error=UNREADABLE,
+        messages=tuple(load_value(each.document, StoredMessage) or _mark(each, turn.begun_at) for each in messages),
+    )
+
+
+def _mark(row: Row[Any], at: datetime) -> StoredMessage:
+    return StoredMessage(id=row.id, message=Message("user", UNREADABLE_TEXT), at=at, pinned=bool(row.pinned))
+
+
+def find_turn(connection: Connection, key: int, turn_id: str) -> tuple[Turn, str] | None:
+    """Return a turn with its messages, and its document."""
     document = connection.execute(_FIND_TURN, {"of": key, "name": turn_id}).scalar_one_or_none()
     if document is None:
         return None
     turn = _parse(document, Turn)
     rows = connection.execute(TURNS_BETWEEN[1], {"of": key, "first": turn.number, "last": turn.number})
-    return evolve(turn, messages=tuple(map(_to_message, rows)))
+    return evolve(turn, messages=tuple(map(_to_message, rows))), document
 
 
 def known_turns(connection: Connection, key: int, ids: Sequence[str]) -> set[str]:
@@ -135,9 +199,11 @@ def insert_turns(connection: Connection, key: int, turns: Sequence[Turn]) -> Non
     insert_messages(connection, [row for turn in turns for row in message_rows(key, turn, 0)])
 
 
-def turn_document(turn: Turn) -> str:
-    """Return a turn as its row holds it, without its messages."""
-    return dump_value(evolve(turn, messages=()))
+def turn_document(turn: Turn, old: str = "{}") -> str:
+    """Return a turn as its row holds it, without its messages; what only a newer version knows of ``old`` stays."""
+    document = dump_value(evolve(turn, messages=()))
+    fields, known = msgspec.json.decode(document), msgspec.json.decode(old)
+    return document if known.keys() <= fields.keys() else dump({**known, **fields}).decode()
 
 
 def message_rows(key: int, turn: Turn, first: int) -> list[dict[str, object]]:
@@ -161,7 +227,7 @@ def insert_messages(connection: Connection, rows: list[dict[str, object]]) -> No
         connection.execute(insert(MESSAGES), rows)
 
 
-def _to_message(row: Row[Any, Any]) -> StoredMessage:
+def _to_message(row: Row[Any]) -> StoredMessage:
     return _parse(row.document, StoredMessage)
 
 
@@ -179,7 +245,7 @@ _LATEST_SUMMARY: Final = (
 def read_summary(connection: Connection, key: int) -> Summary | None:
     """Return the summary that covers the most turns."""
     document = connection.execute(_LATEST_SUMMARY, {"of": key}).scalar_one_or_none()
-    return None if document is None else _parse(document, Summary)
+    return None if document is None else load_value(document, Summary)  # an unreadable one is made anew
 
 
 def put_summary(connection: Connection, key: int, summary: Summary) -> None:
