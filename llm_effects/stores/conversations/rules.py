@@ -182,6 +182,12 @@ class KeptEndings:
         self._endings.pop(key, None)
         self._writers.pop(key, None)
 
+    def clear(self) -> None:
+        """Forget all."""
+        self.writing = False
+        self._endings.clear()
+        self._writers.clear()
+
     def applied(self, history: History) -> History:
         """Return a history with the ends that wait, as if they were stored."""
         conversation = history.conversation

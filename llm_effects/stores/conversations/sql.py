@@ -83,6 +83,7 @@ class SqlConversations:
 
     def __attrs_post_init__(self) -> None:
         self.database.before_closing(self._write_the_rest)
+        self.database.on_fork(self._kept.clear)
 
     def start(self, conversation: Conversation) -> FutureResult[Conversation, LLMError]:
         """Store a new conversation; an id that the owner already uses is a ``ConversationConflict``."""

@@ -78,6 +78,11 @@ class SqlLedger:
         self._closed = False
         self._uncommitted: list[_Commit] = []
         self._lock = Lock()
+        database.on_fork(self._after_fork)
+
+    def _after_fork(self) -> None:
+        self._buffer.after_fork()
+        self._uncommitted, self._lock = [], Lock()
 
     def record(self, row: LedgerRow) -> None:
         """Record a row without waiting: a thread writes it soon, or closing does."""
@@ -267,6 +272,11 @@ class RowBuffer:
             self._running = ()
             self._waiting.clear()
             return rows
+
+    def after_fork(self) -> None:
+        """Forget all rows: the parent process writes them."""
+        self._waiting, self._running, self._lock = [], (), Lock()
+        self._oldest_at, self._due_at = None, self.batch
 
     def written(self) -> None:
         """Forget the running batch: it is stored."""

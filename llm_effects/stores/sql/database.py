@@ -27,7 +27,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from llm_effects.stores.sql.driver_errors import CommitLost, Refused, error_of, problem_of, uncertain_commit
 from llm_effects.stores.sql.tables import MIGRATIONS, migrate
 from llm_effects.stores.sqlite_files import create, enable_wal, protect, sqlite_file
-from llm_effects.stores.worker_threads import Worker
+from llm_effects.stores.worker_threads import Worker, leave_to_parent, renew_after_fork
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
 from llm_effects.values.secrets import Secret
 
@@ -106,6 +106,19 @@ class Database:
         self._lock = Lock()
         self._engines: Engines | None = None
         self._last_writes: list[Callable[[], Awaitable[None]]] = []
+        self._forked: list[Callable[[], None]] = []
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Connect anew: what was connected, and what waits to be written, belongs to the parent."""
+        leave_to_parent(self._engines)
+        self._engines, self._lock = None, Lock()
+        for forget in self._forked:
+            forget()
+
+    def on_fork(self, forget: Callable[[], None]) -> None:
+        """Add what makes a store forget, in a child process, what its parent will write."""
+        self._forked.append(forget)
 
     def read(
         self, operation: str, work: Callable[[Connection], Result[_Value, LLMError]]
