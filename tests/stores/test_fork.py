@@ -41,7 +41,8 @@ def forked(work: Callable[[int], Awaitable[None]], number: int) -> int:
         anyio.run(work, number)
         status = 0
     finally:
-        traceback.print_exc()
+        if status:
+            traceback.print_exc()
         os._exit(status)
 
 

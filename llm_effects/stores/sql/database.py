@@ -20,7 +20,6 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 from sqlalchemy import URL, Connection, Engine, QueuePool, Transaction, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
@@ -282,14 +281,18 @@ def postgres_engines(url: URL) -> Engines:
     hidden = _passwords(url)
     engine = create_engine(
         url.difference_update_query(hidden),
-        connect_args={**{name: each for name, each in _TIMEOUTS.items() if name not in url.query}, **hidden},
+        connect_args={
+            **{name: each for name, each in _TIMEOUTS.items() if name not in url.query},
+            "prepare_threshold": None,  # a pooler gives each transaction another connection of the server
+            **hidden,
+        },
         pool_size=READERS + WRITERS,
         max_overflow=0,
         hide_parameters=True,
     )
-    event.listen(engine, "connect", _set_up)
+    event.listen(engine, "begin", _limit_lock_wait)
     reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    return Engines(reading, engine.execution_options(isolation_level="READ COMMITTED"), _no_check)
+    return Engines(reading, engine.execution_options(isolation_level="READ COMMITTED", writes=True), _no_check)
 
 
 def _passwords(url: URL) -> dict[str, str]:
@@ -297,11 +300,10 @@ def _passwords(url: URL) -> dict[str, str]:
     return {name: str(each) for name, each in url.query.items() if "password" in name.lower()}
 
 
-def _set_up(connection: DBAPIConnection, _: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute(f"SET lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
-    cursor.close()
-    connection.commit()  # or the setting ends with the transaction
+def _limit_lock_wait(connection: Connection) -> None:
+    """Limit how long a writer waits, for this transaction only: a pooler lends the connection to others next."""
+    if connection.get_execution_options().get("writes"):
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
 
 
 def _no_check() -> None:
