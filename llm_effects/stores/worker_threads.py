@@ -151,6 +151,12 @@ async def _all_ended(*jobs: "Future[Any]") -> None:
             await _bridge(job).receive()
 
 
+async def ended(job: "Future[_Value]") -> _Value:
+    """Wait in any event loop for what a thread does, and return its result."""
+    await _bridge(job).receive()
+    return job.result()
+
+
 def _bridge(job: "Future[Any]") -> ThreadBridge:
     """Return a bridge to this event loop that gets a message when a job has ended."""
     bridge = ThreadBridge()
