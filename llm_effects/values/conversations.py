@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum, unique
-from typing import final
+from typing import Final, final
 
 from attrs import field, frozen
 

@@ -188,13 +188,15 @@ class SqlConversations:
         result: Result[Turn, LLMError] | None = None
         try:
             work, (owner, name, turn_id) = partial(finish_turn, ending=ending), ending.key
-            result = await result_of(self._write("finish_turn", work, owner, conversation_id=name, turn_id=turn_id))
+            result = written = await result_of(
+                self._write("finish_turn", work, owner, conversation_id=name, turn_id=turn_id)
+            )
         finally:
             if result is None or _is_unwritten(result):
                 self._kept.keep(ending)
             else:
                 self._kept.forget(ending.key)
-        return result.alt(_with_promise)
+        return written.alt(_with_promise)
 
     def _write_kept(self) -> None:
         """Write the oldest end that waits, and then the next one, in a thread; without waiting for it."""

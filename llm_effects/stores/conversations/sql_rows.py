@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from attrs import evolve
@@ -28,6 +28,9 @@ from llm_effects.values.messages import Message
 from llm_effects.values.serialization import dump_value, load_value
 
 _Value = TypeVar("_Value")
+_TurnRow: TypeAlias = Row[Any, Any, Any]
+_MessageRow: TypeAlias = Row[Any, Any, Any, Any]
+_Queries: TypeAlias = tuple[Select[Any, Any, Any], Select[Any, Any, Any, Any]]
 
 # A statement that is used often is built once: building takes as long as running it.
 
@@ -119,7 +122,7 @@ _FIND_TURN: Final = select(TURNS.c.document).where(
 UPDATE_TURN: Final = update(TURNS).where(TURNS.c.conversation == bindparam("of"), TURNS.c.number == bindparam("at"))
 
 
-def _reading(among: Callable[[Column[int]], ColumnElement[bool]]) -> tuple[Select[Any], Select[Any]]:
+def _reading(among: Callable[[Column[int]], ColumnElement[bool]]) -> _Queries:
     """Build the queries for some turns, and for their messages."""
     turns = select(TURNS.c.number, TURNS.c.id, TURNS.c.document).where(
         TURNS.c.conversation == bindparam("of"), among(TURNS.c.number)
@@ -140,9 +143,7 @@ TURNS_BETWEEN: Final = _reading(lambda number: number.between(bindparam("first")
 PINNED_TURNS: Final = _reading(lambda number: number.in_(_PINNED))
 
 
-def read_turns(
-    connection: Connection, queries: tuple[Select[Any], Select[Any]], values: Mapping[str, int]
-) -> tuple[Turn, ...]:
+def read_turns(connection: Connection, queries: _Queries, values: Mapping[str, int]) -> tuple[Turn, ...]:
     """Return turns with their messages, in order; those that this version cannot read are marked."""
     turns = connection.execute(queries[0], values).all()
     rows = connection.execute(queries[1], values).all() if turns else ()
@@ -150,14 +151,14 @@ def read_turns(
     return tuple(_to_turn(turn, messages.get(turn.number, ())) for turn in turns)
 
 
-def _to_turn(row: Row[Any], messages: Sequence[Row[Any]]) -> Turn:
+def _to_turn(row: _TurnRow, messages: Sequence[_MessageRow]) -> Turn:
     try:
         return evolve(_parse(row.document, Turn), messages=tuple(map(_to_message, messages)))
     except Refused:
         return _unreadable(row, messages)
 
 
-def _unreadable(row: Row[Any], messages: Sequence[Row[Any]]) -> Turn:
+def _unreadable(row: _TurnRow, messages: Sequence[_MessageRow]) -> Turn:
     """Return a turn in which something is unreadable, as one that failed: no prompt holds it."""
     turn = load_value(row.document, Turn) or Turn(id=row.id, begun_at=_UNKNOWN_TIME, lease_until=_UNKNOWN_TIME)
     return evolve(
@@ -169,7 +170,7 @@ def _unreadable(row: Row[Any], messages: Sequence[Row[Any]]) -> Turn:
     )
 
 
-def _mark(row: Row[Any], at: datetime) -> StoredMessage:
+def _mark(row: _MessageRow, at: datetime) -> StoredMessage:
     return StoredMessage(id=row.id, message=Message("user", UNREADABLE_TEXT), at=at, pinned=bool(row.pinned))
 
 
@@ -227,7 +228,7 @@ def insert_messages(connection: Connection, rows: list[dict[str, object]]) -> No
         connection.execute(insert(MESSAGES), rows)
 
 
-def _to_message(row: Row[Any]) -> StoredMessage:
+def _to_message(row: _MessageRow) -> StoredMessage:
     return _parse(row.document, StoredMessage)
 
 
