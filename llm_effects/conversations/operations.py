@@ -17,9 +17,9 @@ from attrs import evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.effect import Effect, effect, from_env, from_result, from_service, result_of, run, then
+from llm_effects.effects.effect import Effect, effect, from_env, from_result, from_service, run, then
 from llm_effects.effects.env import LLMEnv, NewId
-from llm_effects.values.conversations import Conversation, History, StoredMessage, Summary, Turn, TurnState
+from llm_effects.values.conversations import UNREADABLE, Conversation, History, StoredMessage, Summary, Turn, TurnState
 from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked, retry_limit
 from llm_effects.values.messages import Message
 from llm_effects.values.responses import CANCELLED
@@ -181,7 +181,8 @@ def fork_conversation(
 ) -> Effect[Conversation]:
     """Copy a conversation up to and with a message, or all turns that have ended, into a new conversation.
 
-    The original does not change. Turns and messages keep their ids; a turn under way is not copied.
+    The original does not change. Turns and messages keep their ids; a turn under way is not copied. Whenever this is
+    cancelled, the copy is stored whole or not at all.
 
     >>> import anyio
     >>> from llm_effects import Message, run, scripted_env, then
@@ -198,6 +199,8 @@ def fork_conversation(
 
 def export_conversation(conversation_id: str, *, owner: str | None = None) -> Effect[str]:
     """Write a whole conversation as JSON: every turn, the origin of its answers, and sealed thinking byte for byte.
+
+    A turn that this version cannot read is left out.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env, start_conversation, then
@@ -233,8 +236,8 @@ def import_conversation(
 
 
 def cut_at(history: History, message_id: str | None) -> Result[History, LLMError]:
-    """Return a history up to and with a message, or all of it; turns under way are left out."""
-    ended = tuple(turn for turn in history.turns if turn.state is not TurnState.PENDING)
+    """Return a history up to and with a message, or all of it; turns under way or unreadable are left out."""
+    ended = tuple(turn for turn in _readable(history).turns if turn.state is not TurnState.PENDING)
     last = _newest_message(ended) if message_id is None else message_id
     index = next((at for at, turn in enumerate(ended) if last in {each.id for each in turn.messages}), None)
     if index is None and message_id is not None:
@@ -244,6 +247,16 @@ def cut_at(history: History, message_id: str | None) -> Result[History, LLMError
     origin = (history.conversation.id, last)
     conversation = evolve(history.conversation, forked_from=origin, last_model=_last_model(turns))
     return Success(evolve(history, conversation=conversation, turns=turns, summary=_summary(history.summary, turns)))
+
+
+def _readable(history: History) -> History:
+    """Return a history without the turns that this version cannot read, numbered anew if there are any."""
+    kept = tuple(turn for turn in history.turns if turn.error != UNREADABLE)
+    if len(kept) == len(history.turns):
+        return history
+    summary = _summary(history.summary, kept)
+    numbered = tuple(evolve(turn, number=at) for at, turn in enumerate(kept, 1))
+    return evolve(history, turns=numbered, summary=summary)
 
 
 def _newest_message(turns: tuple[Turn, ...]) -> str:
@@ -275,26 +288,7 @@ def _renamed(history: History, conversation_id: str, now: datetime) -> History:
 
 
 def _store_copy(history: History) -> Effect[Conversation]:
-    """Store a whole new conversation; if that fails half-way or is cancelled, nothing of it stays."""
-
-    async def store_all(env: LLMEnv) -> Result[Conversation, LLMError]:
-        store, copy = env.conversations, history.conversation
-        created = await result_of(store.start(evolve(copy, version=0, turns=0)))
-        if not is_successful(created) or not history.turns:
-            return created
-        complete = False
-        try:
-            stored = await result_of(store.append(copy.id, copy.owner, created.unwrap().version, history.turns))
-            complete = is_successful(stored)
-        finally:
-            if not complete:
-                with anyio.move_on_after(STORE_TIMEOUT_S, shield=True):
-                    await result_of(store.delete(copy.id, copy.owner))
-        if complete and history.summary is not None:  # if this fails, a new summary is made when it is needed
-            await result_of(store.summarise(copy.id, copy.owner, history.summary))
-        return stored
-
-    return effect(store_all)
+    return from_service(lambda env: env.conversations.start_copy(history))
 
 
 # Conversations as JSON: out of one store and into another, or the same, with nothing lost.
@@ -319,7 +313,8 @@ class Archive:
     summary: Summary | None = field(default=None)
 
 
-def _to_json(history: History) -> str:
+def _to_json(stored: History) -> str:
+    history = _readable(stored)
     return dump_value(Archive(conversation=history.conversation, turns=history.turns, summary=history.summary))
 
 

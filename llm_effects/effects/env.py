@@ -227,6 +227,13 @@ class Conversations(Protocol):
         """Store a new conversation at version 0; an id that the owner already uses is a ``ConversationConflict``."""
         ...
 
+    def start_copy(self, history: History) -> FutureResult[Conversation, LLMError]:
+        """Store a new conversation with its turns and its summary in one step: all of it, or nothing.
+
+        The turns are numbered from 1. An id that the owner already uses is a ``ConversationConflict``.
+        """
+        ...
+
     def load(
         self, conversation_id: str, owner: str | None, newest: int | None = None
     ) -> FutureResult[History | None, LLMError]:

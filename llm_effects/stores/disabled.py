@@ -78,7 +78,7 @@ class _UnusableStore:
         return FutureResult.from_failure(self.problem)
 
     get = put = delete = clear = stats = _fail  # of a cache
-    start = load = page = begin_turn = finish_turn = append = summarise = _fail  # of conversations
+    start = start_copy = load = page = begin_turn = finish_turn = append = summarise = _fail  # of conversations
     intend = conclude = journal = _fail  # of journals
     rows = reserve = _fail  # of a ledger
 

@@ -3,10 +3,12 @@
 The file or connection that such a thread holds belongs to no event loop, so it can outlive one and serve the next.
 """
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, Protocol, TypeVar, final
+from weakref import WeakSet
 
 import anyio
 from returns.result import Failure, Result, Success
@@ -20,15 +22,57 @@ _Value = TypeVar("_Value")
 _CLOSED: Final = "it is closed, or no thread can be started: open it again"
 
 
+class Forked(Protocol):
+    """A store that a child process must open anew: it has neither the threads nor the connections of its parent."""
+
+    def after_fork(self) -> None:
+        """Forget what the parent holds, without closing it."""
+        ...
+
+
+_OPEN: Final[WeakSet[Forked]] = WeakSet()
+_INHERITED: Final[list[object]] = []
+"""Belongings of the parent: collecting them here could close them there."""
+
+
+def renew_after_fork(store: Forked) -> None:
+    """Call ``store.after_fork`` in every process that is forked from now on, before anything else runs there."""
+    _OPEN.add(store)
+
+
+def leave_to_parent(*held: object) -> None:
+    """Keep what only the parent may close, such as its connections."""
+    _INHERITED.extend(held)
+
+
+def _renew_all() -> None:
+    for store in tuple(_OPEN):
+        store.after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_all)
+
+
 @final
 class Worker:
     """A pool of up to ``threads`` threads with a name; each starts when there is work for it."""
 
     def __init__(self, name: str, threads: int = 1) -> None:
+        self._name, self._size = name, threads
         self._threads = ThreadPoolExecutor(threads, name)
         self._jobs: set[Future[Any]] = set()
         self._closed = False
         self._last_success = time.monotonic()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin with new threads."""
+        leave_to_parent(self._threads, self._jobs)
+        self._threads = ThreadPoolExecutor(self._size, self._name)
+        self._jobs = set()
+        if self._closed:
+            self._threads.shutdown()
 
     async def run(
         self,
@@ -105,6 +149,12 @@ async def _all_ended(*jobs: "Future[Any]") -> None:
     with anyio.move_on_after(CLOSING_S, shield=True):
         for job in jobs:
             await _bridge(job).receive()
+
+
+async def ended(job: "Future[_Value]") -> _Value:
+    """Wait in any event loop for what a thread does, and return its result."""
+    await _bridge(job).receive()
+    return job.result()
 
 
 def _bridge(job: "Future[Any]") -> ThreadBridge:

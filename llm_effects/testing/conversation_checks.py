@@ -145,6 +145,25 @@ async def the_summary_that_reaches_furthest_is_loaded(store: Conversations) -> N
     await expect_failure(store.summarise("other", chat.owner, summaries[0]), "InvalidRequest")
 
 
+async def a_copy_is_stored_whole_or_not_at_all(store: Conversations) -> None:
+    """Check that a copy has its turns, numbered from 1, and its summary, and that one that fails stores nothing."""
+    chat, copy = await Chat(store).start(), Chat(store)
+    turns = (await chat.add_turn("one", "1"), await chat.add_turn("two", "2"))
+    history = evolve(await chat.read(), conversation=copy.initial, turns=turns[1:], summary=Summary(upto=1, text="s"))
+    twice = (turns[0], evolve(turns[1], messages=turns[0].messages))
+    await expect_failure(store.start_copy(evolve(history, turns=twice)), "InvalidRequest")
+    expect(await value_of(store.load(copy.id, copy.owner)), None, "a copy that failed")
+    stored = await value_of(store.start_copy(history))
+    expect((stored.version, stored.turns), (1, 1), "version and turns")
+    loaded = await copy.read()
+    expect((loaded.conversation, loaded.summary), (stored, history.summary), "the copy and its summary")
+    expect(loaded.turns, (evolve(turns[1], number=1),), "its turns")
+    await expect_failure(store.start_copy(history), "ConversationConflict")
+    empty = Chat(store)
+    stored = await value_of(store.start_copy(evolve(history, conversation=empty.initial, turns=(), summary=None)))
+    expect((stored.version, (await empty.read()).turns), (0, ()), "a copy without turns")
+
+
 async def a_deleted_conversation_is_gone(store: Conversations) -> None:
     """Check that all its contents are gone, and that its id may be used again."""
     chat = await Chat(store).start()
@@ -199,6 +218,7 @@ RECORD_CHECKS: Final[tuple[Check, ...]] = (
     any_text_is_stored,
     the_newest_turns_are_loaded,
     the_summary_that_reaches_furthest_is_loaded,
+    a_copy_is_stored_whole_or_not_at_all,
     a_deleted_conversation_is_gone,
     pages_are_ordered_by_id,
     a_journal_stores_each_step_once,

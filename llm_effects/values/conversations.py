@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum, unique
-from typing import final
+from typing import Final, final
 
 from attrs import field, frozen
 
@@ -19,7 +19,8 @@ class Conversation:
 
     ``id`` is opaque; only its ``owner`` can read it. ``version`` increases with every turn that begins or ends.
     ``turns`` counts the turns, ``last_model`` is the configured model that answered last. ``forked_from`` is the
-    original conversation and the message after which this one continues.
+    original conversation and the message after which this one continues. An ``unreadable`` one in a list is a row that
+    this version cannot read: it has only ids and counts.
     """
 
     id: str = field(validator=valid_id)
@@ -32,6 +33,7 @@ class Conversation:
     turns: int = 0
     last_model: str | None = None
     forked_from: tuple[str, str] | None = None
+    unreadable: bool = False
 
 
 @final
@@ -68,6 +70,12 @@ class StoredMessage:
     provenance: Provenance | None = None
 
 
+UNREADABLE: Final = "Unreadable"
+"""The ``error`` of a turn whose row, or the row of one of its messages, this version cannot read."""
+
+UNREADABLE_TEXT: Final = "[a message that this version cannot read]"
+
+
 @final
 @unique
 class TurnState(Enum):
@@ -87,7 +95,8 @@ class Turn:
     ``id`` is the caller's, so that a repeated call continues the same turn. ``number`` is its place in the
     conversation, from 1. A pending turn belongs to its ``writer`` until ``lease_until``; after that it counts as
     abandoned. The ``writer`` is an opaque id, new for each attempt: if a store returns the turn with another id, then
-    another writer has it. ``error`` is the tag of the error that ended the turn.
+    another writer has it. ``error`` is the tag of the error that ended the turn; ``UNREADABLE`` marks a turn that this
+    version cannot read: it counts as failed, and ``UNREADABLE_TEXT`` stands for each message that is unreadable.
     """
 
     id: str = field(validator=valid_id)

@@ -8,10 +8,12 @@ from typing import Any, Final, TypeVar, final
 import msgspec
 from attrs import field, frozen
 from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError, transform_error
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 from cattrs.preconf.json import make_converter
 from cattrs.strategies import configure_tagged_union
 from returns.result import Failure, Result, Success
 
+from llm_effects.values.conversations import Conversation
 from llm_effects.values.events import ContentEvent
 from llm_effects.values.json import dump
 from llm_effects.values.messages import Part
@@ -89,12 +91,14 @@ def dump_value(value: object) -> str:
 def load_value(document: str, kind: type[_Value]) -> _Value | None:
     """Decode a value of a class from JSON text; ``None`` if the text is not one. No text can run code.
 
+    Fields that the class does not have are ignored: a newer version wrote them.
+
     >>> from llm_effects.values.messages import Text
     >>> load_value('{"text":"why?"}', Text), load_value('{"py/object":"os.system"}', Text)
     (Text(text='why?'), None)
     """
     try:
-        return _converter().structure(msgspec.json.decode(document), kind)
+        return _tolerant_converter().structure(msgspec.json.decode(document), kind)
     except (msgspec.DecodeError, BaseValidationError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -146,8 +150,13 @@ def _converter() -> Converter:
     return _new_converter()
 
 
-def _new_converter(*exact: type) -> Converter:
-    converter = make_converter(forbid_extra_keys=True)
+@cache
+def _tolerant_converter() -> Converter:
+    return _new_converter(tolerant=True)
+
+
+def _new_converter(*exact: type, tolerant: bool = False) -> Converter:
+    converter = make_converter(forbid_extra_keys=not tolerant)
     for kind in exact:
         converter.register_structure_hook(kind, _exact)
     converter.register_structure_hook(Decimal, lambda text, _: Decimal(text))
@@ -155,4 +164,9 @@ def _new_converter(*exact: type) -> Converter:
     converter.register_structure_hook(TaskType, lambda text, _: TaskType(text))
     configure_tagged_union(Part, converter, tag_name="type")
     configure_tagged_union(ContentEvent, converter, tag_name="type")
+    mark = override(omit=True)  # of a row, and no part of what is stored
+    converter.register_unstructure_hook(
+        Conversation, make_dict_unstructure_fn(Conversation, converter, unreadable=mark)
+    )
+    converter.register_structure_hook(Conversation, make_dict_structure_fn(Conversation, converter, unreadable=mark))
     return converter

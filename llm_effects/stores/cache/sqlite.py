@@ -16,7 +16,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.effects.env import Now
 from llm_effects.stores.cache.memory import CacheCounters
 from llm_effects.stores.sqlite_files import create, enable_wal, protect, sqlite_code
-from llm_effects.stores.worker_threads import Worker
+from llm_effects.stores.worker_threads import Worker, leave_to_parent, renew_after_fork
 from llm_effects.values.errors import LLMError, StorageFailed, cause_of
 from llm_effects.values.records import CacheStats
 
@@ -74,6 +74,12 @@ class SqliteCache:
         # the rest is used in the thread only
         self._open: OpenFile | None = None
         self._used: dict[str, None] = {}
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Open the file anew: the connection belongs to the parent."""
+        leave_to_parent(self._open)
+        self._open, self._used = None, {}
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
         """Return the entry, or ``None`` if there is none, it has expired, or its date is in the future."""

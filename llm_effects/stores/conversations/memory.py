@@ -115,6 +115,14 @@ class ConversationRecord:
         return 0 if stored is None else len(stored.messages)
 
 
+def record_of(history: History) -> Result[ConversationRecord, LLMError]:
+    """Return the record of a new conversation that begins with turns and a summary."""
+    record = ConversationRecord(evolve(history.conversation, version=0, turns=0))
+    stored = record.append(0, history.turns)
+    record.summary = history.summary
+    return stored.map(lambda _: record)
+
+
 _Value = TypeVar("_Value")
 _Owner: TypeAlias = str | None
 _Key: TypeAlias = tuple[_Owner, str]
@@ -145,6 +153,10 @@ class MemoryConversations:
     def start(self, conversation: Conversation) -> FutureResult[Conversation, LLMError]:
         """Store a new conversation; an id that the owner already uses is a ``ConversationConflict``."""
         return self._run(None, partial(self._start, evolve(conversation, version=0, turns=0)))
+
+    def start_copy(self, history: History) -> FutureResult[Conversation, LLMError]:
+        """Store a new conversation with its turns and its summary: all of it, or nothing."""
+        return self._run(None, partial(self._start_copy, history))
 
     def load(
         self, conversation_id: str, owner: str | None, newest: int | None = None
@@ -255,6 +267,15 @@ class MemoryConversations:
         self._records[key] = ConversationRecord(conversation)
         insort(self._ids.setdefault(conversation.owner, []), conversation.id)
         return Success(conversation)
+
+    def _start_copy(self, history: History) -> Result[Conversation, LLMError]:
+        record = record_of(history)
+        if not is_successful(record):
+            return Failure(record.failure())
+        started = self._start(record.unwrap().conversation)
+        if is_successful(started):
+            self._records[history.conversation.owner, history.conversation.id] = record.unwrap()
+        return started
 
     def _on_record(
         self,

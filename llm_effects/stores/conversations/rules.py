@@ -1,13 +1,14 @@
-"""The rules of conversations, as pure functions that every store shares."""
+"""The rules of conversations, as pure functions that every store shares, and the ends of turns that wait."""
 
 from collections.abc import Container, Sequence
 from datetime import datetime
+from typing import Final, TypeAlias, final
 
-from attrs import evolve
+from attrs import define, evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.values.conversations import Conversation, StoredMessage, Turn, TurnState
+from llm_effects.values.conversations import Conversation, History, StoredMessage, Turn, TurnState
 from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked
 from llm_effects.values.validation import check_id
 
@@ -103,3 +104,96 @@ def invalid_id(owner: str | None, **ids: str) -> LLMError | None:
     named = ids if owner is None else {"owner": owner, **ids}
     results = (checked(check_id, name, each) for name, each in named.items())
     return next((result.failure() for result in results if not is_successful(result)), None)
+
+
+# The ends of turns that could not be written: a paid answer is kept until it can be.
+
+
+MAX_KEPT: Final = 1_000
+"""How many ends are kept; another one replaces the oldest."""
+
+MAX_WRITERS: Final = 10_000
+"""How many turns under way are remembered with their writer."""
+
+_Key: TypeAlias = tuple[str | None, str, str]
+
+
+@final
+@frozen(kw_only=True)
+class Ending:
+    """The end of a turn. It has the ``writer`` of the turn, where this process has begun it."""
+
+    owner: str | None
+    conversation_id: str
+    turn_id: str
+    state: TurnState
+    messages: tuple[StoredMessage, ...]
+    error: str | None
+    writer: str | None = None
+
+    @property
+    def key(self) -> _Key:
+        """The owner, conversation and turn: no two turns have the same."""
+        return self.owner, self.conversation_id, self.turn_id
+
+    @property
+    def answered(self) -> bool:
+        """Whether it holds an answer, whole or in part."""
+        return bool(self.messages) and self.state is not TurnState.FAILED
+
+    def of(self, stored: Turn) -> Result[Turn, LLMError]:
+        """Return a turn with this end; one that another writer has begun again takes nothing but an answer."""
+        if not self.answered and self.writer not in {None, stored.writer}:
+            return Success(stored)
+        return ended(stored, self.state, self.messages, self.error)
+
+
+@final
+@define(eq=False)
+class KeptEndings:
+    """The ends of turns that wait to be written, for any number of threads: each step is one step of a dictionary."""
+
+    writing: bool = field(default=False, init=False)
+    _endings: dict[_Key, Ending] = field(factory=dict[_Key, Ending], init=False)
+    _writers: dict[_Key, str] = field(factory=dict[_Key, str], init=False)
+
+    def all(self) -> tuple[Ending, ...]:
+        """Return the ends that wait, oldest first."""
+        return tuple(self._endings.values())
+
+    def find(self, owner: str | None, conversation_id: str, turn_id: str) -> Ending | None:
+        """Return the end of a turn, if it waits."""
+        return self._endings.get((owner, conversation_id, turn_id))
+
+    def remember(self, key: _Key, writer: str) -> None:
+        """Remember the writer of a turn that this process has begun."""
+        self._writers[key] = writer
+        if len(self._writers) > MAX_WRITERS:
+            self._writers.pop(next(iter(self._writers)), None)
+
+    def keep(self, ending: Ending) -> None:
+        """Keep an end until it is written."""
+        self._endings[ending.key] = evolve(ending, writer=self._writers.get(ending.key))
+        if len(self._endings) > MAX_KEPT:
+            self._endings.pop(next(iter(self._endings)), None)
+
+    def forget(self, key: _Key) -> None:
+        """Forget a turn whose end is stored, or can never be."""
+        self._endings.pop(key, None)
+        self._writers.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.writing = False
+        self._endings.clear()
+        self._writers.clear()
+
+    def applied(self, history: History) -> History:
+        """Return a history with the ends that wait, as if they were stored."""
+        conversation = history.conversation
+
+        def whole(turn: Turn) -> Turn:
+            kept = self.find(conversation.owner, conversation.id, turn.id)
+            return turn if kept is None else kept.of(turn).value_or(turn)
+
+        return evolve(history, turns=tuple(map(whole, history.turns)), pinned=tuple(map(whole, history.pinned)))

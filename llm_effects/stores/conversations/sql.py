@@ -1,36 +1,57 @@
 """Conversations and journals in a database: a SQLite file or a Postgres server.
 
-The store comes first, then its operations, each one transaction, then the rows that they read and write. Every value is
-bound; none is part of a statement.
+The store comes first, then its operations, each one transaction. Every value is bound; none is part of a statement.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache, partial
-from itertools import groupby
+import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar, final
 
-from attrs import evolve, frozen
+import anyio
+from attrs import evolve, field, frozen
 from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
-from sqlalchemy import Column, ColumnElement, Connection, Row, Select, bindparam, delete, insert, select, text, update
+from sqlalchemy import Connection, delete, select, update
 
+from llm_effects.effects.effect import result_of
+from llm_effects.providers.wire import CLOSING_S
 from llm_effects.stores.conversations.rules import (
     DUPLICATE_MESSAGE_ID,
+    Ending,
+    KeptEndings,
     added,
     advanced,
     begun,
-    ended,
     invalid_id,
     new_turns,
     no_conversation,
     no_intent,
     no_turn,
 )
+from llm_effects.stores.conversations.sql_rows import (
+    PINNED_TURNS,
+    TURNS_BETWEEN,
+    UPDATE_TURN,
+    changing_columns,
+    find_conversation,
+    find_turn,
+    insert_messages,
+    insert_turns,
+    known_turns,
+    message_rows,
+    owner_column,
+    put_summary,
+    read_journal,
+    read_summary,
+    read_turns,
+    to_listed,
+    turn_document,
+    update_conversation,
+)
 from llm_effects.stores.sql.database import Database
-from llm_effects.stores.sql.driver_errors import Refused
-from llm_effects.stores.sql.tables import CONVERSATIONS, JOURNAL, MESSAGES, SUMMARIES, TURNS, insert_new
+from llm_effects.stores.sql.tables import CONVERSATIONS, JOURNAL, insert_new
 from llm_effects.values.conversations import (
     Conversation,
     History,
@@ -40,8 +61,10 @@ from llm_effects.values.conversations import (
     Turn,
     TurnState,
 )
-from llm_effects.values.errors import ConversationConflict, LLMError, StorageFailed
-from llm_effects.values.serialization import dump_value, load_value
+from llm_effects.values.errors import ConfigurationError, ConversationConflict, LLMError, StorageFailed
+from llm_effects.values.serialization import dump_value
+
+LOGGER: Final = logging.getLogger("llm_effects")
 
 _Value = TypeVar("_Value")
 
@@ -51,22 +74,34 @@ _Value = TypeVar("_Value")
 class SqlConversations:
     """Conversations and journals in a database; closing the store closes the database.
 
-    Each operation is one transaction: once it has returned, what it wrote outlives this process and its machine.
+    Each operation is one transaction: once it has returned, what it wrote outlives this process and its machine. The
+    end of a turn that cannot be written is kept, and written with the next operation or on closing.
     """
 
     database: Database
+    _kept: KeptEndings = field(factory=KeptEndings, init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.database.before_closing(self._write_the_rest)
+        self.database.on_fork(self._kept.clear)
 
     def start(self, conversation: Conversation) -> FutureResult[Conversation, LLMError]:
         """Store a new conversation; an id that the owner already uses is a ``ConversationConflict``."""
         work = partial(start, conversation=evolve(conversation, version=0, turns=0))
         return self.database.write("start", work, repeatable=False)
 
+    def start_copy(self, history: History) -> FutureResult[Conversation, LLMError]:
+        """Store a new conversation with its turns and its summary, in one transaction."""
+        work = partial(start_copy, history=history)
+        return self.database.write("start_copy", work, repeatable=False, clash=DUPLICATE_MESSAGE_ID)
+
     def load(
         self, conversation_id: str, owner: str | None, newest: int | None = None
     ) -> FutureResult[History | None, LLMError]:
         """Read a conversation at one moment: its ``newest`` turns, or all."""
         work = partial(load, conversation_id=conversation_id, owner=owner, newest=newest)
-        return self._read("load", work, owner, conversation_id=conversation_id)
+        history = self._read("load", work, owner, conversation_id=conversation_id)
+        return history.map(lambda found: found and self._kept.applied(found))
 
     def page(
         self, owner: str | None, limit: int, after: str | None = None
@@ -80,7 +115,8 @@ class SqlConversations:
     ) -> FutureResult[Turn, LLMError]:
         """Store the question of a turn, before it is sent."""
         work = partial(begin_turn, conversation_id=conversation_id, owner=owner, expected=expected_version, turn=turn)
-        return self._write("begin_turn", work, owner, conversation_id=conversation_id)
+        begin = partial(self._write, "begin_turn", work, owner, conversation_id=conversation_id)
+        return FutureResult(self._begin((owner, conversation_id, turn.id), turn.writer, begin))
 
     def finish_turn(
         self,
@@ -93,9 +129,10 @@ class SqlConversations:
         error: str | None = None,
     ) -> FutureResult[Turn, LLMError]:
         """Store the end of a turn."""
-        ending = (state, messages, error)
-        work = partial(finish_turn, conversation_id=conversation_id, owner=owner, turn_id=turn_id, ending=ending)
-        return self._write("finish_turn", work, owner, conversation_id=conversation_id, turn_id=turn_id)
+        ending = Ending(
+            owner=owner, conversation_id=conversation_id, turn_id=turn_id, state=state, messages=messages, error=error
+        )
+        return FutureResult(self._finish(ending))
 
     def append(
         self, conversation_id: str, owner: str | None, expected_version: int, turns: tuple[Turn, ...]
@@ -132,11 +169,70 @@ class SqlConversations:
         """Close the database."""
         await self.database.aclose()
 
+    async def _begin(
+        self, key: tuple[str | None, str, str], writer: str, begin: Callable[[], FutureResult[Turn, LLMError]]
+    ) -> Result[Turn, LLMError]:
+        """Begin a turn, unless its end waits to be written: then the answer is there already, or it must end first."""
+        kept = self._kept.find(*key)
+        if kept is not None and kept.answered:
+            return await result_of(self._read("begin_turn", partial(ended_turn, ending=kept), kept.owner))
+        if kept is not None and _is_unwritten(written := await self._finish(kept)):
+            return written
+        result = await result_of(begin())
+        if is_successful(result) and result.unwrap().writer == writer:
+            self._kept.remember(key, writer)
+        return result
+
+    async def _finish(self, ending: Ending) -> Result[Turn, LLMError]:
+        """Write the end of a turn, or keep it, also if this is cancelled: then it may be written all the same."""
+        result: Result[Turn, LLMError] | None = None
+        try:
+            work, (owner, name, turn_id) = partial(finish_turn, ending=ending), ending.key
+            result = written = await result_of(
+                self._write("finish_turn", work, owner, conversation_id=name, turn_id=turn_id)
+            )
+        finally:
+            if result is None or _is_unwritten(result):
+                self._kept.keep(ending)
+            else:
+                self._kept.forget(ending.key)
+        return written.alt(_with_promise)
+
+    def _write_kept(self) -> None:
+        """Write the oldest end that waits, and then the next one, in a thread; without waiting for it."""
+        waiting = self._kept.all()
+        self._kept.writing = bool(waiting) and self.database.post(
+            "finish_turn",
+            partial(finish_turn, ending=waiting[0]),
+            partial(self._on_written, waiting[0]),
+            clash=DUPLICATE_MESSAGE_ID,
+        )
+
+    def _on_written(self, ending: Ending, result: Result[Turn, LLMError]) -> None:
+        """Go on with the next end, unless the database still cannot be written; called in a thread."""
+        if _is_unwritten(result):
+            self._kept.writing = False
+        else:
+            self._kept.forget(ending.key)
+            self._write_kept()
+
+    async def _write_the_rest(self) -> None:
+        with anyio.move_on_after(CLOSING_S, shield=True):
+            for ending in self._kept.all():
+                if _is_unwritten(await self._finish(ending)):
+                    break
+        if self._kept.all():
+            LOGGER.warning("conversations were closed with %d turns whose end is not written", len(self._kept.all()))
+
     def _read(
         self, operation: str, work: Callable[[Connection], Result[_Value, LLMError]], owner: str | None, **ids: str
     ) -> FutureResult[_Value, LLMError]:
         invalid = invalid_id(owner, **ids)
-        return self.database.read(operation, work) if invalid is None else FutureResult.from_failure(invalid)
+        if invalid is not None:
+            return FutureResult.from_failure(invalid)
+        if self._kept.all() and not self._kept.writing:
+            self._write_kept()
+        return self.database.read(operation, work)
 
     def _write(
         self,
@@ -150,7 +246,20 @@ class SqlConversations:
         invalid = invalid_id(owner, **ids)
         if invalid is not None:
             return FutureResult.from_failure(invalid)
+        if operation != "finish_turn" and self._kept.all() and not self._kept.writing:
+            self._write_kept()
         return self.database.write(operation, work, repeatable=repeatable, clash=DUPLICATE_MESSAGE_ID)
+
+
+def _is_unwritten(result: Result[Any, LLMError]) -> bool:
+    """Return whether the store has failed, and not the operation."""
+    return not is_successful(result) and isinstance(result.failure(), StorageFailed | ConfigurationError)
+
+
+def _with_promise(error: LLMError) -> LLMError:
+    if not isinstance(error, StorageFailed):
+        return error
+    return evolve(error, message=f"{error.message}; the end of the turn is kept, and written with the next operation")
 
 
 # Operations, each in one transaction.
@@ -162,17 +271,27 @@ _MAX_LIMIT = 2**31
 
 def start(connection: Connection, conversation: Conversation) -> Result[Conversation, LLMError]:
     """Store a new conversation."""
-    row = {"owner": _owner(conversation.owner), "id": conversation.id, "document": dump_value(conversation)}
-    if insert_new(connection, CONVERSATIONS, {**row, **_changing_columns(conversation)}):
+    row = {"owner": owner_column(conversation.owner), "id": conversation.id, "document": dump_value(conversation)}
+    if insert_new(connection, CONVERSATIONS, {**row, **changing_columns(conversation)}):
         return Success(conversation)
     return Failure(ConversationConflict(conversation_id=conversation.id))
+
+
+def start_copy(connection: Connection, history: History) -> Result[Conversation, LLMError]:
+    """Store a new conversation with its turns and its summary."""
+    new = history.conversation
+    started = start(connection, evolve(new, version=0, turns=0))
+    stored = append(connection, new.id, new.owner, 0, history.turns) if is_successful(started) else started
+    if is_successful(stored) and history.summary is not None:
+        return summarise(connection, new.id, new.owner, history.summary).map(lambda _: stored.unwrap())
+    return stored
 
 
 def load(
     connection: Connection, conversation_id: str, owner: str | None, newest: int | None
 ) -> Result[History | None, LLMError]:
     """Read a conversation: its newest turns, or all."""
-    row = _find_conversation(connection, conversation_id, owner)
+    row = find_conversation(connection, conversation_id, owner)
     if row is None:
         return Success(None)
     key, conversation = row
@@ -180,10 +299,10 @@ def load(
     return Success(
         History(
             conversation=conversation,
-            turns=_read_turns(connection, _TURNS_BETWEEN, {"of": key, "first": first, "last": conversation.turns}),
+            turns=read_turns(connection, TURNS_BETWEEN, {"of": key, "first": first, "last": conversation.turns}),
             complete=first == 1,
-            pinned=_read_turns(connection, _PINNED_TURNS, {"of": key, "before": first}) if first > 1 else (),
-            summary=_read_summary(connection, key),
+            pinned=read_turns(connection, PINNED_TURNS, {"of": key, "before": first}) if first > 1 else (),
+            summary=read_summary(connection, key),
         )
     )
 
@@ -193,53 +312,62 @@ def page(
 ) -> Result[tuple[Conversation, ...], LLMError]:
     """Read conversations in the order of their ids."""
     columns = CONVERSATIONS.c
-    query = select(CONVERSATIONS).where(columns.owner == _owner(owner))
+    query = select(CONVERSATIONS).where(columns.owner == owner_column(owner))
     query = query if after is None else query.where(columns.id > after)
     rows = connection.execute(query.order_by(columns.id).limit(min(max(0, limit), _MAX_LIMIT)))
-    return Success(tuple(map(_to_conversation, rows)))
+    return Success(tuple(map(to_listed, rows)))
 
 
 def begin_turn(
     connection: Connection, conversation_id: str, owner: str | None, expected: int, turn: Turn
 ) -> Result[Turn, LLMError]:
     """Begin a turn, or begin it again."""
-    row = _find_conversation(connection, conversation_id, owner, lock=True)
+    row = find_conversation(connection, conversation_id, owner, lock=True)
     if row is None:
         return Failure(no_conversation(conversation_id))
-    stored = _find_turn(connection, row[0], turn.id)
-    return _update_turn(connection, row, stored, begun(stored, row[1], expected, turn))
+    stored = find_turn(connection, row[0], turn.id)
+    return _update_turn(connection, row, stored, begun(stored and stored[0], row[1], expected, turn))
 
 
-def finish_turn(
-    connection: Connection,
-    conversation_id: str,
-    owner: str | None,
-    turn_id: str,
-    ending: tuple[TurnState, tuple[StoredMessage, ...], str | None],
-) -> Result[Turn, LLMError]:
+def finish_turn(connection: Connection, ending: Ending) -> Result[Turn, LLMError]:
     """End a turn."""
-    row = _find_conversation(connection, conversation_id, owner, lock=True)
+    row = find_conversation(connection, ending.conversation_id, ending.owner, lock=True)
     if row is None:
-        return Failure(no_conversation(conversation_id))
-    stored = _find_turn(connection, row[0], turn_id)
+        return Failure(no_conversation(ending.conversation_id))
+    stored = find_turn(connection, row[0], ending.turn_id)
     return (
-        Failure(no_turn(turn_id)) if stored is None else _update_turn(connection, row, stored, ended(stored, *ending))
+        Failure(no_turn(ending.turn_id))
+        if stored is None
+        else _update_turn(connection, row, stored, ending.of(stored[0]))
     )
 
 
+def ended_turn(connection: Connection, ending: Ending) -> Result[Turn, LLMError]:
+    """Read a turn as it is once its end is stored."""
+    row = find_conversation(connection, ending.conversation_id, ending.owner)
+    if row is None:
+        return Failure(no_conversation(ending.conversation_id))
+    stored = find_turn(connection, row[0], ending.turn_id)
+    return Failure(no_turn(ending.turn_id)) if stored is None else ending.of(stored[0])
+
+
 def _update_turn(
-    connection: Connection, row: tuple[int, Conversation], stored: Turn | None, turn: Result[Turn, LLMError]
+    connection: Connection,
+    row: tuple[int, Conversation],
+    stored: tuple[Turn, str] | None,
+    turn: Result[Turn, LLMError],
 ) -> Result[Turn, LLMError]:
     """Store a turn that differs from the ``stored`` one, and advance its conversation."""
-    if not is_successful(turn) or turn.unwrap() is stored:
+    if not is_successful(turn) or (stored is not None and turn.unwrap() is stored[0]):
         return turn
     (key, conversation), new = row, turn.unwrap()
     if stored is None:
-        _insert_turns(connection, key, (new,))
+        insert_turns(connection, key, (new,))
     else:
-        connection.execute(_UPDATE_TURN, {"of": key, "at": new.number, "document": _turn_document(new)})
-        _insert_messages(connection, _message_rows(key, new, len(stored.messages)))
-    _update_conversation(connection, key, advanced(conversation, (new,), int(stored is None)))
+        before, document = stored
+        connection.execute(UPDATE_TURN, {"of": key, "at": new.number, "document": turn_document(new, document)})
+        insert_messages(connection, message_rows(key, new, len(before.messages)))
+    update_conversation(connection, key, advanced(conversation, (new,), int(stored is None)))
     return turn
 
 
@@ -247,19 +375,19 @@ def append(
     connection: Connection, conversation_id: str, owner: str | None, expected: int, turns: tuple[Turn, ...]
 ) -> Result[Conversation, LLMError]:
     """Append the turns that are not stored yet."""
-    row = _find_conversation(connection, conversation_id, owner, lock=True)
+    row = find_conversation(connection, conversation_id, owner, lock=True)
     if row is None:
         return Failure(no_conversation(conversation_id))
     key, conversation = row
-    known = _known_turns(connection, key, [turn.id for turn in turns])
+    known = known_turns(connection, key, [turn.id for turn in turns])
     new = added(conversation, new_turns(turns, known), expected)
     if not is_successful(new):
         return Failure(new.failure())
     if not new.unwrap():
         return Success(conversation)
-    _insert_turns(connection, key, new.unwrap())
+    insert_turns(connection, key, new.unwrap())
     after = advanced(conversation, new.unwrap(), len(new.unwrap()))
-    _update_conversation(connection, key, after)
+    update_conversation(connection, key, after)
     return Success(after)
 
 
@@ -267,17 +395,17 @@ def summarise(
     connection: Connection, conversation_id: str, owner: str | None, summary: Summary
 ) -> Result[None, LLMError]:
     """Store a summary; reading returns the one that covers the most turns."""
-    row = _find_conversation(connection, conversation_id, owner, lock=True)
+    row = find_conversation(connection, conversation_id, owner, lock=True)
     if row is None:
         return Failure(no_conversation(conversation_id))
-    _put_summary(connection, row[0], summary)
+    put_summary(connection, row[0], summary)
     return Success(None)
 
 
 def delete_conversation(connection: Connection, conversation_id: str, owner: str | None) -> Result[bool, LLMError]:
     """Delete a conversation with all rows that refer to it."""
     columns = CONVERSATIONS.c
-    query = delete(CONVERSATIONS).where(columns.owner == _owner(owner), columns.id == conversation_id)
+    query = delete(CONVERSATIONS).where(columns.owner == owner_column(owner), columns.id == conversation_id)
     return Success(connection.execute(query).rowcount > 0)
 
 
@@ -285,223 +413,22 @@ def intend(
     connection: Connection, run_id: str, owner: str | None, key: str, intent: bytes
 ) -> Result[JournalEntry, LLMError]:
     """Record an intent, or return the entry that is stored."""
-    row = {"owner": _owner(owner), "run": run_id, "key": key, "intent": intent}
+    row = {"owner": owner_column(owner), "run": run_id, "key": key, "intent": intent}
     if insert_new(connection, JOURNAL, row):
         return Success(JournalEntry(key=key, intent=intent, fresh=True))
-    return Success(_read_journal(connection, run_id, owner, key)[0])
+    return Success(read_journal(connection, run_id, owner, key)[0])
 
 
 def conclude(connection: Connection, run_id: str, owner: str | None, key: str, result: bytes) -> Result[None, LLMError]:
     """Record a result, unless there is one."""
-    if not _read_journal(connection, run_id, owner, key):
+    if not read_journal(connection, run_id, owner, key):
         return Failure(no_intent(key))
     columns = JOURNAL.c
-    query = update(JOURNAL).where(columns.owner == _owner(owner), columns.run == run_id, columns.key == key)
+    query = update(JOURNAL).where(columns.owner == owner_column(owner), columns.run == run_id, columns.key == key)
     connection.execute(query.where(columns.result.is_(None)).values(result=result))
     return Success(None)
 
 
 def journal(connection: Connection, run_id: str, owner: str | None) -> Result[tuple[JournalEntry, ...], LLMError]:
     """Read all entries of a run, in order."""
-    return Success(_read_journal(connection, run_id, owner))
-
-
-# Rows of conversations. A statement that is used often is built once: building takes as long as running it.
-
-
-_FIND: Final = select(CONVERSATIONS).where(
-    CONVERSATIONS.c.owner == bindparam("of"), CONVERSATIONS.c.id == bindparam("name")
-)
-_FIND_AND_LOCK: Final = _FIND.with_for_update()
-_ADVANCE: Final = update(CONVERSATIONS).where(CONVERSATIONS.c.key == bindparam("this"))
-
-
-def _find_conversation(
-    connection: Connection, conversation_id: str, owner: str | None, *, lock: bool = False
-) -> tuple[int, Conversation] | None:
-    """Return an owner's conversation with its key; ``lock`` keeps other writers out until the transaction ends."""
-    ids = {"of": _owner(owner), "name": conversation_id}
-    row = connection.execute(_FIND_AND_LOCK if lock else _FIND, ids).one_or_none()
-    return None if row is None else (row.key, _to_conversation(row))
-
-
-def _update_conversation(connection: Connection, key: int, conversation: Conversation) -> None:
-    connection.execute(_ADVANCE, {"this": key, **_changing_columns(conversation)})
-
-
-def _changing_columns(conversation: Conversation) -> dict[str, object]:
-    return {
-        "version": conversation.version,
-        "turns": conversation.turns,
-        "updated_at": conversation.updated_at.isoformat(),
-        "last_model": conversation.last_model,
-    }
-
-
-def _to_conversation(row: Row[Any]) -> Conversation:
-    return evolve(
-        _parse(row.document, Conversation),
-        version=row.version,
-        turns=row.turns,
-        updated_at=datetime.fromisoformat(row.updated_at),
-        last_model=row.last_model,
-    )
-
-
-def _owner(owner: str | None) -> str:
-    """Return the owner as a column stores it; ``None`` is the empty text, which is not a valid owner."""
-    return owner or ""
-
-
-# Rows of turns and their messages.
-
-
-_IDS_PER_QUERY: Final = 500
-
-_IS_PINNED: Final = text("pinned = 1")  # spelled as in its index, or the index is not used
-
-_FIND_TURN: Final = select(TURNS.c.document).where(
-    TURNS.c.conversation == bindparam("of"), TURNS.c.id == bindparam("name")
-)
-_UPDATE_TURN: Final = update(TURNS).where(TURNS.c.conversation == bindparam("of"), TURNS.c.number == bindparam("at"))
-
-
-def _reading(among: Callable[[Column[int]], ColumnElement[bool]]) -> tuple[Select[str], Select[int, str]]:
-    """Build the queries for some turns, and for their messages."""
-    turns = select(TURNS.c.document).where(TURNS.c.conversation == bindparam("of"), among(TURNS.c.number))
-    columns = MESSAGES.c
-    messages = select(columns.turn, columns.document).where(
-        columns.conversation == bindparam("of"), among(columns.turn)
-    )
-    return turns.order_by(TURNS.c.number), messages.order_by(columns.turn, columns.place)
-
-
-_ANY: Final = MESSAGES.alias()
-_PINNED: Final = select(_ANY.c.turn).where(
-    _ANY.c.conversation == bindparam("of"), _ANY.c.turn < bindparam("before"), _IS_PINNED
-)
-
-_TURNS_BETWEEN: Final = _reading(lambda number: number.between(bindparam("first"), bindparam("last")))
-_PINNED_TURNS: Final = _reading(lambda number: number.in_(_PINNED))
-
-
-def _read_turns(
-    connection: Connection, queries: tuple[Select[str], Select[int, str]], values: Mapping[str, int]
-) -> tuple[Turn, ...]:
-    """Return turns with their messages, in order."""
-    turns = [_parse(each, Turn) for each in connection.execute(queries[0], values).scalars()]
-    rows = connection.execute(queries[1], values).all() if turns else ()
-    messages = {number: tuple(map(_to_message, each)) for number, each in groupby(rows, lambda row: row.turn)}
-    return tuple(evolve(turn, messages=messages.get(turn.number, ())) for turn in turns)
-
-
-def _find_turn(connection: Connection, key: int, turn_id: str) -> Turn | None:
-    """Return a turn with its messages."""
-    document = connection.execute(_FIND_TURN, {"of": key, "name": turn_id}).scalar_one_or_none()
-    if document is None:
-        return None
-    turn = _parse(document, Turn)
-    rows = connection.execute(_TURNS_BETWEEN[1], {"of": key, "first": turn.number, "last": turn.number})
-    return evolve(turn, messages=tuple(map(_to_message, rows)))
-
-
-def _known_turns(connection: Connection, key: int, ids: Sequence[str]) -> set[str]:
-    """Return those of the ids that are ids of stored turns."""
-    batches = (ids[first : first + _IDS_PER_QUERY] for first in range(0, len(ids), _IDS_PER_QUERY))
-    query = select(TURNS.c.id).where(TURNS.c.conversation == key)
-    return {each for batch in batches for each in connection.execute(query.where(TURNS.c.id.in_(batch))).scalars()}
-
-
-def _insert_turns(connection: Connection, key: int, turns: Sequence[Turn]) -> None:
-    rows = [
-        {"conversation": key, "number": turn.number, "id": turn.id, "document": _turn_document(turn)} for turn in turns
-    ]
-    connection.execute(insert(TURNS), rows)
-    _insert_messages(connection, [row for turn in turns for row in _message_rows(key, turn, 0)])
-
-
-def _turn_document(turn: Turn) -> str:
-    return dump_value(evolve(turn, messages=()))
-
-
-def _message_rows(key: int, turn: Turn, first: int) -> list[dict[str, object]]:
-    """Return the rows of a turn's messages from the ``first`` one that is new."""
-    return [
-        {
-            "conversation": key,
-            "turn": turn.number,
-            "place": place,
-            "id": each.id,
-            "pinned": int(each.pinned),
-            "document": dump_value(each),
-        }
-        for place, each in enumerate(turn.messages[first:], first)
-    ]
-
-
-def _insert_messages(connection: Connection, rows: list[dict[str, object]]) -> None:
-    if rows:
-        connection.execute(insert(MESSAGES), rows)
-
-
-def _to_message(row: Row[Any, Any]) -> StoredMessage:
-    return _parse(row.document, StoredMessage)
-
-
-# Rows of summaries and journals.
-
-
-_LATEST_SUMMARY: Final = (
-    select(SUMMARIES.c.document)
-    .where(SUMMARIES.c.conversation == bindparam("of"))
-    .order_by(SUMMARIES.c.upto.desc())
-    .limit(1)
-)
-
-
-def _read_summary(connection: Connection, key: int) -> Summary | None:
-    """Return the summary that covers the most turns."""
-    document = connection.execute(_LATEST_SUMMARY, {"of": key}).scalar_one_or_none()
-    return None if document is None else _parse(document, Summary)
-
-
-def _put_summary(connection: Connection, key: int, summary: Summary) -> None:
-    """Store a summary, in place of one that covers as many turns."""
-    row = {"conversation": key, "upto": summary.upto, "document": dump_value(summary)}
-    if not insert_new(connection, SUMMARIES, row):
-        query = update(SUMMARIES).where(SUMMARIES.c.conversation == key, SUMMARIES.c.upto == summary.upto)
-        connection.execute(query.values(document=row["document"]))
-
-
-def _read_journal(
-    connection: Connection, run_id: str, owner: str | None, key: str | None = None
-) -> tuple[JournalEntry, ...]:
-    columns = JOURNAL.c
-    query = select(columns.key, columns.intent, columns.result).where(
-        columns.owner == _owner(owner), columns.run == run_id
-    )
-    rows = connection.execute((query if key is None else query.where(columns.key == key)).order_by(columns.place))
-    return tuple(JournalEntry(key=row.key, intent=row.intent, result=row.result) for row in rows)
-
-
-# Documents: values as JSON.
-
-
-_CACHED_LENGTH: Final = 4 * 2**10  # in characters: the cache of parsed documents stays below 20 MB of them
-
-
-def _parse(document: str, kind: type[_Value]) -> _Value:
-    """Parse a document, or roll the transaction back with an error. The newest small documents are parsed once."""
-    parse: Callable[[str, type[_Value]], _Value] = _parse_once if len(document) <= _CACHED_LENGTH else _parse_value
-    return parse(document, kind)
-
-
-def _parse_value(document: str, kind: type[_Value]) -> _Value:
-    value = load_value(document, kind)
-    if value is None:
-        message = f"a row holds no {kind.__name__} that this version can read"
-        raise Refused(StorageFailed(operation="read", message=message))
-    return value
-
-
-_parse_once: Final[Callable[..., Any]] = lru_cache(maxsize=4096)(_parse_value)
+    return Success(read_journal(connection, run_id, owner))

@@ -4,9 +4,9 @@ The ledger comes first, then the buffer of its rows, then the rows and the budge
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from threading import Lock, Timer
@@ -18,13 +18,15 @@ from attrs import define, field, frozen
 from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
-from sqlalchemy import Connection, Select, delete, select, tuple_, update
+from sqlalchemy import Connection, Select, select, tuple_
 
 from llm_effects.effects.effect import result_of
-from llm_effects.limits.budgets import Account, Hold, check_budget
+from llm_effects.limits.budgets import Hold
 from llm_effects.stores.ledger.memory import within
+from llm_effects.stores.ledger.sql_budgets import BudgetQueue, BudgetStep, timestamp
 from llm_effects.stores.sql.database import Database
-from llm_effects.stores.sql.tables import BUDGETS, HOLDS, LEDGER, insert_all_new, insert_new
+from llm_effects.stores.sql.tables import LEDGER, insert_all_new
+from llm_effects.stores.worker_threads import ended
 from llm_effects.values.errors import LLMError, StorageFailed
 from llm_effects.values.json import dump
 from llm_effects.values.records import LedgerRow
@@ -42,12 +44,8 @@ FLUSH_S: Final = 1.0
 RETRY_S: Final = 5.0
 """How long after a failure the rows are written again, in seconds, even if no other call comes."""
 
-MAX_UNCOMMITTED: Final = 1_000
-"""How many commits are kept while the database cannot be written."""
-
 _Value = TypeVar("_Value")
 _Rows: TypeAlias = tuple[LedgerRow, ...]
-_Commit: TypeAlias = tuple[Hold, Decimal]
 
 
 @frozen(kw_only=True)
@@ -65,7 +63,8 @@ class SqlLedger:
     """Rows and budgets in a database; closing the ledger closes the database.
 
     A thread writes rows in batches, once a batch is full or its first row is ``flush_seconds`` old; a process that is
-    killed loses the rows that wait. Reservations and commits of budgets are stored at once.
+    killed loses the rows that wait. A reservation is stored before it returns, a commit a moment later; those that are
+    made at once share transactions.
     """
 
     def __init__(
@@ -76,8 +75,14 @@ class SqlLedger:
         self._flush_seconds = flush_seconds
         self._timer: Timer | None = None
         self._closed = False
-        self._uncommitted: list[_Commit] = []
         self._lock = Lock()
+        self._budgets = BudgetQueue(database)
+        database.on_fork(self._after_fork)
+
+    def _after_fork(self) -> None:
+        self._buffer.after_fork()
+        self._budgets.after_fork()
+        self._timer, self._lock = None, Lock()
 
     def record(self, row: LedgerRow) -> None:
         """Record a row without waiting: a thread writes it soon, or closing does."""
@@ -106,20 +111,22 @@ class SqlLedger:
         """Reserve an amount in all accounts or in none, atomically across processes."""
 
         async def run() -> Result[Hold, LLMError]:
+            step = BudgetStep(hold)
+            self._budgets.add(step)
             unsure = True  # until there is a result: a cancelled call does not wait for it
             try:
-                result = await self._write("reserve", partial(reserve, hold=hold), shield=False)
+                result = await _outcome(step, shield=False)
                 unsure = not is_successful(result) and isinstance(result.failure(), StorageFailed)
             finally:
-                if unsure:
-                    self._commit_later([(hold, Decimal(0))])  # it may be stored all the same
+                if unsure and not step.ended.cancel():
+                    self._budgets.commit_later([(hold, Decimal(0))])  # it may be stored all the same
             return result
 
         return FutureResult(run())
 
     async def commit(self, hold: Hold, cost: Decimal) -> None:
-        """Spend the cost and release the hold; a commit that fails is tried again with the next one."""
-        await self._commit((hold, cost))
+        """Spend the cost and release the hold, without waiting: the next transaction stores it, or a later one."""
+        self._budgets.add(BudgetStep(hold, cost))
 
     async def aclose(self) -> None:
         """Write the rows and commits that wait, and close the database; what cannot be written is logged."""
@@ -130,37 +137,17 @@ class SqlLedger:
         rows = self._buffer.take()  # with the running batch, which may yet fail: a stored row is not stored twice
         if rows and not is_successful(await self._write("record", partial(insert_rows, rows=rows))):
             LOGGER.warning("the ledger was closed with %d rows that could not be written", len(rows))
-        if self._uncommitted:
-            await self._commit()
+        for _ in range(2):  # again, as what runs now may yet fail
+            for step in self._budgets.flush():
+                await _outcome(step)
         await self._database.aclose()
 
-    async def _commit(self, *more: _Commit) -> None:
-        with self._lock:
-            commits = (*self._uncommitted, *more)
-            self._uncommitted.clear()
-        committed = False
-        try:  # asyncio's own cancellation ignores shields
-            result = await self._write("commit", partial(commit_all, commits=commits))
-            committed = is_successful(result)
-        finally:
-            if not committed:
-                self._commit_later(commits)
-        if not committed:
-            LOGGER.warning("the ledger could not commit a cost to its budgets: %s", result.failure().tag)
-
-    def _commit_later(self, commits: Iterable[_Commit]) -> None:
-        """Keep commits for the next one; too many drop the cheapest, since every hold expires in time."""
-        with self._lock:
-            kept = sorted((*self._uncommitted, *commits), key=lambda each: each[1])
-            self._uncommitted = kept[-MAX_UNCOMMITTED:]
-
     async def _write(
-        self, operation: str, work: Callable[[Connection], Result[_Value, LLMError]], *, shield: bool = True
+        self, operation: str, work: Callable[[Connection], Result[_Value, LLMError]]
     ) -> Result[_Value, LLMError]:
-        with anyio.move_on_after(TIMEOUT_S, shield=shield):
+        with anyio.move_on_after(TIMEOUT_S, shield=True):
             return await result_of(self._database.write(operation, work))
-        message = f"no answer within {TIMEOUT_S * 1000:g} ms"
-        return Failure(StorageFailed(operation=operation, message=message, transient=True))
+        return _too_late(operation)
 
     def _write_batch(self, batch: _Rows) -> None:
         if batch and not self._database.post("record", partial(insert_rows, rows=batch), self._on_batch_written):
@@ -194,6 +181,17 @@ class SqlLedger:
         LOGGER.warning(
             "the ledger could not be written: %s; %d rows wait, %d were dropped", result.failure().tag, held, dropped
         )
+
+
+async def _outcome(step: "BudgetStep", *, shield: bool = True) -> Result[Hold, LLMError]:
+    with anyio.move_on_after(TIMEOUT_S, shield=shield):
+        return await ended(step.ended)
+    return _too_late("reserve" if step.cost is None else "commit")
+
+
+def _too_late(operation: str) -> Result[Any, LLMError]:
+    message = f"no answer within {TIMEOUT_S * 1000:g} ms"
+    return Failure(StorageFailed(operation=operation, message=message, transient=True))
 
 
 def _merge(stored: Sequence[LedgerRow], waiting: Sequence[LedgerRow], query: RowFilter) -> Sequence[LedgerRow]:
@@ -268,6 +266,11 @@ class RowBuffer:
             self._waiting.clear()
             return rows
 
+    def after_fork(self) -> None:
+        """Forget all rows: the parent process writes them."""
+        self._waiting, self._running, self._lock = [], (), Lock()
+        self._oldest_at, self._due_at = None, self.batch
+
     def written(self) -> None:
         """Forget the running batch: it is stored."""
         with self._lock:
@@ -334,15 +337,6 @@ def _select(query: RowFilter) -> "Select[Any]":
 
 def _sort_key(row: LedgerRow) -> tuple[str, str]:
     return timestamp(row.at), row.id
-
-
-def timestamp(at: datetime) -> str:
-    """Format a time so that it sorts as text.
-
-    >>> timestamp(datetime(2026, 11, 23, tzinfo=UTC))
-    '2026-11-23T00:00:00.000000+00:00'
-    """
-    return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def _columns(row: LedgerRow) -> dict[str, object]:
@@ -417,92 +411,3 @@ def _to_usage(values: Sequence[Any]) -> Usage:
         reasoning_tokens=reasoning,
         estimated=bool(estimated),
     )
-
-
-# Budgets in the database. Each step is a transaction that locks the accounts it changes.
-#
-# An expired hold is freed but remembered, so that a late commit still counts, and counts once.
-
-
-FORGOTTEN_AFTER: Final = timedelta(days=1)
-"""How long after its expiry a hold is remembered, for a late commit."""
-
-_FREED: Final = "0"
-
-
-@frozen
-class _Totals:
-    """The amounts of an account that are spent and reserved, in US dollars."""
-
-    spent: Decimal
-    reserved: Decimal
-
-
-def reserve(connection: Connection, hold: Hold) -> Result[Hold, LLMError]:
-    """Reserve an amount in all accounts or in none; a hold that is stored already stays as it is."""
-    for account in _in_order(hold.accounts):
-        totals = _locked_totals(connection, account.key)
-        if not _insert_hold(connection, account.key, hold):
-            return Success(hold)  # stored by an earlier try whose result was lost
-        reserved = totals.reserved - _free_expired(connection, account.key, hold)
-        refused = check_budget(account, totals.spent + reserved, hold.amount)
-        if refused is not None:
-            return Failure(refused)
-        _update_totals(connection, account.key, _Totals(totals.spent, reserved + hold.amount))
-    return Success(hold)
-
-
-def commit_all(connection: Connection, commits: Iterable[_Commit]) -> Result[None, LLMError]:
-    """Commit several holds."""
-    for hold, cost in commits:
-        commit_hold(connection, hold, cost)
-    return Success(None)
-
-
-def commit_hold(connection: Connection, hold: Hold, cost: Decimal) -> None:
-    """Spend the cost and release the hold; a hold that is not stored changes nothing."""
-    for account in _in_order(hold.accounts):
-        totals = _locked_totals(connection, account.key)
-        mine = (HOLDS.c.key == account.key) & (HOLDS.c.id == hold.id)
-        amount = connection.execute(select(HOLDS.c.amount).where(mine)).scalar_one_or_none()
-        if amount is not None:
-            connection.execute(delete(HOLDS).where(mine))
-            committed = _Totals(totals.spent + cost, totals.reserved - Decimal(amount))
-            _update_totals(connection, account.key, committed)
-
-
-def _in_order(accounts: Iterable[Account]) -> list[Account]:
-    """Sort accounts, so that all transactions lock them in the same order and none deadlocks."""
-    return sorted(accounts, key=lambda account: account.key)
-
-
-def _locked_totals(connection: Connection, key: str) -> _Totals:
-    query = select(BUDGETS.c.spent, BUDGETS.c.reserved).where(BUDGETS.c.key == key).with_for_update()
-    row = connection.execute(query).one_or_none()
-    if row is None:
-        insert_new(connection, BUDGETS, {"key": key, "spent": "0", "reserved": "0"})
-        row = connection.execute(query).one()
-    return _Totals(Decimal(row.spent), Decimal(row.reserved))
-
-
-def _update_totals(connection: Connection, key: str, totals: _Totals) -> None:
-    connection.execute(
-        update(BUDGETS).where(BUDGETS.c.key == key).values(spent=str(totals.spent), reserved=str(totals.reserved))
-    )
-
-
-def _insert_hold(connection: Connection, key: str, hold: Hold) -> bool:
-    row = {"key": key, "id": hold.id, "amount": str(hold.amount), "expires_at": timestamp(hold.expires_at)}
-    return insert_new(connection, HOLDS, row)
-
-
-def _free_expired(connection: Connection, key: str, hold: Hold) -> Decimal:
-    """Free the expired holds of an account, and return their sum."""
-    others = (HOLDS.c.key == key) & (HOLDS.c.id != hold.id)
-    expired = others & (HOLDS.c.expires_at <= timestamp(hold.at)) & (HOLDS.c.amount != _FREED)
-    amounts = connection.execute(select(HOLDS.c.amount).where(expired)).scalars().all()
-    if amounts:
-        connection.execute(update(HOLDS).where(expired).values(amount=_FREED))
-        forgotten = others & (HOLDS.c.expires_at <= timestamp(hold.at - FORGOTTEN_AFTER))
-        connection.execute(delete(HOLDS).where(forgotten))
-    return sum(map(Decimal, amounts), Decimal(0))

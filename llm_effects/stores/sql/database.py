@@ -6,7 +6,7 @@ The database comes first, then its engines (how to connect), then the SQLite fil
 import errno
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,14 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 from sqlalchemy import URL, Connection, Engine, QueuePool, Transaction, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from llm_effects.stores.sql.driver_errors import CommitLost, Refused, error_of, problem_of, uncertain_commit
 from llm_effects.stores.sql.tables import MIGRATIONS, migrate
 from llm_effects.stores.sqlite_files import create, enable_wal, protect, sqlite_file
-from llm_effects.stores.worker_threads import Worker
-from llm_effects.values.errors import ConfigurationError, LLMError
+from llm_effects.stores.worker_threads import Worker, leave_to_parent, renew_after_fork
+from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
 from llm_effects.values.secrets import Secret
 
 _Value = TypeVar("_Value")
@@ -105,6 +104,20 @@ class Database:
         self._writers = Worker("llm-effects-writing", writers)
         self._lock = Lock()
         self._engines: Engines | None = None
+        self._last_writes: list[Callable[[], Awaitable[None]]] = []
+        self._forked: list[Callable[[], None]] = []
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Connect anew: what was connected, and what waits to be written, belongs to the parent."""
+        leave_to_parent(self._engines)
+        self._engines, self._lock = None, Lock()
+        for forget in self._forked:
+            forget()
+
+    def on_fork(self, forget: Callable[[], None]) -> None:
+        """Add what makes a store forget, in a child process, what its parent will write."""
+        self._forked.append(forget)
 
     def read(
         self, operation: str, work: Callable[[Connection], Result[_Value, LLMError]]
@@ -133,16 +146,33 @@ class Database:
         operation: str,
         work: Callable[[Connection], Result[_Value, LLMError]],
         done: Callable[[Result[_Value, LLMError]], None],
+        *,
+        clash: LLMError | None = None,
     ) -> bool:
         """Write as ``write`` does, without waiting; a thread calls ``done`` with the result.
 
         Return whether the write was accepted: not once the database is closed.
         """
-        unit = _Unit(operation=operation, work=work)
-        return self._writers.post(lambda: done(self._run(unit)))
+        unit = _Unit(operation=operation, work=work, clash=clash)
+
+        def write() -> None:
+            result: Result[_Value, LLMError] = Failure(StorageFailed(operation=operation))
+            try:
+                result = self._run(unit)
+            finally:  # also after a defect, or what waits for it would wait for ever
+                done(result)
+
+        return self._writers.post(write)
+
+    def before_closing(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Add what is to be written before the database is closed, whichever of its stores is closed first."""
+        self._last_writes.append(write)
 
     async def aclose(self) -> None:
         """Close the connections after all started work, and end the threads; a second time is a no-op."""
+        for write in self._last_writes:
+            await write()
+        self._last_writes.clear()
         await self._readers.aclose(lambda: None)
         await self._writers.aclose(self._dispose)
 
@@ -251,14 +281,18 @@ def postgres_engines(url: URL) -> Engines:
     hidden = _passwords(url)
     engine = create_engine(
         url.difference_update_query(hidden),
-        connect_args={**{name: each for name, each in _TIMEOUTS.items() if name not in url.query}, **hidden},
+        connect_args={
+            **{name: each for name, each in _TIMEOUTS.items() if name not in url.query},
+            "prepare_threshold": None,  # a pooler gives each transaction another connection of the server
+            **hidden,
+        },
         pool_size=READERS + WRITERS,
         max_overflow=0,
         hide_parameters=True,
     )
-    event.listen(engine, "connect", _set_up)
+    event.listen(engine, "begin", _limit_lock_wait)
     reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    return Engines(reading, engine.execution_options(isolation_level="READ COMMITTED"), _no_check)
+    return Engines(reading, engine.execution_options(isolation_level="READ COMMITTED", writes=True), _no_check)
 
 
 def _passwords(url: URL) -> dict[str, str]:
@@ -266,11 +300,10 @@ def _passwords(url: URL) -> dict[str, str]:
     return {name: str(each) for name, each in url.query.items() if "password" in name.lower()}
 
 
-def _set_up(connection: DBAPIConnection, _: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute(f"SET lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
-    cursor.close()
-    connection.commit()  # or the setting ends with the transaction
+def _limit_lock_wait(connection: Connection) -> None:
+    """Limit how long a writer waits, for this transaction only: a pooler lends the connection to others next."""
+    if connection.get_execution_options().get("writes"):
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
 
 
 def _no_check() -> None:

@@ -1,6 +1,7 @@
 """Many processes on one storage, some of them killed: nothing that was acknowledged is lost."""
 
 import os
+import random
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -8,15 +9,34 @@ from pathlib import Path
 
 import anyio
 import pytest
+from attrs import evolve
+from returns.pipeline import is_successful
 
+from llm_effects import run, scripted_env
+from llm_effects.conversations import fork_conversation
+from llm_effects.testing.stored_chat import value_of
 from llm_effects.values.conversations import TurnState
-from tests.fixtures.conversation_worker import lines_of, problems_in, python, read_at_last, started
+from tests.fixtures.conversation_worker import (
+    COPIED,
+    OWNER,
+    SHARED,
+    copied_history,
+    lines_of,
+    opened,
+    problems_in,
+    python,
+    read_at_last,
+    started,
+)
 from tests.fixtures.postgres_server import postgres_server
 
 __all__ = ["postgres_server"]
 
 ROUNDS = int(os.environ.get("CONVERSATION_KILL_ROUNDS", "20"))
 """How often a writing process is killed, for each storage."""
+
+CANCELLED = int(os.environ.get("CONVERSATION_CANCEL_ROUNDS", "40"))
+"""How often a fork is cancelled, for each storage."""
 
 TURNS = int(os.environ.get("CONVERSATION_TURNS", "8"))
 """How many turns each of four processes has."""
@@ -56,6 +76,31 @@ def test_fault_121_a_killed_process_loses_nothing_that_was_acknowledged(url: str
     assert begun <= {turn.id for turn in history.turns}
     assert ended <= {turn.id for turn in history.turns if turn.state is TurnState.FINISHED}
     assert len(history.turns) <= len(begun) + ROUNDS
+
+
+def test_a_killed_import_leaves_a_whole_conversation_or_none(url: str) -> None:
+    anyio.run(started, url)
+    *broken, copies = lines_of(python("copy", url, "seed", str(ROUNDS)), seconds=60 + 2 * ROUNDS)
+    assert broken == []
+    assert int(copies) > ROUNDS
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_fork_leaves_a_whole_conversation_or_none(url: str) -> None:
+    draw = random.Random("seed")
+    store = opened(url)
+    env = evolve(scripted_env(), conversations=store)
+    await value_of(store.start(copied_history().conversation))
+    await value_of(store.append(SHARED, OWNER, 0, copied_history().turns))
+    for round_ in range(CANCELLED):
+        with anyio.move_on_after(draw.uniform(0, 0.03)):
+            await run(fork_conversation(SHARED, new_id=f"f{round_}", owner=OWNER), env)
+        again = await run(fork_conversation(SHARED, new_id=f"f{round_}", owner=OWNER), env)
+        assert is_successful(again) or again.failure().tag == "ConversationConflict"
+    forks = await value_of(store.page(OWNER, CANCELLED + 1))
+    assert len(forks) == CANCELLED + 1
+    assert {each.turns for each in forks} == {COPIED}
+    await store.aclose()
 
 
 def test_fault_127_processes_can_migrate_at_once(url: str) -> None:

@@ -21,7 +21,8 @@ from llm_effects import LLMRequest, generate, open_env, run, scripted_env, usage
 from llm_effects.config import LLMConfig, StorageConfig
 from llm_effects.effects.effect import result_of
 from llm_effects.stores.ledger import sql
-from llm_effects.stores.ledger.sql import MAX_UNCOMMITTED, RowBuffer, SqlLedger
+from llm_effects.stores.ledger.sql import RowBuffer, SqlLedger
+from llm_effects.stores.ledger.sql_budgets import MAX_UNCOMMITTED
 from llm_effects.stores.sql.database import file_database
 from llm_effects.values.records import LedgerRow
 from llm_effects.values.responses import Attempt
@@ -151,25 +152,86 @@ async def test_a_reservation_fails_when_the_database_cannot_be_written(path: Pat
     await ledger.aclose()
 
 
-async def test_a_failed_commit_is_repeated_with_the_next_one(path: Path) -> None:
+async def until_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with anyio.fail_after(10):
+        while not caplog.messages:
+            await anyio.sleep(0.005)
+
+
+async def test_a_failed_commit_is_repeated_with_the_next_step(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ledger = at(path)
     first, second = hold("first", "1"), hold("second", "0.5")
     await given_by(ledger.reserve(first))
     with locked(path):
         await ledger.commit(first, Decimal("0.4"))
-    assert not is_successful(await result_of(ledger.reserve(second)))
-    await ledger.commit(second, Decimal(0))
+        await until_logged(caplog)
+    assert caplog.messages == ["the ledger could not commit a cost to its budgets: StorageFailed"]
     assert is_successful(await result_of(ledger.reserve(second)))
+    assert not is_successful(await result_of(ledger.reserve(hold("third", "0.11"))))
     await ledger.aclose()
 
 
-async def test_of_too_many_pending_commits_the_free_ones_are_dropped(path: Path) -> None:
+async def test_closing_repeats_a_failed_commit(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = at(path)
+    first = hold("first", "1")
+    await given_by(ledger.reserve(first))
+    with locked(path):
+        await ledger.commit(first, Decimal("0.4"))
+        await until_logged(caplog)
+    await ledger.aclose()
+    assert totals(path) == (Decimal("0.4"), 0, 0)
+
+
+def totals(path: Path) -> tuple[Decimal, Decimal, int]:
+    """Return what the only account has spent and reserved, and how many holds there are."""
+    with closing(sqlite3.connect(path)) as file:
+        spent, reserved = file.execute("SELECT spent, reserved FROM llm_budgets").fetchone()
+        return Decimal(spent), Decimal(reserved), file.execute("SELECT count(*) FROM llm_holds").fetchone()[0]
+
+
+async def test_a_commit_alone_is_stored_within_a_moment(path: Path) -> None:
+    ledger = at(path)
+    first = hold("first", "1")
+    await given_by(ledger.reserve(first))
+    await ledger.commit(first, Decimal("0.4"))
+    with anyio.fail_after(10):
+        while totals(path)[2]:
+            await anyio.sleep(0.005)
+    await ledger.aclose()
+
+
+async def test_steps_at_once_share_a_transaction(path: Path) -> None:
+    ledger = at(path)
+    await given_by(ledger.rows())
+    transactions: list[str] = []
+    post = ledger._database.post
+    ledger._database.post = lambda name, *work, **options: (  # type: ignore[method-assign]
+        transactions.append(name) or post(name, *work, **options)
+    )
+
+    async def call(number: int) -> None:
+        each = hold(f"h{number}", "0.001")
+        await given_by(ledger.reserve(each))
+        await ledger.commit(each, Decimal("0.001"))
+
+    async with anyio.create_task_group() as group:
+        for number in range(100):
+            group.start_soon(call, number)
+    await ledger.aclose()
+    assert len(transactions) < 20
+    assert totals(path) == (Decimal("0.1"), 0, 0)
+
+
+async def test_of_too_many_pending_commits_the_free_ones_are_dropped(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ledger = at(path)
     first, second = hold("first", "1"), hold("second", "0.6")
     await given_by(ledger.reserve(first))
     with locked(path):
         await ledger.commit(first, Decimal("0.5"))
-    ledger._commit_later((hold(f"unsure-{number}", "1"), Decimal(0)) for number in range(MAX_UNCOMMITTED))
+        await until_logged(caplog)
+    ledger._budgets.commit_later((hold(f"unsure-{number}", "1"), Decimal(0)) for number in range(MAX_UNCOMMITTED))
     await ledger.commit(second, Decimal(0))
     assert not is_successful(await result_of(ledger.reserve(second)))
     assert is_successful(await result_of(ledger.reserve(evolve(second, amount=Decimal("0.5")))))

@@ -24,7 +24,7 @@ from llm_effects.stores.sql.database import Database, file_database, sqlite_engi
 from llm_effects.stores.sql.tables import CONVERSATIONS, MIGRATIONS, Migration, migrate
 from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS
 from llm_effects.testing.stored_chat import Chat, new_turn, texts, value_of
-from llm_effects.values.conversations import TurnState
+from llm_effects.values.conversations import UNREADABLE, History, TurnState
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
 from tests.fixtures.futures import run_in
 from tests.fixtures.sqlite_files import as_unprivileged_user, execute, shared_folder
@@ -283,17 +283,31 @@ FORGED = (
 )
 
 
-@pytest.mark.parametrize("table", ["llm_conversations", "llm_turns", "llm_messages"])
-async def test_fault_130_a_forged_document_is_a_failure_and_never_runs(path: Path, table: str) -> None:
-    chat = await filled(path)
-    for document in (*FORGED, pickle.dumps(print)):
-        with closing(sqlite3.connect(path)) as file, file:
-            file.execute(f"UPDATE {table} SET document = ?", (document,))
-        store = at(path)
-        failure = (await result_of(store.load(chat.id, chat.owner))).failure()
-        assert isinstance(failure, StorageFailed)
-        assert "holds no" in failure.message
-        await store.aclose()
+async def with_forged(path: Path, table: str, document: str | bytes) -> Result[History | None, LLMError]:
+    """Forge all documents of a table, and load the conversation."""
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute(f"UPDATE {table} SET document = ?", (document,))
+    store = at(path)
+    loaded = await result_of(store.load("c", "alice"))
+    await store.aclose()
+    return loaded
+
+
+@pytest.mark.parametrize("document", [*FORGED, pickle.dumps(print)])
+async def test_fault_130_a_forged_conversation_is_a_failure_and_never_runs(path: Path, document: str | bytes) -> None:
+    await filled(path)
+    failure = (await with_forged(path, "llm_conversations", document)).failure()
+    assert isinstance(failure, StorageFailed)
+    assert "holds no" in failure.message
+
+
+@pytest.mark.parametrize("table", ["llm_turns", "llm_messages"])
+@pytest.mark.parametrize("document", [*FORGED, pickle.dumps(print)])
+async def test_fault_130_a_forged_turn_is_marked_and_never_runs(path: Path, table: str, document: str | bytes) -> None:
+    await filled(path)
+    history = (await with_forged(path, table, document)).unwrap()
+    assert history is not None
+    assert [(turn.error, turn.settled) for turn in history.turns] == [(UNREADABLE, False)]
 
 
 async def test_fault_123_a_failed_turn_that_is_repeated_is_stored_once(path: Path) -> None:
