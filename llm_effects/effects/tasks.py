@@ -7,10 +7,12 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar, final
 from weakref import WeakKeyDictionary
 
 import anyio
+import anyio.to_thread
 from anyio import Event
 from anyio.abc import TaskGroup
 from anyio.lowlevel import RunVar, checkpoint, current_token
 
+from llm_effects.values import caps
 from llm_effects.values.errors import LLMError
 
 _Item = TypeVar("_Item")
@@ -120,6 +122,19 @@ class LoopLocal(Generic[_Item]):
 
 
 _LOOP_VALUES: Final[RunVar[WeakKeyDictionary[LoopLocal[Any], Any]]] = RunVar("llm_effects_loop_values")
+
+
+async def in_steps(work: Callable[[], _Item], size: int) -> _Item:
+    """Do some work on a text of so many characters; if that takes long, in a thread, so that other tasks go on.
+
+    A cancelled caller does not wait for the thread.
+
+    >>> anyio.run(in_steps, lambda: sum(range(10)), 2**20)
+    45
+    """
+    if size <= caps.STEP_BYTES:
+        return work()
+    return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
 
 
 # From a thread to an event loop.
