@@ -43,7 +43,9 @@ NAMES_MODEL: Final = "(model)"
 """A word of a fault whose message names the requested model."""
 
 _LONGEST: Final = 4096
-_MARKUP: Final = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>", re.IGNORECASE | re.DOTALL)
+_MARKUP: Final = re.compile(
+    r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL
+)
 _WORD_KEYS: Final = ("error_code", "code", "type", "status", "reason")
 _STATUS_KEYS: Final = ("status_code", "status", "code", "raw_status_code")
 _FAILURES: Final = {str(status): status for status in range(400, 600)}
