@@ -61,6 +61,9 @@ COUNT: Final = 2**53
 TOOL_CALLS: Final = 128
 """Most tool calls of one answer; ``ModelConfig.max_tool_calls`` changes it."""
 
+NAME_CHECKS: Final = 64
+"""How often a repeated name lets the arguments so far be parsed, to see whether another tool call starts."""
+
 PARTS: Final = 4096
 """Most parts of one answer: texts, pieces of reasoning, tool calls."""
 
@@ -78,6 +81,9 @@ CHOICES: Final = 50
 
 PROMPT_SLACK_TOKENS: Final = 32_768
 """Tokens that a server may count beyond the bytes sent: its own instructions, and what its own tools found."""
+
+TOKENS: Final = 10_000_000
+"""Most plausible tokens of a prompt or an answer, where the model's context window is unknown."""
 
 # Files.
 

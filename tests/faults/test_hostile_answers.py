@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Callable
-from types import FrameType
+from functools import partial
 
 import anyio
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 from returns.pipeline import is_successful
 
-from llm_effects import LLMRequest, ModelConfig, RateLimitExceeded, generate, run, scripted_env
+from llm_effects import (
+    ConfigurationError,
+    LLMRequest,
+    MalformedResponse,
+    ModelConfig,
+    Preferences,
+    RateLimitExceeded,
+    Text,
+    Usage,
+    generate,
+    load_config,
+    run,
+    scripted_env,
+)
+from llm_effects.config import BudgetConfig, Price
 from llm_effects.limits.quotas import Demand, LimiterState, Quota, wait_time, with_reported_limits
+from llm_effects.providers.anthropic import ANTHROPIC
 from llm_effects.providers.error_mapping import classify
 from llm_effects.providers.registry import target_of
 from llm_effects.providers.response_headers import rate_limits, retry_after
@@ -22,28 +35,15 @@ from llm_effects.providers.wire import WireResponse
 from llm_effects.structured import generate_as
 from llm_effects.structured.decoding import decode_text
 from llm_effects.structured.schema import type_schema
-from llm_effects.testing import run_in_virtual_time
+from llm_effects.testing import answer, run_in_virtual_time
 from llm_effects.values import caps
+from tests.fixtures.chaos import CLAUDE, DONE, END, HEAD, STOP, WHOLE, Chaos, chunk, event, says
+from tests.fixtures.faults import MODES, model, run_case
 from tests.fixtures.models import models_in_order, scripted_models
+from tests.fixtures.servers import reply, reply_json
+from tests.fixtures.steps import steps_of
 
 pytestmark = pytest.mark.anyio
-
-
-def calls_of(work: Callable[..., object], *arguments: object) -> int:
-    """Count the calls of Python functions and of C functions that some work makes."""
-    calls = 0
-
-    def count(_: FrameType, event: str, __: object) -> None:
-        nonlocal calls
-        calls += event in {"call", "c_call"}
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        work(*arguments)
-    finally:
-        sys.setprofile(before)
-    return calls
 
 
 @frozen
@@ -74,7 +74,7 @@ def sum_of(levels: int, last: str) -> str:
 @pytest.mark.parametrize("last", ["1", '"x"'], ids=["right", "wrong"])
 def test_fault_163_nested_unions_are_decoded_in_linear_time(last: str) -> None:
     schema = type_schema(Add | Mul | Num).unwrap()
-    small, large = (calls_of(decode_text, schema, sum_of(levels, last)) for levels in (20, 40))
+    small, large = (steps_of(partial(decode_text, schema, sum_of(levels, last))) for levels in (20, 40))
     assert large < 2.5 * small
     assert is_successful(decode_text(schema, sum_of(40, last))) == (last == "1")
 
@@ -83,7 +83,7 @@ def test_fault_163_nested_unions_are_decoded_in_linear_time(last: str) -> None:
 def test_fault_163_broad_unions_are_decoded_in_linear_time(last: str) -> None:
     schema = type_schema(list[Add | Mul | Num]).unwrap()
     texts = (json.dumps([json.loads(sum_of(3, last))] * count) for count in (50, 100))
-    small, large = (calls_of(decode_text, schema, text) for text in texts)
+    small, large = (steps_of(partial(decode_text, schema, text)) for text in texts)
     assert large < 2.5 * small
 
 
@@ -174,3 +174,101 @@ def test_fault_165_a_model_is_asked_again_after_a_day_at_most(asked: float) -> N
         return [first, (await run(generate(ask), env)).unwrap().model]
 
     assert run_in_virtual_time(main) == ["b", "a"]
+
+
+def tool_calls(count: int) -> dict[str, object]:
+    """Build a message with many calls."""
+    calls = [{"index": n, "id": f"c{n}", "function": {"name": "f", "arguments": "{}"}} for n in range(count)]
+    return {"role": "assistant", "tool_calls": calls}
+
+
+def with_calls(count: int, mode: str) -> bytes:
+    if mode == "whole":
+        return reply_json({**WHOLE, "choices": [{"index": 0, "finish_reason": "stop", "message": tool_calls(count)}]})
+    return HEAD + chunk(event(tool_calls(count)) + STOP + DONE) + END
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_fault_166_an_answer_has_at_most_128_tool_calls(chaos: Chaos, mode: str) -> None:
+    outcome = await run_case(chaos, {"first": model(chaos, says(with_calls(128, mode)))}, mode=mode)
+    assert len(outcome.response.tool_calls) == 128
+    many = model(chaos, says(with_calls(5_000, mode)))
+    outcome = await run_case(chaos, {"first": many}, mode=mode, max_retries=0)
+    assert isinstance(outcome.error, MalformedResponse)
+    assert "128 tool calls" in outcome.error.message
+    assert "max_tool_calls" in outcome.error.message
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_fault_166_the_number_of_tool_calls_is_configurable(chaos: Chaos, mode: str) -> None:
+    few = model(chaos, says(with_calls(3, mode)), max_tool_calls=2)
+    assert "2 tool calls" in (await run_case(chaos, {"first": few}, mode=mode, max_retries=0)).error.message
+
+
+ODD_USAGE = {"integer": 10**400, "float": 1e308, "count": 10**15}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("count", ODD_USAGE.values(), ids=ODD_USAGE)
+async def test_fault_169_implausible_counts_are_replaced_by_the_estimate(chaos: Chaos, mode: str, count: float) -> None:
+    content = {**WHOLE, "usage": {"prompt_tokens": count, "completion_tokens": count}}
+    outcome = await run_case(chaos, {"first": model(chaos, says(reply_json(content)))}, mode=mode)
+    usage = outcome.response.usage
+    assert usage.estimated
+    assert (usage.total_tokens or 0) < 100
+    assert [each for each in outcome.response.warnings if "the estimate is used instead" in each]
+
+
+async def test_fault_169_an_implausible_count_does_not_exhaust_a_budget() -> None:
+    usage = Usage(input_tokens=10**15, output_tokens=1)
+    replies = (evolve(answer("because"), usage=usage), "again")
+    config = evolve(
+        models_in_order("a", a={"price": Price(input=1, output=1)}), budgets=(BudgetConfig(name="day", limit_usd=1),)
+    )
+    env = scripted_env(clients=scripted_models(a=replies), config=config)
+    ask = LLMRequest(prompt="why?", cache="bypass", preferences=Preferences(max_tokens=100))
+    first = (await run(generate(ask), env)).unwrap()
+    assert first.cost.usd is not None
+    assert first.cost.usd < 1
+    assert (await run(generate(ask), env)).unwrap().content == "again"
+
+
+async def test_fault_169_plausible_counts_stay() -> None:
+    usage = Usage(input_tokens=20_000, output_tokens=40)
+    env = scripted_env(evolve(answer("because"), usage=usage))
+    assert (await run(generate(LLMRequest(prompt="why?")), env)).unwrap().usage == usage
+
+
+NESTED = b"[" * 900 + b"]" * 900
+CITED = b'{"choices":[{"finish_reason":"stop","message":{"content":"a","annotations":[{"type":"url_citation","x":'
+ODD_ANSWERS = {
+    "nested": CITED + NESTED + b"}]}}]}",
+    "deep": b"[" * 90_000,
+    "many values": b'{"choices":[' + b"[]," * 200_000 + b"1]}",
+    "infinite": b'{"choices":[{"index":1e999}]}',
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("body", ODD_ANSWERS.values(), ids=ODD_ANSWERS)
+async def test_fault_168_odd_answers_are_errors(chaos: Chaos, mode: str, body: bytes) -> None:
+    odd = model(chaos, says(reply(body)))
+    assert isinstance((await run_case(chaos, {"first": odd}, mode=mode, max_retries=0)).error, MalformedResponse)
+
+
+def test_fault_168_an_index_of_more_than_64_bits_is_ignored() -> None:
+    target = target_of("m", ModelConfig(provider="anthropic", model="m", api_key="sk-x")).unwrap()
+    citation = {"type": "char_location", "cited_text": "a", "document_index": 2**63}
+    content = {**CLAUDE, "content": [{"type": "text", "text": "a", "citations": [citation]}]}
+    decoded = ANTHROPIC.decode(target, WireResponse(status=200, body=json.dumps(content).encode())).unwrap()
+    part = decoded.parts[0]
+    assert isinstance(part, Text)
+    assert [(each.quote, each.document) for each in part.citations] == [("a", None)]
+
+
+@pytest.mark.parametrize("name", ["content-length", "Transfer-Encoding", "connection"])
+def test_fault_168_a_header_that_frames_the_message_is_rejected_when_loaded(name: str) -> None:
+    loaded = load_config({"models": {"a": {"provider": "lm-studio", "headers": {name: "5"}}}}, environ={})
+    error = loaded.failure()
+    assert isinstance(error, ConfigurationError)
+    assert f"{name} is set by the library itself" in error.message
