@@ -357,7 +357,7 @@ async def _read_start(response: StreamedResponse) -> bytes:
 
 async def _read_unstreamed(reader: ResponseReader, response: StreamedResponse, start: bytes) -> Answer:
     """Read an error, or the whole response of a server that ignores the request for a stream."""
-    body = start + await response.read()
+    body = await response.read(start)
     whole = WireResponse(status=response.status, headers=response.headers, body=body, received=response.received)
     answer = reader.decode(whole)
     if is_successful(answer):
@@ -448,7 +448,7 @@ async def embed_in_engine(
         return Failure(_with_model(target, result))
     if not is_successful(result):
         return Failure(result.failure())
-    body = parse(result.unwrap())
+    body = parse(result.unwrap(), values=caps.JSON_VALUES + len(texts) * caps.DIMENSIONS)
     if as_object(body).get("error"):
         return Failure(classify_error_object(target, body))
     return read(target, body, len(texts), dimensions)

@@ -187,6 +187,13 @@ def runs_at_server(draft: Draft, name: str) -> bool:
     return name not in ours and any(tool.get("type") not in _CLIENT_TOOLS for tool in tools)
 
 
+def refuse(draft: Draft, piece: str) -> None:
+    """Add a piece of a refusal, of which no more is kept than an error shows."""
+    draft.refusal = draft.refusal or "refusal"
+    if len(draft.refusal_text) < caps.PARTS:
+        draft.refusal_text.append(piece[: caps.ERROR_CHARACTERS])
+
+
 # --- Reading bodies and events, and the errors in them
 
 _NO_RESPONSE: Final = WireResponse(status=200)

@@ -28,6 +28,7 @@ from llm_effects.providers.draft import (
     not_json,
     note_unread,
     openai_usage,
+    refuse,
     reported_error,
     response_of,
     split_thinking,
@@ -418,8 +419,7 @@ def _add_content(draft: Draft, delta: Object, *, complete: bool = False) -> tupl
         _cite(draft, delta["annotations"])
     refusal = delta.get("refusal")
     if refusal and isinstance(refusal, str):
-        draft.refusal = draft.refusal or "refusal"
-        draft.refusal_text.append(refusal)
+        refuse(draft, refusal)
     calls = _calls(delta)
     return (*events, *flush_held(draft), *_add_calls(draft, calls, complete=complete)) if calls else events
 

@@ -30,6 +30,7 @@ from llm_effects.providers.draft import (
     not_json,
     note_unread,
     openai_usage,
+    refuse,
     reported_error,
     response_of,
     runs_at_server,
@@ -439,8 +440,7 @@ def _grow_thinking(draft: Draft, event: Object, paragraph: str) -> tuple[StreamE
 
 
 def _on_refusal(draft: Draft, event: Object) -> Events:
-    draft.refusal = draft.refusal or "refusal"
-    draft.refusal_text.append(as_string(event.get("delta")))
+    refuse(draft, as_string(event.get("delta")))
     return NO_EVENTS
 
 

@@ -29,7 +29,7 @@ ERROR_CHARACTERS: Final = 4096
 ANSWER_BYTES: Final = 32 * 2**20
 """Largest answer that is read whole, in bytes."""
 
-STREAM_BYTES: Final = 128 * 2**20
+STREAM_BYTES: Final = 64 * 2**20
 """Largest stream, in bytes of all its events."""
 
 CONTENT_CHARACTERS: Final = 8 * 2**20
@@ -48,6 +48,9 @@ STEP_BYTES: Final = 64 * 2**10
 
 JSON_VALUES: Final = 100_000
 """Most values in one JSON text: numbers, texts, lists and objects together."""
+
+DIMENSIONS: Final = 16_384
+"""Most numbers of one vector; an answer with vectors may have so many values more for each text."""
 
 NESTING: Final = 100
 """Most levels of lists and objects in one JSON text."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
+import tracemalloc
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 import pytest
 from attrs import evolve, frozen
 from returns.pipeline import is_successful
@@ -22,8 +25,10 @@ from llm_effects import (
     Usage,
     generate,
     load_config,
+    open_env,
     run,
     scripted_env,
+    stream,
 )
 from llm_effects.config import BudgetConfig, Price
 from llm_effects.limits.quotas import Demand, LimiterState, Quota, wait_time, with_reported_limits
@@ -38,7 +43,7 @@ from llm_effects.structured.schema import type_schema
 from llm_effects.testing import answer, run_in_virtual_time
 from llm_effects.values import caps
 from tests.fixtures.chaos import CLAUDE, DONE, END, HEAD, STOP, WHOLE, Chaos, chunk, event, says
-from tests.fixtures.faults import MODES, model, run_case
+from tests.fixtures.faults import MODES, RecordingSink, config_of, model, run_case
 from tests.fixtures.models import models_in_order, scripted_models
 from tests.fixtures.servers import reply, reply_json
 from tests.fixtures.steps import steps_of
@@ -272,3 +277,48 @@ def test_fault_168_a_header_that_frames_the_message_is_rejected_when_loaded(name
     error = loaded.failure()
     assert isinstance(error, ConfigurationError)
     assert f"{name} is set by the library itself" in error.message
+
+
+def squeezed(*members: bytes) -> bytes:
+    """Build a whole response of several gzip members, each of which is small."""
+    body = b"".join(members)
+    head = f"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+BOMBS = {
+    "text": squeezed(gzip.compress(event({"content": "a" * 60_000})) * 4_000),
+    "refusals": squeezed(gzip.compress(event({"refusal": "a" * 60_000})) * 4_000),
+    "comments": squeezed(gzip.compress(b": a" + b"a" * 60_000 + b"\n") * 4_000),
+    "lists": squeezed(gzip.compress(b"[" + b"[]," * 10_000_000 + b"1]")),
+    "texts": squeezed(gzip.compress(b"[" + b'"",' * 10_000_000 + b"1]")),
+    "text in one": squeezed(gzip.compress(b'["' + b"a" * 30_000_000 + b'"]')),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+async def test_fault_167_a_small_compressed_answer_takes_little_memory(chaos: Chaos, mode: str, bomb: bytes) -> None:
+    hostile = model(chaos, says(bomb), timeout_ms=60_000)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with open_env(config_of({"first": hostile}, max_retries=0)) as env:
+        tracemalloc.start()
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(count)
+                ask = LLMRequest(prompt="?")
+                result = await run(generate(ask) if mode == "whole" else stream(ask, RecordingSink()), env)
+                group.cancel_scope.cancel()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert isinstance(result.failure(), MalformedResponse)
+    assert peak < 64 * 2**20
+    assert turns > 100  # one for each step of decompressing
