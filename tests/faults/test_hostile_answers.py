@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import time
 import tracemalloc
 from functools import partial
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -16,6 +18,7 @@ from returns.pipeline import is_successful
 
 from llm_effects import (
     ConfigurationError,
+    InvalidRequest,
     LLMRequest,
     MalformedResponse,
     ModelConfig,
@@ -31,6 +34,7 @@ from llm_effects import (
     stream,
 )
 from llm_effects.config import BudgetConfig, Price
+from llm_effects.effects.files import read_document
 from llm_effects.limits.quotas import Demand, LimiterState, Quota, wait_time, with_reported_limits
 from llm_effects.providers.anthropic import ANTHROPIC
 from llm_effects.providers.error_mapping import classify
@@ -42,6 +46,7 @@ from llm_effects.structured.decoding import decode_text
 from llm_effects.structured.schema import type_schema
 from llm_effects.testing import answer, run_in_virtual_time
 from llm_effects.values import caps
+from llm_effects.values.messages import dimensions_of, page_count
 from tests.fixtures.chaos import CLAUDE, DONE, END, HEAD, STOP, WHOLE, Chaos, chunk, event, says
 from tests.fixtures.faults import MODES, RecordingSink, config_of, model, run_case
 from tests.fixtures.models import models_in_order, scripted_models
@@ -322,3 +327,28 @@ async def test_fault_167_a_small_compressed_answer_takes_little_memory(chaos: Ch
     assert isinstance(result.failure(), MalformedResponse)
     assert peak < 64 * 2**20
     assert turns > 100  # one for each step of decompressing
+
+
+async def test_fault_173_a_pipe_or_a_device_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pdf")
+    with anyio.fail_after(5):
+        for path in (tmp_path / "pipe.pdf", Path("/dev/zero")):
+            error = (await run(read_document(path), scripted_env())).failure()
+            assert isinstance(error, InvalidRequest)
+            assert "is not a regular file" in error.message
+
+
+JPEGS = {
+    "bare markers": b"\xff\xd8" + b"\xff\xd0" * 1_000_000,
+    "empty segments": b"\xff\xd8" + b"\xff\xe0\x00\x02" * 500_000,
+    "fill bytes": b"\xff\xd8" + b"\xff" * 2_000_000,
+    "fill bytes and markers": b"\xff\xd8" + (b"\xff" * 1_000 + b"\xd0") * 2_000,
+    "pages": b"%PDF-" + b"/Type " * 300_000,
+}
+
+
+@pytest.mark.parametrize("data", JPEGS.values(), ids=JPEGS)
+def test_fault_173_a_crafted_picture_is_measured_in_few_steps(data: bytes) -> None:
+    assert steps_of(partial(dimensions_of, data)) < 10 * caps.PICTURE_SEGMENTS
+    assert steps_of(partial(page_count, data)) < 100
+    assert dimensions_of(data) is None
