@@ -30,10 +30,10 @@ _Part = TypeVar("_Part", Image, Document)
 def read_image(path: StrPath) -> Effect[Image]:
     """Read an image; its media type follows from its bytes, else from its name. A bad file is an ``InvalidRequest``.
 
-        >>> import anyio
-        >>> from llm_effects import run, scripted_env
-        >>> anyio.run(run, read_image("/no/such.png"), scripted_env()).failure().message
-        '/no/such.png: cannot be read (No such file or directory): give the path of a file'
+    >>> import anyio
+    >>> from llm_effects import run, scripted_env
+    >>> anyio.run(run, read_image("/no/such.png"), scripted_env()).failure().message
+    '/no/such.png: cannot be read (No such file or directory): give the path of a file'
     """
     return _read(path, lambda data: checked(Image, data, media_type_of(data) or _media_type(path)))
 
@@ -41,12 +41,12 @@ def read_image(path: StrPath) -> Effect[Image]:
 def read_document(path: StrPath, *, cite: bool = False) -> Effect[Document]:
     """Read a document, titled by the file's name; with ``cite`` the model is asked to cite it.
 
-        A bad file is an ``InvalidRequest``.
+    A bad file is an ``InvalidRequest``.
 
-        >>> import anyio
-        >>> from llm_effects import run, scripted_env
-        >>> anyio.run(run, read_document("/no/such.pdf"), scripted_env()).failure().tag
-        'InvalidRequest'
+    >>> import anyio
+    >>> from llm_effects import run, scripted_env
+    >>> anyio.run(run, read_document("/no/such.pdf"), scripted_env()).failure().tag
+    'InvalidRequest'
     """
     title = Path(path).name
     return _read(path, lambda data: checked(Document, data, _media_type(path), title=title, cite=cite))

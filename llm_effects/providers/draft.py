@@ -173,7 +173,7 @@ def add_pieces(draft: Draft, pieces: Iterable[Piece]) -> tuple[ContentEvent, ...
 def note_unread(draft: Draft, kind: object) -> None:
     """Note the kind of some content that cannot be read, once."""
     name = as_string(kind) or "content without a type"
-    if name not in draft.unread:
+    if name not in draft.unread and len(draft.unread) < caps.EXCERPTS:
         draft.unread.append(name)
 
 

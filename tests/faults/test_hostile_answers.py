@@ -352,3 +352,9 @@ def test_fault_173_a_crafted_picture_is_measured_in_few_steps(data: bytes) -> No
     assert steps_of(partial(dimensions_of, data)) < 10 * caps.PICTURE_SEGMENTS
     assert steps_of(partial(page_count, data)) < 100
     assert dimensions_of(data) is None
+
+
+def test_every_limit_is_listed_in_the_guide() -> None:
+    guide = (Path(__file__).parents[2] / "docs/guides/errors.md").read_text()
+    missing = [name for name in vars(caps) if name.isupper() and f"`{name}`" not in guide]
+    assert not missing
