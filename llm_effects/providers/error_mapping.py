@@ -144,7 +144,7 @@ def _parse_text(target: Target, response: WireResponse) -> Fault:
         words=_foreign(target) | frozenset({HTML} if page else ()),
         code=None,
         message=message,
-        text=redact(target, whole, cut=len(response.body) > 2 * _LONGEST),
+        text=redact(target, whole, cut=len(response.body) > 2 * caps.ERROR_CHARACTERS),
         request_id=redact_name(target, request_id(response.headers)),
         retry_after=retry_after(response.headers, message, response.received),
         should_retry=should_retry(response.headers),

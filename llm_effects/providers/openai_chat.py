@@ -27,7 +27,6 @@ from llm_effects.providers.draft import (
     malformed,
     not_json,
     note_unread,
-    openai_usage,
     refuse,
     reported_error,
     response_of,
@@ -56,6 +55,7 @@ from llm_effects.providers.message_encoding import (
     tool_head,
     unseal,
 )
+from llm_effects.providers.openai_usage import openai_usage
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse

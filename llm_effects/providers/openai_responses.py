@@ -29,7 +29,6 @@ from llm_effects.providers.draft import (
     may_think,
     not_json,
     note_unread,
-    openai_usage,
     refuse,
     reported_error,
     response_of,
@@ -55,6 +54,7 @@ from llm_effects.providers.message_encoding import (
     sampling,
     tool_head,
 )
+from llm_effects.providers.openai_usage import openai_usage
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
