@@ -22,7 +22,7 @@ from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import AttemptRecord, Call, Sink
 from llm_effects.effects.effect import Answer
 from llm_effects.providers.base import Provider
-from llm_effects.providers.draft import Draft, events_of, flush_held, has_substance, interrupted
+from llm_effects.providers.draft import Draft, events_of, excess_of, flush_held, has_substance, interrupted, malformed
 from llm_effects.providers.error_mapping import classify_error_object
 from llm_effects.providers.openai_embeddings import decode, encode, read
 from llm_effects.providers.registry import provider_of, target_of
@@ -30,6 +30,7 @@ from llm_effects.providers.response_headers import rate_limits, request_id
 from llm_effects.providers.sse import EventParser, ServerEvent
 from llm_effects.providers.target import Target
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
+from llm_effects.values import caps
 from llm_effects.values.errors import (
     ConfigurationError,
     ContentRefused,
@@ -38,7 +39,7 @@ from llm_effects.values.errors import (
     TimeoutPhase,
     describe,
 )
-from llm_effects.values.events import Restarted, Started, StreamEvent
+from llm_effects.values.events import ReasoningDelta, Restarted, Started, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.values.json import as_object, dump, parse
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.responses import LLMResponse, Vectors
@@ -179,6 +180,7 @@ class ResponseReader:
     draft: Draft
     late: LLMError | None = None
     _opened: bool = False
+    _characters: int = 0
 
     @classmethod
     def of(cls, call: Call, target: Target, *, streamed: bool) -> "Result[ResponseReader, LLMError]":
@@ -208,9 +210,17 @@ class ResponseReader:
                 error = decoded.failure()
                 break
             self.late = self.late or decoded.failure()
-        if content:
+        excess = self._excess(content)
+        if content and excess is None:
             await self.deliver(content)
-        return error
+        return error or excess
+
+    def _excess(self, content: Iterable[StreamEvent]) -> LLMError | None:
+        """Return an error once the answer is too much to keep: its characters, its tool calls or its parts."""
+        self._characters += sum(map(_length, content))
+        if self._characters > caps.CONTENT_CHARACTERS:
+            return malformed(self.draft, f"the answer has more than {caps.CONTENT_CHARACTERS} characters")
+        return excess_of(self.draft)
 
     async def deliver(self, events: Iterable[StreamEvent]) -> None:
         """Deliver content to the consumer, while the timers of the model are paused."""
@@ -272,6 +282,16 @@ class ResponseReader:
         return interrupted(self.draft, _with_model(self.target, error))
 
 
+def _length(event: StreamEvent) -> int:
+    match event:
+        case TextDelta() | ReasoningDelta():
+            return len(event.text)
+        case ToolCallDelta():
+            return len(event.arguments)
+        case _:
+            return 0
+
+
 def opening_of(call: Call) -> StreamEvent | None:
     """Return the event before the first content: a start, a restart after another model's content, or none."""
     if call.attempt.continues:
@@ -291,9 +311,6 @@ _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 
 _NOT_A_STREAM: Final = (b"{", b"[", b"<")
 """How JSON and HTML start; event streams never do."""
-
-_MAX_PREAMBLE: Final = 4096
-"""Blank bytes accepted before a response; some servers send them while they work on it."""
 
 
 async def ask_server(transport: Transport, target: Target, call: Call) -> Answer:
@@ -333,14 +350,14 @@ async def _read_start(response: StreamedResponse) -> bytes:
     start = b""
     async for chunk in response.chunks():
         start += chunk
-        if start.lstrip(_BLANK) or len(start) > _MAX_PREAMBLE:
+        if start.lstrip(_BLANK) or len(start) > caps.PREAMBLE_BYTES:
             break
     return start
 
 
 async def _read_unstreamed(reader: ResponseReader, response: StreamedResponse, start: bytes) -> Answer:
     """Read an error, or the whole response of a server that ignores the request for a stream."""
-    body = start + await response.read()
+    body = await response.read(start)
     whole = WireResponse(status=response.status, headers=response.headers, body=body, received=response.received)
     answer = reader.decode(whole)
     if is_successful(answer):
@@ -431,7 +448,7 @@ async def embed_in_engine(
         return Failure(_with_model(target, result))
     if not is_successful(result):
         return Failure(result.failure())
-    body = parse(result.unwrap())
+    body = parse(result.unwrap(), values=caps.JSON_VALUES + len(texts) * caps.DIMENSIONS)
     if as_object(body).get("error"):
         return Failure(classify_error_object(target, body))
     return read(target, body, len(texts), dimensions)

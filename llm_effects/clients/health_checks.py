@@ -20,8 +20,9 @@ from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import task_group
 from llm_effects.providers.readiness import Readiness, probes_of, read, root_of
 from llm_effects.providers.registry import provider_of
-from llm_effects.providers.target import NAME_LENGTH, Target, fixed_headers, key_headers, redact
+from llm_effects.providers.target import Target, fixed_headers, key_headers, redact
 from llm_effects.providers.wire import Timeouts, WireResponse
+from llm_effects.values import caps
 from llm_effects.values.errors import ConfigurationError, LLMError, describe
 from llm_effects.values.records import ModelHealth
 
@@ -126,7 +127,7 @@ def _health_from(target: Target, reading: Readiness) -> ModelHealth:
     return evolve(
         _health(target, reachable=True, message=redact(target, reading.message)),
         ready=reading.ready,
-        loaded=tuple(redact(target, name, NAME_LENGTH) for name in reading.loaded),
+        loaded=tuple(redact(target, name, caps.NAME_CHARACTERS) for name in reading.loaded),
         context_length=reading.context_length or target.capabilities.context_length,
     )
 

@@ -17,6 +17,7 @@ from llm_effects.config.fields import (
     valid_date,
     valid_pairs,
 )
+from llm_effects.values import caps
 from llm_effects.values.secrets import Secret, hide_password, to_secret, valid_headers, valid_key, without_login
 from llm_effects.values.validation import instance, instances, invalid, number, one_of, text, to_tuple
 
@@ -144,7 +145,7 @@ class ModelConfig:
     ``context_length`` is tokens, for each of the ``slots`` requests that the in-process model serves at once.
     ``concurrency`` limits the calls in flight, ``requests_per_minute`` and ``tokens_per_minute`` the rates; ``None`` is
     unlimited. Equal models (same provider, model and price) share the calls by ``weight``: one of weight 2 has twice as
-    many in flight as one of weight 1.
+    many in flight as one of weight 1. An answer with more tool calls than ``max_tool_calls`` is malformed.
     """
 
     provider: str = field(validator=text())
@@ -173,4 +174,5 @@ class ModelConfig:
     headers: tuple[tuple[str, Secret], ...] = field(
         default=(), converter=to_headers, validator=[valid_pairs, valid_headers]
     )
+    max_tool_calls: int = field(default=caps.TOOL_CALLS, validator=number(at_least=1, whole=True))
     last_resort: bool = field(default=False, validator=instance(bool))

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import mimetypes
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
 import anyio
+import anyio.to_thread
 from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.effect import Effect, effect
 from llm_effects.effects.env import LLMEnv
+from llm_effects.values import caps
 from llm_effects.values.errors import InvalidRequest, LLMError, cause_of, checked
 from llm_effects.values.messages import Document, Image, media_type_of
 
 StrPath: TypeAlias = str | os.PathLike[str]
 """The path of a file."""
-
-LARGEST: Final = 50 * 2**20
-"""Largest file that is read, in bytes: no provider accepts more."""
 
 _Part = TypeVar("_Part", Image, Document)
 
@@ -61,25 +61,35 @@ _BY_SUFFIX: Final = {".md": "text/markdown", ".toml": "application/toml", ".yaml
 
 
 def _read(path: StrPath, make: Callable[[bytes], Result[_Part, LLMError]]) -> Effect[_Part]:
-    async def read(_: LLMEnv) -> Result[_Part, LLMError]:
-        data = await _bytes(path)
+    def read() -> Result[_Part, LLMError]:
+        data = _bytes(path)
         if not is_successful(data):
             return Failure(data.failure())
         return make(data.unwrap()).alt(lambda error: _named(path, error))
 
-    return effect(read)
+    async def read_aside(_: LLMEnv) -> Result[_Part, LLMError]:
+        return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+
+    return effect(read_aside)
 
 
-async def _bytes(path: StrPath) -> Result[bytes, LLMError]:
+def _bytes(path: StrPath) -> Result[bytes, LLMError]:
     try:
-        async with await anyio.open_file(path, "rb") as file:
-            data = await file.read(LARGEST + 1)
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return Failure(InvalidRequest(message=f"{path}: is not a regular file: give the path of one"))
+            data = file.read(caps.FILE_BYTES + 1)
     except (OSError, ValueError) as problem:  # ValueError: a path that no file can have
         why = getattr(problem, "strerror", None) or problem
         message = f"{path}: cannot be read ({why}): give the path of a file"
         return Failure(InvalidRequest(message=message, cause=cause_of(problem)))
-    too_large = InvalidRequest(message=f"{path}: is larger than {LARGEST} bytes: make it smaller")
-    return Success(data) if len(data) <= LARGEST else Failure(too_large)
+    too_large = InvalidRequest(message=f"{path}: is larger than {caps.FILE_BYTES} bytes: make it smaller")
+    return Success(data) if len(data) <= caps.FILE_BYTES else Failure(too_large)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _named(path: StrPath, error: LLMError) -> LLMError:

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias, final
 from attrs import evolve, field, frozen
 
 from llm_effects.config.models import ModelConfig
+from llm_effects.values import caps
 
 # A rolling window, counted in cells of time.
 #
@@ -289,7 +290,7 @@ def _correct(meter: Meter, cell: int, difference: int) -> Meter:
 
 
 def with_reported_limits(meter: Meter, reported: Allowance, at: float) -> Meter:
-    """Note what a server reported at a time; a report older than the last one is ignored.
+    """Note what a server reported at a time, for a day at most; a report older than the last one is ignored.
 
     >>> with_reported_limits(Meter(), Allowance(limit=50, remaining=0, reset=2.0), at=10.0).resets_at
     12.0
@@ -299,4 +300,4 @@ def with_reported_limits(meter: Meter, reported: Allowance, at: float) -> Meter:
     limit, remaining, reset = reported.limit or meter.limit, reported.remaining, reported.reset
     if remaining is None or reset is None:
         return evolve(meter, limit=limit, reported_at=at)
-    return evolve(meter, limit=limit, remaining=remaining, resets_at=at + reset, reported_at=at)
+    return evolve(meter, limit=limit, remaining=remaining, resets_at=at + min(reset, caps.PAUSE_S), reported_at=at)

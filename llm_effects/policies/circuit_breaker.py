@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure
@@ -10,7 +12,7 @@ from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.circuit_breaker import BreakerPermit, is_model_fault
-from llm_effects.values.errors import is_retryable
+from llm_effects.values.errors import LLMError, RequestTimeout, is_retryable
 from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
 
 
@@ -44,7 +46,7 @@ async def _observed(next: Generate, call: Call, env: LLMEnv, permit: BreakerPerm
         call = evolve(call, sink=_closing(call.sink, call.model, env, permit))
     try:
         result = await run(next(call), env)
-        failed = _failed(result)
+        failed = _failed(result, call, env)
     finally:  # a cancelled attempt says nothing about the model; a cancelled probe is returned
         await env.limits.record(call.model, env.config.routing.breaker, permit, failed=failed)
     return result
@@ -64,6 +66,17 @@ def _closing(sink: Sink, model: str, env: LLMEnv, permit: BreakerPermit) -> Sink
     return deliver
 
 
-def _failed(result: Answer) -> bool | None:
+def _failed(result: Answer, call: Call, env: LLMEnv) -> bool | None:
     """Return whether the model failed, or ``None`` where the outcome says nothing about it."""
-    return False if is_successful(result) else is_model_fault(result.failure()) or None
+    if is_successful(result):
+        return False
+    return None if share_was_short(result.failure(), call, env) else is_model_fault(result.failure()) or None
+
+
+def share_was_short(error: LLMError, call: Call, env: LLMEnv) -> bool:
+    """Return whether a share of the time ended before the model usually answers: that says nothing about the model."""
+    if not isinstance(error, RequestTimeout) or error.phase != "attempt" or call.attempt.first_content_by == math.inf:
+        return False
+    known = env.health.statistics().get(call.model)
+    usual = [] if known is None else [known.latency_ms, known.first_content_ms]
+    return (error.timeout_ms or 0.0) < min((ms for ms in usual if ms is not None), default=0.0)

@@ -8,17 +8,21 @@ from typing import Final
 
 from anyio import CancelScope, current_time, move_on_after
 from attrs import evolve
+from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
 from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Effect, effect, result_of
 from llm_effects.effects.env import LLMEnv
+from llm_effects.providers.registry import target_of
+from llm_effects.values import caps
 from llm_effects.values.errors import RequestTimeout
 from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
-from llm_effects.values.messages import Document, Image, Message, Reasoning, Text
+from llm_effects.values.messages import Document, Image, Message, Part, Reasoning, Text
 from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import LLMResponse, Usage
-from llm_effects.values.tokens import message_tokens
+from llm_effects.values.tokens import CHARACTERS_PER_TOKEN, message_tokens
+from llm_effects.values.validation import short_repr
 
 
 def complete(call: Call) -> Effect[LLMResponse]:
@@ -66,7 +70,57 @@ async def _ask_in_time(call: Call, env: LLMEnv) -> Answer:
 
 async def _ask(call: Call, env: LLMEnv) -> Answer:
     answer = await result_of(env.clients.complete(call))
-    return Success(calibrated(answer.unwrap(), call, env)) if isinstance(answer, Success) else answer
+    if isinstance(answer, Success):
+        return Success(calibrated(with_plausible_usage(answer.unwrap(), call, env), call, env))
+    error = answer.failure()
+    usage = None if error.usage is None else _plausible(error.usage, (Text(error.partial),), call, env)
+    return Failure(evolve(error, usage=usage)) if usage != error.usage else answer
+
+
+# Implausible counts: a server that counts wrongly must not exhaust a budget or a quota.
+
+
+def with_plausible_usage(response: LLMResponse, call: Call, env: LLMEnv) -> LLMResponse:
+    """Replace counts that cannot be true by the estimate, with a warning: budgets and quotas are charged by them."""
+    usage = _plausible(response.usage, response.parts, call, env)
+    if usage == response.usage:
+        return response
+    counted = " and ".join(
+        f"{short_repr(count)} {name} tokens"
+        for name, count in (("prompt", response.usage.prompt_tokens), ("output", response.usage.output_tokens))
+        if count is not None
+    )
+    warning = f"usage: the server counted {counted}, more than this call can have: the estimate is used instead"
+    return evolve(response, usage=usage, warnings=(*response.warnings, warning))
+
+
+def _plausible(usage: Usage, parts: tuple[Part, ...], call: Call, env: LLMEnv) -> Usage:
+    prompt, output = usage.prompt_tokens or 0, usage.output_tokens or 0
+    if prompt <= caps.PROMPT_SLACK_TOKENS and output <= caps.PROMPT_SLACK_TOKENS:
+        return usage  # the case of nearly all calls
+    target = target_of(call.model, env.config.models[call.model])
+    window = target.unwrap().capabilities.context_length if is_successful(target) else None
+    estimated, most = env.tokens.estimate(call.request), window or caps.TOKENS
+    if prompt > min(most, _most_tokens(call.request, estimated)):
+        usage = evolve(usage, input_tokens=estimated, cache_read_tokens=0, cache_write_tokens=0, estimated=True)
+    if output > most:
+        usage = evolve(usage, output_tokens=_answered(parts), reasoning_tokens=0, estimated=True)
+    return usage
+
+
+def _most_tokens(request: LLMRequest, estimated: int) -> float:
+    """Return the most tokens that a prompt can have: one for each byte sent, and a server's own additions."""
+    parts = (part for turn in request.messages for part in turn.parts)
+    if any(isinstance(part, Image | Document) and part.url is not None for part in parts):
+        return math.inf
+    return estimated * CHARACTERS_PER_TOKEN * _MAX_BYTES + caps.PROMPT_SLACK_TOKENS
+
+
+_MAX_BYTES: Final = 4  # of one character in UTF-8
+
+
+def _answered(parts: tuple[Part, ...]) -> int:
+    return message_tokens(Message("assistant", parts)) if parts else 0
 
 
 # Token counts: the provider's own count calibrates the estimate and reveals a truncated prompt.
@@ -117,8 +171,7 @@ def _words(request: LLMRequest) -> int:
 
 
 def _estimated_usage(response: LLMResponse, estimated: int) -> Usage:
-    output = message_tokens(Message("assistant", response.parts)) if response.parts else 0
-    return Usage(input_tokens=estimated, output_tokens=output, estimated=True)
+    return Usage(input_tokens=estimated, output_tokens=_answered(response.parts), estimated=True)
 
 
 def _truncation_warning(counted: int, expected: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Final
 
@@ -64,10 +65,19 @@ def _record(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer |
     call.attempt.record.cost = attempt.cost
     call.history.attempts.append(attempt)
     at = env.now()
-    if outcome is not None or not _too_soon(attempt, env):
+    if not _is_hurried(outcome, call) or not _too_soon(attempt, env):
         env.health.observe(attempt, at)
     env.ledger.record(_row(call, attempt, at, outcome))
     return attempt
+
+
+def _is_hurried(outcome: Answer | None, call: Call) -> bool:
+    """Return whether the caller ended the attempt: by a cancellation, a deadline or the end of a share of the time."""
+    if outcome is None:
+        return True
+    error = None if is_successful(outcome) else outcome.failure()
+    shared = call.attempt.first_content_by < math.inf
+    return shared and isinstance(error, RequestTimeout) and error.phase == "attempt"
 
 
 def _too_soon(attempt: Attempt, env: LLMEnv) -> bool:

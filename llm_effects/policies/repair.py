@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from attrs import evolve
@@ -11,6 +12,7 @@ from returns.result import Failure, Success
 from llm_effects.effects.call import Call, ResponseValidator
 from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.tasks import in_steps
 from llm_effects.values.errors import SchemaMismatch
 from llm_effects.values.json import dump
 from llm_effects.values.messages import Message, Text
@@ -43,7 +45,7 @@ async def _until_valid(next: Generate, call: Call, validator: ResponseValidator,
         if not is_successful(result):
             return result
         response = result.unwrap()
-        problems = validator.problems(response)
+        problems = await in_steps(partial(validator.problems, response), len(response.content))
         if not problems:
             return Success(evolve(response, warnings=(*warnings, *response.warnings)) if warnings else response)
         warnings = (*warnings, f"{response.model} was asked again: {'; '.join(problems[:SHOWN])}")

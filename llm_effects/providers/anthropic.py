@@ -20,6 +20,7 @@ from llm_effects.providers.draft import (
     Object,
     PartDraft,
     citations_of_passages,
+    cite,
     decode_answer,
     flush_held,
     grow,
@@ -47,9 +48,10 @@ from llm_effects.providers.message_encoding import (
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, wire_request
 from llm_effects.providers.wire import WireRequest, WireResponse
+from llm_effects.values import caps
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import StreamEvent, ToolCallDelta
-from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
+from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, as_tokens, json_text, parse
 from llm_effects.values.messages import Document, Image, Part, Reasoning, Text, ToolCall, ToolResult
 from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import FinishReason, LLMResponse, Usage
@@ -347,7 +349,7 @@ def _read_message(draft: Draft, message: Object, response: WireResponse) -> Resu
     if message.get("error") or message.get("type") == "error":
         return Failure(reported_error(draft, message, response))
     _add_metadata(draft, message)
-    for index, block in enumerate(as_list(message.get("content"))):
+    for index, block in enumerate(as_list(message.get("content"))[: caps.PARTS + 1]):
         opened = open_block(draft, index, as_object(block))
         if not is_successful(opened):
             return Failure(opened.failure())
@@ -384,7 +386,7 @@ def finish(draft: Draft) -> Result[LLMResponse, LLMError]:
     for part in draft.parts:
         if part.kind == "reasoning" or draft.finish_reason is not FinishReason.LENGTH:
             _close(part)
-        part.citations = citations_of_passages(part.passages, part.length)
+        cite(draft, part, citations_of_passages(part.passages, part.length))
     return response_of(draft)
 
 
@@ -482,7 +484,7 @@ def _update_usage(usage: Usage, counts: Object) -> Usage:
 
 
 def _latest(before: _Count, value: object) -> int | _Count:
-    count = as_count(value)
+    count = as_tokens(value)
     return before if count is None else count
 
 
@@ -522,8 +524,7 @@ def _open_call(draft: Draft, index: int, block: Object) -> Events:
 
 
 def _open_part(draft: Draft, index: int, part: PartDraft) -> PartDraft:
-    draft.parts.append(part)
-    draft.slots[index] = part
+    draft.slots[index] = draft.open(part)
     return part
 
 
@@ -574,16 +575,18 @@ def _grow_thinking(draft: Draft, index: int, piece: str) -> tuple[StreamEvent, .
 def _sign(draft: Draft, index: int, piece: str) -> None:
     part = draft.slots.get(index)
     if part is not None and part.opaque is not None:
-        block = as_object(parse(part.opaque))
-        part.opaque = json_text({**block, "signature": as_string(block.get("signature")) + piece})
+        part.signature.append(piece)
 
 
 def _close(part: PartDraft) -> tuple[StreamEvent, ...]:
     """Complete a part: a call without arguments gets ``{}``; thinking without a signature cannot be replayed."""
     block = as_object(parse(part.opaque or ""))
     if block.get("type") == "thinking":
-        signed = {**block, "thinking": "".join(part.pieces)}
-        part.opaque = json_text(signed) if block.get("signature") else None
+        signature = as_string(block.get("signature")) + "".join(part.signature)
+        part.opaque = (
+            json_text({**block, "thinking": "".join(part.pieces), "signature": signature}) if signature else None
+        )
+        part.signature.clear()
     return grow(part, "{}") if part.kind == "tool" and not any(part.pieces) else ()
 
 

@@ -164,8 +164,10 @@ def nearest_effort(effort: ReasoningEffort, accepted: tuple[ReasoningEffort, ...
     >>> nearest_effort("minimal", ("none", "low", "high")), nearest_effort("max", ("low", "high"))
     ('low', 'high')
     """
-    higher = [each for each in accepted if EFFORTS.index(each) > EFFORTS.index(effort)]
-    return higher[0] if higher else accepted[-1]
+    for candidate in accepted:
+        if EFFORTS.index(candidate) > EFFORTS.index(effort):
+            return candidate
+    return accepted[-1]
 
 
 @final

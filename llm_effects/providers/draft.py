@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import count, pairwise
+from itertools import count, islice, pairwise
 from typing import Final, Literal, TypeAlias, final
 
 from attrs import define, evolve, field
@@ -13,6 +13,7 @@ from llm_effects.providers.response_headers import request_id
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, hide_keys, redact, redact_name, same_model
 from llm_effects.providers.wire import WireResponse
+from llm_effects.values import caps
 from llm_effects.values.errors import ContentRefused, LLMError, MalformedResponse
 from llm_effects.values.events import ContentEvent, ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
@@ -43,6 +44,8 @@ class PartDraft:
 
     ``opaque`` is the provider's own block (JSON text), to be replayed byte for byte. ``index`` numbers the tool calls.
     ``passages`` collect the citations of protocols that cite block by block, until ``citations`` can be built.
+    ``signature`` is what seals the thinking, until it is put into its block. ``checks`` counts how often the arguments
+    were parsed.
     """
 
     kind: PartKind
@@ -53,11 +56,21 @@ class PartDraft:
     index: int = 0
     passages: list[Passage] = field(factory=list[Passage])
     citations: tuple[Citation, ...] = ()
+    checks: int = 0
+    signature: list[str] = field(factory=list[str])
+    _measured: tuple[int, int] = field(default=(0, 0), init=False)
 
     @property
     def length(self) -> int:
-        """The number of characters so far."""
-        return sum(map(len, self.pieces))
+        """The number of characters so far; pieces that were counted before are not counted again."""
+        pieces, length = self._measured if self._measured[0] <= len(self.pieces) else (0, 0)
+        self._measured = len(self.pieces), length + sum(map(len, self.pieces[pieces:]))
+        return self._measured[1]
+
+    def replace(self, text: str) -> None:
+        """Replace all pieces by one."""
+        self.pieces[:] = [text]
+        self._measured = (0, 0)
 
 
 @final
@@ -77,6 +90,7 @@ class Draft:
 
     target: Target
     parts: list[PartDraft] = field(factory=list[PartDraft])
+    calls: list[PartDraft] = field(factory=list[PartDraft])
     slots: dict[int | str, PartDraft] = field(factory=dict[int | str, PartDraft])
     usage: Usage = field(factory=Usage)
     finish_reason: FinishReason | None = None
@@ -92,6 +106,7 @@ class Draft:
     sealed: dict[str, list[object]] = field(factory=dict[str, list[object]])
     unread: list[str] = field(factory=list[str])
     served_tools: list[object] = field(factory=list[object])
+    cited: int = 0
     thinking: Literal["unknown", "opened", "inside", "after", "over"] = "unknown"
     held: str = ""
     tagged: PartDraft | None = None
@@ -102,10 +117,12 @@ class Draft:
         self.warnings.append(warning)
         self.doubtful = True
 
-    @property
-    def calls(self) -> list[PartDraft]:
-        """The tool calls so far."""
-        return [part for part in self.parts if part.kind == "tool"]
+    def open(self, part: PartDraft) -> PartDraft:
+        """Add a part after the others."""
+        self.parts.append(part)
+        if part.kind == "tool":
+            self.calls.append(part)
+        return part
 
     @property
     def text(self) -> str:
@@ -139,7 +156,7 @@ Piece: TypeAlias = tuple[Literal["text", "reasoning"], str]
 def add_text(draft: Draft, kind: Literal["text", "reasoning"], piece: str) -> None:
     """Append to the last part, or start a new one where the kind changes."""
     if not draft.parts or draft.parts[-1].kind != kind:
-        draft.parts.append(PartDraft(kind=kind))
+        draft.open(PartDraft(kind=kind))
     draft.parts[-1].pieces.append(piece)
 
 
@@ -156,7 +173,7 @@ def add_pieces(draft: Draft, pieces: Iterable[Piece]) -> tuple[ContentEvent, ...
 def note_unread(draft: Draft, kind: object) -> None:
     """Note the kind of some content that cannot be read, once."""
     name = as_string(kind) or "content without a type"
-    if name not in draft.unread:
+    if name not in draft.unread and len(draft.unread) < caps.EXCERPTS:
         draft.unread.append(name)
 
 
@@ -168,6 +185,13 @@ def runs_at_server(draft: Draft, name: str) -> bool:
     tools = tuple(map(as_object, draft.served_tools))
     ours = {tool.get("name") for tool in tools if tool.get("type") in _CLIENT_TOOLS}
     return name not in ours and any(tool.get("type") not in _CLIENT_TOOLS for tool in tools)
+
+
+def refuse(draft: Draft, piece: str) -> None:
+    """Add a piece of a refusal, of which no more is kept than an error shows."""
+    draft.refusal = draft.refusal or "refusal"
+    if len(draft.refusal_text) < caps.PARTS:
+        draft.refusal_text.append(piece[: caps.ERROR_CHARACTERS])
 
 
 # --- Reading bodies and events, and the errors in them
@@ -207,6 +231,14 @@ def malformed(draft: Draft, message: str) -> MalformedResponse:
     )
 
 
+def excess_of(draft: Draft) -> MalformedResponse | None:
+    """Return an error once an answer has more calls or more parts than are plausible."""
+    calls = draft.target.config.max_tool_calls
+    if len(draft.calls) > calls:
+        return malformed(draft, f"the answer has more than {calls} tool calls: raise max_tool_calls if they are right")
+    return malformed(draft, f"the answer has more than {caps.PARTS} parts") if len(draft.parts) > caps.PARTS else None
+
+
 def interrupted(draft: Draft, error: LLMError) -> LLMError:
     """Add the content so far to the error that interrupted the answer."""
     exchange = error.request_id or redact_name(draft.target, draft.request_id)
@@ -224,6 +256,9 @@ def reported_error(draft: Draft, error: object, response: WireResponse = _NO_RES
 
 def response_of(draft: Draft) -> Result[LLMResponse, LLMError]:
     """Read the finished draft: a whole answer, a refusal, or a stream that was cut."""
+    excess = excess_of(draft)
+    if excess is not None:
+        return Failure(excess)
     if draft.refusal is not None:
         return Failure(_refused(draft, draft.refusal))
     if draft.finish_reason is None:
@@ -328,14 +363,26 @@ def _event(part: Part, calls: Iterator[int]) -> ContentEvent | None:
 # --- Citations
 
 
-def citations_of_passages(passages: Iterable[Passage], length: int) -> tuple[Citation, ...]:
+def cite(draft: Draft, part: PartDraft, citations: Iterable[Citation]) -> None:
+    """Add citations to a part; drop those beyond ``caps.CITATIONS`` of the answer, with a warning."""
+    room = caps.CITATIONS - draft.cited
+    added = tuple(islice(citations, room + 1))
+    part.citations += added[:room]
+    draft.cited += len(added[:room])
+    warning = f"only the first {caps.CITATIONS} citations were kept"
+    if len(added) > room and warning not in draft.warnings:
+        draft.warnings.append(warning)
+
+
+def citations_of_passages(passages: Iterable[Passage], length: int) -> Iterator[Citation]:
     """Read Anthropic's citations, which belong to a block of text: it ends where the next one starts.
 
-    >>> citations_of_passages([(0, []), (4, [{"type": "char_location", "cited_text": "the sky is blue"}])], 9)[0].quote
-    'the sky is blue'
+    >>> cited = [(0, []), (4, [{"type": "char_location", "cited_text": "the sky is blue"}])]
+    >>> [each.quote for each in citations_of_passages(cited, 9)]
+    ['the sky is blue']
     """
     ranges = pairwise([*passages, (length, list[object]())])
-    return tuple(
+    return (
         _block_citation(start, end, as_object(citation)) for (start, cited), (end, _) in ranges for citation in cited
     )
 
@@ -352,7 +399,7 @@ def _block_citation(start: int, end: int, citation: Object) -> Citation:
     )
 
 
-def citations_of_annotations(annotations: object, offset: int = 0, length: int = 0) -> tuple[Citation, ...]:
+def citations_of_annotations(annotations: object, offset: int = 0, length: int = 0) -> Iterator[Citation]:
     """Read OpenAI's annotations of a text that starts at ``offset`` and has ``length``; skip those that cite nothing.
 
     Chat completions wrap the fields in an object of their own, Responses do not. A cited file has a position instead
@@ -362,10 +409,6 @@ def citations_of_annotations(annotations: object, offset: int = 0, length: int =
     >>> [(each.start, each.end, each.url) for each in citations_of_annotations([site], offset=10, length=9)]
     [(13, 17, 'https://a.example')]
     """
-    return tuple(_annotations(annotations, offset, length))
-
-
-def _annotations(annotations: object, offset: int, length: int) -> Iterator[Citation]:
     for annotation in map(as_object, as_list(annotations)):
         kind = as_string(annotation.get("type"))
         if kind.endswith("citation"):
@@ -384,61 +427,13 @@ def _annotation_citation(annotation: Object, fields: Object, offset: int, length
     )
 
 
-def citations_of_sources(urls: Iterable[object], length: int) -> tuple[Citation, ...]:
+def citations_of_sources(urls: Iterable[object], length: int) -> Iterator[Citation]:
     """Read the plain list of sources that search servers send: each cites the whole text.
 
-    >>> citations_of_sources(["https://a.example"], 5)[0].end
-    5
+    >>> [each.end for each in citations_of_sources(["https://a.example"], 5)]
+    [5]
     """
-    return tuple(Citation(start=0, end=length, url=as_string(url)) for url in urls if as_string(url))
-
-
-# --- Token counts in OpenAI's protocols, under the many names that servers use
-
-
-_PROMPT: Final = ("prompt_tokens", "input_tokens")
-_OUTPUT: Final = ("completion_tokens", "output_tokens")
-_CACHE_READ: Final = ("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens", "num_cached_tokens")
-_CACHE_WRITE: Final = ("cache_write_tokens", "cache_creation_input_tokens")
-
-
-def openai_usage(usage: Object) -> Usage:
-    """Sort the counts into disjoint buckets; a missing count stays unknown.
-
-    >>> openai_usage({"prompt_tokens": 100, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 80}})
-    Usage(input_tokens=20, cache_read_tokens=80, cache_write_tokens=0, output_tokens=5, reasoning_tokens=0, \
-estimated=False)
-    """
-    prompt, output = _first_count(usage, _PROMPT), _first_count(usage, _OUTPUT)
-    details = {**usage, **_present(usage.get("prompt_tokens_details"))}
-    thinking = _first_count({**usage, **_present(usage.get("completion_tokens_details"))}, ("reasoning_tokens",)) or 0
-    # Some servers count more cached tokens than the prompt has, or more thinking than output: keep buckets disjoint.
-    read = min(_first_count(details, _CACHE_READ) or 0, prompt or 0)
-    written = min(_first_count(details, _CACHE_WRITE) or 0, (prompt or 0) - read)
-    output = _with_thinking(usage, prompt, output, thinking)
-    return Usage(
-        input_tokens=None if prompt is None else prompt - read - written,
-        cache_read_tokens=read,
-        cache_write_tokens=written,
-        output_tokens=output,
-        reasoning_tokens=min(thinking, output or 0),
-    )
-
-
-def _with_thinking(usage: Object, prompt: int | None, output: int | None, thinking: int) -> int | None:
-    """Add the thinking where the total shows that the output does not include it, as it does on most servers."""
-    if prompt is None or output is None:
-        return output
-    return output + thinking if as_count(usage.get("total_tokens")) == prompt + output + thinking else output
-
-
-def _first_count(usage: Object, names: tuple[str, ...]) -> int | None:
-    counts = (as_count(usage.get(name)) for name in names)
-    return next((number for number in counts if number is not None), None)
-
-
-def _present(details: object) -> Object:
-    return {name: value for name, value in as_object(details).items() if value is not None}
+    return (Citation(start=0, end=length, url=as_string(url)) for url in urls if as_string(url))
 
 
 # --- Thinking that local models put in ``<think>`` tags at the start of their text, however it is cut
@@ -527,7 +522,7 @@ def _unknown(draft: Draft) -> tuple[Piece, ...]:
     if start.startswith(_OPEN):
         draft.thinking, draft.held = "opened", start[len(_OPEN) :]
         return _opened(draft)
-    if _OPEN.startswith(start):
+    if _OPEN.startswith(start) and len(draft.held) <= caps.PREAMBLE_BYTES:
         return ()
     draft.thinking = "over"
     return _release(draft)

@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from llm_effects.providers.response_headers import request_id, retry_after, should_retry
 from llm_effects.providers.target import Target, redact, redact_name
 from llm_effects.providers.wire import WireResponse
+from llm_effects.values import caps
 from llm_effects.values.errors import (
     AuthenticationFailed,
     Cause,
@@ -42,8 +43,9 @@ FOREIGN: Final = "(foreign)"
 NAMES_MODEL: Final = "(model)"
 """A word of a fault whose message names the requested model."""
 
-_LONGEST: Final = 4096
-_MARKUP: Final = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>", re.IGNORECASE | re.DOTALL)
+_MARKUP: Final = re.compile(
+    r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL
+)
 _WORD_KEYS: Final = ("error_code", "code", "type", "status", "reason")
 _STATUS_KEYS: Final = ("status_code", "status", "code", "raw_status_code")
 _FAILURES: Final = {str(status): status for status in range(400, 600)}
@@ -90,7 +92,7 @@ def parse_fault(target: Target, response: WireResponse) -> Fault:
 
 
 def _parse_response(target: Target, response: WireResponse) -> Fault:
-    body = parse(response.body[: 64 * _LONGEST])
+    body = parse(response.body[: 64 * caps.ERROR_CHARACTERS])
     if isinstance(body, Unreadable):
         return _parse_text(target, response)
     fault = parse_error(target, body, response.status, response.headers, response.received)
@@ -103,7 +105,7 @@ def parse_error(
     """Parse an error from JSON. Without an error status it gets the one that its own code stands for."""
     error = _error_object(body)
     whole = _message(error)
-    message = whole[:_LONGEST]
+    message = whole[: caps.ERROR_CHARACTERS]
     words = frozenset(_words(error))
     names_model = target.wire_model is not None and target.wire_model in message
     return Fault(
@@ -132,17 +134,17 @@ def filtered_categories(verdicts: object) -> str:
 
 
 def _parse_text(target: Target, response: WireResponse) -> Fault:
-    raw = response.body[: 2 * _LONGEST].decode("utf-8", "replace").strip()
+    raw = response.body[: 2 * caps.ERROR_CHARACTERS].decode("utf-8", "replace").strip()
     page = raw.startswith("<") or "html" in response.headers.get("content-type", "")
     whole = " ".join(_MARKUP.sub(" ", raw).split()) if page else raw
-    message = whole[:_LONGEST]
+    message = whole[: caps.ERROR_CHARACTERS]
     return Fault(
         target=target,
         status=response.status,
         words=_foreign(target) | frozenset({HTML} if page else ()),
         code=None,
         message=message,
-        text=redact(target, whole, cut=len(response.body) > 2 * _LONGEST),
+        text=redact(target, whole, cut=len(response.body) > 2 * caps.ERROR_CHARACTERS),
         request_id=redact_name(target, request_id(response.headers)),
         retry_after=retry_after(response.headers, message, response.received),
         should_retry=should_retry(response.headers),

@@ -20,13 +20,14 @@ from llm_effects.providers.draft import (
     add_text,
     citations_of_annotations,
     citations_of_sources,
+    cite,
     compare_models,
     decode_answer,
     flush_held,
     malformed,
     not_json,
     note_unread,
-    openai_usage,
+    refuse,
     reported_error,
     response_of,
     split_thinking,
@@ -54,9 +55,11 @@ from llm_effects.providers.message_encoding import (
     tool_head,
     unseal,
 )
+from llm_effects.providers.openai_usage import openai_usage
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
+from llm_effects.values import caps
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, has_error, json_text, parse
@@ -416,8 +419,7 @@ def _add_content(draft: Draft, delta: Object, *, complete: bool = False) -> tupl
         _cite(draft, delta["annotations"])
     refusal = delta.get("refusal")
     if refusal and isinstance(refusal, str):
-        draft.refusal = draft.refusal or "refusal"
-        draft.refusal_text.append(refusal)
+        refuse(draft, refusal)
     calls = _calls(delta)
     return (*events, *flush_held(draft), *_add_calls(draft, calls, complete=complete)) if calls else events
 
@@ -435,9 +437,10 @@ def _add_citations(draft: Draft) -> None:
     for part in (part for part in draft.parts if part.kind == "text"):
         early, draft.annotations = draft.annotations, []
         for annotations in (early, *(cited for _, cited in part.passages)):
-            part.citations += citations_of_annotations(annotations, length=part.length)
+            cite(draft, part, citations_of_annotations(annotations, length=part.length))
         part.passages.clear()
-        part.citations = part.citations or citations_of_sources(draft.sources, part.length)
+        if not part.citations:
+            cite(draft, part, citations_of_sources(draft.sources, part.length))
 
 
 def _seal(draft: Draft) -> None:
@@ -508,7 +511,7 @@ def _calls(delta: Object) -> list[Object]:
 
 
 def _add_calls(draft: Draft, calls: list[Object], *, complete: bool) -> Iterator[StreamEvent]:
-    for position, call in enumerate(calls):
+    for position, call in enumerate(calls[: draft.target.config.max_tool_calls + 1]):
         event = _add_call(draft, call, position if complete else None)
         if event is not None:
             yield event
@@ -549,13 +552,17 @@ def _find_call(draft: Draft, index: int | None, call_id: str, name: str) -> Part
 
 
 def _last_call(draft: Draft) -> PartDraft | None:
-    return next((part for part in reversed(draft.parts) if part.kind == "tool"), None)
+    return draft.calls[-1] if draft.calls else None
 
 
 def _starts_anew(current: PartDraft, name: str) -> bool:
     """Return whether a repeated name starts another call: names may come in pieces, but only before the arguments."""
-    arguments = "".join(current.pieces)
-    return bool(arguments) and (name != current.name or not isinstance(parse(arguments), Unreadable))
+    if name != current.name or not current.pieces:
+        return any(current.pieces)
+    if current.checks >= caps.NAME_CHECKS or not current.pieces[-1].rstrip().endswith("}"):
+        return False
+    current.checks += 1
+    return not isinstance(parse("".join(current.pieces)), Unreadable)
 
 
 def _has_server_id(draft: Draft, part: PartDraft) -> bool:
@@ -564,8 +571,7 @@ def _has_server_id(draft: Draft, part: PartDraft) -> bool:
 
 def _open_call(draft: Draft, index: int | None, call_id: str) -> PartDraft:
     calls = draft.calls
-    part = PartDraft(kind="tool", id=_free_id(calls, call_id), index=len(calls))
-    draft.parts.append(part)
+    part = draft.open(PartDraft(kind="tool", id=_free_id(calls, call_id), index=len(calls)))
     if index is not None:
         draft.slots[index] = part
     if call_id:

@@ -7,11 +7,12 @@ import struct
 from attrs import evolve
 from returns.result import Failure, Result, Success
 
-from llm_effects.providers.draft import openai_usage
 from llm_effects.providers.error_mapping import classify, classify_error_object
+from llm_effects.providers.openai_usage import openai_usage
 from llm_effects.providers.response_headers import request_id
 from llm_effects.providers.target import Target, redact_name, wire_request
 from llm_effects.providers.wire import WireRequest, WireResponse
+from llm_effects.values import caps
 from llm_effects.values.errors import InvalidRequest, LLMError, MalformedResponse
 from llm_effects.values.json import as_count, as_list, as_object, as_string, parse
 from llm_effects.values.responses import Usage, Vector, Vectors
@@ -39,7 +40,7 @@ def decode(target: Target, response: WireResponse, count: int, dimensions: int |
     """Decode an answer to ``count`` texts, whatever its status."""
     if not 200 <= response.status < 300:
         return Failure(classify(target, response))
-    body = parse(response.body)
+    body = parse(response.body, values=caps.JSON_VALUES + count * caps.DIMENSIONS)
     if as_object(body).get("error"):
         error = classify_error_object(target, body, headers=response.headers, received=response.received)
         return Failure(error)

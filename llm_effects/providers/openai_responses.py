@@ -1,6 +1,7 @@
 """OpenAI's Responses."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Final, TypeAlias
 
 import msgspec
@@ -17,6 +18,7 @@ from llm_effects.providers.draft import (
     PartDraft,
     PartKind,
     citations_of_annotations,
+    cite,
     compare_models,
     decode_answer,
     delta_of,
@@ -27,7 +29,7 @@ from llm_effects.providers.draft import (
     may_think,
     not_json,
     note_unread,
-    openai_usage,
+    refuse,
     reported_error,
     response_of,
     runs_at_server,
@@ -52,9 +54,11 @@ from llm_effects.providers.message_encoding import (
     sampling,
     tool_head,
 )
+from llm_effects.providers.openai_usage import openai_usage
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
+from llm_effects.values import caps
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import StreamEvent, ToolCallDelta
 from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, has_error, json_text, parse
@@ -330,7 +334,7 @@ def _add_output(draft: Draft, output: list[object]) -> Events:
     """Add every item whole: complete the streamed ones, and put the parts into the order of the output."""
     events: list[StreamEvent] = []
     positions: dict[int, int] = {}
-    for position, item in enumerate(map(as_object, output)):
+    for position, item in enumerate(map(as_object, output[: caps.PARTS + 1])):
         slot = _known_slot(draft, (as_string(item.get("id")), position, f"whole {position}"), positions)
         added = add_item(draft, slot, item)
         if not is_successful(added):
@@ -436,8 +440,7 @@ def _grow_thinking(draft: Draft, event: Object, paragraph: str) -> tuple[StreamE
 
 
 def _on_refusal(draft: Draft, event: Object) -> Events:
-    draft.refusal = draft.refusal or "refusal"
-    draft.refusal_text.append(as_string(event.get("delta")))
+    refuse(draft, as_string(event.get("delta")))
     return NO_EVENTS
 
 
@@ -474,7 +477,7 @@ def add_item(draft: Draft, slot: Slot, item: Object) -> Events:
         case "message":
             _add_refusal(draft, item)
             part = _part(draft, slot, "text")
-            part.citations = tuple(_citations(item)) or part.citations
+            _cite(draft, part, item)
             return Success(_complete_text(draft, part, "".join(_texts(item, "output_text", "text"))))
         case "reasoning":
             part = _part(draft, slot, "reasoning")
@@ -486,6 +489,15 @@ def add_item(draft: Draft, slot: Slot, item: Object) -> Events:
         case kind:
             note_unread(draft, kind)
             return NO_EVENTS
+
+
+def _cite(draft: Draft, part: PartDraft, item: Object) -> None:
+    """Replace the citations of a message, if the item has any."""
+    citations = list(islice(_citations(item), caps.CITATIONS + 1))
+    if citations:
+        draft.cited -= len(part.citations)
+        part.citations = ()
+        cite(draft, part, citations)
 
 
 def _add_refusal(draft: Draft, item: Object) -> None:
@@ -548,10 +560,12 @@ def _part(draft: Draft, slot: Slot, kind: PartKind) -> PartDraft:
     """Return the part of a slot; open a new one if there is none of this kind."""
     part = draft.slots.get(slot)
     if part is None or part.kind != kind:
-        part = PartDraft(kind=kind, index=len(draft.calls))
-        draft.parts.append(part)
+        part = draft.open(PartDraft(kind=kind, index=len(draft.calls)))
         draft.slots[slot] = part
     return part
+
+
+_DIFFERENT: Final = "the streamed pieces differ from the complete text, which replaced them"
 
 
 def _complete_text(draft: Draft, part: PartDraft, complete: str) -> tuple[StreamEvent, ...]:
@@ -566,13 +580,14 @@ def _complete_text(draft: Draft, part: PartDraft, complete: str) -> tuple[Stream
 
 def _complete(draft: Draft, part: PartDraft, complete: str) -> tuple[StreamEvent, ...]:
     """Set the complete text of a part and return the event of what was not streamed."""
-    streamed = "".join(part.pieces)
-    if not complete or complete == streamed:
+    streamed = "".join(part.pieces) if complete else ""
+    if complete == streamed:
         return ()
-    part.pieces[:] = [complete]
+    part.replace(complete)
     if complete.startswith(streamed):
         return delta_of(part, complete[len(streamed) :])
-    draft.warnings.append("the streamed pieces differ from the complete text, which replaced them")
+    if _DIFFERENT not in draft.warnings:
+        draft.warnings.append(_DIFFERENT)
     return ()
 
 

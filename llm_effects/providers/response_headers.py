@@ -4,6 +4,8 @@
 ``anthropic-ratelimit-{requests,tokens,input-tokens,output-tokens}-{limit,remaining,reset}`` from Anthropic, whose
 resets are dates. Anthropic counts prompts and answers separately, where this library has one sum: of these only "none
 left" counts.
+
+A header of more than ``caps.HINT_CHARACTERS`` is ignored, and no pause is longer than ``caps.PAUSE_S``.
 """
 
 import math
@@ -16,11 +18,14 @@ from typing import Final
 from attrs import evolve
 
 from llm_effects.limits.quotas import Allowance, RateLimits
+from llm_effects.values import caps
 
 # --- Retry hints
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_PIECE: Final = r"(\d+(?:\.\d+)?)\s*(milliseconds?|ms|days?|d|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
+_PIECE: Final = (
+    r"(\d{1,9}(?:\.\d{1,9})?)\s*(milliseconds?|ms|days?|d|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
+)
 _DURATION: Final = re.compile(_PIECE, re.IGNORECASE)
 _HINT: Final = re.compile(rf"(?:try again|retry)\s+(?:in|after)\s+((?:{_PIECE}\s*)+)", re.IGNORECASE)
 _LIMITS: Final = (
@@ -53,8 +58,8 @@ def retry_after(headers: Mapping[str, str], message: str = "", now_date: datetim
     >>> retry_after({}, "Please try again in 1m30s."), retry_after({"retry-after": "soon"})
     (90.0, None)
     """
-    now = http_date(headers.get("date", "")) or now_date
-    return next((hint for hint in _hints(headers, message, now) if _usable(hint)), None)
+    now = http_date(_value(headers, "date")) or now_date
+    return next((min(hint, caps.PAUSE_S) for hint in _hints(headers, message, now) if _usable(hint)), None)
 
 
 def should_retry(headers: Mapping[str, str]) -> bool | None:
@@ -63,13 +68,19 @@ def should_retry(headers: Mapping[str, str]) -> bool | None:
     >>> should_retry({"x-should-retry": "false"}), should_retry({})
     (False, None)
     """
-    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
+    return {"true": True, "false": False}.get(_value(headers, "x-should-retry").strip().lower())
+
+
+def _value(headers: Mapping[str, str], name: str) -> str:
+    """Return the value of a header; one that is missing or too long counts as empty."""
+    value = headers.get(name, "")
+    return value if len(value) <= caps.HINT_CHARACTERS else ""
 
 
 def _hints(headers: Mapping[str, str], message: str, now: datetime | None) -> Iterator[float]:
-    yield number(headers.get("retry-after-ms", "")) / 1000
-    yield number(headers.get("retry-after", ""))
-    yield _until(http_date(headers.get("retry-after", "")), now)
+    yield number(_value(headers, "retry-after-ms")) / 1000
+    yield number(_value(headers, "retry-after"))
+    yield _until(http_date(_value(headers, "retry-after")), now)
     yield _resets(headers, now)
     match = _HINT.search(message)
     yield _duration(match[1]) if match else math.nan
@@ -80,8 +91,8 @@ def _usable(hint: float) -> bool:
 
 
 def _resets(headers: Mapping[str, str], now: datetime | None) -> float:
-    exhausted = (reset for remaining, reset in _LIMITS if number(headers.get(remaining, "")) == 0)
-    waits = (reset_in(headers.get(reset, ""), now) for reset in exhausted)
+    exhausted = (reset for remaining, reset in _LIMITS if number(_value(headers, remaining)) == 0)
+    waits = (reset_in(_value(headers, reset), now) for reset in exhausted)
     return max(filter(_usable, waits), default=math.nan)
 
 
@@ -156,7 +167,7 @@ def rate_limits(headers: Mapping[str, str], received: datetime | None, at: float
     """
     if not any(name in headers for name in _LIMIT_HEADERS):
         return None
-    now = http_date(headers.get("date", "")) or received
+    now = http_date(_value(headers, "date")) or received
     requests, *tokens = (_allowance(headers, names, now) for names in _ANTHROPIC)
     requests = requests if requests != _UNKNOWN else _allowance(headers, _OPENAI["requests"], now)
     exhausted = [evolve(each, limit=None) for each in tokens if each.remaining == 0 and each.reset is not None]
@@ -168,10 +179,10 @@ _LIMIT_HEADERS: Final = tuple(name for names in (*_OPENAI.values(), *_ANTHROPIC)
 
 
 def _allowance(headers: Mapping[str, str], names: tuple[str, ...], now: datetime | None) -> Allowance:
-    limit, remaining = (number(headers.get(name, "")) for name in names[:2])
-    reset = reset_in(headers.get(names[2], ""), now)
+    limit, remaining = (number(_value(headers, name)) for name in names[:2])
+    reset = reset_in(_value(headers, names[2]), now)
     return Allowance(
-        limit=int(limit) if math.isfinite(limit) and limit >= 1 else None,
-        remaining=int(remaining) if math.isfinite(remaining) and remaining >= 0 else None,
-        reset=reset if math.isfinite(reset) and reset > 0 else None,
+        limit=int(limit) if 1 <= limit <= caps.COUNT else None,
+        remaining=int(remaining) if 0 <= remaining <= caps.COUNT else None,
+        reset=min(reset, caps.PAUSE_S) if _usable(reset) else None,
     )

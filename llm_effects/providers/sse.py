@@ -8,6 +8,7 @@ from typing import Final, final
 
 from attrs import define, field, frozen, setters
 
+from llm_effects.values import caps
 from llm_effects.values.errors import MalformedResponse
 from llm_effects.values.validation import number
 
@@ -46,7 +47,7 @@ class EventParser:
     ([], 'the event stream is not UTF-8')
     """
 
-    limit: int = field(default=1024 * 1024, validator=number(at_least=1, whole=True))
+    limit: int = field(default=caps.EVENT_BYTES, validator=number(at_least=1, whole=True))
     fault: MalformedResponse | None = field(default=None, init=False)
     _begun: bool = field(default=False, init=False)
     _after_cr: bool = field(default=False, init=False)

@@ -10,6 +10,7 @@ from attrs import frozen
 
 from llm_effects.config.models import Capabilities, Family, ModelConfig, entry_of
 from llm_effects.providers.wire import WireRequest
+from llm_effects.values import caps
 from llm_effects.values.json import dump
 from llm_effects.values.secrets import MASK, Secret, key_forms, scrub, secret_values
 from llm_effects.values.validation import Printable, printable
@@ -164,12 +165,6 @@ def openai_request(target: Target, path: str, body: Mapping[str, object], warnin
 # --- Texts from servers, fit to be shown: without the secrets that were sent to them, and not too long
 
 
-MESSAGE_LENGTH: Final = 500
-"""The most characters of a message that are shown."""
-
-NAME_LENGTH: Final = 200
-"""The most characters of a name or an id that are shown."""
-
 _SEARCHED: Final = 16  # times as many characters are searched: a mask is shorter than the secret that it replaces
 
 
@@ -183,7 +178,7 @@ def _keys(target: Target) -> tuple[str, ...]:
     return key_forms(key_headers(target))
 
 
-def redact(target: Target, text: str, length: int = MESSAGE_LENGTH, *, cut: bool = False) -> Printable:
+def redact(target: Target, text: str, length: int = caps.MESSAGE_CHARACTERS, *, cut: bool = False) -> Printable:
     """Mask the target's key and headers in a text from outside, and return at most ``length`` printable characters.
 
     ``cut`` is whether the text was cut off before: what is left of a secret at its end is masked too.
@@ -217,7 +212,7 @@ _BEGUN: Final = 6  # characters: fewer reveal nothing, and match by accident
 
 def redact_name(target: Target, name: str | None) -> Printable | None:
     """Mask and shorten a name or an id from a server; return ``None`` where there is none."""
-    return redact(target, name, NAME_LENGTH) if name else None
+    return redact(target, name, caps.NAME_CHARACTERS) if name else None
 
 
 def hide_keys(target: Target, text: str) -> str:

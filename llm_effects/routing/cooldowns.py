@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from llm_effects.values import caps
 from llm_effects.values.errors import (
     AuthenticationFailed,
     LLMError,
@@ -19,9 +20,6 @@ MISCONFIGURED_S: Final = 300.0
 REFUSED_S: Final = 30.0
 """After a refused connection, in seconds: no server listens there."""
 
-LONGEST_S: Final = 86_400.0
-"""Longest cooldown, in seconds, whatever a server asks for."""
-
 
 def cooldown_after(error: LLMError) -> float:
     """Return for how many seconds to skip a model after its last error; 0 for not at all.
@@ -32,7 +30,7 @@ def cooldown_after(error: LLMError) -> float:
     (0.0, 30.0)
     """
     requested = 0.0 if _is_our_own(error) else error.retry_after or 0.0
-    return min(LONGEST_S, max(requested, _lasting(error)))
+    return min(caps.PAUSE_S, max(requested, _lasting(error)))
 
 
 def _lasting(error: LLMError) -> float:

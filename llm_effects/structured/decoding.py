@@ -2,17 +2,22 @@
 
 ``"3"`` is not a number, and both unknown and missing keys are problems. The class itself has the last word: what its
 own validators reject is a problem too.
+
+The time grows with the length of the answer: each object is decoded at most once for each class, whatever unions it
+stands in, and at most ``caps.PROBLEMS`` problems are listed.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
-from typing import Final, TypeAlias, assert_never, cast, get_origin
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial, reduce
+from itertools import chain, islice, repeat
+from typing import Any, Final, TypeAlias, assert_never, cast, final, get_origin
 
 import msgspec
+from attrs import frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
@@ -33,8 +38,10 @@ from llm_effects.structured.shapes import (
     field_problems,
     fields_of,
     message_of,
+    names_of,
 )
-from llm_effects.values.json import dump
+from llm_effects.values import caps
+from llm_effects.values.json import Unreadable, dump, parse
 from llm_effects.values.validation import join_path, short_repr, suggestion
 
 Problems: TypeAlias = tuple[str, ...]
@@ -44,9 +51,6 @@ Decoded: TypeAlias = Result[object, Problems]
 """A value, or everything that is wrong with its JSON."""
 
 ROOT: Final = "$"
-
-MAX_CHOICES: Final = 50
-"""Most choices that a problem lists."""
 
 
 def decode_text(target: TypeSchema, text: str) -> Decoded:
@@ -66,9 +70,6 @@ def decode_text(target: TypeSchema, text: str) -> Decoded:
 # The JSON in an answer: alone, in a code fence, or among words.
 
 
-MAX_EXCERPTS: Final = 20
-"""Most excerpts of an answer that are tried."""
-
 _FENCED: Final = re.compile(r"```[\w-]*[ \t]*\n(.*?)```", re.DOTALL)
 _OPENING: Final = re.compile(r'\{(?=\s*["}])|\[(?=\s*[\[{"\]tfn\d-])')
 _SPANS: Final = json.JSONDecoder()
@@ -85,7 +86,8 @@ def find_json(text: str) -> Result[tuple[object, ...], str]:
     whole = _parse(text.strip())
     if is_successful(whole):
         return Success((whole.unwrap(),))
-    parsed = map(_parse, islice((*_fenced(text), *_among_words(_FENCED.sub("", text))), MAX_EXCERPTS))
+    excerpts = chain(_fenced(text), _among_words(_FENCED.sub("", text)))
+    parsed = map(_parse, islice(excerpts, caps.EXCERPTS))
     values = tuple(each.unwrap() for each in parsed if is_successful(each))
     return Success(values) if values else Failure(whole.failure())
 
@@ -115,43 +117,85 @@ def _end(text: str, start: int) -> int | None:
 def _parse(text: str) -> Result[object, str]:
     if not text:
         return Failure("is empty")
-    try:
-        return Success(msgspec.json.decode(text))
-    except (msgspec.DecodeError, UnicodeEncodeError) as problem:
-        return Failure(f"is not JSON: {str(problem).removeprefix('JSON is malformed: ')}")
-    except RecursionError:
-        return Failure("is nested too deeply")
+    value = parse(text)
+    if not isinstance(value, Unreadable):
+        return Success(value)
+    if value.reason.startswith(("JSON has", "JSON is nested")):
+        return Failure(value.reason.removeprefix("JSON "))
+    return Failure(f"is not JSON: {value.reason.removeprefix('JSON is malformed: ')}")
 
 
 # From JSON to a value, by the shape of its type.
+
+
+_Path: TypeAlias = "tuple[_Path, str | int, int] | None"
+"""The place of a value: that of its container, its key or index, and its level; ``None`` is the root."""
+
+
+def _inside(path: _Path, key: str | int) -> _Path:
+    return path, key, _level(path) + 1
+
+
+def _level(path: _Path) -> int:
+    return 0 if path is None else path[2]
+
+
+@final
+@frozen
+class _Problem:
+    """A problem that is only written once it is known to be shown: most options of a union have some."""
+
+    path: _Path
+    message: str | Callable[[], str]
+    below: str = ""
+
+    def write(self) -> str:
+        keys: list[str | int] = []
+        path = self.path
+        while path is not None:
+            path, key, _ = path
+            keys.append(key if isinstance(key, int) else key[: caps.NAME_CHARACTERS])
+        message = self.message if isinstance(self.message, str) else self.message()
+        return f"{reduce(join_path, reversed(keys), ROOT)}{self.below}: {message}"
+
+
+_Problems: TypeAlias = tuple[_Problem, ...]
+_Value: TypeAlias = Result[object, _Problems]
+
+_Known: TypeAlias = dict[tuple[object, int], _Value]
+"""What each object of the answer is as each class."""
 
 
 def _decode_root(target: TypeSchema, value: object) -> Decoded:
     table = _table_of(value)
     inner = table[WRAPPER] if target.wrapped and table is not None and set(table) == {WRAPPER} else value
     try:
-        return _decode(target.shape, inner, ROOT)
+        return _decode(target.shape, inner, None, {}).alt(_write)
     except RecursionError:
         return Failure((f"{ROOT}: is nested too deeply",))
 
 
-def _decode(shape: Shape, value: object, path: str) -> Decoded:
+def _write(problems: _Problems) -> Problems:
+    return tuple(problem.write() for problem in problems[: caps.PROBLEMS])
+
+
+def _decode(shape: Shape, value: object, path: _Path, known: _Known) -> _Value:
     match shape:
         case Leaf():
             return _leaf(shape, value, path)
+        case Record():
+            return _record(shape, value, path, known)
+        case Array() | FixedArray():
+            return _list(shape, value, path, known)
+        case Table():
+            return _table(shape, value, path, known)
+        case OneOf():
+            return _one_of(shape, value, path, known)
         case Custom():
             return _custom(shape, value, path)
-        case Record():
-            return _record(shape, value, path)
-        case Array() | FixedArray():
-            return _list(shape, value, path)
-        case Table():
-            return _table(shape, value, path)
-        case OneOf():
-            return _one_of(shape, value, path)
         case Constrained():
             outline = _convert(shape.outline, value, path)
-            return _decode(shape.shape, value, path) if is_successful(outline) else outline
+            return _decode(shape.shape, value, path, known) if is_successful(outline) else outline
         case _:
             assert_never(shape)
 
@@ -171,150 +215,227 @@ def _table_of(value: object) -> dict[str, object] | None:
     return cast("dict[str, object]", value) if isinstance(value, dict) else None
 
 
-def _mismatch(expected: str, value: object, path: str) -> Decoded:
-    return Failure((f"{path}: expected {expected}, got {_KINDS[type(value)]}",))
+def _reject(path: _Path, message: str | Callable[[], str]) -> _Value:
+    return Failure((_Problem(path, message),))
 
 
-def _leaf(shape: Leaf, value: object, path: str) -> Decoded:
+def _mismatch(expected: str, value: object, path: _Path) -> _Value:
+    return _reject(path, f"expected {expected}, got {_KINDS[type(value)]}")
+
+
+def _leaf(shape: Leaf, value: object, path: _Path) -> _Value:
     converted = _convert(shape.kind, value, path)
-    choices = choices_of(shape)
-    if is_successful(converted) or not choices:
+    if is_successful(converted):
         return converted
-    more = f" or {len(choices) - MAX_CHOICES} others" if len(choices) > MAX_CHOICES else ""
-    return Failure(
-        (f"{path}: must be one of {', '.join(map(repr, choices[:MAX_CHOICES]))}{more}, not {short_repr(value)}",)
-    )
+    choices = choices_of(shape)
+    return _reject(path, partial(_not_a_choice, choices, value)) if choices else converted
 
 
-def _convert(kind: object, value: object, path: str) -> Decoded:
+def _not_a_choice(choices: tuple[object, ...], value: object) -> str:
+    more = f" or {len(choices) - caps.CHOICES} others" if len(choices) > caps.CHOICES else ""
+    return f"must be one of {', '.join(map(repr, choices[: caps.CHOICES]))}{more}, not {short_repr(value)}"
+
+
+def _convert(kind: object, value: object, path: _Path) -> _Value:
     try:
         return Success(msgspec.convert(value, cast("type[object]", kind)))
     except msgspec.ValidationError as problem:
         message, _, below = str(problem).partition(" - at `$")
-        return Failure((f"{path}{below.rstrip('`')}: {message[:1].lower()}{message[1:]}",))
+        return Failure((_Problem(path, f"{message[:1].lower()}{message[1:]}", below.rstrip("`")),))
     except (OverflowError, ValueError, TypeError) as problem:
-        return Failure((f"{path}: {problem}",))
+        return _reject(path, str(problem))
 
 
-def _custom(shape: Custom, value: object, path: str) -> Decoded:
+def _custom(shape: Custom, value: object, path: _Path) -> _Value:
     try:
         return Success(shape.kind.model_validate_json(dump(value)))
     except REJECTIONS as problem:
-        return Failure(tuple(_problems_of(problem, path)))
+        return Failure(_problems_of(problem, path))
 
 
-def _problems_of(problem: Exception, path: str) -> Iterable[str]:
+def _problems_of(problem: Exception, path: _Path) -> _Problems:
     """List the problems in an error of pydantic, or in any error with the same ``errors`` method."""
     errors = getattr(problem, "errors", None)
     if not callable(errors):
-        return (f"{path}: {message_of(problem)}",)
-    return [
-        f"{_below(path, cast('tuple[str | int, ...]', each.get('loc', ())))}: {each.get('msg', 'is wrong')}"
-        for each in cast("list[dict[str, object]]", errors())
-    ]
+        return (_Problem(path, message_of(problem)),)
+    return tuple(
+        _Problem(
+            reduce(_inside, cast("tuple[str | int, ...]", each.get("loc", ())), path),
+            str(each.get("msg", "is wrong")),
+        )
+        for each in islice(cast("list[dict[str, object]]", errors()), caps.PROBLEMS)
+    )
 
 
-def _below(path: str, keys: Iterable[str | int]) -> str:
-    for key in keys:
-        path = join_path(path, key)
-    return path
-
-
-def _list(shape: Array | FixedArray, value: object, path: str) -> Decoded:
+def _list(shape: Array | FixedArray, value: object, path: _Path, known: _Known) -> _Value:
     if not isinstance(value, list):
         return _mismatch("a list", value, path)
     items = cast("list[object]", value)
     if isinstance(shape, FixedArray) and len(items) != len(shape.items):
-        return Failure((f"{path}: must have {len(shape.items)} items, not {len(items)}",))
-    shapes = shape.items if isinstance(shape, FixedArray) else (shape.item,) * len(items)
-    decoded = [
-        _decode(each, item, join_path(path, at)) for at, (each, item) in enumerate(zip(shapes, items, strict=True))
-    ]
-    problems = _all_problems(decoded)
-    if problems:
-        return Failure(problems)
+        return _reject(path, f"must have {len(shape.items)} items, not {len(items)}")
+    decoded = _plain_items(shape, items) or _items(shape, items, path, known)
     container = tuple if isinstance(shape, FixedArray) else shape.make
-    return _construct(container, ([each.unwrap() for each in decoded],), {}, path)
+    return _construct(container, (decoded.unwrap(),), {}, path) if is_successful(decoded) else decoded
 
 
-def _table(shape: Table, value: object, path: str) -> Decoded:
+def _plain_items(shape: Array | FixedArray, items: list[object]) -> _Value | None:
+    """Decode a list of numbers, texts and the like at once, if all of them are right."""
+    if not isinstance(shape, Array) or not isinstance(shape.item, Leaf):
+        return None
+    decoded = _convert(cast("Any", list)[shape.item.kind], items, None)
+    return decoded if is_successful(decoded) else None
+
+
+def _items(shape: Array | FixedArray, items: list[object], path: _Path, known: _Known) -> _Value:
+    shapes = shape.items if isinstance(shape, FixedArray) else repeat(shape.item, len(items))
+    pairs = enumerate(zip(shapes, items, strict=True))
+    return _together(_decode(each, item, _inside(path, at), known) for at, (each, item) in pairs)
+
+
+def _together(each_decoded: Iterable[_Value]) -> _Value:
+    """Return all values, or else all problems: no more are looked for once there are enough."""
+    values: list[object] = []
+    problems: list[_Problem] = []
+    for each in each_decoded:
+        if is_successful(each):
+            values.append(each.unwrap())
+        else:
+            problems.extend(each.failure())
+        if len(problems) >= caps.PROBLEMS:
+            break
+    return Failure(tuple(problems[: caps.PROBLEMS])) if problems else Success(values)
+
+
+def _table(shape: Table, value: object, path: _Path, known: _Known) -> _Value:
     table = _table_of(value)
     if table is None:
         return _mismatch("an object", value, path)
-    values = {key: _decode(shape.value, each, join_path(path, key)) for key, each in table.items()}
-    keys = {key: _key(shape.key, key, path) for key in table}
-    problems = (*_all_problems(keys.values()), *_all_problems(values.values()))
-    return Failure(problems) if problems else Success({keys[key].unwrap(): values[key].unwrap() for key in table})
+    keys = _together(_key(shape.key, key, path) for key in table)
+    values = _together(_decode(shape.value, each, _inside(path, key), known) for key, each in table.items())
+    if is_successful(keys) and is_successful(values):
+        pairs = zip(cast("list[object]", keys.unwrap()), cast("list[object]", values.unwrap()), strict=True)
+        return Success(dict(pairs))
+    return Failure(_all_problems((keys, values))[: caps.PROBLEMS])
 
 
-def _key(kind: object, key: str, path: str) -> Decoded:
+def _key(kind: object, key: str, path: _Path) -> _Value:
     try:
         return Success(msgspec.convert(key, cast("type[object]", kind), strict=False))
     except (msgspec.ValidationError, ValueError, TypeError) as problem:
-        return Failure((f"{join_path(path, key)}: the key is wrong: {problem}",))
+        return _reject(_inside(path, key), f"the key is wrong: {problem}")
 
 
-def _record(shape: Record, value: object, path: str) -> Decoded:
-    table, fields = _table_of(value), fields_of(shape)
+def _record(shape: Record, value: object, path: _Path, known: _Known) -> _Value:
+    table = _table_of(value)
     if table is None:
         return _mismatch("an object", value, path)
-    decoded = {each.name: _field(each, table[each.name], path) for each in fields if each.name in table}
-    problems = (*_wrong_keys(fields, table, path), *_all_problems(decoded.values()))
+    as_class = (shape.kind, id(table))
+    if as_class not in known:
+        known[as_class] = _new_record(shape, table, path, known)
+    return known[as_class]
+
+
+def _new_record(shape: Record, table: dict[str, object], path: _Path, known: _Known) -> _Value:
+    fields = fields_of(shape)
+    decoded = {each.name: _field(each, table[each.name], path, known) for each in fields if each.name in table}
+    problems = (*islice(_wrong_keys(shape, table, path), caps.PROBLEMS), *_all_problems(decoded.values()))
     kind = cast("type", get_origin(shape.kind) or shape.kind)
     values = {name: each.unwrap() for name, each in decoded.items() if is_successful(each) and each is not _LEFT_OUT}
-    record: Decoded = Failure(problems) if problems else _construct(kind, (), values, path)
+    record: _Value = Failure(problems) if problems else _construct(kind, (), values, path)
     if is_successful(record):
         return record
-    rejected = tuple(field_problems(kind, values, path))
-    return Failure((*problems, *rejected)) if problems or rejected else record
+    rejected = [_Problem(_inside(path, name), message) for name, message in field_problems(kind, values)]
+    return Failure((*problems, *rejected)[: caps.PROBLEMS]) if problems or rejected else record
 
 
-_LEFT_OUT: Final[Decoded] = Success(None)
+_LEFT_OUT: Final[_Value] = Success(None)
 
 
-def _field(each: Field, value: object, path: str) -> Decoded:
+def _field(each: Field, value: object, path: _Path, known: _Known) -> _Value:
     """Decode a field; null counts as left out if the field may be left out and is not null itself."""
-    decoded = _decode(each.shape, value, join_path(path, each.name))
+    decoded = _decode(each.shape, value, _inside(path, each.name), known)
     return _LEFT_OUT if value is None and not (each.required or is_successful(decoded)) else decoded
 
 
-def _wrong_keys(fields: Iterable[Field], table: Mapping[str, object], path: str) -> Iterable[str]:
-    names = [each.name for each in fields]
+def _wrong_keys(shape: Record, table: Mapping[str, object], path: _Path) -> Iterator[_Problem]:
+    fields, names = fields_of(shape), names_of(shape)
+    if names.required <= table.keys() <= names.all:
+        return
     yield from (
-        f"{join_path(path, each.name)}: is missing" for each in fields if each.required and each.name not in table
+        _Problem(_inside(path, each.name), "is missing") for each in fields if each.required and each.name not in table
     )
-    yield from (f"{join_path(path, key)}: is unknown: {suggestion(key, names)}" for key in table if key not in names)
+    yield from (_Problem(_inside(path, key), partial(_unknown, key, fields)) for key in table if key not in names.all)
 
 
-def _construct(kind: type, arguments: tuple[object, ...], named: Mapping[str, object], path: str) -> Decoded:
+def _unknown(key: str, fields: tuple[Field, ...]) -> str:
+    return f"is unknown: {suggestion(key[: caps.NAME_CHARACTERS], (each.name for each in fields))}"
+
+
+def _construct(kind: type, arguments: tuple[object, ...], named: Mapping[str, object], path: _Path) -> _Value:
     """Construct a value; its class rejects arguments by raising."""
     try:
         return Success(kind(*arguments, **named))
     except REJECTIONS as problem:
-        return Failure(tuple(_problems_of(problem, path)))
+        return Failure(_problems_of(problem, path))
 
 
-def _one_of(shape: OneOf, value: object, path: str) -> Decoded:
-    """Return the first option that fits, or else the problems with the option that was probably meant."""
-    decoded = [(option, _decode(option, value, path)) for option in shape.options]
-    fitting = next((each for _, each in decoded if is_successful(each)), None)
-    if fitting is not None:
-        return fitting
-    return min(decoded, key=lambda each: _distance(each[0], each[1].failure(), value, path))[1]
+def _one_of(shape: OneOf, value: object, path: _Path, known: _Known) -> _Value:
+    """Return the first option that fits, or else the problems with the option that was probably meant.
+
+    The keys of an object, and its tags, the fields with fixed choices, show which options are worth decoding.
+    """
+    likely = [option for option in shape.options if _may_fit(option, value)]
+    failed: list[_Problems] = []
+    for option in likely:
+        decoded = _decode(option, value, path, known)
+        if is_successful(decoded):
+            return decoded
+        failed.append(decoded.failure())
+    if failed and not all(_is_another_kind(each, path) for each in failed):
+        return Failure(min(failed, key=partial(_distance, path)))
+    return _nearest(shape, value, path, known)
 
 
-def _distance(option: Shape, problems: Problems, value: object, path: str) -> tuple[bool, bool, int]:
-    is_another_kind = any(problem.startswith(f"{path}: ") for problem in problems)
-    return is_another_kind, not _tags_match(option, value), len(problems)
+def _nearest(shape: OneOf, value: object, path: _Path, known: _Known) -> _Value:
+    """Return the problems with the option that was probably meant, where none has these keys and tags."""
+    failed = [(not _tags_match(option, value), _decode(option, value, path, known)) for option in shape.options]
+    distances = [
+        ((_is_another_kind(each.failure(), path), mistagged, len(each.failure())), each)
+        for mistagged, each in failed
+        if not is_successful(each)
+    ]
+    return min(distances, key=lambda each: each[0])[1]
 
 
-def _tags_match(option: Shape, value: object) -> bool:
+def _distance(path: _Path, problems: _Problems) -> tuple[bool, int]:
+    return _is_another_kind(problems, path), len(problems)
+
+
+def _is_another_kind(problems: _Problems, path: _Path) -> bool:
+    level = _level(path)
+    return any(_level(problem.path) == level and not problem.below for problem in problems)
+
+
+def _may_fit(option: Shape, value: object) -> bool:
+    """Return whether an option is worth decoding: for an object, whether it has the keys and tags of the class."""
     table = _table_of(value)
     if not isinstance(option, Record) or table is None:
         return True
-    tags = {field.name: choices_of(field.shape) for field in fields_of(option)}
-    return all(table.get(name) in choices for name, choices in tags.items() if choices)
+    names = names_of(option)
+    return names.required <= table.keys() <= names.all and _tags_match(option, value)
 
 
-def _all_problems(decoded: Iterable[Decoded]) -> Problems:
+def _tags_match(option: Shape, value: object) -> bool:
+    """Return whether an object may be of this class, by its tags; one that may be left out may be null too."""
+    table = _table_of(value)
+    if not isinstance(option, Record) or table is None:
+        return True
+    return all(_tag_matches(table.get(each.name), each, choices) for each, choices in names_of(option).tags)
+
+
+def _tag_matches(value: object, field: Field, choices: tuple[object, ...]) -> bool:
+    return value in choices or (value is None and not field.required)
+
+
+def _all_problems(decoded: Iterable[_Value]) -> _Problems:
     return tuple(problem for each in decoded if not is_successful(each) for problem in each.failure())

@@ -41,7 +41,7 @@ import attrs
 import msgspec
 from attrs import frozen, validators
 
-from llm_effects.values.validation import is_a, join_path
+from llm_effects.values.validation import is_a
 
 TypeForm: TypeAlias = object
 """Anything that may be an annotation: a class, a union, a ``Literal``, a generic alias."""
@@ -279,6 +279,30 @@ class Field:
     description: str
 
 
+@final
+@frozen
+class FieldNames:
+    """The names of the fields of a record, of those that are ``required``, and the choices of its ``tags``."""
+
+    all: frozenset[str]
+    required: frozenset[str]
+    tags: tuple[tuple[Field, tuple[object, ...]], ...]
+
+
+@lru_cache(maxsize=1024)
+def names_of(record: Record) -> FieldNames:
+    """Return the names of the fields of a record.
+
+    >>> from llm_effects.values.requests import Tool
+    >>> sorted(names_of(Record(Tool)).required)
+    ['name']
+    """
+    fields = fields_of(record)
+    tags = ((each, choices_of(each.shape)) for each in fields)
+    required = frozenset(each.name for each in fields if each.required)
+    return FieldNames(frozenset(each.name for each in fields), required, tuple(each for each in tags if each[1]))
+
+
 @lru_cache(maxsize=1024)
 def fields_of(record: Record) -> tuple[Field, ...]:
     """Return the fields that a record is made with.
@@ -442,8 +466,8 @@ def _constrain_limits(kind: TypeForm, validator: object) -> TypeForm:
     return constrained if isinstance(shape, Leaf) and is_known(constrained) else kind
 
 
-def field_problems(kind: type, values: Mapping[str, object], path: str) -> Iterator[str]:
-    """List what the rules of single fields reject in ``values``, which have the names of the constructor.
+def field_problems(kind: type, values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """List the fields and what their own rules reject in ``values``, which have the names of the constructor.
 
     Rules that need more than the values at hand are left to the constructor.
     """
@@ -457,7 +481,7 @@ def field_problems(kind: type, values: Mapping[str, object], path: str) -> Itera
         except AttributeError:
             continue
         except REJECTIONS as problem:
-            yield f"{join_path(path, each.alias or each.name)}: {message_of(problem)}"
+            yield each.alias or each.name, message_of(problem)
 
 
 def _apply_rules(field: attrs.Attribute[Any], instance: SimpleNamespace) -> None:

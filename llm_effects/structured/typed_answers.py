@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Final, Generic, TypeVar, final, get_args, get_origin, overload
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.call import ResponseValidator, Sink
-from llm_effects.effects.effect import Effect, effect, from_env, from_result, run, succeed, then
+from llm_effects.effects.effect import Answer, Effect, effect, from_env, from_result, run, then
 from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.tasks import in_steps
 from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
 from llm_effects.structured.decoding import Decoded, Problems, decode_text
 from llm_effects.structured.schema import TypeSchema, type_schema
@@ -96,12 +97,22 @@ class _Question:
     target: TypeSchema
     max_repairs: int
     sink: Sink | None
+    _newest: dict[str, Decoded] = field(factory=dict[str, Decoded], init=False, eq=False, repr=False)
 
     def read(self, response: LLMResponse) -> Decoded:
         """Read the value of an answer; the problems of an answer that was cut off begin with that."""
-        value = decode_text(self.target, response.content)
+        value = self._decode_once(response.content)
         cut_off = response.finish_reason is FinishReason.LENGTH
         return value.alt(lambda problems: (_CUT_OFF, *problems)) if cut_off else value
+
+    def _decode_once(self, text: str) -> Decoded:
+        """Decode an answer once: its validator, and what follows it, read the same text."""
+        decoded = self._newest.get(text)
+        if decoded is None:
+            decoded = decode_text(self.target, text)
+            self._newest.clear()
+            self._newest[text] = decoded
+        return decoded
 
     def problems(self, response: LLMResponse) -> Problems:
         """List what is wrong with an answer."""
@@ -145,12 +156,17 @@ def _mismatch(response: LLMResponse, problems: Problems) -> LLMError:
 
 
 def _answer(question: _Question) -> Effect[LLMResponse]:
-    def check(response: LLMResponse) -> Effect[LLMResponse]:
-        if question.request.cache is CachePolicy.ONLY or not question.problems(response):
-            return succeed(response)
-        return _ask_again(question, response)
+    async def answered(env: LLMEnv) -> Answer:
+        answer = await run(_ask(question), env)
+        if not is_successful(answer):
+            return answer
+        response = answer.unwrap()
+        problems = await in_steps(partial(question.problems, response), len(response.content))
+        if question.request.cache is CachePolicy.ONLY or not problems:
+            return answer
+        return await run(_ask_again(question, response), env)
 
-    return then(_ask(question), check)
+    return effect(answered)
 
 
 def _ask(question: _Question) -> Effect[LLMResponse]:

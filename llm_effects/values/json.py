@@ -4,21 +4,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from itertools import islice
 from typing import Final, NoReturn, TypeAlias, TypeGuard, cast, final
 
 import msgspec
 from attrs import frozen
 
+from llm_effects.values import caps
 from llm_effects.values.validation import invalid, is_table, join_path
 
 # A caller's JSON, checked and copied once.
 
-
-MAX_DEPTH: Final = 100
-"""Levels of lists and tables that a JSON value may have."""
-
-_MAX_BITS: Final = 1023
-"""Larger integers have no nearest float, which is the only number type of most JSON readers."""
 
 _FINITE: Final = "must be a finite number"
 
@@ -69,15 +65,15 @@ def _copy_key(key: object, path: _Path) -> str:
 
 def _copy_number(value: float, path: _Path) -> float:
     if isinstance(value, int):
-        return int(value) if value.bit_length() <= _MAX_BITS else _reject(path, _FINITE)
+        return int(value) if value.bit_length() <= caps.INTEGER_BITS else _reject(path, _FINITE)
     return float(value) if math.isfinite(value) else _reject(path, _FINITE)
 
 
 def _nest(container: object, path: _Path, parents: _Parents) -> _Parents:
     if any(container is parent for parent in parents):
         _reject(path, "must not contain itself")
-    if len(parents) >= MAX_DEPTH:
-        _reject(path, f"must not be nested deeper than {MAX_DEPTH} levels")
+    if len(parents) >= caps.NESTING:
+        _reject(path, f"must not be nested deeper than {caps.NESTING} levels")
     return (*parents, container)
 
 
@@ -136,8 +132,9 @@ def json_text(value: object) -> str:
 
 
 _SURROGATES: Final = re.compile(
-    r"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\[^u])|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
-)
+    r"((?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})++)"
+    r"|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)  # the first group is all that is right, in as few matches as possible
 
 
 @final
@@ -148,21 +145,64 @@ class Unreadable:
     reason: str
 
 
-def parse(data: str | bytes) -> object:
+def parse(data: str | bytes, values: int = caps.JSON_VALUES) -> object:
     r"""Parse JSON in UTF-8, with or without a byte order mark; anything else is ``Unreadable``.
 
-    Half a surrogate pair, which some servers send, becomes U+FFFD.
+    So is JSON with more than so many ``values``, or nested deeper than ``caps.NESTING``. Half a surrogate pair, which
+    some servers send, becomes U+FFFD.
 
     >>> parse('{"a": 1}'), parse("oops"), parse('"\\ud83d!"')
     ({'a': 1}, Unreadable(reason='JSON is malformed: invalid character (byte 0)'), '�!')
     """
+    excess = _excess_of_values(data, values)
+    if excess is not None:
+        return excess
     try:
-        return msgspec.json.decode(data)
+        value = msgspec.json.decode(data)
     except RecursionError:
-        return Unreadable("JSON is nested too deep")
+        return _TOO_DEEP
     except (msgspec.DecodeError, UnicodeError) as problem:
         repaired = _repair_document(data)
-        return Unreadable(str(problem)) if repaired == data else parse(repaired)
+        return Unreadable(str(problem)) if repaired == data else parse(repaired, values)
+    return (
+        _TOO_DEEP if len(data) > caps.NESTING and _count(data, "[{") > caps.NESTING and _is_too_deep(value) else value
+    )
+
+
+_TOO_DEEP: Final = Unreadable(f"JSON is nested deeper than {caps.NESTING} levels")
+_MARKS: Final = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,]'
+_TEXT_MARKS: Final = re.compile(_MARKS, re.DOTALL)
+_BYTE_MARKS: Final = re.compile(_MARKS.encode(), re.DOTALL)
+
+
+def _count(data: str | bytes, marks: str) -> int:
+    if isinstance(data, str):
+        return sum(map(data.count, marks))
+    return sum(map(data.count, marks.encode()))
+
+
+def _excess_of_values(data: str | bytes, values: int) -> Unreadable | None:
+    """Return a problem if a text has too many values, before any of them takes memory."""
+    if len(data) < values or _count(data, "[{,") < values:
+        return None  # the case of nearly all texts
+    marks = _TEXT_MARKS.finditer(data) if isinstance(data, str) else _BYTE_MARKS.finditer(data)
+    outside = (mark for mark in marks if mark.end() - mark.start() == 1)  # of texts
+    return Unreadable(f"JSON has more than {values} values") if any(islice(outside, values, None)) else None
+
+
+def _is_too_deep(value: object) -> bool:
+    """Return whether a value is nested too deeply, level by level; a long list of plain values is passed over."""
+    level = [value]
+    for _ in range(caps.NESTING):
+        lists = [cast("list[object]", each) for each in level if isinstance(each, list)]
+        lists += [list(cast("dict[str, object]", each).values()) for each in level if isinstance(each, dict)]
+        level = [inner for each in lists if not _CONTAINERS.isdisjoint(map(type, each)) for inner in each]
+        if not level:
+            return False
+    return True
+
+
+_CONTAINERS: Final = frozenset((dict, list))
 
 
 def _repair_document(data: str | bytes) -> str | bytes:
@@ -196,12 +236,22 @@ def as_string(value: object) -> str:
 def as_count(value: object) -> int | None:
     """Return a count, or ``None`` for anything else.
 
-    >>> as_count(3), as_count(3.0), as_count(-1), as_count(True), as_count("3")
-    (3, 3, None, None, None)
+    >>> as_count(3), as_count(3.0), as_count(-1), as_count(True), as_count("3"), as_count(2**63)
+    (3, 3, None, None, None, None)
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= caps.COUNT:
         return None
     return int(value) if value == value // 1 else None
+
+
+def as_tokens(value: object) -> int | None:
+    """Return a number of tokens, at most ``caps.COUNT``, or ``None`` for anything else.
+
+    >>> as_tokens(3), as_tokens(10**400) == caps.COUNT, as_tokens("3")
+    (3, True, None)
+    """
+    excessive = isinstance(value, int | float) and value > caps.COUNT
+    return caps.COUNT if excessive else as_count(value)
 
 
 def has_error(body: object) -> bool:

@@ -9,6 +9,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from attrs import field, frozen
 
+from llm_effects.values import caps
 from llm_effects.values.validation import (
     METADATA_HOST,
     instance,
@@ -42,11 +43,11 @@ _GIF: Final = re.compile(rb"GIF8[79]a(.{4})", re.DOTALL)
 _WEBP: Final = re.compile(
     rb"RIFF.{4}WEBPVP8(?: .{10}(?P<lossy>.{4})|L.{5}(?P<lossless>.{4})|X.{8}(?P<extended>.{6}))", re.DOTALL
 )
-_SEGMENT: Final = re.compile(rb"\xff+([\x01-\xfe])(..)?", re.DOTALL)
+_SEGMENT: Final = re.compile(rb"\xff++([\x01-\xfe])(..)?", re.DOTALL)
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers whose segment holds the size
 _BARE: Final = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a segment
 
-_PAGE: Final = re.compile(rb"/Type\s*/Page(?![a-zA-Z])")
+_PAGE: Final = re.compile(rb"/Type\s*+/Page(?![a-zA-Z])")
 
 
 def media_type_of(data: bytes) -> str | None:
@@ -88,9 +89,12 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Walk through the segments (ITU T.81, annex B) up to the one with the size."""
+    """Walk through the segments (ITU T.81, annex B) up to the one with the size; a picture has few before it."""
     position = 2
-    while (segment := _SEGMENT.match(data, position)) is not None:
+    for _ in range(caps.PICTURE_SEGMENTS):
+        segment = _SEGMENT.match(data, position)
+        if segment is None:
+            return None
         marker = segment[1][0]
         start = position = segment.end(1)
         if marker in _BARE:
@@ -110,7 +114,7 @@ def page_count(data: bytes) -> int:
     >>> page_count(b"%PDF-1.4 << /Type /Pages >> << /Type /Page >> << /Type/Page >>")
     2
     """
-    return max(1, len(_PAGE.findall(data)))
+    return max(1, sum(1 for _ in _PAGE.finditer(data)))
 
 
 # Pictures and documents, as bytes or as a URL.

@@ -238,9 +238,17 @@ def valid_headers(_: object, attribute: "attrs.Attribute[Any]", headers: tuple[t
         invalid(attribute.name, "; ".join(remedies))
 
 
+_FRAMING: Final = frozenset(
+    ("connection", "content-encoding", "content-length", "expect", "te", "trailer", "transfer-encoding", "upgrade")
+)
+"""Headers that describe the message on the wire: a wrong one breaks the connection."""
+
+
 def _header_remedy(name: str, value: object) -> str | None:
     if not _HEADER_NAME.fullmatch(name):
         return f"{name!r} is not a valid header name: use letters, digits and dashes"
+    if name.lower() in _FRAMING:
+        return f"{name} is set by the library itself: leave it out"
     if not isinstance(value, Secret):
         return f"{name} must be a text or a Secret, not {type(value).__name__}"
     valid = value.reveal().isascii() and value.reveal().isprintable()

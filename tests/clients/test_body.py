@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_effects.clients.transport.faults import TransportFault
-from llm_effects.clients.transport.transport import STEP, Decoder
+from llm_effects.clients.transport.transport import Decoder
+from llm_effects.values.caps import STEP_BYTES as STEP
 from llm_effects.values.errors import LLMError
 
 ENCODERS: dict[str, Callable[[bytes], bytes]] = {

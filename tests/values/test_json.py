@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.values.json import MAX_DEPTH, dump, repair_surrogates, to_json_object
+from llm_effects.values import caps
+from llm_effects.values.json import dump, repair_surrogates, to_json_object
 from llm_effects.values.validation import InvalidValue
 
 HALF = "\ud83d"
@@ -82,8 +83,8 @@ def deep(levels: int) -> dict[str, object]:
         ({"a": float("-inf")}, "s.a: must be a finite number"),
         ({"a": -(10**5000)}, "s.a: must be a finite number"),
         (cycle(), "s.again[0]: must not contain itself"),
-        (deep(MAX_DEPTH + 1), f"s{'.a' * MAX_DEPTH}: must not be nested deeper than 100 levels"),
-        (deep(500), f"s{'.a' * MAX_DEPTH}: must not be nested deeper than 100 levels"),
+        (deep(caps.NESTING + 1), f"s{'.a' * caps.NESTING}: must not be nested deeper than 100 levels"),
+        (deep(500), f"s{'.a' * caps.NESTING}: must not be nested deeper than 100 levels"),
     ],
 )
 def test_a_value_that_is_not_json_is_named_by_its_path(value: object, message: str) -> None:
@@ -95,7 +96,7 @@ def test_a_value_that_is_not_json_is_named_by_its_path(value: object, message: s
 def test_shared_and_deeply_nested_values_are_valid() -> None:
     shared = {"type": "string"}
     assert to_json_object("s", {"a": shared, "b": [shared, shared]}) == {"a": shared, "b": [shared, shared]}
-    assert to_json_object("s", deep(MAX_DEPTH)) == deep(MAX_DEPTH)
+    assert to_json_object("s", deep(caps.NESTING)) == deep(caps.NESTING)
     assert to_json_object("s", {"maximum": 2**64, "large": 10**300}) == {"maximum": 2**64, "large": 10**300}
 
 

@@ -8,14 +8,16 @@ import functools
 import logging
 import re
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from io import BytesIO
 from typing import Final, Literal, Protocol, TypeAlias, final
 
 import anyio
 import httpx
+from anyio.lowlevel import checkpoint
 from attrs import define, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
@@ -24,12 +26,10 @@ from llm_effects.clients.transport.faults import WIRE_PROBLEMS, ToError, Transpo
 from llm_effects.clients.transport.pool import LoopPools, MakePool, ShardedPool, Slot, http_pool
 from llm_effects.effects.tasks import OnSent, no_listener
 from llm_effects.providers.wire import CLOSING_S, Timeouts, WireRequest, WireResponse
+from llm_effects.values import caps
 from llm_effects.values.errors import ConfigurationError, LLMError, MalformedResponse, NetworkError, cause_of
 from llm_effects.values.secrets import Secret, scrub, secret_values
 from llm_effects.values.validation import number
-
-STEP: Final = 64 * 1024
-"""Bytes decompressed at once: the most memory that a hostile body can cost beyond the cap."""
 
 # More chunks than any connection reads ahead; only a stream that ignores its own close has more.
 _BUFFERED: Final = 20_000
@@ -78,7 +78,7 @@ class Decoder:
 
     def decode(self, chunk: bytes) -> Iterator[bytes]:
         """Decode one chunk into non-empty pieces."""
-        for piece in (chunk,) if self.encoding in ("", "identity") else self._decompress(chunk):
+        for piece in _cut(chunk) if self.encoding in ("", "identity") else self._decompress(chunk):
             self._total += len(piece)
             if self._total > self.cap:
                 raise TransportFault(MalformedResponse(message=f"the answer is larger than {self.cap} bytes"))
@@ -100,7 +100,7 @@ class Decoder:
             if not is_successful(step):
                 raise TransportFault(step.failure())
             yield step.unwrap()
-            full = len(step.unwrap()) == STEP and not self._decompressor.eof
+            full = len(step.unwrap()) == caps.STEP_BYTES and not self._decompressor.eof
             data = self._decompressor.unconsumed_tail or self._decompressor.unused_data
 
     def _new_decompressor(self, first: int) -> _Decompressor:
@@ -110,9 +110,15 @@ class Decoder:
         return _DECOMPRESSORS[self.encoding](first)
 
 
+def _cut(chunk: bytes) -> Iterable[bytes]:
+    if len(chunk) <= caps.STEP_BYTES:
+        return (chunk,)
+    return (chunk[at : at + caps.STEP_BYTES] for at in range(0, len(chunk), caps.STEP_BYTES))
+
+
 def _decompress_step(decompressor: _Decompressor, data: bytes) -> Result[bytes, LLMError]:
     try:
-        return Success(decompressor.decompress(data, STEP))
+        return Success(decompressor.decompress(data, caps.STEP_BYTES))
     except zlib.error as problem:
         broken = NetworkError(message="the compressed answer is broken", phase="protocol", cause=cause_of(problem))
         return Failure(broken)
@@ -141,8 +147,12 @@ class Body:
         return self
 
     async def __anext__(self) -> bytes:
-        while (piece := next(self._pieces, None)) is None:
+        piece = next(self._pieces, None)
+        if piece is not None:  # more of a chunk: it may decompress to a thousand times its size
+            await checkpoint()
+        while piece is None:
             self._pieces = self._decoder.decode(await self._next_chunk())
+            piece = next(self._pieces, None)
         return piece
 
     async def aclose(self) -> None:
@@ -287,15 +297,16 @@ class StreamedResponse:
         """Return the body piece by piece; a broken connection raises ``TransportFault``."""
         return self._body
 
-    async def read(self) -> bytes:
-        """Return the rest of the body at once, or raise ``TransportFault`` if it is larger than ``max_bytes``."""
-        pieces, size = list[bytes](), 0
+    async def read(self, start: bytes = b"") -> bytes:
+        """Return ``start`` and the rest of the body, or raise ``TransportFault`` if it is larger than ``max_bytes``."""
+        body = BytesIO()  # which returns its bytes without a copy
+        size = body.write(start)
         async for piece in self._body:
-            pieces.append(piece)
             size += len(piece)
             if size > self._max_bytes:
                 raise TransportFault(MalformedResponse(message=f"the answer is larger than {self._max_bytes} bytes"))
-        return b"".join(pieces)
+            body.write(piece)
+        return body.getvalue()
 
 
 @final
@@ -319,8 +330,8 @@ class Transport:
     make_pool: MakePool = http_pool
     max_connections: int = field(default=1000, validator=number(at_least=1, whole=True))
     pool_size: int = field(default=8, validator=number(at_least=1, whole=True))
-    max_bytes: int = field(default=32 * 2**20, validator=number(at_least=1, whole=True))
-    max_stream_bytes: int = field(default=2**30, validator=number(at_least=1, whole=True))
+    max_bytes: int = field(default=caps.ANSWER_BYTES, validator=number(at_least=1, whole=True))
+    max_stream_bytes: int = field(default=caps.STREAM_BYTES, validator=number(at_least=1, whole=True))
     _pools: LoopPools = field(init=False, repr=False)
     _closed: bool = field(default=False, init=False)
 

@@ -33,6 +33,7 @@ from llm_effects.stores.limits.memory import (
     rate_limit_exceeded,
 )
 from llm_effects.stores.redis import Argument, RedisScripts, Reply, ScriptCall, passwords_of, redis_client
+from llm_effects.values import caps
 from llm_effects.values.errors import ConfigurationError, LLMError
 from llm_effects.values.secrets import reveal
 
@@ -207,8 +208,9 @@ def _reported(limits: RateLimits) -> tuple[Argument, ...]:
 
 
 def _allowance(allowance: Allowance) -> tuple[int, int, int]:
-    reset = -1 if allowance.reset is None else ceil(allowance.reset * 1000)
-    return allowance.limit or -1, -1 if allowance.remaining is None else allowance.remaining, reset
+    reset = -1 if allowance.reset is None else ceil(min(allowance.reset, caps.PAUSE_S) * 1000)
+    remaining = -1 if allowance.remaining is None else min(allowance.remaining, caps.COUNT)
+    return min(allowance.limit or -1, caps.COUNT), remaining, reset
 
 
 def _leaving(permit: Permit, keys: tuple[str, ...], reply: Reply) -> ScriptCall | None:

@@ -32,6 +32,7 @@ from llm_effects.limits.quotas import (
 )
 from llm_effects.stores.limits.redis import ALONE, PREFIX, SCRIPTS
 from llm_effects.testing import scripted
+from llm_effects.values import caps
 from tests.fixtures.futures import given_by
 from tests.fixtures.limits_worker import QUOTA, by_four, opened, python
 from tests.fixtures.redis_server import free_port, redis_server, start
@@ -217,6 +218,22 @@ def test_fault_153_calls_cancelled_by_asyncio_itself_leave_no_permit_and_no_prob
 
 
 # One process.
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("reset", [1e308, 9e9])
+async def test_fault_165_no_report_of_a_server_stays_for_longer_than_a_day(redis_server: str, reset: float) -> None:
+    limits, quota = opened(redis_server), Quota(requests=10)
+    said = RateLimits(requests=Allowance(limit=10**30, remaining=10**30, reset=reset), at=anyio.current_time())
+    for _ in range(2):
+        permit = await given_by(limits.acquire("m", quota, Demand(), 1.0, math.inf))
+        await limits.release(permit, ActualUsage(reported_limits=said))
+    with Redis.from_url(redis_server) as client:
+        keys = list(client.scan_iter(f"{PREFIX}*"))
+        assert keys
+        assert all(0 < client.pttl(key) <= (caps.PAUSE_S + 1) * 1000 for key in keys)
+        client.delete(*keys)
+    await limits.aclose()
 
 
 @pytest.mark.anyio

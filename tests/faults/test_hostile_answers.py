@@ -1,0 +1,360 @@
+"""One small answer does not stop everything: hostile and broken servers are bounded before their words are used."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import time
+import tracemalloc
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import pytest
+from attrs import evolve, frozen
+from returns.pipeline import is_successful
+
+from llm_effects import (
+    ConfigurationError,
+    InvalidRequest,
+    LLMRequest,
+    MalformedResponse,
+    ModelConfig,
+    Preferences,
+    RateLimitExceeded,
+    Text,
+    Usage,
+    generate,
+    load_config,
+    open_env,
+    run,
+    scripted_env,
+    stream,
+)
+from llm_effects.config import BudgetConfig, Price
+from llm_effects.effects.files import read_document
+from llm_effects.limits.quotas import Demand, LimiterState, Quota, wait_time, with_reported_limits
+from llm_effects.providers.anthropic import ANTHROPIC
+from llm_effects.providers.error_mapping import classify
+from llm_effects.providers.registry import target_of
+from llm_effects.providers.response_headers import rate_limits, retry_after
+from llm_effects.providers.wire import WireResponse
+from llm_effects.structured import generate_as
+from llm_effects.structured.decoding import decode_text
+from llm_effects.structured.schema import type_schema
+from llm_effects.testing import answer, run_in_virtual_time
+from llm_effects.values import caps
+from llm_effects.values.messages import dimensions_of, page_count
+from tests.fixtures.chaos import CLAUDE, DONE, END, HEAD, STOP, WHOLE, Chaos, chunk, event, says
+from tests.fixtures.faults import MODES, RecordingSink, config_of, model, run_case
+from tests.fixtures.models import models_in_order, scripted_models
+from tests.fixtures.servers import reply, reply_json
+from tests.fixtures.steps import steps_of
+
+pytestmark = pytest.mark.anyio
+
+
+@frozen
+class Num:
+    value: float
+
+
+@frozen
+class Add:
+    left: Add | Mul | Num
+    right: Add | Mul | Num
+
+
+@frozen
+class Mul:
+    left: Add | Mul | Num
+    right: Add | Mul | Num
+
+
+def sum_of(levels: int, last: str) -> str:
+    """Write a sum in a sum in a sum, whose innermost number is ``last``."""
+    text = f'{{"value":{last}}}'
+    for _ in range(levels):
+        text = f'{{"left":{{"value":1}},"right":{text}}}'
+    return text
+
+
+@pytest.mark.parametrize("last", ["1", '"x"'], ids=["right", "wrong"])
+def test_fault_163_nested_unions_are_decoded_in_linear_time(last: str) -> None:
+    schema = type_schema(Add | Mul | Num).unwrap()
+    small, large = (steps_of(partial(decode_text, schema, sum_of(levels, last))) for levels in (20, 40))
+    assert large < 2.5 * small
+    assert is_successful(decode_text(schema, sum_of(40, last))) == (last == "1")
+
+
+@pytest.mark.parametrize("last", ["1", '"x"'], ids=["right", "wrong"])
+def test_fault_163_broad_unions_are_decoded_in_linear_time(last: str) -> None:
+    schema = type_schema(list[Add | Mul | Num]).unwrap()
+    texts = (json.dumps([json.loads(sum_of(3, last))] * count) for count in (50, 100))
+    small, large = (steps_of(partial(decode_text, schema, text)) for text in texts)
+    assert large < 2.5 * small
+
+
+def test_fault_163_at_most_a_hundred_problems_are_listed() -> None:
+    problems = decode_text(type_schema(list[Num]).unwrap(), json.dumps([{}] * 10_000)).failure()
+    assert len(problems) == caps.PROBLEMS
+
+
+def test_fault_163_long_keys_are_written_into_few_problems_only() -> None:
+    text = json.dumps({"k" * 500_000: {str(number): "x" for number in range(1_000)}})
+    problems = decode_text(type_schema(dict[str, dict[str, int]]).unwrap(), text).failure()
+    assert sum(map(len, problems)) < caps.PROBLEMS * 2 * caps.NAME_CHARACTERS
+
+
+async def test_fault_163_a_long_answer_lets_other_tasks_run() -> None:
+    text = json.dumps([{"value": 1}] * 40_000)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.sleep(0.001)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(count)
+        answer = await run(generate_as(LLMRequest(prompt="?"), list[Num]), scripted_env(text))
+        group.cancel_scope.cancel()
+    assert len(answer.unwrap().value) == 40_000
+    assert turns > 5
+
+
+RESET = "x-ratelimit-reset-requests"
+HINTS = {
+    "digits": {RESET: "1" * 16_000, "x-ratelimit-remaining-requests": "0"},
+    "units": {RESET: "1s" * 8_000, "x-ratelimit-remaining-requests": "0"},
+    "seconds": {"retry-after": "1" * 16_000, "retry-after-ms": "1" * 16_000},
+    "date": {"retry-after": "Mon, " * 3_000, "date": "Mon, " * 3_000},
+}
+
+
+@pytest.mark.parametrize("headers", HINTS.values(), ids=HINTS)
+def test_fault_164_long_hints_are_ignored(headers: dict[str, str]) -> None:
+    assert retry_after(headers) is None
+    limits = rate_limits(headers, None, 0.0)
+    assert limits is None or limits.requests.reset is None
+
+
+HINT_MESSAGES = {
+    "digits": "try again in " + "1" * 4_000,
+    "units": "try again in " + "1s" * 2_000 + "x",
+    "spaces": "retry after " * 300 + " " * 4_000,
+    "page": "<!-- " * 800 + "<script>" * 500 + "<" * 4_000,
+}
+
+
+@pytest.mark.parametrize("message", HINT_MESSAGES.values(), ids=HINT_MESSAGES)
+def test_fault_164_messages_are_searched_in_linear_time(message: str) -> None:
+    target = target_of("m", ModelConfig(provider="lm-studio")).unwrap()
+    began = time.perf_counter()
+    error = classify(target, WireResponse(status=429, body=message.encode()))
+    assert time.perf_counter() - began < 0.2  # a few milliseconds; it was seconds
+    assert (error.retry_after or 0.0) <= caps.PAUSE_S
+
+
+PAUSES = {"h": "9" * 40 + "h", "d": "99999d", "s": "1e308"}
+
+
+@pytest.mark.parametrize("pause", PAUSES.values(), ids=PAUSES)
+def test_fault_165_no_pause_is_longer_than_a_day(pause: str) -> None:
+    headers = {"x-ratelimit-remaining-requests": "0", RESET: pause, "retry-after": pause}
+    assert (retry_after(headers) or 0.0) <= caps.PAUSE_S
+    reported = rate_limits(headers, None, 0.0)
+    assert reported is not None
+    meter = with_reported_limits(LimiterState().requests, reported.requests, 0.0)
+    assert wait_time(LimiterState(requests=meter), Quota(), Demand(), caps.PAUSE_S + 1) == 0.0
+
+
+@pytest.mark.parametrize("asked", [1e308, 10.0**30])
+def test_fault_165_a_model_is_asked_again_after_a_day_at_most(asked: float) -> None:
+    clients = scripted_models(a=(RateLimitExceeded(status=429, retry_after=asked), "back"), b="because")
+    env = scripted_env(clients=clients, config=models_in_order("a", "b"))
+    ask = LLMRequest(prompt="why?", cache="bypass")
+
+    async def main() -> list[str]:
+        first = (await run(generate(ask), env)).unwrap().model
+        await anyio.sleep(caps.PAUSE_S + 1)
+        return [first, (await run(generate(ask), env)).unwrap().model]
+
+    assert run_in_virtual_time(main) == ["b", "a"]
+
+
+def tool_calls(count: int) -> dict[str, object]:
+    """Build a message with many calls."""
+    calls = [{"index": n, "id": f"c{n}", "function": {"name": "f", "arguments": "{}"}} for n in range(count)]
+    return {"role": "assistant", "tool_calls": calls}
+
+
+def with_calls(count: int, mode: str) -> bytes:
+    if mode == "whole":
+        return reply_json({**WHOLE, "choices": [{"index": 0, "finish_reason": "stop", "message": tool_calls(count)}]})
+    return HEAD + chunk(event(tool_calls(count)) + STOP + DONE) + END
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_fault_166_an_answer_has_at_most_128_tool_calls(chaos: Chaos, mode: str) -> None:
+    outcome = await run_case(chaos, {"first": model(chaos, says(with_calls(128, mode)))}, mode=mode)
+    assert len(outcome.response.tool_calls) == 128
+    many = model(chaos, says(with_calls(5_000, mode)))
+    outcome = await run_case(chaos, {"first": many}, mode=mode, max_retries=0)
+    assert isinstance(outcome.error, MalformedResponse)
+    assert "128 tool calls" in outcome.error.message
+    assert "max_tool_calls" in outcome.error.message
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_fault_166_the_number_of_tool_calls_is_configurable(chaos: Chaos, mode: str) -> None:
+    few = model(chaos, says(with_calls(3, mode)), max_tool_calls=2)
+    assert "2 tool calls" in (await run_case(chaos, {"first": few}, mode=mode, max_retries=0)).error.message
+
+
+ODD_USAGE = {"integer": 10**400, "float": 1e308, "count": 10**15}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("count", ODD_USAGE.values(), ids=ODD_USAGE)
+async def test_fault_169_implausible_counts_are_replaced_by_the_estimate(chaos: Chaos, mode: str, count: float) -> None:
+    content = {**WHOLE, "usage": {"prompt_tokens": count, "completion_tokens": count}}
+    outcome = await run_case(chaos, {"first": model(chaos, says(reply_json(content)))}, mode=mode)
+    usage = outcome.response.usage
+    assert usage.estimated
+    assert (usage.total_tokens or 0) < 100
+    assert [each for each in outcome.response.warnings if "the estimate is used instead" in each]
+
+
+async def test_fault_169_an_implausible_count_does_not_exhaust_a_budget() -> None:
+    usage = Usage(input_tokens=10**15, output_tokens=1)
+    replies = (evolve(answer("because"), usage=usage), "again")
+    config = evolve(
+        models_in_order("a", a={"price": Price(input=1, output=1)}), budgets=(BudgetConfig(name="day", limit_usd=1),)
+    )
+    env = scripted_env(clients=scripted_models(a=replies), config=config)
+    ask = LLMRequest(prompt="why?", cache="bypass", preferences=Preferences(max_tokens=100))
+    first = (await run(generate(ask), env)).unwrap()
+    assert first.cost.usd is not None
+    assert first.cost.usd < 1
+    assert (await run(generate(ask), env)).unwrap().content == "again"
+
+
+async def test_fault_169_plausible_counts_stay() -> None:
+    usage = Usage(input_tokens=20_000, output_tokens=40)
+    env = scripted_env(evolve(answer("because"), usage=usage))
+    assert (await run(generate(LLMRequest(prompt="why?")), env)).unwrap().usage == usage
+
+
+NESTED = b"[" * 900 + b"]" * 900
+CITED = b'{"choices":[{"finish_reason":"stop","message":{"content":"a","annotations":[{"type":"url_citation","x":'
+ODD_ANSWERS = {
+    "nested": CITED + NESTED + b"}]}}]}",
+    "deep": b"[" * 90_000,
+    "many values": b'{"choices":[' + b"[]," * 200_000 + b"1]}",
+    "infinite": b'{"choices":[{"index":1e999}]}',
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("body", ODD_ANSWERS.values(), ids=ODD_ANSWERS)
+async def test_fault_168_odd_answers_are_errors(chaos: Chaos, mode: str, body: bytes) -> None:
+    odd = model(chaos, says(reply(body)))
+    assert isinstance((await run_case(chaos, {"first": odd}, mode=mode, max_retries=0)).error, MalformedResponse)
+
+
+def test_fault_168_an_index_of_more_than_64_bits_is_ignored() -> None:
+    target = target_of("m", ModelConfig(provider="anthropic", model="m", api_key="sk-x")).unwrap()
+    citation = {"type": "char_location", "cited_text": "a", "document_index": 2**63}
+    content = {**CLAUDE, "content": [{"type": "text", "text": "a", "citations": [citation]}]}
+    decoded = ANTHROPIC.decode(target, WireResponse(status=200, body=json.dumps(content).encode())).unwrap()
+    part = decoded.parts[0]
+    assert isinstance(part, Text)
+    assert [(each.quote, each.document) for each in part.citations] == [("a", None)]
+
+
+@pytest.mark.parametrize("name", ["content-length", "Transfer-Encoding", "connection"])
+def test_fault_168_a_header_that_frames_the_message_is_rejected_when_loaded(name: str) -> None:
+    loaded = load_config({"models": {"a": {"provider": "lm-studio", "headers": {name: "5"}}}}, environ={})
+    error = loaded.failure()
+    assert isinstance(error, ConfigurationError)
+    assert f"{name} is set by the library itself" in error.message
+
+
+def squeezed(*members: bytes) -> bytes:
+    """Build a whole response of several gzip members, each of which is small."""
+    body = b"".join(members)
+    head = f"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+BOMBS = {
+    "text": squeezed(gzip.compress(event({"content": "a" * 60_000})) * 4_000),
+    "refusals": squeezed(gzip.compress(event({"refusal": "a" * 60_000})) * 4_000),
+    "comments": squeezed(gzip.compress(b": a" + b"a" * 60_000 + b"\n") * 4_000),
+    "lists": squeezed(gzip.compress(b"[" + b"[]," * 10_000_000 + b"1]")),
+    "texts": squeezed(gzip.compress(b"[" + b'"",' * 10_000_000 + b"1]")),
+    "text in one": squeezed(gzip.compress(b'["' + b"a" * 30_000_000 + b'"]')),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+async def test_fault_167_a_small_compressed_answer_takes_little_memory(chaos: Chaos, mode: str, bomb: bytes) -> None:
+    hostile = model(chaos, says(bomb), timeout_ms=60_000)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with open_env(config_of({"first": hostile}, max_retries=0)) as env:
+        tracemalloc.start()
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(count)
+                ask = LLMRequest(prompt="?")
+                result = await run(generate(ask) if mode == "whole" else stream(ask, RecordingSink()), env)
+                group.cancel_scope.cancel()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert isinstance(result.failure(), MalformedResponse)
+    assert peak < 64 * 2**20
+    assert turns > 100  # one for each step of decompressing
+
+
+async def test_fault_173_a_pipe_or_a_device_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pdf")
+    with anyio.fail_after(5):
+        for path in (tmp_path / "pipe.pdf", Path("/dev/zero")):
+            error = (await run(read_document(path), scripted_env())).failure()
+            assert isinstance(error, InvalidRequest)
+            assert "is not a regular file" in error.message
+
+
+JPEGS = {
+    "bare markers": b"\xff\xd8" + b"\xff\xd0" * 1_000_000,
+    "empty segments": b"\xff\xd8" + b"\xff\xe0\x00\x02" * 500_000,
+    "fill bytes": b"\xff\xd8" + b"\xff" * 2_000_000,
+    "fill bytes and markers": b"\xff\xd8" + (b"\xff" * 1_000 + b"\xd0") * 2_000,
+    "pages": b"%PDF-" + b"/Type " * 300_000,
+}
+
+
+@pytest.mark.parametrize("data", JPEGS.values(), ids=JPEGS)
+def test_fault_173_a_crafted_picture_is_measured_in_few_steps(data: bytes) -> None:
+    assert steps_of(partial(dimensions_of, data)) < 10 * caps.PICTURE_SEGMENTS
+    assert steps_of(partial(page_count, data)) < 100
+    assert dimensions_of(data) is None
+
+
+def test_every_limit_is_listed_in_the_guide() -> None:
+    guide = (Path(__file__).parents[2] / "docs/guides/errors.md").read_text()
+    missing = [name for name in vars(caps) if name.isupper() and f"`{name}`" not in guide]
+    assert not missing
