@@ -3,14 +3,13 @@
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, Final, Generic, TypeAlias, TypeVar, final
-from weakref import WeakKeyDictionary
+from typing import Final, TypeAlias, TypeVar, final
 
 import anyio
 import anyio.to_thread
 from anyio import Event
 from anyio.abc import TaskGroup
-from anyio.lowlevel import RunVar, checkpoint, current_token
+from anyio.lowlevel import checkpoint, current_token
 
 from llm_effects.values import caps
 from llm_effects.values.errors import LLMError
@@ -89,39 +88,6 @@ async def in_parallel(items: Iterable[_Item], workers: int, work: Callable[[int,
 
         for _ in range(workers):
             group.start_soon(worker)
-
-
-# A value for each event loop.
-
-
-@final
-class LoopLocal(Generic[_Item]):
-    """A value for each event loop, made on its first use there; it ends with the loop or with this object.
-
-    >>> counts = LoopLocal(list[int])
-    >>> async def main() -> list[int]:
-    ...     counts.get().append(1)
-    ...     return counts.get()
-    >>> anyio.run(main), anyio.run(main)
-    ([1], [1])
-    """
-
-    def __init__(self, make: Callable[[], _Item]) -> None:
-        self._make = make
-
-    def get(self) -> _Item:
-        """Return the value of this event loop; outside of any there is none, but a ``NoEventLoopError``."""
-        try:
-            values = _LOOP_VALUES.get()
-        except LookupError:
-            _LOOP_VALUES.set(values := WeakKeyDictionary())
-        value: _Item | None = values.get(self)
-        if value is None:
-            value = values[self] = self._make()
-        return value
-
-
-_LOOP_VALUES: Final[RunVar[WeakKeyDictionary[LoopLocal[Any], Any]]] = RunVar("llm_effects_loop_values")
 
 
 async def in_steps(work: Callable[[], _Item], size: int) -> _Item:

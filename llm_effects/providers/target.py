@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeAlias, final
 
 from attrs import frozen
 
-from llm_effects.config.models import Capabilities, Family, ModelConfig, entry_of
+from llm_effects.config.models import Capabilities, Family, ModelConfig
 from llm_effects.providers.wire import WireRequest
 from llm_effects.values import caps
 from llm_effects.values.json import dump
@@ -70,9 +70,14 @@ class Target:
     capabilities: Capabilities
 
     @property
+    def entry(self) -> str:
+        """The entry of the configuration that the model comes from: one with several keys makes several models."""
+        return self.name.partition("#")[0]
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names by which a request may pin the model: its own, its entry's and the provider's."""
-        return tuple(filter(None, (self.name, entry_of(self.name), self.wire_model)))
+        return tuple(filter(None, (self.name, self.entry, self.wire_model)))
 
     @property
     def wire_model(self) -> str | None:

@@ -15,7 +15,6 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
 from llm_effects.config import LLMConfig
-from llm_effects.config.models import entry_of
 from llm_effects.config.routing import RoutingConfig
 from llm_effects.providers.registry import targets_of
 from llm_effects.providers.target import Target
@@ -234,9 +233,7 @@ def _positions_in(table: tuple[str, ...]) -> Callable[[Target], float]:
     """Return a function to a model's first position in a table of names and families; absent models come last."""
     positions = {name: float(position) for position, name in reversed([*enumerate(table)])}
     last = float(len(table))
-    return lambda target: min(
-        positions.get(name, last) for name in (target.name, entry_of(target.name), target.preset.family)
-    )
+    return lambda target: min(positions.get(name, last) for name in (target.name, target.entry, target.preset.family))
 
 
 def estimated_cost(request: LLMRequest, target: Target, context: RoutingContext) -> Cost:

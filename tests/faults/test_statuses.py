@@ -73,7 +73,7 @@ STATUSES: dict[str, Case] = {
     "033_425": expect("ModelUnavailable", 3, problem(425), **OVERLOADED),
     "034_429": expect("RateLimitExceeded", 3, problem(429, "slow down"), quota=False, retry_after=None),
     "038_429_huge_hint": expect(
-        "RateLimitExceeded", 1, problem(429, "", "retry-after: 99999999"), retry_after=99999999.0
+        "RateLimitExceeded", 1, problem(429, "", "retry-after: 99999999"), retry_after=86_400.0
     ),
     "039_429_infinite_hint": expect("RateLimitExceeded", 3, problem(429, "", "retry-after: inf"), retry_after=None),
     "040_429_hint_that_is_no_number": expect("RateLimitExceeded", 3, problem(429, "", "retry-after: nan")),

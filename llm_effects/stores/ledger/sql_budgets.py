@@ -116,7 +116,7 @@ class BudgetQueue:
             self._on_end(Failure(StorageFailed(operation="budget", message="the ledger is closed")))
 
     def _apply(self, connection: Connection) -> Result[Sequence[Result[Hold, LLMError]], LLMError]:
-        """Take the steps that wait; a transaction that is repeated takes the same again."""
+        """Apply the waiting steps; a repeated transaction applies the same steps again."""
         if not self._batch:
             self._take(lambda _: True)
         accounts = lock(connection, [step.hold for step in self._batch])
