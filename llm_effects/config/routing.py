@@ -77,5 +77,5 @@ class RoutingConfig:
     timeout_ms: float = field(default=300_000, validator=number(above=0))
     breaker: BreakerConfig = field(factory=BreakerConfig, validator=instance(BreakerConfig))
     hedging: HedgingConfig = field(factory=HedgingConfig, validator=instance(HedgingConfig))
-    candidate_share: float = field(default=0.5, validator=number(above=0, at_most=1))
+    candidate_share: float = field(default=1.0, validator=number(above=0, at_most=1))
     retry_budget: RetryBudgetConfig = field(factory=RetryBudgetConfig, validator=instance(RetryBudgetConfig))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from attrs import evolve
 from returns.pipeline import is_successful
@@ -14,6 +15,10 @@ from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.circuit_breaker import BreakerPermit, is_model_fault
 from llm_effects.values.errors import LLMError, RequestTimeout, is_retryable
 from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.values.records import Statistics
+
+PATIENCE: Final = 2.0
+"""How many times its usual time a model must have had before the end of a share counts against it."""
 
 
 @layer
@@ -77,6 +82,15 @@ def share_was_short(error: LLMError, call: Call, env: LLMEnv) -> bool:
     """Return whether a share of the time ended before the model usually answers: that says nothing about the model."""
     if not isinstance(error, RequestTimeout) or error.phase != "attempt" or call.attempt.first_content_by == math.inf:
         return False
-    known = env.health.statistics().get(call.model)
-    usual = [] if known is None else [known.latency_ms, known.first_content_ms]
-    return (error.timeout_ms or 0.0) < min((ms for ms in usual if ms is not None), default=0.0)
+    known, streamed = env.health.statistics(), call.sink is not None
+    times = _usual_times(known.get(call.model), streamed=streamed)
+    if not times:  # it never answered: the fastest of the other models is the measure
+        times = [ms for each in known.values() for ms in _usual_times(each, streamed=streamed)]
+    return (error.timeout_ms or 0.0) < PATIENCE * min(times, default=math.inf)
+
+
+def _usual_times(known: Statistics | None, *, streamed: bool) -> list[float]:
+    if known is None:
+        return []
+    times = [known.first_content_ms, known.latency_ms] if streamed else [known.latency_ms, known.first_content_ms]
+    return [ms for ms in times if ms is not None][:1]

@@ -133,6 +133,8 @@ def routing_context(
 
 def _end_of_share(call: Call, env: LLMEnv) -> float:
     """Return when a candidate that is not the last must have its first content: it gets a share of the time left."""
+    if env.config.routing.candidate_share == 1:
+        return math.inf
     now = anyio.current_time()
     return now + (call.deadline - now) * env.config.routing.candidate_share
 

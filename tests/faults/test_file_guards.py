@@ -145,7 +145,7 @@ async def test_fault_172_a_file_of_root_is_read_if_others_cannot_write_it(
     path = tmp_path / "kept"
     (await use_cache(path)).unwrap()
     path.chmod(permissions)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *(each for each in tmp_path.parents if "pytest" in str(each))):
         folder.chmod(0o755)
     os.seteuid(NOBODY)
     try:

@@ -77,7 +77,7 @@ def test_fault_139_a_stalled_model_leaves_time_for_the_next(ask: Ask) -> None:
         return [(await ask(env)).unwrap().model for _ in range(50)]
 
     assert run_in_virtual_time(main) == ["b"] * 50
-    assert clients.asked.count("a") <= 10
+    assert clients.asked.count("a") <= 12
 
 
 def test_fault_139_a_stream_that_has_content_keeps_the_whole_deadline() -> None:
@@ -221,7 +221,7 @@ def test_fault_143_calls_at_once_do_not_all_explore_one_model(ask: Ask) -> None:
                 group.start_soon(ask, env)
 
     run_in_virtual_time(main)
-    assert clients.asked.count("a") <= 10
+    assert clients.asked.count("a") <= 12
 
 
 @pytest.mark.parametrize(("weight", "concurrency", "share"), [(1.0, 4, 20), (3.0, None, 30)])
