@@ -93,7 +93,9 @@ def config_of(base: str) -> LLMConfig:
     models = {
         name: ModelConfig(provider="openai-compatible", model=name, endpoint=f"{base}/{name}/v1") for name in names
     }
-    return LLMConfig(models=models, routing=RoutingConfig(tasks={"general": names}, timeout_ms=DEADLINE_MS))
+    return LLMConfig(
+        models=models, routing=RoutingConfig(tasks={"general": names}, timeout_ms=DEADLINE_MS, candidate_share=0.5)
+    )
 
 
 async def ignore(_: StreamEvent) -> None:
