@@ -17,8 +17,8 @@ from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, ready_targets, target_of
 from llm_effects.routing.candidates import RoutingContext
-from llm_effects.routing.cooldowns import cooldown_after
 from llm_effects.routing.router import Ranked, fallbacks_after, order
+from llm_effects.routing.statistics import cooldown_after
 from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, NetworkError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
 from llm_effects.values.messages import Message, Text

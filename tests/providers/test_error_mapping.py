@@ -13,7 +13,7 @@ from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.providers.error_mapping import classify, classify_error_object
 from llm_effects.providers.target import Preset, Target
 from llm_effects.providers.wire import WireResponse
-from llm_effects.routing.cooldowns import cooldown_after
+from llm_effects.routing.statistics import cooldown_after
 from llm_effects.values.errors import (
     ConfigurationError,
     ContentRefused,
