@@ -11,12 +11,9 @@ from llm_effects import (
     Completed,
     Failed,
     LLMConfig,
-    LLMEnv,
     LLMError,
     LLMRequest,
     LLMResponse,
-    MalformedResponse,
-    ModelConfig,
     NetworkError,
     Preferences,
     Recovery,
@@ -33,44 +30,14 @@ from llm_effects import (
     make_llm_manager,
     open_stream,
     run,
-    scripted_env,
     stream,
 )
-from llm_effects.config import Capabilities, RoutingConfig
 from llm_effects.effects import Call
-from llm_effects.testing import Chunks, Delayed, Reply, answer, run_in_virtual_time, scripted
+from llm_effects.testing import Chunks, Delayed, answer, run_in_virtual_time, scripted
 from llm_effects.values import Statistics
+from tests.fixtures.streams import ASK, CUT, env_of, events_of, models
 
 pytestmark = pytest.mark.anyio
-
-
-ASK = LLMRequest(prompt="why?")
-
-
-CUT = MalformedResponse(message="cut")
-
-
-def models(*names: str, prefill: bool | None = None) -> LLMConfig:
-    can = Capabilities(prefill=prefill)
-    settings = {name: ModelConfig(provider="lm-studio", model=name, capabilities=can) for name in names}
-    return LLMConfig(models=settings, routing=RoutingConfig(max_retries=1))
-
-
-def env_of(*replies: Reply, config: LLMConfig | None = None) -> LLMEnv:
-    return evolve(scripted_env(*replies, config=config or models("one", "two")), draw=lambda: 0.0)
-
-
-async def events_of(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]:
-    events: list[StreamEvent] = []
-
-    async def sink(event: StreamEvent) -> None:
-        events.append(event)
-
-    result = await run(stream(request, sink), env)
-    last = events[-1]
-    assert isinstance(last, Completed | Failed)
-    assert last == (Completed(result.unwrap()) if isinstance(last, Completed) else Failed(result.failure()))
-    return events
 
 
 class Peculiar(BaseException):

@@ -8,55 +8,18 @@ from llm_effects import (
     Completed,
     ConfigurationError,
     Failed,
-    LLMConfig,
-    LLMEnv,
-    LLMRequest,
-    MalformedResponse,
-    ModelConfig,
     NetworkError,
     Recovery,
     Restarted,
     Started,
     StreamEvent,
     TextDelta,
-    run,
-    scripted_env,
-    stream,
 )
-from llm_effects.config import Capabilities, RoutingConfig
 from llm_effects.stores.cache.memory import MemoryCache
-from llm_effects.testing import Chunks, Reply, run_in_virtual_time, scripted
+from llm_effects.testing import Chunks, run_in_virtual_time, scripted
+from tests.fixtures.streams import ASK, CUT, env_of, events_of, models
 
 pytestmark = pytest.mark.anyio
-
-
-ASK = LLMRequest(prompt="why?")
-
-
-CUT = MalformedResponse(message="cut")
-
-
-def models(*names: str, prefill: bool | None = None) -> LLMConfig:
-    can = Capabilities(prefill=prefill)
-    settings = {name: ModelConfig(provider="lm-studio", model=name, capabilities=can) for name in names}
-    return LLMConfig(models=settings, routing=RoutingConfig(max_retries=1))
-
-
-def env_of(*replies: Reply, config: LLMConfig | None = None) -> LLMEnv:
-    return evolve(scripted_env(*replies, config=config or models("one", "two")), draw=lambda: 0.0)
-
-
-async def events_of(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]:
-    events: list[StreamEvent] = []
-
-    async def sink(event: StreamEvent) -> None:
-        events.append(event)
-
-    result = await run(stream(request, sink), env)
-    last = events[-1]
-    assert isinstance(last, Completed | Failed)
-    assert last == (Completed(result.unwrap()) if isinstance(last, Completed) else Failed(result.failure()))
-    return events
 
 
 async def test_a_break_after_the_first_content_fails_with_the_partial_text() -> None:
