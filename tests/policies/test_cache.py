@@ -25,13 +25,11 @@ from llm_effects import (
     LLMRequest,
     MalformedResponse,
     Message,
-    ModelConfig,
     Preferences,
     Reasoning,
     Recovery,
     Restarted,
     Started,
-    StreamEvent,
     TextDelta,
     ToolCall,
     generate,
@@ -39,9 +37,8 @@ from llm_effects import (
     open_env,
     run,
     scripted_env,
-    stream,
 )
-from llm_effects.config import CacheConfig, RoutingConfig
+from llm_effects.config import CacheConfig
 from llm_effects.effects.effect import Generate, layered
 from llm_effects.effects.env import wall_clock
 from llm_effects.pipeline import run_call
@@ -58,31 +55,7 @@ from llm_effects.testing import Chunks, Delayed, Reply, Scripted, answer, run_in
 from llm_effects.values import CacheStats, Tool
 from llm_effects.values.errors import LLMError
 from llm_effects.values.serialization import Entry, dump_entry, load_entry
-
-ASK = LLMRequest(prompt="why?")
-
-
-STUDIO = ModelConfig(provider="lm-studio", model="m")
-
-
-ONE = LLMConfig(models={"one": STUDIO}, routing=RoutingConfig(max_retries=0))
-TWO = LLMConfig(models={"one": STUDIO, "two": STUDIO}, routing=RoutingConfig(max_retries=0))
-
-
-def remembering(*replies: Reply, config: LLMConfig = TWO) -> tuple[LLMEnv, Scripted]:
-    model = scripted(*replies)
-    return evolve(scripted_env(clients=model, config=config), cache=MemoryCache(100)), model
-
-
-async def streamed_events(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]:
-    events: list[StreamEvent] = []
-
-    async def sink(event: StreamEvent) -> None:
-        events.append(event)
-
-    await run(stream(request, sink), env)
-    return events
-
+from tests.fixtures.cached import ASK, ONE, STUDIO, TWO, remembering, streamed_events
 
 SHAPING: dict[str, LLMRequest] = {
     "prompt": evolve(ASK, prompt="how?"),

@@ -14,7 +14,6 @@ from llm_effects import (
     LLMEnv,
     LLMRequest,
     MalformedResponse,
-    ModelConfig,
     Preferences,
     RateLimitExceeded,
     Restarted,
@@ -27,33 +26,8 @@ from llm_effects import (
     stream,
 )
 from llm_effects.config import CacheConfig, RoutingConfig
-from llm_effects.stores.cache.memory import MemoryCache
-from llm_effects.testing import Chunks, Delayed, Reply, Scripted, run_in_virtual_time, scripted
-
-ASK = LLMRequest(prompt="why?")
-
-
-STUDIO = ModelConfig(provider="lm-studio", model="m")
-
-
-ONE = LLMConfig(models={"one": STUDIO}, routing=RoutingConfig(max_retries=0))
-TWO = LLMConfig(models={"one": STUDIO, "two": STUDIO}, routing=RoutingConfig(max_retries=0))
-
-
-def remembering(*replies: Reply, config: LLMConfig = TWO) -> tuple[LLMEnv, Scripted]:
-    model = scripted(*replies)
-    return evolve(scripted_env(clients=model, config=config), cache=MemoryCache(100)), model
-
-
-async def streamed_events(env: LLMEnv, request: LLMRequest = ASK) -> list[StreamEvent]:
-    events: list[StreamEvent] = []
-
-    async def sink(event: StreamEvent) -> None:
-        events.append(event)
-
-    await run(stream(request, sink), env)
-    return events
-
+from llm_effects.testing import Chunks, Delayed, Reply, run_in_virtual_time
+from tests.fixtures.cached import ASK, ONE, STUDIO, TWO, remembering, streamed_events
 
 ONE_RETRY = LLMConfig(models={"one": STUDIO}, routing=RoutingConfig(max_retries=1))
 
