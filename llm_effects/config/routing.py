@@ -64,7 +64,8 @@ class RoutingConfig:
     ``tasks`` gives a task its own order of model names or families (``local``, ``gpt``, ``claude``, ``other``);
     ``fallback_order`` follows it, then the remaining models as configured. ``max_retries`` is for each candidate,
     ``max_attempts`` and ``timeout_ms`` (milliseconds) for the whole call.
-    Every candidate but the last has ``candidate_share`` (0 to 1) of the time left until its first content.
+    While others are left, a candidate has ``candidate_share`` (0 to 1; 1 sets no limit) of the remaining time until its
+    first content.
     """
 
     strategy: Strategy = field(default="balanced", validator=one_of(*get_args(Strategy)))
@@ -77,5 +78,5 @@ class RoutingConfig:
     timeout_ms: float = field(default=300_000, validator=number(above=0))
     breaker: BreakerConfig = field(factory=BreakerConfig, validator=instance(BreakerConfig))
     hedging: HedgingConfig = field(factory=HedgingConfig, validator=instance(HedgingConfig))
-    candidate_share: float = field(default=1.0, validator=number(above=0, at_most=1))
+    candidate_share: float = field(default=0.5, validator=number(above=0, at_most=1))
     retry_budget: RetryBudgetConfig = field(factory=RetryBudgetConfig, validator=instance(RetryBudgetConfig))

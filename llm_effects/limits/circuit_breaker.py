@@ -12,7 +12,6 @@ from attrs import evolve, frozen
 
 from llm_effects.config.routing import BreakerConfig
 from llm_effects.limits.quotas import Cells, add, drop_before, total
-from llm_effects.values.errors import LLMError, ModelUnavailable, NetworkError, RequestTimeout
 
 CELLS: Final = 10
 """Cells of the rolling window."""
@@ -105,24 +104,3 @@ def _count(breaker: Breaker, config: BreakerConfig, now: float, *, failed: bool)
         if attempted >= config.min_attempts and total(failures) >= config.failure_rate * attempted:
             return _open(breaker, config, now)
     return Breaker(attempts=attempts, failures=failures, epoch=breaker.epoch)
-
-
-def is_model_fault(error: LLMError) -> bool:
-    """Return whether an error shows that the model does not work: the network, a time-out or a server's own fault.
-
-    These do not count: a lack of this process, a call cut short by its caller or consumer, a model that is loading,
-    a rate limit, and anything wrong with the request.
-
-    >>> faults = (NetworkError(phase="reset"), NetworkError(phase="local"), ModelUnavailable(status=503))
-    >>> [is_model_fault(error) for error in faults]
-    [True, False, True]
-    """
-    match error:
-        case NetworkError():
-            return error.phase != "local"
-        case RequestTimeout():
-            return error.phase not in {"queue", "sink", "total"}
-        case ModelUnavailable():
-            return error.reason == "overloaded" and (error.status or 0) >= 500
-        case _:
-            return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Final
 
 from attrs import evolve
 from returns.pipeline import is_successful
@@ -12,13 +11,10 @@ from returns.result import Failure
 from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
 from llm_effects.effects.env import LLMEnv
-from llm_effects.limits.circuit_breaker import BreakerPermit, is_model_fault
-from llm_effects.values.errors import LLMError, RequestTimeout, is_retryable
+from llm_effects.limits.circuit_breaker import BreakerPermit
+from llm_effects.routing.statistics import PATIENCE, usual_time
+from llm_effects.values.errors import Blame, LLMError, RequestTimeout, blame_for, is_retryable
 from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
-from llm_effects.values.records import Statistics
-
-PATIENCE: Final = 2.0
-"""How many times its usual time a model must have had before the end of a share counts against it."""
 
 
 @layer
@@ -75,22 +71,17 @@ def _failed(result: Answer, call: Call, env: LLMEnv) -> bool | None:
     """Return whether the model failed, or ``None`` where the outcome says nothing about it."""
     if is_successful(result):
         return False
-    return None if share_was_short(result.failure(), call, env) else is_model_fault(result.failure()) or None
+    error = result.failure()
+    return None if blame_for(error) is not Blame.SERVER or _was_cut_short(error, call, env) else True
 
 
-def share_was_short(error: LLMError, call: Call, env: LLMEnv) -> bool:
+def _was_cut_short(error: LLMError, call: Call, env: LLMEnv) -> bool:
     """Return whether a share of the time ended before the model usually answers: that says nothing about the model."""
     if not isinstance(error, RequestTimeout) or error.phase != "attempt" or call.attempt.first_content_by == math.inf:
         return False
     known, streamed = env.health.statistics(), call.sink is not None
-    times = _usual_times(known.get(call.model), streamed=streamed)
-    if not times:  # it never answered: the fastest of the other models is the measure
-        times = [ms for each in known.values() for ms in _usual_times(each, streamed=streamed)]
-    return (error.timeout_ms or 0.0) < PATIENCE * min(times, default=math.inf)
-
-
-def _usual_times(known: Statistics | None, *, streamed: bool) -> list[float]:
-    if known is None:
-        return []
-    times = [known.first_content_ms, known.latency_ms] if streamed else [known.latency_ms, known.first_content_ms]
-    return [ms for ms in times if ms is not None][:1]
+    usual_s = usual_time(known.get(call.model), streamed=streamed)
+    if usual_s is None:  # it never answered: the fastest of the other models is the measure
+        times = (usual_time(each, streamed=streamed) for each in known.values())
+        usual_s = min((each for each in times if each is not None), default=math.inf)
+    return (error.timeout_ms or 0.0) < PATIENCE * usual_s * 1000

@@ -20,17 +20,7 @@ from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.quotas import ActualUsage, Allowance, Demand, Permit, Quota, RateLimits, quota_of
 from llm_effects.routing.candidates import EXPECTED_ANSWER_TOKENS
-from llm_effects.values.errors import (
-    BudgetExceeded,
-    ConfigurationError,
-    ContextTooLarge,
-    InvalidRequest,
-    LLMError,
-    NetworkError,
-    RateLimitExceeded,
-    RequestTimeout,
-    StorageFailed,
-)
+from llm_effects.values.errors import ContextTooLarge, LLMError, RateLimitExceeded, was_sent
 from llm_effects.values.responses import LLMResponse, Usage
 
 _ONE_REQUEST: Final = Demand()
@@ -108,25 +98,11 @@ def _actual_usage(permit: Permit, outcome: Answer) -> ActualUsage:
         counted = outcome.unwrap().usage.total_tokens
         return ActualUsage(tokens=permit.demand.tokens if counted is None else counted)
     error = outcome.failure()
-    if _never_sent(error):
+    if not was_sent(error):
         return ActualUsage(requests=0)
     counted = error.usage.total_tokens if error.usage else None
     rejected = 0 if (error.status or 0) >= 400 else permit.demand.tokens  # servers count rejected requests all the same
     return ActualUsage(tokens=counted or rejected, reported_limits=_requested_pause(error))
-
-
-def _never_sent(error: LLMError) -> bool:
-    match error:
-        case NetworkError():
-            return error.phase in {"dns", "connect", "refused", "local"}
-        case RequestTimeout():
-            return error.phase in {"queue", "connect"}
-        case InvalidRequest() | ConfigurationError():
-            return error.status is None
-        case BudgetExceeded() | StorageFailed():  # a layer inside the limits refused it
-            return True
-        case _:
-            return False
 
 
 def _requested_pause(error: LLMError) -> RateLimits | None:

@@ -13,7 +13,7 @@ from llm_effects.effects.call import AttemptRecord, Call
 from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.tracing import begin_attempt, end_attempt
-from llm_effects.values.errors import ConfigurationError, InvalidRequest, LLMError, NetworkError, RequestTimeout
+from llm_effects.values.errors import Blame, LLMError, RequestTimeout, blame_for, was_sent
 from llm_effects.values.records import LedgerRow, Statistics
 from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, Usage
 
@@ -65,10 +65,17 @@ def _record(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer |
     call.attempt.record.cost = attempt.cost
     call.history.attempts.append(attempt)
     at = env.now()
-    if not _is_hurried(outcome, call) or not _too_soon(attempt, env):
+    if _is_evidence(outcome) and not (_is_hurried(outcome, call) and _too_soon(attempt, env)):
         env.health.observe(attempt, at)
     env.ledger.record(_row(call, attempt, at, outcome))
     return attempt
+
+
+def _is_evidence(outcome: Answer | None) -> bool:
+    """Return whether an outcome may say something about the model."""
+    if outcome is None or is_successful(outcome):
+        return True
+    return blame_for(outcome.failure()) in {Blame.SERVER, Blame.MODEL}
 
 
 def _is_hurried(outcome: Answer | None, call: Call) -> bool:
@@ -125,13 +132,11 @@ def _usage(outcome: Answer | None) -> Usage | None:
 
 def _cost(env: LLMEnv, call: Call, outcome: Answer | None, usage: Usage | None) -> Cost:
     """Return the cost of an attempt: zero if it was rejected, unknown if the provider may have worked on it."""
-    rejected = outcome is not None and not is_successful(outcome) and _was_rejected(outcome.failure())
+    rejected = outcome is not None and not is_successful(outcome) and _is_unbilled(outcome.failure())
     if rejected and (usage is None or usage == Usage()):
         return Cost.ZERO
     return env.prices.cost(call.model, usage or Usage(), env.now())
 
 
-def _was_rejected(error: LLMError) -> bool:
-    if isinstance(error, NetworkError):
-        return error.phase in {"dns", "connect", "refused"}
-    return isinstance(error, ConfigurationError | InvalidRequest) or (error.status or 0) >= 400
+def _is_unbilled(error: LLMError) -> bool:
+    return not was_sent(error) or (error.status or 0) >= 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -17,8 +18,8 @@ from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, ready_targets, target_of
 from llm_effects.routing.candidates import RoutingContext
-from llm_effects.routing.router import Ranked, fallbacks_after, order
-from llm_effects.routing.statistics import cooldown_after
+from llm_effects.routing.router import Ranked, fallbacks_after, is_unavailable, order
+from llm_effects.routing.statistics import cooldown_after, time_share
 from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, NetworkError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
 from llm_effects.values.messages import Message, Text
@@ -43,7 +44,7 @@ async def with_routing(next: Generate, call: Call, env: LLMEnv) -> Answer:
 async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tuple[Ranked, ...]) -> Answer:
     chosen, *rest = candidates
     while True:
-        attempt = _attempt_at(chosen.model, len(rest), call, env)
+        attempt = _attempt_at(chosen, rest, call, env)
         recorded = len(call.history.errors)
         result = await _counted(next, attempt, env)
         if is_successful(result):
@@ -131,28 +132,35 @@ def routing_context(
     )
 
 
-def _end_of_share(call: Call, env: LLMEnv) -> float:
-    """Return when a candidate that is not the last must have its first content: it gets a share of the time left."""
-    if env.config.routing.candidate_share == 1:
+# Shares of the time: one slow model never costs the call.
+
+
+def _end_of_share(chosen: Ranked, following: Ranked, call: Call, env: LLMEnv) -> float:
+    """Return when a candidate that others follow must have its first content."""
+    share = env.config.routing.candidate_share
+    if share == 1:
         return math.inf
-    now = anyio.current_time()
-    return now + (call.deadline - now) * env.config.routing.candidate_share
+    now, known = anyio.current_time(), chosen.context.statistics
+    left, streamed = call.deadline - now, call.sink is not None
+    seconds = time_share(left, share, known.get(chosen.model), known.get(following.model), streamed=streamed)
+    return math.inf if seconds == left else now + seconds
 
 
 # Recovery: what the next candidate is asked when an answer broke off after the consumer had received some of it.
 
 
-def _attempt_at(model: str, alternatives: int, call: Call, env: LLMEnv) -> Call:
+def _attempt_at(chosen: Ranked, rest: Sequence[Ranked], call: Call, env: LLMEnv) -> Call:
     """Return the call for a candidate: as it is before any content, else to resume the answer or to begin again.
 
     Resuming needs a model that continues a given beginning, and a beginning that is only text.
     """
-    history = call.history
+    history, model = call.history, chosen.model
+    others = [each for each in rest if not is_unavailable(each.model, each.context)]
     attempt = AttemptContext(
         model=model,
-        alternatives=alternatives,
+        alternatives=len(others),
         delivered=history.contents,
-        first_content_by=_end_of_share(call, env) if alternatives else math.inf,
+        first_content_by=_end_of_share(chosen, others[0], call, env) if others else math.inf,
     )
     resumable = call.request.recovery is Recovery.RESUME and not history.acted and history.partial.strip()
     # Before an error of this call, the content is that of another call, which it followed: begin again.

@@ -1,4 +1,4 @@
-"""Running statistics of a model (speed and errors with confidence), and how long routing skips it after an error."""
+"""Statistics of models: their speed and errors, their shares of the time, and their cooldowns after errors."""
 
 import math
 from datetime import datetime
@@ -7,14 +7,15 @@ from typing import Final
 from llm_effects.values import caps
 from llm_effects.values.errors import (
     AuthenticationFailed,
+    Blame,
     LLMError,
     MalformedResponse,
     ModelUnavailable,
     NetworkError,
     RateLimitExceeded,
-    RequestFailed,
     RequestTimeout,
     SchemaMismatch,
+    blame_for,
 )
 from llm_effects.values.records import Statistics
 from llm_effects.values.responses import SUCCESS, Attempt
@@ -31,7 +32,7 @@ PRIOR: Final = 0.1
 INFORMATIVE_OUTCOMES: Final = frozenset(
     error.tag for error in (ModelUnavailable, RateLimitExceeded, AuthenticationFailed, RequestTimeout, NetworkError)
 ) | {MalformedResponse.tag, SchemaMismatch.tag, SUCCESS}
-"""Outcomes that are informative about the model, not about the request, the caller, or a defect."""
+"""Outcomes that are evidence about the model, as ``blame_for`` judges their errors."""
 
 
 def learn(statistics: Statistics, attempt: Attempt, at: datetime, calls: int = 0) -> Statistics:
@@ -96,6 +97,52 @@ def expected_error_rate(error_rate: float, confidence: float) -> float:
     return error_rate * confidence / (confidence + PRIOR)
 
 
+# Shares of the time: how long a candidate may take while others are left.
+
+PATIENCE: Final = 2.0
+"""How many times its usual time a model may need before it counts as stalled."""
+
+UNRELIABLE: Final = 0.5
+"""Error rate from which a model has no claim to its usual time."""
+
+
+def usual_time(statistics: Statistics | None, *, streamed: bool) -> float | None:
+    """Return the seconds in which a model usually answers (has its first content, for streams), if that is known.
+
+    >>> usual_time(Statistics(latency_ms=900.0, first_content_ms=200.0), streamed=True)
+    0.2
+    """
+    if statistics is None:
+        return None
+    whole, first = statistics.latency_ms, statistics.first_content_ms
+    preferred, other = (first, whole) if streamed else (whole, first)
+    usual_ms = other if preferred is None else preferred
+    return None if usual_ms is None else usual_ms / 1000
+
+
+def time_share(
+    left: float, share: float, candidate: Statistics | None, following: Statistics | None, *, streamed: bool
+) -> float:
+    """Return the seconds of those ``left`` in which a candidate must have its first content.
+
+    That is a ``share`` of them, or what the candidate usually needs if that is more, as long as the ``following`` one
+    keeps what it usually needs. All of them where the following one could not usually answer in what a share leaves.
+
+    >>> quick, slow = Statistics(latency_ms=1000.0), Statistics(latency_ms=4000.0)
+    >>> time_share(10.0, 0.5, None, None, streamed=False), time_share(10.0, 0.5, slow, quick, streamed=False)
+    (5.0, 8.0)
+    >>> time_share(6.0, 0.5, slow, slow, streamed=False)
+    6.0
+    """
+    fair = left * share
+    usual_s, following_s = usual_time(candidate, streamed=streamed), usual_time(following, streamed=streamed)
+    if following_s is None or (candidate is not None and candidate.error_rate > UNRELIABLE):
+        return fair
+    if following_s > left - fair:
+        return left
+    return fair if usual_s is None else max(fair, min(PATIENCE * usual_s, left - PATIENCE * following_s))
+
+
 # Cooldowns: how long a model is skipped after an error. Routing asks a model that cools down after all others.
 
 MISCONFIGURED_S: Final = 300.0
@@ -113,7 +160,7 @@ def cooldown_after(error: LLMError) -> float:
     >>> cooldown_after(NetworkError(phase="reset")), cooldown_after(NetworkError(phase="refused"))
     (0.0, 30.0)
     """
-    requested = 0.0 if _is_our_own(error) else error.retry_after or 0.0
+    requested = 0.0 if blame_for(error) is Blame.OURSELVES else error.retry_after or 0.0
     return min(caps.PAUSE_S, max(requested, _lasting(error)))
 
 
@@ -129,14 +176,3 @@ def _lasting(error: LLMError) -> float:
             return REFUSED_S if error.phase == "refused" else 0.0
         case _:
             return 0.0
-
-
-def _is_our_own(error: LLMError) -> bool:
-    """Return whether the pause is our own: of an open breaker, or of limits that a smaller call may still pass."""
-    match error:
-        case ModelUnavailable():
-            return error.reason == "breaker_open"
-        case RateLimitExceeded():
-            return error.status is None and error.should_retry is False
-        case _:
-            return isinstance(error, RequestFailed)

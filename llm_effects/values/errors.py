@@ -372,6 +372,76 @@ def fallback_for(error: LLMError) -> Fallback:
             assert_never(error)
 
 
+@final
+@unique
+class Blame(Enum):
+    """What an error is evidence against."""
+
+    SERVER = "server"
+    """The server or the network does not work. Circuit breakers and statistics count it."""
+    MODEL = "model"
+    """The server works, but this model did not answer: its limits, its key, its output. Statistics count it."""
+    REQUEST = "request"
+    """The request. Another one may be answered, so it says nothing about the model."""
+    OURSELVES = "ourselves"
+    """This process: its limits, its deadline, its configuration, its stores. It says nothing about the model."""
+
+
+def blame_for(error: LLMError) -> Blame:
+    """Return what an error is evidence against. Breakers, statistics, cooldowns and limits all judge by it.
+
+    >>> errors = (NetworkError(phase="reset"), NetworkError(phase="local"), ModelUnavailable(status=503))
+    >>> [blame_for(error).value for error in errors]
+    ['server', 'ourselves', 'server']
+    >>> blame_for(RateLimitExceeded(status=429)).value, blame_for(RequestTimeout(phase="queue")).value
+    ('model', 'ourselves')
+    """
+    match error:
+        case NetworkError():
+            return Blame.OURSELVES if error.phase == "local" else Blame.SERVER
+        case RequestTimeout():
+            return Blame.OURSELVES if error.phase in {"queue", "sink", "total"} else Blame.SERVER
+        case ModelUnavailable():
+            return _blame_for_absence(error)
+        case RateLimitExceeded():
+            return Blame.OURSELVES if error.status is None and error.should_retry is False else Blame.MODEL
+        case AuthenticationFailed() | MalformedResponse() | SchemaMismatch():
+            return Blame.MODEL
+        case InvalidRequest() | ContextTooLarge() | ContentRefused():
+            return Blame.REQUEST
+        case ConfigurationError() | BudgetExceeded() | StorageFailed() | ConversationConflict() | RequestFailed():
+            return Blame.OURSELVES
+        case _:
+            assert_never(error)
+
+
+def _blame_for_absence(error: ModelUnavailable) -> Blame:
+    if error.reason == "breaker_open":
+        return Blame.OURSELVES
+    if error.reason == "unsupported":
+        return Blame.REQUEST
+    return Blame.SERVER if error.reason == "overloaded" and (error.status or 0) >= 500 else Blame.MODEL
+
+
+def was_sent(error: LLMError) -> bool:
+    """Return whether the request may have reached the server, which may then have counted it.
+
+    >>> was_sent(NetworkError(phase="reset")), was_sent(NetworkError(phase="refused"))
+    (True, False)
+    """
+    match error:
+        case NetworkError():
+            return error.phase not in {"dns", "connect", "refused", "local"}
+        case RequestTimeout():
+            return error.phase not in {"queue", "connect"}
+        case InvalidRequest() | ConfigurationError():
+            return error.status is not None
+        case BudgetExceeded() | StorageFailed():  # a layer refused it
+            return False
+        case _:
+            return True
+
+
 def describe(error: LLMError) -> str:
     r"""Return one line for people: the tag, the model and what happened.
 

@@ -93,9 +93,7 @@ def config_of(base: str) -> LLMConfig:
     models = {
         name: ModelConfig(provider="openai-compatible", model=name, endpoint=f"{base}/{name}/v1") for name in names
     }
-    return LLMConfig(
-        models=models, routing=RoutingConfig(tasks={"general": names}, timeout_ms=DEADLINE_MS, candidate_share=0.5)
-    )
+    return LLMConfig(models=models, routing=RoutingConfig(tasks={"general": names}, timeout_ms=DEADLINE_MS))
 
 
 async def ignore(_: StreamEvent) -> None:

@@ -95,6 +95,35 @@ def test_fault_139_the_share_ends_an_attempt_as_an_error_value(ask: Ask) -> None
     assert env.health.statistics()["a"].attempts == 1
 
 
+@pytest.mark.parametrize("error", [AuthenticationFailed(status=401), NetworkError(phase="refused")], ids=describe)
+def test_fault_139_a_model_that_cannot_answer_takes_no_time_from_the_others(ask: Ask, error: LLMError) -> None:
+    config = models_in_order("a", "b", timeout_ms=10_000)
+    env, clients = environment(config, a=Delayed(8, "because"), b=error)
+
+    async def main() -> str:
+        await run(generate(evolve(ASK, model="b")), env)  # b cools down
+        return (await ask(env)).unwrap().model
+
+    assert run_in_virtual_time(main) == "a"
+    assert clients.asked.count("b") == 1 + (error.tag == "NetworkError") * 2
+
+
+def test_fault_139_a_slow_model_keeps_its_usual_time_where_the_next_is_quick(ask: Ask) -> None:
+    env, _ = environment(models_in_order("a", "b", timeout_ms=10_000), a=Delayed(6, "because"), b=Delayed(1, "b"))
+
+    async def main() -> list[str]:
+        for model in ("a", "b"):
+            await run(generate(evolve(ASK, model=model)), env)
+            await run(stream(evolve(ASK, model=model), ignore), env)
+        return [(await ask(env)).unwrap().model for _ in range(3)]
+
+    assert run_in_virtual_time(main) == ["a"] * 3
+
+
+def test_fault_139_the_share_is_half_unless_configured() -> None:
+    assert RoutingConfig().candidate_share == 0.5
+
+
 def test_fault_140_a_long_pause_is_not_slept_while_another_candidate_is_left(ask: Ask) -> None:
     env, _ = environment(models_in_order("a", "b"), a=BUSY, b="because")
 

@@ -1,24 +1,13 @@
 """The circuit breaker as a pure state machine."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects import (
-    AuthenticationFailed,
-    InvalidRequest,
-    LLMError,
-    ModelUnavailable,
-    NetworkError,
-    RateLimitExceeded,
-    RequestTimeout,
-)
 from llm_effects.config.routing import BreakerConfig
 from llm_effects.limits.circuit_breaker import (
     Breaker,
     BreakerPermit,
     Refusal,
-    is_model_fault,
     record_outcome,
     request_permit,
 )
@@ -82,26 +71,3 @@ def test_failures_outside_the_window_do_not_count() -> None:
     for now in (0.0, 1.0, 2.0, 14.0):
         breaker = record_outcome(breaker, RULES, BreakerPermit(), now, failed=True)
     assert breaker.open_until is None
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (NetworkError(phase="refused"), True),
-        (NetworkError(phase="local"), False),
-        (RequestTimeout(phase="first_content"), True),
-        (RequestTimeout(phase="queue"), False),
-        (RequestTimeout(phase="sink"), False),
-        (RequestTimeout(phase="total"), False),
-        (ModelUnavailable(status=503), True),
-        (ModelUnavailable(status=503, reason="loading"), False),
-        (ModelUnavailable(status=404, reason="unknown_model"), False),
-        (ModelUnavailable(reason="breaker_open"), False),
-        (RateLimitExceeded(status=429), False),
-        (AuthenticationFailed(status=401), False),
-        (InvalidRequest(message="prompt: no", status=400), False),
-    ],
-    ids=str,
-)
-def test_only_faults_of_the_model_count(error: LLMError, expected: bool) -> None:
-    assert is_model_fault(error) is expected

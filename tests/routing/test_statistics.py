@@ -34,7 +34,7 @@ from llm_effects.effects import Call
 from llm_effects.effects.env import Health
 from llm_effects.manager import warm_up
 from llm_effects.routing.router import EXPLORATION_RATE
-from llm_effects.routing.statistics import HALF_LIFE_S, confidence_at, expected_error_rate, learn
+from llm_effects.routing.statistics import HALF_LIFE_S, confidence_at, expected_error_rate, learn, time_share
 from llm_effects.stores.health import KEPT, MemoryHealth
 from llm_effects.testing import Chunks, answer
 from llm_effects.testing.scripted import Delayed, scripted
@@ -251,3 +251,36 @@ def test_explain_and_generate_use_the_same_draw() -> None:
     pairs = run_in_virtual_time(main)
     assert all(explained == asked for explained, asked in pairs)
     assert {asked for _, asked in pairs[10:]} == {"a", "b"}
+
+
+# Shares of the time.
+
+known = st.none() | st.builds(Statistics, latency_ms=st.none() | st.floats(1, 1e6), error_rate=st.floats(0, 1))
+
+
+@given(st.floats(0.001, 1e4), st.floats(0.01, 1), known, known)
+def test_a_share_of_the_time_is_fair_and_within_what_is_left(
+    left: float, share: float, candidate: Statistics | None, following: Statistics | None
+) -> None:
+    seconds = time_share(left, share, candidate, following, streamed=False)
+    assert left * share <= seconds <= left
+
+
+@pytest.mark.parametrize(
+    ("own_ms", "following_ms", "errors", "expected"),
+    [
+        (None, None, 0.0, 5),  # nothing is known: half
+        (None, 1000, 0.0, 5),
+        (1000, 1000, 0.0, 5),  # half is enough
+        (4000, 500, 0.0, 8),  # it usually needs more than half, and the next one little
+        (9000, 1000, 0.0, 8),  # the next one keeps twice what it usually needs
+        (4000, 6000, 0.0, 10),  # the next one could not answer in the other half
+        (4000, 6000, 0.6, 5),  # but this one fails mostly
+        (None, 6000, 1.0, 5),
+    ],
+)
+def test_a_share_of_the_time_follows_what_models_usually_need(
+    own_ms: float | None, following_ms: float | None, errors: float, expected: float
+) -> None:
+    own, following = Statistics(latency_ms=own_ms, error_rate=errors), Statistics(latency_ms=following_ms)
+    assert time_share(10.0, 0.5, own, following, streamed=False) == expected

@@ -15,9 +15,11 @@ from returns.result import Success
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
 from llm_effects.config.routing import RoutingConfig
+from llm_effects.routing.statistics import INFORMATIVE_OUTCOMES
 from llm_effects.values.errors import (
     UNLIMITED,
     AuthenticationFailed,
+    Blame,
     BudgetExceeded,
     Cause,
     ConfigurationError,
@@ -35,6 +37,7 @@ from llm_effects.values.errors import (
     RequestTimeout,
     SchemaMismatch,
     StorageFailed,
+    blame_for,
     cause_of,
     checked,
     describe,
@@ -44,7 +47,7 @@ from llm_effects.values.errors import (
 )
 from llm_effects.values.messages import Image, Message, ToolCall, ToolResult
 from llm_effects.values.requests import LLMRequest, Preferences, Tool
-from llm_effects.values.responses import Attempt, Cost, Usage
+from llm_effects.values.responses import SUCCESS, Attempt, Cost, Usage
 
 KINDS: tuple[type[LLMError], ...] = get_args(LLMError)
 REQUIRED_FIELDS: dict[type, dict[str, object]] = {
@@ -276,3 +279,42 @@ def test_no_value_of_any_field_raises(field: tuple[Callable[..., object], dict[s
     made = checked(make, **{**copy.deepcopy(base), name: value})
     if not is_successful(made):
         assert isinstance(made.failure(), InvalidRequest)
+
+
+BLAMES: list[tuple[LLMError, Blame]] = [
+    (NetworkError(phase="refused"), Blame.SERVER),
+    (NetworkError(phase="local"), Blame.OURSELVES),
+    (RequestTimeout(phase="first_content"), Blame.SERVER),
+    (RequestTimeout(phase="queue"), Blame.OURSELVES),
+    (RequestTimeout(phase="sink"), Blame.OURSELVES),
+    (RequestTimeout(phase="total"), Blame.OURSELVES),
+    (ModelUnavailable(status=503), Blame.SERVER),
+    (ModelUnavailable(status=503, reason="loading"), Blame.MODEL),
+    (ModelUnavailable(status=404, reason="unknown_model"), Blame.MODEL),
+    (ModelUnavailable(status=404, reason="unsupported"), Blame.REQUEST),
+    (ModelUnavailable(reason="breaker_open"), Blame.OURSELVES),
+    (RateLimitExceeded(status=429), Blame.MODEL),
+    (RateLimitExceeded(should_retry=False), Blame.OURSELVES),
+    (AuthenticationFailed(status=401), Blame.MODEL),
+    (MalformedResponse(status=200), Blame.MODEL),
+    (SchemaMismatch(problems=("age: missing",)), Blame.MODEL),
+    (InvalidRequest(message="prompt: no", status=400), Blame.REQUEST),
+    (ContextTooLarge(status=400), Blame.REQUEST),
+    (ContentRefused(category="violence"), Blame.REQUEST),
+    (ConfigurationError(message="models: missing"), Blame.OURSELVES),
+    (BudgetExceeded(budget="daily", spent=ONE_DOLLAR, limit=ONE_DOLLAR), Blame.OURSELVES),
+    (StorageFailed(operation="put"), Blame.OURSELVES),
+    (ConversationConflict(conversation_id="c1"), Blame.OURSELVES),
+    (RequestFailed(errors=()), Blame.OURSELVES),
+]
+
+
+@pytest.mark.parametrize(("error", "blame"), BLAMES, ids=lambda each: getattr(each, "tag", None))
+def test_blame_follows_the_table(error: LLMError, blame: Blame) -> None:
+    assert blame_for(error) is blame
+    assert {type(each) for each, _ in BLAMES} == set(get_args(LLMError))
+
+
+def test_statistics_learn_from_the_outcomes_that_blame_a_server_or_a_model() -> None:
+    tags = {error.tag for error, blame in BLAMES if blame in {Blame.SERVER, Blame.MODEL}}
+    assert tags | {SUCCESS} == INFORMATIVE_OUTCOMES
