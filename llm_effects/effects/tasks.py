@@ -1,8 +1,11 @@
 """Concurrent tasks: none outlives its group, and a defect is raised as itself."""
 
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from typing import Final, TypeAlias, TypeVar, final
 
 import anyio
@@ -152,6 +155,28 @@ class ThreadBridge:
             self._news = Event()
             await self._news.wait()
         return self._chunks.popleft()
+
+
+async def in_daemon_thread(work: Callable[[], _Item]) -> _Item:
+    """Run blocking work of a user in a thread of its own; a caller that is cancelled does not wait for it.
+
+    Nothing can stop a thread that hangs. As a daemon it does not keep the process alive, as a thread of anyio would.
+
+    >>> anyio.run(in_daemon_thread, lambda: sum(range(10)))
+    45
+    """
+    bridge, ends = ThreadBridge(), Future[_Item]()
+
+    def run() -> None:
+        try:
+            ends.set_result(work())
+        except BaseException as problem:  # noqa: BLE001 - it is raised in the caller's task
+            ends.set_exception(problem)
+        bridge.put(None)
+
+    threading.Thread(target=copy_context().run, args=(run,), name="llm_effects tool", daemon=True).start()
+    await bridge.receive()
+    return ends.result()
 
 
 def no_listener() -> None:

@@ -25,8 +25,8 @@ from llm_effects.values.errors import (
 TRANSIENT: Final = jittered(exponential(base=0.1, cap=20.0))
 """Pauses after a transient fault (seconds)."""
 
-LOADING: Final = exponential(base=0.5, cap=5.0)
-"""Pauses while a server loads the model (seconds): polling, which needs no jitter."""
+LOADING: Final = exponential(base=0.5, cap=60.0)
+"""Shortest pauses while a server loads the model (seconds): polling, which needs no jitter."""
 
 THROTTLED: Final = jittered(exponential(base=1.0, cap=20.0))
 """Pauses after a server reported that it is overloaded (seconds)."""
@@ -83,9 +83,17 @@ def _pause(error: LLMError, call: Call, env: LLMEnv, again: int) -> float | None
     """Return the pause before the next attempt in seconds, or ``None`` to give up on this model."""
     requested = error.retry_after or 0.0
     scheduled = _schedule(error).pause(Step(again, drawn=env.draw())) if _worth_it(error, call, env, again) else None
-    pause = None if scheduled is None else max(scheduled, requested)
+    pause = None if scheduled is None else max(scheduled, requested, _until_loaded(error, call, env))
     ends = min(call.deadline, call.attempt.first_content_by, anyio.current_time() + _longest_pause(call))
     return pause if pause is not None and anyio.current_time() + pause < ends else None
+
+
+def _until_loaded(error: LLMError, call: Call, env: LLMEnv) -> float:
+    """Return the pause with which the attempts that are left reach the deadline, each pause twice the one before."""
+    if not _is_loading(error):
+        return 0.0
+    attempts_left = env.config.routing.max_attempts - len(call.history.attempts)
+    return math.ldexp(call.deadline - anyio.current_time(), -attempts_left)
 
 
 def _longest_pause(call: Call) -> float:
@@ -96,13 +104,14 @@ def _longest_pause(call: Call) -> float:
 def _worth_it(error: LLMError, call: Call, env: LLMEnv, again: int) -> bool:
     if call.committed:
         return False
+    routing = env.config.routing
+    if len(call.history.attempts) >= routing.max_attempts:
+        return False
     if call.attempt.alternatives == 0 and _is_loading(error):
         return True  # no other candidate is left: wait for it, up to the deadline
-    routing = env.config.routing
     if call.attempt.alternatives and _is_slow_or_absent(error):
         return False  # another candidate is the faster answer
-    tries_left = again <= min(routing.max_retries, retry_limit(error))
-    return tries_left and len(call.history.attempts) < routing.max_attempts
+    return again <= min(routing.max_retries, retry_limit(error))
 
 
 def _is_slow_or_absent(error: LLMError) -> bool:

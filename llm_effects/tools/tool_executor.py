@@ -19,7 +19,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.effects.effect import Effect, result_of, run
 from llm_effects.effects.env import LLMEnv
-from llm_effects.effects.tasks import in_parallel
+from llm_effects.effects.tasks import in_daemon_thread, in_parallel
 from llm_effects.telemetry import conventions as names
 from llm_effects.telemetry.logs import LOGGER, unharmed
 from llm_effects.tools.journal import NoJournal, RunJournal
@@ -217,8 +217,8 @@ async def _run_traced(call: ToolCall, function: ToolFunction, arguments: Argumen
 async def run_tool(function: ToolFunction, arguments: Arguments, env: LLMEnv) -> ToolOutput:
     """Run a tool and return its output; only a cancellation passes through.
 
-    A plain function runs in a thread. After its time limit the model sees a time-out, but the thread runs to its end:
-    nothing can stop it.
+    A plain function runs in a thread. After its time limit the model sees a time-out, but the thread runs to its end,
+    or to that of the process: nothing can stop it.
     """
     with anyio.move_on_after(function.timeout_s):
         return await _output_of(await _catching(lambda: _call(function.function, arguments, env)))
@@ -230,9 +230,7 @@ async def _call(function: Handler, arguments: Arguments, env: LLMEnv) -> Result[
     call = partial(function, **arguments)
     if _is_async(function):
         return await resolve(call(), env)
-    # a limiter of its own: a thread that hangs must not block the others
-    value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
-    return await resolve(value, env)
+    return await resolve(await in_daemon_thread(call), env)
 
 
 def _is_async(function: Handler) -> bool:

@@ -25,7 +25,9 @@ from llm_effects import (
     scripted_env,
 )
 from llm_effects.config import RoutingConfig
-from llm_effects.testing import failing, run_in_virtual_time, scripted
+from llm_effects.effects import Call
+from llm_effects.testing import Reply, failing, run_in_virtual_time, scripted
+from tests.fixtures.models import scripted_models
 
 pytestmark = pytest.mark.anyio
 
@@ -116,13 +118,35 @@ def test_a_cooldown_counts_on_the_clock_of_its_own_event_loop(backends: tuple[st
     assert anyio.run(run, generate(ASK), env, backend=second).unwrap().model == "one"
 
 
-def test_a_loading_model_is_waited_for_when_it_is_the_last_candidate() -> None:
-    loading = ModelUnavailable(reason="loading")
-    env = scripted_env(*[loading] * 30, "ready", config=models("one", max_retries=0))
+@pytest.mark.parametrize("loads_s", [1, 20, 140])
+def test_fault_160_a_loading_model_is_waited_for_within_the_attempts_of_a_call(loads_s: float) -> None:
+    loading, began = ModelUnavailable(reason="loading"), list[float]()
+
+    def reply(_: Call) -> Reply:
+        began.append(anyio.current_time())
+        return "ready" if anyio.current_time() >= began[0] + loads_s else loading
+
+    env = scripted_env(clients=scripted_models(one=reply), config=models("one", max_retries=0))
     response = run_in_virtual_time(run, generate(ASK), env).unwrap()
-    assert (response.content, len(response.attempts)) == ("ready", 31)
-    assert 100_000 < response.latency_ms < 150_000
-    two = scripted_env(loading, "from two", config=NO_RETRY)
+    assert response.content == "ready"
+    assert len(response.attempts) <= RoutingConfig().max_attempts
+    assert loads_s * 1000 <= response.latency_ms <= max(2 * loads_s, 8) * 1000
+
+
+def test_fault_160_a_model_that_never_loads_is_polled_until_the_deadline_within_the_attempts_of_a_call() -> None:
+    env = scripted_env(*[ModelUnavailable(reason="loading")] * 9, config=models("one", max_retries=0))
+
+    async def main() -> tuple[LLMError, float]:
+        began = anyio.current_time()
+        return (await run(generate(ASK), env)).failure(), anyio.current_time() - began
+
+    error, took = run_in_virtual_time(main)
+    assert len(error.attempts) == RoutingConfig().max_attempts
+    assert took > RoutingConfig().timeout_ms / 1000 * 0.6
+
+
+def test_a_loading_model_is_not_waited_for_while_another_is_left() -> None:
+    two = scripted_env(ModelUnavailable(reason="loading"), "from two", config=NO_RETRY)
     assert run_in_virtual_time(run, generate(ASK), two).unwrap().model == "two"
 
 

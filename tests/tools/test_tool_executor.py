@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import subprocess
 import sys
 import threading
 import time
@@ -323,3 +324,24 @@ async def test_every_tool_run_is_a_span_without_contents() -> None:
     assert (good["gen_ai.tool.name"], good["gen_ai.tool.call.id"], "error.type" in good) == ("free", "c1", False)
     assert bad["error.type"] == "failed"
     assert not any("canary" in span.to_json() for span in found.values())
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_fault_160_a_plain_function_that_hangs_does_not_keep_the_process_alive(backend: str) -> None:
+    program = f"""
+import threading, anyio
+from llm_effects import LLMRequest, ToolCall, run, run_tools, scripted_env, toolkit
+from llm_effects.testing import calling
+from llm_effects.tools import tool
+
+@tool(timeout_s=0.01)
+def hang() -> str:
+    "Hang."
+    threading.Event().wait()
+    return ""
+
+env = scripted_env(calling(ToolCall("1", "hang")), "done")
+print(anyio.run(run, run_tools(LLMRequest(prompt="why?"), toolkit(hang)), env, backend={backend!r}).unwrap().response.content)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("done\n", "", 0)
