@@ -375,7 +375,7 @@ def fallback_for(error: LLMError) -> Fallback:
 @final
 @unique
 class Blame(Enum):
-    """What an error is evidence against."""
+    """The culprit that an error points to."""
 
     SERVER = "server"
     """The server or the network does not work. Circuit breakers and statistics count it."""
@@ -388,7 +388,7 @@ class Blame(Enum):
 
 
 def blame_for(error: LLMError) -> Blame:
-    """Return what an error is evidence against. Breakers, statistics, cooldowns and limits all judge by it.
+    """Return the culprit that an error points to. Circuit breakers, statistics and cooldowns judge by it.
 
     >>> errors = (NetworkError(phase="reset"), NetworkError(phase="local"), ModelUnavailable(status=503))
     >>> [blame_for(error).value for error in errors]
