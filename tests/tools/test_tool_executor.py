@@ -341,7 +341,8 @@ def hang() -> str:
     return ""
 
 env = scripted_env(calling(ToolCall("1", "hang")), "done")
-print(anyio.run(run, run_tools(LLMRequest(prompt="why?"), toolkit(hang)), env, backend={backend!r}).unwrap().response.content)
+question = run_tools(LLMRequest(prompt="why?"), toolkit(hang))
+print(anyio.run(run, question, env, backend={backend!r}).unwrap().response.content)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("done\n", "", 0)
