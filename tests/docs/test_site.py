@@ -1,5 +1,10 @@
-"""The browser of the tests sees what it is meant to see."""
+"""The site in a browser: what its pages report, load, and cannot show without scrolling sideways.
 
+The reference is left out, since it takes as long to build as all other pages together.
+"""
+
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +12,42 @@ import pytest
 from tests.fixtures.browser import Browser, browser
 
 __all__ = ["browser"]
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in DOCS.glob("**/*.md") if "_build" not in path.parts and path.stem != "reference")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Path:
+    """Return the folder of the pages."""
+    folder = tmp_path_factory.mktemp("site")
+    leave_out = "exclude_patterns=_build,reference.md"
+    command = [sys.executable, "-m", "sphinx", "-Q", "-b", "html", "-D", leave_out, "-d", folder / "doctrees"]
+    subprocess.run([*command, DOCS, folder / "html"], check=True, cwd=ROOT)
+    return folder / "html"
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(DOCS).with_suffix(""))
+
+
+@pytest.mark.parametrize("page", [*map(name_of, PAGES)])
+def test_a_page_is_shown_without_faults(browser: Browser, site: Path, page: str) -> None:
+    with browser.open(site / f"{page}.html", 1280) as tab:
+        for width, dark in ((1280, False), (1280, True), (360, False), (360, True)):
+            look = tab.look(width, dark=dark)
+            assert look.is_clean_within(site), look
+            assert not look.wide or width < 1280, look.wide
+
+
+@pytest.mark.parametrize("page", ["genindex", "search"])
+def test_a_page_of_the_theme_is_shown_without_faults(browser: Browser, site: Path, page: str) -> None:
+    look = browser.look(site / f"{page}.html", 1280)
+    assert look.is_clean_within(site), look
+
+
+# The browser sees what it is meant to see.
 
 MOVED = """<p>moved</p><script>
   const push = () => document.body.prepend(Object.assign(document.createElement('hr'), { style: 'height: 400px' }));
