@@ -426,7 +426,7 @@ def _swatch(kind: str) -> Markup:
     return tag("svg", mark, width=12, height=12, aria_hidden="true")
 
 
-_COSTS: Final = _legend("US dollars ", cost="known", unknown="unknown, on top of it")
+_COSTS: Final = _legend("US dollars ", cost="known", unknown="unknown amount")
 _LATENCIES: Final = _legend("Time of successful attempts ", p50="p50", p95="p95", p99="p99")
 _ERRORS: Final = _legend("Share of attempts ", error="failed", cancelled="cancelled")
 _CACHED: Final = _legend("Share of prompt tokens ", cache="read from the provider's cache")

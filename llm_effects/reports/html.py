@@ -68,12 +68,20 @@ def _contents(overview: UsageOverview) -> tuple[Markup, ...]:
     models, days = overview.by_model.rows[:MOST_MODELS], _days(overview.by_day)
     return (
         _tiles(overview.by_model.total),
-        _section("By model", _left_out(len(overview.by_model.rows)), model_charts(models)),
-        _table("Usage by model", "Model", overview.by_model.rows, overview.by_model.total),
-        _section("By day", _skipped(overview.by_day, days), day_charts("all", "", days)),
-        _table("Usage by day", "Day", _by_date(overview.by_day.rows), overview.by_day.total),
+        _by_model(overview.by_model, models),
+        _by_day(overview.by_day, days),
         _each_model(models, overview.by_model_and_day, days) if len(overview.by_model.rows) > 1 else NOTHING,
     )
+
+
+def _by_model(report: UsageReport, models: Sequence[UsageRow]) -> Markup:
+    table = _table("Usage by model", "Model", report.rows, report.total)
+    return _section("By model", _left_out(len(report.rows)), model_charts(models), table)
+
+
+def _by_day(report: UsageReport, days: Days) -> Markup:
+    table = _table("Usage by day", "Day", _by_date(report.rows), report.total)
+    return _section("By day", _skipped(report, days), day_charts("all", "", days), table)
 
 
 # The head, the totals, and what the figures mean.
@@ -109,7 +117,9 @@ def _fact(fact: tuple[str, str]) -> Markup:
 
 def _nothing() -> Markup:
     hint = "A ledger in memory ends with its process: set LLM_STORAGE_URL to keep one."
-    return tag("section", tag("h2", "Nothing was sent in this period"), tag("p", f"The ledger has no rows. {hint}"))
+    return tag(
+        "section", tag("h2", "Nothing was sent in this period"), tag("p", f"The ledger has no rows of it. {hint}")
+    )
 
 
 def _tiles(total: UsageRow) -> Markup:
@@ -163,19 +173,11 @@ def _meaning(cache: CacheStats | None) -> Markup:
 _MEANINGS: Final = (
     ("Attempts", "Requests sent to a model: the first of a call, its retries, its hedges, and those to other models."),
     ("Calls", "Calls with at least one attempt. One that went to two models counts for both, and once in the total."),
-    (
-        "Cost",
-        "The sum of the known costs. An unknown cost is not 0: the true sum is then higher.",
-    ),
+    ("Cost", "The sum of the known costs. An unknown cost is not 0: the true sum is higher."),
     ("Errors", "The share of attempts that failed. Cancelled attempts, such as lost hedges, are counted separately."),
-    (
-        "Latency",
-        "50 %, 95 % and 99 % of the successful attempts took at most this long, without pauses and queues.",
-    ),
-    (
-        "Prompt cache",
-        "The share of the reported prompt tokens that the provider read from its cache; 0 % if it reports none.",
-    ),
+    ("Latency", "50 %, 95 % and 99 % of the successful attempts took at most this long, without pauses and queues."),
+    ("Tokens", "What providers reported, or estimates in place of it. An attempt with neither adds nothing."),
+    ("Prompt cache", "The share of these prompt tokens that providers read from their caches; 0 % if none says so."),
 )
 _UNRECORDED: Final = (
     "An answer from the cache of this library sends nothing, so that the ledger has no row of it, by model or by day."
