@@ -21,6 +21,7 @@ PAGES = sorted(path for path in DOCS.glob("**/*.md") if "_build" not in path.par
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Path:
     """Return the folder of the pages."""
+    pytest.importorskip("furo", reason='the site needs more packages: pip install -e ".[docs]"')
     folder = tmp_path_factory.mktemp("site")
     leave_out = "exclude_patterns=_build,reference.md"
     command = [sys.executable, "-m", "sphinx", "-Q", "-b", "html", "-D", leave_out, "-d", folder / "doctrees"]

@@ -180,8 +180,8 @@ async def test_texts_from_outside_stay_texts() -> None:
 @pytest.mark.anyio
 async def test_a_very_long_name_is_cut() -> None:
     text = usage_page(await overview_of(row(model="m" * 10_000)))
-    assert len(text) < 40_000
     assert f"{'m' * 199}…" in text
+    assert "m" * 200 not in text
 
 
 @pytest.mark.anyio
@@ -315,7 +315,7 @@ async def test_a_page_of_a_call() -> None:
 
 # In a browser.
 
-LEDGERS = {"empty": [], "call": [row()], "month": some_rows("gpt", 31), "hostile": some_rows(HOSTILE * 2)}
+LEDGERS = {"empty": [], "call": [row()], "month": some_rows("gpt", 31), "hostile": some_rows(HOSTILE + "W" * 150)}
 OPEN_ALL = "document.querySelectorAll('details').forEach(each => { each.open = true; })"
 
 
