@@ -34,7 +34,7 @@ class Markup(str):
     __slots__ = ()
 
 
-NOTHING: Final = Markup("")
+NOTHING: Final[Markup] = Markup("")
 
 
 def tag(name: str, *children: str, **attributes: str | float) -> Markup:
@@ -434,7 +434,7 @@ _CACHED: Final = _legend("Share of prompt tokens ", cache="read from the provide
 
 # Marks that all charts use.
 
-PATTERNS: Final = Markup("""<svg class="defs" width="0" height="0" aria-hidden="true"><defs>
+PATTERNS: Final[Markup] = Markup("""<svg class="defs" width="0" height="0" aria-hidden="true"><defs>
 <pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">
 <rect class="gap" width="6" height="6"/><rect class="stripe" width="2.5" height="6"/></pattern>
 <circle id="p50" class="p50" r="4"/><circle id="p50-small" class="p50" r="2"/>
