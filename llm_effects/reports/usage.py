@@ -84,6 +84,17 @@ class UsageReport:
     total: UsageRow = field(factory=UsageRow)
 
 
+@final
+@frozen(kw_only=True)
+class UsageOverview:
+    """The same rows of the ledger by model, by day, and by both, as read at one time, ``at``."""
+
+    at: datetime
+    by_model: UsageReport
+    by_day: UsageReport
+    by_model_and_day: UsageReport
+
+
 PAGE: Final = 1_000
 """How many rows are read at a time."""
 
@@ -110,15 +121,48 @@ def usage_report(
     dimensions = (by,) if isinstance(by, str) else tuple(by)
 
     async def summarize(env: LLMEnv) -> Result[UsageReport, LLMError]:
-        error = _argument_error(dimensions, since, until)
-        return await _sum_pages(env, dimensions, since, until) if error is None else Failure(error)
+        sums = await _sum_pages(env, dimensions, since, until)
+        return sums.map(lambda found: found.report(since, until))
 
     return effect(summarize)
 
 
+def usage_overview(since: datetime | None = None, *, until: datetime | None = None) -> Effect[UsageOverview]:
+    """Sum up the ledger from ``since`` up to ``until`` by model, by day (UTC), and by both, reading it once.
+
+    ``usage_page`` shows it. Errors are those of ``usage_report``.
+
+    >>> import anyio
+    >>> from llm_effects import LLMRequest, generate, run, scripted_env, then
+    >>> answered = generate(LLMRequest(prompt="why?"))
+    >>> overview = anyio.run(run, then(answered, lambda _: usage_overview()), scripted_env()).unwrap()
+    >>> [row.group for row in overview.by_model.rows], overview.by_model_and_day.total.requests
+    ([('scripted',)], 1)
+    """
+
+    async def summarize(env: LLMEnv) -> Result[UsageOverview, LLMError]:
+        at = env.now()
+        sums = await _sum_pages(env, ("model", "day"), since, until)
+        return sums.map(lambda found: _overview(found, at, since, until))
+
+    return effect(summarize)
+
+
+def _overview(sums: UsageSums, at: datetime, since: datetime | None, until: datetime | None) -> UsageOverview:
+    return UsageOverview(
+        at=at,
+        by_model=sums.regrouped("model").report(since, until),
+        by_day=sums.regrouped("day").report(since, until),
+        by_model_and_day=sums.report(since, until),
+    )
+
+
 async def _sum_pages(
     env: LLMEnv, by: tuple[Dimension, ...], since: datetime | None, until: datetime | None
-) -> Result[UsageReport, LLMError]:
+) -> Result[UsageSums, LLMError]:
+    error = _argument_error(by, since, until)
+    if error is not None:
+        return Failure(error)
     sums, first = UsageSums(by), None
     while True:
         page = await result_of(env.ledger.rows(since, until, before=first, newest=PAGE))
@@ -127,7 +171,7 @@ async def _sum_pages(
         rows: Sequence[LedgerRow] = page.unwrap()
         sums.add(rows)
         if len(rows) < PAGE:
-            return Success(sums.report(since, until))
+            return Success(sums)
         first = rows[0]
 
 
@@ -194,6 +238,20 @@ class _Sums:
         self.output_tokens += usage.output_tokens or 0
         self.reasoning_tokens += usage.reasoning_tokens
 
+    def merge(self, other: _Sums) -> None:
+        """Add the sums of another group."""
+        self.calls |= other.calls
+        self.outcomes.update(other.outcomes)
+        self.input_tokens += other.input_tokens
+        self.cache_read_tokens += other.cache_read_tokens
+        self.cache_write_tokens += other.cache_write_tokens
+        self.output_tokens += other.output_tokens
+        self.reasoning_tokens += other.reasoning_tokens
+        self.cost_usd += other.cost_usd
+        self.unknown_costs += other.unknown_costs
+        self.latency_ms.extend(other.latency_ms)
+        self.first_content_ms.extend(other.first_content_ms)
+
     def row(self, group: _Group) -> UsageRow:
         """Return the sums as a row of a report."""
         return UsageRow(
@@ -232,9 +290,20 @@ class UsageSums:
         for row in rows:
             self._total.add(row)
             for group in product(*(GROUPS[dimension](row) for dimension in self.by)):
-                if group not in self._groups:
-                    self._groups[group] = _Sums()
-                self._groups[group].add(row)
+                self._group(group).add(row)
+
+    def _group(self, group: _Group) -> _Sums:
+        if group not in self._groups:
+            self._groups[group] = _Sums()
+        return self._groups[group]
+
+    def regrouped(self, dimension: Dimension) -> UsageSums:
+        """Return the same sums by one of their dimensions, of which none may be ``tag``: a row may have several."""
+        sums, place = UsageSums((dimension,)), self.by.index(dimension)
+        sums._total = self._total
+        for group, each in self._groups.items():
+            sums._group(group[place : place + 1]).merge(each)
+        return sums
 
     def report(self, since: datetime | None = None, until: datetime | None = None) -> UsageReport:
         """Return the report of all rows so far."""
