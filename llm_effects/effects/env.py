@@ -152,7 +152,7 @@ class Ledger(Protocol):
         ...
 
     def commit(self, hold: Hold, cost: Decimal) -> Awaitable[None]:
-        """Replace a hold by the actual cost (USD), once. Cancellation never interrupts it."""
+        """Replace a hold by the actual cost (USD), once, and wait until it is stored, also if cancelled."""
         ...
 
     def aclose(self) -> Awaitable[None]:

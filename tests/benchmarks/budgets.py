@@ -2,15 +2,17 @@
 
 Each process makes calls in 16 tasks. A call reserves in two accounts, one of which all calls share, and commits. The
 figures are the calls a second of all processes, and the milliseconds of a reservation and its commit. In the end
-the account must have spent what was committed, and hold nothing.
+the account must have spent what was committed, and hold nothing. Then one process makes calls one by one, on Postgres
+and on a SQLite file.
 """
 
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import count
-from statistics import quantiles
+from statistics import median, quantiles
 from time import monotonic, perf_counter
 
 import anyio
@@ -34,8 +36,8 @@ def hold_of(owner: str, name: str) -> Hold:
     return Hold(id=name, accounts=accounts, amount=AMOUNT, at=now, expires_at=now + timedelta(seconds=60))
 
 
-async def work(url: str, worker: str, seconds: float) -> None:
-    """Make calls for some seconds, and print the milliseconds of each."""
+async def work(url: str, worker: str, seconds: float, tasks: int = TASKS) -> list[float]:
+    """Make calls for some seconds; return the milliseconds of each."""
     ledger, times, numbers = SqlLedger(open_database(url).unwrap()), list[float](), count()
     await result_of(ledger.rows(newest=1))
     end = monotonic() + seconds
@@ -49,10 +51,10 @@ async def work(url: str, worker: str, seconds: float) -> None:
             times.append((perf_counter() - started) * 1e3)
 
     async with anyio.create_task_group() as group:
-        for task in range(TASKS):
+        for task in range(tasks):
             group.start_soon(calls, task)
     await ledger.aclose()
-    print(*(f"{each:.2f}" for each in times))
+    return times
 
 
 def measure(server: Postgres, seconds: float) -> tuple[float, list[float]]:
@@ -80,14 +82,17 @@ def spent(server: Postgres, url: str) -> tuple[Decimal, Decimal, int]:
 
 
 def main(seconds: float = 5.0) -> None:
-    with start() as server:
+    with start() as server, tempfile.TemporaryDirectory() as folder:
         rate, times = measure(server, seconds)
+        urls = {"Postgres": server.new_url(), "SQLite": f"sqlite:///{folder}/ledger.db"}
+        single = {name: median(anyio.run(work, url, "w", seconds, 1)) for name, url in urls.items()}
     print(f"{PROCESSES} processes, {TASKS} calls at once in each, two accounts a call:")
     print(f"  {rate:.0f} calls/s; p50 {times[49]:.0f} ms, p99 {times[98]:.0f} ms")
+    print("one call at a time:", ", ".join(f"p50 {time:.1f} ms on {name}" for name, time in single.items()))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["work"]:
-        anyio.run(work, sys.argv[2], sys.argv[3], float(sys.argv[4]))
+        print(*(f"{each:.2f}" for each in anyio.run(work, sys.argv[2], sys.argv[3], float(sys.argv[4]))))
     else:
         main(*map(float, sys.argv[1:]))

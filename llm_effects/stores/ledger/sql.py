@@ -63,8 +63,8 @@ class SqlLedger:
     """Rows and budgets in a database; closing the ledger closes the database.
 
     A thread writes rows in batches, once a batch is full or its first row is ``flush_seconds`` old; a process that is
-    killed loses the rows that wait. A reservation is stored before it returns, a commit a moment later; those that are
-    made at once share transactions.
+    killed loses the rows that wait. Reservations and commits are stored before they return; those that are made at once
+    share transactions.
     """
 
     def __init__(
@@ -125,8 +125,10 @@ class SqlLedger:
         return FutureResult(run())
 
     async def commit(self, hold: Hold, cost: Decimal) -> None:
-        """Spend the cost and release the hold, without waiting: the next transaction stores it, or a later one."""
-        self._budgets.add(BudgetStep(hold, cost))
+        """Spend the cost and release the hold, and wait until that is stored; what fails is repeated later."""
+        step = BudgetStep(hold, cost)
+        self._budgets.add(step)
+        await _outcome(step)
 
     async def aclose(self) -> None:
         """Write the rows and commits that wait, and close the database; what cannot be written is logged."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from threading import Lock, Timer
-from typing import Final, TypeAlias, final
+from functools import partial
+from threading import Lock
+from typing import Any, Final, TypeAlias, final
 
 from attrs import define, evolve, field
 from returns.pipeline import is_successful
@@ -16,7 +17,7 @@ from returns.result import Failure, Result, Success
 from sqlalchemy import Connection, delete, select, text, update
 
 from llm_effects.limits.budgets import Account, Hold, check_budget
-from llm_effects.stores.sql.database import Database
+from llm_effects.stores.sql.database import Database, limit_lock_wait
 from llm_effects.stores.sql.tables import BUDGETS, HOLDS, insert_all_new
 from llm_effects.values.errors import BudgetExceeded, LLMError, StorageFailed
 
@@ -39,10 +40,6 @@ def timestamp(at: datetime) -> str:
 
 # Budgets: steps that wait for the next transaction. One transaction of this process runs at a time and takes all steps
 # that have come meanwhile, so that many calls lock an account, and wait for the disk, once.
-
-
-COMMIT_PAUSE_S: Final = 0.01
-"""How long a commit waits for others, in seconds, if no reservation takes it along."""
 
 
 @final
@@ -68,18 +65,14 @@ class BudgetQueue:
         self._waiting: list[BudgetStep] = []
         self._batch: tuple[BudgetStep, ...] = ()
         self._running = False
-        self._timer: Timer | None = None
         self._uncommitted: list[_Commit] = []
         self._lock = Lock()
 
     def add(self, step: BudgetStep) -> None:
-        """Add a step to the next transaction, which a reservation starts at once and a commit after a moment."""
+        """Add a step to the next transaction."""
         with self._lock:
             self._waiting.append(step)
-            if step.cost is not None:
-                self._start_soon()
-        if step.cost is None:
-            self._start()
+        self._start()
 
     def commit_later(self, commits: Iterable[_Commit]) -> None:
         """Keep commits for the next transaction; too many drop the cheapest, since every hold expires in time."""
@@ -99,42 +92,41 @@ class BudgetQueue:
         self._waiting[:0] = [BudgetStep(hold, cost) for hold, cost in self._uncommitted]
         self._uncommitted.clear()
 
-    def _start_soon(self) -> None:
-        if self._timer is None and not self._running:
-            self._timer = Timer(COMMIT_PAUSE_S, self._start)
-            self._timer.daemon = True
-            self._timer.start()
-
     def _start(self) -> None:
         """Start a transaction, unless one runs: its end starts the next."""
         with self._lock:
-            self._timer = None
             if self._running or not self._waiting:
                 return
             self._running = True
-        if not self._database.post("budget", self._apply, self._on_end):
+            durable = any(step.cost is not None for step in self._waiting) or bool(self._uncommitted)
+        apply = partial(self._apply, durable=durable)
+        if not self._database.post("budget", apply, self._on_end, durable=durable):
             self._on_end(Failure(StorageFailed(operation="budget", message="the ledger is closed")))
 
-    def _apply(self, connection: Connection) -> Result[Sequence[Result[Hold, LLMError]], LLMError]:
-        """Apply the waiting steps; a repeated transaction applies the same steps again."""
-        if not self._batch:
-            self._take(lambda _: True)
-        accounts = lock(connection, [step.hold for step in self._batch])
-        self._take(lambda step: all(account.key in accounts.totals for account in step.hold.accounts))
-        return Success(apply_steps(accounts, self._batch))
-
-    def _take(self, fits: Callable[[BudgetStep], bool]) -> None:
-        """Add the waiting steps that fit to the batch."""
+    def _take(self, *, commits: bool = True) -> None:
+        """Make the steps that wait the batch, with or without commits."""
         with self._lock:
             self._retry()
-            taken = [step for step in self._waiting if fits(step)]
-            self._waiting = [step for step in self._waiting if not fits(step)]
-            self._batch += tuple(step for step in taken if step.ended.set_running_or_notify_cancel())
+            taken = [step for step in self._waiting if commits or step.cost is None]
+            self._waiting = [step for step in self._waiting if not commits and step.cost is not None]
+            self._batch = tuple(step for step in taken if step.ended.set_running_or_notify_cancel())
+
+    def _apply(self, connection: Connection, *, durable: bool) -> Result[Sequence[Result[Hold, LLMError]], LLMError]:
+        """Apply the steps that wait; a repeated transaction applies the same steps, and changes nothing more."""
+        on_server = connection.dialect.name == "postgresql"
+        if not self._batch:
+            self._take(commits=durable or on_server)
+        if on_server:
+            if apply_at_once(connection, self._batch):
+                return Success([Success(step.hold) for step in self._batch])
+            limit_lock_wait(connection)  # in the next transaction
+        accounts = lock(connection, [step.hold for step in self._batch])
+        return Success(apply_steps(accounts, self._batch))
 
     def _on_end(self, result: Result[Sequence[Result[Hold, LLMError]], LLMError]) -> None:
         """Pass on the results, and start the next transaction; called in a thread."""
-        if not self._batch:  # the transaction could not begin
-            self._take(lambda _: True)
+        if not self._batch and not is_successful(result):  # the transaction could not begin
+            self._take()
         batch, commits = self._batch, [(step.hold, step.cost) for step in self._batch if step.cost is not None]
         if not is_successful(result):
             self.commit_later(commits)
@@ -142,19 +134,15 @@ class BudgetQueue:
             self._batch, self._running = (), False
             if is_successful(result):
                 self._retry()  # reservations that were cancelled meanwhile
-            urgent = any(step.cost is None for step in self._waiting)
-            if self._waiting and not urgent:
-                self._start_soon()
         if not is_successful(result) and commits:
             LOGGER.warning("the ledger could not commit a cost to its budgets: %s", result.failure().tag)
         outcomes = result.unwrap() if is_successful(result) else [Failure(result.failure())] * len(batch)
         for step, outcome in zip(batch, outcomes, strict=True):
             step.ended.set_result(outcome)
-        if urgent:
-            self._start()
+        self._start()
 
 
-# Budgets in the database. A transaction locks each of its accounts once, in the order of their keys.
+# Budgets in the database, step by step. A transaction locks each of its accounts once, in the order of their keys.
 #
 # An expired hold is freed but remembered, so that a late commit still counts, and counts once.
 
@@ -266,7 +254,7 @@ def lock(connection: Connection, holds: Sequence[Hold]) -> Accounts:
 
 
 def _store(accounts: Accounts, before: Mapping[str, _Totals]) -> None:
-    """Write what has changed: on Postgres, each table in one statement."""
+    """Write what has changed."""
     gone = [{"k": key, "i": name} for key, name in accounts.stored - accounts.amounts.keys()]
     gone += [{"k": key, "i": name} for key, name in accounts.stored & accounts.added.keys()]
     added = [_hold_row(key, hold) for (key, _), hold in accounts.added.items()]
@@ -275,32 +263,15 @@ def _store(accounts: Accounts, before: Mapping[str, _Totals]) -> None:
         for key, totals in accounts.totals.items()
         if totals != before[key]
     ]
-    statements = _ARRAYS if accounts.connection.dialect.name == "postgresql" else _ROWS
-    for statement, rows in zip(statements, (gone, added, changed), strict=True):
+    for statement, rows in zip(_ROWS, (gone, added, changed), strict=True):
         if rows:
-            many = {name: [row[name] for row in rows] for name in rows[0]} if statements is _ARRAYS else rows
-            accounts.connection.execute(statement, many)
+            accounts.connection.execute(statement, rows)
 
 
 _ROWS: Final = (
     text("DELETE FROM llm_holds WHERE key = :k AND id = :i"),
     text("INSERT INTO llm_holds (key, id, amount, expires_at) VALUES (:k, :i, :a, :e)"),
     text("UPDATE llm_budgets SET spent = :s, reserved = :r WHERE key = :k"),
-)
-
-_ARRAYS: Final = (
-    text(
-        "DELETE FROM llm_holds USING unnest(CAST(:k AS text[]), CAST(:i AS text[])) AS gone (k, i) "
-        "WHERE key = gone.k AND id = gone.i"
-    ),
-    text(
-        "INSERT INTO llm_holds (key, id, amount, expires_at) SELECT * FROM "
-        "unnest(CAST(:k AS text[]), CAST(:i AS text[]), CAST(:a AS text[]), CAST(:e AS text[]))"
-    ),
-    text(
-        "UPDATE llm_budgets SET spent = new.s, reserved = new.r "
-        "FROM unnest(CAST(:k AS text[]), CAST(:s AS text[]), CAST(:r AS text[])) AS new (k, s, r) WHERE key = new.k"
-    ),
 )
 
 
@@ -310,3 +281,73 @@ def _hold_row(key: str, hold: Hold) -> dict[str, str]:
 
 def _in_order(accounts: Iterable[Account]) -> list[Account]:
     return sorted(accounts, key=lambda account: account.key)
+
+
+# On Postgres, a batch in which every reservation fits is one round trip, and its locks never wait for this process.
+#
+# They do not wait for the disk either: the first transaction is not flushed, and unlocks the accounts for other
+# processes; then the message, which nothing reads, is flushed to the disk, and with it all that was written before.
+
+
+_AT_ONCE: Final = """
+    WITH step AS (
+        SELECT * FROM unnest(
+            CAST(%(key)s AS text[]), CAST(%(id)s AS text[]), CAST(%(cost)s AS numeric[]),
+            CAST(%(amount)s AS numeric[]), CAST(%(expires_at)s AS text[]), CAST(%(max)s AS numeric[])
+        ) AS step (key, id, cost, amount, expires_at, max)
+    ), account AS (
+        SELECT key, CAST(spent AS numeric) AS spent, CAST(reserved AS numeric) AS reserved FROM llm_budgets
+        WHERE key IN (SELECT key FROM step) AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
+        ORDER BY key FOR UPDATE
+    ), wanted AS (
+        SELECT key, sum(amount) FILTER (WHERE cost IS NULL) AS amount, min(max) FILTER (WHERE cost IS NULL) AS max
+        FROM step GROUP BY key
+    ), fit AS (
+        SELECT 1 FROM wanted LEFT JOIN account USING (key)
+        HAVING bool_and(account.key IS NOT NULL AND coalesce(spent + reserved + wanted.amount <= wanted.max, true))
+    ), gone AS (
+        DELETE FROM llm_holds USING step, fit
+        WHERE llm_holds.key = step.key AND llm_holds.id = step.id AND cost IS NOT NULL
+        RETURNING llm_holds.key, cost AS spent, -CAST(llm_holds.amount AS numeric) AS reserved
+    ), added AS (
+        INSERT INTO llm_holds (key, id, amount, expires_at)
+        SELECT key, id, CAST(amount AS text), expires_at FROM step, fit WHERE cost IS NULL
+        ON CONFLICT DO NOTHING RETURNING key, 0, CAST(amount AS numeric)
+    ), change AS (
+        SELECT key, sum(spent) AS spent, sum(reserved) AS reserved
+        FROM (SELECT * FROM gone UNION ALL SELECT * FROM added) AS holds GROUP BY key
+    ), changed AS (
+        UPDATE llm_budgets AS stored SET
+            spent = CAST(account.spent + change.spent AS text),
+            reserved = CAST(account.reserved + change.reserved AS text)
+        FROM change JOIN account USING (key) WHERE stored.key = change.key
+    )
+    SELECT count(*) FROM fit;
+    COMMIT;
+    SELECT pg_logical_emit_message(true, 'llm_effects', '')
+"""
+
+
+def apply_at_once(connection: Connection, steps: Sequence[BudgetStep]) -> bool:
+    """Apply all steps and commit, if every reservation fits; otherwise change nothing, and return ``False``."""
+    from psycopg import ClientCursor
+
+    if not steps or len({step.hold.id for step in steps}) < len(steps):
+        return False  # the order of two steps of a hold matters
+    rows = [_step_row(step, account) for step in steps for account in step.hold.accounts]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    driver: Any = connection.connection.driver_connection
+    script = ClientCursor(driver).mogrify(_AT_ONCE, columns)
+    return bool(connection.exec_driver_sql(script, execution_options={"no_parameters": True}).scalar_one())
+
+
+def _step_row(step: BudgetStep, account: Account) -> dict[str, object]:
+    hold = step.hold
+    return {
+        "key": account.key,
+        "id": hold.id,
+        "cost": step.cost,
+        "amount": hold.amount,
+        "expires_at": timestamp(hold.expires_at),
+        "max": account.limit,
+    }

@@ -71,12 +71,16 @@ class Engines:
 @final
 @frozen(kw_only=True)
 class _Unit(Generic[_Value]):
-    """A unit of work. ``clash`` is the error of a duplicate key; a ``repeatable`` unit may run twice."""
+    """A unit of work. ``clash`` is the error of a duplicate key; a ``repeatable`` unit may run twice.
+
+    One that is not ``durable`` may be lost if the machine of a SQLite file stops, but not if a process does.
+    """
 
     operation: str
     work: Callable[[Connection], Result[_Value, LLMError]]
     reads: bool = False
     repeatable: bool = True
+    durable: bool = True
     clash: LLMError | None = None
 
 
@@ -147,13 +151,15 @@ class Database:
         work: Callable[[Connection], Result[_Value, LLMError]],
         done: Callable[[Result[_Value, LLMError]], None],
         *,
+        durable: bool = True,
         clash: LLMError | None = None,
     ) -> bool:
         """Write as ``write`` does, without waiting; a thread calls ``done`` with the result.
 
-        Return whether the write was accepted: not once the database is closed.
+        A write that is not ``durable`` does not wait for the disk of a SQLite file: it survives its process, but not
+        the machine. Return whether the write was accepted: not once the database is closed.
         """
-        unit = _Unit(operation=operation, work=work, clash=clash)
+        unit = _Unit(operation=operation, work=work, durable=durable, clash=clash)
 
         def write() -> None:
             result: Result[_Value, LLMError] = Failure(StorageFailed(operation=operation))
@@ -229,7 +235,7 @@ def _migrated(engines: Engines) -> Engines:
 
 def _transact(engines: Engines, unit: _Unit[_Value]) -> Result[_Value, LLMError]:
     with (engines.reading if unit.reads else engines.writing).connect() as connection:
-        transaction = connection.begin()
+        transaction = connection.execution_options(durable=unit.durable).begin()
         result = unit.work(connection)
         if is_successful(result) and not unit.reads:
             _commit(transaction)
@@ -265,8 +271,10 @@ def sqlite_engines(path: Path, lock_wait_seconds: float = LOCK_WAIT_S) -> Engine
 
 def _begin(connection: Connection) -> None:
     """Begin explicitly, since the driver begins too late: a writer must wait for its lock before it reads."""
-    writes = connection.get_execution_options().get("writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    options = connection.get_execution_options()
+    if options.get("writes"):
+        connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if options.get('durable', True) else 'NORMAL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")
 
 
 _TIMEOUTS: Final[Mapping[str, str]] = {
@@ -290,7 +298,7 @@ def postgres_engines(url: URL) -> Engines:
         max_overflow=0,
         hide_parameters=True,
     )
-    event.listen(engine, "begin", _limit_lock_wait)
+    event.listen(engine, "begin", limit_lock_wait)
     reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     return Engines(reading, engine.execution_options(isolation_level="READ COMMITTED", writes=True), _no_check)
 
@@ -300,7 +308,7 @@ def _passwords(url: URL) -> dict[str, str]:
     return {name: str(each) for name, each in url.query.items() if "password" in name.lower()}
 
 
-def _limit_lock_wait(connection: Connection) -> None:
+def limit_lock_wait(connection: Connection) -> None:
     """Limit how long a writer waits, for this transaction only: a pooler lends the connection to others next."""
     if connection.get_execution_options().get("writes"):
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
