@@ -214,6 +214,18 @@ def test_fault_149_the_retry_hint_is_the_newest_of_each_model() -> None:
     assert run_in_virtual_time(MODES["whole"], env).failure().retry_after == 500.0
 
 
+def test_fault_149_the_retry_hint_is_the_least_of_the_newest_of_all_models() -> None:
+    scripts = {"a": (1.0, 500.0), "b": (0.5, 30.0)}
+    replies = {
+        name: tuple(RateLimitExceeded(model=name, status=429, retry_after=seconds) for seconds in hints)
+        for name, hints in scripts.items()
+    }
+    env, clients = environment(models_in_order("a", "b", timeout_ms=20_000), **replies)
+    error = run_in_virtual_time(MODES["whole"], env).failure()
+    assert clients.asked == ["a", "a", "b", "b"]
+    assert error.retry_after == 30.0
+
+
 def test_fault_150_a_probe_closes_the_breaker_at_its_first_content() -> None:
     down = ModelUnavailable(reason="overloaded", status=503)
     long = Chunks(("word ",) * 100, pause=1.0)
