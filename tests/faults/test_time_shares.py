@@ -147,9 +147,11 @@ def test_fault_140_a_long_pause_is_not_slept_while_another_candidate_is_left(ask
     assert cooldown > 50
 
 
+@pytest.mark.parametrize("hint", [None, 60.0])
 @pytest.mark.parametrize("error", [RateLimitExceeded(status=429), ModelUnavailable(reason="overloaded", status=503)])
-def test_fault_141_a_busy_model_costs_seconds(ask: Ask, error: LLMError) -> None:
-    env, _ = environment(models_in_order("a", "b", timeout_ms=240_000), a=error, b="because")
+def test_fault_141_a_busy_model_costs_seconds(ask: Ask, error: LLMError, hint: float | None) -> None:
+    busy = evolve(error, retry_after=hint)
+    env, _ = environment(models_in_order("a", "b", timeout_ms=240_000), a=busy, b="because")
 
     async def main() -> float:
         began = anyio.current_time()
