@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in sorted(numbers):
         print(*lines_of(number, tests, ended), sep="\n")
     verdicts = {number: verdict(number, tests, ended) for number in sorted(numbers)}
-    print(f"{len(numbers)} rows: {counted(verdicts.values())}")
+    print(f"{len(numbers)} {'row' if len(numbers) == 1 else 'rows'}: {counted(verdicts.values())}")
     wrong = {each for each in verdicts.values() if each in ("failed", "without a test")}
     for each in sorted(wrong):
         print(f"{each}: {', '.join(str(number) for number, found in verdicts.items() if found == each)}")

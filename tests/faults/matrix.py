@@ -122,9 +122,13 @@ class Outcomes:
 
 
 def test_of(node: str) -> Test:
-    """Return the test of a node id."""
+    """Return the test of a node id, without its class.
+
+    >>> print(test_of("tests/a.py::TestAll::test_one[::1]"))
+    tests/a.py::test_one[::1]
+    """
     file, _, name = node.partition("::")
-    return Test(file.removeprefix("tests/"), name)
+    return Test(file.removeprefix("tests/"), re.sub(r"^Test\w*::", "", name))
 
 
 test_of.__test__ = False  # type: ignore[attr-defined]
@@ -141,7 +145,8 @@ def read_junit(path: Path) -> Outcomes:
     """Read the outcomes of a run from the file that ``pytest --junit-xml`` wrote."""
     outcomes = Outcomes()
     for case in ElementTree.parse(path).iter("testcase"):
-        file = case.get("classname", "").removeprefix("tests.").replace(".", "/") + ".py"
+        module = re.sub(r"\.Test\w*$", "", case.get("classname", ""))
+        file = module.removeprefix("tests.").replace(".", "/") + ".py"
         found = {child.tag for child in case}
         outcome = "failed" if found & {"failure", "error"} else "skipped" if "skipped" in found else "passed"
         outcomes.add(Test(file, case.get("name", "")), outcome)

@@ -151,13 +151,15 @@ JUNIT = """<testsuites><testsuite>
 <testcase classname="tests.faults.test_connections" name="test_broken[trio-007_silence-whole]"><failure/></testcase>
 <testcase classname="tests.routing.test_router" name="test_no_fault" time="0.1"><failure/></testcase>
 <testcase classname="tests.stores.test_open" name="test_fault_112_full[trio]"><skipped/></testcase>
+<testcase classname="tests.clients.test_local_engine.TestEngine" name="test_fault_9_queue[trio]"/>
 </testsuite></testsuites>"""
 
 
 def test_the_outcomes_of_an_earlier_run_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "junit.xml").write_text(JUNIT)
     ended = read_junit(tmp_path / "junit.xml").by_test
-    assert sorted(ended.values()) == ["failed", "passed", "skipped"]
+    assert sorted(ended.values()) == ["failed", "passed", "passed", "skipped"]
+    assert Test("clients/test_local_engine.py", "test_fault_9_queue[trio]") in ended
     row = Test("faults/test_connections.py", "007_silence")
     assert [*lines_of(7, (row,), ended)] == [
         "  7 fault:  silence before the headers",
