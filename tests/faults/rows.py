@@ -191,7 +191,7 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     157: ("an answer to a truncated prompt was cached", "doubtful answers are not stored"),
     158: ("owners that differ in unpaired surrogates shared a key", "refused, like every such id"),
     159: ("configurations with other headers shared cache entries", "a namespace or a digest keeps them apart"),
-    160: ("a health check raised a group; a closed manager left memory", "no leak, no group; the last scope closes"),
+    160: ("a health check raised a group; closing, loading, hung tools overran", "no group, no leak; bounded"),
     161: ("an idle ledger kept its rows to itself", "other processes see them within seconds"),
     162: ("a budget led to a cheaper model without a trace", "a warning and the skipped model in the answer"),
     # Hostile and broken servers
