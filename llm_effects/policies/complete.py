@@ -96,16 +96,21 @@ def with_plausible_usage(response: LLMResponse, call: Call, env: LLMEnv) -> LLMR
 
 def _plausible(usage: Usage, parts: tuple[Part, ...], call: Call, env: LLMEnv) -> Usage:
     prompt, output = usage.prompt_tokens or 0, usage.output_tokens or 0
-    if prompt <= caps.PROMPT_SLACK_TOKENS and output <= caps.PROMPT_SLACK_TOKENS:
-        return usage  # the case of nearly all calls
+    if max(prompt, output) <= _SMALL_TOKENS:
+        return usage
     target = target_of(call.model, env.config.models[call.model])
-    window = target.unwrap().capabilities.context_length if is_successful(target) else None
-    estimated, most = env.tokens.estimate(call.request), window or caps.TOKENS
+    most = (target.unwrap().capabilities.context_length if is_successful(target) else None) or caps.TOKENS
+    if max(prompt, output) <= min(most, caps.PROMPT_SLACK_TOKENS):
+        return usage
+    estimated = env.tokens.estimate(call.request)
     if prompt > min(most, _most_tokens(call.request, estimated)):
         usage = evolve(usage, input_tokens=estimated, cache_read_tokens=0, cache_write_tokens=0, estimated=True)
     if output > most:
         usage = evolve(usage, output_tokens=_answered(parts), reasoning_tokens=0, estimated=True)
     return usage
+
+
+_SMALL_TOKENS: Final = 2048  # as many fit into every model's window
 
 
 def _most_tokens(request: LLMRequest, estimated: int) -> float:

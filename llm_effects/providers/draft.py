@@ -182,9 +182,9 @@ _CLIENT_TOOLS: Final = frozenset({"function", "custom"})
 
 def runs_at_server(draft: Draft, name: str) -> bool:
     """Return whether a custom call is the server's own: it reports tools of its own, and none of ours by this name."""
-    tools = tuple(map(as_object, draft.served_tools))
-    ours = {tool.get("name") for tool in tools if tool.get("type") in _CLIENT_TOOLS}
-    return name not in ours and any(tool.get("type") not in _CLIENT_TOOLS for tool in tools)
+    tools = [(as_string(tool.get("type")), as_string(tool.get("name"))) for tool in map(as_object, draft.served_tools)]
+    ours = {each for kind, each in tools if kind in _CLIENT_TOOLS}
+    return name not in ours and any(kind not in _CLIENT_TOOLS for kind, _ in tools)
 
 
 def refuse(draft: Draft, piece: str) -> None:

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from attrs import define, field, frozen
 
-from tests.faults.rows import ROWS
+from tests.faults.rows import FIRST_FOUND, ROWS
 
 HERE: Final = Path(__file__).parent
 TESTS: Final = HERE.parent
@@ -67,6 +67,20 @@ class Test:
         by_name = {number for number, names in BY_NAME.items() if function in names}
         return frozenset({int(each) for text in found for each in text.split("_") if each} | by_name) & frozenset(ROWS)
 
+    def has(self, run: "Test") -> bool:
+        """Return whether a test that ran is this one, or one of its parameters.
+
+        >>> Test("a.py", "test_one").has(Test("a.py", "test_one[trio]"))
+        True
+        >>> Test("a.py", "050_{status}").has(Test("a.py", "test_all[050_418-whole-trio]"))
+        True
+        """
+        function, _, parameters = run.name.partition("[")
+        if self.file != run.file or self.name == function:
+            return self.file == run.file
+        row = re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(self.name))
+        return re.search(rf"(?:^|-){row}(?:-|\]$)", parameters) is not None
+
 
 NAMES: Final = re.compile(r'def (test_\w+)|^ +f?"((?:faults?_\d+|\d{3})_[^"]+)": ', re.MULTILINE)
 """The name of a test, or of a row."""
@@ -77,9 +91,7 @@ def known_tests() -> Iterator[Test]:
     for path in sorted(TESTS.rglob("test_*.py")):
         if path.name == "test_matrix.py":
             continue
-        names = re.findall(
-            r'def (test_\w+)|^ +f?"((?:faults?_\d+|\d{3})_[^"]+)": ', path.read_text("utf-8"), re.MULTILINE
-        )
+        names = NAMES.findall(path.read_text("utf-8"))
         tests = (Test(str(path.relative_to(TESTS)), function or row) for function, row in names)
         yield from (test for test in tests if test.numbers)
 
@@ -110,9 +122,13 @@ class Outcomes:
 
 
 def test_of(node: str) -> Test:
-    """Return the test of a node id."""
+    """Return the test of a node id, without its class.
+
+    >>> print(test_of("tests/a.py::TestAll::test_one[::1]"))
+    tests/a.py::test_one[::1]
+    """
     file, _, name = node.partition("::")
-    return Test(file.removeprefix("tests/"), name)
+    return Test(file.removeprefix("tests/"), re.sub(r"^Test\w*::", "", name))
 
 
 test_of.__test__ = False  # type: ignore[attr-defined]
@@ -129,7 +145,8 @@ def read_junit(path: Path) -> Outcomes:
     """Read the outcomes of a run from the file that ``pytest --junit-xml`` wrote."""
     outcomes = Outcomes()
     for case in ElementTree.parse(path).iter("testcase"):
-        file = case.get("classname", "").removeprefix("tests.").replace(".", "/") + ".py"
+        module = re.sub(r"\.Test\w*$", "", case.get("classname", ""))
+        file = module.removeprefix("tests.").replace(".", "/") + ".py"
         found = {child.tag for child in case}
         outcome = "failed" if found & {"failure", "error"} else "skipped" if "skipped" in found else "passed"
         outcomes.add(Test(file, case.get("name", "")), outcome)
@@ -137,14 +154,17 @@ def read_junit(path: Path) -> Outcomes:
 
 
 def lines_of(number: int, tests: Iterable[Test], outcomes: Mapping[Test, str]) -> Iterator[str]:
-    """Yield what a row says: what happens, what is right, its tests, and how they ended."""
-    happens, right = ROWS[number]
-    yield f"{number:3} {happens}: {right}"
+    """Yield a row: what happens, or what happened before; what is right; each of its tests, and how it ended."""
+    wrong, right = ROWS[number]
+    yield f"{number:3} {'before:' if number >= FIRST_FOUND else 'fault:':7} {wrong}"
+    yield f"    {'right:':7} {right}"
     own = [test for test in tests if number in test.numbers]
-    yield from (f"    {test}" for test in own)
-    ended = {test: outcome for test, outcome in outcomes.items() if number in test.numbers}
-    yield from (f"    FAILED {test}" for test, outcome in ended.items() if outcome == "failed")
-    yield f"    {counted(ended.values())}" if ended else "    not run" if own else "    NO TEST"
+    ran = {test: outcome for test, outcome in outcomes.items() if number in test.numbers}
+    for test in own:
+        ended = [outcome for each, outcome in ran.items() if test.has(each)]
+        yield f"    {counted(ended) or 'not run':>9}  {test}"
+    yield from () if own else ("    NO TEST",)
+    yield from (f"    {'FAILED':>9}  {test}" for test, outcome in ran.items() if outcome == "failed")
 
 
 def counted(outcomes: Iterable[str]) -> str:
@@ -154,6 +174,16 @@ def counted(outcomes: Iterable[str]) -> str:
     '2 passed, 1 skipped'
     """
     return ", ".join(f"{count} {outcome}" for outcome, count in sorted(Counter(outcomes).items()))
+
+
+def verdict(number: int, tests: Iterable[Test], outcomes: Mapping[Test, str]) -> str:
+    """Return how the tests of a row ended: ``passed``, ``failed``, ``skipped``, ``not run`` or ``without a test``."""
+    ended = {outcome for test, outcome in outcomes.items() if number in test.numbers}
+    if not any(number in test.numbers for test in tests):
+        return "without a test"
+    if not ended:
+        return "not run"
+    return next(each for each in ("failed", "passed", "skipped") if each in ended)
 
 
 def untested(tests: Iterable[Test]) -> list[int]:

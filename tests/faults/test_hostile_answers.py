@@ -33,12 +33,12 @@ from llm_effects import (
     scripted_env,
     stream,
 )
-from llm_effects.config import BudgetConfig, Price
+from llm_effects.config import BudgetConfig, Capabilities, Price
 from llm_effects.effects.files import read_document
 from llm_effects.limits.quotas import Demand, LimiterState, Quota, wait_time, with_reported_limits
 from llm_effects.providers.anthropic import ANTHROPIC
 from llm_effects.providers.error_mapping import classify
-from llm_effects.providers.registry import target_of
+from llm_effects.providers.registry import provider_of, target_of
 from llm_effects.providers.response_headers import rate_limits, retry_after
 from llm_effects.providers.wire import WireResponse
 from llm_effects.structured import generate_as
@@ -142,6 +142,11 @@ def test_fault_164_long_hints_are_ignored(headers: dict[str, str]) -> None:
     assert limits is None or limits.requests.reset is None
 
 
+def test_fault_164_a_hint_has_at_most_64_characters() -> None:
+    assert retry_after({"retry-after": "5".zfill(64)}) == 5.0
+    assert retry_after({"retry-after": "5".zfill(65)}) is None
+
+
 HINT_MESSAGES = {
     "digits": "try again in " + "1" * 4_000,
     "units": "try again in " + "1s" * 2_000 + "x",
@@ -243,16 +248,71 @@ async def test_fault_169_an_implausible_count_does_not_exhaust_a_budget() -> Non
     assert (await run(generate(ask), env)).unwrap().content == "again"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "output", "window", "plausible"),
+    [
+        (20_000, 40, None, True),  # what the server adds
+        (20_000, 40, 8_192, False),  # over the window
+        (8_192, 40, 8_192, True),
+        (40, 9_000, 8_192, False),
+        (40_000, 40, None, False),  # over the bytes sent, and what a server adds
+        (40_000, 40, 200_000, False),
+    ],
+)
+async def test_fault_169_counts_over_the_window_or_the_bytes_sent_are_implausible(
+    chaos: Chaos, prompt: int, output: int, window: int | None, plausible: bool
+) -> None:
+    content = {**WHOLE, "usage": {"prompt_tokens": prompt, "completion_tokens": output}}
+    counted = model(chaos, says(reply_json(content)), capabilities=Capabilities(context_length=window))
+    response = (await run_case(chaos, {"first": counted})).response
+    assert response.usage.estimated is not plausible
+    assert bool(response.warnings) is not plausible
+    assert ((response.usage.total_tokens or 0) == prompt + output) is plausible
+
+
 async def test_fault_169_plausible_counts_stay() -> None:
     usage = Usage(input_tokens=20_000, output_tokens=40)
     env = scripted_env(evolve(answer("because"), usage=usage))
     assert (await run(generate(LLMRequest(prompt="why?")), env)).unwrap().usage == usage
 
 
-NESTED = b"[" * 900 + b"]" * 900
 CITED = b'{"choices":[{"finish_reason":"stop","message":{"content":"a","annotations":[{"type":"url_citation","x":'
+OUTPUT_TEXT = b'{"type":"output_text","text":"a","annotations":[{"type":"url_citation","url":"https://a.example","x":'
+OUTPUT = b'{"status":"completed","output":[{"type":"message","role":"assistant","content":[' + OUTPUT_TEXT
+BLOCKS = b'{"type":"message","stop_reason":"end_turn","content":[{"type":"text","text":"a","citations":[{"x":'
+CITING = {
+    "openai-chat": (CITED, b"}]}}]}"),
+    "openai-responses": (OUTPUT, b"}]}]}]}"),
+    "anthropic": (BLOCKS, b"}]}]}"),
+}
+"""An answer around a citation, by protocol."""
+
+
+def nested(provider: str, levels: int) -> bytes:
+    """Write an answer with a citation that is nested so deep."""
+    before, after = CITING[provider]
+    return before + b"[" * levels + b"]" * levels + after
+
+
+@pytest.mark.parametrize("provider", CITING)
+def test_fault_168_no_depth_of_nesting_raises(provider: str) -> None:
+    target = target_of("m", ModelConfig(provider=provider, model="m", api_key="sk-x")).unwrap()
+    decode = provider_of(target).decode
+    assert decode(target, WireResponse(status=200, body=nested(provider, 80))).unwrap().content == "a"
+    for levels in range(caps.NESTING, 1_050):  # beyond what Python's stack holds, too
+        error = decode(target, WireResponse(status=200, body=nested(provider, levels))).failure()
+        assert isinstance(error, MalformedResponse)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("provider", CITING)
+async def test_fault_168_a_deep_citation_is_an_error(chaos: Chaos, provider: str, mode: str) -> None:
+    deep = model(chaos, says(reply(nested(provider, 300))), provider=provider)
+    assert isinstance((await run_case(chaos, {"first": deep}, mode=mode, max_retries=0)).error, MalformedResponse)
+
+
 ODD_ANSWERS = {
-    "nested": CITED + NESTED + b"}]}}]}",
+    "nested": nested("openai-chat", 900),
     "deep": b"[" * 90_000,
     "many values": b'{"choices":[' + b"[]," * 200_000 + b"1]}",
     "infinite": b'{"choices":[{"index":1e999}]}',

@@ -12,8 +12,8 @@ from typing import Final
 import pytest
 
 from tests.faults.__main__ import main
-from tests.faults.matrix import BY_NAME, Outcomes, Test, known_tests, lines_of, read_junit, untested
-from tests.faults.rows import ROWS
+from tests.faults.matrix import BY_NAME, NAMES, Outcomes, Test, known_tests, lines_of, read_junit, untested, verdict
+from tests.faults.rows import FIRST_FOUND, ROWS
 
 HERE: Final = Path(__file__).parent
 TEXTS: Final = {path: path.read_text(encoding="utf-8") for path in HERE.parent.rglob("test_*.py")}
@@ -123,6 +123,12 @@ def test_every_fault_has_a_test() -> None:
     assert untested(known_tests()) == []
 
 
+def test_no_test_or_row_has_a_number_that_is_no_fault() -> None:
+    names = " ".join(name for text in TEXTS.values() for both in NAMES.findall(text) for name in both)
+    texts = re.findall(r"faults?_((?:\d+_)+)", names)
+    assert {int(each) for text in texts for each in text.split("_") if each} - set(ROWS) == set()
+
+
 @pytest.mark.parametrize(
     ("file", "name", "numbers"),
     [
@@ -145,27 +151,39 @@ JUNIT = """<testsuites><testsuite>
 <testcase classname="tests.faults.test_connections" name="test_broken[trio-007_silence-whole]"><failure/></testcase>
 <testcase classname="tests.routing.test_router" name="test_no_fault" time="0.1"><failure/></testcase>
 <testcase classname="tests.stores.test_open" name="test_fault_112_full[trio]"><skipped/></testcase>
+<testcase classname="tests.clients.test_local_engine.TestEngine" name="test_fault_9_queue[trio]"/>
 </testsuite></testsuites>"""
 
 
 def test_the_outcomes_of_an_earlier_run_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "junit.xml").write_text(JUNIT)
     ended = read_junit(tmp_path / "junit.xml").by_test
-    assert sorted(ended.values()) == ["failed", "passed", "skipped"]
-    lines = [*lines_of(7, (), ended)]
-    assert lines[0].startswith("  7 silence before the headers: ")
-    assert lines[1:] == [
-        "    FAILED tests/faults/test_connections.py::test_broken[trio-007_silence-whole]",
-        "    1 failed, 1 passed",
+    assert sorted(ended.values()) == ["failed", "passed", "passed", "skipped"]
+    assert Test("clients/test_local_engine.py", "test_fault_9_queue[trio]") in ended
+    row = Test("faults/test_connections.py", "007_silence")
+    assert [*lines_of(7, (row,), ended)] == [
+        "  7 fault:  silence before the headers",
+        "    right:  times out at the first content; the attempt is recorded",
+        "    1 failed, 1 passed  tests/faults/test_connections.py::[007_silence]",
+        "       FAILED  tests/faults/test_connections.py::test_broken[trio-007_silence-whole]",
     ]
     assert main(["7", "112", "--junit", str(tmp_path / "junit.xml")]) == 1
-    assert "3 tests: 1 failed, 1 passed, 1 skipped" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2 rows: 1 failed, 1 skipped\nfailed: 7\n3 tests: 1 failed, 1 passed, 1 skipped" in shown
 
 
 def test_the_command_lists_every_row(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--list"])
-    lines = {*capsys.readouterr().out.splitlines()}
-    assert {f"{number:3} {happens}: {right}" for number, (happens, right) in ROWS.items()} <= lines
+    assert main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    for number, (wrong, right) in ROWS.items():
+        label = "before:" if number >= FIRST_FOUND else "fault: "
+        assert f"{number:3} {label} {wrong}\n    right:  {right}\n" in shown
+    assert f"{len(ROWS)} rows: {len(ROWS)} not run" in shown
+
+
+def test_a_row_without_a_test_is_not_passed_over() -> None:
+    assert verdict(7, (), {}) == "without a test"
+    assert [*lines_of(7, (), {})][-1].strip() == "NO TEST"
 
 
 def test_an_error_after_a_success_is_a_failure() -> None:

@@ -147,9 +147,11 @@ def test_fault_140_a_long_pause_is_not_slept_while_another_candidate_is_left(ask
     assert cooldown > 50
 
 
+@pytest.mark.parametrize("hint", [None, 60.0])
 @pytest.mark.parametrize("error", [RateLimitExceeded(status=429), ModelUnavailable(reason="overloaded", status=503)])
-def test_fault_141_a_busy_model_costs_seconds(ask: Ask, error: LLMError) -> None:
-    env, _ = environment(models_in_order("a", "b", timeout_ms=240_000), a=error, b="because")
+def test_fault_141_a_busy_model_costs_seconds(ask: Ask, error: LLMError, hint: float | None) -> None:
+    busy = evolve(error, retry_after=hint)
+    env, _ = environment(models_in_order("a", "b", timeout_ms=240_000), a=busy, b="because")
 
     async def main() -> float:
         began = anyio.current_time()
@@ -212,6 +214,18 @@ def test_fault_149_the_retry_hint_is_the_newest_of_each_model() -> None:
     hints = tuple(RateLimitExceeded(status=429, retry_after=seconds) for seconds in (1.0, 1.0, 500.0))
     env, _ = environment(models_in_order("a", timeout_ms=10_000), a=hints)
     assert run_in_virtual_time(MODES["whole"], env).failure().retry_after == 500.0
+
+
+def test_fault_149_the_retry_hint_is_the_least_of_the_newest_of_all_models() -> None:
+    scripts = {"a": (1.0, 500.0), "b": (0.5, 30.0)}
+    replies = {
+        name: tuple(RateLimitExceeded(model=name, status=429, retry_after=seconds) for seconds in hints)
+        for name, hints in scripts.items()
+    }
+    env, clients = environment(models_in_order("a", "b", timeout_ms=20_000), **replies)
+    error = run_in_virtual_time(MODES["whole"], env).failure()
+    assert clients.asked == ["a", "a", "b", "b"]
+    assert error.retry_after == 30.0
 
 
 def test_fault_150_a_probe_closes_the_breaker_at_its_first_content() -> None:

@@ -275,6 +275,14 @@ def test_fault_151_the_delay_counts_from_sending_not_from_queueing() -> None:
     assert took == pytest.approx(4.9 + USUAL_S, abs=0.01)
 
 
+def test_fault_151_a_call_earns_once_however_many_candidates_it_asks() -> None:
+    down = ModelUnavailable(reason="overloaded", status=503)
+    env = env_of(down, down, "because", names=("one", "two", "three"), routes=routing(evolve(ON, budget=0.4)))
+    assert ask(env).unwrap().content == "because"
+    assert asked(env) == 3
+    assert not env.limits.hedges.spend()  # 0.4 of a hedge; each candidate earned, it would be 1.2
+
+
 @given(st.floats(0.01, 1.0), st.integers(1, 60))
 def test_hedges_stay_within_their_budget(budget: float, calls: int) -> None:
     hedges = MemoryHedges()
