@@ -91,13 +91,15 @@ class Question:
     turn_id: str | None = None
 
 
+LIMITS: Final = Preferences(max_tokens=100, timeout_ms=60_000)
+"""The longest answer, in tokens, and the longest time for it, in milliseconds."""
+
+
 async def asked(request: Request, task: str = TaskType.GENERAL) -> tuple[LLMRequest, str | None]:
     """Read the question of a request, and its turn id if it has one."""
-    question = msgspec.json.decode(await request.body(), type=Question)
-    limits = Preferences(max_tokens=400, timeout_ms=60_000)
-    return LLMRequest(
-        prompt=question.text, owner=user_of(request), task_type=task, preferences=limits
-    ), question.turn_id
+    asked = msgspec.json.decode(await request.body(), type=Question)
+    question = LLMRequest(prompt=asked.text, owner=user_of(request), task_type=task, preferences=LIMITS)
+    return question, asked.turn_id
 
 
 def user_of(request: Request) -> str:
@@ -357,15 +359,13 @@ async def main(env: LLMEnv) -> Result[str, LLMError]:
     transport, user = httpx.ASGITransport(create_app(env)), {"x-user": "ada"}
     async with httpx.AsyncClient(transport=transport, base_url="http://service", headers=user, timeout=90) as client:
         conversation = (await client.post("/conversations")).json()["id"]
-        replies = [
-            await client.post(
-                f"/conversations/{conversation}/turns", json={"text": "Name a reason why disks fill up."}
-            ),
+        replies = (
+            await client.post(f"/conversations/{conversation}/turns", json={"text": "Why do disks fill up?"}),
             await client.get(f"/conversations/{conversation}"),
             await client.post("/analyses", json={"text": INCIDENT}),
             await client.get("/usage"),
             await client.get("/health/ready"),
-        ]
+        )
     return Success("\n".join(line(each) for each in replies))
 
 

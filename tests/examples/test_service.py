@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ from llm_effects.telemetry.otel import open_telemetry
 from llm_effects.testing import Chunks, Delayed
 from llm_effects.values import History, InvalidValue, LedgerRow
 from tests.fixtures.chaos import END, HEAD, STOP, Chaos, Step, chaos_server, chunk, drips, piece
-from tests.fixtures.examples import load
+from tests.fixtures.examples import EXAMPLES, load
 from tests.fixtures.servers import Peer
 from tests.fixtures.slow_stores import Slow
 from tests.fixtures.web import Service, served, stalled_request
@@ -48,6 +49,20 @@ ENDLESS = drips(HEAD, chunk(piece("x ")))
 @pytest.fixture(scope="module")
 def service() -> ModuleType:
     return load("service")
+
+
+def code_lines(text: str) -> list[str]:
+    """Return lines of code, without the headings that a page writes as its own."""
+    return [line for line in text.splitlines() if line and not line.startswith("# ")]
+
+
+def test_the_guide_has_the_code_of_the_service() -> None:
+    page = (EXAMPLES.parent / "docs" / "guides" / "services.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page.partition("\n## Test it")[0], re.DOTALL)
+    program = (EXAMPLES / "service.py").read_text(encoding="utf-8").partition("import os\n")
+    session = "# A session of a client."
+    assert session in program[2]
+    assert code_lines("".join(blocks)) == code_lines("".join(program[1:]).partition(session)[0])
 
 
 # Over real HTTP.
@@ -311,7 +326,7 @@ async def test_an_error_has_its_status(service: ModuleType, error: Any, status: 
 @pytest.mark.anyio
 async def test_each_user_has_a_budget_and_sees_only_their_own_usage(service: ModuleType) -> None:
     dear = ModelConfig(provider="lm-studio", price=Price(input=1, output=10))
-    budget = BudgetConfig(name="each user", limit_usd="0.0045", scope="owner:*")
+    budget = BudgetConfig(name="each user", limit_usd="0.0015", scope="owner:*")
     env = scripted_env(
         '{"severity": "low", "likely_cause": "traffic"}', config=LLMConfig(models={"a": dear}, budgets=(budget,))
     )
