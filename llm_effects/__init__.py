@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llm_effects.config.loading import load_config as load_config
     from llm_effects.config.models import ModelConfig as ModelConfig
     from llm_effects.conversations.converse import converse as converse
+    from llm_effects.conversations.converse import open_converse as open_converse
     from llm_effects.conversations.operations import list_conversations as list_conversations
     from llm_effects.conversations.operations import load_conversation as load_conversation
     from llm_effects.conversations.operations import start_conversation as start_conversation
@@ -177,6 +178,7 @@ __all__ = [
     "load_conversation",
     "make_llm_manager",
     "make_model_router",
+    "open_converse",
     "open_env",
     "open_stream",
     "race",
@@ -205,7 +207,7 @@ _HOMES = {
     "config": "LLMConfig",
     "config.loading": "load_config",
     "config.models": "ModelConfig",
-    "conversations.converse": "converse",
+    "conversations.converse": "converse open_converse",
     "conversations.operations": "list_conversations load_conversation start_conversation",
     "effects.combinators": "fallback gather hedge race retry timeout using",
     "effects.effect": "Effect effect fail from_env from_result rescue run run_sync succeed then",

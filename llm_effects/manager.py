@@ -23,7 +23,7 @@ from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import LLMConfig
 from llm_effects.config.loading import load_config
 from llm_effects.config.models import ModelConfig
-from llm_effects.conversations.converse import converse
+from llm_effects.conversations.converse import converse, open_converse
 from llm_effects.effects.call import Sink
 from llm_effects.effects.effect import Answer, Effect, effect, fail, result_of, run
 from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
@@ -311,6 +311,20 @@ class LLMManager:
             return _failed_stream(self._config.failure(), sink)(self._env)
         turn = converse(conversation_id, message, owner=owner, turn_id=turn_id, sink=sink, pinned=pinned)
         return self._or_config_error(turn)(self._env)
+
+    def open_converse(
+        self,
+        conversation_id: str,
+        message: str | Message | LLMRequest,
+        *,
+        owner: str | None = None,
+        turn_id: str | None = None,
+        pinned: bool = False,
+    ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
+        """Run one turn of a stored conversation as a stream of events, for ``async for``."""
+        if not is_successful(self._config):
+            return _single_event(Failed(self._config.failure()))
+        return open_converse(conversation_id, message, owner=owner, turn_id=turn_id, pinned=pinned)(self._env)
 
     async def run(self, effect: Effect[_Value]) -> Result[_Value, LLMError]:
         """Run any effect and return its plain ``Result``."""

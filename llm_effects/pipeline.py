@@ -9,12 +9,12 @@ To leave a layer out or to add your own, compose another pipeline:
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectSendStream
 from attrs import define, evolve, field
 from returns.context import RequiresContext
 from returns.pipeline import is_successful
@@ -40,7 +40,7 @@ from llm_effects.providers.registry import hide_all_keys
 from llm_effects.routing.candidates import RoutingDecision
 from llm_effects.routing.router import route, task_warnings
 from llm_effects.values.errors import LLMError
-from llm_effects.values.events import Completed, Failed, Restarted, StreamEvent, TextDelta
+from llm_effects.values.events import Completed, Failed, Restarted, Started, StreamEvent, TextDelta
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse, total_cost
 
@@ -218,7 +218,7 @@ def _error_with_history(error: LLMError, call: Call, env: LLMEnv) -> LLMError:
     return evolve(error, attempts=tuple(history.attempts), partial=partial, earlier=earlier)
 
 
-# The pull form of a stream.
+# The pull form of a stream: of a request, and of a turn of a conversation.
 
 
 def open_stream(
@@ -236,18 +236,50 @@ def open_stream(
     >>> anyio.run(main)
     ['Started', 'TextDelta', 'Completed']
     """
-    return RequiresContext(lambda env: _opened(request, env))
+    return pulled(lambda sink, _: run_call(standard_pipeline, request, sink))
+
+
+@final
+@define
+class ReceivedAnswer:
+    """The part of an answer that its consumer has received: the ``model`` and the text."""
+
+    model: str = ""
+    pieces: list[str] = field(factory=list[str])
+
+    def add(self, event: StreamEvent) -> None:
+        """Add an event."""
+        if isinstance(event, Started | Restarted):
+            self.model = event.model
+            self.pieces.clear()
+        elif isinstance(event, TextDelta):
+            self.pieces.append(event.text)
+
+    def visible_text(self, env: LLMEnv) -> str:
+        """Return the text, without the API keys of an environment."""
+        return hide_all_keys(env.config, "".join(self.pieces))
+
+
+StreamedAnswer: TypeAlias = Callable[[Sink, ReceivedAnswer], Effect[LLMResponse]]
+"""An answer that awaits its events, but the last, in a sink; what its consumer has received of them is the second."""
+
+
+def pulled(
+    answer: StreamedAnswer,
+) -> RequiresContext[AbstractAsyncContextManager[AsyncIterator[StreamEvent]], LLMEnv]:
+    """Return the pull form of a streamed answer, with its last event; the answer is cancelled on exit."""
+    return RequiresContext(lambda env: _opened(answer, env))
 
 
 @asynccontextmanager
-async def _opened(request: LLMRequest, env: LLMEnv) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
+async def _opened(answer: StreamedAnswer, env: LLMEnv) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
     send, receive = anyio.create_memory_object_stream[StreamEvent](0)
-    pulled, raised = _Pulled(receive), list[BaseException]()
+    raised = list[BaseException]()
     try:
         async with receive, anyio.create_task_group() as group:
-            group.start_soon(_produce, request, env, send, pulled)
+            group.start_soon(_produce, answer, env, send)
             try:
-                yield pulled
+                yield receive
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as problem:  # noqa: BLE001 - kept out of the group, and raised below as it is
@@ -259,31 +291,14 @@ async def _opened(request: LLMRequest, env: LLMEnv) -> AsyncGenerator[AsyncItera
         raise raised[0]
 
 
-@final
-@define(eq=False, repr=False)
-class _Pulled(AsyncIterator[StreamEvent]):
-    """The consumer's end. It knows which text was received; the call only knows what it offered."""
+async def _produce(answer: StreamedAnswer, env: LLMEnv, send: MemoryObjectSendStream[StreamEvent]) -> None:
+    received = ReceivedAnswer()
 
-    _events: MemoryObjectReceiveStream[StreamEvent]
-    _received: list[str] = field(factory=list[str], init=False)
+    async def deliver(event: StreamEvent) -> None:
+        await send.send(event)
+        received.add(event)  # not before: a consumer that leaves has not received what was only offered
 
-    async def __anext__(self) -> StreamEvent:
-        event = await anext(self._events)
-        if isinstance(event, TextDelta):
-            self._received.append(event.text)
-        elif isinstance(event, Restarted):
-            self._received.clear()
-        return event
-
-    def with_received_text(self, error: LLMError) -> LLMError:
-        """Return the error that ended the stream, with the text that the consumer has received."""
-        return evolve(error, partial="".join(self._received))
-
-
-async def _produce(
-    request: LLMRequest, env: LLMEnv, send: MemoryObjectSendStream[StreamEvent], pulled: _Pulled
-) -> None:
     async with send:
-        result = await run(run_call(standard_pipeline, request, send.send), env)
+        result = await run(answer(deliver, received), env)
         # without a limit: the consumer has not left yet
-        await send.send(ending(result.alt(pulled.with_received_text)))
+        await send.send(ending(result.alt(lambda error: evolve(error, partial=received.visible_text(env)))))

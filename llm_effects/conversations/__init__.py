@@ -1,6 +1,7 @@
 """Stored conversations: ``converse`` and the operations beside it."""
 
 from llm_effects.conversations.converse import converse as converse
+from llm_effects.conversations.converse import open_converse as open_converse
 from llm_effects.conversations.operations import append_messages as append_messages
 from llm_effects.conversations.operations import delete_conversation as delete_conversation
 from llm_effects.conversations.operations import export_conversation as export_conversation

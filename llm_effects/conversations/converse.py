@@ -6,11 +6,14 @@ Nothing is lost: the question is stored before any money is spent, and the answe
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final, final
 
 import anyio
-from attrs import define, evolve, field, frozen
+from attrs import evolve, frozen
+from returns.context import RequiresContext
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
@@ -20,12 +23,11 @@ from llm_effects.effects.call import Sink, TurnContext
 from llm_effects.effects.effect import Answer, Effect, Generate, effect, from_env, from_result, run, then
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import in_own_task
-from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
+from llm_effects.pipeline import ReceivedAnswer, deliver_ending, pulled, run_call, standard_pipeline
 from llm_effects.providers.draft import events_of
-from llm_effects.providers.registry import hide_all_keys
 from llm_effects.values.conversations import Provenance, StoredMessage, Turn, TurnState
 from llm_effects.values.errors import ContextTooLarge, InvalidRequest, LLMError, RequestTimeout, checked
-from llm_effects.values.events import Restarted, Started, StreamEvent, TextDelta
+from llm_effects.values.events import Started, StreamEvent
 from llm_effects.values.messages import Message, Part, Reasoning, Text
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import CANCELLED, Cost, FinishReason, LLMResponse, Usage, total_cost
@@ -68,19 +70,61 @@ def converse(
     >>> anyio.run(run, converse("d", "Who?"), env).failure().message
     "conversation_id: there is no conversation 'd': create it with start_conversation"
     """
-
-    def turn_request(env: LLMEnv) -> Result[TurnRequest, LLMError]:
-        build = partial(TurnRequest, conversation_id, turn_id or env.new_id(), pipeline=pipeline, pinned=pinned)
-        return _question(message, owner).map(build)
-
-    answer = then(then(from_env(turn_request), from_result), lambda request: _shielded(_take_turn(request, sink)))
+    turn = _turn_request(conversation_id, message, owner, turn_id, pinned=pinned, pipeline=pipeline)
 
     async def answered(env: LLMEnv) -> Answer:
-        result = await run(answer, env)
+        received = ReceivedAnswer()
+        consumer = Consumer(None if sink is None else _recording(sink, received), received)
+        result = await run(then(turn, lambda request: _take_turn(request, consumer)), env)
         await deliver_ending(result, sink)
         return result
 
     return effect(answered)
+
+
+def open_converse(
+    conversation_id: str,
+    message: str | Message | LLMRequest,
+    *,
+    owner: str | None = None,
+    turn_id: str | None = None,
+    pinned: bool = False,
+    pipeline: Generate = standard_pipeline,
+) -> RequiresContext[AbstractAsyncContextManager[AsyncIterator[StreamEvent]], LLMEnv]:
+    """Answer one turn of a stored conversation as ``converse`` does, as an async iterator of its events.
+
+    The model waits until the next event is asked for. The last event is ``Completed``, once the answer is stored, or
+    ``Failed``. Leaving early closes the connection to the model and stores the turn as interrupted, with the text that
+    was received. An exception of the consumer is raised as it is, not in a group.
+
+    >>> import anyio
+    >>> from llm_effects import run, scripted_env, start_conversation
+    >>> async def main() -> list[str]:
+    ...     env = scripted_env("Hello Ada.")
+    ...     await run(start_conversation("c"), env)
+    ...     async with open_converse("c", "I am Ada.")(env) as events:
+    ...         return [type(event).__name__ async for event in events]
+    >>> anyio.run(main)
+    ['Started', 'TextDelta', 'Completed']
+    """
+    turn = _turn_request(conversation_id, message, owner, turn_id, pinned=pinned, pipeline=pipeline)
+    return pulled(lambda sink, received: then(turn, lambda request: _take_turn(request, Consumer(sink, received))))
+
+
+def _turn_request(
+    conversation_id: str,
+    message: str | Message | LLMRequest,
+    owner: str | None,
+    turn_id: str | None,
+    *,
+    pinned: bool,
+    pipeline: Generate,
+) -> Effect[TurnRequest]:
+    def build(env: LLMEnv) -> Result[TurnRequest, LLMError]:
+        request = partial(TurnRequest, conversation_id, turn_id or env.new_id(), pipeline=pipeline, pinned=pinned)
+        return _question(message, owner).map(request)
+
+    return then(from_env(build), from_result)
 
 
 def _question(message: str | Message | LLMRequest, owner: str | None) -> Result[LLMRequest, LLMError]:
@@ -95,41 +139,57 @@ def _question(message: str | Message | LLMRequest, owner: str | None) -> Result[
     return checked(LLMRequest, prompt=message, owner=owner)
 
 
-def _shielded(turn: Effect[LLMResponse]) -> Effect[LLMResponse]:
-    """Run a turn in a task of its own, where even asyncio's own cancellation cannot keep it from storing its end."""
-    return effect(lambda env: in_own_task(partial(run, turn, env)))
+@final
+@frozen
+class Consumer:
+    """The consumer of a turn: where its events go, and what it has received of the answer."""
+
+    sink: Sink | None
+    received: ReceivedAnswer
 
 
-def _take_turn(request: TurnRequest, sink: Sink | None) -> Effect[LLMResponse]:
-    """Begin a turn and answer it, or return its stored answer, within the time limit of the whole call."""
+def _recording(sink: Sink, received: ReceivedAnswer) -> Sink:
+    """Return a sink that adds each event to ``received``.
+
+    An event is added before it is delivered, since a sink that fails half-way may have shown it.
+    """
+
+    async def deliver(event: StreamEvent) -> None:
+        received.add(event)
+        await sink(event)
+
+    return deliver
+
+
+def _take_turn(request: TurnRequest, consumer: Consumer) -> Effect[LLMResponse]:
+    """Begin a turn and answer it, or return its stored answer, within the time limit of the whole call.
+
+    It runs in a task of its own, where even asyncio's own cancellation cannot keep it from storing its end.
+    """
 
     async def take(env: LLMEnv) -> Answer:
         limit_ms = request.question.preferences.timeout_ms or env.config.routing.timeout_ms
-        recorder = RecordingSink(sink)
         with anyio.CancelScope(deadline=anyio.current_time() + limit_ms / 1000) as scope:
-            return await run(then(begin(request), lambda started: _answer(started, recorder, scope)), env)
-        return Failure(
-            RequestTimeout(timeout_ms=limit_ms, phase="total", partial=hide_all_keys(env.config, recorder.text))
-        )
+            return await run(then(begin(request), lambda started: _answer(started, consumer, scope)), env)
+        partial_text = consumer.received.visible_text(env)
+        return Failure(RequestTimeout(timeout_ms=limit_ms, phase="total", partial=partial_text))
 
-    return effect(take)
+    return effect(lambda env: in_own_task(partial(take, env)))
 
 
-def _answer(started: StartedTurn, recorder: RecordingSink, scope: anyio.CancelScope) -> Effect[LLMResponse]:
+def _answer(started: StartedTurn, consumer: Consumer, scope: anyio.CancelScope) -> Effect[LLMResponse]:
     if started.mine:
-        return effect(partial(_ask_and_finish, started, recorder, scope))
-    return effect(lambda _: _replay(started.turn, recorder.sink))
+        return effect(partial(_ask_and_finish, started, consumer, scope))
+    return effect(lambda _: _replay(started.turn, consumer.sink))
 
 
-async def _ask_and_finish(
-    started: StartedTurn, recorder: RecordingSink, scope: anyio.CancelScope, env: LLMEnv
-) -> Answer:
+async def _ask_and_finish(started: StartedTurn, consumer: Consumer, scope: anyio.CancelScope, env: LLMEnv) -> Answer:
     """Answer a turn and store its end in any case: also when cancelled, also when the consumer's sink raises."""
     ending: Result[AnswerInContext, LLMError] | None = None
     try:
-        answer = ending = await _ask(started, recorder, scope, env)
+        answer = ending = await _ask(started, consumer, scope, env)
     finally:
-        problem = await finish(started, *turn_result(started.request, ending, recorder, env), env)
+        problem = await finish(started, *turn_result(started.request, ending, consumer.received, env), env)
     response = answer.map(_response)
     return response if problem is None else response.map(partial(_with_warning, f"{NOT_SAVED}: {problem}"))
 
@@ -143,7 +203,7 @@ def _with_warning(warning: str, response: LLMResponse) -> LLMResponse:
 
 
 async def _ask(
-    started: StartedTurn, recorder: RecordingSink, scope: anyio.CancelScope, env: LLMEnv
+    started: StartedTurn, consumer: Consumer, scope: anyio.CancelScope, env: LLMEnv
 ) -> Result[AnswerInContext, LLMError]:
     """Ask with as much of the conversation as fits; with less if a server replies that it is too long."""
     deadline, limit, tries = scope.deadline, math.inf, 0
@@ -153,16 +213,15 @@ async def _ask(
         if not is_successful(context):
             return Failure(context.failure())
         scope.deadline = math.inf  # the call keeps the deadline itself, and reports what became of each attempt
-        answer = await run(_call(started, context.unwrap(), recorder, deadline), env)
+        answer = await run(_call(started, context.unwrap(), consumer.sink, deadline), env)
         if is_successful(answer) or tries == MAX_TRIES or not _may_shorten(answer.failure(), context.unwrap(), env):
             return answer
         limit = SHRINK * min(context.unwrap().tokens, _limit(answer.failure()))
 
 
-def _call(started: StartedTurn, context: Context, recorder: RecordingSink, deadline: float) -> Effect[AnswerInContext]:
+def _call(started: StartedTurn, context: Context, sink: Sink | None, deadline: float) -> Effect[AnswerInContext]:
     conversation = started.history.conversation
     turn = TurnContext(conversation.id, conversation.last_model, context.tokens)
-    sink = None if recorder.sink is None else recorder
     response = run_call(started.request.pipeline, context.request, sink, deadline=deadline, turn=turn)
     return response.map(partial(_in_context, context))
 
@@ -202,36 +261,8 @@ class AnswerInContext:
     context: Context
 
 
-@final
-@define
-class RecordingSink:
-    """A sink that records what its consumer receives: the model and the text.
-
-    An event is recorded before it is delivered, since a consumer that fails half-way may have shown it.
-    """
-
-    sink: Sink | None
-    model: str = ""
-    pieces: list[str] = field(factory=list[str])
-
-    async def __call__(self, event: StreamEvent) -> None:
-        """Record an event and pass it on."""
-        if isinstance(event, Started | Restarted):
-            self.model = event.model
-            self.pieces.clear()
-        elif isinstance(event, TextDelta):
-            self.pieces.append(event.text)
-        if self.sink is not None:
-            await self.sink(event)
-
-    @property
-    def text(self) -> str:
-        """The text that the consumer has."""
-        return "".join(self.pieces)
-
-
 def turn_result(
-    request: TurnRequest, answer: Result[AnswerInContext, LLMError] | None, recorder: RecordingSink, env: LLMEnv
+    request: TurnRequest, answer: Result[AnswerInContext, LLMError] | None, received: ReceivedAnswer, env: LLMEnv
 ) -> tuple[TurnState, tuple[StoredMessage, ...], str | None]:
     """Return how a turn ends: its state, the messages to store, and the tag of the error that broke it off.
 
@@ -241,8 +272,8 @@ def turn_result(
         return TurnState.FINISHED, (_whole_answer(request, answer.unwrap(), env),), None
     error = None if answer is None else answer.failure()
     tag = CANCELLED if error is None else error.tag
-    if recorder.text.strip():
-        return TurnState.INTERRUPTED, (_partial_answer(request, error, recorder, env),), tag
+    if received.visible_text(env).strip():
+        return TurnState.INTERRUPTED, (_partial_answer(request, error, received, env),), tag
     return (TurnState.INTERRUPTED if error is None else TurnState.FAILED), (), tag
 
 
@@ -254,16 +285,16 @@ def _whole_answer(request: TurnRequest, answer: AnswerInContext, env: LLMEnv) ->
 
 
 def _partial_answer(
-    request: TurnRequest, error: LLMError | None, recorder: RecordingSink, env: LLMEnv
+    request: TurnRequest, error: LLMError | None, received: ReceivedAnswer, env: LLMEnv
 ) -> StoredMessage:
-    model = env.config.models.get(recorder.model)
+    model = env.config.models.get(received.model)
     source = Provenance(
-        model=recorder.model,
+        model=received.model,
         provider="" if model is None else model.provider,
         usage=(error.usage if error is not None else None) or Usage(),
         cost=Cost.UNKNOWN if error is None else total_cost(each.cost for each in error.attempts),
     )
-    return _stored(request, (Text(hide_all_keys(env.config, recorder.text)),), source, env)
+    return _stored(request, (Text(received.visible_text(env)),), source, env)
 
 
 def _stored(request: TurnRequest, parts: tuple[Part, ...], source: Provenance, env: LLMEnv) -> StoredMessage:

@@ -41,7 +41,9 @@ def test_the_blocks_of_a_page_run(path: Path, tmp_path: Path, monkeypatch: pytes
         monkeypatch.delenv(name)
     monkeypatch.setenv("LM_STUDIO_ENDPOINT", UNUSED_ENDPOINT)
     monkeypatch.chdir(tmp_path)
-    for block in SYBIL.parse(path).examples():
+    document = SYBIL.parse(path)
+    document.namespace["__name__"] = path.stem  # Django asks each view for its module
+    for block in document.examples():
         block.evaluate()
 
 

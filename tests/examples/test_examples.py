@@ -56,6 +56,7 @@ SCRIPTS: dict[str, tuple[tuple[Reply, ...], str]] = {
     "analyze_anomaly": ((JUDGEMENT,), "high, deployment: All slow."),
     "generate_ui_component": ((DESIGN,), "<h2>All services</h2>"),
     "manage_config": ((PROPOSAL,), "+p99_ms = 200.0"),
+    "service": (("Logs.", '{"severity": "high", "likely_cause": "deployment"}'), "200 POST /analyses"),
     "failover_mid_stream": (
         (Chunks(("Disks fill",), then=MalformedResponse()), "They are full of logs."),
         "shown at the end: They are full of logs.",
@@ -80,7 +81,7 @@ async def test_an_example_runs_with_scripted_models(name: str) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"health"}))
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"health", "service"}))  # a service shows it to its client
 async def test_an_example_returns_its_error_as_a_value(name: str) -> None:
     main: Main = load(name).main
     assert (await main(scripted_env(AuthenticationFailed()))).failure().tag == "AuthenticationFailed"

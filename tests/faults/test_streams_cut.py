@@ -1,9 +1,9 @@
 """Faults 80 to 103: valid streams in any form, and streams that break before or after their first content."""
 
 import gc
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Final, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -14,6 +14,7 @@ from attrs import evolve
 from llm_effects import (
     Completed,
     Failed,
+    LLMEnv,
     Preferences,
     Recovery,
     Restarted,
@@ -21,9 +22,11 @@ from llm_effects import (
     StreamEvent,
     TextDelta,
     describe,
+    open_converse,
     open_env,
     open_stream,
     run,
+    start_conversation,
     stream,
 )
 from llm_effects.policies.cache import cache_stats
@@ -244,6 +247,9 @@ ENDLESS: Final = drips(HEAD, chunk(piece("x")))
 LEAVING: Final = ("breaks off", "raises", "is cancelled")
 
 
+Pulled: TypeAlias = Callable[[LLMEnv], AbstractAsyncContextManager[AsyncIterator[StreamEvent]]]
+
+
 async def leave(how: str, scope: anyio.CancelScope) -> None:
     if how == "raises":
         raise KeyError(how)
@@ -252,11 +258,15 @@ async def leave(how: str, scope: anyio.CancelScope) -> None:
         await anyio.lowlevel.checkpoint()
 
 
+@pytest.mark.parametrize("pulled", [open_stream(ASK), open_converse("c", ASK)], ids=["stream", "turn"])
 @pytest.mark.parametrize("how", LEAVING)
-async def test_103_a_consumer_that_leaves_closes_the_connection_and_nothing_is_cached(chaos: Chaos, how: str) -> None:
+async def test_103_a_consumer_that_leaves_closes_the_connection_and_nothing_is_cached(
+    chaos: Chaos, how: str, pulled: Pulled
+) -> None:
     async with open_env(config_of({"first": model(chaos, ENDLESS)})) as env:
+        await run(start_conversation("c"), env)
         with pytest.raises(KeyError) if how == "raises" else nullcontext(), anyio.CancelScope() as scope:
-            async with open_stream(ASK)(env) as events:
+            async with pulled(env) as events:
                 async for event in events:
                     if isinstance(event, TextDelta):
                         await leave(how, scope)

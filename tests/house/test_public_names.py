@@ -21,8 +21,8 @@ Preferences RateLimitExceeded Reasoning ReasoningDelta Recovery RequestFailed Re
 Started StorageFailed StreamEvent TaskType Text TextDelta ToolCall ToolCallDelta ToolResult Toolkit Usage check_health
 check_local_model_health converse create_default_llm_manager create_default_local_client describe effect embed explain
 exponential fail fallback from_env from_result gather generate generate_as generate_many hedge is_retryable jittered
-list_conversations load_config load_conversation make_llm_manager make_model_router open_env open_stream race rescue
-retry run run_sync run_tools scripted_env start_conversation stream succeed then timeout tool toolkit up_to
+list_conversations load_config load_conversation make_llm_manager make_model_router open_converse open_env open_stream
+race rescue retry run run_sync run_tools scripted_env start_conversation stream succeed then timeout tool toolkit up_to
 usage_report using within
 """
 PUBLIC = NAMES.split()

@@ -145,6 +145,15 @@ async def test_open_stream_yields_the_same_events() -> None:
     assert isinstance(pulled[-1], Completed)
 
 
+async def test_the_error_of_a_pulled_stream_has_every_piece_that_was_pulled() -> None:
+    for _ in range(10):  # trio runs its tasks in random order
+        async with open_stream(ASK)(env_of(Chunks(("be", "cause"), then=CUT), config=models("one"))) as events:
+            *pieces, failed = [event async for event in events]
+        assert pieces == [Started("one"), TextDelta("be"), TextDelta("cause")]
+        assert isinstance(failed, Failed)
+        assert failed.error.partial == "because"
+
+
 async def test_the_model_waits_for_a_consumer_that_does_not_pull() -> None:
     delivered: list[str] = []
 

@@ -14,6 +14,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.batches.runs import generate_many
 from llm_effects.config import LLMConfig
+from llm_effects.conversations import open_converse
 from llm_effects.effects.combinators import fallback, gather, hedge, race, retry, timeout, using
 from llm_effects.effects.effect import Effect, effect, fail, from_env, from_result, rescue, run, succeed, then
 from llm_effects.effects.env import LLMEnv
@@ -78,6 +79,7 @@ async def combinators_have_the_exact_type(one: Effect[int], text: Effect[str], r
     assert_type(hedge(text, after=0.5), Effect[str])
     assert_type(using(from_env(opened), lambda content: succeed(len(content))), Effect[int])
     assert_type(using(from_env(open_stream(request)), first_event), Effect[str])
+    assert_type(using(from_env(open_converse("c", "why?")), first_event), Effect[str])
     assert_type(generate_many([request], 4), Effect[tuple[Result[LLMResponse, LLMError], ...]])
 
 
