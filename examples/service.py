@@ -301,7 +301,7 @@ class UnderWay:
         ended, under_way = anyio.Event(), scope["app"].state.under_way
         under_way.add(ended)
         try:
-            with TRACER.start_as_current_span(f"{scope['method']} {scope['path']}"):
+            with TRACER.start_as_current_span(scope["method"], attributes={"url.path": scope["path"]}):
                 await self.app(scope, receive, send)
         finally:
             under_way.remove(ended)

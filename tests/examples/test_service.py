@@ -373,7 +373,8 @@ async def test_the_span_of_a_request_is_the_parent_of_its_call(
     env = evolve(scripted_env("because"), telemetry=open_telemetry(tracers))
     async with in_process(service, env) as client:
         await chatted(client, "why?")
-    by_name = {span.name.split("/")[-1]: span for span in spans.get_finished_spans()}
-    call, request = by_name["generate"], by_name["turns"]
+    finished = spans.get_finished_spans()
+    (call,) = [span for span in finished if span.name == "generate"]
+    (request,) = [span for span in finished if span.attributes.get("url.path") == "/conversations/id-1/turns"]
     assert call.parent is not None
     assert call.parent.span_id == request.context.span_id
