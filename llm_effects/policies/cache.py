@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Final, cast, final
 from weakref import ref
 
@@ -18,6 +19,7 @@ from llm_effects.config import LLMConfig
 from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Effect, Generate, from_service, layer, pipeline_name, result_of, run
 from llm_effects.effects.env import Cache, LLMEnv
+from llm_effects.effects.tasks import Pacer, in_steps
 from llm_effects.providers.draft import events_of
 from llm_effects.providers.registry import cached_per_config, ready_targets
 from llm_effects.providers.target import Target
@@ -44,6 +46,9 @@ KEY_VERSION: Final = 2
 
 REQUEST_KEY_VERSION: Final = 1
 """Version of the key of a question alone, by which journals find what was answered."""
+
+_BYTES_PER_EVENT: Final = 64
+"""About how many bytes a stored event has besides its text."""
 
 TIMEOUT_S: Final = 1.0
 """Longest time a call waits for its cache, in seconds."""
@@ -137,10 +142,11 @@ def _no_answer(stored: Result[Entry | None, LLMError]) -> LLMError:
 async def _replay(entry: Entry, call: Call) -> Answer:
     """Return a stored answer with its original deltas and usage, at no cost."""
     if call.sink is not None:
-        model = entry.response.model
+        model, pacer = entry.response.model, Pacer()
         await call.sink(Restarted(model) if call.history.contents else Started(model))
         for event in entry.events or events_of(entry.response):
             await call.sink(event)
+            await pacer.step()
     return Success(evolve(entry.response, cached=True, cost=Cost.ZERO, attempts=()))
 
 
@@ -222,7 +228,7 @@ async def _get(cache: Cache, key: str) -> Result[Entry | None, LLMError]:
     if not is_successful(stored):
         return Failure(stored.failure())
     data = stored.unwrap()
-    entry = None if data is None else load_entry(data)
+    entry = None if data is None else await in_steps(partial(load_entry, data), len(data))
     if data is not None and entry is None:
         await result_of(cache.delete(key))
     return Success(entry)
@@ -238,7 +244,10 @@ async def store(env: LLMEnv, key: str, entry: Entry, deadline: float = math.inf)
 
 
 async def _put(env: LLMEnv, key: str, entry: Entry) -> str | None:
-    stored = await result_of(env.cache.put(key, dump_entry(entry), env.config.cache.ttl_seconds))
+    data = await in_steps(
+        partial(dump_entry, entry), len(entry.response.content) + _BYTES_PER_EVENT * len(entry.events)
+    )
+    stored = await result_of(env.cache.put(key, data, env.config.cache.ttl_seconds))
     return None if is_successful(stored) else f"the answer could not be stored: {describe(stored.failure())}"
 
 

@@ -24,7 +24,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.clients.transport.faults import WIRE_PROBLEMS, ToError, TransportFault, WireProblem, map_exception
 from llm_effects.clients.transport.pool import LoopPools, MakePool, ShardedPool, Slot, http_pool
-from llm_effects.effects.tasks import OnSent, no_listener
+from llm_effects.effects.tasks import OnSent, Pacer, no_listener
 from llm_effects.providers.wire import CLOSING_S, Timeouts, WireRequest, WireResponse
 from llm_effects.values import caps
 from llm_effects.values.errors import ConfigurationError, LLMError, MalformedResponse, NetworkError, cause_of
@@ -139,6 +139,7 @@ class Body:
     _pieces: Iterator[bytes] = field(factory=lambda: iter(()), init=False)
     _started: bool = field(default=False, init=False)
     _suspended: bool = field(default=False, init=False)
+    _pacer: Pacer = field(factory=Pacer, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._chunks = aiter(self._stream)
@@ -163,6 +164,7 @@ class Body:
             await _exhaust(self._chunks)
 
     async def _next_chunk(self) -> bytes:
+        await self._pacer.step()  # one read of the socket may hold thousands of chunks
         self._suspended = False
         try:
             chunk = await anext(self._chunks)
@@ -182,15 +184,26 @@ class Body:
 async def _exhaust(chunks: AsyncIterator[bytes]) -> None:
     """Run the generators below to their end in a cancelled scope; trio warns about unfinished ones.
 
-    The stream is closed, so they can only yield what was already received.
+    The stream is closed, so they can only yield what was already received: in steps, as it may be thousands of chunks.
     """
+    for _ in range(0, _BUFFERED, caps.STEP_ITEMS):
+        if await _has_ended(chunks, caps.STEP_ITEMS):
+            return
+        with anyio.CancelScope(shield=True):
+            await checkpoint()
+
+
+async def _has_ended(chunks: AsyncIterator[bytes], count: int) -> bool:
+    """Read up to so many chunks in a cancelled scope; return whether they have ended."""
     with anyio.CancelScope(shield=True) as scope:
         scope.cancel()
-        for _ in range(_BUFFERED):
+        for _ in range(count):
             try:
                 await anext(chunks)
             except (StopAsyncIteration, *WIRE_PROBLEMS):
-                return
+                return True
+        return False
+    return True
 
 
 Method: TypeAlias = Literal["GET", "POST"]
