@@ -263,6 +263,8 @@ class ResponseReader:
 
     async def decode(self, response: WireResponse) -> Answer:
         """Decode a whole response, whatever its status: in a thread if it is long."""
+        if len(response.body) <= caps.STEP_BYTES:
+            return self._decode(response)
         return await in_steps(partial(self._decode, response), len(response.body))
 
     def _decode(self, response: WireResponse) -> Answer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Final, cast, final
 from weakref import ref
 
@@ -19,7 +18,7 @@ from llm_effects.config import LLMConfig
 from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Effect, Generate, from_service, layer, pipeline_name, result_of, run
 from llm_effects.effects.env import Cache, LLMEnv
-from llm_effects.effects.tasks import Pacer, in_steps
+from llm_effects.effects.tasks import Pacer
 from llm_effects.providers.draft import events_of
 from llm_effects.providers.registry import cached_per_config, ready_targets
 from llm_effects.providers.target import Target
@@ -46,9 +45,6 @@ KEY_VERSION: Final = 2
 
 REQUEST_KEY_VERSION: Final = 1
 """Version of the key of a question alone, by which journals find what was answered."""
-
-_BYTES_PER_EVENT: Final = 64
-"""About how many bytes a stored event has besides its text."""
 
 TIMEOUT_S: Final = 1.0
 """Longest time a call waits for its cache, in seconds."""
@@ -228,7 +224,7 @@ async def _get(cache: Cache, key: str) -> Result[Entry | None, LLMError]:
     if not is_successful(stored):
         return Failure(stored.failure())
     data = stored.unwrap()
-    entry = None if data is None else await in_steps(partial(load_entry, data), len(data))
+    entry = None if data is None else load_entry(data)
     if data is not None and entry is None:
         await result_of(cache.delete(key))
     return Success(entry)
@@ -244,10 +240,7 @@ async def store(env: LLMEnv, key: str, entry: Entry, deadline: float = math.inf)
 
 
 async def _put(env: LLMEnv, key: str, entry: Entry) -> str | None:
-    data = await in_steps(
-        partial(dump_entry, entry), len(entry.response.content) + _BYTES_PER_EVENT * len(entry.events)
-    )
-    stored = await result_of(env.cache.put(key, data, env.config.cache.ttl_seconds))
+    stored = await result_of(env.cache.put(key, dump_entry(entry), env.config.cache.ttl_seconds))
     return None if is_successful(stored) else f"the answer could not be stored: {describe(stored.failure())}"
 
 

@@ -24,7 +24,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.clients.transport.faults import WIRE_PROBLEMS, ToError, TransportFault, WireProblem, map_exception
 from llm_effects.clients.transport.pool import LoopPools, MakePool, ShardedPool, Slot, http_pool
-from llm_effects.effects.tasks import OnSent, Pacer, no_listener
+from llm_effects.effects.tasks import OnSent, no_listener
 from llm_effects.providers.wire import CLOSING_S, Timeouts, WireRequest, WireResponse
 from llm_effects.values import caps
 from llm_effects.values.errors import ConfigurationError, LLMError, MalformedResponse, NetworkError, cause_of
@@ -139,7 +139,7 @@ class Body:
     _pieces: Iterator[bytes] = field(factory=lambda: iter(()), init=False)
     _started: bool = field(default=False, init=False)
     _suspended: bool = field(default=False, init=False)
-    _pacer: Pacer = field(factory=Pacer, init=False)
+    _read: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._chunks = aiter(self._stream)
@@ -164,7 +164,9 @@ class Body:
             await _exhaust(self._chunks)
 
     async def _next_chunk(self) -> bytes:
-        await self._pacer.step()  # one read of the socket may hold thousands of chunks
+        self._read += 1
+        if self._read % caps.STEP_ITEMS == 0:
+            await checkpoint()  # one read of the socket may hold thousands of chunks
         self._suspended = False
         try:
             chunk = await anext(self._chunks)
