@@ -2,12 +2,13 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import ClassVar, Final, TypeVar, final
 
 import anyio
-from anyio.lowlevel import current_token
+from anyio.lowlevel import checkpoint, current_token
 from attrs import define, evolve, field
 from returns.future import FutureResult
 from returns.pipeline import is_successful
@@ -21,6 +22,7 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import AttemptRecord, Call, Sink
 from llm_effects.effects.effect import Answer
+from llm_effects.effects.tasks import Pacer, in_steps
 from llm_effects.providers.base import Provider
 from llm_effects.providers.draft import Draft, events_of, excess_of, flush_held, has_substance, interrupted, malformed
 from llm_effects.providers.error_mapping import classify_error_object
@@ -181,6 +183,8 @@ class ResponseReader:
     late: LLMError | None = None
     _opened: bool = False
     _characters: int = 0
+    _late_errors: int = 0
+    _pacer: Pacer = field(factory=Pacer)
 
     @classmethod
     def of(cls, call: Call, target: Target, *, streamed: bool) -> "Result[ResponseReader, LLMError]":
@@ -197,8 +201,20 @@ class ResponseReader:
             return answer
         return Failure(self.with_partial(answer)) if answer.phase == "sink" else await self.end(answer)
 
-    async def feed(self, events: Iterable[ServerEvent]) -> LLMError | None:
-        """Decode events and deliver their content; return the error that ends the response, unless it is ``late``."""
+    async def feed(self, events: Sequence[ServerEvent]) -> LLMError | None:
+        """Decode events and deliver their content; return the error that ends the response, unless it is ``late``.
+
+        Other tasks run between every few events, also if more of them are here already.
+        """
+        for at in range(0, len(events), caps.STEP_ITEMS):
+            step = events[at : at + caps.STEP_ITEMS]
+            error = await self._feed(step)
+            if error is not None:
+                return error
+            await self._pacer.step(len(step))
+        return None
+
+    async def _feed(self, events: Iterable[ServerEvent]) -> LLMError | None:
         content: list[StreamEvent] = []
         error: LLMError | None = None
         for event in events:
@@ -206,14 +222,21 @@ class ResponseReader:
             if is_successful(decoded):
                 content.extend(decoded.unwrap())
                 continue
-            if self.draft.finish_reason is None or isinstance(decoded.failure(), ContentRefused):
+            if not self._is_late(decoded.failure()):
                 error = decoded.failure()
                 break
-            self.late = self.late or decoded.failure()
         excess = self._excess(content)
         if content and excess is None:
             await self.deliver(content)
         return error or excess
+
+    def _is_late(self, error: LLMError) -> bool:
+        """Keep the first error after the reason to stop, and return whether the stream may still hold something."""
+        if self.draft.finish_reason is None or isinstance(error, ContentRefused):
+            return False
+        self.late = self.late or error
+        self._late_errors += 1
+        return self._late_errors < LATE_ERRORS
 
     def _excess(self, content: Iterable[StreamEvent]) -> LLMError | None:
         """Return an error once the answer is too much to keep: its characters, its tool calls or its parts."""
@@ -238,8 +261,13 @@ class ResponseReader:
         self._opened, self.call.attempt.record.content_at = True, anyio.current_time()
         return opening_of(self.call)
 
-    def decode(self, response: WireResponse) -> Answer:
-        """Decode a whole response, whatever its status."""
+    async def decode(self, response: WireResponse) -> Answer:
+        """Decode a whole response, whatever its status: in a thread if it is long."""
+        if len(response.body) <= caps.STEP_BYTES:
+            return self._decode(response)
+        return await in_steps(partial(self._decode, response), len(response.body))
+
+    def _decode(self, response: WireResponse) -> Answer:
         if 200 <= response.status < 300:
             return self.provider.decode(self.target, response).map(self._with_warnings)
         return Failure(self.provider.classify(self.target, response))
@@ -307,6 +335,9 @@ DRAINING_S: Final = 0.25
 LATE_S: Final = 1.0
 """Seconds to wait for each further piece of a stream after an error that followed the reason to stop."""
 
+LATE_ERRORS: Final = 8
+"""Most errors after the reason to stop that are read over for the token counts that may follow them."""
+
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 
 _NOT_A_STREAM: Final = (b"{", b"[", b"<")
@@ -324,7 +355,7 @@ async def ask_server(transport: Transport, target: Target, call: Call) -> Answer
 
 async def _exchange_whole(transport: Transport, reader: ResponseReader) -> Answer:
     response = await _post(transport, reader.target, reader.timers, reader.wire)
-    return reader.decode(response.unwrap()) if is_successful(response) else Failure(response.failure())
+    return await reader.decode(response.unwrap()) if is_successful(response) else Failure(response.failure())
 
 
 async def _exchange_streamed(transport: Transport, reader: ResponseReader) -> Answer:
@@ -359,7 +390,7 @@ async def _read_unstreamed(reader: ResponseReader, response: StreamedResponse, s
     """Read an error, or the whole response of a server that ignores the request for a stream."""
     body = await response.read(start)
     whole = WireResponse(status=response.status, headers=response.headers, body=body, received=response.received)
-    answer = reader.decode(whole)
+    answer = await reader.decode(whole)
     if is_successful(answer):
         await reader.deliver(events_of(answer.unwrap()))
     return answer
@@ -368,15 +399,27 @@ async def _read_unstreamed(reader: ResponseReader, response: StreamedResponse, s
 async def _read_events(reader: ResponseReader, response: StreamedResponse, start: bytes) -> LLMError | None:
     """Read a stream to its end; return the error that broke it off, if any."""
     parser = EventParser()
-    error = await reader.feed(parser.feed(start)) or parser.fault
+    error = await _feed_bytes(reader, parser, start)
     while error is None and not reader.draft.done:
         chunk = await _next_chunk(reader, response)
         if chunk is None:
             return await reader.feed(parser.finish()) or parser.fault
-        error = await reader.feed(parser.feed(chunk)) or parser.fault
+        error = await _feed_bytes(reader, parser, chunk)
     if error is None:
         with anyio.move_on_after(min(DRAINING_S, _grace_s(reader.call.deadline))):
             await response.read()
+    return error
+
+
+async def _feed_bytes(reader: ResponseReader, parser: EventParser, chunk: bytes) -> LLMError | None:
+    """Parse and decode some bytes in steps: thousands of events may be in one chunk."""
+    error: LLMError | None = None
+    for at in range(0, len(chunk), caps.STEP_EVENT_BYTES):
+        if at:
+            await checkpoint()
+        error = await reader.feed(parser.feed(chunk[at : at + caps.STEP_EVENT_BYTES])) or parser.fault
+        if error is not None:
+            break
     return error
 
 
@@ -435,7 +478,8 @@ async def embed_at_server(
         return Failure(_with_model(target, response))
     if not is_successful(response):
         return Failure(response.failure())
-    return decode(target, response.unwrap(), len(texts), dimensions)
+    wire = response.unwrap()
+    return await in_steps(partial(decode, target, wire, len(texts), dimensions), len(wire.body))
 
 
 async def embed_in_engine(
@@ -448,10 +492,15 @@ async def embed_in_engine(
         return Failure(_with_model(target, result))
     if not is_successful(result):
         return Failure(result.failure())
-    body = parse(result.unwrap(), values=caps.JSON_VALUES + len(texts) * caps.DIMENSIONS)
+    work = partial(_read_vectors, target, result.unwrap(), len(texts), dimensions)
+    return await in_steps(work, len(result.unwrap()))
+
+
+def _read_vectors(target: Target, text: str, count: int, dimensions: int | None) -> Result[Vectors, LLMError]:
+    body = parse(text, values=caps.JSON_VALUES + count * caps.DIMENSIONS)
     if as_object(body).get("error"):
         return Failure(classify_error_object(target, body))
-    return read(target, body, len(texts), dimensions)
+    return read(target, body, count, dimensions)
 
 
 # The clients of an environment.

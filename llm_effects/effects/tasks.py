@@ -13,6 +13,7 @@ import anyio.to_thread
 from anyio import Event
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, current_token
+from attrs import define
 
 from llm_effects.values import caps
 from llm_effects.values.errors import LLMError
@@ -104,6 +105,21 @@ async def in_steps(work: Callable[[], _Item], size: int) -> _Item:
     if size <= caps.STEP_BYTES:
         return work()
     return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+
+@final
+@define
+class Pacer:
+    """A counter of steps that never wait, such as events that are already here: other tasks run after every few."""
+
+    _steps: int = 0
+
+    async def step(self, steps: int = 1) -> None:
+        """Count some steps; let other tasks run after every ``caps.STEP_ITEMS``."""
+        self._steps += steps
+        if self._steps >= caps.STEP_ITEMS:
+            self._steps = 0
+            await checkpoint()
 
 
 # From a thread to an event loop.

@@ -18,6 +18,7 @@ from llm_effects.config import LLMConfig
 from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Effect, Generate, from_service, layer, pipeline_name, result_of, run
 from llm_effects.effects.env import Cache, LLMEnv
+from llm_effects.effects.tasks import Pacer
 from llm_effects.providers.draft import events_of
 from llm_effects.providers.registry import cached_per_config, ready_targets
 from llm_effects.providers.target import Target
@@ -137,10 +138,11 @@ def _no_answer(stored: Result[Entry | None, LLMError]) -> LLMError:
 async def _replay(entry: Entry, call: Call) -> Answer:
     """Return a stored answer with its original deltas and usage, at no cost."""
     if call.sink is not None:
-        model = entry.response.model
+        model, pacer = entry.response.model, Pacer()
         await call.sink(Restarted(model) if call.history.contents else Started(model))
         for event in entry.events or events_of(entry.response):
             await call.sink(event)
+            await pacer.step()
     return Success(evolve(entry.response, cached=True, cost=Cost.ZERO, attempts=()))
 
 

@@ -24,7 +24,7 @@ from returns.pipeline import is_successful
 from llm_effects.effects.call import Call, CallHistory, Sink
 from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv
-from llm_effects.effects.tasks import task_group
+from llm_effects.effects.tasks import Pacer, task_group
 from llm_effects.policies.cache import is_cached, key_of
 from llm_effects.values.errors import BudgetExceeded, LLMError, RequestFailed, RequestTimeout
 from llm_effects.values.events import ReasoningDelta, Restarted, Started, StreamEvent, TextDelta, ToolCallDelta
@@ -126,10 +126,11 @@ class _Consumer:
             self._counted = True
 
     async def _deliver_all(self) -> None:
-        events = self.flight.events
+        events, pacer = self.flight.events, Pacer()
         while self.delivered < len(events) or not self.flight.ended:
             if self.delivered < len(events):
                 await self._deliver(events[self.delivered])
+                await pacer.step()
             else:
                 await self.flight.more()
 
@@ -189,9 +190,11 @@ async def _follow_events(flight: Flight, call: Call) -> tuple[int, bool]:
 
 
 async def _deliver(flight: Flight, call: Call, delivered: int) -> int:
+    pacer = Pacer()
     while call.sink is not None and delivered < len(flight.events):
         await call.sink(flight.events[delivered])
         delivered += 1
+        await pacer.step()
     return delivered
 
 

@@ -42,7 +42,13 @@ PREAMBLE_BYTES: Final = 4096
 """Most blank bytes before a stream."""
 
 STEP_BYTES: Final = 64 * 2**10
-"""Bytes decompressed or parsed at once; other tasks run between two steps."""
+"""Bytes decompressed at once, and the longest answer decoded in the event loop: a longer one goes to a thread."""
+
+STEP_EVENT_BYTES: Final = 8 * 2**10
+"""Bytes of a stream parsed at once: they may hold a thousand events."""
+
+STEP_ITEMS: Final = 64
+"""Chunks or events handled at once; other tasks run between two steps, also if more are already there."""
 
 # The contents of an answer.
 

@@ -19,7 +19,10 @@ from attrs import field, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.structured.decoding import find_json
+from llm_effects.structured.decoding import _decode_with_problems, decode_text, find_json
+from llm_effects.structured.readers import Misfit, reader_of
+from llm_effects.structured.schema import type_schema
+from llm_effects.structured.shapes import shape_of
 from tests.fixtures.typed_values import (
     Box,
     Custom,
@@ -228,3 +231,33 @@ class TestExcerpts:
     @given(st.text())
     def test_finding_json_never_raises(self, text: str) -> None:
         find_json(text)
+
+
+KINDS: dict[str, object] = {
+    "records": list[Order | Tree | Line],
+    "trees": Tree,
+    "plain": list[int | str | Point | None],
+    "tables": dict[str, Point | list[Tree] | list[int]],
+    "tuples": tuple[int, str] | list[Line],
+}
+NAMES = st.sampled_from(["name", "children", "article", "count", "x", "y", "marks", "value", "kind", "state"])
+SCALARS = st.none() | st.booleans() | st.integers(-3, 200) | st.floats(-3, 3) | st.sampled_from(["a", "paid", "open"])
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=12
+)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@given(value=VALUES)
+def test_what_a_reader_accepts_is_what_the_decoder_with_problems_accepts(kind: object, value: object) -> None:
+    shape = shape_of(kind)
+    slow = _decode_with_problems(shape, value)
+    try:
+        assert reader_of(shape)(value) == slow.unwrap()
+    except Misfit:
+        return
+
+
+def test_an_option_that_fits_only_at_second_sight_is_found() -> None:
+    target = type_schema(list[list[Line] | list[Point]]).unwrap()
+    assert decode_text(target, '[[{"x": 1}]]').unwrap() == [[Point(1.0)]]

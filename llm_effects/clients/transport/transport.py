@@ -139,6 +139,7 @@ class Body:
     _pieces: Iterator[bytes] = field(factory=lambda: iter(()), init=False)
     _started: bool = field(default=False, init=False)
     _suspended: bool = field(default=False, init=False)
+    _read: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._chunks = aiter(self._stream)
@@ -163,6 +164,9 @@ class Body:
             await _exhaust(self._chunks)
 
     async def _next_chunk(self) -> bytes:
+        self._read += 1
+        if self._read % caps.STEP_ITEMS == 0:
+            await checkpoint()  # one read of the socket may hold thousands of chunks
         self._suspended = False
         try:
             chunk = await anext(self._chunks)
@@ -182,15 +186,26 @@ class Body:
 async def _exhaust(chunks: AsyncIterator[bytes]) -> None:
     """Run the generators below to their end in a cancelled scope; trio warns about unfinished ones.
 
-    The stream is closed, so they can only yield what was already received.
+    The stream is closed, so they can only yield what was already received: in steps, as it may be thousands of chunks.
     """
+    for _ in range(0, _BUFFERED, caps.STEP_ITEMS):
+        if await _has_ended(chunks, caps.STEP_ITEMS):
+            return
+        with anyio.CancelScope(shield=True):
+            await checkpoint()
+
+
+async def _has_ended(chunks: AsyncIterator[bytes], count: int) -> bool:
+    """Read up to so many chunks in a cancelled scope; return whether they have ended."""
     with anyio.CancelScope(shield=True) as scope:
         scope.cancel()
-        for _ in range(_BUFFERED):
+        for _ in range(count):
             try:
                 await anext(chunks)
             except (StopAsyncIteration, *WIRE_PROBLEMS):
-                return
+                return True
+        return False
+    return True
 
 
 Method: TypeAlias = Literal["GET", "POST"]
