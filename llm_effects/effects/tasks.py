@@ -293,7 +293,7 @@ EXIT_S: Final = 10.0
 _RUNNING: Final["set[LoopThread]"] = set()
 
 
-class LoopStopped(Exception):  # noqa: N818 - no error: somebody has stopped it
+class LoopStopped(Exception):  # noqa: N818 - stopping is no error
     """A loop in a thread is stopped, so it takes no work."""
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, TypedDict, TypeGuard, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, TypedDict, TypeVar
 
 from llm_effects.values.messages import Document, Image, Message, Part, Reasoning, Role, Text, ToolCall, ToolResult
 from llm_effects.values.responses import LLMResponse, Usage
-from llm_effects.values.validation import InvalidValue, invalid, is_table, join_path, short_repr, to_tuple
+from llm_effects.values.validation import InvalidValue, invalid, is_list, is_table, join_path, short_repr, to_tuple
 
 _Made = TypeVar("_Made", bound=Part)
 
@@ -54,7 +54,7 @@ def _content(place: str, content: object) -> tuple[Part, ...]:
         invalid(place, "is missing: give a text or a list of parts")
     if isinstance(content, str):
         return (Text(content),)
-    if not _is_list(content):
+    if not is_list(content):
         invalid(place, f"must be a text or a list of parts, not {type(content).__name__}")
     if not content:
         invalid(place, "must not be empty: give at least one part")
@@ -105,7 +105,7 @@ def _assistant_parts(place: str, message: Mapping[object, object]) -> tuple[Part
 
 
 def _calls(place: str, calls: object) -> tuple[ToolCall, ...]:
-    if not _is_list(calls):
+    if not is_list(calls):
         invalid(place, f"must be a list of calls, not {type(calls).__name__}")
     return tuple(_call(join_path(place, index), call) for index, call in enumerate(calls))
 
@@ -144,10 +144,6 @@ def _text(place: str, value: object) -> str:
     if not isinstance(value, str):
         invalid(place, "is missing: give a text" if value is None else f"must be a text, not {type(value).__name__}")
     return value
-
-
-def _is_list(value: object) -> TypeGuard[Sequence[object]]:
-    return isinstance(value, list | tuple)
 
 
 # Answers.
