@@ -396,8 +396,12 @@ class AsyncLLM:
             yield opened
 
     async def __aenter__(self) -> Self:
-        await self._check()
         await self._manager.__aenter__()
+        try:
+            await self._check()
+        except BaseException:
+            await self._manager.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(

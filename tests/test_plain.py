@@ -544,6 +544,20 @@ def test_ctrl_c_cancels_the_call(silent: Server) -> None:
         assert silent.settled() == 0
 
 
+def test_ctrl_c_ends_a_stream(endless: Server) -> None:
+    def interrupt() -> None:
+        time.sleep(0.3)  # the events that the server sends have been read
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with LLM(config_of(endless)) as llm:
+        stream = llm.stream(QUESTION)
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            list(stream)
+        assert list(stream) == []
+        assert endless.settled() == 0
+
+
 def test_closing_cancels_calls_in_other_threads(silent: Server) -> None:
     llm = LLM(config_of(silent))
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
