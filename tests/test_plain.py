@@ -11,10 +11,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from attrs import evolve
 
@@ -50,6 +53,8 @@ from llm_effects import (
     toolkit,
 )
 from llm_effects.config import RoutingConfig, StorageConfig
+from llm_effects.effects import tasks
+from llm_effects.effects.tasks import LoopStopped, LoopThread
 from llm_effects.testing import Chunks, Scripted, calling
 from llm_effects.values import TurnState
 from tests.fixtures.house import ROOT
@@ -641,6 +646,28 @@ def test_a_forked_process_begins_anew(server: Server) -> None:
                 os._exit(0 if answered else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert llm.generate("parent again?").content == "Logs."
+
+
+def test_one_that_is_stopped_while_it_opens_ends() -> None:
+    opening, go_on, before = threading.Event(), threading.Event(), tasks._RUNNING.copy()
+
+    @asynccontextmanager
+    async def scope() -> AsyncGenerator[None]:
+        opening.set()
+        await anyio.to_thread.run_sync(go_on.wait)
+        yield
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        made = pool.submit(LoopThread, scope())
+        opening.wait(5)
+        [running] = tasks._RUNNING - before
+        running.stop()
+        go_on.set()
+        loop_thread = made.result(5)
+    loop_thread.join(5)
+    assert not loop_thread.alive
+    with pytest.raises(LoopStopped):
+        loop_thread.wait(lambda: anyio.lowlevel.checkpoint())
 
 
 # The end of the interpreter.

@@ -318,7 +318,7 @@ class LoopThread:
         self._lock, self._stopping = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, args=(scope,), name="llm-effects", daemon=True)
         self._thread.start()
-        self._loop, self._portal = self._opened.result()
+        self._portal = self._opened.result()[1]
 
     def _run(self, scope: AbstractAsyncContextManager[object]) -> None:
         _RUNNING.add(self)
@@ -336,7 +336,10 @@ class LoopThread:
     async def _serve(self, scope: AbstractAsyncContextManager[object]) -> None:
         async with scope:
             async with BlockingPortal() as portal:
-                self._opened.set_result((asyncio.get_running_loop(), portal))
+                with self._lock:
+                    self._opened.set_result((asyncio.get_running_loop(), portal))
+                    if self._stopping:
+                        self._stop.set()
                 await self._stop.wait()
                 await portal.stop(cancel_remaining=True)
             await _end_held()
@@ -366,8 +369,8 @@ class LoopThread:
     def stop(self) -> None:
         """Cancel all work and leave the scope soon; stopping twice is fine."""
         with self._lock:
-            if not self._stopping:
-                self._loop.call_soon_threadsafe(self._stop.set)
+            if not self._stopping and self._opened.done() and self._opened.exception() is None:
+                self._opened.result()[0].call_soon_threadsafe(self._stop.set)
             self._stopping = True
 
     def join(self, seconds: float | None = None) -> None:
