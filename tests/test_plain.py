@@ -661,8 +661,10 @@ def test_one_that_is_stopped_while_it_opens_ends() -> None:
         made = pool.submit(LoopThread, scope())
         opening.wait(5)
         [running] = tasks._RUNNING - before
-        running.stop()
-        go_on.set()
+        try:
+            running.stop()
+        finally:
+            go_on.set()
         loop_thread = made.result(5)
     loop_thread.join(5)
     assert not loop_thread.alive
