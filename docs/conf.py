@@ -44,6 +44,7 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 100
 
 PLACES: Final = {
+    "plain": "LLM AsyncLLM LLMFailure EventStream AsyncEventStream RequestFields TurnFields",
     "pipeline": "",
     "manager": "LLMManager create_default_llm_manager create_default_local_client make_llm_manager make_model_router "
     "open_env",

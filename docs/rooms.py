@@ -29,25 +29,26 @@ class Room(NamedTuple):
 
 
 ROOMS = {
-    "tools": Room(424, 0, "tool, run_tools"),
-    "manager": Room(832, 0, "LLMManager"),
-    "testing": Room(996, 0, "scripted models"),
-    "reports": Room(104, 1, "usage, exports"),
-    "embeddings": Room(264, 1, "embed"),
-    "structured": Room(424, 1, "generate_as"),
-    "conversations": Room(584, 1, "converse"),
-    "batches": Room(744, 1, "generate_many"),
-    "pipeline": Room(504, 2, "generate, stream"),
-    "policies": Room(420, 3, "one layer a module"),
-    "telemetry": Room(722, 4, "traces, logs"),
-    "stores": Room(886, 4, "caches, ledgers"),
-    "routing": Room(300, 5, "ranking, prices"),
-    "clients": Room(996, 5, "HTTP, local engine"),
-    "effects": Room(450, 6, "Effect, Call, LLMEnv"),
-    "providers": Room(806, 6, "protocols, presets"),
-    "limits": Room(550, 7, "quotas, breakers"),
-    "config": Room(550, 8, "models, loading"),
-    "values": Room(550, 9, "requests, errors"),
+    "tools": Room(424, 1, "tool, run_tools"),
+    "plain": Room(624, 0, "LLM, AsyncLLM"),
+    "manager": Room(832, 1, "LLMManager"),
+    "testing": Room(996, 1, "scripted models"),
+    "reports": Room(104, 2, "usage, exports"),
+    "embeddings": Room(264, 2, "embed"),
+    "structured": Room(424, 2, "generate_as"),
+    "conversations": Room(584, 2, "converse"),
+    "batches": Room(744, 2, "generate_many"),
+    "pipeline": Room(504, 3, "generate, stream"),
+    "policies": Room(420, 4, "one layer a module"),
+    "telemetry": Room(722, 5, "traces, logs"),
+    "stores": Room(886, 5, "caches, ledgers"),
+    "routing": Room(300, 6, "ranking, prices"),
+    "clients": Room(996, 6, "HTTP, local engine"),
+    "effects": Room(450, 7, "Effect, Call, LLMEnv"),
+    "providers": Room(806, 7, "protocols, presets"),
+    "limits": Room(550, 8, "quotas, breakers"),
+    "config": Room(550, 9, "models, loading"),
+    "values": Room(550, 10, "requests, errors"),
 }
 
 
@@ -63,10 +64,10 @@ class Storey(NamedTuple):
 
 
 STOREYS = (
-    Storey("What people call", "call", 16, 1084, 0, 1),
-    Storey("The centre", "centre", 16, 628, 2, 6),
-    Storey("The edges", "edge", 640, 1084, 4, 6),
-    Storey("The ground", "ground", 16, 1084, 7, 9),
+    Storey("What people call", "call", 16, 1084, 0, 2),
+    Storey("The centre", "centre", 16, 628, 3, 7),
+    Storey("The edges", "edge", 640, 1084, 5, 7),
+    Storey("The ground", "ground", 16, 1084, 8, 10),
 )
 
 STYLE = """

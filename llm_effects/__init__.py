@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from llm_effects.pipeline import generate as generate
     from llm_effects.pipeline import open_stream as open_stream
     from llm_effects.pipeline import stream as stream
+    from llm_effects.plain import LLM as LLM
+    from llm_effects.plain import AsyncLLM as AsyncLLM
+    from llm_effects.plain import LLMFailure as LLMFailure
     from llm_effects.reports.usage import usage_report as usage_report
     from llm_effects.structured.typed_answers import generate_as as generate_as
     from llm_effects.testing.scripted import scripted_env as scripted_env
@@ -104,7 +107,9 @@ if TYPE_CHECKING:
     from llm_effects.values.responses import Usage as Usage
 
 __all__ = [
+    "LLM",
     "Allow",
+    "AsyncLLM",
     "Attempt",
     "AuthenticationFailed",
     "BudgetExceeded",
@@ -124,6 +129,7 @@ __all__ = [
     "LLMConfig",
     "LLMEnv",
     "LLMError",
+    "LLMFailure",
     "LLMManager",
     "LLMRequest",
     "LLMResponse",
@@ -216,6 +222,7 @@ _HOMES = {
     "embeddings": "embed",
     "manager": "LLMManager create_default_llm_manager create_default_local_client make_llm_manager make_model_router open_env",
     "pipeline": "explain generate open_stream stream",
+    "plain": "LLM AsyncLLM LLMFailure",
     "reports.usage": "usage_report",
     "structured.typed_answers": "generate_as",
     "testing.scripted": "scripted_env",

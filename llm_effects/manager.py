@@ -94,7 +94,9 @@ async def _open(config: LLMConfig, transport: Transport, *, check: bool) -> Asyn
     env = live_env(config, clients)
     try:
         if check:
-            await _check(env, clients)
+            problems = await _problems(env, clients)
+            if problems:
+                raise InvalidValue(problems)
         await warm_up(env)
         async with transport.scope():
             yield env
@@ -103,8 +105,8 @@ async def _open(config: LLMConfig, transport: Transport, *, check: bool) -> Asyn
             await _close(env, clients)
 
 
-async def _check(env: LLMEnv, clients: LiveClients) -> None:
-    """Raise every problem that is known before the first call."""
+async def _problems(env: LLMEnv, clients: LiveClients) -> str:
+    """List every problem that is known before the first call, one a line."""
     targets = targets_of(env.config)
     results: list[Result[object, LLMError]] = [
         targets,
@@ -114,9 +116,7 @@ async def _check(env: LLMEnv, clients: LiveClients) -> None:
         *[await to_thread.run_sync(each.check) for each in clients.engines.values() if not _is_last_resort(each)],
         await _reachable(env, targets.value_or(())),
     ]
-    problems = [_problem(each.failure()) for each in results if not is_successful(each)]
-    if problems:
-        raise InvalidValue("\n".join(problems))
+    return "\n".join(_problem(each.failure()) for each in results if not is_successful(each))
 
 
 def _problem(error: LLMError) -> str:
@@ -280,17 +280,17 @@ class LLMManager:
         """The configuration, or its error."""
         return self._config
 
-    def generate(self, request: LLMRequest) -> FutureResult[LLMResponse, LLMError]:
+    def generate(self, request: str | LLMRequest) -> FutureResult[LLMResponse, LLMError]:
         """Answer a request; compose the future further, or await it for an ``IOResult``."""
         return self._or_config_error(generate(request))(self._env)
 
-    def stream(self, request: LLMRequest, sink: Sink) -> FutureResult[LLMResponse, LLMError]:
+    def stream(self, request: str | LLMRequest, sink: Sink) -> FutureResult[LLMResponse, LLMError]:
         """Answer a request, and await every event in ``sink`` as it arrives."""
         if not is_successful(self._config):
             return _failed_stream(self._config.failure(), sink)(self._env)
         return stream(request, sink)(self._env)
 
-    def open_stream(self, request: LLMRequest) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
+    def open_stream(self, request: str | LLMRequest) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
         """Answer a request as a stream of events, for ``async for``."""
         if not is_successful(self._config):
             return _single_event(Failed(self._config.failure()))
@@ -329,6 +329,13 @@ class LLMManager:
     async def run(self, effect: Effect[_Value]) -> Result[_Value, LLMError]:
         """Run any effect and return its plain ``Result``."""
         return await run(self._or_config_error(effect), self._env)
+
+    async def check(self) -> Result[None, LLMError]:
+        """Fail with every problem that is known before the first call, as ``open_env(config, check=True)`` does."""
+        if not is_successful(self._config):
+            return Failure(self._config.failure())
+        problems = await _problems(self._live, self._clients)
+        return Failure(ConfigurationError(message=problems)) if problems else Success(None)
 
     async def aclose(self) -> None:
         """Close every connection and free the models in this process; closing twice is fine."""

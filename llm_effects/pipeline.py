@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Final, TypeAlias, final
 
 import anyio
@@ -21,7 +22,18 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.call import Call, CallHistory, ResponseValidator, Sink, TurnContext, committing
-from llm_effects.effects.effect import Answer, Effect, Generate, effect, layer, layered, pipeline_name, run
+from llm_effects.effects.effect import (
+    Answer,
+    Effect,
+    Generate,
+    effect,
+    from_result,
+    layer,
+    layered,
+    pipeline_name,
+    run,
+    then,
+)
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.budget import with_budget
 from llm_effects.policies.cache import with_cache
@@ -39,7 +51,7 @@ from llm_effects.policies.tracing import with_tracing
 from llm_effects.providers.registry import hide_all_keys
 from llm_effects.routing.candidates import RoutingDecision
 from llm_effects.routing.router import route, task_warnings
-from llm_effects.values.errors import LLMError
+from llm_effects.values.errors import LLMError, request_of
 from llm_effects.values.events import Completed, Failed, Restarted, Started, StreamEvent, TextDelta
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse, total_cost
@@ -92,14 +104,14 @@ LAST_EVENT_S: Final = 30.0
 """How long a consumer may take over the last event of a stream, in seconds."""
 
 
-def generate(request: LLMRequest) -> Effect[LLMResponse]:
-    """Answer a request with the model that suits it, through every layer.
+def generate(request: str | LLMRequest) -> Effect[LLMResponse]:
+    """Answer a request, or a text as its prompt, with the model that suits it, through every layer.
 
     The response holds usage, cost (USD), latency (milliseconds) and attempts.
 
     >>> import anyio
     >>> from llm_effects import RateLimitExceeded, run, scripted_env
-    >>> anyio.run(run, generate(LLMRequest(prompt="why?")), scripted_env("because")).unwrap().content
+    >>> anyio.run(run, generate("why?"), scripted_env("because")).unwrap().content
     'because'
     >>> exhausted = scripted_env(RateLimitExceeded(quota=True))
     >>> anyio.run(run, generate(LLMRequest(prompt="why?")), exhausted).failure().tag
@@ -108,7 +120,7 @@ def generate(request: LLMRequest) -> Effect[LLMResponse]:
     return run_call(standard_pipeline, request)
 
 
-def stream(request: LLMRequest, sink: Sink) -> Effect[LLMResponse]:
+def stream(request: str | LLMRequest, sink: Sink) -> Effect[LLMResponse]:
     """Answer a request as ``generate`` does, and await every event in ``sink`` as it arrives.
 
     The last event is ``Completed`` or ``Failed``; a cancelled stream has neither. Until the first content other models
@@ -144,7 +156,7 @@ def ending(result: Answer) -> StreamEvent:
     return Completed(result.unwrap()) if is_successful(result) else Failed(result.failure())
 
 
-def explain(request: LLMRequest, *, streamed: bool = False) -> Effect[RoutingDecision]:
+def explain(request: str | LLMRequest, *, streamed: bool = False) -> Effect[RoutingDecision]:
     """Return which models ``generate`` would ask, in order, and why others are excluded, without asking any.
 
     The decision shows every number behind it. ``streamed`` explains ``stream``, where the first content counts.
@@ -157,14 +169,17 @@ def explain(request: LLMRequest, *, streamed: bool = False) -> Effect[RoutingDec
     """
 
     async def decide(env: LLMEnv) -> Result[RoutingDecision, LLMError]:
-        return route(request, env.config, routing_context(request, env, streamed=streamed))
+        asked = request_of(request)
+        if not isinstance(asked, Success):
+            return Failure(asked.failure())
+        return route(asked.unwrap(), env.config, routing_context(asked.unwrap(), env, streamed=streamed))
 
     return effect(decide)
 
 
 def run_call(
     pipeline: Generate,
-    request: LLMRequest,
+    request: str | LLMRequest,
     sink: Sink | None = None,
     *,
     deadline: float = math.inf,
@@ -176,6 +191,9 @@ def run_call(
     ``deadline`` is on the clock of ``anyio.current_time()``. ``turn`` is set for a turn of a conversation, and
     ``validator`` says what the answer must satisfy.
     """
+    if not isinstance(request, LLMRequest):
+        rest = partial(run_call, pipeline, sink=sink, deadline=deadline, turn=turn, validator=validator)
+        return then(from_result(request_of(request)), rest)
 
     async def send(env: LLMEnv) -> Answer:
         history = CallHistory()
@@ -222,7 +240,7 @@ def _error_with_history(error: LLMError, call: Call, env: LLMEnv) -> LLMError:
 
 
 def open_stream(
-    request: LLMRequest,
+    request: str | LLMRequest,
 ) -> RequiresContext[AbstractAsyncContextManager[AsyncIterator[StreamEvent]], LLMEnv]:
     """Answer a request as ``stream`` does, as an async iterator: the model waits until the next event is asked for.
 

@@ -27,10 +27,11 @@ from llm_effects.values.errors import (
     RequestFailed,
     RequestTimeout,
     StorageFailed,
+    request_of,
 )
 from llm_effects.values.requests import CachePolicy, LLMRequest
 from llm_effects.values.responses import Cost, LLMResponse
-from llm_effects.values.validation import to_member
+from llm_effects.values.validation import invalid, is_a, to_member
 
 
 @final
@@ -77,7 +78,7 @@ _CHANGED: Final = "the journal holds an answer to another request in this place:
 
 
 def generate_many(
-    requests: Iterable[LLMRequest],
+    requests: Iterable[str | LLMRequest],
     concurrency: int = 8,
     *,
     cache: CachePolicy | str | None = None,
@@ -94,7 +95,7 @@ def generate_many(
 
     >>> import anyio
     >>> from llm_effects import ContentRefused, run, scripted_env
-    >>> many = generate_many(LLMRequest(prompt=f"{number}?") for number in range(3))
+    >>> many = generate_many(f"{number}?" for number in range(3))
     >>> env = scripted_env("one", ContentRefused(), "three")
     >>> [result.map(lambda answer: answer.content).value_or("?") for result in anyio.run(run, many, env).unwrap()]
     ['one', '?', 'three']
@@ -112,7 +113,7 @@ def generate_many(
 
 
 def generate_each(
-    requests: Iterable[LLMRequest],
+    requests: Iterable[str | LLMRequest],
     take: Take,
     concurrency: int = 8,
     *,
@@ -140,7 +141,7 @@ def generate_each(
 class _Batch:
     """The arguments of a run; ``sources`` yields the requests once for each run of the effect."""
 
-    sources: Iterator[Iterable[LLMRequest]]
+    sources: Iterator[Iterable[str | LLMRequest]]
     workers: int
     cache: CachePolicy | None
     journal: Journal
@@ -148,12 +149,14 @@ class _Batch:
 
 
 def _batch(
-    requests: Iterable[LLMRequest],
+    requests: Iterable[str | LLMRequest],
     concurrency: int,
     cache: CachePolicy | str | None,
     journal: Journal,
     progress: OnProgress | None,
 ) -> _Batch:
+    if is_a(requests, str):
+        invalid("requests", "must be a list of texts or requests, not one text: use generate")
     sources = iter((requests,)) if isinstance(requests, Iterator) else repeat(requests)
     policy = None if cache is None else to_member("cache", CachePolicy, cache)
     return _Batch(sources, at_least_one("concurrency", concurrency), policy, journal, progress)
@@ -168,14 +171,14 @@ async def _run(batch: _Batch, take: Take, env: LLMEnv) -> Result[Progress, LLMEr
 
 
 async def _run_all(
-    batch: _Batch, requests: Iterable[LLMRequest], journal: OpenJournal, take: Take, env: LLMEnv
+    batch: _Batch, requests: Iterable[str | LLMRequest], journal: OpenJournal, take: Take, env: LLMEnv
 ) -> Result[Progress, LLMError]:
     total = len(requests) if isinstance(requests, Sized) else None
     progress, errors = Progress(total=total), list[LLMError]()
 
-    async def run_one(number: int, request: LLMRequest) -> bool:
+    async def run_one(number: int, request: str | LLMRequest) -> bool:
         nonlocal progress
-        sent = request if batch.cache is None else evolve(request, cache=batch.cache)
+        sent = request_of(request).map(lambda asked: asked if batch.cache is None else evolve(asked, cache=batch.cache))
         result = await _run_item(journal, number, sent, env)
         if not is_successful(result):
             errors.append(result.failure())
@@ -207,8 +210,13 @@ class _Item:
     changed: bool = False
 
 
-async def _run_item(journal: OpenJournal, number: int, request: LLMRequest, env: LLMEnv) -> Result[_Item, LLMError]:
+async def _run_item(
+    journal: OpenJournal, number: int, sent: Result[LLMRequest, LLMError], env: LLMEnv
+) -> Result[_Item, LLMError]:
     """Find the answer in the journal, or generate and store it; only the journal can fail here."""
+    if not is_successful(sent):
+        return Success(_Item(Failure(sent.failure())))
+    request = sent.unwrap()
     lookup = await journal.find(number, request)
     if not is_successful(lookup):
         return Failure(lookup.failure())

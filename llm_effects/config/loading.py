@@ -7,7 +7,7 @@ without further code. Every line of an error names the place and the remedy, nev
 import os
 import tomllib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 from decimal import Decimal
 from difflib import SequenceMatcher
@@ -16,7 +16,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Final, Never, TypeAlias, TypeGuard, TypeVar, final, get_args, get_origin
+from typing import Any, Final, Never, TypeAlias, TypeVar, final, get_args, get_origin
 
 import attrs
 from attrs import evolve, field, frozen
@@ -28,7 +28,7 @@ from llm_effects.config.fields import to_date, to_dollars
 from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.values.errors import Cause, ConfigurationError, LLMError, cause_of
 from llm_effects.values.secrets import Secret, scrub, secrets_of_environment
-from llm_effects.values.validation import InvalidValue, is_table, join_path, short_repr, suggestion
+from llm_effects.values.validation import InvalidValue, is_list, is_table, join_path, short_repr, suggestion
 
 
 def load_config(
@@ -442,10 +442,6 @@ def _validate(attribute: "attrs.Attribute[Any]", read: _Read, at: Place) -> _Rea
     return read
 
 
-def _is_list(value: object) -> TypeGuard[Sequence[object]]:
-    return isinstance(value, list | tuple)
-
-
 def _read_table(kind: object, value: object, at: Place) -> Result[Mapping[str, object], Problems]:
     """Read a table whose keys the user chooses."""
     if not is_table(value):
@@ -465,7 +461,7 @@ def _read_list(kind: object, value: object, at: Place) -> _Read:
     inner = get_args(kind)[0]
     if get_origin(inner) is tuple:
         return _read_table(inner, value, at).map(lambda table: tuple(table.items()))
-    if not _is_list(value):
+    if not is_list(value):
         return at.wrong_type("a list", value)
     return _collect(_read(inner, item, at.item(index)) for index, item in enumerate(value))
 

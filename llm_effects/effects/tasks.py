@@ -1,17 +1,21 @@
-"""Concurrent tasks: none outlives its group, and a defect is raised as itself."""
+"""Concurrent tasks: none outlives its group, and a defect is raised as itself. Bridges between threads and loops."""
 
+import asyncio
+import atexit
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import copy_context
-from typing import Final, TypeAlias, TypeVar, final
+from importlib import import_module
+from typing import Final, Generic, TypeAlias, TypeVar, final
 
 import anyio
 import anyio.to_thread
 from anyio import Event
 from anyio.abc import TaskGroup
+from anyio.from_thread import BlockingPortal
 from anyio.lowlevel import checkpoint, current_token
 from attrs import define
 
@@ -125,6 +129,15 @@ class Pacer:
 # From a thread to an event loop.
 
 
+def _soon() -> Callable[[Callable[[], object]], object]:
+    """Return the function that calls another one in the running event loop, from any thread."""
+    loop = current_token().native_token
+    # asyncio and trio have two names for the same method
+    name = "call_soon_threadsafe" if hasattr(loop, "call_soon_threadsafe") else "run_sync_soon"
+    soon: Callable[[Callable[[], object]], object] = getattr(loop, name)
+    return soon
+
+
 SENT: Final = ""
 """The chunk that marks that the call has left the queue."""
 
@@ -143,10 +156,7 @@ class ThreadBridge:
     """
 
     def __init__(self) -> None:
-        loop = current_token().native_token
-        # asyncio and trio have two names for the same method
-        name = "call_soon_threadsafe" if hasattr(loop, "call_soon_threadsafe") else "run_sync_soon"
-        self._soon: Callable[[Callable[[], None]], object] = getattr(loop, name)
+        self._soon = _soon()
         self._chunks: deque[str | None] = deque()
         self._news = Event()
         self.left: bool = False
@@ -209,3 +219,183 @@ async def deliver_chunks(bridge: ThreadBridge, deliver: Deliver, admitted: OnSen
         if broken is not None:
             return broken
     return None
+
+
+# An iterator that is held open by a task of its own, for consumers that may leave it in any way.
+
+
+_TASKS: Final[set[asyncio.Task[None]]] = set()
+"""The tasks that hold something open; asyncio itself would lose them."""
+
+
+@final
+class HeldOpen(Generic[_Item]):
+    """An async iterator whose context a task holds open until the iterator is left, from any task or thread.
+
+    The task is not a child of the consumer's: on asyncio it ends with the loop at the latest, on trio with the run.
+    """
+
+    def __init__(self, enter: Callable[[], AbstractAsyncContextManager[AsyncIterator[_Item]]]) -> None:
+        self._soon = _soon()
+        self._opened, self._left, self._ended = Event(), Event(), Event()
+        self._items: AsyncIterator[_Item] | None = None
+        self._defect: Exception | None = None
+        loop = current_token().native_token
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            task = loop.create_task(self._hold(enter))
+            _TASKS.add(task)
+            task.add_done_callback(_TASKS.discard)
+        else:
+            from trio.lowlevel import spawn_system_task
+
+            spawn_system_task(self._hold, enter, context=copy_context())
+
+    async def _hold(self, enter: Callable[[], AbstractAsyncContextManager[AsyncIterator[_Item]]]) -> None:
+        try:
+            async with enter() as self._items:
+                self._opened.set()
+                await self._left.wait()
+        except Exception as problem:  # noqa: BLE001 - raised to the consumer
+            self._defect = problem
+        finally:
+            self._opened.set()
+            self._ended.set()
+
+    async def next_item(self) -> _Item | None:
+        """Return the next item; ``None`` after the last."""
+        await self._opened.wait()
+        with suppress(anyio.ClosedResourceError):  # a defect has closed it
+            item = None if self._items is None else await anext(self._items, None)
+            if item is not None:
+                return item
+        await self.aclose()
+        if self._defect is not None:
+            raise self._defect
+        return None
+
+    def leave(self) -> None:
+        """Leave the context soon; callable from any thread."""
+        with suppress(RuntimeError):  # the loop has ended, and the task with it
+            self._soon(self._left.set)
+
+    async def aclose(self) -> None:
+        """Leave the context and wait until it is left."""
+        self._left.set()
+        with anyio.CancelScope(shield=True):
+            await self._ended.wait()
+
+
+# An event loop in a thread of its own, for code that is not async.
+
+EXIT_S: Final = 10.0
+"""How long the interpreter waits at its exit for a loop that is still running, in seconds."""
+
+_RUNNING: Final["set[LoopThread]"] = set()
+
+
+class LoopStopped(Exception):  # noqa: N818 - stopping is no error
+    """A loop in a thread is stopped, so it takes no work."""
+
+
+@final
+class LoopThread:
+    """An asyncio event loop in a thread of its own, which holds a scope open until it is stopped.
+
+    >>> @asynccontextmanager
+    ... async def scope() -> AsyncGenerator[None]:
+    ...     yield
+    >>> async def work() -> int:
+    ...     return 1
+    >>> thread = LoopThread(scope())
+    >>> thread.wait(work)
+    1
+    >>> thread.stop(); thread.join()
+    """
+
+    def __init__(self, scope: AbstractAsyncContextManager[object]) -> None:
+        self._opened = Future[tuple[asyncio.AbstractEventLoop, BlockingPortal]]()
+        self._stop = asyncio.Event()
+        self._lock, self._stopping = threading.Lock(), False
+        self._thread = threading.Thread(target=self._run, args=(scope,), name="llm-effects", daemon=True)
+        self._thread.start()
+        self._portal = self._opened.result()[1]
+
+    def _run(self, scope: AbstractAsyncContextManager[object]) -> None:
+        _RUNNING.add(self)
+        try:
+            asyncio.run(self._serve(scope))
+        except BaseException as problem:
+            if self._opened.done():
+                raise
+            self._opened.set_exception(problem)
+        finally:
+            with self._lock:
+                self._stopping = True
+            _RUNNING.discard(self)
+
+    async def _serve(self, scope: AbstractAsyncContextManager[object]) -> None:
+        async with scope:
+            async with BlockingPortal() as portal:
+                with self._lock:
+                    self._opened.set_result((asyncio.get_running_loop(), portal))
+                    if self._stopping:
+                        self._stop.set()
+                await self._stop.wait()
+                await portal.stop(cancel_remaining=True)
+            await _end_held()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs, in this process."""
+        return self._thread.is_alive()
+
+    def wait(self, work: Callable[[], Awaitable[_Item]]) -> _Item:
+        """Run some work in the loop and wait for it; an exception in this thread, such as Ctrl-C, cancels the work."""
+        if threading.current_thread() is self._thread:
+            msg = "this would wait for itself: inside an event loop use AsyncLLM, and await it"
+            raise RuntimeError(msg)
+        with self._lock:
+            if self._stopping:
+                raise LoopStopped
+            future = self._portal.start_task_soon(work)
+        try:
+            return future.result()
+        except CancelledError:
+            raise LoopStopped from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """Cancel all work and leave the scope soon; stopping twice is fine."""
+        with self._lock:
+            if not self._stopping and self._opened.done() and self._opened.exception() is None:
+                self._opened.result()[0].call_soon_threadsafe(self._stop.set)
+            self._stopping = True
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until the loop has ended, at most ``seconds``."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join(seconds)
+
+
+async def _end_held() -> None:
+    """Cancel the tasks of this loop that hold something open, and wait for them."""
+    held = [task for task in _TASKS if task.get_loop() is asyncio.get_running_loop()]
+    for task in held:
+        task.cancel()
+    await asyncio.gather(*held, return_exceptions=True)
+
+
+def _end_all() -> None:
+    running = [each for each in _RUNNING if each.alive]  # a forked process has no thread of its parent
+    for each in running:
+        each.stop()
+    for each in running:
+        each.join(EXIT_S)
+
+
+# The interpreter runs these functions, the newest first, before it waits for threads. This module registers one
+# that ends the threads of stores, which a loop needs to close them. Functions of ``atexit`` run too late for both.
+import_module("concurrent.futures.thread")
+getattr(threading, "_register_atexit", atexit.register)(_end_all)

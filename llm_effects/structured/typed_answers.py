@@ -16,7 +16,7 @@ from llm_effects.effects.tasks import in_steps
 from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
 from llm_effects.structured.decoding import Decoded, Problems, decode_text
 from llm_effects.structured.schema import TypeSchema, type_schema
-from llm_effects.values.errors import InvalidRequest, LLMError, SchemaMismatch
+from llm_effects.values.errors import InvalidRequest, LLMError, SchemaMismatch, request_of
 from llm_effects.values.events import Restarted, Started, StreamEvent
 from llm_effects.values.requests import CachePolicy, LLMRequest
 from llm_effects.values.responses import FinishReason, LLMResponse
@@ -40,18 +40,18 @@ class Structured(Generic[_Value_co]):
 
 @overload
 def generate_as(  # pyright: ignore[reportOverlappingOverload]
-    request: LLMRequest, kind: type[Structured[_Value]], *, max_repairs: int = ..., sink: Sink | None = ...
+    request: str | LLMRequest, kind: type[Structured[_Value]], *, max_repairs: int = ..., sink: Sink | None = ...
 ) -> Effect[Structured[_Value]]: ...
 @overload
 def generate_as(
-    request: LLMRequest, kind: type[_Value], *, max_repairs: int = ..., sink: Sink | None = ...
+    request: str | LLMRequest, kind: type[_Value], *, max_repairs: int = ..., sink: Sink | None = ...
 ) -> Effect[Structured[_Value]]: ...
 @overload
 def generate_as(
-    request: LLMRequest, kind: object, *, max_repairs: int = ..., sink: Sink | None = ...
+    request: str | LLMRequest, kind: object, *, max_repairs: int = ..., sink: Sink | None = ...
 ) -> Effect[Structured[object]]: ...
 def generate_as(
-    request: LLMRequest, kind: object, *, max_repairs: int = 2, sink: Sink | None = None
+    request: str | LLMRequest, kind: object, *, max_repairs: int = 2, sink: Sink | None = None
 ) -> Effect[Structured[object]]:
     """Answer a request with a value of ``kind``: an attrs class, a dataclass, a ``Literal``, a union, a list of them...
 
@@ -63,7 +63,7 @@ def generate_as(
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
-    >>> ask = generate_as(LLMRequest(prompt="Two primes?"), list[int], max_repairs=1)
+    >>> ask = generate_as("Two primes?", list[int], max_repairs=1)
     >>> anyio.run(run, ask, scripted_env("Two and three.", "[2, 3]")).unwrap().value
     [2, 3]
     >>> anyio.run(run, ask, scripted_env("Two and three.")).failure().problems
@@ -71,7 +71,10 @@ def generate_as(
     """
     target = get_args(kind)[0] if get_origin(kind) is Structured else kind
     schema = then(from_env(lambda _: type_schema(target)), from_result)
-    question = schema.bind_result(partial(_question, request, max_repairs, sink))
+    question = then(
+        from_result(request_of(request)),
+        lambda request: schema.bind_result(partial(_question, request, max_repairs, sink)),
+    )
     structured = then(question, lambda question: _answer(question).bind_result(question.decode))
 
     async def answered(env: LLMEnv) -> Result[Structured[object], LLMError]:

@@ -21,6 +21,7 @@ from llm_effects.effects.effect import (
     effect,
     fail,
     from_env,
+    from_result,
     layer,
     rescue,
     run,
@@ -35,7 +36,15 @@ from llm_effects.tools.journal import open_journal
 from llm_effects.tools.steps import Approve, ToolAnswer, ToolEnd, ToolLimits, ToolOutcome, ToolRun, ToolSink, ToolStep
 from llm_effects.tools.tool import ToolFunction, Toolkit
 from llm_effects.tools.tool_executor import RunState, ToolExecutor, not_run
-from llm_effects.values.errors import BudgetExceeded, InvalidRequest, LLMError, RequestTimeout, StorageFailed, describe
+from llm_effects.values.errors import (
+    BudgetExceeded,
+    InvalidRequest,
+    LLMError,
+    RequestTimeout,
+    StorageFailed,
+    describe,
+    request_of,
+)
 from llm_effects.values.events import Completed, Failed, StreamEvent
 from llm_effects.values.messages import Message, Part, ToolCall
 from llm_effects.values.requests import LLMRequest, request_messages
@@ -49,7 +58,7 @@ NO_LIMITS: Final = ToolLimits()
 
 
 def run_tools(
-    request: LLMRequest,
+    request: str | LLMRequest,
     toolkit: Toolkit,
     max_steps: int = MAX_STEPS,
     *,
@@ -76,23 +85,28 @@ def run_tools(
     ...     '''Return how much of a disk is free.'''
     ...     return "3 %"
     >>> env = scripted_env(calling(ToolCall("c1", "free_space", '{"path": "/"}')), "It is nearly full.")
-    >>> finished = anyio.run(run, run_tools(LLMRequest(prompt="How is the disk?"), toolkit(free_space)), env).unwrap()
+    >>> finished = anyio.run(run, run_tools("How is the disk?", toolkit(free_space)), env).unwrap()
     >>> finished.response.content, finished.answers[0].result.content
     ('It is nearly full.', '3 %')
-    >>> anyio.run(run, run_tools(LLMRequest(prompt="?"), toolkit(), 0), env).failure().message
+    >>> anyio.run(run, run_tools("?", toolkit(), 0), env).failure().message
     'max_steps: must be at least 1, not 0'
     """
-    offered = request if request.tools else evolve(request, tools=toolkit.tools)
-    answers_at = max_steps if limits.answer_last else math.inf
-    asker = StepAsker(
-        request=offered, pipeline=pipeline, answers_at=answers_at, sink=sink, conversation_id=conversation_id
-    )
-    executor = ToolExecutor(functions=_functions(offered, toolkit), limits=limits, approve=approve, on_event=on_event)
-    problem = _conflict(offered, toolkit, executor, max_steps)
-    if problem is not None:
-        outcome: Effect[ToolRun] = fail(InvalidRequest(message=problem, request=request))
-    else:
-        outcome = then(_start(offered, limits, run_id), lambda state: _loop(asker, executor, state, max_steps))
+
+    def finish(asked: LLMRequest) -> Effect[ToolRun]:
+        offered = asked if asked.tools else evolve(asked, tools=toolkit.tools)
+        executor = ToolExecutor(
+            functions=_functions(offered, toolkit), limits=limits, approve=approve, on_event=on_event
+        )
+        problem = _conflict(offered, toolkit, executor, max_steps)
+        if problem is not None:
+            return fail(InvalidRequest(message=problem, request=asked))
+        last = max_steps if limits.answer_last else math.inf
+        asker = StepAsker(
+            request=offered, pipeline=pipeline, answers_at=last, sink=sink, conversation_id=conversation_id
+        )
+        return then(_start(offered, limits, run_id), lambda state: _loop(asker, executor, state, max_steps))
+
+    outcome = then(from_result(request_of(request)), finish)
 
     async def ended(env: LLMEnv) -> Result[ToolRun, LLMError]:
         result = await in_own_task(partial(run, outcome, env))  # results are stored even if asyncio itself cancels

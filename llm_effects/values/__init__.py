@@ -49,6 +49,10 @@ from llm_effects.values.messages import Reasoning as Reasoning
 from llm_effects.values.messages import Text as Text
 from llm_effects.values.messages import ToolCall as ToolCall
 from llm_effects.values.messages import ToolResult as ToolResult
+from llm_effects.values.openai import ChatChoice as ChatChoice
+from llm_effects.values.openai import ChatCompletion as ChatCompletion
+from llm_effects.values.openai import messages_from as messages_from
+from llm_effects.values.openai import to_openai as to_openai
 from llm_effects.values.records import CacheStats as CacheStats
 from llm_effects.values.records import LedgerRow as LedgerRow
 from llm_effects.values.records import ModelHealth as ModelHealth

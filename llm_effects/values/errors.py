@@ -36,7 +36,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, Usage, total_cost
 from llm_effects.values.secrets import Secret, scrub
-from llm_effects.values.validation import InvalidValue, printable
+from llm_effects.values.validation import InvalidValue, is_a, printable
 
 UnavailableReason: TypeAlias = Literal[
     "overloaded",  # the server is there but cannot answer now
@@ -523,3 +523,19 @@ def checked(make: Callable[_Params, _Value], *args: _Params.args, **kwargs: _Par
         return Success(make(*args, **kwargs))
     except InvalidValue as problem:
         return Failure(InvalidRequest(message=str(problem)))
+
+
+def request_of(request: str | LLMRequest) -> Result[LLMRequest, LLMError]:
+    """Return a request as it is, and a text as the prompt of one.
+
+    >>> request_of("why?").map(lambda request: request.prompt)
+    <Success: why?>
+    >>> request_of(" ").failure().message
+    'prompt: must not be blank: give some text, or leave it out'
+    """
+    if isinstance(request, LLMRequest):
+        return Success(request)
+    if is_a(request, str):
+        return checked(LLMRequest, prompt=request)
+    remedy = f"request: must be a text or an LLMRequest, not {type(request).__name__}: write LLMRequest(prompt=...)"
+    return Failure(InvalidRequest(message=remedy))

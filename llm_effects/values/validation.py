@@ -6,7 +6,7 @@ import math
 import re
 import reprlib
 import unicodedata
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import cache
@@ -172,6 +172,11 @@ def is_a(value: object, kind: type) -> bool:
 def is_table(value: object) -> TypeGuard[Mapping[object, object]]:
     """Return whether a value is a table with any keys and values."""
     return isinstance(value, Mapping)
+
+
+def is_list(value: object) -> TypeGuard[Sequence[object]]:
+    """Return whether a value is a list or a tuple of any items."""
+    return isinstance(value, list | tuple)
 
 
 def to_tuple(name: str, items: Iterable[_Item]) -> tuple[_Item, ...]:

@@ -154,3 +154,14 @@ async def test_cancellation_ends_every_request() -> None:
         await run(generate_many(ask("a", "b", "c"), 2), env)
     assert scope.cancelled_caught
     assert [row.attempt.outcome for row in await given_by(env.ledger.rows())] == ["cancelled"] * 2
+
+
+async def test_texts_are_requests_and_a_wrong_one_affects_only_itself() -> None:
+    requests: list[Any] = ["why?", " ", {"prompt": "why?"}, LLMRequest(prompt="why?")]
+    results = (await run(generate_many(requests, cache="bypass"), scripted_env("because"))).unwrap()
+    assert [outcome(result) for result in results] == ["because", "InvalidRequest", "InvalidRequest", "because"]
+
+
+def test_one_text_is_no_list_of_requests() -> None:
+    with pytest.raises(InvalidValue, match="requests: must be a list of texts or requests, not one text: use generate"):
+        generate_many("why?")

@@ -32,6 +32,7 @@ PROPOSAL = '{"changes": [{"setting": "alerts.p99_ms", "old": 250, "new": 200}], 
 
 SCRIPTS: dict[str, tuple[tuple[Reply, ...], str]] = {
     "quickstart": (("The disk is full.",), "The disk is full."),
+    "plain": (("Logs.",), "4 answers for $0"),
     "direct_client": (("hello to you all today",), "has 5 words"),
     "configured_manager": (("log_level: debug",), "log_level: debug"),
     "pipeline": (("I rate it 8.", "Restart it."), "severity 8: Restart it."),

@@ -1,6 +1,7 @@
 """The whole pipeline, as a caller of ``generate`` sees it."""
 
 import math
+from typing import Any
 
 import anyio
 import pytest
@@ -11,16 +12,20 @@ from returns.pipeline import is_successful
 
 from llm_effects import (
     AuthenticationFailed,
+    Failed,
     InvalidRequest,
     LLMConfig,
     LLMRequest,
     ModelConfig,
     NetworkError,
     RateLimitExceeded,
+    StreamEvent,
     explain,
     generate,
+    open_stream,
     run,
     scripted_env,
+    stream,
 )
 from llm_effects.config import RoutingConfig
 from llm_effects.effects.effect import layered
@@ -29,7 +34,7 @@ from llm_effects.policies.complete import complete
 from llm_effects.policies.deadline import with_deadline
 from llm_effects.policies.recording import with_recording
 from llm_effects.policies.routing import with_routing
-from llm_effects.testing import Delayed, failing, scripted
+from llm_effects.testing import Delayed, Scripted, failing, scripted
 
 pytestmark = pytest.mark.anyio
 
@@ -133,3 +138,35 @@ async def test_a_cancelled_call_records_its_attempt() -> None:
     assert scope.cancelled_caught
     [row] = (await env.ledger.rows()).unwrap()._inner_value
     assert row.attempt.outcome == "cancelled"
+
+
+async def test_a_text_is_the_prompt_of_a_request() -> None:
+    env = scripted_env("because")
+    for operation in (generate("why?"), stream("why?", ignore), explain("why?").map(lambda _: None)):
+        assert is_successful(await run(operation, env))
+    async with open_stream("why?")(env) as events:
+        assert [type(event).__name__ async for event in events] == ["Started", "TextDelta", "Completed"]
+    assert isinstance(env.clients, Scripted)
+    assert env.clients.requests == (LLMRequest(prompt="why?"),) * 3
+
+
+async def ignore(_: StreamEvent) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("request_", "remedy"),
+    [
+        (" ", "prompt: must not be blank: give some text, or leave it out"),
+        ({"prompt": "?"}, "request: must be a text or an LLMRequest, not dict: write LLMRequest(prompt=...)"),
+    ],
+)
+async def test_another_value_is_an_invalid_request_with_the_remedy(request_: Any, remedy: str) -> None:
+    failed: list[StreamEvent] = []
+
+    async def keep(event: StreamEvent) -> None:
+        failed.append(event)
+
+    for operation in (generate(request_), stream(request_, keep), explain(request_).map(lambda _: None)):
+        assert (await run(operation, scripted_env())).failure() == InvalidRequest(message=remedy)
+    assert failed == [Failed(InvalidRequest(message=remedy))]

@@ -33,6 +33,7 @@ from llm_effects import (
     Started,
     StreamEvent,
     TextDelta,
+    describe,
     explain,
     generate,
     generate_as,
@@ -354,6 +355,12 @@ class Brief:
 
 BRIEFLY: Final = Preferences(max_tokens=64, temperature=0)
 PROMPT: Final = 'Describe an apple as JSON like {"name": "pear", "colour": "green", "sweet": true, "seeds": 5}.'
+
+
+async def test_a_text_is_the_prompt_of_a_request() -> None:
+    assert (await run(generate_as("Two primes?", list[int]), scripted_env("[2, 3]"))).unwrap().value == [2, 3]
+    error = (await run(generate_as(" ", list[int]), scripted_env("[2, 3]"))).failure()
+    assert describe(error) == "InvalidRequest: prompt: must not be blank: give some text, or leave it out"
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

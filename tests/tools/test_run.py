@@ -288,3 +288,10 @@ async def test_text_beside_calls_is_sent_back_unchanged() -> None:
     finished = await finished_run(scripted_env(clients=model), CountingTool().free)
     assert model.requests[1].messages[1] == Message("assistant", parts)
     assert isinstance(finished.response, LLMResponse)
+
+
+async def test_a_text_is_the_prompt_of_a_request() -> None:
+    finished = (await run(run_tools("Why?", toolkit()), scripted_env("Because."))).unwrap()
+    assert finished.response.content == "Because."
+    error = (await run(run_tools(" ", toolkit()), scripted_env())).failure()
+    assert describe(error) == "InvalidRequest: prompt: must not be blank: give some text, or leave it out"

@@ -22,6 +22,7 @@ class Point:
 
 async def the_type_of_the_value_is_inferred(request: LLMRequest, env: LLMEnv) -> None:
     assert_type(generate_as(request, Report), Effect[Structured[Report]])
+    assert_type(generate_as("why?", Report), Effect[Structured[Report]])
     assert_type(generate_as(request, Point), Effect[Structured[Point]])
     assert_type(generate_as(request, list[Report]), Effect[Structured[list[Report]]])
     assert_type(generate_as(request, dict[str, int]), Effect[Structured[dict[str, int]]])
@@ -36,7 +37,7 @@ def bare_unions_and_literals_are_objects(request: LLMRequest) -> None:
 
 
 async def mistakes_are_rejected(request: LLMRequest, env: LLMEnv) -> None:
-    generate_as("why?", Report)  # rejected
+    generate_as(7, Report)  # rejected
     generate_as(request)  # rejected
     generate_as(request, Report, max_repairs="two")  # rejected
     wrong: int = (await run(generate_as(request, Report), env)).unwrap().value.title  # rejected
