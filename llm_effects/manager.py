@@ -27,8 +27,9 @@ from llm_effects.conversations.converse import converse, open_converse
 from llm_effects.effects.call import Sink
 from llm_effects.effects.effect import Answer, Effect, effect, fail, result_of, run
 from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
+from llm_effects.effects.mistakes import entered_by
 from llm_effects.pipeline import generate, open_stream, stream
-from llm_effects.policies.routing import NO_MODEL_REMEDY
+from llm_effects.policies.routing import no_model_remedy
 from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of, targets_of
 from llm_effects.providers.target import Target
 from llm_effects.routing.candidates import RoutingContext, RoutingDecision
@@ -88,6 +89,7 @@ def open_env(
     return _open(config, transport(), check=check)
 
 
+@entered_by("async with open_env(config) as env")
 @asynccontextmanager
 async def _open(config: LLMConfig, transport: Transport, *, check: bool) -> AsyncGenerator[LLMEnv]:
     clients = live_clients(config, transport)
@@ -148,7 +150,7 @@ async def _reachable(env: LLMEnv, targets: tuple[Target, ...]) -> Result[None, L
         with anyio.move_on_after(CHECK_S):
             if (await result_of(env.clients.probe(target.name, target.config))).map(_is_reachable).value_or(False):
                 return Success(None)
-    return Failure(ConfigurationError(message=f"models: no server on this machine answers: {NO_MODEL_REMEDY}"))
+    return Failure(ConfigurationError(message=f"models: no server on this machine answers: {no_model_remedy()}"))
 
 
 def _is_reachable(health: ModelHealth) -> bool:

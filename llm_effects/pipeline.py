@@ -23,6 +23,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.effects.call import Call, CallHistory, ResponseValidator, Sink, TurnContext, committing
 from llm_effects.effects.effect import Answer, Effect, Generate, effect, layer, layered, pipeline_name, run
 from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.mistakes import check_request, entered_by
 from llm_effects.policies.budget import with_budget
 from llm_effects.policies.cache import with_cache
 from llm_effects.policies.circuit_breaker import with_circuit_breaker
@@ -123,6 +124,7 @@ def stream(request: LLMRequest, sink: Sink) -> Effect[LLMResponse]:
     TextDelta
     Completed
     """
+    check_request(request)
 
     async def streamed(env: LLMEnv) -> Answer:
         result = await run(run_call(standard_pipeline, request, sink), env)
@@ -155,6 +157,7 @@ def explain(request: LLMRequest, *, streamed: bool = False) -> Effect[RoutingDec
     >>> [candidate.model for candidate in decision.candidates]
     ['scripted']
     """
+    check_request(request)
 
     async def decide(env: LLMEnv) -> Result[RoutingDecision, LLMError]:
         return route(request, env.config, routing_context(request, env, streamed=streamed))
@@ -196,6 +199,8 @@ def run_call(
             return Success(_with_history(result.unwrap(), call, (anyio.current_time() - started) * 1000, warnings))
         return Failure(_error_with_history(result.failure(), call, env))
 
+    check_request(request)
+    send.__qualname__ = "generate"  # the name in a warning that it was never run or never awaited
     return effect(send)
 
 
@@ -236,6 +241,7 @@ def open_stream(
     >>> anyio.run(main)
     ['Started', 'TextDelta', 'Completed']
     """
+    check_request(request)
     return pulled(lambda sink, _: run_call(standard_pipeline, request, sink))
 
 
@@ -271,6 +277,7 @@ def pulled(
     return RequiresContext(lambda env: _opened(answer, env))
 
 
+@entered_by("async with open_stream(request)(env) as events")
 @asynccontextmanager
 async def _opened(answer: StreamedAnswer, env: LLMEnv) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
     send, receive = anyio.create_memory_object_stream[StreamEvent](0)

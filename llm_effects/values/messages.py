@@ -12,6 +12,7 @@ from attrs import field, frozen
 from llm_effects.values import caps
 from llm_effects.values.validation import (
     METADATA_HOST,
+    explain_arguments,
     instance,
     instances,
     invalid,
@@ -350,6 +351,13 @@ class Message:
     def text(self) -> str:
         """All text of the message, joined."""
         return text_of(self.parts)
+
+
+explain_arguments(
+    Message,
+    'Message("user", "why?")',
+    dict.fromkeys(("content", "text"), 'the text is its parts, as in Message("user", "why?")'),
+)
 
 
 def text_of(parts: Iterable[Part]) -> str:
