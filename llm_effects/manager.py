@@ -362,8 +362,15 @@ class LLMManager:
         with anyio.CancelScope(shield=True):
             await scope.__aexit__(None, None, None)
 
+    def __repr__(self) -> str:
+        return f"<LLMManager: {self._config.map(_model_names).value_or('its configuration is wrong')}>"
+
     def _or_config_error(self, effect: Effect[_Value]) -> Effect[_Value]:
         return effect if is_successful(self._config) else fail(self._config.failure())
+
+
+def _model_names(config: LLMConfig) -> str:
+    return ", ".join(config.models) or "no models"
 
 
 def _failed_stream(error: LLMError, sink: Sink) -> Effect[LLMResponse]:

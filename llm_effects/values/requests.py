@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, TypeAlias, cast, final, get_args
 
 from attrs import field, fields, frozen
 
+from llm_effects.values.display import shown
 from llm_effects.values.json import to_json_object
 from llm_effects.values.messages import Message, Text
 from llm_effects.values.validation import (
@@ -92,6 +93,8 @@ def _parameters(value: Mapping[str, object]) -> Mapping[str, object]:
 class Tool:
     """A function that the model may call. ``parameters`` is the JSON Schema of its arguments."""
 
+    __repr__ = shown
+
     name: str = field(validator=text())
     description: str = field(default="", validator=text(empty=True))
     parameters: Mapping[str, object] = field(
@@ -111,6 +114,8 @@ class Preferences:
     ``max_tokens`` counts output tokens; ``timeout_ms`` is the whole call in milliseconds, with queueing, retries and
     fallback. A setting that the chosen model does not accept is dropped with a warning.
     """
+
+    __repr__ = shown
 
     max_tokens: int | None = field(default=None, validator=number(at_least=1, whole=True))
     temperature: float | None = field(default=None, validator=number(at_least=0, at_most=2))
@@ -186,6 +191,8 @@ class LLMRequest:
         ...
     llm_effects.values.validation.InvalidValue: prompt: give either prompt or messages
     """
+
+    __repr__ = shown
 
     prompt: str | None = field(default=None, validator=text())
     messages: tuple[Message, ...] = field(default=(), converter=_messages)

@@ -1,6 +1,7 @@
 """Converters and attrs validators whose errors name the field and the remedy."""
 
 import difflib
+import inspect
 import json
 import math
 import re
@@ -70,7 +71,34 @@ def explain_arguments(kind: type, usage: str, hints: Mapping[str, str] | None = 
                 raise  # of a converter or a validator
             raise TypeError(_argument_remedy(kind, usage, hints or {}, args, named)) from None
 
+    del constructed.__wrapped__  # help() shows the signature of the class
+    setattr(kind, "__signature__", _Signature(construct))  # noqa: B010
     setattr(kind, "__init__", constructed)  # noqa: B010 - type checkers go on to see the constructor of attrs
+
+
+@attrs.frozen
+class _Signature:
+    """The signature of a class for people, made when it is asked for: without modules, ``...`` for a made default."""
+
+    construct: Callable[..., None]
+
+    def __get__(self, owner: object, kind: type) -> inspect.Signature:
+        _, *parameters = inspect.signature(self.construct).parameters.values()
+        return inspect.Signature([_readable(each) for each in parameters])
+
+
+@attrs.frozen(repr=False)
+class _Plain:
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
+    annotation = re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", inspect.formatannotation(parameter.annotation))
+    default = _Plain("...") if parameter.default is attrs.NOTHING else parameter.default
+    return parameter.replace(annotation=_Plain(annotation), default=default)
 
 
 def _argument_remedy(
@@ -84,7 +112,7 @@ def _argument_remedy(
     places = sum(not each.kw_only for each in fields)
     if len(args) > places:
         taken = f"at most {places} arguments without a name" if places else "its arguments by name"
-        return f"{kind.__name__} takes {taken}, not {short_repr(args[places])}: write {usage}"
+        return f"{kind.__name__} takes {taken}, not {type(args[places]).__name__} alone: write {usage}"
     missing = [each.name for each in fields[len(args) :] if each.default is attrs.NOTHING and each.name not in named]
     return f"{kind.__name__} needs {' and '.join(missing)}: write {usage}"
 
