@@ -27,7 +27,7 @@ from llm_effects.conversations.converse import converse, open_converse
 from llm_effects.effects.call import Sink
 from llm_effects.effects.effect import Answer, Effect, effect, fail, result_of, run
 from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
-from llm_effects.effects.mistakes import entered_by
+from llm_effects.effects.mistakes import check_config, entered_by
 from llm_effects.pipeline import generate, open_stream, stream
 from llm_effects.policies.routing import no_model_remedy
 from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of, targets_of
@@ -86,6 +86,7 @@ def open_env(
     >>> anyio.run(main).splitlines()[0]
     'models.gpt.api_key: is missing: openai-chat answers only with a key'
     """
+    check_config(config)
     return _open(config, transport(), check=check)
 
 
@@ -407,6 +408,7 @@ def make_llm_manager(config: LLMConfig, adapt: Adapt | None = None) -> LLMManage
     >>> anyio.run(manager.run, generate(LLMRequest(prompt="why?"))).failure().message
     'models: none is configured: add one, or install the local model'
     """
+    check_config(config)
     return LLMManager(Success(config), adapt)
 
 

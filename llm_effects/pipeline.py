@@ -40,7 +40,7 @@ from llm_effects.policies.tracing import with_tracing
 from llm_effects.providers.registry import hide_all_keys
 from llm_effects.routing.candidates import RoutingDecision
 from llm_effects.routing.router import route, task_warnings
-from llm_effects.values.errors import LLMError
+from llm_effects.values.errors import LLMError, RequestTimeout
 from llm_effects.values.events import Completed, Failed, Restarted, Started, StreamEvent, TextDelta
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse, total_cost
@@ -220,6 +220,8 @@ def _error_with_history(error: LLMError, call: Call, env: LLMEnv) -> LLMError:
     history = call.history
     partial = error.partial if call.sink is None else hide_all_keys(env.config, history.partial)
     earlier = tuple(each for each in history.errors if each is not error)
+    if isinstance(error, RequestTimeout) and not error.message:
+        error = evolve(error, message=history.time_spent(anyio.current_time()))
     return evolve(error, attempts=tuple(history.attempts), partial=partial, earlier=earlier)
 
 

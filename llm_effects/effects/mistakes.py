@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial, wraps
 from inspect import currentframe
 from opcode import opmap
+from pathlib import Path
 from types import FunctionType, MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar, cast, final, get_args
 
@@ -23,6 +24,7 @@ from returns.pipeline import is_successful
 from returns.primitives.container import BaseContainer
 from returns.result import Result
 
+from llm_effects.config import LLMConfig
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.errors import LLMError, describe
 from llm_effects.values.messages import Message
@@ -97,6 +99,20 @@ def check_request(value: object) -> None:
     """
     if not isinstance(value, str | LLMRequest):
         msg = f"a request is a str or an LLMRequest, not {_kind(value)}: {_request_remedy(value)}"
+        raise TypeError(msg)
+
+
+def check_config(value: object) -> None:
+    """Raise a ``TypeError`` with the remedy for a value that is no ``LLMConfig``.
+
+    >>> check_config("llm.toml")
+    Traceback (most recent call last):
+        ...
+    TypeError: a configuration is an LLMConfig, not str: write load_config(...).unwrap()
+    """
+    if not isinstance(value, LLMConfig):
+        remedy = "load_config(...).unwrap()" if isinstance(value, Result | Mapping | str | Path) else "LLMConfig(...)"
+        msg = f"a configuration is an LLMConfig, not {_kind(value)}: write {remedy}"
         raise TypeError(msg)
 
 

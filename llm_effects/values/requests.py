@@ -127,6 +127,8 @@ class Preferences:
 
 
 def _messages(value: Iterable[Message]) -> tuple[Message, ...]:
+    if value == ():
+        return ()
     if is_a(value, str) or is_a(value, Message):
         invalid("messages", f"must be several messages, not one {type(value).__name__}: write [{_message(value)}]")
     messages = to_tuple("messages", value)

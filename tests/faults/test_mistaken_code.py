@@ -1,6 +1,7 @@
 """What the first mistakes of a newcomer say: at run time, and where an effect is dropped."""
 
 import gc
+import re
 import subprocess
 import sys
 import warnings
@@ -12,8 +13,12 @@ from returns.result import Failure, Success
 
 import llm_effects
 from llm_effects import (
+    LLMConfig,
     LLMRequest,
+    ModelConfig,
     RateLimitExceeded,
+    RequestTimeout,
+    describe,
     fallback,
     generate,
     race,
@@ -23,6 +28,7 @@ from llm_effects import (
     scripted_env,
     succeed,
 )
+from llm_effects.config import RoutingConfig
 from llm_effects.values.extras import install_command
 from tests.fixtures.house import ROOT, run_python
 from tests.fixtures.mistakes import ALL, MISTAKES, SETTINGS, Mistake, perform, section
@@ -182,3 +188,13 @@ def test_a_missing_package_is_an_error_with_the_command_that_installs_it(
         f"try: {program}\nexcept ModuleNotFoundError as error: print(error)"
     )
     assert shown.strip().endswith(f"is not installed: {install_command(command)}")
+
+
+async def test_a_time_out_of_an_attempt_names_the_model_and_where_the_time_went() -> None:
+    too_late = RequestTimeout(timeout_ms=5.0, phase="first_content")
+
+    model = ModelConfig(provider="lm-studio")
+    env = scripted_env(too_late, config=LLMConfig(models={"scripted": model}, routing=RoutingConfig(max_retries=0)))
+    sentence = describe((await run(generate(ASK), env)).failure())
+    assert sentence.startswith("TimeoutError (scripted): first_content timed out after 5 ms: ")
+    assert re.search(r"ask scripted \d+ ms", sentence)
