@@ -23,7 +23,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.effects.call import Call, CallHistory, ResponseValidator, Sink, TurnContext, committing
 from llm_effects.effects.effect import Answer, Effect, Generate, effect, layer, layered, pipeline_name, run
 from llm_effects.effects.env import LLMEnv
-from llm_effects.effects.mistakes import check_request, entered_by
+from llm_effects.effects.mistakes import entered_by, not_a_request
 from llm_effects.policies.budget import with_budget
 from llm_effects.policies.cache import with_cache
 from llm_effects.policies.circuit_breaker import with_circuit_breaker
@@ -132,6 +132,12 @@ def stream(request: LLMRequest, sink: Sink) -> Effect[LLMResponse]:
         return result
 
     return effect(streamed)
+
+
+def check_request(request: object) -> None:
+    """Raise a ``TypeError`` that names the remedy, unless this is a request."""
+    if not isinstance(request, str | LLMRequest):
+        raise not_a_request(request)
 
 
 async def deliver_ending(result: Answer, sink: Sink | None) -> None:

@@ -89,9 +89,9 @@ class _Operation(Generic[_Value]):
         self._ran = False
         NEWEST[0] = id(self)
 
-    def start(self, env: LLMEnv) -> Awaitable[Result[_Value, LLMError]]:
+    def start(self, env: object) -> Awaitable[Result[_Value, LLMError]]:
         """Begin the work in an environment; a value of another class is a ``TypeError`` that names the remedy."""
-        if not is_a(env, LLMEnv):
+        if not isinstance(env, LLMEnv):
             raise not_an_env(env)
         self._ran = True
         return self._work(env)

@@ -89,17 +89,13 @@ def _is_manager(value: object) -> bool:
     return isinstance(getattr(value, "env", None), LLMEnv)
 
 
-def check_request(value: object) -> None:
-    """Raise a ``TypeError`` with the remedy for a value that is no request.
+def not_a_request(value: object) -> TypeError:
+    """Return the error of an operation for a value that is no request.
 
-    >>> check_request({"prompt": "why?"})
-    Traceback (most recent call last):
-        ...
-    TypeError: a request is a str or an LLMRequest, not dict: write LLMRequest(prompt=...)
+    >>> print(not_a_request({"prompt": "why?"}))
+    a request is a str or an LLMRequest, not dict: write LLMRequest(prompt=...)
     """
-    if not isinstance(value, str | LLMRequest):
-        msg = f"a request is a str or an LLMRequest, not {_kind(value)}: {_request_remedy(value)}"
-        raise TypeError(msg)
+    return TypeError(f"a request is a str or an LLMRequest, not {_kind(value)}: {_request_remedy(value)}")
 
 
 def check_config(value: object) -> None:
@@ -149,8 +145,8 @@ NEWEST: Final = [0]
 def operation_name(work: object) -> str:
     """Return the name of the operation whose effect does some work.
 
-    >>> operation_name(check_request)
-    'check_request'
+    >>> operation_name(check_config)
+    'check_config'
     """
     while isinstance(work, partial):
         work = cast("partial[object]", work).func

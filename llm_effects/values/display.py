@@ -1,4 +1,4 @@
-"""How values show themselves: a repr of what is set, and Markdown for notebooks."""
+"""Values for the eye: a repr of what is set, and Markdown for notebooks."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -50,7 +50,7 @@ def invalid(field: str, remedy: str) -> NoReturn:
 
 
 def explain_arguments(kind: type, usage: str, hints: Mapping[str, str] | None = None) -> None:
-    """Let the constructor of an attrs class answer wrong arguments with the remedy, as ``TypeError``.
+    """Make the constructor of an attrs class raise a ``TypeError`` that names the remedy for wrong arguments.
 
     ``usage`` shows a right call, ``hints`` the right argument for names that people expect.
 
