@@ -107,7 +107,8 @@ def check_config(value: object) -> None:
     TypeError: a configuration is an LLMConfig, not str: write load_config(...).unwrap()
     """
     if not isinstance(value, LLMConfig):
-        remedy = "load_config(...).unwrap()" if isinstance(value, Result | Mapping | str | Path) else "LLMConfig(...)"
+        is_source = isinstance(value, (Result, Mapping, str, Path))
+        remedy = "load_config(...).unwrap()" if is_source else "LLMConfig(...)"
         msg = f"a configuration is an LLMConfig, not {_kind(value)}: write {remedy}"
         raise TypeError(msg)
 
