@@ -1,6 +1,23 @@
 """One typed, composable, testable ``generate`` over GPT, Claude and local models.
 
-Every name is loaded when it is first used: importing the package does no I/O and loads no other library.
+An operation, such as ``generate(request)``, is an effect: a value that does nothing until it runs in an environment.
+
+>>> import anyio
+>>> from llm_effects import LLMRequest, generate, run, scripted_env
+>>> anyio.run(run, generate(LLMRequest(prompt="Why?")), scripted_env("Because.")).unwrap().content
+'Because.'
+
+======================= =================================================
+ask                     generate, stream, open_stream, generate_as
+converse                start_conversation, converse, load_conversation
+use tools, batches      run_tools with toolkit, generate_many
+know before and after   explain, check_health, usage_report
+compose                 then, rescue, retry, timeout, fallback, gather
+run                     run, run_sync, LLMManager, open_env
+======================= =================================================
+
+``help(llm_effects.generate)`` shows one of them. Every name is loaded when it is first used: importing the package does
+no I/O and loads no other library.
 """
 
 from importlib import import_module

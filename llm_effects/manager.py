@@ -27,8 +27,9 @@ from llm_effects.conversations.converse import converse, open_converse
 from llm_effects.effects.call import Sink
 from llm_effects.effects.effect import Answer, Effect, effect, fail, result_of, run
 from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
+from llm_effects.effects.mistakes import check_config, entered_by
 from llm_effects.pipeline import generate, open_stream, stream
-from llm_effects.policies.routing import NO_MODEL_REMEDY
+from llm_effects.policies.routing import no_model_remedy
 from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of, targets_of
 from llm_effects.providers.target import Target
 from llm_effects.routing.candidates import RoutingContext, RoutingDecision
@@ -85,9 +86,11 @@ def open_env(
     >>> anyio.run(main).splitlines()[0]
     'models.gpt.api_key: is missing: openai-chat answers only with a key'
     """
+    check_config(config)
     return _open(config, transport(), check=check)
 
 
+@entered_by("async with open_env(config) as env")
 @asynccontextmanager
 async def _open(config: LLMConfig, transport: Transport, *, check: bool) -> AsyncGenerator[LLMEnv]:
     clients = live_clients(config, transport)
@@ -148,7 +151,7 @@ async def _reachable(env: LLMEnv, targets: tuple[Target, ...]) -> Result[None, L
         with anyio.move_on_after(CHECK_S):
             if (await result_of(env.clients.probe(target.name, target.config))).map(_is_reachable).value_or(False):
                 return Success(None)
-    return Failure(ConfigurationError(message=f"models: no server on this machine answers: {NO_MODEL_REMEDY}"))
+    return Failure(ConfigurationError(message=f"models: no server on this machine answers: {no_model_remedy()}"))
 
 
 def _is_reachable(health: ModelHealth) -> bool:
@@ -367,8 +370,15 @@ class LLMManager:
         with anyio.CancelScope(shield=True):
             await scope.__aexit__(None, None, None)
 
+    def __repr__(self) -> str:
+        return f"<LLMManager: {self._config.map(_model_names).value_or('its configuration is wrong')}>"
+
     def _or_config_error(self, effect: Effect[_Value]) -> Effect[_Value]:
         return effect if is_successful(self._config) else fail(self._config.failure())
+
+
+def _model_names(config: LLMConfig) -> str:
+    return ", ".join(config.models) or "no models"
 
 
 def _failed_stream(error: LLMError, sink: Sink) -> Effect[LLMResponse]:
@@ -405,6 +415,7 @@ def make_llm_manager(config: LLMConfig, adapt: Adapt | None = None) -> LLMManage
     >>> anyio.run(manager.run, generate(LLMRequest(prompt="why?"))).failure().message
     'models: none is configured: add one, or install the local model'
     """
+    check_config(config)
     return LLMManager(Success(config), adapt)
 
 

@@ -35,6 +35,7 @@ from llm_effects.effects.effect import (
     then,
 )
 from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.mistakes import entered_by, not_a_request
 from llm_effects.policies.budget import with_budget
 from llm_effects.policies.cache import with_cache
 from llm_effects.policies.circuit_breaker import with_circuit_breaker
@@ -51,7 +52,7 @@ from llm_effects.policies.tracing import with_tracing
 from llm_effects.providers.registry import hide_all_keys
 from llm_effects.routing.candidates import RoutingDecision
 from llm_effects.routing.router import route, task_warnings
-from llm_effects.values.errors import LLMError, request_of
+from llm_effects.values.errors import LLMError, RequestTimeout, request_of
 from llm_effects.values.events import Completed, Failed, Restarted, Started, StreamEvent, TextDelta
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse, total_cost
@@ -135,6 +136,7 @@ def stream(request: str | LLMRequest, sink: Sink) -> Effect[LLMResponse]:
     TextDelta
     Completed
     """
+    check_request(request)
 
     async def streamed(env: LLMEnv) -> Answer:
         result = await run(run_call(standard_pipeline, request, sink), env)
@@ -142,6 +144,12 @@ def stream(request: str | LLMRequest, sink: Sink) -> Effect[LLMResponse]:
         return result
 
     return effect(streamed)
+
+
+def check_request(request: object) -> None:
+    """Raise a ``TypeError`` that names the remedy, unless this is a request."""
+    if not isinstance(request, str | LLMRequest):
+        raise not_a_request(request)
 
 
 async def deliver_ending(result: Answer, sink: Sink | None) -> None:
@@ -167,6 +175,7 @@ def explain(request: str | LLMRequest, *, streamed: bool = False) -> Effect[Rout
     >>> [candidate.model for candidate in decision.candidates]
     ['scripted']
     """
+    check_request(request)
 
     async def decide(env: LLMEnv) -> Result[RoutingDecision, LLMError]:
         asked = request_of(request)
@@ -214,6 +223,8 @@ def run_call(
             return Success(_with_history(result.unwrap(), call, (anyio.current_time() - started) * 1000, warnings))
         return Failure(_error_with_history(result.failure(), call, env))
 
+    check_request(request)
+    send.__qualname__ = "generate"  # the name in a warning that it was never run or never awaited
     return effect(send)
 
 
@@ -233,6 +244,8 @@ def _error_with_history(error: LLMError, call: Call, env: LLMEnv) -> LLMError:
     history = call.history
     partial = error.partial if call.sink is None else hide_all_keys(env.config, history.partial)
     earlier = tuple(each for each in history.errors if each is not error)
+    if isinstance(error, RequestTimeout) and not error.message:
+        error = evolve(error, message=history.time_spent(anyio.current_time()))
     return evolve(error, attempts=tuple(history.attempts), partial=partial, earlier=earlier)
 
 
@@ -254,6 +267,7 @@ def open_stream(
     >>> anyio.run(main)
     ['Started', 'TextDelta', 'Completed']
     """
+    check_request(request)
     return pulled(lambda sink, _: run_call(standard_pipeline, request, sink))
 
 
@@ -289,6 +303,7 @@ def pulled(
     return RequiresContext(lambda env: _opened(answer, env))
 
 
+@entered_by("async with open_stream(request)(env) as events")
 @asynccontextmanager
 async def _opened(answer: StreamedAnswer, env: LLMEnv) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
     send, receive = anyio.create_memory_object_stream[StreamEvent](0)

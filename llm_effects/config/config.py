@@ -16,9 +16,11 @@ from llm_effects.config.services import (
     StorageConfig,
     TelemetryConfig,
 )
+from llm_effects.values.display import shown
 from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import (
     InvalidValue,
+    explain_arguments,
     instance,
     instances,
     invalid,
@@ -59,9 +61,10 @@ class LLMConfig:
     """The configuration of an environment.
 
     >>> LLMConfig(models={"mini": ModelConfig(provider="openai-chat", model="gpt-6-luna", api_key="sk-x")})
-    ... # doctest: +ELLIPSIS
-    LLMConfig(models={'mini': ModelConfig(provider='openai-chat', model='gpt-6-luna', ... api_key=Secret('***'), ...
+    LLMConfig(models={'mini': ModelConfig(provider='openai-chat', model='gpt-6-luna', api_key=Secret('***'))})
     """
+
+    __repr__ = shown
 
     models: Mapping[str, ModelConfig] = field(converter=_models, validator=[valid_names, instances(ModelConfig)])
     routing: RoutingConfig = field(factory=RoutingConfig, validator=instance(RoutingConfig))
@@ -78,3 +81,6 @@ class LLMConfig:
         problems = [line for path, names in orders.items() for line in unknown_names(path, names, known)]
         if problems:
             raise InvalidValue("\n".join(problems))
+
+
+explain_arguments(LLMConfig, 'LLMConfig(models={"local": ModelConfig(provider="lm-studio")})')

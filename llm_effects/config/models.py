@@ -18,8 +18,18 @@ from llm_effects.config.fields import (
     valid_pairs,
 )
 from llm_effects.values import caps
+from llm_effects.values.display import shown
 from llm_effects.values.secrets import Secret, hide_password, to_secret, valid_headers, valid_key, without_login
-from llm_effects.values.validation import instance, instances, invalid, number, one_of, text, to_tuple
+from llm_effects.values.validation import (
+    explain_arguments,
+    instance,
+    instances,
+    invalid,
+    number,
+    one_of,
+    text,
+    to_tuple,
+)
 
 # Prices: by bucket, by the length of the prompt, by date.
 
@@ -30,6 +40,8 @@ class Rates:
 
     Without a rate of their own, cache buckets cost as much as fresh input, and ``reasoning`` as much as other output.
     """
+
+    __repr__ = shown
 
     input: Decimal = field(converter=to_dollars, validator=valid_amount)
     output: Decimal = field(converter=to_dollars, validator=valid_amount)
@@ -43,6 +55,8 @@ class Rates:
 class PriceTier(Rates):
     """The rates of all tokens of a request whose prompt is longer than ``above_tokens``."""
 
+    __repr__ = shown
+
     above_tokens: int = field(validator=number(at_least=1, whole=True))
 
 
@@ -54,6 +68,8 @@ def _tiers(value: Iterable[PriceTier]) -> tuple[PriceTier, ...]:
 @frozen(kw_only=True)
 class PriceChange(Rates):
     """The rates from a day on; it begins at midnight UTC."""
+
+    __repr__ = shown
 
     since: date = field(converter=to_date, validator=valid_date)
     tiers: tuple[PriceTier, ...] = field(default=(), converter=_tiers, validator=instances(PriceTier))
@@ -72,6 +88,8 @@ class Price(Rates):
     >>> Price(input=2, output=10, tiers=[long], changes=[PriceChange(since="2027-01-01", input=3, output=12)]).input
     Decimal('2')
     """
+
+    __repr__ = shown
 
     tiers: tuple[PriceTier, ...] = field(default=(), converter=_tiers, validator=instances(PriceTier))
     changes: tuple[PriceChange, ...] = field(default=(), converter=_changes, validator=instances(PriceChange))
@@ -93,6 +111,8 @@ class Capabilities:
     ``top_p``, ``prefill`` that it can continue an answer from its beginning, ``embeddings`` that it turns texts into
     vectors and does not answer prompts.
     """
+
+    __repr__ = shown
 
     context_length: int | None = field(default=None, validator=number(at_least=1, whole=True))
     max_output: int | None = field(default=None, validator=number(at_least=1, whole=True))
@@ -148,6 +168,8 @@ class ModelConfig:
     many in flight as one of weight 1. An answer with more tool calls than ``max_tool_calls`` is malformed.
     """
 
+    __repr__ = shown
+
     provider: str = field(validator=text())
     model: str | None = field(default=None, validator=text())
     endpoint: str | None = field(default=None, converter=without_login, validator=text(), repr=hide_password)
@@ -176,3 +198,15 @@ class ModelConfig:
     )
     max_tool_calls: int = field(default=caps.TOOL_CALLS, validator=number(at_least=1, whole=True))
     last_resort: bool = field(default=False, validator=instance(bool))
+
+
+explain_arguments(
+    ModelConfig,
+    'ModelConfig(provider="lm-studio")',
+    {
+        **dict.fromkeys(("key", "apikey"), "write api_key=..."),
+        **dict.fromkeys(("url", "base_url", "host"), "write endpoint=..."),
+        **dict.fromkeys(("timeout", "timeout_s"), "write timeout_ms=..., in milliseconds"),
+        "path": "write model_path=...",
+    },
+)

@@ -8,6 +8,7 @@ import attrs
 from attrs import field, frozen
 
 from llm_effects.config.fields import to_dollars, valid_amount
+from llm_effects.values.display import shown
 from llm_effects.values.secrets import Secret, hide_password, to_url, valid_url
 from llm_effects.values.validation import each_of, instance, invalid, number, one_of, short_repr, text, to_tuple
 
@@ -28,6 +29,8 @@ class CacheConfig:
     ``tool_calls``. Configurations with different ``namespace`` share no entry; without one, those whose models have
     different headers share none.
     """
+
+    __repr__ = shown
 
     enabled: bool = field(default=True, validator=instance(bool))
     ttl_seconds: float | None = field(default=3600, validator=number(at_least=0))
@@ -51,6 +54,8 @@ class StorageConfig:
     ``ContextTooLarge``. ``lease_seconds`` is how long an unfinished turn counts as in progress.
     """
 
+    __repr__ = shown
+
     url: str | Secret = field(default="memory://", converter=to_url, validator=valid_url, repr=hide_password)
     window: Window = field(default="drop", validator=one_of(*get_args(Window)))
     summary_model: str | None = field(default=None, validator=text())
@@ -65,6 +70,8 @@ class LimitsConfig:
     ``queue_seconds`` bounds how long a call queues, in addition to its own deadline. The default exceeds the 61 seconds
     until the next minute's quota, so that a call that only has to wait for that one succeeds.
     """
+
+    __repr__ = shown
 
     url: str | Secret = field(default="memory://", converter=to_url, validator=valid_url, repr=hide_password)
     queue_seconds: float = field(default=90.0, validator=number(above=0))
@@ -92,6 +99,8 @@ class BudgetConfig:
     A scope is such as ``owner:alice``, ``task:analysis`` or ``tag:nightly``; ``owner:*`` limits each owner separately.
     """
 
+    __repr__ = shown
+
     name: str = field(validator=text())
     limit_usd: Decimal = field(converter=to_dollars, validator=valid_amount)
     period: Period = field(default="day", validator=one_of(*get_args(Period)))
@@ -102,6 +111,8 @@ class BudgetConfig:
 @frozen(kw_only=True)
 class TelemetryConfig:
     """Whether calls are traced, and whether traces include message ``bodies``."""
+
+    __repr__ = shown
 
     enabled: bool = field(default=True, validator=instance(bool))
     bodies: bool = field(default=False, validator=instance(bool))

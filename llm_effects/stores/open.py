@@ -18,10 +18,11 @@ from llm_effects.stores.disabled import NoCache, unusable_conversations, unusabl
 from llm_effects.stores.limits.memory import MemoryLimits
 from llm_effects.stores.sqlite_files import sqlite_file
 from llm_effects.values.errors import ConfigurationError
+from llm_effects.values.extras import install_command
 from llm_effects.values.secrets import reveal
 
-_NO_REDIS: Final = "the Redis client is not installed: pip install 'llm-effects[redis]'"
-_NO_SQL: Final = "SQLAlchemy is not installed: pip install 'llm-effects[sql]'"
+_NO_REDIS: Final = "the Redis client is not installed"
+_NO_SQL: Final = "SQLAlchemy is not installed"
 
 _Store = TypeVar("_Store")
 
@@ -131,7 +132,7 @@ def _database_storage(url: str) -> Result[Storage, ConfigurationError]:
         from llm_effects.stores.ledger.sql import SqlLedger
         from llm_effects.stores.sql.database import open_database
     except ModuleNotFoundError:
-        return _wrong("storage.url", _NO_SQL)
+        return _wrong("storage.url", f"{_NO_SQL}: {install_command('sql')}")
     return open_database(url).map(lambda database: Storage(SqlConversations(database), SqlLedger(database)))
 
 
@@ -155,7 +156,7 @@ def _redis_cache(config: CacheConfig) -> Result[Cache, ConfigurationError]:
     try:
         from llm_effects.stores.cache.redis import open_redis
     except ModuleNotFoundError:
-        return _wrong("cache.url", _NO_REDIS)
+        return _wrong("cache.url", f"{_NO_REDIS}: {install_command('redis')}")
     return open_redis(reveal(config.url))
 
 
@@ -163,5 +164,5 @@ def _redis_limits(config: LLMConfig, memory: MemoryLimits) -> Result[Limits, Con
     try:
         from llm_effects.stores.limits.redis import open_redis_limits
     except ModuleNotFoundError:
-        return _wrong("limits.url", _NO_REDIS)
+        return _wrong("limits.url", f"{_NO_REDIS}: {install_command('redis')}")
     return open_redis_limits(config, memory)

@@ -5,13 +5,14 @@ Each record has its facts as fields (``extra``), for a formatter that writes JSO
 
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Final, ParamSpec, TypeAlias, TypeVar
 
 from returns.pipeline import is_successful
 from returns.result import safe
 
 from llm_effects.effects.call import Call
+from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, total_cost
 
 LOGGER: Final = logging.getLogger("llm_effects")
@@ -50,12 +51,24 @@ def log_attempt(call: Call, attempt: Attempt) -> None:
         unharmed(LOGGER.log, level, "attempt: %s", attempt.outcome, extra=_call_fields(call) | _attempt_fields(attempt))
 
 
-def log_failure(call: Call, tag: str) -> None:
-    """Log a call that failed."""
+def log_failure(call: Call, tag: str, sentence: str) -> None:
+    """Log a call that failed, with the sentence of its error, in which texts of the request are left out."""
     attempts = call.history.attempts
     cost = total_cost(attempt.cost for attempt in attempts)
     fields = _call_fields(call) | {"outcome": tag, "attempts": len(attempts)} | _cost_fields(cost)
-    unharmed(LOGGER.warning, "call failed: %s", tag, extra=fields)
+    unharmed(LOGGER.warning, "call failed: %s", _without_texts(call.request, sentence), extra=fields)
+
+
+_SHORTEST: Final = 8  # characters: a shorter text may well be a part of other words
+
+
+def _without_texts(request: LLMRequest, sentence: str) -> str:
+    texts = (request.system, *(message.text for message in request_messages(request)))
+    return reduce(
+        lambda rest, text: rest.replace(text, "[…]"),
+        (text for text in texts if text and len(text) >= _SHORTEST),
+        sentence,
+    )
 
 
 def log_fallback(call: Call, model: str) -> None:

@@ -10,14 +10,20 @@ from contextvars import Token
 from typing import Final, final
 
 from attrs import field, frozen
-from opentelemetry import context, metrics, trace
-from opentelemetry.context import Context
-from opentelemetry.metrics import Histogram, Meter, MeterProvider
-from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
 
 from llm_effects.effects.env import Span
 from llm_effects.telemetry import conventions as names
+from llm_effects.values.extras import install_command
 from llm_effects.values.records import Attributes, Measure
+
+try:
+    from opentelemetry import context, metrics, trace
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import Histogram, Meter, MeterProvider
+    from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
+except ModuleNotFoundError as problem:
+    msg = f"OpenTelemetry is not installed: {install_command('otel')}"
+    raise ModuleNotFoundError(msg, name=problem.name) from None
 
 SCOPE: Final = "llm_effects"
 """The instrumentation scope: the library's name."""

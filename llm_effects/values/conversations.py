@@ -7,6 +7,7 @@ from typing import Final, final
 
 from attrs import field, frozen
 
+from llm_effects.values.display import count, shown
 from llm_effects.values.messages import Message
 from llm_effects.values.responses import Cost, FinishReason, Usage
 from llm_effects.values.validation import instance, text, to_metadata, valid_id, valid_owner
@@ -22,6 +23,8 @@ class Conversation:
     original conversation and the message after which this one continues. An ``unreadable`` one in a list is a row that
     this version cannot read: it has only ids and counts.
     """
+
+    __repr__ = shown
 
     id: str = field(validator=valid_id)
     created_at: datetime
@@ -45,6 +48,8 @@ class Provenance:
     the same prompt.
     """
 
+    __repr__ = shown
+
     model: str
     provider: str
     served_model: str | None = None
@@ -61,6 +66,8 @@ class StoredMessage:
 
     ``tokens`` is an estimate; only answers have a ``provenance``.
     """
+
+    __repr__ = shown
 
     id: str = field(validator=valid_id)
     message: Message = field(validator=instance(Message))
@@ -99,6 +106,8 @@ class Turn:
     version cannot read: it counts as failed, and ``UNREADABLE_TEXT`` stands for each message that is unreadable.
     """
 
+    __repr__ = shown
+
     id: str = field(validator=valid_id)
     begun_at: datetime
     lease_until: datetime
@@ -124,6 +133,8 @@ class Turn:
 class Summary:
     """A model's summary of the turns up to number ``upto``."""
 
+    __repr__ = shown
+
     upto: int
     text: str
     tokens: int = 0
@@ -139,10 +150,12 @@ class History:
     are whole, to show whether they have ended and which results belong to which tool call.
     """
 
+    __repr__ = shown
+
     conversation: Conversation
-    turns: tuple[Turn, ...] = ()
+    turns: tuple[Turn, ...] = field(default=(), repr=count)
     complete: bool = True
-    pinned: tuple[Turn, ...] = ()
+    pinned: tuple[Turn, ...] = field(default=(), repr=count)
     summary: Summary | None = None
 
 
@@ -154,6 +167,8 @@ class JournalEntry:
     ``fresh`` means that this call created the entry. An entry that is not fresh and has no ``result`` has an unknown
     outcome: the step may or may not have happened.
     """
+
+    __repr__ = shown
 
     key: str
     intent: bytes = field(repr=False)

@@ -27,12 +27,13 @@ A server's own word (``x-should-retry``) overrides the third column.
 
 from collections.abc import Callable
 from enum import Enum, unique
-from typing import ClassVar, Final, Literal, ParamSpec, TypeAlias, TypeVar, assert_never, cast, final
+from typing import ClassVar, Final, Literal, ParamSpec, TypeAlias, TypeVar, assert_never, cast, final, get_args
 
 from attrs import field, frozen
 from returns.primitives.exceptions import UnwrapFailedError
 from returns.result import Failure, Result, Success
 
+from llm_effects.values.display import shown
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, Usage, total_cost
 from llm_effects.values.secrets import Secret, scrub
@@ -279,6 +280,9 @@ LLMError: TypeAlias = (
     | RequestFailed
 )
 """The closed union of all errors; ``match`` on it is exhaustive."""
+
+for _kind in get_args(LLMError):
+    _kind.__repr__ = shown
 
 
 # Retry, fall back, describe: each one exhaustive match.

@@ -4,6 +4,7 @@ from typing import TypeAlias, final
 
 from attrs import frozen
 
+from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
 from llm_effects.values.responses import LLMResponse
 
@@ -21,6 +22,8 @@ class Started:
 class TextDelta:
     """More text of the answer."""
 
+    __repr__ = shown
+
     text: str
 
 
@@ -29,6 +32,8 @@ class TextDelta:
 class ReasoningDelta:
     """More of the model's reasoning."""
 
+    __repr__ = shown
+
     text: str
 
 
@@ -36,6 +41,8 @@ class ReasoningDelta:
 @frozen
 class ToolCallDelta:
     """More of the tool call number ``index``; ``arguments`` is the next piece of its JSON text."""
+
+    __repr__ = shown
 
     index: int
     id: str

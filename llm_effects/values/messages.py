@@ -10,8 +10,10 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from attrs import field, frozen
 
 from llm_effects.values import caps
+from llm_effects.values.display import shown
 from llm_effects.values.validation import (
     METADATA_HOST,
+    explain_arguments,
     instance,
     instances,
     invalid,
@@ -141,6 +143,8 @@ class Image:
     b'GIF89a'
     """
 
+    __repr__ = shown
+
     data: bytes | None = field(default=None, validator=instance(bytes), repr=False)
     media_type: str | None = field(default=None, validator=text())
     url: str | None = field(default=None, validator=text())
@@ -158,6 +162,8 @@ class Document:
 
     ``title`` is its name. ``cite`` asks the model to cite it, if the provider supports that.
     """
+
+    __repr__ = shown
 
     data: bytes | None = field(default=None, validator=instance(bytes), repr=False)
     media_type: str | None = field(default=None, validator=text())
@@ -247,6 +253,8 @@ _ANY_TEXT: Final = text(empty=True)
 class Origin:
     """The provider and model that made an opaque part; no other can read it."""
 
+    __repr__ = shown
+
     provider: str = field(validator=_ANY_TEXT)
     model: str = field(validator=_ANY_TEXT)
 
@@ -260,6 +268,8 @@ class Citation:
     ``title`` and ``url`` describe its source, ``document`` is the index of that document in the request, from 0.
     ``source`` is the provider's own record (JSON text), unchanged.
     """
+
+    __repr__ = shown
 
     start: int = field(validator=number(at_least=0, whole=True))
     end: int = field(validator=number(at_least=0, whole=True))
@@ -283,6 +293,8 @@ class Text:
     'disk is 97 % full'
     """
 
+    __repr__ = shown
+
     text: str = field(validator=_ANY_TEXT)
     citations: tuple[Citation, ...] = field(default=(), converter=_citations, validator=instances(Citation), repr=False)
 
@@ -295,6 +307,8 @@ class Reasoning:
     ``opaque`` is sent only to its ``origin``; for any other model it is removed.
     """
 
+    __repr__ = shown
+
     text: str = field(default="", validator=_ANY_TEXT)
     opaque: str | None = field(default=None, validator=_ANY_TEXT, repr=False)
     origin: Origin | None = field(default=None, validator=instance(Origin))
@@ -305,6 +319,8 @@ class Reasoning:
 class ToolCall:
     """A model's call of a tool. ``arguments`` is the JSON text as received, valid or not."""
 
+    __repr__ = shown
+
     id: str = field(validator=text())
     name: str = field(validator=text())
     arguments: str = field(default="{}", validator=_ANY_TEXT)
@@ -314,6 +330,8 @@ class ToolCall:
 @frozen
 class ToolResult:
     """The result of the tool call ``call_id``."""
+
+    __repr__ = shown
 
     call_id: str = field(validator=text())
     content: str = field(default="", validator=_ANY_TEXT)
@@ -339,6 +357,8 @@ class Message:
     Message(role='user', parts=(Text(text='why is p99 up?'),))
     """
 
+    __repr__ = shown
+
     role: Role = field(validator=one_of(*get_args(Role)))
     parts: tuple[Part, ...] = field(converter=_parts, validator=instances(*get_args(Part)))
 
@@ -350,6 +370,13 @@ class Message:
     def text(self) -> str:
         """All text of the message, joined."""
         return text_of(self.parts)
+
+
+explain_arguments(
+    Message,
+    'Message("user", "why?")',
+    dict.fromkeys(("content", "text"), 'the text is its parts, as in Message("user", "why?")'),
+)
 
 
 def text_of(parts: Iterable[Part]) -> str:

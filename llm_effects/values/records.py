@@ -7,6 +7,7 @@ from typing import TypeAlias, final
 
 from attrs import field, frozen
 
+from llm_effects.values.display import milliseconds, shown, table
 from llm_effects.values.requests import TaskType
 from llm_effects.values.responses import Attempt
 from llm_effects.values.secrets import hide_password
@@ -21,6 +22,8 @@ class ModelHealth:
     of the probe in milliseconds; ``message`` names the problem and the remedy.
     """
 
+    __repr__ = shown
+
     model: str
     provider: str
     endpoint: str | None = field(default=None, repr=hide_password)
@@ -30,6 +33,11 @@ class ModelHealth:
     context_length: int | None = None
     latency_ms: float = 0.0
     message: str = ""
+
+    def _repr_markdown_(self) -> str:
+        state = "ready" if self.ready else "reachable" if self.reachable else "not reachable"
+        row = (self.model, self.provider, state, ", ".join(self.loaded), milliseconds(self.latency_ms), self.message)
+        return table(("model", "provider", "state", "loaded", "latency", "message"), [row])
 
 
 @final
@@ -43,6 +51,8 @@ class Statistics:
     routed to any model until then. ``cooldown_until`` is the end of the pause that the model asked for, on the clock of
     ``anyio.current_time()``.
     """
+
+    __repr__ = shown
 
     attempts: int = 0
     error_rate: float = 0.0
@@ -63,6 +73,8 @@ class LedgerRow:
     ``id`` is the id of the call and the number of the attempt in it; ``served_model`` is the model that the provider
     reports.
     """
+
+    __repr__ = shown
 
     id: str
     at: datetime
@@ -98,6 +110,8 @@ class CacheStats:
     ``evictions`` (entries removed early to make room) and ``failures`` are counted since this process opened the store.
     Each failure was a miss, or an answer that was not stored.
     """
+
+    __repr__ = shown
 
     entries: int | None = None
     bytes: int | None = None

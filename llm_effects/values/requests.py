@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from enum import Enum, unique
-from typing import ClassVar, Literal, TypeAlias, final, get_args
+from typing import ClassVar, Literal, TypeAlias, cast, final, get_args
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
+from llm_effects.values.display import shown
 from llm_effects.values.json import to_json_object
 from llm_effects.values.messages import Message, Text
 from llm_effects.values.validation import (
+    explain_arguments,
     instance,
     instances,
     invalid,
@@ -91,6 +93,8 @@ def _parameters(value: Mapping[str, object]) -> Mapping[str, object]:
 class Tool:
     """A function that the model may call. ``parameters`` is the JSON Schema of its arguments."""
 
+    __repr__ = shown
+
     name: str = field(validator=text())
     description: str = field(default="", validator=text(empty=True))
     parameters: Mapping[str, object] = field(
@@ -111,6 +115,8 @@ class Preferences:
     fallback. A setting that the chosen model does not accept is dropped with a warning.
     """
 
+    __repr__ = shown
+
     max_tokens: int | None = field(default=None, validator=number(at_least=1, whole=True))
     temperature: float | None = field(default=None, validator=number(at_least=0, at_most=2))
     top_p: float | None = field(default=None, validator=number(above=0, at_most=1))
@@ -121,7 +127,23 @@ class Preferences:
 
 
 def _messages(value: Iterable[Message]) -> tuple[Message, ...]:
-    return to_tuple("messages", value)
+    if value == ():
+        return ()
+    if is_a(value, str) or is_a(value, Message):
+        invalid("messages", f"must be several messages, not one {type(value).__name__}: write [{_message(value)}]")
+    messages = to_tuple("messages", value)
+    for index, each in enumerate(messages):
+        if not is_a(each, Message):
+            invalid(f"messages[{index}]", f"must be Message, not {type(each).__name__}: write {_message(each)}")
+    return messages
+
+
+def _message(value: object) -> str:
+    """Return how to write a message, by what was given instead."""
+    if isinstance(value, Mapping):
+        role = cast("Mapping[object, object]", value).get("role", "user")
+        return f'Message({short_repr(role)}, "...")'
+    return 'Message("user", "...")'
 
 
 def _tools(value: Iterable[Tool]) -> tuple[Tool, ...]:
@@ -172,8 +194,10 @@ class LLMRequest:
     llm_effects.values.validation.InvalidValue: prompt: give either prompt or messages
     """
 
+    __repr__ = shown
+
     prompt: str | None = field(default=None, validator=text())
-    messages: tuple[Message, ...] = field(default=(), converter=_messages, validator=instances(Message))
+    messages: tuple[Message, ...] = field(default=(), converter=_messages)
     system: str | None = field(default=None, validator=text())
     task_type: TaskType = field(default=TaskType.GENERAL, converter=_task, validator=text())
     preferences: Preferences = field(factory=Preferences, validator=instance(Preferences))
@@ -196,6 +220,19 @@ class LLMRequest:
         if self.prompt is not None and self.messages:
             invalid("prompt", "give either prompt or messages, not both: put the prompt last among the messages")
         _check_tools(self)
+
+
+explain_arguments(
+    LLMRequest,
+    "LLMRequest(prompt=...)",
+    {
+        **{each.name: f"write preferences=Preferences({each.name}=...)" for each in fields(Preferences)},
+        **dict.fromkeys(("content", "text", "input", "user"), "write prompt=..."),
+        **dict.fromkeys(("task", "type"), "write task_type=..."),
+        "timeout": "write preferences=Preferences(timeout_ms=...)",
+    },
+)
+explain_arguments(Preferences, "Preferences(temperature=...)")
 
 
 def _check_tools(request: LLMRequest) -> None:

@@ -9,6 +9,7 @@ from typing import ClassVar, Final, final, overload
 
 from attrs import Attribute, field, frozen
 
+from llm_effects.values.display import escaped, milliseconds, names, paragraphs, shown
 from llm_effects.values.messages import Part, ToolCall
 from llm_effects.values.requests import TaskType
 from llm_effects.values.validation import invalid, is_a
@@ -38,6 +39,8 @@ class Usage:
     >>> Usage().total_tokens is None
     True
     """
+
+    __repr__ = shown
 
     input_tokens: int | None = None
     cache_read_tokens: int = 0
@@ -106,6 +109,8 @@ class Attempt:
     (``None`` without a stream or content), ``wait_ms`` before it was sent, in retry pauses and queues.
     """
 
+    __repr__ = shown
+
     model: str
     provider: str
     outcome: str
@@ -136,6 +141,8 @@ class LLMResponse:
     the cache does not store it. ``skipped`` names the models that were to answer, but that a budget did not permit.
     """
 
+    __repr__ = shown
+
     content: str
     parts: tuple[Part, ...] = field(default=(), repr=False)
     model: str
@@ -147,16 +154,27 @@ class LLMResponse:
     cost: Cost = Cost.UNKNOWN
     latency_ms: float = 0.0
     cached: bool = False
-    attempts: tuple[Attempt, ...] = ()
+    attempts: tuple[Attempt, ...] = field(default=(), repr=names)
     warnings: tuple[str, ...] = ()
     doubtful: bool = field(default=False, repr=False)
     skipped: tuple[str, ...] = ()
     request_id: str | None = None
 
+    def _repr_markdown_(self) -> str:
+        usage, doubts = self.usage, [f"- {escaped(warning)}" for warning in self.warnings]
+        tokens = f"{_or_unknown(usage.prompt_tokens)} + {_or_unknown(usage.output_tokens)} tokens"
+        known = [self.model, tokens, str(self.cost), milliseconds(self.latency_ms), "cached" if self.cached else None]
+        facts = " · ".join(escaped(each) for each in known if each)
+        return "\n\n".join(filter(None, [paragraphs(self.content), f"*{facts}*", "\n".join(doubts)]))
+
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The tool calls of the answer, in order."""
         return tuple(part for part in self.parts if isinstance(part, ToolCall))
+
+
+def _or_unknown(tokens: int | None) -> str:
+    return "?" if tokens is None else f"{tokens}"
 
 
 # Embeddings.
@@ -218,6 +236,8 @@ class Vector(Sequence[float]):
 @frozen(kw_only=True)
 class Vectors:
     """The vectors of some texts, in their order."""
+
+    __repr__ = shown
 
     vectors: tuple[Vector, ...] = field(repr=False)
     usage: Usage = field(factory=Usage)

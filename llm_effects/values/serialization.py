@@ -1,9 +1,10 @@
 """Values as JSON: readable, and for stored answers versioned and protected by a checksum. Never pickle."""
 
 import hashlib
+from collections.abc import Callable
 from decimal import Decimal
-from functools import cache, lru_cache
-from typing import Any, Final, TypeVar, final
+from functools import cache, lru_cache, partial
+from typing import Any, Final, TypeVar, final, get_args
 
 import msgspec
 from attrs import field, frozen
@@ -14,6 +15,7 @@ from cattrs.strategies import configure_tagged_union
 from returns.result import Failure, Result, Success
 
 from llm_effects.values.conversations import Conversation
+from llm_effects.values.errors import InvalidRequest, LLMError
 from llm_effects.values.events import ContentEvent
 from llm_effects.values.json import dump
 from llm_effects.values.messages import Part
@@ -103,6 +105,32 @@ def load_value(document: str, kind: type[_Value]) -> _Value | None:
         return None
 
 
+def to_json(value: object) -> str:
+    """Return a value as JSON text: a request, a response, a message, a conversation, a decision, a report, an error.
+
+    An error has its ``tag``. A value that holds a ``Secret``, such as a configuration, is a ``TypeError``.
+
+    >>> from llm_effects import LLMRequest
+    >>> from_json(to_json(LLMRequest(prompt="why?")), LLMRequest).unwrap()
+    LLMRequest(prompt='why?')
+    """
+    return dump(_json_converter().unstructure(value)).decode()
+
+
+def from_json(document: str, kind: type[_Value]) -> Result[_Value, LLMError]:
+    """Return a value of a class from the text of ``to_json``; any other text is an ``InvalidRequest``.
+
+    Fields that the class does not have are ignored: a newer version wrote them. Errors cannot be read back.
+
+    >>> from llm_effects import LLMResponse
+    >>> from_json("{}", LLMResponse).failure().message
+    'the text is no LLMResponse as to_json writes it'
+    """
+    value = load_value(document, kind)
+    message = f"the text is no {kind.__name__} as to_json writes it"
+    return Failure(InvalidRequest(message=message)) if value is None else Success(value)
+
+
 def parse_value(value: object, kind: type[_Value]) -> Result[_Value, tuple[str, ...]]:
     """Structure a value of a class from plain JSON values; a failure lists each problem with its place.
 
@@ -148,6 +176,18 @@ def _exact(value: object, kind: type[_Value]) -> _Value:
 @cache
 def _converter() -> Converter:
     return _new_converter()
+
+
+@cache
+def _json_converter() -> Converter:
+    converter = _new_converter()
+    for kind in get_args(LLMError):
+        converter.register_unstructure_hook(kind, partial(_with_tag, make_dict_unstructure_fn(kind, converter)))
+    return converter
+
+
+def _with_tag(fields_of: Callable[[LLMError], dict[str, object]], error: LLMError) -> dict[str, object]:
+    return {"tag": error.tag, **fields_of(error)}
 
 
 @cache

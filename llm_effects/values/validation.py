@@ -1,6 +1,7 @@
 """Converters and attrs validators whose errors name the field and the remedy."""
 
 import difflib
+import inspect
 import json
 import math
 import re
@@ -9,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
-from functools import cache
+from functools import cache, wraps
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from socket import inet_aton
 from types import NoneType
@@ -46,6 +47,74 @@ def invalid(field: str, remedy: str) -> NoReturn:
     """Raise ``InvalidValue`` with the name of the field and the remedy."""
     msg = f"{field}: {remedy}"
     raise InvalidValue(msg)
+
+
+def explain_arguments(kind: type, usage: str, hints: Mapping[str, str] | None = None) -> None:
+    """Make the constructor of an attrs class raise a ``TypeError`` that names the remedy for wrong arguments.
+
+    ``usage`` shows a right call, ``hints`` the right argument for names that people expect.
+
+    >>> from llm_effects import Message
+    >>> Message(role="user", content="why?")
+    Traceback (most recent call last):
+        ...
+    TypeError: Message has no argument 'content': the text is its parts, as in Message("user", "why?")
+    """
+    construct: Callable[..., None] = vars(kind)["__init__"]
+
+    @wraps(construct)
+    def constructed(self: object, *args: object, **named: object) -> None:
+        try:
+            construct(self, *args, **named)
+        except TypeError as problem:
+            if problem.__traceback__ is None or problem.__traceback__.tb_next is not None:
+                raise  # of a converter or a validator
+            raise TypeError(_argument_remedy(kind, usage, hints or {}, args, named)) from None
+
+    del constructed.__wrapped__  # help() shows the signature of the class
+    setattr(kind, "__signature__", _Signature(construct))  # noqa: B010
+    setattr(kind, "__init__", constructed)  # noqa: B010 - type checkers go on to see the constructor of attrs
+
+
+@attrs.frozen
+class _Signature:
+    """The signature of a class for people, made when it is asked for: without modules, ``...`` for a made default."""
+
+    construct: Callable[..., None]
+
+    def __get__(self, owner: object, kind: type) -> inspect.Signature:
+        _, *parameters = inspect.signature(self.construct).parameters.values()
+        return inspect.Signature([_readable(each) for each in parameters])
+
+
+@attrs.frozen(repr=False)
+class _Plain:
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
+    annotation = re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", inspect.formatannotation(parameter.annotation))
+    default = _Plain("...") if parameter.default is attrs.NOTHING else parameter.default
+    return parameter.replace(annotation=_Plain(annotation), default=default)
+
+
+def _argument_remedy(
+    kind: type, usage: str, hints: Mapping[str, str], args: tuple[object, ...], named: Mapping[str, object]
+) -> str:
+    fields = [each for each in attrs.fields(kind) if each.init]
+    for name in named:
+        if name not in {each.name for each in fields}:
+            remedy = hints.get(name) or suggestion(name, [each.name for each in fields], "its arguments")
+            return f"{kind.__name__} has no argument {name!r}: {remedy}"
+    places = sum(not each.kw_only for each in fields)
+    if len(args) > places:
+        taken = f"at most {places} arguments without a name" if places else "its arguments by name"
+        return f"{kind.__name__} takes {taken}, not {type(args[places]).__name__} alone: write {usage}"
+    missing = [each.name for each in fields[len(args) :] if each.default is attrs.NOTHING and each.name not in named]
+    return f"{kind.__name__} needs {' and '.join(missing)}: write {usage}"
 
 
 def join_path(path: str, key: str | int) -> str:
@@ -295,7 +364,8 @@ def instance(kind: type) -> Validator:
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         if not isinstance(value, kind) and not _unset(attribute, value):
-            invalid(attribute.name, f"must be {kind.__name__}, not {type(value).__name__}")
+            remedy = f": write {kind.__name__}(...)" if is_table(value) else ""
+            invalid(attribute.name, f"must be {kind.__name__}, not {type(value).__name__}{remedy}")
 
     return check
 

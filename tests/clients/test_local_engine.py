@@ -28,6 +28,7 @@ from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.effects.call import AttemptContext, Call
 from llm_effects.providers.target import Preset, Target
 from llm_effects.values.errors import ConfigurationError, InvalidRequest
+from llm_effects.values.extras import install_command
 from llm_effects.values.requests import LLMRequest
 from tests.fixtures.llama_server import model_or_skip
 
@@ -391,7 +392,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("problem", "remedy"),
         [
-            (ModuleNotFoundError("No module named 'xllamacpp'"), "pip install 'llm-effects[local]'"),
+            (ModuleNotFoundError("No module named 'xllamacpp'"), install_command("local")),
             (ImportError("libgomp.so.1: no such file"), "libgomp.so.1"),
         ],
     )

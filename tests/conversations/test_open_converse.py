@@ -92,7 +92,8 @@ async def test_a_repeated_turn_id_streams_the_stored_answer() -> None:
 
 async def test_a_turn_that_is_never_entered_is_not_stored() -> None:
     env = await env_with("never")
-    open_converse("c", "hi")(env)
+    unentered = open_converse("c", "hi")(env)
+    del unentered
     assert (await turns(env), env.clients.calls) == ((), [])
 
 

@@ -8,6 +8,7 @@ import pytest
 from llm_effects import LLMConfig, LLMRequest, ModelConfig, generate, load_config, open_env, run
 from llm_effects.config import CacheConfig, LimitsConfig, StorageConfig
 from llm_effects.values import InvalidValue
+from llm_effects.values.extras import install_command
 from tests.fixtures.chaos import Chaos, good
 from tests.fixtures.faults import config_of, model
 from tests.fixtures.redis_server import free_port
@@ -66,7 +67,7 @@ async def test_fault_187_a_bare_installation_says_the_remedy() -> None:
     servers = {name: each for name, each in config.models.items() if each.provider != "llama"}
     problems = await problems_of(LLMConfig(models=servers))
     assert problems.count("no server on this machine answers") == 1
-    assert "pip install 'llm-effects[local]'" in problems
+    assert install_command("local") in problems
     assert "OPENAI_API_KEY" in problems
 
 

@@ -7,6 +7,7 @@ import pytest
 from llm_effects import LLMConfig, LLMRequest, ModelConfig, describe, explain, generate, load_config, open_env, run
 from llm_effects.effects.effect import result_of
 from llm_effects.values import errors
+from llm_effects.values.extras import install_command
 from tests.fixtures.chaos import Chaos, good
 from tests.fixtures.faults import MODES, config_of, model, run_case
 from tests.fixtures.redis_server import free_port
@@ -48,7 +49,7 @@ async def test_fault_187_without_any_model_the_error_says_the_remedy_once() -> N
     async with open_env(config) as env:
         sentence = describe((await run(generate(ASK), env)).failure())
     assert sentence.count("refused the connection") == 1
-    assert "pip install 'llm-effects[local]'" in sentence
+    assert install_command("local") in sentence
     assert "OPENAI_API_KEY" in sentence
 
 

@@ -1,6 +1,7 @@
 """The public names: a locked list, each documented, each the one that type checkers see."""
 
 import ast
+import inspect
 import pydoc
 from collections.abc import Iterator
 from importlib import import_module
@@ -77,3 +78,31 @@ def test_help_shows_the_alias_and_not_what_is_behind_it(name: str, returned: str
     text = pydoc.render_doc(getattr(llm_effects, name), renderer=pydoc.plaintext)
     assert returned in text, text
     assert "RequiresContextFutureResult" not in text, text
+
+
+def help_on(name: str) -> str:
+    return pydoc.render_doc(getattr(llm_effects, name), renderer=pydoc.plaintext)
+
+
+@pytest.mark.parametrize(
+    "name", ["explain", "fallback", "gather", "generate", "rescue", "retry", "run", "stream", "then"]
+)
+def test_the_help_of_an_operation_is_short(name: str) -> None:
+    text = help_on(name)
+    assert len(text) < 1_600, text
+    assert max(map(len, text.splitlines()[2].split(" -> "))) < 220, text
+    assert "RateLimitExceeded |" not in text
+
+
+@pytest.mark.parametrize("name", ["LLMConfig", "LLMRequest", "Message", "ModelConfig", "Preferences"])
+def test_the_help_of_a_value_names_its_fields_without_modules(name: str) -> None:
+    signature = str(inspect.signature(getattr(llm_effects, name)))
+    assert "llm_effects." not in signature
+    assert "NOTHING" not in signature
+    assert signature in help_on(name)
+    assert "**named" in help_on(name).partition("__init__")[2]
+
+
+def test_the_help_of_the_package_begins_with_what_there_is() -> None:
+    text = pydoc.render_doc(llm_effects, renderer=pydoc.plaintext)[:1_400]
+    assert all(name in text for name in ("generate", "stream", "converse", "run_tools", "explain", "open_env"))

@@ -63,7 +63,7 @@ def test_logs_are_silent_by_default() -> None:
 
 def test_a_handler_gets_the_log_records() -> None:
     done = run_apart("import logging; logging.basicConfig()\n" + FAILING)
-    assert done.stderr == "WARNING:llm_effects:call failed: ModelUnavailable\n"
+    assert done.stderr == "WARNING:llm_effects:call failed: ModelUnavailable (scripted): unknown model\n"
 
 
 @pytest.fixture
@@ -118,9 +118,14 @@ async def test_a_fallback_is_logged_as_a_warning(records: list[logging.LogRecord
     )
 
 
-async def test_a_failed_call_is_logged_without_texts(records: list[logging.LogRecord]) -> None:
+async def test_a_failed_call_is_logged_with_its_sentence_and_without_texts_or_keys(
+    records: list[logging.LogRecord],
+) -> None:
     await run(generate(QUESTION), scripted_env(InvalidRequest(message=f"{CANARY} {KEY}"), config=ONE))
-    assert [record.getMessage() for record in records] == ["attempt: InvalidRequest", "call failed: InvalidRequest"]
+    assert [record.getMessage() for record in records] == [
+        "attempt: InvalidRequest",
+        "call failed: InvalidRequest (gpt): […] ********************",
+    ]
     assert fields_of(records[-1])["attempts"] == 1
     logged = "".join(str(vars(record)) for record in records)
     assert CANARY not in logged

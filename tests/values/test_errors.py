@@ -229,7 +229,10 @@ def test_checked_returns_a_valid_value() -> None:
     ("data", "message"),
     [
         ({"messages": 5}, "messages: must be several values, not int"),
-        ({"prompt": "x", "preferences": {"max_tokens": -4}}, "preferences: must be Preferences, not dict"),
+        (
+            {"prompt": "x", "preferences": {"max_tokens": -4}},
+            "preferences: must be Preferences, not dict: write Preferences(...)",
+        ),
     ],
 )
 def test_checked_returns_the_message_of_an_invalid_value(data: dict[str, Any], message: str) -> None:

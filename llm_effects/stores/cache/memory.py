@@ -43,7 +43,7 @@ class CacheCounters:
 
         >>> counters = CacheCounters()
         >>> counters.count_lookup(b"{}"), counters.count_lookup(None), counters.stats(entries=1, size=2)
-        (b'{}', None, CacheStats(entries=1, bytes=2, hits=1, misses=1, evictions=0, failures=0))
+        (b'{}', None, CacheStats(entries=1, bytes=2, hits=1, misses=1))
         """
         with self._lock:
             self._hits += entry is not None

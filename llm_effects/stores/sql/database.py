@@ -28,6 +28,7 @@ from llm_effects.stores.sql.tables import MIGRATIONS, migrate
 from llm_effects.stores.sqlite_files import create, enable_wal, protect, sqlite_file
 from llm_effects.stores.worker_threads import Worker, leave_to_parent, renew_after_fork
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
+from llm_effects.values.extras import install_command
 from llm_effects.values.secrets import Secret
 
 _Value = TypeVar("_Value")
@@ -398,7 +399,7 @@ _NO_SERVER: Final = (
     "is not the URL of a Postgres server: write postgresql://user:password@host:5432/name, "
     "and percent-encode special characters of the password, such as %23"
 )
-_NO_DRIVER: Final = "the driver of Postgres is not installed: pip install 'llm-effects[sql]'"
+_NO_DRIVER: Final = "the driver of Postgres is not installed"
 
 
 def _server_database(url: str) -> Result[Database, str]:
@@ -406,7 +407,7 @@ def _server_database(url: str) -> Result[Database, str]:
         from psycopg import Error
         from psycopg.conninfo import make_conninfo
     except ModuleNotFoundError:
-        return Failure(_NO_DRIVER)
+        return Failure(f"{_NO_DRIVER}: {install_command('sql')}")
     try:
         parts = make_url(url).set(drivername="postgresql+psycopg")
         make_conninfo(**{name: str(each) for name, each in parts.query.items()})

@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from llm_effects.stores.cache.redis import PREFIX, open_redis
+from llm_effects.values.extras import install_command
 from tests.fixtures.cache_worker import entry_of, hammered, key_of
 from tests.fixtures.futures import failure_of, given_by
 from tests.fixtures.redis_server import free_port, redis_server, start
@@ -165,4 +166,4 @@ def test_without_the_client_the_error_names_the_extra_to_install() -> None:
         "print(open_cache(CacheConfig(url='redis://localhost'), lambda: None).failure().message)"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert output == "cache.url: the Redis client is not installed: pip install 'llm-effects[redis]'\n"
+    assert output == f"cache.url: the Redis client is not installed: {install_command('redis')}\n"
