@@ -27,12 +27,11 @@ from llm_effects.effects.effect import (
     Effect,
     Generate,
     effect,
-    from_result,
+    fail,
     layer,
     layered,
     pipeline_name,
     run,
-    then,
 )
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.mistakes import entered_by, not_a_request
@@ -200,9 +199,11 @@ def run_call(
     ``deadline`` is on the clock of ``anyio.current_time()``. ``turn`` is set for a turn of a conversation, and
     ``validator`` says what the answer must satisfy.
     """
+    check_request(request)
     if not isinstance(request, LLMRequest):
+        asked = request_of(request)
         rest = partial(run_call, pipeline, sink=sink, deadline=deadline, turn=turn, validator=validator)
-        return then(from_result(request_of(request)), rest)
+        return rest(asked.unwrap()) if isinstance(asked, Success) else fail(asked.failure())
 
     async def send(env: LLMEnv) -> Answer:
         history = CallHistory()
@@ -223,7 +224,6 @@ def run_call(
             return Success(_with_history(result.unwrap(), call, (anyio.current_time() - started) * 1000, warnings))
         return Failure(_error_with_history(result.failure(), call, env))
 
-    check_request(request)
     send.__qualname__ = "generate"  # the name in a warning that it was never run or never awaited
     return effect(send)
 

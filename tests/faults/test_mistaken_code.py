@@ -87,6 +87,7 @@ def warnings_of(statement: str) -> list[str]:
     ("statement", "operation"),
     [
         ("generate(ASK)", "generate"),
+        ("generate('Why?')", "generate"),
         ("stream(ASK, print)", "stream"),
         ("usage_report()", "usage_report"),
         ("generate(ASK).map(str)", "generate"),

@@ -1,6 +1,7 @@
 """The whole pipeline, as a caller of ``generate`` sees it."""
 
 import math
+from functools import partial
 from typing import Any
 
 import anyio
@@ -154,14 +155,15 @@ async def ignore(_: StreamEvent) -> None:
     pass
 
 
-@pytest.mark.parametrize(
-    ("request_", "remedy"),
-    [
-        (" ", "prompt: must not be blank: give some text, or leave it out"),
-        ({"prompt": "?"}, "request: must be a text or an LLMRequest, not dict: write LLMRequest(prompt=...)"),
-    ],
-)
-async def test_another_value_is_an_invalid_request_with_the_remedy(request_: Any, remedy: str) -> None:
+def test_a_value_of_another_class_is_a_type_error_with_the_remedy() -> None:
+    mistaken: Any = {"prompt": "?"}
+    for operation in (generate, partial(stream, sink=print), explain, open_stream):
+        with pytest.raises(TypeError, match=r"^a request is a str or an LLMRequest, not dict: write LLMRequest"):
+            operation(mistaken)
+
+
+async def test_a_blank_text_is_an_invalid_request_with_the_remedy() -> None:
+    request_, remedy = " ", "prompt: must not be blank: give some text, or leave it out"
     failed: list[StreamEvent] = []
 
     async def keep(event: StreamEvent) -> None:
