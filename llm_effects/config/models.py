@@ -51,11 +51,9 @@ class Rates:
 
 
 @final
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class PriceTier(Rates):
     """The rates of all tokens of a request whose prompt is longer than ``above_tokens``."""
-
-    __repr__ = shown
 
     above_tokens: int = field(validator=number(at_least=1, whole=True))
 
@@ -65,11 +63,9 @@ def _tiers(value: Iterable[PriceTier]) -> tuple[PriceTier, ...]:
 
 
 @final
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class PriceChange(Rates):
     """The rates from a day on; it begins at midnight UTC."""
-
-    __repr__ = shown
 
     since: date = field(converter=to_date, validator=valid_date)
     tiers: tuple[PriceTier, ...] = field(default=(), converter=_tiers, validator=instances(PriceTier))
@@ -80,7 +76,7 @@ def _changes(value: Iterable[PriceChange]) -> tuple[PriceChange, ...]:
 
 
 @final
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Price(Rates):
     """The price of a model: its rates, those of long prompts (``tiers``), and those from a day on (``changes``).
 
@@ -88,8 +84,6 @@ class Price(Rates):
     >>> Price(input=2, output=10, tiers=[long], changes=[PriceChange(since="2027-01-01", input=3, output=12)]).input
     Decimal('2')
     """
-
-    __repr__ = shown
 
     tiers: tuple[PriceTier, ...] = field(default=(), converter=_tiers, validator=instances(PriceTier))
     changes: tuple[PriceChange, ...] = field(default=(), converter=_changes, validator=instances(PriceChange))

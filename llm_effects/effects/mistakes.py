@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial, wraps
 from inspect import currentframe
-from opcode import opmap
+from opcode import opmap, opname
 from pathlib import Path
 from types import FunctionType, MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar, cast, final, get_args
@@ -164,8 +164,18 @@ def warn_if_dropped(operation: str) -> None:
     here = currentframe()
     here = None if here is None else here.f_back  # of ``__del__``
     frame = None if here is None else here.f_back
-    if frame is not None and frame.f_code.co_code[frame.f_lasti] == opmap["POP_TOP"]:
+    if frame is not None and _ends_a_statement(frame.f_code.co_code, frame.f_lasti):
         warnings.warn(f"effect {operation!r} was never run: {RUN_IT}", RuntimeWarning, stacklevel=3)
+
+
+def _ends_a_statement(code: bytes, at: int) -> bool:
+    """Return whether the instruction at a place drops the value of a statement, and not an exception after ``with``."""
+    if code[at] != opmap["POP_TOP"]:
+        return False
+    before = at - 2
+    while before > 0 and code[before] == opmap["CACHE"]:
+        before -= 2
+    return opname[code[before]] not in {"RERAISE", "POP_EXCEPT", "POP_TOP"}
 
 
 # What is entered with ``async with``.
