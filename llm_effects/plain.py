@@ -27,7 +27,7 @@ from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import HeldOpen, LoopStopped, LoopThread
 from llm_effects.embeddings import Embeddings, embed
 from llm_effects.manager import LLMManager
-from llm_effects.pipeline import explain, generate, open_stream
+from llm_effects.pipeline import check_request, explain, generate, open_stream
 from llm_effects.reports.usage import Dimension, UsageReport, usage_report
 from llm_effects.routing.candidates import RoutingDecision
 from llm_effects.stores.worker_threads import leave_to_parent, renew_after_fork
@@ -98,6 +98,8 @@ _OF_TURN: Final = frozenset({"owner", "turn_id", "pinned"})
 
 def _asked(request: Request | Message, fields: RequestFields) -> LLMRequest:
     """Return a request with some fields replaced; an unknown field is a ``TypeError``."""
+    if not isinstance(request, Message):
+        check_request(request)
     known = checked(LLMRequest, messages=(request,)) if isinstance(request, Message) else request_of(request)
     return _value(checked(_with_fields, _value(known), fields)) if fields else _value(known)
 

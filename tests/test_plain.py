@@ -269,7 +269,7 @@ def test_an_unknown_keyword_is_a_type_error_and_a_wrong_value_a_failure() -> Non
             llm.generate(QUESTION, max_token=7)  # type: ignore[call-arg]
         with pytest.raises(LLMFailure, match="temperature: must be at most 2"):
             llm.generate(QUESTION, temperature=3)
-        with pytest.raises(LLMFailure, match="request: must be a text or an LLMRequest, not dict"):
+        with pytest.raises(TypeError, match="a request is a str or an LLMRequest, not dict: write LLMRequest"):
             llm.generate({"prompt": QUESTION})  # type: ignore[arg-type]
 
 

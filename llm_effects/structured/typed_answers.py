@@ -13,7 +13,7 @@ from llm_effects.effects.call import ResponseValidator, Sink
 from llm_effects.effects.effect import Answer, Effect, effect, from_env, from_result, run, then
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import in_steps
-from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
+from llm_effects.pipeline import check_request, deliver_ending, run_call, standard_pipeline
 from llm_effects.structured.decoding import Decoded, Problems, decode_text
 from llm_effects.structured.schema import TypeSchema, type_schema
 from llm_effects.values.errors import InvalidRequest, LLMError, SchemaMismatch, request_of
@@ -69,6 +69,7 @@ def generate_as(
     >>> anyio.run(run, ask, scripted_env("Two and three.")).failure().problems
     ('$: is not JSON: invalid character (byte 0)',)
     """
+    check_request(request)
     target = get_args(kind)[0] if get_origin(kind) is Structured else kind
     schema = then(from_env(lambda _: type_schema(target)), from_result)
     question = then(

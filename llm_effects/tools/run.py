@@ -30,7 +30,7 @@ from llm_effects.effects.effect import (
 )
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import in_own_task
-from llm_effects.pipeline import deliver_ending, run_call, standard_pipeline
+from llm_effects.pipeline import check_request, deliver_ending, run_call, standard_pipeline
 from llm_effects.policies.cache import request_key
 from llm_effects.tools.journal import open_journal
 from llm_effects.tools.steps import Approve, ToolAnswer, ToolEnd, ToolLimits, ToolOutcome, ToolRun, ToolSink, ToolStep
@@ -91,6 +91,7 @@ def run_tools(
     >>> anyio.run(run, run_tools("?", toolkit(), 0), env).failure().message
     'max_steps: must be at least 1, not 0'
     """
+    check_request(request)
 
     def finish(asked: LLMRequest) -> Effect[ToolRun]:
         offered = asked if asked.tools else evolve(asked, tools=toolkit.tools)
