@@ -198,7 +198,7 @@ def _use_cache(env: LLMEnv) -> Effect[object]:
 
 
 def _use_limits(env: LLMEnv) -> Effect[object]:
-    """Take a permit of no model and release it; without their server, limits grant it with a warning."""
+    """Acquire a permit of no model and release it; without their server, limits grant it with a warning."""
 
     async def use(_: LLMEnv) -> Result[object, LLMError]:
         deadline = anyio.current_time() + CHECK_S

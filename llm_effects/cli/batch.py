@@ -174,7 +174,7 @@ class OrderedWriter:
             self.output.close()
 
     def __call__(self, number: int, answer: Answer) -> None:
-        """Take the answer to a request."""
+        """Accept the answer to a request, and write every answer whose turn it is."""
         self._early[number] = answer
         while self._next in self._early:
             if self.path is not None and self._next == 0:

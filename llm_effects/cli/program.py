@@ -132,7 +132,7 @@ def options(
 @final
 @define
 class Surroundings:
-    """What surrounds the commands: the file given before the command, and services that tests replace."""
+    """The surroundings of a command: the configuration file named before it, and services that tests replace."""
 
     adapt: Adapt | None = None
     config_file: Path | None = None

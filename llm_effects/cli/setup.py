@@ -1,4 +1,4 @@
-"""What is configured and whether it works: ``models``, ``config`` and ``config check``."""
+"""Commands about the configuration and whether it works: ``models``, ``config`` and ``config check``."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""What is stored: ``usage`` from the ledger, ``conversations``, and the ``cache``."""
+"""Commands about stored data: ``usage`` from the ledger, ``conversations``, and the ``cache``."""
 
 import re
 import sys
