@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Annotated, Self, final
 
 import typer
@@ -126,13 +127,8 @@ def text_of(session: Session, words: Sequence[str] | None) -> str:
     """Return the question in some words, with standard input in place of ``-`` or if there are none."""
     if not words and sys.stdin.isatty():
         session.fail(InvalidRequest(message="prompt: give a question, or pipe it to standard input"))
-    parts = list[str]()
-    for word in words or ("-",):
-        if word == "-":
-            parts.append(f"\n\n{_standard_input(session)}\n\n")
-        else:
-            parts.append(word)
-    return " ".join(parts).strip()
+    runs = groupby(words or ("-",), "-".__eq__)
+    return "\n\n".join(_standard_input(session) if is_input else " ".join(run) for is_input, run in runs)
 
 
 def _standard_input(session: Session) -> str:

@@ -1,5 +1,6 @@
 """Commands about the configuration and whether it works: ``models``, ``config`` and ``config check``."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from decimal import Decimal
@@ -141,8 +142,8 @@ def config_show(
 
 
 def _show_settings(session: Session, *, show_all: bool, as_json: bool) -> None:
-    session.value(session.config)
-    settings = session.value(config_settings(session.config_file))
+    with warnings.catch_warnings(action="ignore"):  # the session has shown them
+        settings = session.value(config_settings(session.config_file))
     if as_json:
         session.write_json(settings)
         return
