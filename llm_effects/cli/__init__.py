@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import typer
 
 COMMANDS: Final = ("ask", "chat", "batch", "setup", "stored")
-"""The modules with commands, in the order of ``--help``."""
+"""The modules with commands."""
 
 MISSING: Final = "The command line needs typer and rich: pip install 'llm-effects[cli]'\n"
 

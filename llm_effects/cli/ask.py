@@ -98,9 +98,9 @@ def explain(
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show which models ask would ask, in which order, and why; none is asked.
+    """Show which models would be asked, and why.
 
-    The expected cost is that of this question with an answer of --max-tokens.
+    No model is asked. The cost is that of this question with an answer of --max-tokens.
     """
     session = open_session(ctx, config)
     preferences = preferences_of(session, max_tokens, None, None)

@@ -49,7 +49,7 @@ def batch(
     ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Answer many requests, several at a time, and resume where a stopped run left off.
+    """Answer many requests from a file, in a run that can be resumed.
 
     Each line of INPUT is a JSON text, which is the prompt, or an object with the fields of LLMRequest and any "id".
     Each line of OUTPUT has the number of its request from 0, the id, and a response or an error, in the order of INPUT.

@@ -3,7 +3,8 @@
 import os
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
@@ -37,22 +38,44 @@ from llm_effects.values.serialization import dump_value
 _Value = TypeVar("_Value")
 
 
+ORDER: Final = ("ask", "explain", "chat", "batch", "models", "config", "usage", "conversations", "cache")
+"""The commands as people meet them."""
+
+
 @final
 class Program(TyperGroup):
     """The group of all commands, which ends quietly when the reader of its output has left."""
 
-    def invoke(self, ctx: Any) -> object:  # noqa: ANN401 - the context of typer's own copy of click
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - of typer's own copy of click
+        """Return the commands in the order of ``--help``, whichever module was imported first."""
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Parse the arguments; some options write at once, such as ``--help``."""
+        with quiet_without_reader():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
         """Invoke the command and write what is left of its output."""
+        with quiet_without_reader():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def quiet_without_reader() -> Generator[None]:
+    """Exit without a word if the reader of the output has left: Python would complain that it cannot write the rest."""
+    try:
         try:
-            value: object = super().invoke(ctx)
+            yield
+        finally:
             sys.stdout.flush()
-        except* BrokenPipeError:
-            leave_broken_pipe()
-        return value
-
-
-def leave_broken_pipe() -> Never:
-    """Exit without a word: at exit Python would write what is left to the closed pipe and complain."""
+    except BrokenPipeError:
+        pass
+    except BaseExceptionGroup as problems:  # of the tasks of a call, one of which was writing
+        if problems.split(BrokenPipeError)[1] is not None:
+            raise
+    else:
+        return
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(ExitCode.BROKEN_PIPE)

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from decimal import Decimal
-from typing import Annotated, Final
+from typing import Annotated, Final, cast
 
 import typer
 from attrs import evolve
@@ -30,9 +30,9 @@ from llm_effects.values.secrets import shown_url
 
 @program.command()
 def models(ctx: typer.Context, *, as_json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Show every configured model: whether it is reachable and ready, its context and its price.
+    """Show which models are ready, their contexts and their prices.
 
-    Prices are US dollars for a million tokens, in and out. The exit code is 1 if no model is ready.
+    Contexts are tokens, prices US dollars for a million tokens, in and out. The exit code is 1 if no model is ready.
     """
     session = open_session(ctx, config)
     names = tuple(session.value(session.config).models)
@@ -112,7 +112,7 @@ def _model_record(health: ModelHealth, price_in: Cost, price_out: Cost) -> dict[
 
 # The configuration.
 
-configuration = typer.Typer(help="Show the configuration in effect, or check it.", rich_markup_mode=None)
+configuration = typer.Typer(rich_markup_mode=None)
 program.add_typer(configuration, name="config")
 
 AllOption = Annotated[bool, typer.Option("--all", help="Also the settings of models that are defaults.")]
@@ -126,7 +126,10 @@ def config_group(
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show every value in effect and where it is from: a default, a variable or a file. Secrets are hidden."""
+    """Show the configuration in effect, or check it.
+
+    Each value is shown with its origin: a default, a variable or a file. Secrets are hidden.
+    """
     if ctx.invoked_subcommand is None:
         _show_settings(open_session(ctx, config), show_all=show_all, as_json=as_json)
     elif config is not None:
@@ -137,7 +140,7 @@ def config_group(
 def config_show(
     ctx: typer.Context, *, show_all: AllOption = False, as_json: JsonOption = False, config: ConfigOption = None
 ) -> None:
-    """Show every value in effect and where it is from: a default, a variable or a file. Secrets are hidden."""
+    """Show the configuration in effect, as config alone does."""
     _show_settings(open_session(ctx, config), show_all=show_all, as_json=as_json)
 
 
@@ -172,7 +175,7 @@ def _plain(value: object) -> str:
         case bool():
             return str(value).lower()
         case list():
-            return ", ".join(map(str, value))
+            return ", ".join(map(str, cast("list[object]", value)))
         case float():
             return f"{value:.12g}"
         case _:
@@ -183,7 +186,7 @@ def _plain(value: object) -> str:
 def check(
     ctx: typer.Context, *, as_json: JsonOption = False, storage: StorageOption = None, config: ConfigOption = None
 ) -> None:
-    """Check that every model answers and every store can be written, and name every problem at once.
+    """Check every model and every store, and show every problem.
 
     Servers are asked for their lists of models, which is free and shows a rejected key. A warning does not prevent
     answers, such as one model of several that is down. The exit code is 3 if there is a problem.

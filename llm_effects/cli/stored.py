@@ -61,9 +61,10 @@ def usage(
     storage: StorageOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Show calls, tokens, costs and latencies from the ledger, the most expensive first.
+    """Show calls, tokens, costs and latencies.
 
-    Days and dates are in UTC. Failed attempts count too: they may have cost something.
+    They come from the ledger, the most expensive first. Days and dates are in UTC. Failed attempts count too: they may
+    have cost something.
     """
     session = open_session(ctx, config, storage)
     report = session.run(_report(by, since, until))
@@ -285,7 +286,7 @@ def export(
     storage: StorageOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write a whole conversation as JSON, which import_conversation reads."""
+    """Write a whole conversation as JSON."""
     session = open_session(ctx, config, storage)
     document = session.run(export_conversation(conversation_id, owner=owner)) + "\n"
     if output is None:
