@@ -2,13 +2,14 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Final, cast
+from typing import Annotated, Final, TypeVar, cast
 
 import typer
+from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -31,13 +32,17 @@ from llm_effects.conversations.operations import (
     load_conversation,
 )
 from llm_effects.effects.effect import Effect, from_env, from_result, then
+from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.cache import cache_stats, clear
 from llm_effects.reports.exports import to_csv
-from llm_effects.reports.usage import Dimension, UsageReport, UsageRow, usage_report
+from llm_effects.reports.html import usage_page
+from llm_effects.reports.usage import Dimension, UsageReport, UsageRow, usage_overview, usage_report
 from llm_effects.values.conversations import Conversation, StoredMessage, Turn
 from llm_effects.values.errors import InvalidRequest, LLMError
 from llm_effects.values.messages import Part, Reasoning, Text, ToolCall, ToolResult
 from llm_effects.values.secrets import reveal, shown_url
+
+_Report = TypeVar("_Report")
 
 NOTHING_KEPT: Final = "The storage is in memory: nothing is kept. Set LLM_STORAGE_URL, storage.url or --storage."
 
@@ -58,6 +63,9 @@ def usage(
     until: Annotated[str | None, typer.Option(metavar="TIME", help="Up to when, written like --since.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV instead.")] = False,
     as_json: JsonOption = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with charts to this file instead.")
+    ] = None,
     storage: StorageOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -67,7 +75,12 @@ def usage(
     have cost something.
     """
     session = open_session(ctx, config, storage)
-    report = session.run(_report(by, since, until))
+    if html is not None:
+        overview = session.run(_in_period(since, until, lambda start, end: usage_overview(start, until=end)))
+        write_file(session, html, usage_page(overview))
+        return
+    dimensions = cast("Sequence[Dimension]", [name.strip() for name in by.split(",")])  # the report checks them
+    report = session.run(_in_period(since, until, lambda start, end: usage_report(start, dimensions, until=end)))
     if as_csv:
         session.write(to_csv(report))
     elif as_json:
@@ -78,15 +91,16 @@ def usage(
         session.note(NOTHING_KEPT)
 
 
-def _report(by: str, since: str, until: str | None) -> Effect[UsageReport]:
-    dimensions = cast("Sequence[Dimension]", [name.strip() for name in by.split(",")])  # the report checks them
+def _in_period(
+    since: str, until: str | None, report: Callable[[datetime | None, datetime | None], Effect[_Report]]
+) -> Effect[_Report]:
+    """Return a report from one time up to another, each as a person wrote it."""
 
-    def report(start: datetime | None) -> Effect[UsageReport]:
-        end = then(from_env(lambda env: moment_of("until", until or "all", env.now())), from_result)
-        return then(end, lambda end: usage_report(start, dimensions, until=end))
+    def period(env: LLMEnv) -> Result[tuple[datetime | None, datetime | None], LLMError]:
+        start, end = moment_of("since", since, env.now()), moment_of("until", until or "all", env.now())
+        return start.map(lambda start: (start, end.unwrap())) if is_successful(end) else Failure(end.failure())
 
-    start = then(from_env(lambda env: moment_of("since", since, env.now())), from_result)
-    return then(start, report)
+    return then(then(from_env(period), from_result), lambda times: report(*times))
 
 
 _AGO: Final = re.compile(r"(\d{1,6})\s*([mhdw])")

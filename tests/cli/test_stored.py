@@ -69,6 +69,18 @@ def test_usage_as_csv_and_as_json(used: Cli) -> None:
     assert report["since"].startswith("2025-12-02T00:00")
 
 
+def test_usage_as_a_page(used: Cli) -> None:
+    file = used.folder / "usage.html"
+    done = used.run("usage", "--html", str(file), "--since", "all")
+    assert (done.exit_code, done.stdout) == (0, "")
+    page = file.read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "dear" in page
+    wrong = used.run("usage", "--html", str(used.folder))
+    assert (wrong.exit_code, "Is a directory" in wrong.stderr) == (2, True)
+    assert used.run("usage", "--html", str(file), "--since", "soon").exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("options", "calls"),
     [
