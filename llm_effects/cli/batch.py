@@ -13,8 +13,8 @@ from returns.result import Failure, Result, Success
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from llm_effects.batches.journals import file_journal, no_journal
-from llm_effects.batches.runs import Progress, generate_each
+from llm_effects.batches import Progress, file_journal, generate_each
+from llm_effects.batches.journals import no_journal
 from llm_effects.cli import ExitCode
 from llm_effects.cli.ask import ModelOption
 from llm_effects.cli.display import money

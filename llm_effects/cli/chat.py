@@ -30,8 +30,7 @@ from llm_effects.cli.program import (
     open_session,
     program,
 )
-from llm_effects.conversations.converse import converse
-from llm_effects.conversations.operations import load_conversation, start_conversation
+from llm_effects.conversations import converse, load_conversation, start_conversation
 from llm_effects.effects.effect import Effect, fail, rescue
 from llm_effects.manager import warm_up
 from llm_effects.values.conversations import Conversation

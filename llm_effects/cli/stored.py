@@ -25,7 +25,7 @@ from llm_effects.cli.program import (
     open_session,
     program,
 )
-from llm_effects.conversations.operations import (
+from llm_effects.conversations import (
     delete_conversation,
     export_conversation,
     list_conversations,
@@ -34,9 +34,15 @@ from llm_effects.conversations.operations import (
 from llm_effects.effects.effect import Effect, from_env, from_result, then
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.cache import cache_stats, clear
-from llm_effects.reports.exports import to_csv
-from llm_effects.reports.html import usage_page
-from llm_effects.reports.usage import Dimension, UsageReport, UsageRow, usage_overview, usage_report
+from llm_effects.reports import (
+    Dimension,
+    UsageReport,
+    UsageRow,
+    to_csv,
+    usage_overview,
+    usage_page,
+    usage_report,
+)
 from llm_effects.values.conversations import Conversation, StoredMessage, Turn
 from llm_effects.values.errors import InvalidRequest, LLMError
 from llm_effects.values.messages import Part, Reasoning, Text, ToolCall, ToolResult
