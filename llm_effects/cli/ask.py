@@ -100,7 +100,7 @@ def explain(
 ) -> None:
     """Show which models would be asked, and why.
 
-    No model is asked. The cost is that of this question with an answer of --max-tokens.
+    No model is asked. The cost is that of this question with an answer of --max-tokens, or of 512 tokens.
     """
     session = open_session(ctx, config)
     preferences = preferences_of(session, max_tokens, None, None)
