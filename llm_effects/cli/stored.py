@@ -14,6 +14,7 @@ from returns.result import Failure, Result, Success
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from llm_effects.cli import ExitCode
 from llm_effects.cli.display import add_row, bar, count, duration, moment, money, new_table, shown
 from llm_effects.cli.program import (
     ConfigOption,
@@ -347,8 +348,14 @@ def confirm(session: Session, question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         session.fail(InvalidRequest(message="yes: standard input is no terminal to ask on: pass --yes"))
-    if not typer.confirm(str(shown(question)), err=True):
-        raise typer.Exit(1)
+    try:
+        agreed = typer.confirm(str(shown(question)), err=True)
+    except typer.Abort:  # Ctrl-C, or Ctrl-D
+        session.note("")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    if not agreed:
+        session.note("nothing was deleted")
+        raise typer.Exit(ExitCode.FAILED)
 
 
 # The cache.

@@ -12,7 +12,7 @@ from llm_effects.cli.display import moment, new_console
 from llm_effects.cli.stored import usage_view
 from llm_effects.reports import UsageReport, UsageRow
 from llm_effects.testing.scripted import EPOCH
-from tests.fixtures.cli import Cli
+from tests.fixtures.cli import Cli, terminal
 
 PRICED = (
     '[models.dear]\nprovider = "lm-studio"\nendpoint = "http://127.0.0.1:9/v1"\nprice = { input = 1000, output = 0 }\n'
@@ -181,6 +181,16 @@ def test_deleting_asks_first(talk: Cli) -> None:
     assert "pass --yes" in refused.stderr
     assert talk.run("conversations", "delete", "talk", "--yes").exit_code == 0
     assert talk.run("conversations", "list").stderr == "No conversations.\n"
+
+
+@pytest.mark.parametrize(("key", "code"), [("n\n", 1), ("\x04", 130), ("y\n", 0)])
+def test_in_a_terminal_deleting_asks(talk: Cli, key: str, code: int) -> None:
+    with terminal("conversations", "delete", "talk", "--config", str(talk.config)) as shown:
+        shown.wait_for("[y/N]")
+        shown.type(key)
+        assert shown.end() == code
+    assert "Traceback" not in shown.text
+    assert ("talk" in talk.run("conversations", "list").stdout) == (code != 0)
 
 
 @pytest.mark.parametrize("command", ["show", "export", "delete"])
