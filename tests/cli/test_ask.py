@@ -1,12 +1,18 @@
 """``ask`` and ``explain``: questions from arguments and standard input, streamed or as JSON."""
 
 import json
+import re
 
 import pytest
+from attrs import evolve
 
-from llm_effects import AuthenticationFailed, NetworkError, RateLimitExceeded
-from llm_effects.testing import Chunks
-from tests.fixtures.cli import Cli
+from llm_effects import AuthenticationFailed, NetworkError, RateLimitExceeded, TaskType
+from llm_effects.cli.ask import decision_view
+from llm_effects.cli.display import new_console
+from llm_effects.routing import Candidate, RoutingDecision
+from llm_effects.testing import Chunks, answer
+from tests.fixtures.chaos import Chaos, good
+from tests.fixtures.cli import Cli, terminal
 
 
 def test_an_answer_goes_to_standard_output_alone(cli: Cli) -> None:
@@ -119,3 +125,40 @@ def test_an_unknown_model_is_wrong_usage(cli: Cli) -> None:
     done = cli.run("ask", "why?", "--model", "nope")
     assert done.exit_code == 2
     assert done.stderr == "InvalidRequest: model: 'nope' is not configured; configured are house\n"
+
+
+def test_a_decision_shows_everything_that_moved_a_model() -> None:
+    troubled = Candidate(
+        model="gpt", provider="openai", family="gpt", attempts=4, error_rate=0.5, cooldown_s=9, open_s=3, in_flight=2
+    )
+    last = Candidate(model="small", provider="llama", family="local", last_resort=True, expected_latency_ms=1500)
+    decision = RoutingDecision(
+        task_type=TaskType("triage"),
+        strategy="performance",
+        candidates=(troubled, last),
+        exploring=True,
+        warnings=("task_type: 'triage' is unknown",),
+    )
+    console = new_console()
+    with console.capture() as captured:
+        console.print(decision_view(decision))
+    heading, _, first, second, warning = (line.rstrip() for line in captured.get().splitlines())
+    assert heading == "Task triage, strategy performance, trying a model that may have improved first:"
+    assert first.endswith("50% of 4  gpt model, pauses for 9 s, fails too often: closed for 3 s, 2 calls in flight")
+    assert second.split() == ["2.", "small", "?", "1.5", "s", "none", "yet", "local", "model,", "last", "resort"]
+    assert warning == "warning: task_type: 'triage' is unknown"
+
+
+def test_a_doubtful_answer_has_its_warnings_on_standard_error(cli: Cli) -> None:
+    cli.answers(evolve(answer("because"), warnings=("the server dropped seed",)))
+    done = cli.run("ask", "why?")
+    assert (done.stdout, done.stderr) == ("because\n", "warning: the server dropped seed\n")
+
+
+def test_in_a_terminal_the_end_names_model_cost_and_time(cli: Cli, chaos: Chaos) -> None:
+    endpoint = chaos.endpoint(chaos.plan(good))
+    cli.config.write_text(f'[models.house]\nprovider = "openai-compatible"\nmodel = "m"\nendpoint = "{endpoint}"\n')
+    with terminal("ask", "why?", "--config", str(cli.config)) as shown:
+        assert shown.end() == 0
+    assert "waiting for the model" in shown.text
+    assert re.search(r"because\r\n\S*house, 3 \+ 1 tokens, \$0, [\d.]+ m?s", shown.text), shown.text
