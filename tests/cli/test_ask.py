@@ -95,6 +95,7 @@ def test_what_arrived_before_a_break_stays_on_a_line_of_its_own(cli: Cli) -> Non
 
 
 def test_a_second_answer_comes_from_the_cache_unless_it_is_bypassed(cli: Cli) -> None:
+    cli.add_cache()
     cli.answers("first", "second")
     assert [cli.run("ask", "why?", *more).stdout for more in ((), (), ("--no-cache",))] == [
         "first\n",

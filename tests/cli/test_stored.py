@@ -201,6 +201,7 @@ def test_a_missing_conversation_is_an_error(talk: Cli, command: str) -> None:
 
 
 def test_the_cache_is_counted_and_cleared(cli: Cli) -> None:
+    cli.add_cache()
     cli.run("ask", "why?")
     assert json.loads(cli.run("cache", "stats", "--json").stdout)["entries"] == 1
     shown = rows_of(cli.run("cache", "stats").stdout)
