@@ -3,9 +3,11 @@
 It needs the extra ``[cli]`` (typer and rich), which nothing else imports.
 """
 
+import os
 import sys
 from enum import IntEnum, unique
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ class ExitCode(IntEnum):
 
 def main() -> None:
     """Run the program with the arguments of this process, and exit."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whatever started the program
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the program runs
     try:
         program = load_program()
     except ModuleNotFoundError as problem:

@@ -1,5 +1,6 @@
 """The program: the options that commands share, running an effect, and turning an error into an exit code."""
 
+import errno
 import os
 import sys
 import warnings
@@ -44,7 +45,7 @@ ORDER: Final = ("ask", "explain", "chat", "batch", "models", "config", "usage", 
 
 @final
 class Program(TyperGroup):
-    """The group of all commands, which ends quietly when the reader of its output has left."""
+    """The group of all commands, which ends in order where its output cannot be written."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - of typer's own copy of click
         """Return the commands in the order of ``--help``, whichever module was imported first."""
@@ -52,33 +53,52 @@ class Program(TyperGroup):
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Parse the arguments; some options write at once, such as ``--help``."""
-        with quiet_without_reader():
+        with guarded_output():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
         """Invoke the command and write what is left of its output."""
-        with quiet_without_reader():
+        with guarded_output():
             return super().invoke(ctx)
 
 
 @contextmanager
-def quiet_without_reader() -> Generator[None]:
-    """Exit without a word if the reader of the output has left: Python would complain that it cannot write the rest."""
+def guarded_output() -> Generator[None]:
+    """Exit where the output cannot be written: without a word if its reader has left, else with a line.
+
+    What is left of the output is dropped, because Python would complain about it at exit.
+    """
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
-        pass
+    except OSError as error:
+        problem = error
     except BaseExceptionGroup as problems:  # of the tasks of a call, one of which was writing
-        if problems.split(BrokenPipeError)[1] is not None:
+        matched, others = problems.split(OSError)
+        if matched is None or others is not None:
             raise
+        problem = _first_of(matched)
     else:
         return
+    if problem.errno not in _UNWRITABLE:
+        raise problem
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise typer.Exit(ExitCode.BROKEN_PIPE)
+    if problem.errno == errno.EPIPE:
+        raise typer.Exit(ExitCode.BROKEN_PIPE)
+    sys.stderr.write(f"The output cannot be written: {problem.strerror}\n")
+    raise typer.Exit(ExitCode.FAILED)
+
+
+_UNWRITABLE: Final = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
+"""Errors of a pipe without a reader, and of a file on a full or broken disk."""
+
+
+def _first_of(problems: BaseExceptionGroup[OSError]) -> OSError:
+    first = problems.exceptions[0]
+    return first if isinstance(first, OSError) else _first_of(first)
 
 
 program = typer.Typer(

@@ -5,15 +5,16 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from llm_effects.cli import ExitCode, load_program
 from llm_effects.cli.display import shown
-from tests.fixtures.chaos import DONE, HEAD, STOP, STREAM, Chaos, chunk, holds, piece, says
+from tests.fixtures.chaos import DONE, HEAD, STOP, STREAM, WHOLE, Chaos, chunk, holds, piece, says
 from tests.fixtures.cli import CONFIG, Cli, clean_environ, process, terminal
 from tests.fixtures.house import ROOT
-from tests.fixtures.servers import chunked
+from tests.fixtures.servers import chunked, reply_json
 
 GUIDE = (ROOT / "docs/guides/command-line.md").read_text(encoding="utf-8")
 
@@ -137,6 +138,31 @@ def test_a_reader_that_leaves_ends_the_program_quietly(cli: Cli, chaos: Chaos, c
         running.wait(30)
     assert said == b""
     assert running.returncode == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("command", ["config --all", "--help", "batch -"])
+def test_a_full_disk_is_one_line(cli: Cli, chaos: Chaos, command: str) -> None:
+    configure(cli, chaos, says(reply_json(WHOLE)))
+    arguments = [sys.executable, "-m", "llm_effects", *command.split()]
+    environ = clean_environ(LLM_CONFIG=str(cli.config))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            arguments, input='"why?"', stdout=full, stderr=subprocess.PIPE, text=True, env=environ, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "The output cannot be written: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_closed_standard_streams_are_no_defect() -> None:
+    for closed in (">&-", "<&-", "2>&-"):
+        command = f"{sys.executable} -m llm_effects --version {closed}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, env=clean_environ(), check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+    command = f"{sys.executable} -m llm_effects ask <&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=clean_environ(), check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
 
 
 def test_a_terminal_shows_colours_unless_they_are_unwanted(cli: Cli) -> None:
