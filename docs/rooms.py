@@ -29,11 +29,12 @@ class Room(NamedTuple):
 
 
 ROOMS = {
-    "tools": Room(424, 1, "tool, run_tools"),
+    "cli": Room(832, 0, "llm-effects"),
     "plain": Room(624, 0, "LLM, AsyncLLM"),
+    "tools": Room(424, 1, "tool, run_tools"),
     "manager": Room(832, 1, "LLMManager"),
     "testing": Room(996, 1, "scripted models"),
-    "reports": Room(104, 2, "usage, exports"),
+    "reports": Room(104, 1, "usage, exports"),
     "embeddings": Room(264, 2, "embed"),
     "structured": Room(424, 2, "generate_as"),
     "conversations": Room(584, 2, "converse"),
@@ -102,8 +103,9 @@ svg { font-family: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-ser
 def imports() -> Graph:
     """Return the rooms that each room imports."""
     graph = grimp.build_graph("llm_effects", cache_dir=None, exclude_type_checking_imports=True)
-    found: dict[str, set[str]] = {room.partition(".")[2]: set() for room in graph.find_children("llm_effects")}
-    for module in graph.modules - {"llm_effects"}:
+    modules = graph.modules - {"llm_effects", "llm_effects.__main__"}  # which only starts the command line
+    found: dict[str, set[str]] = {room_of(module): set() for module in modules}
+    for module in modules:
         found[room_of(module)].update(map(room_of, graph.find_modules_directly_imported_by(module)))
     return {room: frozenset(others - {room, ""}) for room, others in found.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -18,16 +18,20 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.clients.client import LiveClients
+from llm_effects.clients.health_checks import check_health
 from llm_effects.clients.local_engine import Engine
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import LLMConfig
 from llm_effects.config.loading import load_config
 from llm_effects.config.models import ModelConfig
 from llm_effects.conversations.converse import converse, open_converse
+from llm_effects.conversations.operations import delete_conversation, start_conversation
 from llm_effects.effects.call import Sink
-from llm_effects.effects.effect import Answer, Effect, effect, fail, result_of, run
+from llm_effects.effects.combinators import gather
+from llm_effects.effects.effect import Answer, Effect, effect, fail, from_env, from_service, result_of, run, then
 from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
 from llm_effects.effects.mistakes import check_config, entered_by
+from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
 from llm_effects.pipeline import generate, open_stream, stream
 from llm_effects.policies.routing import no_model_remedy
 from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of, targets_of
@@ -41,12 +45,13 @@ from llm_effects.stores.health import MemoryHealth
 from llm_effects.stores.ledger.memory import MemoryLedger
 from llm_effects.stores.limits.memory import MemoryLimits
 from llm_effects.stores.open import Storage, open_cache, open_limits, open_storage, usable
-from llm_effects.values.errors import ConfigurationError, LLMError, describe
+from llm_effects.values.errors import AuthenticationFailed, ConfigurationError, LLMError, describe
 from llm_effects.values.events import Failed, StreamEvent
 from llm_effects.values.messages import Message
-from llm_effects.values.records import ModelHealth
+from llm_effects.values.records import Check, CheckState, ModelHealth
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse
+from llm_effects.values.secrets import Secret, shown_url
 from llm_effects.values.tokens import EstimatedTokens, estimate_tokens
 from llm_effects.values.validation import InvalidValue
 
@@ -65,7 +70,7 @@ HISTORY_ROWS: Final = 500
 
 
 CHECK_S: Final = 10.0
-"""How long ``open_env(config, check=True)`` waits for a store or a server, in seconds."""
+"""How long ``check_setup`` waits for a store, in seconds."""
 
 
 def open_env(
@@ -75,8 +80,8 @@ def open_env(
 
     ``transport`` builds the HTTP edge, for another pool or other limits. If models are wrongly configured, the first
     operation fails with a ``ConfigurationError`` that names all problems. With ``check``, entering raises
-    ``InvalidValue`` with every problem that is known at once: a model without its key or file, a storage that cannot be
-    opened, or only servers on this machine of which none runs.
+    ``InvalidValue`` with every problem that ``check_setup`` finds: a model without its key or file, a rejected key, a
+    store that cannot be written, or no model that could answer.
 
     >>> import anyio
     >>> from llm_effects import LLMRequest, ModelConfig, generate, run
@@ -97,7 +102,7 @@ async def _open(config: LLMConfig, transport: Transport, *, check: bool) -> Asyn
     env = live_env(config, clients)
     try:
         if check:
-            problems = await _problems(env, clients)
+            problems = await _problems(env)
             if problems:
                 raise InvalidValue(problems)
         await warm_up(env)
@@ -108,54 +113,114 @@ async def _open(config: LLMConfig, transport: Transport, *, check: bool) -> Asyn
             await _close(env, clients)
 
 
-async def _problems(env: LLMEnv, clients: LiveClients) -> str:
-    """List every problem that is known before the first call, one a line."""
-    targets = targets_of(env.config)
-    results: list[Result[object, LLMError]] = [
-        targets,
-        open_limits(env.config, MemoryLimits()),
-        await _in_time("storage.url", env.ledger.rows(env.now(), newest=1)),
-        await _in_time("cache.url", env.cache.stats()),
-        *[await to_thread.run_sync(each.check) for each in clients.engines.values() if not _is_last_resort(each)],
-        await _reachable(env, targets.value_or(())),
-    ]
-    return "\n".join(_problem(each.failure()) for each in results if not is_successful(each))
+def check_setup() -> Effect[tuple[Check, ...]]:
+    """Check an environment before its first call: every model and every store, all at once.
+
+    ``open_env(config, check=True)`` raises the problems that this finds. A store must accept a write. A server is asked
+    for its models, which shows a rejected key at no cost. A model that cannot answer is a warning while another may.
+
+    >>> from llm_effects import run_sync, scripted_env
+    >>> [(check.place, check.state) for check in run_sync(check_setup(), scripted_env()).unwrap()]
+    [('models.scripted', 'ok'), ('storage.url', 'ok'), ('cache.url', 'ok'), ('limits.url', 'ok')]
+    """
+    stores = (
+        _check_store("storage.url", lambda config: config.storage.url, _use_storage),
+        _check_store("cache.url", lambda config: config.cache.url, _use_cache),
+        _check_store("limits.url", lambda config: config.limits.url, _use_limits),
+    )
+    return gather((then(check_health(), _check_models), *stores)).map(_flat)
+
+
+def _flat(parts: tuple[tuple[Check, ...], ...]) -> tuple[Check, ...]:
+    return tuple(check for part in parts for check in part)
+
+
+def _check_models(health: tuple[ModelHealth, ...]) -> Effect[tuple[Check, ...]]:
+    return from_env(lambda env: (*_incomplete(env.config), *_model_checks(env.config, health)))
+
+
+def _incomplete(config: LLMConfig) -> Iterator[Check]:
+    """Yield a problem for each model that lacks a field, such as its key."""
+    targets = targets_of(config)
+    for line in () if is_successful(targets) else _problem(targets.failure()).splitlines():
+        place, _, remedy = line.partition(": ")
+        yield Check(place, "problem", remedy)
+
+
+def _model_checks(config: LLMConfig, health: tuple[ModelHealth, ...]) -> Iterator[Check]:
+    """Yield a check of each complete model, and one of all servers on this machine if there is nothing else."""
+    targets = ready_targets(config)
+    checked = [each for each in health if each.model in targets]
+    usable = any(each.error is None for each in checked)
+    only_servers_here = all(map(_is_server_here, targets.values()))
+    for each in checked:
+        certain = each.error in _CERTAIN and not config.models[each.model].last_resort
+        is_problem = each.error is not None and (certain or not (usable or only_servers_here))
+        state: CheckState = "problem" if is_problem else "ok" if each.ready else "warning"
+        yield Check(f"models.{each.model}", state, each.message.removeprefix(f"{each.error} ({each.model}): "))
+    if checked and not usable and only_servers_here:
+        yield Check("models", "problem", f"no server on this machine answers: {no_model_remedy()}")
+
+
+_CERTAIN: Final = frozenset({AuthenticationFailed.tag, ConfigurationError.tag})
+"""Errors of a model that do not pass, so that they are problems even where other models answer."""
+
+
+def _is_server_here(target: Target) -> bool:
+    return is_on_this_machine(target) and target.preset.wire != "llama"
+
+
+def _check_store(
+    place: str, url: Callable[[LLMConfig], str | Secret], use: Callable[[LLMEnv], Effect[object]]
+) -> Effect[tuple[Check, ...]]:
+    async def check(env: LLMEnv) -> Result[tuple[Check, ...], LLMError]:
+        with anyio.move_on_after(CHECK_S):
+            used = await run(use(env), env)
+            if is_successful(used):
+                return Success((Check(place, "ok", shown_url(url(env.config))),))
+            return Success((Check(place, "problem", _problem(used.failure()).removeprefix(f"{place}: ")),))
+        return Success((Check(place, "problem", f"did not answer within {CHECK_S:g} s"),))
+
+    return effect(check)
+
+
+def _use_storage(env: LLMEnv) -> Effect[object]:
+    """Read the ledger, which shares its database with the conversations, and store and delete a conversation."""
+    rows = from_service(lambda env: env.ledger.rows(env.now(), newest=1))
+    stored = then(rows, lambda _: start_conversation(f"check-{env.new_id()}"))
+    return then(stored, lambda conversation: delete_conversation(conversation.id))
+
+
+def _use_cache(env: LLMEnv) -> Effect[object]:
+    key = f"check-{env.new_id()}"
+    stored = from_service(lambda env: env.cache.put(key, b"", CHECK_S))
+    return then(stored, lambda _: from_service(lambda env: env.cache.delete(key)))
+
+
+def _use_limits(env: LLMEnv) -> Effect[object]:
+    """Acquire a permit of no model and release it; without their server, limits grant it with a warning."""
+
+    async def use(_: LLMEnv) -> Result[object, LLMError]:
+        deadline = anyio.current_time() + CHECK_S
+        asked = env.limits.acquire("check", Quota(concurrency=1_000), Demand(), CHECK_S, deadline)
+        permit = Success(asked) if isinstance(asked, Permit) else await result_of(asked)
+        if not is_successful(permit):
+            return Failure(permit.failure())
+        await env.limits.release(permit.unwrap(), ActualUsage())
+        warning = permit.unwrap().warning
+        return Failure(ConfigurationError(message=warning)) if warning else Success(None)
+
+    return effect(use)
 
 
 def _problem(error: LLMError) -> str:
     return error.message if isinstance(error, ConfigurationError) else describe(error)
 
 
-def _is_last_resort(engine: Engine) -> bool:
-    return engine.target.config.last_resort
-
-
-async def _in_time(place: str, future: FutureResult[object, LLMError]) -> Result[object, LLMError]:
-    with anyio.move_on_after(CHECK_S):
-        return (await result_of(future)).alt(lambda error: _at(place, error))
-    return Failure(ConfigurationError(message=f"{place}: did not answer within {CHECK_S:g} s"))
-
-
-def _at(place: str, error: LLMError) -> LLMError:
-    """Return an error that begins with the place in the configuration."""
-    known = isinstance(error, ConfigurationError) and error.message.startswith(place)
-    return error if known else ConfigurationError(message=f"{place}: {describe(error)}", cause=error.cause)
-
-
-async def _reachable(env: LLMEnv, targets: tuple[Target, ...]) -> Result[None, LLMError]:
-    """Fail if there are only servers on this machine and none of them runs."""
-    only_local = targets and all(is_on_this_machine(each) and each.preset.wire != "llama" for each in targets)
-    if not only_local:
-        return Success(None)
-    for target in targets:
-        with anyio.move_on_after(CHECK_S):
-            if (await result_of(env.clients.probe(target.name, target.config))).map(_is_reachable).value_or(False):
-                return Success(None)
-    return Failure(ConfigurationError(message=f"models: no server on this machine answers: {no_model_remedy()}"))
-
-
-def _is_reachable(health: ModelHealth) -> bool:
-    return health.reachable
+async def _problems(env: LLMEnv) -> str:
+    """List every problem that is known before the first call, one a line."""
+    checks = (await run(check_setup(), env)).value_or(())
+    return "\n".join(f"{check.place}: {check.message}" for check in checks if check.state == "problem")
 
 
 async def _close(env: LLMEnv, clients: LiveClients) -> None:
@@ -337,7 +402,7 @@ class LLMManager:
         """Fail with every problem that is known before the first call, as ``open_env(config, check=True)`` does."""
         if not is_successful(self._config):
             return Failure(self._config.failure())
-        problems = await _problems(self._live, self._clients)
+        problems = await _problems(self._live)
         return Failure(ConfigurationError(message=problems)) if problems else Success(None)
 
     async def aclose(self) -> None:

@@ -3,6 +3,7 @@
 Reachable and ready are different answers: a server without a loaded model is reachable, but not ready.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -23,17 +24,17 @@ from llm_effects.providers.registry import provider_of
 from llm_effects.providers.target import Target, fixed_headers, key_headers, redact
 from llm_effects.providers.wire import Timeouts, WireResponse
 from llm_effects.values import caps
-from llm_effects.values.errors import ConfigurationError, LLMError, describe
+from llm_effects.values.errors import ConfigurationError, LLMError, ModelUnavailable, RequestTimeout, describe
 from llm_effects.values.records import ModelHealth
 
 PROBE_SECONDS: Final = 5.0
 """Seconds that a server may take to answer a health check."""
 
 
-def check_health() -> Effect[tuple[ModelHealth, ...]]:
+def check_health(progress: Callable[[ModelHealth], None] | None = None) -> Effect[tuple[ModelHealth, ...]]:
     """Check every configured model concurrently; return them in the order of the configuration.
 
-    A model that is down is not a failure.
+    A model that is down is not a failure. ``progress`` is called with the health of each model as soon as it is known.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
@@ -46,6 +47,8 @@ def check_health() -> Effect[tuple[ModelHealth, ...]]:
 
         async def probe(name: str, model: ModelConfig) -> None:
             health[name] = await _probe(env, name, model)
+            if progress is not None:
+                progress(health[name])
 
         async with task_group() as group:
             for name, model in env.config.models.items():
@@ -85,13 +88,14 @@ async def _probe(env: LLMEnv, name: str, model: ModelConfig) -> ModelHealth:
     if is_successful(result):
         return result.unwrap()
     # Without the endpoint, which may be the wrong value, and may hold a password.
-    return ModelHealth(model=name, provider=model.provider, message=describe(result.failure()))
+    error = result.failure()
+    return ModelHealth(model=name, provider=model.provider, message=describe(error), error=error.tag)
 
 
 async def probe_server(transport: Transport, target: Target) -> Result[ModelHealth, LLMError]:
     """Check a server; ``message`` explains what is missing."""
     started = anyio.current_time()
-    health = _health(target, message=f"no answer within {PROBE_SECONDS:g} seconds")
+    health = _health(target, message=f"no answer within {PROBE_SECONDS:g} seconds", error=RequestTimeout.tag)
     with anyio.move_on_after(PROBE_SECONDS):
         health = await _probe_in_order(transport, target)
     return Success(evolve(health, latency_ms=(anyio.current_time() - started) * 1000))
@@ -103,11 +107,11 @@ async def _probe_in_order(transport: Transport, target: Target) -> ModelHealth:
         try:
             response = await _fetch(transport, target, probe.path)
         except TransportFault as fault:
-            return _health(target, message=describe(evolve(fault.error, model=target.name)))
+            return _health(target, message=describe(evolve(fault.error, model=target.name)), error=fault.error.tag)
         reading = read(probe, response, target.wire_model)
         if reading is not None:
             return _health_from(target, reading)
-    return _health(target, reachable=True, message=_reason(target, response))
+    return _unread(target, response)
 
 
 async def _fetch(transport: Transport, target: Target, path: str) -> WireResponse:
@@ -117,28 +121,44 @@ async def _fetch(transport: Transport, target: Target, path: str) -> WireRespons
     return await transport.fetch(root_of(target.endpoint) + path, (*fixed, *own), limits)
 
 
-def _reason(target: Target, response: WireResponse) -> str:
+def _unread(target: Target, response: WireResponse) -> ModelHealth:
+    """Return the health of a server whose answer is no list of models: many refuse or lack one, and answer requests."""
     if 200 <= response.status < 300:
-        return f"what answers at {target.endpoint} is not a model server: check the endpoint"
-    return describe(provider_of(target).classify(target, response))
+        problem = f"what answers at {target.endpoint} is not a model server: check the endpoint"
+        return _health(target, reachable=True, message=problem)
+    error = provider_of(target).classify(target, response)
+    by_name = target.preset.wire == "anthropic" and response.status == 404  # the path named the model itself
+    certain = by_name or response.status not in _UNCERTAIN
+    return _health(target, reachable=True, message=describe(error), error=error.tag if certain else None)
+
+
+_UNCERTAIN: Final = frozenset({403, 404, 405, 501})
+"""Statuses of a server without a list of models, or of a key that may not read it."""
 
 
 def _health_from(target: Target, reading: Readiness) -> ModelHealth:
     return evolve(
         _health(target, reachable=True, message=redact(target, reading.message)),
         ready=reading.ready,
+        error=ModelUnavailable.tag if not reading.ready and (reading.known or _lists_all(target)) else None,
         loaded=tuple(redact(target, name, caps.NAME_CHARACTERS) for name in reading.loaded),
         context_length=reading.context_length or target.capabilities.context_length,
     )
 
 
-def _health(target: Target, *, reachable: bool = False, message: str = "") -> ModelHealth:
+def _lists_all(target: Target) -> bool:
+    """Return whether a server lists every name that a model has there: OpenAI itself does, others need not."""
+    return target.preset.name.startswith("openai") and target.endpoint == target.preset.endpoint
+
+
+def _health(target: Target, *, reachable: bool = False, message: str = "", error: str | None = None) -> ModelHealth:
     return ModelHealth(
         model=target.name,
         provider=target.preset.name,
         endpoint=target.endpoint,
         reachable=reachable,
         message=message,
+        error=error,
     )
 
 
@@ -157,5 +177,6 @@ async def probe_engine(engine: Engine, target: Target) -> Result[ModelHealth, LL
         context_length=engine.context_length,
         latency_ms=(anyio.current_time() - started) * 1000,
         message="" if ready else describe(checked.failure()),
+        error=None if ready else checked.failure().tag,
     )
     return Success(health)

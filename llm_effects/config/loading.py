@@ -54,44 +54,63 @@ def load_config(
     if source is None:
         for name, known in misspelt_variables(variables):
             warnings.warn(f"the environment variable {name} is unknown: did you mean {known}?", stacklevel=2)
-        config = _read_config(substitute_variables(TEMPLATE, variables), "The environment", variables)
-        return config.map(lambda config: select_models(config, embedded_model()))
+    document = read_document(source, variables)
+    return _read_config(document.unwrap(), variables) if is_successful(document) else Failure(document.failure())
+
+
+@final
+@frozen
+class Document:
+    """The plain values of a configuration, and where they are from: a ``file``, or the ``environment``."""
+
+    values: Mapping[str, object] = field(repr=False)
+    where: str
+    file: Path | None = None
+    environment: bool = False
+
+
+def read_document(
+    source: Mapping[str, object] | str | os.PathLike[str] | None, environ: Mapping[str, str]
+) -> Result[Document, LLMError]:
+    """Read the plain values of a mapping, of a TOML file, or without a ``source`` of the variables in ``environ``."""
+    if source is None:
+        return Success(Document(substitute_variables(TEMPLATE, environ), "The environment", environment=True))
     if isinstance(source, Mapping):
-        return _read_config(source, "The configuration", variables)
-    return _from_file(_expand_home(source), variables)
+        return Success(Document(source, "The configuration"))
+    return _from_file(_expand_home(source))
 
 
-def _from_file(path: Path, environ: Mapping[str, str]) -> Result[LLMConfig, LLMError]:
+def _from_file(path: Path) -> Result[Document, LLMError]:
     try:
         content = path.read_bytes()
     except OSError as problem:
         return _file_error(path, f"cannot be read ({problem.strerror}): give the path of a TOML file", problem)
     except ValueError as problem:  # a zero byte, or a character that no file name may hold
         return _file_error(path, f"is not a path ({problem}): give the path of a TOML file", problem)
-    return _from_toml(content, path, environ)
+    return _from_toml(content, path)
 
 
-def _from_toml(content: bytes, path: Path, environ: Mapping[str, str]) -> Result[LLMConfig, LLMError]:
+def _from_toml(content: bytes, path: Path) -> Result[Document, LLMError]:
     try:
         document = tomllib.loads(content.decode("utf-8-sig"))
     except ValueError as problem:  # bytes that are not UTF-8, a syntax error, a number of thousands of digits
         return _file_error(path, f"is not valid TOML: {problem}", problem)
     except RecursionError as problem:
         return _file_error(path, "is nested too deep: a configuration needs few levels", problem)
-    return _read_config(document, str(path), environ, path.absolute().parent)
+    return Success(Document(document, str(path), path.absolute()))
 
 
-def _file_error(path: Path, remedy: str, problem: Exception) -> Result[LLMConfig, LLMError]:
+def _file_error(path: Path, remedy: str, problem: Exception) -> Result[Document, LLMError]:
     return Failure(_configuration_error(str(path), (f"{path}: {remedy}",), cause_of(problem)))
 
 
-def _read_config(
-    values: Mapping[str, object], where: str, environ: Mapping[str, str], folder: Path = Path()
-) -> Result[LLMConfig, LLMError]:
-    config = _read_record(LLMConfig, values, Place("", environ))
-    return config.map(lambda config: _resolve_model_paths(config, folder)).alt(
-        lambda problems: _configuration_error(where, problems, secrets=secrets_of_environment(environ))
-    )
+def _read_config(document: Document, environ: Mapping[str, str]) -> Result[LLMConfig, LLMError]:
+    config = _read_record(LLMConfig, document.values, Place("", environ))
+    if not is_successful(config):
+        secrets = secrets_of_environment(environ)
+        return Failure(_configuration_error(document.where, config.failure(), secrets=secrets))
+    resolved = _resolve_model_paths(config.unwrap(), Path() if document.file is None else document.file.parent)
+    return Success(select_models(resolved, embedded_model()) if document.environment else resolved)
 
 
 def _configuration_error(

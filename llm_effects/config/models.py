@@ -124,11 +124,11 @@ def _keys(value: Iterable[str | Secret]) -> tuple[Secret, ...]:
     return tuple(Secret(key) if isinstance(key, str) else key for key in to_tuple("api_keys", value))
 
 
-def _valid_keys(model: "ModelConfig", attribute: "attrs.Attribute[Any]", keys: tuple[Secret, ...]) -> None:
-    """Reject keys that no server accepts, and a single key beside a list."""
+def _valid_keys(model: "ModelConfig | None", attribute: "attrs.Attribute[Any]", keys: tuple[Secret, ...]) -> None:
+    """Reject keys that no server accepts, and a single key beside a list; loading checks the list alone first."""
     for key in keys:
         valid_key(model, attribute, key)
-    if keys and model.api_key is not None:
+    if keys and model is not None and model.api_key is not None:
         invalid(attribute.name, "use api_key for one key or api_keys for several, not both")
 
 

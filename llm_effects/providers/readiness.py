@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias, final
 from urllib.parse import quote
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from llm_effects.providers.target import Target
 from llm_effects.providers.wire import WireResponse
@@ -14,12 +14,16 @@ from llm_effects.values.json import as_count, as_list, as_object, as_string, par
 @final
 @frozen(kw_only=True)
 class Readiness:
-    """The state of a server: its ``loaded`` models, whether the expected one is ``ready``, its window in tokens."""
+    """The state of a server: its ``loaded`` models, whether the expected one is ``ready``, its window in tokens.
+
+    ``known`` is whether the server says what is ready: some list models without their state, or not all their names.
+    """
 
     ready: bool
     loaded: tuple[str, ...] = ()
     context_length: int | None = None
     message: str = ""
+    known: bool = field(default=True, repr=False)
 
 
 Reader: TypeAlias = Callable[[object, str | None], Readiness | None]
@@ -112,7 +116,10 @@ def read_models(body: object, expected: str | None) -> Readiness | None:
     "'b' is not there: the server has a"
     """
     models = _rows(body, "data")
-    return None if models is None else _readiness([_Model(as_string(model.get("id"))) for model in models], expected)
+    if models is None:
+        return None
+    readiness = _readiness([_Model(as_string(model.get("id"))) for model in models], expected)
+    return evolve(readiness, known=readiness.ready or not readiness.loaded)  # a list may lack aliases and deployments
 
 
 def read_listed(body: object, expected: str | None) -> Readiness | None:
@@ -127,7 +134,7 @@ def read_listed(body: object, expected: str | None) -> Readiness | None:
     unknown = (
         f"the server lists {_first_few(readiness.loaded)}, but not what is loaded: check it, or send a small request"
     )
-    return Readiness(ready=False, message=unknown)
+    return Readiness(ready=False, message=unknown, known=False)
 
 
 def read_one(body: object, expected: str | None) -> Readiness | None:  # noqa: ARG001 - the path names it

@@ -54,6 +54,7 @@ from llm_effects.values.openai import ChatCompletion as ChatCompletion
 from llm_effects.values.openai import messages_from as messages_from
 from llm_effects.values.openai import to_openai as to_openai
 from llm_effects.values.records import CacheStats as CacheStats
+from llm_effects.values.records import Check as Check
 from llm_effects.values.records import LedgerRow as LedgerRow
 from llm_effects.values.records import ModelHealth as ModelHealth
 from llm_effects.values.records import Statistics as Statistics

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TypeAlias, final
+from typing import Literal, TypeAlias, final
 
 from attrs import field, frozen
 
@@ -19,7 +19,8 @@ class ModelHealth:
     """The health of a model: ``reachable`` if its server answers, ``ready`` if it would answer a request now.
 
     ``loaded`` lists the models that the server has in memory; ``context_length`` is tokens, ``latency_ms`` the duration
-    of the probe in milliseconds; ``message`` names the problem and the remedy.
+    of the probe in milliseconds; ``message`` names the problem and the remedy. ``error`` is the tag of the error that a
+    request would surely end in, such as ``AuthenticationFailed`` for a rejected key; ``None`` if it may succeed.
     """
 
     __repr__ = shown
@@ -33,11 +34,26 @@ class ModelHealth:
     context_length: int | None = None
     latency_ms: float = 0.0
     message: str = ""
+    error: str | None = None
 
     def _repr_markdown_(self) -> str:
         state = "ready" if self.ready else "reachable" if self.reachable else "not reachable"
         row = (self.model, self.provider, state, ", ".join(self.loaded), milliseconds(self.latency_ms), self.message)
         return table(("model", "provider", "state", "loaded", "latency", "message"), [row])
+
+
+CheckState: TypeAlias = Literal["ok", "warning", "problem"]
+"""A ``problem`` must be solved; a ``warning`` does not prevent answers, such as one model of several that is down."""
+
+
+@final
+@frozen
+class Check:
+    """A checked part of an environment: its ``place`` in the configuration, its state, and what was found there."""
+
+    place: str
+    state: CheckState
+    message: str = ""
 
 
 @final

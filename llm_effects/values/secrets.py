@@ -260,8 +260,16 @@ _PASSWORD: Final = re.compile(r"(?<=://).*@|(?<=password=)[^&]*", re.IGNORECASE)
 
 def hide_password(url: str | Secret | None) -> str:
     """Return the ``repr`` of a URL without its password."""
-    text = url and reveal(url)
-    return repr(text and _PASSWORD.sub(lambda match: MASK + "@" * match[0].endswith("@"), text))
+    return repr(url and shown_url(url))
+
+
+def shown_url(url: str | Secret) -> str:
+    """Return a URL without its password.
+
+    >>> shown_url(Secret("postgresql://app:hunter2@host/talks"))
+    'postgresql://***@host/talks'
+    """
+    return _PASSWORD.sub(lambda match: MASK + "@" * match[0].endswith("@"), reveal(url))
 
 
 _LOGIN: Final = re.compile(r"(?<=://)[^/?#]+@")

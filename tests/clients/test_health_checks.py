@@ -241,3 +241,41 @@ async def test_fault_160_a_defect_of_a_probe_is_raised_as_itself() -> None:
     env = scripted_env(clients=clients, config=LLMConfig(models={"m": ModelConfig(provider="lm-studio")}))
     with patch.object(type(clients), "probe", staticmethod(broken)), pytest.raises(LookupError):
         await run(check_health(), env)
+
+
+OPENAI = ModelConfig(provider="openai-chat", model="gpt-9", api_key="sk-test")
+OTHER = ModelConfig(
+    provider="openai-compatible", model="gpt-9", endpoint="https://models.example/v1", api_key="sk-test"
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "body", "error"),
+    [
+        (OPENAI, 200, {"data": [{"id": "gpt-9"}]}, None),
+        (OPENAI, 200, {"data": [{"id": "gpt-8"}]}, "ModelUnavailable"),
+        (OTHER, 200, {"data": [{"id": "gpt-8"}]}, None),  # its list may lack aliases
+        (OTHER, 200, {"data": []}, "ModelUnavailable"),
+        (OTHER, 200, {"hello": "world"}, None),
+        (OTHER, 401, {"error": {"message": "no such key", "code": "invalid_api_key"}}, "AuthenticationFailed"),
+        (OTHER, 403, {"error": {"message": "may not list models"}}, None),
+        (OTHER, 404, {"error": {"message": "no such path"}}, None),
+        (OTHER, 503, {"error": {"message": "overloaded"}}, "ModelUnavailable"),
+    ],
+)
+async def test_the_error_is_that_which_a_request_would_surely_end_in(
+    httpx_mock: HTTPXMock, model: ModelConfig, status: int, body: object, error: str | None
+) -> None:
+    httpx_mock.add_response(status_code=status, json=body)
+    [health] = await probed(gpt=model)
+    assert health.reachable
+    assert health.error == error, health.message
+
+
+async def test_progress_is_reported_for_each_model_as_it_is_known(httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_exception(httpx.ConnectError("refused"), is_reusable=True)
+    known: list[ModelHealth] = []
+    async with open_env(LLMConfig(models={"first": OTHER, "second": OTHER})) as env:
+        health = (await run(check_health(known.append), env)).unwrap()
+    assert sorted(known, key=lambda each: each.model) == list(health)
+    assert {each.error for each in health} == {"NetworkError"}

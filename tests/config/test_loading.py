@@ -591,3 +591,21 @@ def test_a_configured_llama_model_replaces_the_embedded_one() -> None:
     config = from_environment({"LLAMA_MODEL_PATH": "/mine.gguf"}, Path("/packages/tiny.gguf"))
     assert list(config.models) == ["lm-studio", "llama"]
     assert config.models["llama"].last_resort is False
+
+
+# Several keys.
+
+
+def test_a_document_may_list_several_keys() -> None:
+    keys = {"models": {"gpt": {"provider": "openai-chat", "model": "m", "api_keys": ["env:FIRST", "sk-second"]}}}
+    config = load_config(keys, environ={"FIRST": "sk-first"}).unwrap()
+    assert {name: model.api_key for name, model in config.models.items()} == {
+        "gpt#1": Secret("sk-first"),
+        "gpt#2": Secret("sk-second"),
+    }
+
+
+def test_a_key_beside_several_is_a_problem_with_its_place() -> None:
+    keys = {"provider": "openai-chat", "model": "m", "api_key": "sk-first", "api_keys": ["sk-second"]}
+    [problem] = problems({"models": {"gpt": keys}}, environ={})
+    assert problem == "models.gpt.api_keys: use api_key for one key or api_keys for several, not both"

@@ -1,19 +1,34 @@
 """``open_env(config, check=True)`` tells at once what cannot work (real files and sockets)."""
 
+import sqlite3
 from pathlib import Path
 
 import anyio
 import pytest
 
-from llm_effects import LLMConfig, LLMRequest, ModelConfig, generate, load_config, open_env, run
+from llm_effects import (
+    LLMConfig,
+    LLMRequest,
+    ModelConfig,
+    generate,
+    list_conversations,
+    load_config,
+    open_env,
+    run,
+    start_conversation,
+)
 from llm_effects.config import CacheConfig, LimitsConfig, StorageConfig
+from llm_effects.manager import check_setup
 from llm_effects.values import InvalidValue
 from llm_effects.values.extras import install_command
-from tests.fixtures.chaos import Chaos, good
+from tests.fixtures.chaos import CANARY, Chaos, good, problem, says
 from tests.fixtures.faults import config_of, model
 from tests.fixtures.redis_server import free_port
+from tests.fixtures.servers import reply_json
 
 pytestmark = pytest.mark.anyio
+
+LISTED = reply_json({"data": [{"id": "m"}]})
 
 GPT = {"gpt": ModelConfig(provider="openai", api_key="sk-test")}
 
@@ -75,6 +90,50 @@ async def test_fault_187_a_model_file_that_is_not_there_is_told_at_once(tmp_path
     pytest.importorskip("xllamacpp")
     models = {"mine": ModelConfig(provider="llama", model_path=str(tmp_path / "no.gguf"))}
     assert "no model file at" in await problems_of(LLMConfig(models=models))
+
+
+async def test_fault_187_a_rejected_key_is_told_at_once_although_another_model_answers(chaos: Chaos) -> None:
+    rejected = says(problem(401, "Incorrect API key provided", code="invalid_api_key"))
+    config = config_of({"first": model(chaos, rejected), "second": model(chaos, says(LISTED))})
+    problems = await problems_of(config)
+    assert problems.startswith("models.first: ")
+    assert "second" not in problems
+    assert CANARY not in problems
+
+
+async def test_fault_187_a_model_that_is_down_beside_another_is_a_warning(chaos: Chaos) -> None:
+    down = ModelConfig(provider="openai-compatible", endpoint=f"http://127.0.0.1:{free_port()}/v1", model="m")
+    config = LLMConfig(models={"down": down, **config_of({"up": model(chaos, says(LISTED))}).models})
+    async with open_env(config, check=True) as env:
+        checks = {check.place: check.state for check in (await run(check_setup(), env)).unwrap()}
+    assert checks["models.down"] == "warning"
+    assert checks["models.up"] == "ok"
+
+
+async def test_fault_187_a_storage_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "llm.db"
+    config = LLMConfig(models=GPT, storage=StorageConfig(url=f"sqlite:///{file}"))
+    async with open_env(config) as env:
+        (await run(start_conversation(), env)).unwrap()
+    with sqlite3.connect(file) as database:
+        database.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON llm_conversations BEGIN SELECT RAISE(ABORT, 'full'); END"
+        )
+    database.close()
+    assert "storage.url: StorageFailed" in await problems_of(config)
+
+
+async def test_fault_187_a_check_leaves_no_conversation(tmp_path: Path) -> None:
+    config = LLMConfig(models={}, storage=StorageConfig(url=f"sqlite:///{tmp_path}/llm.db"))
+    async with open_env(config) as env:
+        checks = (await run(check_setup(), env)).unwrap()
+        assert (await run(list_conversations(), env)).unwrap() == ()
+    assert [check.place for check in checks if check.state == "problem"] == ["models"]
+
+
+async def test_fault_187_limits_without_their_server_are_told_at_once() -> None:
+    config = LLMConfig(models=GPT, limits=LimitsConfig(url=f"redis://127.0.0.1:{free_port()}"))
+    assert "limits.url: " in await problems_of(config)
 
 
 @pytest.mark.parametrize("check", [True, False])

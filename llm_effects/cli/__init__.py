@@ -1,0 +1,56 @@
+"""The command line, ``llm-effects``: questions, chats, reports and checks, over the public operations.
+
+It needs the extra ``[cli]`` (typer and rich), which nothing else imports.
+"""
+
+import os
+import sys
+from enum import IntEnum, unique
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import typer
+
+COMMANDS: Final = ("ask", "chat", "batch", "setup", "stored")
+"""The modules with commands."""
+
+MISSING: Final = "The command line needs typer and rich: pip install 'llm-effects[cli]'\n"
+
+
+@unique
+class ExitCode(IntEnum):
+    """The exit codes of the program."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    CONFIGURATION = 3
+    MISSING_EXTRA = 4
+    PARTLY_FAILED = 5
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+
+def main() -> None:
+    """Run the program with the arguments of this process, and exit."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whatever started the program
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the program runs
+    try:
+        program = load_program()
+    except ModuleNotFoundError as problem:
+        if problem.name not in {"typer", "rich"}:
+            raise
+        sys.stderr.write(MISSING)
+        sys.exit(ExitCode.MISSING_EXTRA)
+    program(prog_name="llm-effects")
+
+
+def load_program() -> "typer.Typer":
+    """Return the program with all its commands; without the extra this is a ``ModuleNotFoundError``."""
+    program: typer.Typer = import_module("llm_effects.cli.program").program
+    for name in COMMANDS:
+        import_module(f"llm_effects.cli.{name}")
+    return program
