@@ -1,6 +1,7 @@
 """Every task of this repository: ``nox -l`` lists them, ``nox -s lint`` runs one. CI runs the same sessions.
 
-Sessions run in the environment that is active, so nothing is installed twice. Only ``lock`` makes one of its own.
+Sessions run in the environment that is active, so nothing is installed twice. Only ``lock`` and ``peers`` make one of
+their own.
 """
 
 from pathlib import Path
@@ -59,8 +60,9 @@ def layers(session: nox.Session) -> None:
 
 @nox.session
 def picture(session: nox.Session) -> None:
-    """Draw the rooms anew from the imports: ``docs/rooms.svg``."""
+    """Draw the rooms anew from the imports, and the pipeline from its layers: ``docs/rooms.svg``, ``pipeline.svg``."""
     session.run("python", "docs/rooms.py")
+    session.run("python", "docs/layers.py")
 
 
 @nox.session
@@ -74,6 +76,13 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run a short round of the benchmarks, or one of them in full: ``nox -s bench -- layers``."""
     session.run("python", "-m", ".".join(["tests.benchmarks", *session.posargs]))
+
+
+@nox.session(venv_backend="venv", reuse_venv=True)
+def peers(session: nox.Session) -> None:
+    """Install the libraries of ``docs/coming-from.md`` into an environment of their own, for the test of that page."""
+    session.install("-r", "tests/docs/peers.txt")
+    session.log(f"export LLM_EFFECTS_PEERS={Path(session.bin, 'python')}")
 
 
 @nox.session(venv_backend="venv")

@@ -23,7 +23,13 @@ from llm_effects import Attempt, LLMError, LLMRequest, LLMResponse, Preferences,
 from llm_effects.providers.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("docs/**/*.md") if "_build" not in path.parts)]
+NEEDS_A_SERVER = "coming-from.md"
+"""Its blocks run in ``test_coming_from.py``, beside those of other libraries."""
+
+PAGES = [
+    ROOT / "README.md",
+    *sorted(path for path in ROOT.glob("docs/**/*.md") if "_build" not in path.parts and path.name != NEEDS_A_SERVER),
+]
 SYBIL = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()])
 
 CONFIG_VARIABLES = ("OPENAI_", "CLAUDE_", "ANTHROPIC_", "LM_STUDIO_", "LLAMA_", "LLM_")
@@ -141,3 +147,11 @@ def test_the_reference_has_a_place_for_every_public_name(monkeypatch: pytest.Mon
     rooms = [import_module(f"llm_effects.{path.parent.name}") for path in ROOT.glob("llm_effects/*/__init__.py")]
     public = {name for room in rooms for name in site["imported"](room)} | set(llm_effects.__all__)
     assert public - names == set()
+
+
+def test_every_claim_of_the_comparison_names_a_test() -> None:
+    page = read("docs/comparison.md")
+    named = re.findall(r"^(\d+)\. `(tests/[\w/.]+)(?:::(\w+))?`$", page, re.MULTILINE)
+    assert [number for number, _, _ in named] == re.findall(r"\((\d+)\)", page)
+    assert [test for _, file, test in named if test and not re.search(rf"def {test}\b", read(file))] == []
+    assert [file for _, file, _ in named if not (ROOT / file).exists()] == []

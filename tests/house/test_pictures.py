@@ -1,4 +1,4 @@
-"""The picture of the rooms in the docs shows the imports of the code as they are."""
+"""The pictures in the docs show the imports and the layers of the code as they are."""
 
 import importlib.util
 import re
@@ -9,8 +9,8 @@ import pytest
 from tests.fixtures.house import ROOT
 
 
-def rooms() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rooms", ROOT / "docs" / "rooms.py")
+def program(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -20,7 +20,12 @@ def rooms() -> ModuleType:
 
 def test_the_picture_is_drawn_from_the_imports() -> None:
     drawn = (ROOT / "docs" / "rooms.svg").read_text(encoding="utf-8")
-    assert drawn == rooms().drawing(), "draw it anew: nox -s picture"
+    assert drawn == program("rooms").drawing(), "draw it anew: nox -s picture"
+
+
+def test_the_picture_of_the_pipeline_is_drawn_from_its_layers() -> None:
+    drawn = (ROOT / "docs" / "pipeline.svg").read_text(encoding="utf-8")
+    assert drawn == program("layers").drawing(), "draw it anew: nox -s picture"
 
 
 def test_every_room_stands_in_the_picture() -> None:
@@ -31,4 +36,4 @@ def test_every_room_stands_in_the_picture() -> None:
 
 def test_an_arrow_that_points_up_is_an_error() -> None:
     with pytest.raises(ValueError, match="values imports manager"):
-        rooms().arrow("values", "manager", 0, 0)
+        program("rooms").arrow("values", "manager", 0, 0)
