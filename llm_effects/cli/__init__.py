@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 COMMANDS: Final = ("ask", "chat", "batch", "setup", "stored")
 """The modules with commands."""
 
-MISSING: Final = "The command line needs typer and rich: pip install 'llm-effects[cli]'\n"
-
 
 @unique
 class ExitCode(IntEnum):
@@ -43,7 +41,8 @@ def main() -> None:
     except ModuleNotFoundError as problem:
         if problem.name not in {"typer", "rich"}:
             raise
-        sys.stderr.write(MISSING)
+        command: str = import_module("llm_effects.values.extras").install_command("cli")
+        sys.stderr.write(f"The command line needs typer and rich: {command}\n")
         sys.exit(ExitCode.MISSING_EXTRA)
     program(prog_name="llm-effects")
 

@@ -101,7 +101,7 @@ def _first_of(problems: BaseExceptionGroup[OSError]) -> OSError:
     return first if isinstance(first, OSError) else _first_of(first)
 
 
-program = typer.Typer(
+program: typer.Typer = typer.Typer(
     name="llm-effects",
     cls=Program,
     no_args_is_help=True,

@@ -112,7 +112,7 @@ def _model_record(health: ModelHealth, price_in: Cost, price_out: Cost) -> dict[
 
 # The configuration.
 
-configuration = typer.Typer(rich_markup_mode=None)
+configuration: typer.Typer = typer.Typer(rich_markup_mode=None)
 program.add_typer(configuration, name="config")
 
 AllOption = Annotated[bool, typer.Option("--all", help="Also the settings of models that are defaults.")]

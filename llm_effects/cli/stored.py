@@ -194,7 +194,9 @@ def _period(report: UsageReport) -> str:
 
 # Conversations.
 
-conversations = typer.Typer(help="List, show, export and delete stored conversations.", rich_markup_mode=None)
+conversations: typer.Typer = typer.Typer(
+    help="List, show, export and delete stored conversations.", rich_markup_mode=None
+)
 program.add_typer(conversations, name="conversations", no_args_is_help=True)
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The id of the conversation.", show_default=False)]
@@ -360,7 +362,7 @@ def confirm(session: Session, question: str, *, yes: bool) -> None:
 
 # The cache.
 
-cache = typer.Typer(help="Show what the cache of answers holds, or clear it.", rich_markup_mode=None)
+cache: typer.Typer = typer.Typer(help="Show what the cache of answers holds, or clear it.", rich_markup_mode=None)
 program.add_typer(cache, name="cache", no_args_is_help=True)
 
 

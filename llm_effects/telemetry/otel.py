@@ -21,9 +21,9 @@ try:
     from opentelemetry.context import Context
     from opentelemetry.metrics import Histogram, Meter, MeterProvider
     from opentelemetry.trace import SpanKind, StatusCode, Tracer, TracerProvider
-except ModuleNotFoundError as problem:
-    msg = f"OpenTelemetry is not installed: {install_command('otel')}"
-    raise ModuleNotFoundError(msg, name=problem.name) from None
+except ModuleNotFoundError as _problem:
+    _remedy = f"OpenTelemetry is not installed: {install_command('otel')}"
+    raise ModuleNotFoundError(_remedy, name=_problem.name) from None
 
 SCOPE: Final = "llm_effects"
 """The instrumentation scope: the library's name."""
