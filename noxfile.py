@@ -20,7 +20,7 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
-    session.run("pytest", "--cov", "--cov-report=", "--cov-fail-under=0")
+    session.run("pytest", "-n", "auto", "--cov", "--cov-report=", "--cov-fail-under=0")
     session.notify("coverage")
 
 
