@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from attrs import evolve
 from returns.pipeline import is_successful
@@ -12,9 +13,12 @@ from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.circuit_breaker import BreakerPermit
-from llm_effects.routing.statistics import PATIENCE, usual_time
+from llm_effects.routing.statistics import PATIENCE, UNRELIABLE, usual_time
 from llm_effects.values.errors import Blame, LLMError, RequestTimeout, blame_for, is_retryable
 from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.values.records import Statistics
+
+_UNKNOWN: Final = Statistics()
 
 
 @layer
@@ -76,12 +80,11 @@ def _failed(result: Answer, call: Call, env: LLMEnv) -> bool | None:
 
 
 def _was_cut_short(error: LLMError, call: Call, env: LLMEnv) -> bool:
-    """Return whether a share of the time ended before the model usually answers: that says nothing about the model."""
+    """Return whether a share of the time ended too soon for a model that usually answers: that is not its fault."""
     if not isinstance(error, RequestTimeout) or error.phase != "attempt" or call.attempt.first_content_by == math.inf:
         return False
-    known, streamed = env.health.statistics(), call.sink is not None
-    usual_s = usual_time(known.get(call.model), streamed=streamed)
-    if usual_s is None:  # it never answered: the fastest of the other models is the measure
-        times = (usual_time(each, streamed=streamed) for each in known.values())
-        usual_s = min((each for each in times if each is not None), default=math.inf)
+    known = env.health.statistics().get(call.model, _UNKNOWN)
+    usual_s = usual_time(known, streamed=call.sink is not None)
+    if usual_s is None or known.error_rate > UNRELIABLE:
+        return False
     return (error.timeout_ms or 0.0) < PATIENCE * usual_s * 1000

@@ -127,19 +127,23 @@ def time_share(
 
     That is a ``share`` of them, or what the candidate usually needs if that is more, as long as the ``following`` one
     keeps what it usually needs. All of them where the following one could not usually answer in what a share leaves.
+    A candidate that fails more often than it answers has then only a share of what the following one leaves.
 
     >>> quick, slow = Statistics(latency_ms=1000.0), Statistics(latency_ms=4000.0)
     >>> time_share(10.0, 0.5, None, None, streamed=False), time_share(10.0, 0.5, slow, quick, streamed=False)
     (5.0, 8.0)
     >>> time_share(6.0, 0.5, slow, slow, streamed=False)
     6.0
+    >>> time_share(6.0, 0.5, Statistics(error_rate=1.0), slow, streamed=False)
+    1.0
     """
     fair = left * share
     usual_s, following_s = usual_time(candidate, streamed=streamed), usual_time(following, streamed=streamed)
-    if following_s is None or (candidate is not None and candidate.error_rate > UNRELIABLE):
+    unreliable = candidate is not None and candidate.error_rate > UNRELIABLE
+    if following_s is not None and following_s > left - fair:
+        return left if not unreliable else fair if following_s > left else (left - following_s) * share
+    if following_s is None or unreliable:
         return fair
-    if following_s > left - fair:
-        return left
     return fair if usual_s is None else max(fair, min(PATIENCE * usual_s, left - PATIENCE * following_s))
 
 

@@ -120,6 +120,31 @@ def test_fault_139_a_slow_model_keeps_its_usual_time_where_the_next_is_quick(ask
     assert run_in_virtual_time(main) == ["a"] * 3
 
 
+@pytest.mark.parametrize("usual_s", [0.6, 0.8])
+def test_fault_139_a_stalled_model_leaves_the_next_one_the_time_that_it_usually_needs(ask: Ask, usual_s: float) -> None:
+    env, clients = environment(models_in_order("a", "b", timeout_ms=1_500), a=NEVER, b=Delayed(usual_s, "because"))
+
+    async def main() -> int:
+        await run(stream(evolve(ASK, model="b"), ignore), env)
+        results = [await ask(env) for _ in range(50)]
+        return sum(result.map(lambda response: response.model).value_or("") == "b" for result in results)
+
+    assert run_in_virtual_time(main) >= 49  # the first call does not know yet that the other model stalls
+    assert clients.asked.count("a") <= 12
+
+
+def test_fault_139_a_model_that_used_to_answer_and_stalls_is_skipped(ask: Ask) -> None:
+    replies = (Delayed(4, "because"),) * 3 + (NEVER,)
+    env, clients = environment(models_in_order("a", "b", timeout_ms=10_000), a=replies, b=Delayed(2, "because"))
+
+    async def main() -> list[str]:
+        await run(stream(evolve(ASK, model="b"), ignore), env)
+        return [(await ask(env)).unwrap().model for _ in range(50)]
+
+    assert run_in_virtual_time(main) == ["a"] * 3 + ["b"] * 47
+    assert clients.asked.count("a") <= 18
+
+
 def test_fault_139_the_share_is_half_unless_configured() -> None:
     assert RoutingConfig().candidate_share == 0.5
 
