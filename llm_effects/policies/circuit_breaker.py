@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Final
 
 from attrs import evolve
 from returns.pipeline import is_successful
@@ -13,12 +12,9 @@ from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.circuit_breaker import BreakerPermit
-from llm_effects.routing.statistics import PATIENCE, UNRELIABLE, usual_time
-from llm_effects.values.errors import Blame, LLMError, RequestTimeout, blame_for, is_retryable
+from llm_effects.routing.statistics import ended_too_soon
+from llm_effects.values.errors import Blame, LLMError, blame_for, is_retryable
 from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
-from llm_effects.values.records import Statistics
-
-_UNKNOWN: Final = Statistics()
 
 
 @layer
@@ -80,11 +76,7 @@ def _failed(result: Answer, call: Call, env: LLMEnv) -> bool | None:
 
 
 def _was_cut_short(error: LLMError, call: Call, env: LLMEnv) -> bool:
-    """Return whether a share of the time ended too soon for a model that usually answers: that is not its fault."""
-    if not isinstance(error, RequestTimeout) or error.phase != "attempt" or call.attempt.first_content_by == math.inf:
+    """Return whether a share of the time ended too soon for a model that usually answers."""
+    if call.attempt.first_content_by == math.inf:
         return False
-    known = env.health.statistics().get(call.model, _UNKNOWN)
-    usual_s = usual_time(known, streamed=call.sink is not None)
-    if usual_s is None or known.error_rate > UNRELIABLE:
-        return False
-    return (error.timeout_ms or 0.0) < PATIENCE * usual_s * 1000
+    return ended_too_soon(error, env.health.statistics().get(call.model), streamed=call.sink is not None)

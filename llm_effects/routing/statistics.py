@@ -147,6 +147,19 @@ def time_share(
     return fair if usual_s is None else max(fair, min(PATIENCE * usual_s, left - PATIENCE * following_s))
 
 
+def ended_too_soon(error: LLMError, candidate: Statistics | None, *, streamed: bool) -> bool:
+    """Return whether the end of a share came too soon for a model that usually answers: that is not its fault.
+
+    >>> error = RequestTimeout(phase="attempt", timeout_ms=1500.0)
+    >>> ended_too_soon(error, Statistics(latency_ms=900.0), streamed=False), ended_too_soon(error, None, streamed=False)
+    (True, False)
+    """
+    usual_s = usual_time(candidate, streamed=streamed)
+    if not isinstance(error, RequestTimeout) or error.phase != "attempt" or candidate is None or usual_s is None:
+        return False
+    return candidate.error_rate <= UNRELIABLE and (error.timeout_ms or 0.0) < PATIENCE * usual_s * 1000
+
+
 # Cooldowns: how long a model is skipped after an error. Routing asks a model that cools down after all others.
 
 MISCONFIGURED_S: Final = 300.0
@@ -154,6 +167,9 @@ MISCONFIGURED_S: Final = 300.0
 
 REFUSED_S: Final = 30.0
 """After a refused connection, in seconds: no server listens there."""
+
+STALLED_S: Final = 30.0
+"""After a time-out while the answer was awaited, in seconds: rare calls never open a circuit breaker."""
 
 
 def cooldown_after(error: LLMError) -> float:
@@ -176,6 +192,8 @@ def _lasting(error: LLMError) -> float:
             return MISCONFIGURED_S if error.quota else 0.0
         case ModelUnavailable():
             return MISCONFIGURED_S if error.reason == "unknown_model" else 0.0
+        case RequestTimeout():
+            return STALLED_S if error.phase in {"attempt", "first_content"} else 0.0
         case NetworkError():
             return REFUSED_S if error.phase == "refused" else 0.0
         case _:

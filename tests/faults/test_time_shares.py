@@ -133,6 +133,30 @@ def test_fault_139_a_stalled_model_leaves_the_next_one_the_time_that_it_usually_
     assert clients.asked.count("a") <= 12
 
 
+def test_fault_139_a_stalled_model_costs_rare_and_slow_calls_little(ask: Ask) -> None:
+    env, clients = environment(models_in_order("a", "b", timeout_ms=30_000), a=NEVER, b=Delayed(8, "because"))
+
+    async def main() -> list[str]:
+        return [(await ask(env)).unwrap().model for _ in range(50)]
+
+    assert run_in_virtual_time(main) == ["b"] * 50
+    assert clients.asked.count("a") <= 15  # a time-out cools it down: so few calls a minute open no breaker
+
+
+def test_fault_139_a_share_that_is_too_short_for_a_model_cools_it_down_for_none(ask: Ask) -> None:
+    env, _ = environment(models_in_order("a", "b"), a=Delayed(4, "because"), b=Delayed(1, "because"))
+    hurried = evolve(ASK, preferences=Preferences(timeout_ms=6_000))
+
+    async def main() -> tuple[str, float]:
+        for model in ("a", "b"):
+            await run(generate(evolve(ASK, model=model)), env)
+            await run(stream(evolve(ASK, model=model), ignore), env)
+        await (run(generate(hurried), env) if ask is MODES["whole"] else run(stream(hurried, ignore), env))
+        return (await ask(env)).unwrap().model, env.health.statistics()["a"].cooldown_until
+
+    assert run_in_virtual_time(main) == ("a", float("-inf"))
+
+
 def test_fault_139_a_model_that_used_to_answer_and_stalls_is_skipped(ask: Ask) -> None:
     replies = (Delayed(4, "because"),) * 3 + (NEVER,)
     env, clients = environment(models_in_order("a", "b", timeout_ms=10_000), a=replies, b=Delayed(2, "because"))
