@@ -183,6 +183,7 @@ class ResponseReader:
     late: LLMError | None = None
     _opened: bool = False
     _characters: int = 0
+    _events: int = 0
     _late_errors: int = 0
     _pacer: Pacer = field(factory=Pacer)
 
@@ -238,11 +239,14 @@ class ResponseReader:
         self._late_errors += 1
         return self._late_errors < LATE_ERRORS
 
-    def _excess(self, content: Iterable[StreamEvent]) -> LLMError | None:
-        """Return an error once the answer is too much to keep: its characters, its tool calls or its parts."""
+    def _excess(self, content: Sequence[StreamEvent]) -> LLMError | None:
+        """Return an error once the answer is too much to keep: its characters, events, tool calls or parts."""
         self._characters += sum(map(_length, content))
+        self._events += len(content)
         if self._characters > caps.CONTENT_CHARACTERS:
             return malformed(self.draft, f"the answer has more than {caps.CONTENT_CHARACTERS} characters")
+        if self._events > caps.STREAM_EVENTS:
+            return malformed(self.draft, f"the answer has more than {caps.STREAM_EVENTS} events")
         return excess_of(self.draft)
 
     async def deliver(self, events: Iterable[StreamEvent]) -> None:

@@ -12,8 +12,8 @@ from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.circuit_breaker import BreakerPermit
-from llm_effects.routing.statistics import PATIENCE, usual_time
-from llm_effects.values.errors import Blame, LLMError, RequestTimeout, blame_for, is_retryable
+from llm_effects.routing.statistics import ended_too_soon
+from llm_effects.values.errors import Blame, LLMError, blame_for, is_retryable
 from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
 
 
@@ -76,12 +76,7 @@ def _failed(result: Answer, call: Call, env: LLMEnv) -> bool | None:
 
 
 def _was_cut_short(error: LLMError, call: Call, env: LLMEnv) -> bool:
-    """Return whether a share of the time ended before the model usually answers: that says nothing about the model."""
-    if not isinstance(error, RequestTimeout) or error.phase != "attempt" or call.attempt.first_content_by == math.inf:
+    """Return whether a share of the time ended too soon for a model that usually answers."""
+    if call.attempt.first_content_by == math.inf:
         return False
-    known, streamed = env.health.statistics(), call.sink is not None
-    usual_s = usual_time(known.get(call.model), streamed=streamed)
-    if usual_s is None:  # it never answered: the fastest of the other models is the measure
-        times = (usual_time(each, streamed=streamed) for each in known.values())
-        usual_s = min((each for each in times if each is not None), default=math.inf)
-    return (error.timeout_ms or 0.0) < PATIENCE * usual_s * 1000
+    return ended_too_soon(error, env.health.statistics().get(call.model), streamed=call.sink is not None)

@@ -18,7 +18,7 @@ from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, ready_targets, target_of
 from llm_effects.routing.candidates import RoutingContext
 from llm_effects.routing.router import Ranked, fallbacks_after, is_unavailable, order
-from llm_effects.routing.statistics import cooldown_after, time_share
+from llm_effects.routing.statistics import cooldown_after, ended_too_soon, time_share
 from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, NetworkError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
 from llm_effects.values.extras import install_command
@@ -52,9 +52,7 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
                 await call.history.drained()
             return result.map(partial(joined, attempt, env.config)).map(partial(diverted, call.history))
         call.history.note(result.failure(), since=recorded)  # with_retries, where there is one, recorded it
-        cool_down_s = cooldown_after(result.failure())
-        if cool_down_s:
-            env.health.cool_down(chosen.model, anyio.current_time() + cool_down_s)
+        _cool_down(attempt, result.failure(), env)
         if attempt.committed and call.request.recovery is Recovery.FAIL:
             return result
         left = fallbacks_after(result.failure(), chosen, rest, call.request.allow)
@@ -62,6 +60,14 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
             return Failure(_with_remedy(_final(result.failure(), call), env.config))
         await call.history.drained()
         chosen, *rest = left
+
+
+def _cool_down(attempt: Call, error: LLMError, env: LLMEnv) -> None:
+    """Skip a model for a while after an error that the next call would meet again."""
+    cool_down_s, known = cooldown_after(error), env.health.statistics().get(attempt.model)
+    shared = attempt.attempt.first_content_by < math.inf
+    if cool_down_s and not (shared and ended_too_soon(error, known, streamed=attempt.sink is not None)):
+        env.health.cool_down(attempt.model, anyio.current_time() + cool_down_s)
 
 
 async def _counted(next: Generate, attempt: Call, env: LLMEnv) -> Answer:

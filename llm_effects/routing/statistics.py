@@ -127,20 +127,37 @@ def time_share(
 
     That is a ``share`` of them, or what the candidate usually needs if that is more, as long as the ``following`` one
     keeps what it usually needs. All of them where the following one could not usually answer in what a share leaves.
+    A candidate that fails more often than it answers has then only a share of what the following one leaves.
 
     >>> quick, slow = Statistics(latency_ms=1000.0), Statistics(latency_ms=4000.0)
     >>> time_share(10.0, 0.5, None, None, streamed=False), time_share(10.0, 0.5, slow, quick, streamed=False)
     (5.0, 8.0)
     >>> time_share(6.0, 0.5, slow, slow, streamed=False)
     6.0
+    >>> time_share(6.0, 0.5, Statistics(error_rate=1.0), slow, streamed=False)
+    1.0
     """
     fair = left * share
     usual_s, following_s = usual_time(candidate, streamed=streamed), usual_time(following, streamed=streamed)
-    if following_s is None or (candidate is not None and candidate.error_rate > UNRELIABLE):
+    unreliable = candidate is not None and candidate.error_rate > UNRELIABLE
+    if following_s is not None and following_s > left - fair:
+        return left if not unreliable else fair if following_s > left else (left - following_s) * share
+    if following_s is None or unreliable:
         return fair
-    if following_s > left - fair:
-        return left
     return fair if usual_s is None else max(fair, min(PATIENCE * usual_s, left - PATIENCE * following_s))
+
+
+def ended_too_soon(error: LLMError, candidate: Statistics | None, *, streamed: bool) -> bool:
+    """Return whether the end of a share came too soon for a model that usually answers: that is not its fault.
+
+    >>> error = RequestTimeout(phase="attempt", timeout_ms=1500.0)
+    >>> ended_too_soon(error, Statistics(latency_ms=900.0), streamed=False), ended_too_soon(error, None, streamed=False)
+    (True, False)
+    """
+    usual_s = usual_time(candidate, streamed=streamed)
+    if not isinstance(error, RequestTimeout) or error.phase != "attempt" or candidate is None or usual_s is None:
+        return False
+    return candidate.error_rate <= UNRELIABLE and (error.timeout_ms or 0.0) < PATIENCE * usual_s * 1000
 
 
 # Cooldowns: how long a model is skipped after an error. Routing asks a model that cools down after all others.
@@ -150,6 +167,9 @@ MISCONFIGURED_S: Final = 300.0
 
 REFUSED_S: Final = 30.0
 """After a refused connection, in seconds: no server listens there."""
+
+STALLED_S: Final = 30.0
+"""After a time-out while the answer was awaited, in seconds: rare calls never open a circuit breaker."""
 
 
 def cooldown_after(error: LLMError) -> float:
@@ -172,6 +192,8 @@ def _lasting(error: LLMError) -> float:
             return MISCONFIGURED_S if error.quota else 0.0
         case ModelUnavailable():
             return MISCONFIGURED_S if error.reason == "unknown_model" else 0.0
+        case RequestTimeout():
+            return STALLED_S if error.phase in {"attempt", "first_content"} else 0.0
         case NetworkError():
             return REFUSED_S if error.phase == "refused" else 0.0
         case _:

@@ -35,6 +35,9 @@ STREAM_BYTES: Final = 64 * 2**20
 CONTENT_CHARACTERS: Final = 8 * 2**20
 """Most characters of text, reasoning and arguments in one stream."""
 
+STREAM_EVENTS: Final = 2**18
+"""Most events with content in one stream: each is kept for those that share the call."""
+
 EVENT_BYTES: Final = 2**20
 """Largest event of a stream, in bytes."""
 

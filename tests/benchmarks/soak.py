@@ -46,7 +46,6 @@ from llm_effects import (
 )
 from llm_effects.config import CacheConfig, RoutingConfig
 from llm_effects.stores.ledger.memory import MemoryLedger
-from llm_effects.values import Secret
 from tests.fixtures.chaos import CANARY
 
 SHARE: Final = 0.2
@@ -133,7 +132,7 @@ def config_of(base: str, longest_s: float) -> LLMConfig:
     model = ModelConfig(
         provider="openai-compatible",
         model="m",
-        api_key=Secret(CANARY),
+        api_key=CANARY,  # which the server repeats
         timeout_ms=2_000 * longest_s,
         first_content_ms=1_500 * longest_s,
         between_content_ms=500 * longest_s,

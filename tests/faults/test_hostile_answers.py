@@ -389,6 +389,17 @@ async def test_fault_167_a_small_compressed_answer_takes_little_memory(chaos: Ch
     assert turns > 100  # one for each step of decompressing
 
 
+async def test_fault_167_a_stream_of_tiny_pieces_has_a_limit(chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caps, "STREAM_EVENTS", 1_000)
+    sink = RecordingSink()
+    hostile = model(chaos, says(squeezed(gzip.compress(event({"content": "a"}) * 2_000 + STOP + DONE))))
+    async with open_env(config_of({"first": hostile}, max_retries=0)) as env:
+        error = (await run(stream(LLMRequest(prompt="?"), sink), env)).failure()
+    assert isinstance(error, MalformedResponse)
+    assert "more than 1000 events" in error.message
+    assert 900 <= len(sink.events) <= 1_002
+
+
 async def test_fault_173_a_pipe_or_a_device_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pdf")
     with anyio.fail_after(5):

@@ -120,6 +120,55 @@ def test_fault_139_a_slow_model_keeps_its_usual_time_where_the_next_is_quick(ask
     assert run_in_virtual_time(main) == ["a"] * 3
 
 
+@pytest.mark.parametrize("usual_s", [0.6, 0.8])
+def test_fault_139_a_stalled_model_leaves_the_next_one_the_time_that_it_usually_needs(ask: Ask, usual_s: float) -> None:
+    env, clients = environment(models_in_order("a", "b", timeout_ms=1_500), a=NEVER, b=Delayed(usual_s, "because"))
+
+    async def main() -> int:
+        await run(stream(evolve(ASK, model="b"), ignore), env)
+        results = [await ask(env) for _ in range(50)]
+        return sum(result.map(lambda response: response.model).value_or("") == "b" for result in results)
+
+    assert run_in_virtual_time(main) >= 49  # the first call does not know yet that the other model stalls
+    assert clients.asked.count("a") <= 12
+
+
+def test_fault_139_a_stalled_model_costs_rare_and_slow_calls_little(ask: Ask) -> None:
+    env, clients = environment(models_in_order("a", "b", timeout_ms=30_000), a=NEVER, b=Delayed(8, "because"))
+
+    async def main() -> list[str]:
+        return [(await ask(env)).unwrap().model for _ in range(50)]
+
+    assert run_in_virtual_time(main) == ["b"] * 50
+    assert clients.asked.count("a") <= 15  # a time-out cools it down: so few calls a minute open no breaker
+
+
+def test_fault_139_a_share_that_is_too_short_for_a_model_cools_it_down_for_none(ask: Ask) -> None:
+    env, _ = environment(models_in_order("a", "b"), a=Delayed(4, "because"), b=Delayed(1, "because"))
+    hurried = evolve(ASK, preferences=Preferences(timeout_ms=6_000))
+
+    async def main() -> tuple[str, float]:
+        for model in ("a", "b"):
+            await run(generate(evolve(ASK, model=model)), env)
+            await run(stream(evolve(ASK, model=model), ignore), env)
+        await (run(generate(hurried), env) if ask is MODES["whole"] else run(stream(hurried, ignore), env))
+        return (await ask(env)).unwrap().model, env.health.statistics()["a"].cooldown_until
+
+    assert run_in_virtual_time(main) == ("a", float("-inf"))
+
+
+def test_fault_139_a_model_that_used_to_answer_and_stalls_is_skipped(ask: Ask) -> None:
+    replies = (Delayed(4, "because"),) * 3 + (NEVER,)
+    env, clients = environment(models_in_order("a", "b", timeout_ms=10_000), a=replies, b=Delayed(2, "because"))
+
+    async def main() -> list[str]:
+        await run(stream(evolve(ASK, model="b"), ignore), env)
+        return [(await ask(env)).unwrap().model for _ in range(50)]
+
+    assert run_in_virtual_time(main) == ["a"] * 3 + ["b"] * 47
+    assert clients.asked.count("a") <= 18
+
+
 def test_fault_139_the_share_is_half_unless_configured() -> None:
     assert RoutingConfig().candidate_share == 0.5
 

@@ -201,12 +201,14 @@ class SqlConversations:
     def _write_kept(self) -> None:
         """Write the oldest end that waits, and then the next one, in a thread; without waiting for it."""
         waiting = self._kept.all()
-        self._kept.writing = bool(waiting) and self.database.post(
+        self._kept.writing = bool(waiting)  # before it begins: it may end before this thread goes on
+        if waiting and not self.database.post(
             "finish_turn",
             partial(finish_turn, ending=waiting[0]),
             partial(self._on_written, waiting[0]),
             clash=DUPLICATE_MESSAGE_ID,
-        )
+        ):
+            self._kept.writing = False
 
     def _on_written(self, ending: Ending, result: Result[Turn, LLMError]) -> None:
         """Go on with the next end, unless the database still cannot be written; called in a thread."""

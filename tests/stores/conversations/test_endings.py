@@ -12,6 +12,7 @@ import anyio
 import psycopg
 import pytest
 from attrs import evolve
+from returns.result import Failure
 
 from llm_effects import AuthenticationFailed, LLMEnv, converse, load_conversation, run, scripted_env, start_conversation
 from llm_effects.config.services import StorageConfig
@@ -25,6 +26,7 @@ from llm_effects.stores.sql import database
 from llm_effects.stores.sql.database import file_database, open_database
 from llm_effects.testing.stored_chat import Chat, new_message, new_turn, texts, value_of
 from llm_effects.values import TurnState
+from llm_effects.values.errors import StorageFailed
 from tests.fixtures.postgres_server import postgres_server
 
 __all__ = ["postgres_server"]
@@ -152,6 +154,27 @@ async def test_a_failure_that_cannot_be_written_does_not_hold_its_lease(url: str
     lock.release()
     assert (await asked(env)).unwrap().content == "because"
     await env.conversations.aclose()
+
+
+async def test_a_write_that_fails_at_once_is_repeated_with_the_next_operation(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = await Chat(opened(url), id="c", owner=None).start()
+    await chat.begin(new_turn("why?", turn_id="t"))
+    with locked(url):
+        answer = (new_message("because", "assistant"),)
+        await result_of(chat.store.finish_turn("c", None, "t", TurnState.FINISHED, answer))
+
+    def fail(_: object, operation: str, __: object, done: Callable[[object], None], **___: object) -> bool:
+        done(Failure(StorageFailed(operation=operation)))
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database.Database, "post", fail)
+        await value_of(chat.store.page(None, 1))
+    await value_of(chat.store.page(None, 1))
+    await until_others_see(url, TurnState.FINISHED)
+    await chat.store.aclose()
 
 
 async def test_a_kept_failure_leaves_a_turn_alone_that_another_writer_has_begun_again(url: str) -> None:
