@@ -256,7 +256,9 @@ def _is_limit(error: LLMError, config: LLMConfig) -> bool:
             is_own = error.status is None and error.should_retry is False and _is_limited(error.model, config)
             return is_own or (not error.quota and 0 < (error.retry_after or 0.0) <= LONGEST_PAUSE_S)
         case RequestTimeout():  # the deadline passed in the queue, or in pauses that a server asked for
-            rejected = all(each.outcome == RateLimitExceeded.tag for each in error.attempts)
+            rejected = error.model is not None and all(
+                each.outcome == RateLimitExceeded.tag for each in error.attempts
+            )  # a call that waited for the answer to another one names no model
             return error.phase == "queue" or (error.phase == "total" and rejected)
         case _:
             return False

@@ -102,6 +102,12 @@ def expected_error_rate(error_rate: float, confidence: float) -> float:
 PATIENCE: Final = 2.0
 """How many times its usual time a model may need before it counts as stalled."""
 
+STALLED: Final = 10.0
+"""How many times its usual time a candidate may need at most while others are left: answers differ in length."""
+
+SHORTEST_STALL_S: Final = 20.0
+"""The least time after which a candidate counts as stalled by its usual time, in seconds."""
+
 UNRELIABLE: Final = 0.5
 """Error rate from which a model has no claim to its usual time."""
 
@@ -125,9 +131,10 @@ def time_share(
 ) -> float:
     """Return the seconds of those ``left`` in which a candidate must have its first content.
 
-    That is a ``share`` of them, or what the candidate usually needs if that is more, as long as the ``following`` one
-    keeps what it usually needs. All of them where the following one could not usually answer in what a share leaves.
-    A candidate that fails more often than it answers has then only a share of what the following one leaves.
+    That is a ``share`` of them, but at most ``STALLED`` times what the candidate usually needs; or what it usually
+    needs if that is more, as long as the ``following`` one keeps what it usually needs. All of them where the following
+    one could not usually answer in what a share leaves. A candidate that fails more often than it answers has then only
+    a share of what the following one leaves.
 
     >>> quick, slow = Statistics(latency_ms=1000.0), Statistics(latency_ms=4000.0)
     >>> time_share(10.0, 0.5, None, None, streamed=False), time_share(10.0, 0.5, slow, quick, streamed=False)
@@ -137,8 +144,8 @@ def time_share(
     >>> time_share(6.0, 0.5, Statistics(error_rate=1.0), slow, streamed=False)
     1.0
     """
-    fair = left * share
     usual_s, following_s = usual_time(candidate, streamed=streamed), usual_time(following, streamed=streamed)
+    fair = left * share if usual_s is None else min(left * share, max(STALLED * usual_s, SHORTEST_STALL_S))
     unreliable = candidate is not None and candidate.error_rate > UNRELIABLE
     if following_s is not None and following_s > left - fair:
         return left if not unreliable else fair if following_s > left else (left - following_s) * share
@@ -168,6 +175,9 @@ MISCONFIGURED_S: Final = 300.0
 REFUSED_S: Final = 30.0
 """After a refused connection, in seconds: no server listens there."""
 
+THROTTLED_S: Final = 5.0
+"""After a rate limit whose end the server did not say, in seconds."""
+
 STALLED_S: Final = 30.0
 """After a time-out while the answer was awaited, in seconds: rare calls never open a circuit breaker."""
 
@@ -189,7 +199,8 @@ def _lasting(error: LLMError) -> float:
         case AuthenticationFailed():
             return MISCONFIGURED_S
         case RateLimitExceeded():
-            return MISCONFIGURED_S if error.quota else 0.0
+            unknown_end = error.retry_after is None and blame_for(error) is Blame.MODEL
+            return MISCONFIGURED_S if error.quota else THROTTLED_S if unknown_end else 0.0
         case ModelUnavailable():
             return MISCONFIGURED_S if error.reason == "unknown_model" else 0.0
         case RequestTimeout():

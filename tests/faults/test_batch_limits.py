@@ -83,3 +83,16 @@ def test_fault_145_a_batch_does_not_wait_for_ever(error: Reply) -> None:
     count, took = answered(environment(models_in_order("a"), a=error), 8)
     assert count == 0
     assert took <= 3_600
+
+
+def test_fault_145_equal_requests_to_a_stalled_model_wait_once() -> None:
+    env = environment(models_in_order("a"), a=Delayed(1e6, "too late"))
+    requests = [LLMRequest(prompt="the same?", preferences=Preferences(timeout_ms=10_000))] * 8
+
+    async def main() -> float:
+        began = anyio.current_time()
+        results = (await run(generate_many(requests, 8), env)).unwrap()
+        assert not any(map(is_successful, results))
+        return anyio.current_time() - began
+
+    assert run_in_virtual_time(main) <= 21

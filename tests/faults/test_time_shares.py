@@ -217,6 +217,29 @@ def test_fault_141_a_time_out_is_not_retried_while_another_candidate_is_left(ask
     assert clients.asked == ["a", "b"]
 
 
+def test_fault_141_a_stall_costs_seconds_with_the_default_times(ask: Ask) -> None:
+    config = evolve(models_in_order("a", "b"), routing=RoutingConfig(tasks={"general": ("a", "b")}))
+    env, _ = environment(config, a=(Delayed(1, "because"), NEVER), b="because")
+
+    async def main() -> float:
+        await ask(env)
+        began = anyio.current_time()
+        assert (await ask(env)).unwrap().model == "b"
+        return anyio.current_time() - began
+
+    assert run_in_virtual_time(main) <= 20.5
+
+
+def test_fault_141_a_rate_limit_without_an_end_is_met_by_few_calls(ask: Ask) -> None:
+    env, clients = environment(models_in_order("a", "b"), a=RateLimitExceeded(status=429), b=Delayed(0.1, "because"))
+
+    async def main() -> set[str]:
+        return {(await ask(env)).unwrap().model for _ in range(50)}
+
+    assert run_in_virtual_time(main) == {"b"}
+    assert clients.asked.count("a") <= 12
+
+
 def test_fault_142_a_full_queue_is_left_for_the_next_candidate(ask: Ask) -> None:
     config = models_in_order("a", "b", timeout_ms=20_000, a={"concurrency": 1})
     env, _ = environment(config, a=Delayed(100, "late"), b="because")
