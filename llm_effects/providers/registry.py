@@ -222,7 +222,7 @@ def cached_per_config(derive: Callable[[LLMConfig], _T]) -> Callable[[LLMConfig]
         entry = cache.get(id(config))
         if entry is None:
             if len(cache) >= MAX_CACHED_CONFIGS:
-                cache.clear()
+                cache.pop(next(iter(cache), 0), None)  # the oldest
             entry = cache[id(config)] = (config, derive(config))
         return entry[1]
 
