@@ -222,7 +222,8 @@ def cached_per_config(derive: Callable[[LLMConfig], _T]) -> Callable[[LLMConfig]
         entry = cache.get(id(config))
         if entry is None:
             if len(cache) >= MAX_CACHED_CONFIGS:
-                cache.pop(next(iter(cache), 0), None)  # the oldest
+                oldest, *_ = cache.copy()  # a copy, since other threads may add to it
+                cache.pop(oldest, None)
             entry = cache[id(config)] = (config, derive(config))
         return entry[1]
 
