@@ -19,6 +19,7 @@ html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
 myst_enable_extensions = ["colon_fence", "deflist"]
+myst_footnote_transition = False
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

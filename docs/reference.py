@@ -334,7 +334,7 @@ def readable(text: str) -> str:
 def shorten(_: "Sphinx", what: str, name: str, value: object, *event: Any) -> tuple[str, str] | None:  # noqa: ANN401
     """Make a signature readable. A layer shows what it is: a policy."""
     signature, returned = event[-2:]
-    if any(value is kind for kind in get_args(LLMError)):
+    if isinstance(value, type) and value in get_args(LLMError):
         return with_values(own_fields(value), value), ""
     if (
         what == "class"
