@@ -279,7 +279,13 @@ LLMError: TypeAlias = (
     | SchemaMismatch
     | RequestFailed
 )
-"""The closed union of all errors; ``match`` on it is exhaustive."""
+"""The closed union of all errors; ``match`` on it is exhaustive.
+
+Besides its own fields, each takes the common ones, set if known: ``model``, ``provider``, ``status``, ``code``,
+``request_id``; ``retry_after`` (seconds); ``partial``, the text delivered before a stream broke; ``usage``, which the
+provider billed nevertheless; ``attempts`` and ``earlier``, what was sent and what failed before in the same call;
+``should_retry``, the provider's own advice; ``cause``, the exception behind it.
+"""
 
 for _kind in get_args(LLMError):
     _kind.__repr__ = shown

@@ -1,8 +1,10 @@
-"""The site in a browser: what its pages report, load, and cannot show without scrolling sideways.
+"""The site in a browser: what its pages report, load, and cannot show without scrolling sideways; what a search finds.
 
-The reference is left out, since it takes as long to build as all other pages together.
+Of the reference there is one page of each kind, since all of it takes as long to build as all other pages together.
 """
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,24 @@ __all__ = ["browser"]
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(path for path in DOCS.glob("**/*.md") if "_build" not in path.parts and path.stem != "reference")
+PAGES = sorted(path for path in DOCS.glob("**/*.md") if "_build" not in path.parts)
+REFERENCE = ["reference/tools", "reference/values", "reference/values/requests"]
+"""The page of a room, of a large room, and of one module of a large room."""
+
+SEARCHES = {
+    "SSE": ("services", "Chats"),
+    "FastAPI": ("services", "FastAPI"),
+    "Django": ("services", "Django"),
+    "notebook": ("plain-python", "Threads, notebooks and processes"),
+    "sync": ("plain-python", None),
+    "threads": ("plain-python", "Threads, notebooks and processes"),
+    "retry": ("retries-timeouts-limits", None),
+    "fallback": ("routing-and-fallback", None),
+    "cost": ("costs-and-budgets", None),
+    "LM Studio": ("local-models", "A server on this machine"),
+    "Ollama": ("local-models", "A server on this machine"),
+}
+"""Words, with the guide that a search for each finds first, and the heading that the link leads to, or the top."""
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +42,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Path:
     """Return the folder of the pages."""
     pytest.importorskip("furo", reason='the site needs more packages: pip install -e ".[docs]"')
     folder = tmp_path_factory.mktemp("site")
-    leave_out = "exclude_patterns=_build,reference.md"
-    command = [sys.executable, "-m", "sphinx", "-Q", "-b", "html", "-D", leave_out, "-d", folder / "doctrees"]
+    pages = f"reference_pages={','.join(['reference', *REFERENCE])}"
+    command = [sys.executable, "-m", "sphinx", "-Q", "-b", "html", "-D", pages, "-d", folder / "doctrees"]
     subprocess.run([*command, DOCS, folder / "html"], check=True, cwd=ROOT)
     return folder / "html"
 
@@ -33,12 +52,12 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(DOCS).with_suffix(""))
 
 
-@pytest.mark.parametrize("page", [*map(name_of, PAGES)])
+@pytest.mark.parametrize("page", [*map(name_of, PAGES), *REFERENCE])
 def test_a_page_is_shown_without_faults(browser: Browser, site: Path, page: str) -> None:
     with browser.open(site / f"{page}.html", 1280) as tab:
-        wide, narrow = tab.look(1280), tab.look(360, dark=True)
+        wide, two_sidebars, narrow = tab.look(1280), tab.look(1313), tab.look(360, dark=True)
     assert wide.is_clean_within(site), wide
-    assert wide.wide == ()
+    assert (wide.wide, two_sidebars.wide) == ((), ())
     assert narrow.is_clean_within(site), narrow
 
 
@@ -46,6 +65,16 @@ def test_a_page_is_shown_without_faults(browser: Browser, site: Path, page: str)
 def test_a_page_of_the_theme_is_shown_without_faults(browser: Browser, site: Path, page: str) -> None:
     look = browser.look(site / f"{page}.html", 1280)
     assert look.is_clean_within(site), look
+
+
+@pytest.mark.parametrize(("word", "guide", "heading"), [(word, *place) for word, place in SEARCHES.items()])
+def test_a_search_finds_the_guide(browser: Browser, site: Path, word: str, guide: str, heading: str | None) -> None:
+    search = f"Search._performSearch(...Search._parseQuery({json.dumps(word)})).at(-1).slice(0, 3)"
+    with browser.open(site / "search.html", 1280) as tab:
+        page, _, anchor = browser.value_of(search, tab.session)
+    above, _, below = (site / f"{page}.html").read_text(encoding="utf-8").partition(f'id="{anchor[1:]}"')
+    assert page == f"guides/{guide}"
+    assert re.findall(r"<h2>(.*?)<", below)[0] == heading if heading else "<h2>" not in above
 
 
 # The browser sees what it is meant to see.
