@@ -40,7 +40,7 @@ from llm_effects.values.errors import ConfigurationError, LLMError, checked, des
 from llm_effects.values.events import Completed, Failed, StreamEvent
 from llm_effects.values.messages import Message
 from llm_effects.values.records import ModelHealth
-from llm_effects.values.requests import CachePolicy, LLMRequest, ReasoningEffort
+from llm_effects.values.requests import CachePolicy, LLMRequest, Preferences, ReasoningEffort
 from llm_effects.values.responses import LLMResponse
 
 _Value = TypeVar("_Value")
@@ -78,6 +78,7 @@ class RequestFields(TypedDict, total=False):
     system: str | None
     task_type: str
     cache: CachePolicy | str
+    preferences: Preferences
     max_tokens: int | None
     temperature: float | None
     reasoning_effort: ReasoningEffort | None
@@ -105,10 +106,10 @@ def _asked(request: Request | Message, fields: RequestFields) -> LLMRequest:
 
 
 def _with_fields(request: LLMRequest, fields: RequestFields) -> LLMRequest:
-    preferences = {name: value for name, value in fields.items() if name in _PREFERENCES}
-    others: dict[str, Any] = {name: value for name, value in fields.items() if name not in _PREFERENCES}
-    changed = evolve(request.preferences, **cast("dict[str, Any]", preferences))
-    return evolve(request, preferences=changed, **others)
+    others: dict[str, Any] = dict(fields)
+    preferences = {name: others.pop(name) for name in fields if name in _PREFERENCES}
+    changed = evolve(request, **others)
+    return evolve(changed, preferences=evolve(changed.preferences, **preferences))
 
 
 def _turn(take: Callable[..., _Value], conversation_id: str, message: Request | Message, fields: TurnFields) -> _Value:
@@ -143,7 +144,6 @@ def _known(source: Source) -> LLMConfig | LLMEnv:
 
 
 # Streams, which may be left in any way.
-
 
 _Events: TypeAlias = AbstractAsyncContextManager[AsyncIterator[StreamEvent]]
 

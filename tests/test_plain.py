@@ -263,6 +263,17 @@ def test_keywords_replace_fields_of_a_whole_request() -> None:
     assert scripted_of(env).requests == (evolve(request, preferences=Preferences(max_tokens=8, seed=1)),)
 
 
+def test_preferences_without_a_keyword_of_their_own_are_passed_as_the_error_says() -> None:
+    env = scripted_env("Logs.")
+    with LLM(env) as llm:
+        with pytest.raises(TypeError, match=r"'top_p': write preferences=Preferences\(top_p=...\)$"):
+            llm.generate(QUESTION, top_p=0.5)  # type: ignore[call-arg]
+        llm.generate(QUESTION, preferences=Preferences(top_p=0.5), max_tokens=7)
+        with pytest.raises(LLMFailure, match=r"^InvalidRequest: preferences: must be Preferences, not dict"):
+            llm.generate(QUESTION, preferences={"top_p": 0.5}, max_tokens=7)  # type: ignore[arg-type]
+    assert scripted_of(env).requests[0].preferences == Preferences(top_p=0.5, max_tokens=7)
+
+
 def test_an_unknown_keyword_is_a_type_error_and_a_wrong_value_a_failure() -> None:
     with LLM(scripted_env()) as llm:
         with pytest.raises(TypeError, match="max_token"):

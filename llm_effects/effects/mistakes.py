@@ -120,6 +120,9 @@ def _request_remedy(value: object) -> str:
         names = [field.name for field in fields(LLMRequest) if field.name in value]
         return f"write LLMRequest({', '.join(f'{name}=...' for name in names or ['prompt'])})"
     if isinstance(value, Mapping | Sequence):
+        many = (cast("object", value),) if isinstance(value, Mapping) else cast("Sequence[object]", value)
+        if any(isinstance(each, Mapping) for each in many):
+            return "write LLMRequest(messages=messages_from([...])) with llm_effects.values.messages_from"
         return 'write LLMRequest(messages=(Message("user", "..."), ...))'
     if isinstance(value, RequiresContextFutureResult):
         return f"it is an effect already, so {RUN_IT}"

@@ -202,7 +202,7 @@ def _argument_error(by: tuple[str, ...], since: datetime | None, until: datetime
             return InvalidRequest(message=f"{name}: must have a time zone, such as datetime.now(UTC)")
     for dimension in by:
         if dimension not in get_args(Dimension):
-            hint = suggestion(dimension, get_args(Dimension), "there are")
+            hint = suggestion(dimension, get_args(Dimension), "the groups")
             return InvalidRequest(message=f"by: {short_repr(dimension)}: {hint}")
     return None
 

@@ -230,6 +230,7 @@ explain_arguments(
         **dict.fromkeys(("content", "text", "input", "user"), "write prompt=..."),
         **dict.fromkeys(("task", "type"), "write task_type=..."),
         "timeout": "write preferences=Preferences(timeout_ms=...)",
+        "stream": "call stream or open_stream instead of generate",
     },
 )
 explain_arguments(Preferences, "Preferences(temperature=...)")

@@ -107,7 +107,9 @@ def _argument_remedy(
     fields = [each for each in attrs.fields(kind) if each.init]
     for name in named:
         if name not in {each.name for each in fields}:
-            remedy = hints.get(name) or suggestion(name, [each.name for each in fields], "its arguments")
+            known = [each.name for each in fields]
+            near = difflib.get_close_matches(name, [*known, *hints], n=1)
+            remedy = (hints.get(near[0]) if near else None) or suggestion(name, known, "its arguments")
             return f"{kind.__name__} has no argument {name!r}: {remedy}"
     places = sum(not each.kw_only for each in fields)
     if len(args) > places:

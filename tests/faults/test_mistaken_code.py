@@ -146,7 +146,7 @@ def test_the_end_of_the_interpreter_is_no_warning() -> None:
 # Missing extras.
 
 
-@pytest.mark.parametrize("extra", ["local", "otel", "prices", "redis", "sql"])
+@pytest.mark.parametrize("extra", ["cli", "local", "otel", "prices", "redis", "sql"])
 def test_the_command_for_an_extra_works_in_a_checkout_and_elsewhere(
     extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -157,11 +157,13 @@ def test_the_command_for_an_extra_works_in_a_checkout_and_elsewhere(
         def read_text(self, _: str) -> str | None:
             return self.origin
 
-    published, checkout = f"pip install 'llm-effects[{extra}]'", f"pip install -e '/home/me/my code[{extra}]'"
+    published, checkout = f"pip install 'llm-effects[{extra}]'", f"'/home/me/my code[{extra}]'"
     origins = {
         None: published,
         '{"url": "https://files.example/a.whl"}': published,
-        '{"url": "file:///home/me/my%20code", "dir_info": {"editable": true}}': checkout,
+        '{"url": "file:///home/me/my%20code", "dir_info": {"editable": true}}': f"pip install -e {checkout}",
+        '{"url": "file:///home/me/my%20code", "dir_info": {}}': f"pip install {checkout}",
+        '{"url": "file:///home/me/a.whl", "archive_info": {}}': f"pip install '/home/me/a.whl[{extra}]'",
     }
     for origin, command in origins.items():
         install_command.cache_clear()

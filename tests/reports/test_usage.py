@@ -127,6 +127,8 @@ async def test_invalid_arguments_are_an_invalid_request() -> None:
     )
     unknown = (await run(usage_report(by="modle"), env)).failure()  # type: ignore[arg-type]
     assert unknown.message == "by: 'modle': did you mean model?"  # type: ignore[union-attr]
+    foreign = (await run(usage_report(by="foo"), env)).failure()  # type: ignore[arg-type]
+    assert foreign.message == "by: 'foo': the groups are model, provider, task, day, owner, tag"  # type: ignore[union-attr]
 
 
 @pytest.mark.anyio
