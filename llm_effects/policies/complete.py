@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Awaitable
 from typing import Final
 
 from anyio import CancelScope, current_time, move_on_after
@@ -12,7 +13,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
 from llm_effects.effects.call import Call, Sink
-from llm_effects.effects.effect import Answer, Effect, effect, result_of
+from llm_effects.effects.effect import Answer, innermost, result_of
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import target_of
 from llm_effects.values import caps
@@ -25,19 +26,14 @@ from llm_effects.values.tokens import CHARACTERS_PER_TOKEN, message_tokens
 from llm_effects.values.validation import short_repr
 
 
-def complete(call: Call) -> Effect[LLMResponse]:
+@innermost
+def complete(call: Call, env: LLMEnv) -> Awaitable[Answer]:
     """Ask ``call.model`` once, within the time of one attempt (``ModelConfig.timeout_ms``).
 
     The live clients keep that time themselves (``keeps_time``), since time in their queue is not the model's; others
     are timed here. A stream is timed where it is read, so that the time of its consumer does not count.
     """
-
-    async def ask_once(env: LLMEnv) -> Answer:
-        if call.attempt.first_content_by < math.inf:
-            return await _ask_within_share(call, env)
-        return await _ask_in_time(call, env)
-
-    return effect(ask_once)
+    return _ask_in_time(call, env) if call.attempt.first_content_by == math.inf else _ask_within_share(call, env)
 
 
 async def _ask_within_share(call: Call, env: LLMEnv) -> Answer:

@@ -16,7 +16,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
+from llm_effects.effects.effect import Answer, Generate, layer, proceed, result_of
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.quotas import ActualUsage, Allowance, Demand, Permit, Quota, RateLimits, quota_of
 from llm_effects.routing.candidates import EXPECTED_ANSWER_TOKENS
@@ -79,7 +79,7 @@ async def _send(next: Generate, call: Call, env: LLMEnv, permit: Permit) -> Answ
         call = call.with_attempt(evolve(call.attempt, wait_ms=waited_ms))
     usage: ActualUsage | None = None
     try:
-        outcome = await run(next(call), env)
+        outcome = await proceed(next, call, env)
         usage = _actual_usage(permit, outcome)
     finally:
         if usage is None:  # the attempt was cut off: the model may have worked on it

@@ -10,7 +10,7 @@ import anyio
 from returns.pipeline import is_successful
 
 from llm_effects.effects.call import AttemptRecord, Call
-from llm_effects.effects.effect import Answer, Generate, layer, run
+from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.tracing import begin_attempt, end_attempt
 from llm_effects.values.errors import Blame, LLMError, RequestTimeout, blame_for, was_sent
@@ -29,7 +29,7 @@ async def with_recording(next: Generate, call: Call, env: LLMEnv) -> Answer:
     call.history.current = call.attempt.record
     call.history.enter("ask", call.model, started)
     try:
-        outcome = await run(next(call), env)
+        outcome = await proceed(next, call, env)
     except BaseException as problem:
         attempt = _record(env, call, started, _interruption(problem, call), None)
         end_attempt(call, env, span, attempt, None)

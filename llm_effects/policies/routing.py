@@ -13,7 +13,7 @@ from returns.result import Failure
 
 from llm_effects.config import LLMConfig
 from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, TurnContext
-from llm_effects.effects.effect import Answer, Generate, layer, run
+from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, ready_targets, target_of
 from llm_effects.routing.candidates import RoutingContext
@@ -74,7 +74,7 @@ async def _counted(next: Generate, attempt: Call, env: LLMEnv) -> Answer:
     """Run an attempt, counted as in flight from its choice to its end: others see how busy its model is."""
     env.health.add_in_flight(attempt.model, 1)
     try:
-        return await run(next(attempt), env)
+        return await proceed(next, attempt, env)
     finally:
         env.health.add_in_flight(attempt.model, -1)
 

@@ -12,7 +12,7 @@ import anyio
 from returns.pipeline import is_successful
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Answer, Generate, layer, run
+from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv, Span
 from llm_effects.providers.registry import hide_all_keys
 from llm_effects.telemetry import conventions as names
@@ -37,7 +37,7 @@ async def with_tracing(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """Trace the call to its end: a response, an error, a cancellation or a defect."""
     span = begin_call(call, env)
     try:
-        outcome = await run(next(call), env)
+        outcome = await proceed(next, call, env)
     except BaseException as problem:
         end_call(call, env, span, None, _exception_tag(problem))
         raise
