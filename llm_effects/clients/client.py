@@ -27,7 +27,7 @@ from llm_effects.providers.base import Provider
 from llm_effects.providers.draft import Draft, events_of, excess_of, flush_held, has_substance, interrupted, malformed
 from llm_effects.providers.error_mapping import classify_error_object
 from llm_effects.providers.openai_embeddings import decode, encode, read
-from llm_effects.providers.registry import provider_of, target_of
+from llm_effects.providers.registry import provider_of, ready_targets, target_of
 from llm_effects.providers.response_headers import rate_limits, request_id
 from llm_effects.providers.sse import EventParser, ServerEvent
 from llm_effects.providers.target import Target
@@ -526,14 +526,17 @@ class LiveClients:
 
     def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
         """Send ``call`` to its model once; events go to ``call.sink``, if there is one."""
+        return FutureResult(self.answer(call))
 
-        async def complete_at(target: Target) -> Result[LLMResponse, LLMError]:
-            engine = self.engines.get(call.model)
-            if engine is not None:
-                return await ask_engine(engine, target, call)
-            return await ask_server(self.transport, target, call)
-
-        return FutureResult(_at(call.model, self.config.models[call.model], complete_at))
+    async def answer(self, call: Call) -> Answer:
+        """Send ``call`` to its model once, as ``complete`` does, without a future."""
+        target = ready_targets(self.config).get(call.model)
+        if target is None:
+            return Failure(target_of(call.model, self.config.models[call.model]).failure())
+        engine = self.engines.get(call.model)
+        if engine is not None:
+            return await ask_engine(engine, target, call)
+        return await ask_server(self.transport, target, call)
 
     def embed(self, call: Call, texts: tuple[str, ...], dimensions: int | None) -> FutureResult[Vectors, LLMError]:
         """Ask the model of ``call`` once for a vector of each text, of ``dimensions`` numbers if given."""

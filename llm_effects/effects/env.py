@@ -164,7 +164,11 @@ class Ledger(Protocol):
 
 
 class Clients(Protocol):
-    """The clients of the models."""
+    """The clients of the models.
+
+    Clients that also have an async method ``answer``, which returns the plain ``Result`` of ``complete``, are asked by
+    it: without a future in between.
+    """
 
     def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
         """Ask ``call.model`` once; events go to ``call.sink`` where there is one."""

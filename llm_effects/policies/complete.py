@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from anyio import CancelScope, current_time, move_on_after
 from attrs import evolve
-from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
 from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, innermost, result_of
 from llm_effects.effects.env import LLMEnv
-from llm_effects.providers.registry import target_of
+from llm_effects.providers.registry import ready_targets
 from llm_effects.values import caps
 from llm_effects.values.errors import RequestTimeout
 from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
@@ -65,7 +64,8 @@ async def _ask_in_time(call: Call, env: LLMEnv) -> Answer:
 
 
 async def _ask(call: Call, env: LLMEnv) -> Answer:
-    answer = await result_of(env.clients.complete(call))
+    direct: Callable[[Call], Awaitable[Answer]] | None = getattr(env.clients, "answer", None)
+    answer = await (result_of(env.clients.complete(call)) if direct is None else direct(call))
     if isinstance(answer, Success):
         return Success(calibrated(with_plausible_usage(answer.unwrap(), call, env), call, env))
     error = answer.failure()
@@ -94,8 +94,8 @@ def _plausible(usage: Usage, parts: tuple[Part, ...], call: Call, env: LLMEnv) -
     prompt, output = usage.prompt_tokens or 0, usage.output_tokens or 0
     if max(prompt, output) <= _SMALL_TOKENS:
         return usage
-    target = target_of(call.model, env.config.models[call.model])
-    most = (target.unwrap().capabilities.context_length if is_successful(target) else None) or caps.TOKENS
+    target = ready_targets(env.config).get(call.model)
+    most = (None if target is None else target.capabilities.context_length) or caps.TOKENS
     if max(prompt, output) <= min(most, caps.PROMPT_SLACK_TOKENS):
         return usage
     estimated = env.tokens.estimate(call.request)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import anyio
-from attrs import evolve
 from returns.result import Failure
 
 from llm_effects.effects.call import Call
@@ -18,7 +17,7 @@ async def with_deadline(next: Generate, call: Call, env: LLMEnv) -> Answer:
     limit_ms = call.request.preferences.timeout_ms or env.config.routing.timeout_ms
     deadline = min(call.deadline, anyio.current_time() + limit_ms / 1000)
     with anyio.CancelScope(deadline=deadline):
-        return await proceed(next, evolve(call, deadline=deadline), env)
+        return await proceed(next, call.with_deadline(deadline), env)
     model = call.history.stages[-1][2] if call.history.stages else None
     spent = call.history.time_spent(anyio.current_time())
     return Failure(RequestTimeout(model=model, timeout_ms=limit_ms, phase="total", message=spent))

@@ -18,7 +18,7 @@ from llm_effects.effects.call import Call, CallHistory, Sink
 from llm_effects.effects.combinators import Claim, run_hedged
 from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
-from llm_effects.providers.registry import target_of
+from llm_effects.providers.registry import ready_targets
 from llm_effects.values.events import Restarted, Started, StreamEvent
 
 
@@ -49,8 +49,8 @@ def _delay(call: Call, env: LLMEnv) -> float | None:
 def _is_hedgeable(call: Call, env: LLMEnv) -> bool:
     if call.history.contents or call.request.tools:
         return False
-    target = target_of(call.model, env.config.models[call.model])
-    return is_successful(target) and target.unwrap().preset.wire != "llama"
+    target = ready_targets(env.config).get(call.model)
+    return target is not None and target.preset.wire != "llama"
 
 
 async def _hedged(next: Generate, call: Call, env: LLMEnv, delay: float) -> Answer:

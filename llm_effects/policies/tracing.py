@@ -51,7 +51,8 @@ def _exception_tag(problem: BaseException) -> str:
 
 def begin_call(call: Call, env: LLMEnv) -> Span | None:
     """Open the span of a whole call, if telemetry is active."""
-    return unharmed(env.telemetry.begin, names.GENERATE, call_opening(call)) if env.telemetry.active else None
+    call.history.traced = env.telemetry.active
+    return unharmed(env.telemetry.begin, names.GENERATE, call_opening(call)) if call.history.traced else None
 
 
 def end_call(call: Call, env: LLMEnv, span: Span | None, outcome: Outcome, kind: str) -> None:
@@ -71,7 +72,8 @@ def _fell_back(call: Call, model: str) -> bool:
 
 def begin_attempt(call: Call, env: LLMEnv) -> Span | None:
     """Open the span of one attempt, below its call's, if telemetry is active."""
-    if not env.telemetry.active:
+    traced = call.history.traced
+    if not (env.telemetry.active if traced is None else traced):  # asking takes 3 microseconds
         return None
     opening = attempt_opening(call, env.config)
     name = f"{opening.get(names.OPERATION, names.CHAT)} {opening.get(names.REQUEST_MODEL, call.model)}"

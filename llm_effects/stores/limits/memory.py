@@ -226,9 +226,8 @@ class ModelState:
 
     def release(self, permit: Permit, usage: ActualUsage) -> None:
         """Release a permit, correct what was reserved, and wake the first waiter."""
-        if usage.reported_limits is not None or not permit.quota.unlimited:
-            self.limiter = with_actual_usage(self.limiter, permit, usage)
-            self.queue.wake_first()
+        self.limiter = with_actual_usage(self.limiter, permit, usage)
+        self.queue.wake_first()
 
     def admit(self, deadline: float, *, force: bool) -> BreakerPermit | Refusal:
         """Ask this process's breaker for a permit."""
@@ -263,6 +262,11 @@ class ModelStates:
             state = states[model] = ModelState(model, FairQueue(self.poll))
         return state
 
+    def release(self, permit: Permit, usage: ActualUsage) -> None:
+        """Release a permit, if it counts for anything."""
+        if usage.reported_limits is not None or not permit.quota.unlimited:
+            self.of(permit.model).release(permit, usage)
+
     def opened(self) -> Mapping[str, float]:
         """Return until when each open breaker stays open, by model."""
         try:
@@ -293,7 +297,7 @@ class MemoryLimits:
 
     async def release(self, permit: Permit, usage: ActualUsage) -> None:
         """Release a permit, and correct what was reserved."""
-        self._states.of(permit.model).release(permit, usage)
+        self._states.release(permit, usage)
 
     def admit(
         self, model: str, deadline: float, *, force: bool
