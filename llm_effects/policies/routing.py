@@ -15,9 +15,9 @@ from llm_effects.config import LLMConfig
 from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, TurnContext
 from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
-from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, ready_targets, target_of
+from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, ready_targets
 from llm_effects.routing.candidates import RoutingContext
-from llm_effects.routing.router import Ranked, fallbacks_after, is_unavailable, order
+from llm_effects.routing.router import Ranked, fallbacks_after, order
 from llm_effects.routing.statistics import cooldown_after, ended_too_soon, time_share
 from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, NetworkError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
@@ -50,7 +50,8 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
         if is_successful(result):
             if attempt.attempt.continues:
                 await call.history.drained()
-            return result.map(partial(joined, attempt, env.config)).map(partial(diverted, call.history))
+                result = result.map(partial(joined, attempt, env.config))
+            return result.map(partial(diverted, call.history)) if call.history.errors else result
         call.history.note(result.failure(), since=recorded)  # with_retries, where there is one, recorded it
         _cool_down(attempt, result.failure(), env)
         if attempt.committed and call.request.recovery is Recovery.FAIL:
@@ -162,7 +163,7 @@ def _attempt_at(chosen: Ranked, rest: Sequence[Ranked], call: Call, env: LLMEnv)
     Resuming needs a model that continues a given beginning, and a beginning that is only text.
     """
     history, model = call.history, chosen.model
-    others = [each for each in rest if not is_unavailable(each.model, each.context)]
+    others = [each for each in rest if not each.unavailable]
     attempt = AttemptContext(
         model=model,
         alternatives=len(others),
@@ -205,8 +206,6 @@ def seamless(sink: Sink) -> Sink:
 
 def joined(attempt: Call, config: LLMConfig, response: LLMResponse) -> LLMResponse:
     """Return the whole answer: what was delivered before this attempt, and this attempt's part."""
-    if not attempt.attempt.continues:
-        return response
     text = hide_all_keys(config, attempt.history.partial)
     note = f"the beginning is another model's; {attempt.model} continued it"
     parts = (Text(text), *(part for part in response.parts if not isinstance(part, Text)))
@@ -224,5 +223,5 @@ def diverted(history: CallHistory, response: LLMResponse) -> LLMResponse:
 
 
 def _can_prefill(model: str, env: LLMEnv) -> bool:
-    target = target_of(model, env.config.models[model])
-    return is_successful(target) and target.unwrap().capabilities.prefill is True
+    target = ready_targets(env.config).get(model)
+    return target is not None and target.capabilities.prefill is True
