@@ -26,6 +26,7 @@ from llm_effects.effects.call import Call
 from llm_effects.effects.env import LLMEnv, new_id
 from llm_effects.effects.mistakes import NEWEST, not_an_effect, not_an_env, operation_name, warn_if_dropped
 from llm_effects.values.errors import LLMError
+from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse
 from llm_effects.values.validation import is_a
 
@@ -171,6 +172,39 @@ def proceed(rest: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
     """
     answer: Callable[[Call, LLMEnv], Awaitable[Answer]] | None = getattr(rest, "answer", None)
     return run(rest(call), env) if answer is None else answer(call, env)
+
+
+# An answer that is known at once: without the call, the deadline and the history that asking a model needs.
+
+
+ReadyAnswer: TypeAlias = Callable[[LLMRequest, LLMEnv, str], LLMResponse | None]
+"""Returns a stored answer to a request, in an environment and for the layers of a pipeline, if there is one."""
+
+
+def answering_at_once(ready: ReadyAnswer, policy: Policy) -> Policy:
+    """Return a layer that may have an answer that needs neither waiting nor the rest of the pipeline."""
+    return _with_ready(policy, lambda _: ready)
+
+
+def passing_ready(policy: Policy) -> Policy:
+    """Return a layer that leaves an answer as it is which the rest of the pipeline has at once."""
+    return _with_ready(policy, ready_of)
+
+
+def ready_of(pipeline: Generate) -> ReadyAnswer | None:
+    """Return how a pipeline answers at once: if there is a cache, and no layer before it changes its answers."""
+    return getattr(pipeline, "ready", None)
+
+
+def _with_ready(policy: Policy, find: Callable[[Generate], ReadyAnswer | None]) -> Policy:
+    def marked(rest: Generate) -> Generate:
+        generate = policy(rest)
+        cast("Any", generate).ready = find(rest)
+        return generate
+
+    wrapped: Any = update_wrapper(marked, cast("Any", policy))
+    del wrapped.__wrapped__
+    return cast("Policy", wrapped)
 
 
 def layered(*steps: *tuple[*tuple[Policy, ...], Generate]) -> Generate:

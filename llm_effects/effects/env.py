@@ -191,7 +191,9 @@ class Embedder(Protocol):
 class Cache(Protocol):
     """Whole answers by key. A failure is a ``StorageFailed``; an entry is opaque bytes.
 
-    A cache that never waits may set ``waits = False``: its calls then run without a time limit, which is cheaper.
+    A cache that never waits may set ``waits = False``: its calls then run without a time limit, which is cheaper. If
+    it also has a method ``hit``, which returns the bytes of an entry and counts a hit, or ``None``, calls are answered
+    from it at once.
     """
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:

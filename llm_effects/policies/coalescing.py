@@ -22,7 +22,7 @@ from attrs import define, evolve, field
 from returns.pipeline import is_successful
 
 from llm_effects.effects.call import Call, CallHistory, Sink
-from llm_effects.effects.effect import Answer, Generate, layer, proceed
+from llm_effects.effects.effect import Answer, Generate, layer, passing_ready, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import Pacer, task_group
 from llm_effects.policies.cache import is_cached, key_of
@@ -35,6 +35,7 @@ STALLED_S: Final = 1.0
 """How long the leader's consumer may take over the event that it has when another call joins, in seconds."""
 
 
+@passing_ready
 @layer
 def with_coalescing(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
     """Share one call among identical questions under way; never where the cache is off or bypassed.

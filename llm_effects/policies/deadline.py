@@ -6,11 +6,12 @@ import anyio
 from returns.result import Failure
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Answer, Generate, layer, proceed
+from llm_effects.effects.effect import Answer, Generate, layer, passing_ready, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.errors import RequestTimeout
 
 
+@passing_ready
 @layer
 async def with_deadline(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """End the call after ``Preferences.timeout_ms``, or else after ``RoutingConfig.timeout_ms``."""

@@ -12,7 +12,7 @@ import anyio
 from returns.pipeline import is_successful
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Answer, Generate, layer, proceed
+from llm_effects.effects.effect import Answer, Generate, layer, passing_ready, proceed
 from llm_effects.effects.env import LLMEnv, Span
 from llm_effects.providers.registry import hide_all_keys
 from llm_effects.telemetry import conventions as names
@@ -32,6 +32,7 @@ from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt
 _EXPECTED: Final = frozenset({SUCCESS, CANCELLED})
 
 
+@passing_ready
 @layer
 async def with_tracing(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """Trace the call to its end: a response, an error, a cancellation or a defect."""

@@ -10,6 +10,7 @@ from attrs import evolve, fields_dict, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 from returns.future import FutureResult
+from returns.io import IOSuccess
 from returns.result import Result, Success
 
 from llm_effects import (
@@ -39,15 +40,17 @@ from llm_effects import (
     scripted_env,
 )
 from llm_effects.config import CacheConfig
-from llm_effects.effects.effect import Generate, layered
+from llm_effects.effects.call import Call
+from llm_effects.effects.effect import Answer, Generate, layer, layered
 from llm_effects.effects.env import wall_clock
-from llm_effects.pipeline import run_call
+from llm_effects.pipeline import run_call, standard_pipeline
 from llm_effects.policies.cache import cache_key, cache_stats, clear, invalidate, with_cache
 from llm_effects.policies.coalescing import with_coalescing
 from llm_effects.policies.complete import complete
 from llm_effects.policies.deadline import with_deadline
 from llm_effects.policies.recording import with_recording
 from llm_effects.policies.routing import with_routing
+from llm_effects.policies.tracing import with_tracing
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.disabled import NoCache
 from llm_effects.stores.open import open_cache
@@ -433,3 +436,37 @@ async def test_a_manager_closes_its_own_cache_but_not_a_supplied_one() -> None:
         await first.run(generate(ASK))
     async with make_llm_manager(TWO, adapt) as second:
         assert (await second.run(generate(ASK))).unwrap().cached
+
+
+# Answers at once: a hit in memory passes through the layers only where they may change it.
+
+
+@pytest.mark.anyio
+async def test_a_layer_before_the_cache_changes_stored_answers_too() -> None:
+    @layer
+    async def with_shouting(next: Generate, call: Call, env: LLMEnv) -> Answer:
+        result = await run(next(call), env)
+        return result.map(lambda response: evolve(response, content=response.content.upper()))
+
+    env = evolve(scripted_env("because"), cache=MemoryCache())
+    loud = layered(with_shouting, standard_pipeline)
+    answers = [(await run(run_call(loud, ASK), env)).unwrap() for _ in range(2)]
+    assert [(each.content, each.cached) for each in answers] == [("BECAUSE", False), ("BECAUSE", True)]
+
+
+@pytest.mark.anyio
+async def test_an_answer_at_once_is_the_answer_that_the_layers_give() -> None:
+    @layer
+    async def with_nothing(next: Generate, call: Call, env: LLMEnv) -> Answer:
+        return await run(next(call), env)
+
+    named = LLMRequest(prompt="why?", task_type="anlysis")
+    env = evolve(scripted_env("because"), cache=MemoryCache())
+    slow = layered(with_tracing, with_nothing, with_cache, with_routing, with_recording, complete)
+    fast = layered(with_tracing, with_cache, with_nothing, with_routing, with_recording, complete)
+    for pipeline in (slow, fast):  # the same name of layers, and so the same key
+        assert (await run(run_call(pipeline, named), env)).unwrap().cached is (pipeline is fast)
+    slowly, at_once = [(await run(run_call(each, named), env)).unwrap() for each in (slow, fast)]
+    assert evolve(at_once, latency_ms=0.0) == evolve(slowly, latency_ms=0.0)
+    assert at_once.warnings
+    assert (await env.cache.stats()).map(lambda stats: (stats.hits, stats.misses)) == IOSuccess((3, 1))
