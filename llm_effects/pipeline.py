@@ -37,6 +37,7 @@ from llm_effects.effects.effect import (
 )
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.mistakes import entered_by, not_a_request
+from llm_effects.effects.tasks import loop_clock
 from llm_effects.policies.budget import with_budget
 from llm_effects.policies.cache import with_cache
 from llm_effects.policies.circuit_breaker import with_circuit_breaker
@@ -210,12 +211,11 @@ def run_call(
     layers = pipeline_name(pipeline)
 
     async def send(env: LLMEnv) -> Answer:
-        if ready is not None and not env.telemetry.active:
-            started = anyio.current_time()
-            stored = ready(request, env, layers)
-            if stored is not None:
-                return Success(_replayed(stored, request, env, started))
-        history = CallHistory()
+        history = CallHistory(clock=loop_clock())
+        started = history.clock()
+        stored = None if ready is None else ready(request, env, layers)
+        if stored is not None:
+            return Success(_replayed(stored, request, env, (history.clock() - started) * 1000))
         call = Call(
             id=env.new_id(),
             request=request,
@@ -226,18 +226,17 @@ def run_call(
             validator=validator,
             layers=layers,
         )
-        started = anyio.current_time()
         result = await proceed(pipeline, call, env)
         if is_successful(result):
             warnings = task_warnings(request.task_type, env.config.routing)
-            return Success(_with_history(result.unwrap(), call, (anyio.current_time() - started) * 1000, warnings))
+            return Success(_with_history(result.unwrap(), call, (history.clock() - started) * 1000, warnings))
         return Failure(_error_with_history(result.failure(), call, env))
 
     send.__qualname__ = "generate"  # the name in a warning that it was never run or never awaited
     return effect(send)
 
 
-def _replayed(stored: LLMResponse, request: LLMRequest, env: LLMEnv, started: float) -> LLMResponse:
+def _replayed(stored: LLMResponse, request: LLMRequest, env: LLMEnv, latency_ms: float) -> LLMResponse:
     return evolve(
         stored,
         task_type=request.task_type,
@@ -245,7 +244,7 @@ def _replayed(stored: LLMResponse, request: LLMRequest, env: LLMEnv, started: fl
         attempts=(),
         cost=Cost.ZERO,
         warnings=stored.warnings + task_warnings(request.task_type, env.config.routing),
-        latency_ms=(anyio.current_time() - started) * 1000,
+        latency_ms=latency_ms,
     )
 
 

@@ -1,6 +1,5 @@
 """The live clients: one exchange with a configured model, over HTTP or in this process."""
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -8,7 +7,7 @@ from functools import partial
 from typing import ClassVar, Final, TypeVar, final
 
 import anyio
-from anyio.lowlevel import checkpoint, current_token
+from anyio.lowlevel import checkpoint
 from attrs import define, evolve, field
 from returns.future import FutureResult
 from returns.pipeline import is_successful
@@ -22,7 +21,7 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import AttemptRecord, Call, Sink
 from llm_effects.effects.effect import Answer
-from llm_effects.effects.tasks import Pacer, in_steps
+from llm_effects.effects.tasks import Pacer, in_steps, loop_clock
 from llm_effects.providers.base import Provider
 from llm_effects.providers.draft import Draft, events_of, excess_of, flush_held, has_substance, interrupted, malformed
 from llm_effects.providers.error_mapping import classify_error_object
@@ -60,12 +59,6 @@ TIMER_SLACK: Final = 0.1
 """How late a timer may fire, as a share of its limit."""
 
 
-def _loop_clock() -> Callable[[], float]:
-    """Return the clock of ``anyio.current_time()``, on asyncio without its look-up of the backend at each call."""
-    loop = current_token().native_token
-    return loop.time if isinstance(loop, asyncio.AbstractEventLoop) else anyio.current_time
-
-
 @final
 @define
 class Timers:
@@ -80,7 +73,7 @@ class Timers:
     phase: TimeoutPhase = "queue"
     scope: anyio.CancelScope = field(factory=anyio.CancelScope)
     _attempt_deadline: float = math.inf
-    _clock: Callable[[], float] = field(factory=_loop_clock)
+    _clock: Callable[[], float] = field(factory=loop_clock)
     _paused_at: float = 0.0
 
     def __attrs_post_init__(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from itertools import pairwise
 from typing import TypeAlias, final
 
+import anyio
 from attrs import define, evolve, field, frozen
 
 from llm_effects.limits.quotas import RateLimits
@@ -48,7 +49,8 @@ class CallHistory:
     restart, and ``acted`` is true once a tool call was among them. ``queued`` counts attempts that wait for a permit,
     and ``current`` is the record of the newest attempt that has one. ``stages`` lists when the call began to ``ask`` a
     model, to ``queue`` for its permit or to ``pause`` before asking it again. ``drain`` is set where events may
-    wait for the consumer. ``traced`` is whether telemetry is active, once ``with_tracing`` has asked.
+    wait for the consumer. ``traced`` is whether telemetry is active, once ``with_tracing`` has asked. ``clock`` is
+    that of ``anyio.current_time()``.
     """
 
     attempts: list[Attempt] = field(factory=list[Attempt])
@@ -61,6 +63,7 @@ class CallHistory:
     stages: list[tuple[float, str, str]] = field(factory=list[tuple[float, str, str]])
     drain: Callable[[], Awaitable[None]] | None = field(default=None, repr=False)
     traced: bool | None = None
+    clock: Callable[[], float] = field(default=anyio.current_time, repr=False, eq=False)
 
     @property
     def partial(self) -> str:

@@ -16,7 +16,7 @@ from llm_effects.values.errors import RequestTimeout
 async def with_deadline(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """End the call after ``Preferences.timeout_ms``, or else after ``RoutingConfig.timeout_ms``."""
     limit_ms = call.request.preferences.timeout_ms or env.config.routing.timeout_ms
-    deadline = min(call.deadline, anyio.current_time() + limit_ms / 1000)
+    deadline = min(call.deadline, call.history.clock() + limit_ms / 1000)
     with anyio.CancelScope(deadline=deadline):
         return await proceed(next, call.with_deadline(deadline), env)
     model = call.history.stages[-1][2] if call.history.stages else None

@@ -25,7 +25,7 @@ async def with_recording(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """Record each attempt, however it ends: time-outs, lost hedges and cancellations too."""
     _clear(call.attempt.record)
     span = begin_attempt(call, env)
-    started = call.attempt.record.sent_at = anyio.current_time()
+    started = call.attempt.record.sent_at = call.history.clock()
     call.history.current = call.attempt.record
     call.history.enter("ask", call.model, started)
     try:
@@ -116,7 +116,7 @@ def _attempt(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer 
         model=call.model,
         provider=env.config.models[call.model].provider,
         outcome=tag,
-        latency_ms=(anyio.current_time() - sent_at) * 1000,
+        latency_ms=(call.history.clock() - sent_at) * 1000,
         first_content_ms=None if content_at is None else (content_at - sent_at) * 1000,
         wait_ms=call.attempt.wait_ms + record.queued_s * 1000,
         usage=_usage(outcome) or Usage(),

@@ -12,6 +12,7 @@ from anyio import NoEventLoopError
 from anyio.lowlevel import RunVar
 from attrs import define, evolve, field
 
+from llm_effects.effects.tasks import running_loop
 from llm_effects.routing.statistics import learn
 from llm_effects.values.records import Statistics
 from llm_effects.values.responses import Attempt
@@ -60,8 +61,8 @@ _KNOWN_LOOPS: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[_Values]]] 
 
 def _values_here() -> _Values:
     """Return the values of the event loop that runs this code."""
-    loop = asyncio._get_running_loop()  # noqa: SLF001 - of asyncio's documented interface for event loops
-    if loop is None or asyncio.current_task(loop) is None:  # trio, which may be a guest of a loop of asyncio
+    loop = running_loop()
+    if loop is None:
         return _values_by_anyio()
     known = _KNOWN_LOOPS.get(loop)
     values = None if known is None else known()
