@@ -208,9 +208,9 @@ def rank(
 
     ``distinct`` models are known to have no equal, between which load would decide.
     """
-    scores = _scores(request, targets, routing, context)
+    scores, unavailable = _scores(request, targets, routing, context), _unavailable(context)
     ranked = [
-        Ranked(each, score, request, context, is_unavailable(each.name, context))
+        Ranked(each, score, request, context, each.name in unavailable)
         for each, score in zip(targets, scores, strict=True)
     ]
     first_of = {} if distinct else _first_of_equals(targets)
@@ -252,6 +252,13 @@ def _load(target: Target, context: RoutingContext) -> float:
 
 def _availability(ranked: Ranked) -> tuple[bool, bool]:
     return ranked.target.config.last_resort, ranked.unavailable
+
+
+def _unavailable(context: RoutingContext) -> frozenset[str]:
+    """Return the models that are cooled down or whose circuit breaker is open: usually none."""
+    known, now = context.statistics, context.now
+    cooled_down = (name for name, each in known.items() if each.cooldown_until > now)
+    return frozenset((*cooled_down, *(name for name, until in context.open_until.items() if until > now)))
 
 
 def is_unavailable(model: str, context: RoutingContext) -> bool:
