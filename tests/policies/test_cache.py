@@ -1,7 +1,9 @@
 """The cache layer: keys, entries, policies, and what is stored and replayed."""
 
+import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import anyio
@@ -57,7 +59,11 @@ from llm_effects.stores.open import open_cache
 from llm_effects.testing import Chunks, Delayed, Reply, Scripted, answer, run_in_virtual_time, scripted
 from llm_effects.values import CacheStats, Tool
 from llm_effects.values.errors import LLMError
-from llm_effects.values.serialization import Entry, dump_entry, load_entry
+from llm_effects.values.events import ToolCallDelta
+from llm_effects.values.messages import Citation, Origin, Text
+from llm_effects.values.requests import TaskType
+from llm_effects.values.responses import Attempt, Cost
+from llm_effects.values.serialization import Entry, dump_entry, dump_value, load_entry
 from tests.fixtures.cached import ASK, ONE, STUDIO, TWO, remembering, streamed_events
 
 SHAPING: dict[str, LLMRequest] = {
@@ -470,3 +476,33 @@ async def test_an_answer_at_once_is_the_answer_that_the_layers_give() -> None:
     assert evolve(at_once, latency_ms=0.0) == evolve(slowly, latency_ms=0.0)
     assert at_once.warnings
     assert (await env.cache.stats()).map(lambda stats: (stats.hits, stats.misses)) == IOSuccess((3, 1))
+
+
+def test_an_entry_is_written_without_the_converter_as_with_it() -> None:
+    parts = (
+        Text("x", (Citation(start=0, end=1, quote="x"),)),
+        Reasoning("so", "sealed", Origin("p", "m")),
+        ToolCall("1", "look", "{}"),
+    )
+    attempt = Attempt(model="m", provider="p", outcome="success", latency_ms=1.5, cost=Cost(Decimal("0.10")))
+    whole = evolve(answer("x\ud83d"), parts=parts, task_type=TaskType("mine"), attempts=(attempt,), warnings=("w",))
+    pictured = evolve(whole, parts=(*parts, Image(data=b"\x89PNG", media_type="image/png")))
+    events = (TextDelta("x"), ToolCallDelta(0, "1", "look", "{}"))
+    for entry in (Entry(response=whole, events=events), Entry(response=pictured)):
+        body = json.loads(dump_entry(entry))["body"]
+        assert body == json.loads(dump_value(entry))
+        assert load_entry(dump_entry(entry)) == evolve(entry, response=evolve(entry.response, content="x\ufffd"))
+
+
+def test_a_first_call_does_not_make_the_converter() -> None:
+    program = (
+        "import sys, anyio\n"
+        "from attrs import evolve\n"
+        "from llm_effects import LLMRequest, generate, run, scripted_env\n"
+        "from llm_effects.stores.cache.memory import MemoryCache\n"
+        "env = evolve(scripted_env('because'), cache=MemoryCache())\n"
+        "stored = [anyio.run(run, generate(LLMRequest(prompt='why?')), env).unwrap() for _ in range(1)]\n"
+        "print(stored[0].content, 'cattrs' in sys.modules)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown == "because False\n"
