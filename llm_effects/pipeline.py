@@ -226,14 +226,17 @@ def run_call(
             validator=validator,
             layers=layers,
         )
-        result = await proceed(pipeline, call, env)
-        if is_successful(result):
-            warnings = task_warnings(request.task_type, env.config.routing)
-            return Success(_with_history(result.unwrap(), call, (history.clock() - started) * 1000, warnings))
-        return Failure(_error_with_history(result.failure(), call, env))
+        return _settled(await proceed(pipeline, call, env), call, env, started)
 
     send.__qualname__ = "generate"  # the name in a warning that it was never run or never awaited
     return effect(send)
+
+
+def _settled(result: Answer, call: Call, env: LLMEnv, started: float) -> Answer:
+    if is_successful(result):
+        warnings = task_warnings(call.request.task_type, env.config.routing)
+        return Success(_with_history(result.unwrap(), call, (call.history.clock() - started) * 1000, warnings))
+    return Failure(_error_with_history(result.failure(), call, env))
 
 
 def _replayed(stored: LLMResponse, request: LLMRequest, env: LLMEnv, latency_ms: float) -> LLMResponse:

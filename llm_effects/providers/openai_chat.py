@@ -54,8 +54,7 @@ from llm_effects.providers.message_encoding import (
     tool_head,
     unseal,
 )
-from llm_effects.providers.openai_plain import plain_answer, text_only
-from llm_effects.providers.openai_usage import openai_usage
+from llm_effects.providers.openai_answers import openai_usage, plain_answer, text_only
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse

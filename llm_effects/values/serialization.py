@@ -211,6 +211,8 @@ def _converter() -> Converter:
 
 @cache
 def _json_converter() -> Converter:
+    from cattrs.gen import make_dict_unstructure_fn
+
     converter = _new_converter()
     for kind in get_args(LLMError):
         converter.register_unstructure_hook(kind, partial(_with_tag, make_dict_unstructure_fn(kind, converter)))

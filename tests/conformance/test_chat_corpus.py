@@ -15,8 +15,8 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.providers.draft import Draft, flush_held
+from llm_effects.providers.openai_answers import plain_answer
 from llm_effects.providers.openai_chat import OPENAI_CHAT, decode_any
-from llm_effects.providers.openai_plain import plain_answer
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Preset, Target
 from llm_effects.providers.wire import WireResponse
