@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import anyio
@@ -33,7 +33,8 @@ async def with_routing(next: Generate, call: Call, env: LLMEnv) -> Answer:
 
     When none is left, a single error is returned as it is, and several as ``RequestFailed`` with all of them.
     """
-    context = routing_context(call.request, env, call.turn, streamed=call.sink is not None)
+    clock = call.history.clock
+    context = routing_context(call.request, env, call.turn, streamed=call.sink is not None, clock=clock)
     env.health.begin_call()
     candidates = order(call.request, env.config, context)
     if not is_successful(candidates):
@@ -120,7 +121,12 @@ def golden(count: int) -> float:
 
 
 def routing_context(
-    request: LLMRequest, env: LLMEnv, turn: TurnContext | None = None, *, streamed: bool = False
+    request: LLMRequest,
+    env: LLMEnv,
+    turn: TurnContext | None = None,
+    *,
+    streamed: bool = False,
+    clock: Callable[[], float] = anyio.current_time,
 ) -> RoutingContext:
     """Collect what the environment knows now; ``turn`` adds what is known of the request's conversation."""
     calls = env.health.calls()
@@ -132,7 +138,7 @@ def routing_context(
         last_model=None if turn is None else turn.last_model,
         calls=calls,
         drawn=golden(calls),
-        now=anyio.current_time(),
+        now=clock(),
         at=env.now(),
         streamed=streamed,
         open_until=env.limits.opened(),
