@@ -1,6 +1,5 @@
 """The live clients: one exchange with a configured model, over HTTP or in this process."""
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -8,7 +7,7 @@ from functools import partial
 from typing import ClassVar, Final, TypeVar, final
 
 import anyio
-from anyio.lowlevel import checkpoint, current_token
+from anyio.lowlevel import checkpoint
 from attrs import define, evolve, field
 from returns.future import FutureResult
 from returns.pipeline import is_successful
@@ -22,12 +21,12 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import AttemptRecord, Call, Sink
 from llm_effects.effects.effect import Answer
-from llm_effects.effects.tasks import Pacer, in_steps
+from llm_effects.effects.tasks import Pacer, in_steps, loop_clock
 from llm_effects.providers.base import Provider
 from llm_effects.providers.draft import Draft, events_of, excess_of, flush_held, has_substance, interrupted, malformed
 from llm_effects.providers.error_mapping import classify_error_object
 from llm_effects.providers.openai_embeddings import decode, encode, read
-from llm_effects.providers.registry import provider_of, target_of
+from llm_effects.providers.registry import provider_of, ready_targets, target_of
 from llm_effects.providers.response_headers import rate_limits, request_id
 from llm_effects.providers.sse import EventParser, ServerEvent
 from llm_effects.providers.target import Target
@@ -60,12 +59,6 @@ TIMER_SLACK: Final = 0.1
 """How late a timer may fire, as a share of its limit."""
 
 
-def _loop_clock() -> Callable[[], float]:
-    """Return the clock of ``anyio.current_time()``, on asyncio without its look-up of the backend at each call."""
-    loop = current_token().native_token
-    return loop.time if isinstance(loop, asyncio.AbstractEventLoop) else anyio.current_time
-
-
 @final
 @define
 class Timers:
@@ -80,7 +73,7 @@ class Timers:
     phase: TimeoutPhase = "queue"
     scope: anyio.CancelScope = field(factory=anyio.CancelScope)
     _attempt_deadline: float = math.inf
-    _clock: Callable[[], float] = field(factory=_loop_clock)
+    _clock: Callable[[], float] = field(factory=loop_clock)
     _paused_at: float = 0.0
 
     def __attrs_post_init__(self) -> None:
@@ -526,14 +519,17 @@ class LiveClients:
 
     def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
         """Send ``call`` to its model once; events go to ``call.sink``, if there is one."""
+        return FutureResult(self.answer(call))
 
-        async def complete_at(target: Target) -> Result[LLMResponse, LLMError]:
-            engine = self.engines.get(call.model)
-            if engine is not None:
-                return await ask_engine(engine, target, call)
-            return await ask_server(self.transport, target, call)
-
-        return FutureResult(_at(call.model, self.config.models[call.model], complete_at))
+    async def answer(self, call: Call) -> Answer:
+        """Send ``call`` to its model once, as ``complete`` does, without a future."""
+        target = ready_targets(self.config).get(call.model)
+        if target is None:
+            return Failure(target_of(call.model, self.config.models[call.model]).failure())
+        engine = self.engines.get(call.model)
+        if engine is not None:
+            return await ask_engine(engine, target, call)
+        return await ask_server(self.transport, target, call)
 
     def embed(self, call: Call, texts: tuple[str, ...], dimensions: int | None) -> FutureResult[Vectors, LLMError]:
         """Ask the model of ``call`` once for a vector of each text, of ``dimensions`` numbers if given."""

@@ -26,6 +26,7 @@ from llm_effects.effects.call import Call
 from llm_effects.effects.env import LLMEnv, new_id
 from llm_effects.effects.mistakes import NEWEST, not_an_effect, not_an_env, operation_name, warn_if_dropped
 from llm_effects.values.errors import LLMError
+from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse
 from llm_effects.values.validation import is_a
 
@@ -110,6 +111,9 @@ class _Operation(Generic[_Value]):
 def layer(handle: Callable[[Generate, Call, LLMEnv], Awaitable[Answer]]) -> Policy:
     """Make a layer of a pipeline from an async function of the rest of the pipeline, a call and the environment.
 
+    A plain function that returns an awaitable will do, too: the layers of the library that a configuration leaves off
+    are one, and return that of the rest.
+
     >>> from llm_effects import run
     >>> @layer
     ... async def with_politeness(next: Generate, call: Call, env: LLMEnv) -> Answer:
@@ -127,14 +131,79 @@ def layer(handle: Callable[[Generate, Call, LLMEnv], Awaitable[Answer]]) -> Poli
     name = _layer_name(handle)
 
     def policy(rest: Generate) -> Generate:
-        # A partial in C is the cheapest closure: every layer of every call makes one.
-        def generate(call: Call) -> Effect[LLMResponse]:
-            return RequiresContextFutureResult(_Work(partial(handle, rest, call)))
-
-        return _named(generate, " ".join(filter(None, (name, pipeline_name(rest)))))
+        name_of_all = " ".join(filter(None, (name, pipeline_name(rest))))
+        return _generate_by(partial(handle, rest), name_of_all)
 
     wrapped: Any = update_wrapper(policy, cast("Any", handle))
     del wrapped.__wrapped__  # help() shows the parameters of the policy, not of the function behind it
+    return cast("Policy", wrapped)
+
+
+def innermost(answer: Callable[[Call, LLMEnv], Awaitable[Answer]]) -> Generate:
+    """Make the innermost function of a pipeline, which asks a model, from an async function of a call.
+
+    >>> from llm_effects.testing import answer, scripted_env
+    >>> async def echo(call: Call, env: LLMEnv) -> Answer:
+    ...     return Success(answer(f"you asked: {call.request.prompt}"))
+
+    >>> import anyio
+    >>> from llm_effects import LLMRequest
+    >>> from llm_effects.pipeline import run_call
+    >>> anyio.run(run, run_call(innermost(echo), LLMRequest(prompt="why?")), scripted_env()).unwrap().content
+    'you asked: why?'
+    """
+    wrapped: Any = update_wrapper(cast("Any", _generate_by(answer, _layer_name(answer))), cast("Any", answer))
+    del wrapped.__wrapped__  # help() shows the parameters of a Generate, not of the function behind it
+    return cast("Generate", wrapped)
+
+
+def _generate_by(answer: Callable[[Call, LLMEnv], Awaitable[Answer]], name: str) -> Generate:
+    def generate(call: Call) -> Effect[LLMResponse]:
+        return RequiresContextFutureResult(_Work(partial(answer, call)))
+
+    cast("Any", generate).answer = answer
+    return _named(generate, name)
+
+
+def proceed(rest: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
+    """Answer a call by the rest of a pipeline, as ``run(rest(call), env)`` does: what a layer of the library awaits.
+
+    It makes no effect on the way, which saves 2 of the 2.5 microseconds that passing through a layer takes.
+    """
+    answer: Callable[[Call, LLMEnv], Awaitable[Answer]] | None = getattr(rest, "answer", None)
+    return run(rest(call), env) if answer is None else answer(call, env)
+
+
+# An answer that is known at once: without the call, the deadline and the history that asking a model needs.
+
+
+ReadyAnswer: TypeAlias = Callable[[LLMRequest, LLMEnv, str], LLMResponse | None]
+"""Returns a stored answer to a request, in an environment and for the layers of a pipeline, if there is one."""
+
+
+def answering_at_once(ready: ReadyAnswer, policy: Policy) -> Policy:
+    """Return a layer that may have an answer that needs neither waiting nor the rest of the pipeline."""
+    return _with_ready(policy, lambda _: ready)
+
+
+def passing_ready(policy: Policy) -> Policy:
+    """Return a layer that leaves an answer as it is which the rest of the pipeline has at once."""
+    return _with_ready(policy, ready_of)
+
+
+def ready_of(pipeline: Generate) -> ReadyAnswer | None:
+    """Return how a pipeline answers at once: if there is a cache, and no layer before it changes its answers."""
+    return getattr(pipeline, "ready", None)
+
+
+def _with_ready(policy: Policy, find: Callable[[Generate], ReadyAnswer | None]) -> Policy:
+    def marked(rest: Generate) -> Generate:
+        generate = policy(rest)
+        cast("Any", generate).ready = find(rest)
+        return generate
+
+    wrapped: Any = update_wrapper(marked, cast("Any", policy))
+    del wrapped.__wrapped__
     return cast("Policy", wrapped)
 
 

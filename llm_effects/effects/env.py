@@ -164,7 +164,11 @@ class Ledger(Protocol):
 
 
 class Clients(Protocol):
-    """The clients of the models."""
+    """The clients of the models.
+
+    Clients that also have an async method ``answer``, which returns the plain ``Result`` of ``complete``, are asked by
+    it: without a future in between.
+    """
 
     def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
         """Ask ``call.model`` once; events go to ``call.sink`` where there is one."""
@@ -187,7 +191,9 @@ class Embedder(Protocol):
 class Cache(Protocol):
     """Whole answers by key. A failure is a ``StorageFailed``; an entry is opaque bytes.
 
-    A cache that never waits may set ``waits = False``: its calls then run without a time limit, which is cheaper.
+    A cache that never waits may set ``waits = False``: its calls then run without a time limit, which is cheaper. If
+    it also has a method ``hit``, which returns the bytes of an entry and counts a hit, or ``None``, calls are answered
+    from it at once.
     """
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:

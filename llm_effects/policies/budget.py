@@ -5,6 +5,7 @@ The budget is the last thing an attempt waits for, so that no money is held whil
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -14,7 +15,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
+from llm_effects.effects.effect import Answer, Generate, layer, proceed, result_of
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.budgets import Account, Hold, accounts_of
 from llm_effects.limits.quotas import lease_seconds
@@ -24,23 +25,27 @@ from llm_effects.values.responses import Cost
 
 
 @layer
-async def with_budget(next: Generate, call: Call, env: LLMEnv) -> Answer:
+def with_budget(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
     """Refuse an attempt that a budget cannot cover: by ``LLMConfig.budgets``.
 
     Any budget refuses a model whose price is unknown; no budget refuses one that is free. An attempt whose cost stays
     unknown, such as a cancelled one, is charged its estimate.
     """
+    return _within_budget(next, call, env) if env.config.budgets else proceed(next, call, env)
+
+
+async def _within_budget(next: Generate, call: Call, env: LLMEnv) -> Answer:
     now = env.now()
-    accounts = accounts_of(env.config.budgets, call.request, now) if env.config.budgets else ()
+    accounts = accounts_of(env.config.budgets, call.request, now)
     estimate = expected_cost(call, env, now) if accounts else Cost.ZERO
     if estimate == Cost.ZERO:
-        return await run(next(call), env)
+        return await proceed(next, call, env)
     reserved = await _reserve(call, env, accounts, estimate, now)
     if not is_successful(reserved):
         return Failure(reserved.failure())
     hold = reserved.unwrap()
     try:
-        return await run(next(call), env)
+        return await proceed(next, call, env)
     finally:
         await env.ledger.commit(hold, _spent(hold, call.attempt.record.cost))
 

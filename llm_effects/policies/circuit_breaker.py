@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable
 
 from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure
 
 from llm_effects.effects.call import Call, Sink
-from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
+from llm_effects.effects.effect import Answer, Generate, layer, proceed, result_of
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.circuit_breaker import BreakerPermit
 from llm_effects.routing.statistics import ended_too_soon
@@ -18,15 +19,16 @@ from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, To
 
 
 @layer
-async def with_circuit_breaker(next: Generate, call: Call, env: LLMEnv) -> Answer:
+def with_circuit_breaker(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
     """Reject attempts while the model's breaker is open, as ``RoutingConfig.breaker`` says.
 
     The last candidate of a call is tried anyway, once, if none of the errors before it may pass by itself: a missing
     key, a window that is too small, an open breaker. So a breaker never removes the last usable model.
     """
-    config = env.config.routing.breaker
-    if not config.enabled:
-        return await run(next(call), env)
+    return _guarded(next, call, env) if env.config.routing.breaker.enabled else proceed(next, call, env)
+
+
+async def _guarded(next: Generate, call: Call, env: LLMEnv) -> Answer:
     permit = env.limits.admit(call.model, call.deadline, force=_is_last_hope(call))
     if isinstance(permit, BreakerPermit):
         return await _observed(next, call, env, permit)
@@ -46,7 +48,7 @@ async def _observed(next: Generate, call: Call, env: LLMEnv, permit: BreakerPerm
     if permit.kind == "probe" and call.sink is not None:
         call = evolve(call, sink=_closing(call.sink, call.model, env, permit))
     try:
-        result = await run(next(call), env)
+        result = await proceed(next, call, env)
         failed = _failed(result, call, env)
     finally:  # a cancelled attempt says nothing about the model; a cancelled probe is returned
         await env.limits.record(call.model, env.config.routing.breaker, permit, failed=failed)

@@ -11,7 +11,7 @@ does not wait for the leader's consumer: events wait instead, and the first cont
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Awaitable, Hashable
 from enum import Enum, unique
 from typing import Final, TypeAlias, final
 
@@ -22,7 +22,7 @@ from attrs import define, evolve, field
 from returns.pipeline import is_successful
 
 from llm_effects.effects.call import Call, CallHistory, Sink
-from llm_effects.effects.effect import Answer, Generate, layer, run
+from llm_effects.effects.effect import Answer, Generate, layer, passing_ready, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import Pacer, task_group
 from llm_effects.policies.cache import is_cached, key_of
@@ -35,19 +35,20 @@ STALLED_S: Final = 1.0
 """How long the leader's consumer may take over the event that it has when another call joins, in seconds."""
 
 
+@passing_ready
 @layer
-async def with_coalescing(next: Generate, call: Call, env: LLMEnv) -> Answer:
+def with_coalescing(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
     """Share one call among identical questions under way; never where the cache is off or bypassed.
 
     Questions are identical if they go through the same pipeline, under the same validation.
     """
     if not is_cached(call.request, env.config):
-        return await run(next(call), env)
+        return proceed(next, call, env)
     validation = None if call.validator is None else call.validator.identity
     question = key_of(call, env.config, next)
     request = call.request
     key = (id(env.clients), id(env.cache), id(next), question, validation, request.cache, request.recovery)
-    return await _share(next, call, env, key)
+    return _share(next, call, env, key)
 
 
 async def _share(next: Generate, call: Call, env: LLMEnv, key: Hashable) -> Answer:
@@ -59,7 +60,7 @@ async def _share(next: Generate, call: Call, env: LLMEnv, key: Hashable) -> Answ
         if not isinstance(result, Retry):
             return result
         if result is Retry.ALONE:
-            return await run(next(following), env)
+            return await proceed(next, following, env)
         if result is Retry.INSTEAD:
             flight.close()
         if call.deadline < flight.latest:
@@ -74,7 +75,7 @@ async def _lead(next: Generate, call: Call, env: LLMEnv, flight: Flight) -> Answ
     flight.open()
     try:
         if call.sink is None:
-            flight.result = await run(next(call), env)
+            flight.result = await proceed(next, call, env)
             return flight.result
         return await _lead_stream(next, call, call.sink, env, flight)
     except Exception:
@@ -86,7 +87,8 @@ async def _lead(next: Generate, call: Call, env: LLMEnv, flight: Flight) -> Answ
 
 async def _lead_stream(next: Generate, call: Call, sink: Sink, env: LLMEnv, flight: Flight) -> Answer:
     async with task_group() as group:
-        result = flight.result = await run(next(evolve(call, sink=_Consumer(sink, call.history, flight, group))), env)
+        consumer = _Consumer(sink, call.history, flight, group)
+        result = flight.result = await proceed(next, evolve(call, sink=consumer), env)
         flight.land()  # no follower waits for the events that the leader's consumer has not taken yet
     return result
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Final
 
 from anyio import CancelScope, current_time, move_on_after
 from attrs import evolve
-from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
 from llm_effects.effects.call import Call, Sink
-from llm_effects.effects.effect import Answer, Effect, effect, result_of
+from llm_effects.effects.effect import Answer, innermost, result_of
 from llm_effects.effects.env import LLMEnv
-from llm_effects.providers.registry import target_of
+from llm_effects.effects.tasks import in_steps
+from llm_effects.providers.registry import ready_targets
 from llm_effects.values import caps
 from llm_effects.values.errors import RequestTimeout
 from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
@@ -25,19 +27,14 @@ from llm_effects.values.tokens import CHARACTERS_PER_TOKEN, message_tokens
 from llm_effects.values.validation import short_repr
 
 
-def complete(call: Call) -> Effect[LLMResponse]:
+@innermost
+def complete(call: Call, env: LLMEnv) -> Awaitable[Answer]:
     """Ask ``call.model`` once, within the time of one attempt (``ModelConfig.timeout_ms``).
 
     The live clients keep that time themselves (``keeps_time``), since time in their queue is not the model's; others
     are timed here. A stream is timed where it is read, so that the time of its consumer does not count.
     """
-
-    async def ask_once(env: LLMEnv) -> Answer:
-        if call.attempt.first_content_by < math.inf:
-            return await _ask_within_share(call, env)
-        return await _ask_in_time(call, env)
-
-    return effect(ask_once)
+    return _ask_in_time(call, env) if call.attempt.first_content_by == math.inf else _ask_within_share(call, env)
 
 
 async def _ask_within_share(call: Call, env: LLMEnv) -> Answer:
@@ -69,9 +66,10 @@ async def _ask_in_time(call: Call, env: LLMEnv) -> Answer:
 
 
 async def _ask(call: Call, env: LLMEnv) -> Answer:
-    answer = await result_of(env.clients.complete(call))
+    direct: Callable[[Call], Awaitable[Answer]] | None = getattr(env.clients, "answer", None)
+    answer = await (result_of(env.clients.complete(call)) if direct is None else direct(call))
     if isinstance(answer, Success):
-        return Success(calibrated(with_plausible_usage(answer.unwrap(), call, env), call, env))
+        return Success(await calibrated(with_plausible_usage(answer.unwrap(), call, env), call, env))
     error = answer.failure()
     usage = None if error.usage is None else _plausible(error.usage, (Text(error.partial),), call, env)
     return Failure(evolve(error, usage=usage)) if usage != error.usage else answer
@@ -98,8 +96,8 @@ def _plausible(usage: Usage, parts: tuple[Part, ...], call: Call, env: LLMEnv) -
     prompt, output = usage.prompt_tokens or 0, usage.output_tokens or 0
     if max(prompt, output) <= _SMALL_TOKENS:
         return usage
-    target = target_of(call.model, env.config.models[call.model])
-    most = (target.unwrap().capabilities.context_length if is_successful(target) else None) or caps.TOKENS
+    target = ready_targets(env.config).get(call.model)
+    most = (None if target is None else target.capabilities.context_length) or caps.TOKENS
     if max(prompt, output) <= min(most, caps.PROMPT_SLACK_TOKENS):
         return usage
     estimated = env.tokens.estimate(call.request)
@@ -139,7 +137,7 @@ LONG_PROMPT: Final = 1000
 _WORD: Final = re.compile(r"\w+")
 
 
-def calibrated(response: LLMResponse, call: Call, env: LLMEnv) -> LLMResponse:
+async def calibrated(response: LLMResponse, call: Call, env: LLMEnv) -> LLMResponse:
     """Calibrate the token estimate by the provider's count, warn if that is far too low, and count if it is missing.
 
     Some local servers truncate a prompt that is too long without an error (ollama#17889).
@@ -150,7 +148,7 @@ def calibrated(response: LLMResponse, call: Call, env: LLMEnv) -> LLMResponse:
     if not comparable(call.request):
         return response
     expected = estimated * env.tokens.ratio(call.model)
-    if estimated >= LONG_PROMPT and counted < expected * SUSPICIOUS and counted < _words(call.request):
+    if estimated >= LONG_PROMPT and counted < expected * SUSPICIOUS and await _has_more_words(call.request, counted):
         warnings = (*response.warnings, _truncation_warning(counted, round(expected)))
         return evolve(response, warnings=warnings, doubtful=True)
     env.tokens.learn(call.model, estimated, counted)
@@ -162,17 +160,32 @@ def comparable(request: LLMRequest) -> bool:
     return not any(isinstance(part, Image | Document | Reasoning) for turn in request.messages for part in turn.parts)
 
 
-def _words(request: LLMRequest) -> int:
-    """Count the words of a prompt: no tokenizer makes fewer tokens, since no token spans two words.
+async def _has_more_words(request: LLMRequest, counted: int) -> bool:
+    """Return whether a prompt has more words than so many: no tokenizer makes fewer tokens, as none spans two words.
 
     So a bad estimate, as for long rows of dashes or an unusual language, raises no truncation warning.
     """
-    return sum(
-        len(_WORD.findall(part.text))
-        for turn in request_messages(request)
-        for part in turn.parts
-        if isinstance(part, Text)
-    )
+    texts = [part.text for turn in request_messages(request) for part in turn.parts if isinstance(part, Text)]
+    return await in_steps(partial(has_more_words, texts, counted), sum(map(len, texts)))
+
+
+_PIECE: Final = 4096  # characters: the words of 1 MB take 25 ms to count, and a server that truncates reports few
+
+
+def has_more_words(texts: Iterable[str], limit: int) -> bool:
+    """Return whether texts have more than so many words, without counting the rest.
+
+    >>> has_more_words(["a b", "c"], 2), has_more_words(["a b", "c"], 3)
+    (True, False)
+    """
+    words = 0
+    for text in texts:
+        for start in range(0, len(text), _PIECE):
+            words += len(_WORD.findall(text, start, start + _PIECE))
+            words -= start > 0 and _WORD.fullmatch(text, start - 1, start + 1) is not None  # a word cut in two
+            if words > limit:
+                return True
+    return False
 
 
 def _estimated_usage(response: LLMResponse, estimated: int) -> Usage:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import anyio
-from attrs import evolve
 from returns.result import Failure
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Answer, Generate, layer, run
+from llm_effects.effects.effect import Answer, Generate, layer, passing_ready, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.errors import RequestTimeout
 
 
+@passing_ready
 @layer
 async def with_deadline(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """End the call after ``Preferences.timeout_ms``, or else after ``RoutingConfig.timeout_ms``."""
     limit_ms = call.request.preferences.timeout_ms or env.config.routing.timeout_ms
-    deadline = min(call.deadline, anyio.current_time() + limit_ms / 1000)
+    deadline = min(call.deadline, call.history.clock() + limit_ms / 1000)
     with anyio.CancelScope(deadline=deadline):
-        return await run(next(evolve(call, deadline=deadline)), env)
+        return await proceed(next, call.with_deadline(deadline), env)
     model = call.history.stages[-1][2] if call.history.stages else None
     spent = call.history.time_spent(anyio.current_time())
     return Failure(RequestTimeout(model=model, timeout_ms=limit_ms, phase="total", message=spent))

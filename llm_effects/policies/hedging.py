@@ -6,6 +6,7 @@ and recorded like every attempt. See "The Tail at Scale" by Dean and Barroso (20
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from functools import partial
 from typing import final
 
@@ -15,20 +16,20 @@ from returns.pipeline import is_successful
 
 from llm_effects.effects.call import Call, CallHistory, Sink
 from llm_effects.effects.combinators import Claim, run_hedged
-from llm_effects.effects.effect import Answer, Generate, layer, run
+from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
-from llm_effects.providers.registry import target_of
+from llm_effects.providers.registry import ready_targets
 from llm_effects.values.events import Restarted, Started, StreamEvent
 
 
 @layer
-async def with_hedging(next: Generate, call: Call, env: LLMEnv) -> Answer:
+def with_hedging(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
     """Ask the model a second time when it is slower than usual: by ``RoutingConfig.hedging``, off by default.
 
     Never after content was delivered, with tools, or for an in-process model, which has no second engine.
     """
     delay = _delay(call, env)
-    return await (run(next(call), env) if delay is None else _hedged(next, call, env, delay))
+    return proceed(next, call, env) if delay is None else _hedged(next, call, env, delay)
 
 
 def _delay(call: Call, env: LLMEnv) -> float | None:
@@ -48,17 +49,17 @@ def _delay(call: Call, env: LLMEnv) -> float | None:
 def _is_hedgeable(call: Call, env: LLMEnv) -> bool:
     if call.history.contents or call.request.tools:
         return False
-    target = target_of(call.model, env.config.models[call.model])
-    return is_successful(target) and target.unwrap().preset.wire != "llama"
+    target = ready_targets(env.config).get(call.model)
+    return target is not None and target.preset.wire != "llama"
 
 
 async def _hedged(next: Generate, call: Call, env: LLMEnv, delay: float) -> Answer:
     async def attempt(claim: Claim) -> Answer:
         mine = call.again(call.attempt.wait_ms)  # each of the two has a record of its own
         if call.sink is None:
-            return await run(next(mine), env)
+            return await proceed(next, mine, env)
         opening = _Opening(call.sink, claim)
-        result = await run(next(evolve(mine, sink=opening)), env)
+        result = await proceed(next, evolve(mine, sink=opening), env)
         if is_successful(result):
             await opening.show()  # an answer without content has only its opening
         return result

@@ -6,7 +6,8 @@ cannot come in time is an error at once, so that another model is asked and no c
 
 from __future__ import annotations
 
-from math import ceil
+from collections.abc import Mapping
+from math import ceil, inf
 from typing import Final
 
 import anyio
@@ -15,10 +16,12 @@ from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result
 
+from llm_effects.config import LLMConfig
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Answer, Generate, layer, result_of, run
+from llm_effects.effects.effect import Answer, Generate, layer, proceed, result_of
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.quotas import ActualUsage, Allowance, Demand, Permit, Quota, RateLimits, quota_of
+from llm_effects.providers.registry import cached_per_config
 from llm_effects.routing.candidates import EXPECTED_ANSWER_TOKENS
 from llm_effects.values.errors import ContextTooLarge, LLMError, RateLimitExceeded, was_sent
 from llm_effects.values.responses import LLMResponse, Usage
@@ -33,11 +36,16 @@ async def with_limits(next: Generate, call: Call, env: LLMEnv) -> Answer:
     The wait ends with ``LimitsConfig.queue_seconds`` or the call's deadline. Limits that the server reports count too,
     with or without limits of our own.
     """
-    permit = _acquire(call, env, quota_of(env.config.models[call.model]))
+    permit = _acquire(call, env, _quotas(env.config)[call.model])
     if isinstance(permit, Permit):
         return await _send(next, call, env, permit)
     granted = await _queue(call, permit)
     return await _send(next, call, env, granted.unwrap()) if is_successful(granted) else Failure(granted.failure())
+
+
+@cached_per_config
+def _quotas(config: LLMConfig) -> Mapping[str, Quota]:
+    return {name: quota_of(model) for name, model in config.models.items()}
 
 
 def expected_usage(call: Call, env: LLMEnv) -> Usage:
@@ -60,6 +68,8 @@ def _acquire(call: Call, env: LLMEnv, quota: Quota) -> Permit | FutureResult[Per
 
 def _queue_seconds(call: Call, env: LLMEnv) -> float:
     """Return how long a call may queue: at most until the end of the candidate's share of the time."""
+    if call.attempt.first_content_by == inf:
+        return env.config.limits.queue_seconds
     share_s = call.attempt.first_content_by - anyio.current_time()
     return min(env.config.limits.queue_seconds, max(0.0, share_s))
 
@@ -79,7 +89,7 @@ async def _send(next: Generate, call: Call, env: LLMEnv, permit: Permit) -> Answ
         call = call.with_attempt(evolve(call.attempt, wait_ms=waited_ms))
     usage: ActualUsage | None = None
     try:
-        outcome = await run(next(call), env)
+        outcome = await proceed(next, call, env)
         usage = _actual_usage(permit, outcome)
     finally:
         if usage is None:  # the attempt was cut off: the model may have worked on it

@@ -10,7 +10,7 @@ import anyio
 from returns.pipeline import is_successful
 
 from llm_effects.effects.call import AttemptRecord, Call
-from llm_effects.effects.effect import Answer, Generate, layer, run
+from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.tracing import begin_attempt, end_attempt
 from llm_effects.values.errors import Blame, LLMError, RequestTimeout, blame_for, was_sent
@@ -25,11 +25,11 @@ async def with_recording(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """Record each attempt, however it ends: time-outs, lost hedges and cancellations too."""
     _clear(call.attempt.record)
     span = begin_attempt(call, env)
-    started = call.attempt.record.sent_at = anyio.current_time()
+    started = call.attempt.record.sent_at = call.history.clock()
     call.history.current = call.attempt.record
     call.history.enter("ask", call.model, started)
     try:
-        outcome = await run(next(call), env)
+        outcome = await proceed(next, call, env)
     except BaseException as problem:
         attempt = _record(env, call, started, _interruption(problem, call), None)
         end_attempt(call, env, span, attempt, None)
@@ -61,10 +61,10 @@ def _record(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer |
     if call.attempt.record.queued_since is not None:
         call.attempt.record.cost = Cost.ZERO
         return None  # it was never sent
-    attempt = _attempt(env, call, started, tag, outcome)
-    call.attempt.record.cost = attempt.cost
-    call.history.attempts.append(attempt)
     at = env.now()
+    call.attempt.record.cost = _cost(env, call, outcome, at)
+    attempt = _attempt(env, call, started, tag, outcome)
+    call.history.attempts.append(attempt)
     if _is_evidence(outcome) and not (_is_hurried(outcome, call) and _too_soon(attempt, env)):
         env.health.observe(attempt, at)
     env.ledger.record(_row(call, attempt, at, outcome))
@@ -110,17 +110,17 @@ def _row(call: Call, attempt: Attempt, at: datetime, outcome: Answer | None) -> 
 
 
 def _attempt(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer | None) -> Attempt:
-    usage, record = _usage(outcome), call.attempt.record
+    record = call.attempt.record
     sent_at, content_at = started + record.queued_s, record.content_at
     return Attempt(
         model=call.model,
         provider=env.config.models[call.model].provider,
         outcome=tag,
-        latency_ms=(anyio.current_time() - sent_at) * 1000,
+        latency_ms=(call.history.clock() - sent_at) * 1000,
         first_content_ms=None if content_at is None else (content_at - sent_at) * 1000,
         wait_ms=call.attempt.wait_ms + record.queued_s * 1000,
-        usage=usage or Usage(),
-        cost=_cost(env, call, outcome, usage),
+        usage=_usage(outcome) or Usage(),
+        cost=record.cost,
     )
 
 
@@ -130,12 +130,13 @@ def _usage(outcome: Answer | None) -> Usage | None:
     return outcome.unwrap().usage if is_successful(outcome) else outcome.failure().usage
 
 
-def _cost(env: LLMEnv, call: Call, outcome: Answer | None, usage: Usage | None) -> Cost:
+def _cost(env: LLMEnv, call: Call, outcome: Answer | None, at: datetime) -> Cost:
     """Return the cost of an attempt: zero if it was rejected, unknown if the provider may have worked on it."""
+    usage = _usage(outcome)
     rejected = outcome is not None and not is_successful(outcome) and _is_unbilled(outcome.failure())
     if rejected and (usage is None or usage == Usage()):
         return Cost.ZERO
-    return env.prices.cost(call.model, usage or Usage(), env.now())
+    return env.prices.cost(call.model, usage or Usage(), at)
 
 
 def _is_unbilled(error: LLMError) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from functools import partial
 from typing import Final
 
@@ -10,7 +11,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
 from llm_effects.effects.call import Call, ResponseValidator
-from llm_effects.effects.effect import Answer, Generate, layer, run
+from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import in_steps
 from llm_effects.values.errors import SchemaMismatch
@@ -24,7 +25,7 @@ SHOWN: Final = 20
 
 
 @layer
-async def with_repair(next: Generate, call: Call, env: LLMEnv) -> Answer:
+def with_repair(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
     """Send an invalid answer back to its model, at most ``max_repairs`` times; then fail with ``SchemaMismatch``.
 
     It stands inside ``with_routing``, which moves on to the next candidate, and inside ``with_cache``, which therefore
@@ -33,15 +34,15 @@ async def with_repair(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """
     validator = call.validator
     if validator is None or call.attempt.continues:  # the rest of an answer cannot be judged alone
-        return await run(next(call), env)
-    return await _until_valid(next, call, validator, env)
+        return proceed(next, call, env)
+    return _until_valid(next, call, validator, env)
 
 
 async def _until_valid(next: Generate, call: Call, validator: ResponseValidator, env: LLMEnv) -> Answer:
     warnings: tuple[str, ...] = ()
     attempt, repairs = call, 0
     while True:
-        result = await run(next(attempt), env)
+        result = await proceed(next, attempt, env)
         if not is_successful(result):
             return result
         response = result.unwrap()

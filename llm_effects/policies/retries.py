@@ -10,7 +10,7 @@ import anyio
 from returns.pipeline import is_successful
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Answer, Generate, layer, run
+from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.schedules import Schedule, Step, exponential, jittered
 from llm_effects.values.errors import (
@@ -45,7 +45,7 @@ async def with_retries(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """
     attempt, retries, cost = call, 0, 0
     while True:
-        result = await run(next(attempt), env)
+        result = await proceed(next, attempt, env)
         if is_successful(result):
             _repay(call, env, cost)
             return result

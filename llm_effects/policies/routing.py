@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import anyio
@@ -13,11 +13,11 @@ from returns.result import Failure
 
 from llm_effects.config import LLMConfig
 from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, TurnContext
-from llm_effects.effects.effect import Answer, Generate, layer, run
+from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
-from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, ready_targets, target_of
+from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, ready_targets
 from llm_effects.routing.candidates import RoutingContext
-from llm_effects.routing.router import Ranked, fallbacks_after, is_unavailable, order
+from llm_effects.routing.router import Ranked, fallbacks_after, order
 from llm_effects.routing.statistics import cooldown_after, ended_too_soon, time_share
 from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, NetworkError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
@@ -33,7 +33,8 @@ async def with_routing(next: Generate, call: Call, env: LLMEnv) -> Answer:
 
     When none is left, a single error is returned as it is, and several as ``RequestFailed`` with all of them.
     """
-    context = routing_context(call.request, env, call.turn, streamed=call.sink is not None)
+    clock = call.history.clock
+    context = routing_context(call.request, env, call.turn, streamed=call.sink is not None, clock=clock)
     env.health.begin_call()
     candidates = order(call.request, env.config, context)
     if not is_successful(candidates):
@@ -50,7 +51,8 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
         if is_successful(result):
             if attempt.attempt.continues:
                 await call.history.drained()
-            return result.map(partial(joined, attempt, env.config)).map(partial(diverted, call.history))
+                result = result.map(partial(joined, attempt, env.config))
+            return result.map(partial(diverted, call.history)) if call.history.errors else result
         call.history.note(result.failure(), since=recorded)  # with_retries, where there is one, recorded it
         _cool_down(attempt, result.failure(), env)
         if attempt.committed and call.request.recovery is Recovery.FAIL:
@@ -74,7 +76,7 @@ async def _counted(next: Generate, attempt: Call, env: LLMEnv) -> Answer:
     """Run an attempt, counted as in flight from its choice to its end: others see how busy its model is."""
     env.health.add_in_flight(attempt.model, 1)
     try:
-        return await run(next(attempt), env)
+        return await proceed(next, attempt, env)
     finally:
         env.health.add_in_flight(attempt.model, -1)
 
@@ -119,7 +121,12 @@ def golden(count: int) -> float:
 
 
 def routing_context(
-    request: LLMRequest, env: LLMEnv, turn: TurnContext | None = None, *, streamed: bool = False
+    request: LLMRequest,
+    env: LLMEnv,
+    turn: TurnContext | None = None,
+    *,
+    streamed: bool = False,
+    clock: Callable[[], float] = anyio.current_time,
 ) -> RoutingContext:
     """Collect what the environment knows now; ``turn`` adds what is known of the request's conversation."""
     calls = env.health.calls()
@@ -131,7 +138,7 @@ def routing_context(
         last_model=None if turn is None else turn.last_model,
         calls=calls,
         drawn=golden(calls),
-        now=anyio.current_time(),
+        now=clock(),
         at=env.now(),
         streamed=streamed,
         open_until=env.limits.opened(),
@@ -162,7 +169,7 @@ def _attempt_at(chosen: Ranked, rest: Sequence[Ranked], call: Call, env: LLMEnv)
     Resuming needs a model that continues a given beginning, and a beginning that is only text.
     """
     history, model = call.history, chosen.model
-    others = [each for each in rest if not is_unavailable(each.model, each.context)]
+    others = [each for each in rest if not each.unavailable]
     attempt = AttemptContext(
         model=model,
         alternatives=len(others),
@@ -205,8 +212,6 @@ def seamless(sink: Sink) -> Sink:
 
 def joined(attempt: Call, config: LLMConfig, response: LLMResponse) -> LLMResponse:
     """Return the whole answer: what was delivered before this attempt, and this attempt's part."""
-    if not attempt.attempt.continues:
-        return response
     text = hide_all_keys(config, attempt.history.partial)
     note = f"the beginning is another model's; {attempt.model} continued it"
     parts = (Text(text), *(part for part in response.parts if not isinstance(part, Text)))
@@ -224,5 +229,5 @@ def diverted(history: CallHistory, response: LLMResponse) -> LLMResponse:
 
 
 def _can_prefill(model: str, env: LLMEnv) -> bool:
-    target = target_of(model, env.config.models[model])
-    return is_successful(target) and target.unwrap().capabilities.prefill is True
+    target = ready_targets(env.config).get(model)
+    return target is not None and target.capabilities.prefill is True

@@ -12,7 +12,7 @@ import anyio
 from returns.pipeline import is_successful
 
 from llm_effects.effects.call import Call
-from llm_effects.effects.effect import Answer, Generate, layer, run
+from llm_effects.effects.effect import Answer, Generate, layer, passing_ready, proceed
 from llm_effects.effects.env import LLMEnv, Span
 from llm_effects.providers.registry import hide_all_keys
 from llm_effects.telemetry import conventions as names
@@ -32,12 +32,13 @@ from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt
 _EXPECTED: Final = frozenset({SUCCESS, CANCELLED})
 
 
+@passing_ready
 @layer
 async def with_tracing(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """Trace the call to its end: a response, an error, a cancellation or a defect."""
     span = begin_call(call, env)
     try:
-        outcome = await run(next(call), env)
+        outcome = await proceed(next, call, env)
     except BaseException as problem:
         end_call(call, env, span, None, _exception_tag(problem))
         raise
@@ -51,7 +52,8 @@ def _exception_tag(problem: BaseException) -> str:
 
 def begin_call(call: Call, env: LLMEnv) -> Span | None:
     """Open the span of a whole call, if telemetry is active."""
-    return unharmed(env.telemetry.begin, names.GENERATE, call_opening(call)) if env.telemetry.active else None
+    call.history.traced = env.telemetry.active
+    return unharmed(env.telemetry.begin, names.GENERATE, call_opening(call)) if call.history.traced else None
 
 
 def end_call(call: Call, env: LLMEnv, span: Span | None, outcome: Outcome, kind: str) -> None:
@@ -71,7 +73,8 @@ def _fell_back(call: Call, model: str) -> bool:
 
 def begin_attempt(call: Call, env: LLMEnv) -> Span | None:
     """Open the span of one attempt, below its call's, if telemetry is active."""
-    if not env.telemetry.active:
+    traced = call.history.traced
+    if not (env.telemetry.active if traced is None else traced):  # asking takes 3 microseconds
         return None
     opening = attempt_opening(call, env.config)
     name = f"{opening.get(names.OPERATION, names.CHAT)} {opening.get(names.REQUEST_MODEL, call.model)}"

@@ -3,9 +3,8 @@
 import re
 from collections.abc import Iterator, Mapping
 from itertools import count
-from typing import Final, Literal
+from typing import Final
 
-import msgspec
 from returns.result import Failure, Result, Success
 
 from llm_effects.providers.base import Provider
@@ -55,7 +54,7 @@ from llm_effects.providers.message_encoding import (
     tool_head,
     unseal,
 )
-from llm_effects.providers.openai_usage import openai_usage
+from llm_effects.providers.openai_answers import openai_usage, plain_answer, text_only
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
@@ -231,6 +230,12 @@ def _answer_format(target: Target, request: LLMRequest) -> Settings:
 
 def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
     """Decode a whole 2xx answer; an error inside it is classified by its own code."""
+    plain = plain_answer(target, response)
+    return decode_any(target, response) if plain is None else Success(plain)
+
+
+def decode_any(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
+    """Decode a whole 2xx answer, whatever it holds, field by field."""
     return decode_answer(target, response, _read_answer)
 
 
@@ -306,55 +311,6 @@ def finish(draft: Draft) -> Result[LLMResponse, LLMError]:
     _add_citations(draft)
     compare_models(draft)
     return response_of(draft)
-
-
-# --- The fast path for nearly all events of a stream: a chunk that holds text and nothing else
-#
-# The classes spell out such a chunk: a field of type ``None`` may be present but must be null. A chunk that holds more
-# does not match them, and takes the slow path.
-
-
-class _Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    content: str
-    role: str | None = None
-    refusal: None = None
-    reasoning: None = None
-    reasoning_content: None = None
-    tool_calls: None = None
-    function_call: None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    delta: _Delta
-    index: Literal[0] = 0
-    finish_reason: None = None
-    error: None = None
-
-
-class _Chunk(msgspec.Struct, gc=False):
-    choices: tuple[_Choice]
-    object: Literal["chat.completion.chunk"]
-    usage: None = None
-    x_groq: None = None
-    error: None = None
-    type: None = None
-
-
-_CHUNK: Final = msgspec.json.Decoder(_Chunk)
-
-
-def text_only(data: str) -> str:
-    """Return the text of a chunk that holds nothing else, and an empty text for any other data.
-
-    >>> text_only('{"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"Hi"}}]}')
-    'Hi'
-    >>> text_only("[DONE]"), text_only('{"object":"chat.completion.chunk","choices":[{"delta":{"refusal":"No"}}]}')
-    ('', '')
-    """
-    try:
-        return _CHUNK.decode(data).choices[0].delta.content
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return ""
 
 
 # === The content of answers, whole or streamed

@@ -54,7 +54,7 @@ from llm_effects.providers.message_encoding import (
     sampling,
     tool_head,
 )
-from llm_effects.providers.openai_usage import openai_usage
+from llm_effects.providers.openai_answers import openai_usage
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse

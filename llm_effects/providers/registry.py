@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from functools import lru_cache, wraps
 from typing import Final, TypeVar, assert_never
 from urllib.parse import SplitResult, urlsplit
+from weakref import ref
 
 import attrs
 from returns.pipeline import is_successful
@@ -209,22 +210,20 @@ def _provider(wire: Wire) -> Provider:
 
 _T = TypeVar("_T")
 
-MAX_CACHED_CONFIGS: Final = 16
-"""Configurations in use at once whose derived values are cached."""
-
 
 def cached_per_config(derive: Callable[[LLMConfig], _T]) -> Callable[[LLMConfig], _T]:
-    """Cache what a function derives from a configuration, which every call needs again."""
-    cache: dict[int, tuple[LLMConfig, _T]] = {}  # holding the configuration keeps its id unique
+    """Cache what a function derives from a configuration, which every call needs again, as long as that exists.
+
+    The key is its id, since the hash of a configuration costs more than most of what is derived from it.
+    """
+    cache: dict[int, tuple[ref[LLMConfig], _T]] = {}
 
     @wraps(derive)
     def cached(config: LLMConfig) -> _T:
-        entry = cache.get(id(config))
-        if entry is None:
-            if len(cache) >= MAX_CACHED_CONFIGS:
-                oldest, *_ = cache.copy()  # a copy, since other threads may add to it
-                cache.pop(oldest, None)
-            entry = cache[id(config)] = (config, derive(config))
+        key = id(config)
+        entry = cache.get(key)
+        if entry is None or entry[0]() is not config:
+            entry = cache[key] = (ref(config, lambda _: cache.pop(key, None)), derive(config))
         return entry[1]
 
     return cached
@@ -243,6 +242,7 @@ def targets_of(config: LLMConfig) -> Result[tuple[Target, ...], LLMError]:
     return Success(tuple(each.unwrap() for each in targets))
 
 
+@cached_per_config
 def ready_targets(config: LLMConfig) -> Mapping[str, Target]:
     """Return the targets of the valid models by name; routing reports the problems of the others."""
     targets = {name: target_of(name, model) for name, model in config.models.items()}

@@ -12,11 +12,11 @@ from typing import Final, Protocol, TypeVar, final
 
 from attrs import evolve, field, frozen
 from returns.pipeline import is_successful
-from returns.result import Failure, Result
+from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
 from llm_effects.config.routing import RoutingConfig
-from llm_effects.providers.registry import targets_of
+from llm_effects.providers.registry import cached_per_config, targets_of
 from llm_effects.providers.target import Target
 from llm_effects.routing.candidates import (
     EXPECTED_ANSWER_TOKENS,
@@ -28,6 +28,7 @@ from llm_effects.routing.candidates import (
 )
 from llm_effects.routing.statistics import confidence_at, expected_error_rate
 from llm_effects.values.errors import Fallback, LLMError, fallback_for
+from llm_effects.values.messages import Document, Image
 from llm_effects.values.records import Statistics
 from llm_effects.values.requests import Allow, LLMRequest, TaskType
 from llm_effects.values.responses import Cost, Usage
@@ -62,12 +63,16 @@ _NO_STATISTICS: Final = Statistics()
 @final
 @frozen
 class Ranked:
-    """A model with its rank; its other numbers are computed on demand, since most calls never need them."""
+    """A model with its rank; its other numbers are computed on demand, since most calls never need them.
+
+    An ``unavailable`` model is cooled down, or its circuit breaker is open.
+    """
 
     target: Target
     score: float
     request: LLMRequest = field(repr=False)
     context: RoutingContext = field(repr=False)
+    unavailable: bool = False
 
     @property
     def model(self) -> str:
@@ -93,9 +98,56 @@ class Ranked:
 
 def order(request: LLMRequest, config: LLMConfig, context: RoutingContext) -> Result[tuple[Ranked, ...], LLMError]:
     """Return the candidates of a request in order, computing only what decides it."""
+    known = _models_of(config)
+    if _fits_everywhere(request, known, context.tokens):
+        return Success(_rank_known(request, known.answering, config, context))
     return _filter(request, config, context).map(
-        lambda filtered: rank(request, filtered.candidates, config.routing, context)
+        lambda filtered: _rank_known(request, filtered.candidates, config, context)
     )
+
+
+def _rank_known(
+    request: LLMRequest, targets: tuple[Target, ...], config: LLMConfig, context: RoutingContext
+) -> tuple[Ranked, ...]:
+    if len(targets) == 1:  # nothing to compare it with
+        return (Ranked(targets[0], 0.0, request, context, is_unavailable(targets[0].name, context)),)
+    return rank(request, targets, config.routing, context, distinct=_models_of(config).distinct)
+
+
+# What is the same for every call of a configuration. With 100 models it saves 120 of 250 microseconds.
+
+
+@final
+@frozen(eq=False)
+class _Models:
+    """The models of a configuration that answer, the smallest of their windows, and whether no two are equal.
+
+    There are none where one of them is misconfigured: every call then fails with the whole list of problems.
+    """
+
+    answering: tuple[Target, ...]
+    window: float
+    distinct: bool
+
+
+@cached_per_config
+def _models_of(config: LLMConfig) -> _Models:
+    answering = tuple(each for each in targets_of(config).value_or(()) if not each.capabilities.embeddings)
+    windows = (each.capabilities.context_length for each in answering)
+    return _Models(
+        answering=answering,
+        window=min((window for window in windows if window is not None), default=math.inf),
+        distinct=len({*map(_identity, answering)}) == len(answering),
+    )
+
+
+def _fits_everywhere(request: LLMRequest, known: _Models, tokens: int) -> bool:
+    """Return whether every model takes a request, because it asks for nothing that one of them may lack."""
+    special = request.model is not None or request.tools or request.response_schema is not None
+    if special or not known.answering or tokens + (request.preferences.max_tokens or 0) > known.window:
+        return False
+    parts = (part for message in request.messages for part in message.parts)
+    return not any(isinstance(part, Image | Document) for part in parts)
 
 
 def route(request: LLMRequest, config: LLMConfig, context: RoutingContext) -> Result[RoutingDecision, LLMError]:
@@ -145,33 +197,48 @@ def _nearly_known(task: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def rank(
-    request: LLMRequest, targets: Sequence[Target], routing: RoutingConfig, context: RoutingContext
+    request: LLMRequest,
+    targets: Sequence[Target],
+    routing: RoutingConfig,
+    context: RoutingContext,
+    *,
+    distinct: bool = False,
 ) -> tuple[Ranked, ...]:
-    """Return the models in the order in which they are asked, each with its score."""
-    scores = _scores(request, targets, routing, context)
+    """Return the models in the order in which they are asked, each with its score.
+
+    ``distinct`` models are known to have no equal, between which load would decide.
+    """
+    scores, unavailable = _scores(request, targets, routing, context), _unavailable(context)
     ranked = [
-        (_availability(each, context), Ranked(each, score, request, context))
+        Ranked(each, score, request, context, each.name in unavailable)
         for each, score in zip(targets, scores, strict=True)
     ]
-    load = _load_of(targets, context)
-    # Sorting is stable: models that tie keep the order of the configuration.
-    ranked.sort(key=lambda each: (each[0], each[1].model != context.last_model, each[1].score, *load(each[1].target)))
+    first_of = {} if distinct else _first_of_equals(targets)
+    # Sorting is stable: models that tie keep the order of the configuration. So each key sorts within the one after it.
+    if len(first_of) < len(targets) and first_of:
+        ranked.sort(key=lambda each: (first_of[_identity(each.target)], _load(each.target, context)))
+    ranked.sort(key=_score)
+    if context.last_model is not None:
+        ranked.sort(key=lambda each: each.model != context.last_model)
+    ranked.sort(key=_availability)
     if not routing.fallback_order:
-        return tuple(each for _, each in ranked)
-    (_, first), *rest = ranked
+        return tuple(ranked)
+    first, *rest = ranked
     position = _positions_in(routing.fallback_order)
-    rest.sort(key=lambda each: (each[0], position(each[1].target)))
-    return (first, *(each for _, each in rest))
+    rest.sort(key=lambda each: (_availability(each), position(each.target)))
+    return (first, *rest)
 
 
-def _load_of(targets: Sequence[Target], context: RoutingContext) -> Callable[[Target], tuple[float, ...]]:
-    """Return a function to the rank of a model by its load: the least busy of equal models first, by weight."""
+def _score(ranked: Ranked) -> float:
+    return ranked.score
+
+
+def _first_of_equals(targets: Sequence[Target]) -> dict[Hashable, int]:
+    """Return the position of the first of each kind of equal models: the least busy of them is asked first."""
     first_of = dict[Hashable, int]()
     for position, target in enumerate(targets):
         first_of.setdefault(_identity(target), position)
-    if len(first_of) == len(targets):
-        return lambda _: ()
-    return lambda target: (first_of[_identity(target)], _load(target, context))
+    return first_of
 
 
 def _identity(target: Target) -> Hashable:
@@ -183,8 +250,15 @@ def _load(target: Target, context: RoutingContext) -> float:
     return context.in_flight.get(target.name, 0) / target.config.weight
 
 
-def _availability(target: Target, context: RoutingContext) -> tuple[bool, bool]:
-    return target.config.last_resort, is_unavailable(target.name, context)
+def _availability(ranked: Ranked) -> tuple[bool, bool]:
+    return ranked.target.config.last_resort, ranked.unavailable
+
+
+def _unavailable(context: RoutingContext) -> frozenset[str]:
+    """Return the models that are cooled down or whose circuit breaker is open: usually none."""
+    known, now = context.statistics, context.now
+    cooled_down = (name for name, each in known.items() if each.cooldown_until > now)
+    return frozenset((*cooled_down, *(name for name, until in context.open_until.items() if until > now)))
 
 
 def is_unavailable(model: str, context: RoutingContext) -> bool:
@@ -231,9 +305,15 @@ def _shared_scores(targets: Sequence[Target], scores: Sequence[float]) -> list[f
 
 def _positions_in(table: tuple[str, ...]) -> Callable[[Target], float]:
     """Return a function to a model's first position in a table of names and families; absent models come last."""
-    positions = {name: float(position) for position, name in reversed([*enumerate(table)])}
-    last = float(len(table))
-    return lambda target: min(positions.get(name, last) for name in (target.name, target.entry, target.preset.family))
+    position, last = _positions(table).get, float(len(table))
+    return lambda target: min(
+        position(target.name, last), position(target.entry, last), position(target.preset.family, last)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _positions(table: tuple[str, ...]) -> Mapping[str, float]:
+    return {name: float(position) for position, name in reversed([*enumerate(table)])}
 
 
 def estimated_cost(request: LLMRequest, target: Target, context: RoutingContext) -> Cost:

@@ -173,6 +173,8 @@ def _recovery(value: Recovery | str) -> Recovery:
 
 
 def _permissions(value: Iterable[Allow | str]) -> frozenset[Allow]:
+    if value == frozenset():  # as in nearly every request
+        return frozenset()
     return frozenset(to_member("allow", Allow, each) for each in to_tuple("allow", value))
 
 
@@ -237,6 +239,8 @@ explain_arguments(Preferences, "Preferences(temperature=...)")
 
 
 def _check_tools(request: LLMRequest) -> None:
+    if not request.tools and request.tool_choice is None:
+        return
     names = [tool.name for tool in request.tools]
     if len(set(names)) < len(names):
         invalid("tools", f"names must be unique, but {sorted(names)} repeats one")

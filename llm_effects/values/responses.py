@@ -97,7 +97,8 @@ Cost.UNKNOWN = Cost(None)
 
 def total_cost(costs: Iterable[Cost]) -> Cost:
     """Return the sum of costs; it is unknown if one of them is."""
-    return sum(costs, Cost.ZERO)
+    first, *more = (*costs,) or (Cost.ZERO,)
+    return sum(more, first)  # of the usual single attempt, its own: without a sum of decimals
 
 
 @final

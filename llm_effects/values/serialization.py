@@ -1,27 +1,28 @@
 """Values as JSON: readable, and for stored answers versioned and protected by a checksum. Never pickle."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable
 from decimal import Decimal
 from functools import cache, lru_cache, partial
-from typing import Any, Final, TypeVar, final, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, final, get_args
 
 import msgspec
 from attrs import field, frozen
-from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError, transform_error
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
-from cattrs.preconf.json import make_converter
-from cattrs.strategies import configure_tagged_union
 from returns.result import Failure, Result, Success
 
 from llm_effects.values.conversations import Conversation
 from llm_effects.values.errors import InvalidRequest, LLMError
 from llm_effects.values.events import ContentEvent
 from llm_effects.values.json import dump
-from llm_effects.values.messages import Part
+from llm_effects.values.messages import Document, Image, Part
 from llm_effects.values.requests import TaskType
 from llm_effects.values.responses import LLMResponse
 from llm_effects.values.validation import InvalidValue
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 _Value = TypeVar("_Value")
 
@@ -51,8 +52,30 @@ def dump_entry(entry: Entry) -> bytes:
     >>> load_entry(dump_entry(Entry(response=answer("because")))).response.content
     'because'
     """
-    body = dump(_converter().unstructure(entry))
+    body = dump(_plain(entry))
     return msgspec.json.encode(_Envelope(VERSION, hashlib.sha256(body).hexdigest(), msgspec.Raw(body)))
+
+
+def _plain(entry: Entry) -> object:
+    """Return an entry as the converter does, without it: making it takes 50 milliseconds of a process's first call."""
+    if any(isinstance(part, Image | Document) for part in entry.response.parts):  # bytes, which the converter encodes
+        return _converter().unstructure(entry)
+    response = {**_fields(entry.response), "parts": [*map(_tagged, entry.response.parts)]}
+    return {"response": response, "events": [*map(_tagged, entry.events)]}
+
+
+def _tagged(value: object) -> dict[str, object]:
+    return {**_fields(value), "type": type(value).__name__}
+
+
+def _fields(value: object) -> dict[str, object]:
+    return cast("dict[str, object]", msgspec.to_builtins(value, enc_hook=_task_as_text))
+
+
+def _task_as_text(value: object) -> str:
+    if isinstance(value, TaskType):
+        return str(value)
+    raise TypeError
 
 
 _SMALL: Final = 16 * 2**10  # bytes: 128 decoded entries of this size stay below 2 MB of JSON
@@ -68,6 +91,8 @@ def load_entry(data: bytes) -> Entry | None:
 
 
 def _load(data: bytes) -> Entry | None:
+    from cattrs import BaseValidationError
+
     try:
         envelope = msgspec.json.decode(data, type=_Envelope)
         body = bytes(envelope.body)
@@ -99,6 +124,8 @@ def load_value(document: str, kind: type[_Value]) -> _Value | None:
     >>> load_value('{"text":"why?"}', Text), load_value('{"py/object":"os.system"}', Text)
     (Text(text='why?'), None)
     """
+    from cattrs import BaseValidationError
+
     try:
         return _tolerant_converter().structure(msgspec.json.decode(document), kind)
     except (msgspec.DecodeError, BaseValidationError, ValueError, TypeError, KeyError, RecursionError):
@@ -138,6 +165,8 @@ def parse_value(value: object, kind: type[_Value]) -> Result[_Value, tuple[str, 
     >>> parse_value({"role": "user", "parts": [{"type": "ToolCall", "id": " "}]}, Message).failure()
     ("parts[0].name: 'name' is missing or unknown",)
     """
+    from cattrs import BaseValidationError, transform_error
+
     try:
         return Success(_strict_converter().structure(value, kind))
     except BaseValidationError as problem:
@@ -147,6 +176,8 @@ def parse_value(value: object, kind: type[_Value]) -> Result[_Value, tuple[str, 
 
 
 def _describe(problem: BaseException, _: type[Any] | None) -> str:
+    from cattrs import ForbiddenExtraKeysError
+
     match problem:
         case InvalidValue() | ForbiddenExtraKeysError():
             return str(problem)
@@ -180,6 +211,8 @@ def _converter() -> Converter:
 
 @cache
 def _json_converter() -> Converter:
+    from cattrs.gen import make_dict_unstructure_fn
+
     converter = _new_converter()
     for kind in get_args(LLMError):
         converter.register_unstructure_hook(kind, partial(_with_tag, make_dict_unstructure_fn(kind, converter)))
@@ -196,6 +229,10 @@ def _tolerant_converter() -> Converter:
 
 
 def _new_converter(*exact: type, tolerant: bool = False) -> Converter:
+    from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+    from cattrs.preconf.json import make_converter
+    from cattrs.strategies import configure_tagged_union
+
     converter = make_converter(forbid_extra_keys=not tolerant)
     for kind in exact:
         converter.register_structure_hook(kind, _exact)

@@ -2,6 +2,7 @@
 
 from math import ceil
 from typing import Final, final
+from weakref import ref
 
 from attrs import define, field
 
@@ -130,10 +131,16 @@ class EstimatedTokens:
     """The estimate as a service, with a correction for each model learned from its provider's counts."""
 
     _ratios: dict[str, float] = field(factory=dict[str, float])
+    _newest: tuple[ref[LLMRequest], int] | None = None
 
     def estimate(self, request: LLMRequest) -> int:
         """Estimate the tokens of the prompt: messages, system, tools and schema."""
-        return estimate_tokens(request)
+        newest = self._newest  # each call asks twice: for its route, and to learn from the provider's count
+        if newest is not None and newest[0]() is request:
+            return newest[1]
+        tokens = estimate_tokens(request)
+        self._newest = ref(request), tokens
+        return tokens
 
     def ratio(self, model: str) -> float:
         """Return how many tokens a configured model counts per estimated one."""

@@ -1,7 +1,9 @@
 """The cache layer: keys, entries, policies, and what is stored and replayed."""
 
+import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import anyio
@@ -10,6 +12,7 @@ from attrs import evolve, fields_dict, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 from returns.future import FutureResult
+from returns.io import IOSuccess
 from returns.result import Result, Success
 
 from llm_effects import (
@@ -39,22 +42,28 @@ from llm_effects import (
     scripted_env,
 )
 from llm_effects.config import CacheConfig
-from llm_effects.effects.effect import Generate, layered
+from llm_effects.effects.call import Call
+from llm_effects.effects.effect import Answer, Generate, layer, layered
 from llm_effects.effects.env import wall_clock
-from llm_effects.pipeline import run_call
+from llm_effects.pipeline import run_call, standard_pipeline
 from llm_effects.policies.cache import cache_key, cache_stats, clear, invalidate, with_cache
 from llm_effects.policies.coalescing import with_coalescing
 from llm_effects.policies.complete import complete
 from llm_effects.policies.deadline import with_deadline
 from llm_effects.policies.recording import with_recording
 from llm_effects.policies.routing import with_routing
+from llm_effects.policies.tracing import with_tracing
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.disabled import NoCache
 from llm_effects.stores.open import open_cache
 from llm_effects.testing import Chunks, Delayed, Reply, Scripted, answer, run_in_virtual_time, scripted
 from llm_effects.values import CacheStats, Tool
 from llm_effects.values.errors import LLMError
-from llm_effects.values.serialization import Entry, dump_entry, load_entry
+from llm_effects.values.events import ToolCallDelta
+from llm_effects.values.messages import Citation, Origin, Text
+from llm_effects.values.requests import TaskType
+from llm_effects.values.responses import Attempt, Cost
+from llm_effects.values.serialization import Entry, dump_entry, dump_value, load_entry
 from tests.fixtures.cached import ASK, ONE, STUDIO, TWO, remembering, streamed_events
 
 SHAPING: dict[str, LLMRequest] = {
@@ -433,3 +442,67 @@ async def test_a_manager_closes_its_own_cache_but_not_a_supplied_one() -> None:
         await first.run(generate(ASK))
     async with make_llm_manager(TWO, adapt) as second:
         assert (await second.run(generate(ASK))).unwrap().cached
+
+
+# Answers at once: a hit in memory passes through the layers only where they may change it.
+
+
+@pytest.mark.anyio
+async def test_a_layer_before_the_cache_changes_stored_answers_too() -> None:
+    @layer
+    async def with_shouting(next: Generate, call: Call, env: LLMEnv) -> Answer:
+        result = await run(next(call), env)
+        return result.map(lambda response: evolve(response, content=response.content.upper()))
+
+    env = evolve(scripted_env("because"), cache=MemoryCache())
+    loud = layered(with_shouting, standard_pipeline)
+    answers = [(await run(run_call(loud, ASK), env)).unwrap() for _ in range(2)]
+    assert [(each.content, each.cached) for each in answers] == [("BECAUSE", False), ("BECAUSE", True)]
+
+
+@pytest.mark.anyio
+async def test_an_answer_at_once_is_the_answer_that_the_layers_give() -> None:
+    @layer
+    async def with_nothing(next: Generate, call: Call, env: LLMEnv) -> Answer:
+        return await run(next(call), env)
+
+    named = LLMRequest(prompt="why?", task_type="anlysis")
+    env = evolve(scripted_env("because"), cache=MemoryCache())
+    slow = layered(with_tracing, with_nothing, with_cache, with_routing, with_recording, complete)
+    fast = layered(with_tracing, with_cache, with_nothing, with_routing, with_recording, complete)
+    for pipeline in (slow, fast):  # the same name of layers, and so the same key
+        assert (await run(run_call(pipeline, named), env)).unwrap().cached is (pipeline is fast)
+    slowly, at_once = [(await run(run_call(each, named), env)).unwrap() for each in (slow, fast)]
+    assert evolve(at_once, latency_ms=0.0) == evolve(slowly, latency_ms=0.0)
+    assert at_once.warnings
+    assert (await env.cache.stats()).map(lambda stats: (stats.hits, stats.misses)) == IOSuccess((3, 1))
+
+
+def test_an_entry_is_written_without_the_converter_as_with_it() -> None:
+    parts = (
+        Text("x", (Citation(start=0, end=1, quote="x"),)),
+        Reasoning("so", "sealed", Origin("p", "m")),
+        ToolCall("1", "look", "{}"),
+    )
+    attempt = Attempt(model="m", provider="p", outcome="success", latency_ms=1.5, cost=Cost(Decimal("0.10")))
+    whole = evolve(answer("x\ud83d"), parts=parts, task_type=TaskType("mine"), attempts=(attempt,), warnings=("w",))
+    pictured = evolve(whole, parts=(*parts, Image(data=b"\x89PNG", media_type="image/png")))
+    events = (TextDelta("x"), ToolCallDelta(0, "1", "look", "{}"))
+    for entry in (Entry(response=whole, events=events), Entry(response=pictured)):
+        body = json.loads(dump_entry(entry))["body"]
+        assert body == json.loads(dump_value(entry))
+        assert load_entry(dump_entry(entry)) == evolve(entry, response=evolve(entry.response, content="x\ufffd"))
+
+
+def test_a_first_call_does_not_make_the_converter() -> None:
+    program = (
+        "import sys, anyio\n"
+        "from attrs import evolve\n"
+        "from llm_effects import LLMRequest, generate, run, scripted_env\n"
+        "from llm_effects.stores.cache.memory import MemoryCache\n"
+        "env = evolve(scripted_env('because'), cache=MemoryCache())\n"
+        "stored = [anyio.run(run, generate(LLMRequest(prompt='why?')), env).unwrap() for _ in range(1)]\n"
+        "print(stored[0].content, 'cattrs' in sys.modules)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown == "because False\n"

@@ -1,15 +1,19 @@
 """Resolving configured models to targets: missing and unsafe fields are errors before anything is sent."""
 
+import gc
 from typing import Any
+from weakref import ref
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from returns.pipeline import is_successful
 
+from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
 from llm_effects.providers.presets import PRESETS
-from llm_effects.providers.registry import provider_of, target_of, wire_of
+from llm_effects.providers.registry import cached_per_config, provider_of, target_of, wire_of
 from llm_effects.providers.target import Target, is_loopback, key_headers
 from llm_effects.values.errors import describe
 from llm_effects.values.requests import LLMRequest, Preferences, Tool
@@ -248,3 +252,17 @@ def test_the_protocol_that_encodes_a_request_uses_its_own_path() -> None:
     assert sent.url == "https://api.openai.com/v1/responses"
     plain = provider_of(target, request_with()).encode(target, request_with(), False).unwrap()
     assert plain.url == "https://api.openai.com/v1/chat/completions"
+
+
+def test_what_is_derived_from_a_configuration_ends_with_it() -> None:
+    class Derived:
+        pass
+
+    derive = cached_per_config(lambda _: Derived())
+    config = LLMConfig(models={"m": ModelConfig(provider="lm-studio")})
+    derived, same = ref(derive(config)), evolve(config)
+    assert derive(config) is derived()
+    assert derive(same) is not derived()
+    del config
+    gc.collect()
+    assert derived() is None

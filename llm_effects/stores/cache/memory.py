@@ -142,6 +142,12 @@ class MemoryCache:
             item = self._items.get(key)
         return FutureResult.from_value(self._counters.count_lookup(item and item.entry))
 
+    def hit(self, key: str) -> bytes | None:
+        """Return the entry and count a hit, if there is one; ``get`` counts the miss."""
+        with self._lock:
+            item = self._items.get(key)
+        return None if item is None else self._counters.count_lookup(item.entry)
+
     def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
         """Store an entry for ``ttl_seconds``; ``None`` is for ever, 0 stores nothing."""
         item = _Item(entry, math.inf if ttl_seconds is None else ttl_seconds)

@@ -201,10 +201,14 @@ _UNLIMITED: Final = LimiterState()
 @final
 @define(eq=False)
 class ModelState:
-    """The state of one model. ``shut_until`` is what this process knows of a breaker that processes share."""
+    """The state of one model. ``shut_until`` is what this process knows of a breaker that processes share.
+
+    ``on_open`` is called whenever the breaker is open.
+    """
 
     model: str
     queue: FairQueue
+    on_open: Callable[[], None]
     limiter: LimiterState = field(default=_UNLIMITED, init=False)
     breaker: Breaker = field(factory=Breaker, init=False)
     shut_until: float | None = field(default=None, init=False)
@@ -226,9 +230,8 @@ class ModelState:
 
     def release(self, permit: Permit, usage: ActualUsage) -> None:
         """Release a permit, correct what was reserved, and wake the first waiter."""
-        if usage.reported_limits is not None or not permit.quota.unlimited:
-            self.limiter = with_actual_usage(self.limiter, permit, usage)
-            self.queue.wake_first()
+        self.limiter = with_actual_usage(self.limiter, permit, usage)
+        self.queue.wake_first()
 
     def admit(self, deadline: float, *, force: bool) -> BreakerPermit | Refusal:
         """Ask this process's breaker for a permit."""
@@ -239,10 +242,17 @@ class ModelState:
     def record(self, config: BreakerConfig, permit: BreakerPermit, *, failed: bool | None) -> None:
         """Record the outcome of a permitted call in this process's breaker."""
         self.breaker = record_outcome(self.breaker, config, permit, anyio.current_time(), failed=failed)
+        if self.breaker.open_until is not None:
+            self.on_open()
 
     def shut(self, seconds: float) -> None:
         """Note for how long a shared breaker stays open; 0 is closed."""
         self.shut_until = anyio.current_time() + seconds if seconds else None
+        if seconds:
+            self.on_open()
+
+
+_NONE_OPEN: Final[Mapping[str, float]] = {}
 
 
 @final
@@ -251,6 +261,7 @@ class ModelStates:
     """The state of each model, created on first use; each event loop has its own."""
 
     poll: float = inf
+    _tripped: bool = field(default=False, init=False)  # in any loop: until then no call looks for its loop's states
     _states: LoopLocal[dict[str, ModelState]] = field(
         factory=lambda: LoopLocal(dict[str, ModelState]), init=False, repr=False
     )
@@ -260,11 +271,21 @@ class ModelStates:
         states = self._states.get()
         state = states.get(model)
         if state is None:
-            state = states[model] = ModelState(model, FairQueue(self.poll))
+            state = states[model] = ModelState(model, FairQueue(self.poll), self._note_open)
         return state
+
+    def _note_open(self) -> None:
+        self._tripped = True
+
+    def release(self, permit: Permit, usage: ActualUsage) -> None:
+        """Release a permit, if it counts for anything."""
+        if usage.reported_limits is not None or not permit.quota.unlimited:
+            self.of(permit.model).release(permit, usage)
 
     def opened(self) -> Mapping[str, float]:
         """Return until when each open breaker stays open, by model."""
+        if not self._tripped:
+            return _NONE_OPEN
         try:
             states = self._states.get()
         except NoEventLoopError:  # outside of a loop there is no clock, and no breaker is open
@@ -293,7 +314,7 @@ class MemoryLimits:
 
     async def release(self, permit: Permit, usage: ActualUsage) -> None:
         """Release a permit, and correct what was reserved."""
-        self._states.of(permit.model).release(permit, usage)
+        self._states.release(permit, usage)
 
     def admit(
         self, model: str, deadline: float, *, force: bool

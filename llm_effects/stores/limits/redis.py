@@ -109,7 +109,7 @@ class RedisLimits:
 
     async def release(self, permit: Permit, usage: ActualUsage) -> None:
         """Release a permit, in this process and on the server."""
-        self._states.of(permit.model).release(permit, usage)
+        self._states.release(permit, usage)
         if permit.id:
             arguments = (0, permit.id, *_corrections(permit, usage))
             await self._scripts.run("leave", self._keys(permit.model, _COUNTS), arguments)
