@@ -1,4 +1,7 @@
-"""Fixtures for all tests: every async test runs on asyncio and on trio."""
+"""Fixtures for all tests: every async test runs on asyncio and on trio.
+
+Tests with ``wire`` run over each HTTP library, too: their module or folder takes the event loop from it.
+"""
 
 import os
 import shutil
@@ -9,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.fixtures.wires import WIRES, Wire
+
 # No deadline, since a busy machine is not a failure; in CI a commit always runs the same examples.
 settings.register_profile("house", deadline=None, max_examples=50, derandomize="CI" in os.environ)
 settings.load_profile("house")
@@ -17,6 +22,12 @@ settings.load_profile("house")
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(params=WIRES, ids=str)
+def wire(request: pytest.FixtureRequest) -> Wire:
+    value: Wire = request.param
+    return value
 
 
 @pytest.fixture(scope="session")
