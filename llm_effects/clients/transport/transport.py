@@ -13,13 +13,15 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from types import FunctionType
 from typing import Final, Literal, Protocol, TypeAlias, final, get_args
 
 import httpx
-from anyio.lowlevel import EventLoopToken, checkpoint
+from anyio import to_thread
+from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 from attrs import define, field
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
@@ -36,6 +38,7 @@ from llm_effects.clients.transport.pool import (
     http_pool,
     trusted,
 )
+from llm_effects.config.services import TransportKind
 from llm_effects.effects.tasks import OnSent, no_listener
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
 from llm_effects.values import caps
@@ -45,6 +48,9 @@ from llm_effects.values.validation import number, one_of
 
 AIOHTTP: Final = {("3", "14")}
 """The versions of aiohttp whose connections and parser are known here, which it does not promise to keep."""
+
+FAST: Final = "llm_effects.clients.transport.fast"
+"""The module that needs aiohttp."""
 
 
 class _Decompressor(Protocol):
@@ -260,10 +266,6 @@ class StreamedResponse:
         return body.getvalue()
 
 
-TransportKind: TypeAlias = Literal["auto", "httpx", "fast"]
-"""Which library carries requests: ``auto`` is ``fast`` (aiohttp) where it can be, and else ``httpx``."""
-
-
 @final
 @define(eq=False, kw_only=True)
 class Transport:
@@ -321,6 +323,8 @@ class Transport:
     @asynccontextmanager
     async def scope(self) -> AsyncGenerator[None]:
         """Keep the connections of this event loop open between calls, until the scope ends."""
+        if self._is_fast(_is_asyncio(current_token())):
+            await to_thread.run_sync(import_module, FAST)  # importing aiohttp takes as long as hundreds of calls
         async with self._pools.hold():
             yield
 
@@ -360,13 +364,22 @@ class Transport:
         if self._closed:
             raise TransportFault(ConfigurationError(message="the environment is closed: open a new one for this call"))
 
+    def check(self) -> Result[None, LLMError]:
+        """Return the error of a library that was chosen and cannot carry requests in this event loop."""
+        problem = _why_not_fast(_is_asyncio(current_token())) if self.kind == "fast" else None
+        return Success(None) if problem is None else Failure(ConfigurationError(message=f"transport: fast {problem}"))
+
+    def _is_fast(self, on_asyncio: bool) -> bool:
+        """Return whether aiohttp carries requests: chosen, or by itself where nothing replaces httpx's transport."""
+        by_itself = self.kind == "auto" and self.make_pool is None and _is_httpx_itself()
+        return (self.kind == "fast" or by_itself) and _why_not_fast(on_asyncio) is None
+
     def _connect(self, loop: EventLoopToken) -> Connections:
         """Choose the library for an event loop."""
-        on_asyncio = isinstance(loop.native_token, asyncio.AbstractEventLoop)
-        problem = _why_not_fast(on_asyncio) if self.kind == "fast" else None
-        if problem is not None:
-            return NoConnections(ConfigurationError(message=f"transport: fast {problem}"))
-        if self.kind == "fast" or (self.kind == "auto" and self.make_pool is None and _is_fast_by_itself(on_asyncio)):
+        problem = self.check()
+        if not is_successful(problem):
+            return NoConnections(problem.failure())
+        if self._is_fast(_is_asyncio(loop)):
             return self._fast_connections()
         make = self.make_pool or functools.partial(http_pool, tls=self.tls, proxy=_revealed(self.proxy))
         return ShardedPool(make, self.pool_size, ConnectionLimiter(self.max_connections))
@@ -422,11 +435,14 @@ def _why_no_aiohttp() -> str | None:
     return f"does not know aiohttp {installed}: pip install 'llm-effects[fast]'"
 
 
-def _is_fast_by_itself(on_asyncio: bool) -> bool:
-    """Return whether aiohttp is there, and nothing stands in the place of httpx's own transport."""
+def _is_httpx_itself() -> bool:
+    """Return whether nothing replaces httpx's transport: neither a mock, as in tests, nor an instrumentation."""
     handle: object = httpx.AsyncHTTPTransport.handle_async_request
-    is_own = isinstance(handle, FunctionType) and handle.__module__ == "httpx._transports.default"
-    return is_own and _why_not_fast(on_asyncio) is None
+    return isinstance(handle, FunctionType) and handle.__module__ == "httpx._transports.default"
+
+
+def _is_asyncio(loop: EventLoopToken) -> bool:
+    return isinstance(loop.native_token, asyncio.AbstractEventLoop)
 
 
 @final
