@@ -23,7 +23,6 @@ from aiohttp import (
     ThreadedResolver,
 )
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
 from aiohttp.streams import StreamReader
 from anyio import CancelScope, move_on_after
@@ -85,13 +84,17 @@ class _Connector(TCPConnector):
         super().__init__(limit=0, use_dns_cache=False, resolver=ThreadedResolver())
         self._factory = partial(_handler, loop=self._loop)
 
+    async def open(self, route: ClientRequest, seconds: float) -> ResponseHandler:
+        """Make a connection in time, TLS and proxies included."""
+        async with asyncio.timeout(seconds):
+            return await self._create_connection(route, [], ClientTimeout())
+
 
 @final
 @define(eq=False)
 class _Wire:
     """One open connection, and when it was used last."""
 
-    connection: Connection
     handler: _Handler
     transport: asyncio.Transport
     reused: bool = False
@@ -104,7 +107,6 @@ class _Wire:
     def close(self) -> None:
         """Close the connection at once, whatever is still to be sent."""
         self.handler.abort()
-        self.connection.close()
 
 
 @final
@@ -212,16 +214,12 @@ class FastConnections:
 
     async def _connect(self, request: Outgoing) -> _Wire:
         try:
-            route = self._route(request)
-            timeout = ClientTimeout(connect=request.limits.connect_s, ceil_threshold=float("inf"))
-            connection = await self._connector.connect(route, [], timeout)
+            handler = await self._connector.open(self._route(request), request.limits.connect_s)
         except PROBLEMS as problem:
             error = _map_connecting(problem, request)
         else:
-            handler, transport = connection.protocol, connection.transport
-            if isinstance(handler, _Handler) and transport is not None:
-                return _Wire(connection, handler, transport)
-            connection.close()
+            if isinstance(handler, _Handler) and handler.transport is not None:
+                return _Wire(handler, handler.transport)
             error = network_error("reset", request.wire)
         raise TransportFault(error)
 
