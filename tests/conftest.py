@@ -31,13 +31,20 @@ def wire(request: pytest.FixtureRequest) -> Wire:
 
 
 @pytest.fixture(scope="session")
-def own_authority(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """Return a TLS context with a self-signed certificate."""
+def own_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a self-signed certificate, ``cert``, and its ``key``."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    folder: Path = tmp_path_factory.mktemp("tls")
+    folder = tmp_path_factory.mktemp("tls")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost"]
     subprocess.run([*command, "-keyout", folder / "key", "-out", folder / "cert"], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_authority(own_certificate: Path) -> ssl.SSLContext:
+    """Return a TLS context with a self-signed certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert", folder / "key")
+    context.load_cert_chain(own_certificate / "cert", own_certificate / "key")
     return context

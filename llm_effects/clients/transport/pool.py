@@ -195,7 +195,7 @@ class Slot:
 class ShardedPool:
     """The small pools of one event loop, opened on demand; ``users`` counts the calls and scopes that hold it."""
 
-    make: MakePool
+    make: MakePool = field(repr=False)  # it may hold the password of a proxy
     size: int
     limiter: ConnectionLimiter
     users: int = 0
