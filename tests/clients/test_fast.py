@@ -121,7 +121,7 @@ async def test_without_a_known_aiohttp_httpx_is_chosen_and_fast_is_a_configurati
 ) -> None:
     def version(name: str) -> str:
         if installed is None:
-            raise transports.PackageNotFoundError(name)
+            raise ModuleNotFoundError(name)
         return installed
 
     monkeypatch.setattr(transports, "version", version)
@@ -200,8 +200,11 @@ def tunnel(port: int) -> Behave:
                 await sink.drain()
             sink.close()
 
-        await asyncio.gather(carry(peer.reader, writer), carry(reader, peer.writer))
-        await writer.wait_closed()
+        try:
+            await asyncio.gather(carry(peer.reader, writer), carry(reader, peer.writer))
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
     return behave
 
@@ -293,6 +296,27 @@ async def test_what_arrived_before_a_cut_is_read_before_the_error(transport: Tra
                 async for piece in answer.chunks():
                     read += piece
     assert (read, phase_of(caught.value.error)) == (b"onetwo", ("NetworkError", "reset"))
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.03])
+async def test_what_arrived_before_bytes_that_are_no_http_is_read_before_the_error(
+    transport: Transport, pause: float
+) -> None:
+    async def nonsense(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(chunked(b"one", end=False) + (b"" if pause else b"zz\r\n"))
+        await asyncio.sleep(pause)
+        await peer.send(b"zz\r\n")
+        await peer.gone()
+
+    read = b""
+    with serving(nonsense) as server:
+        with pytest.raises(TransportFault) as caught:
+            async with transport.stream(asking(server.url), LIMITS) as answer:
+                async for piece in answer.chunks():
+                    read += piece
+        assert server.settled() == 0
+    assert (read, phase_of(caught.value.error)) == (b"one", ("NetworkError", "protocol"))
 
 
 async def test_the_time_of_a_busy_reader_is_not_the_silence_of_the_server(transport: Transport) -> None:

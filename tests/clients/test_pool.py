@@ -11,7 +11,8 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.clients.transport.pool import ConnectionLimiter, LoopPools, ShardedPool, http_pool
+from llm_effects.clients.transport.pool import ShardedPool, http_pool
+from llm_effects.clients.transport.transport import ConnectionLimiter, LoopPools
 
 pytestmark = pytest.mark.anyio
 

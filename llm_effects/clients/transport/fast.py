@@ -32,7 +32,7 @@ from returns.result import Failure, Result, Success
 from yarl import URL
 
 from llm_effects.clients.transport.faults import TransportFault, connection_error, network_error, proxy_error
-from llm_effects.clients.transport.pool import IDLE_S, ConnectionLimiter, Outgoing
+from llm_effects.clients.transport.pool import IDLE_S, Limiter, Outgoing
 from llm_effects.effects.tasks import OnSent
 from llm_effects.providers.wire import CLOSING_S
 from llm_effects.values import caps
@@ -62,10 +62,24 @@ class _Handler(ResponseHandler):
     """A connection that knows whether the server has answered since the last request."""
 
     heard: bool = False
+    in_head: bool = False
+
+    def expect(self) -> None:
+        """Prepare for the answer to another request."""
+        self.heard, self.in_head = False, True
 
     def data_received(self, data: bytes) -> None:
+        """Parse the head of an answer on its own: where the parser fails, it loses all of what it was given."""
         self.heard = True
-        super().data_received(data)
+        end = data.find(b"\r\n\r\n") + 4 if self.in_head else 0
+        if end >= 4:
+            self.in_head = False
+            super().data_received(data[:end])
+            data = data[end:]
+        if data or not end:  # aiohttp asks with no data after a pause
+            super().data_received(data)
+        if self._exception is not None and self._payload is not None and self._payload.exception() is None:
+            self._payload.set_exception(self._exception)  # aiohttp would leave the reader waiting
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         if self._reading_paused:  # aiohttp asks after each chunk: this is a third of the time of a stream
@@ -152,7 +166,7 @@ class _Broken:
 class FastConnections:
     """The connections of one event loop of asyncio; ``users`` counts the calls and scopes that hold them."""
 
-    limiter: ConnectionLimiter
+    limiter: Limiter
     tls: ssl.SSLContext
     _proxy: Proxy | None = field(default=None, repr=False)
     users: int = 0
@@ -202,7 +216,7 @@ class FastConnections:
         return outcome
 
     def _take(self, origin: str) -> _Wire | None:
-        """Take the idle connection that was used last: the least likely to have been closed."""
+        """Return the idle connection of the last use, which the server is the least likely to have closed."""
         idle, since = self._idle.get(origin), self._loop.time() - IDLE_S
         while idle:
             wire = idle.pop()
@@ -233,7 +247,7 @@ class FastConnections:
         )
 
     async def _try_send(self, wire: _Wire, request: Outgoing, slot: int) -> "FastResponse | _Broken":
-        wire.handler.heard = False
+        wire.handler.expect()
         broken = True
         try:
             wire.handler.set_response_params(
@@ -351,6 +365,8 @@ class FastResponse:
             piece = payload._read_nowait(-1)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         elif payload.is_eof():
             return None
+        elif not self._wire.handler.connected and payload.exception() is None:
+            return network_error("reset", self._request.wire)
         else:
             try:
                 piece = await self._wait()
@@ -373,7 +389,7 @@ class FastResponse:
 
 
 async def _let_close() -> None:
-    """Let the event loop close the sockets of connections that were aborted."""
+    """Wait until the event loop has closed the sockets of aborted connections."""
     with CancelScope(shield=True):
         await checkpoint()
 

@@ -1,6 +1,4 @@
-"""The connections of each event loop, and httpx's: many small pools behind a first-come, first-served limiter.
-
-``Connections`` is what any HTTP library must do here; ``fast.py`` does it with aiohttp.
+"""The connections that the transport asks of an HTTP library, and those of httpx: many small pools behind a queue.
 
 httpx's own pool leaks connections when a call that queues in it is cancelled, and its bookkeeping is quadratic in its
 connections. So calls never queue there: a call acquires a numbered slot here first, and slot ``n`` belongs to the small
@@ -10,16 +8,14 @@ pool ``n // size``, which never has more calls than connections.
 import functools
 import logging
 import ssl
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from heapq import heappop, heappush
-from typing import Final, Generic, Protocol, TypeAlias, TypeVar, final
+from typing import Final, Protocol, TypeAlias, final
 
 import anyio
 import httpx
-from anyio.lowlevel import EventLoopToken, checkpoint, current_token
+from anyio.lowlevel import checkpoint
 from attrs import define, field, frozen
 
 from llm_effects.clients.transport.faults import WIRE_PROBLEMS, ToError, TransportFault, WireProblem, map_exception
@@ -64,6 +60,18 @@ class Incoming(Protocol):
         ...
 
 
+class Limiter(Protocol):
+    """A queue for a limited number of calls, which have numbered slots."""
+
+    async def acquire(self) -> int:
+        """Wait for a slot and return its number; release it once."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """Pass a slot on."""
+        ...
+
+
 class Connections(Protocol):
     """The connections of one event loop; ``users`` counts the calls and scopes that hold them."""
 
@@ -76,74 +84,6 @@ class Connections(Protocol):
     async def aclose(self) -> None:
         """Close the idle connections now; the others close after their use."""
         ...
-
-
-@final
-@define(eq=False)
-class ConnectionLimiter:
-    """A first-come, first-served limiter of ``capacity`` numbered slots.
-
-    It hands out the lowest free slot, since the connection of that slot was used last.
-
-    >>> async def visit():
-    ...     limiter = ConnectionLimiter(1)
-    ...     slot = await limiter.acquire()
-    ...     limiter.release(slot)
-    ...     return slot, limiter.in_use
-    >>> anyio.run(visit)
-    (0, 0)
-    """
-
-    capacity: int
-    _created: int = field(default=0, init=False)
-    _free: list[int] = field(factory=list[int], init=False)
-    _queue: OrderedDict[anyio.Event, None] = field(factory=OrderedDict[anyio.Event, None], init=False)
-    _assigned: dict[anyio.Event, int] = field(factory=dict[anyio.Event, int], init=False)
-
-    @property
-    def in_use(self) -> int:
-        """The number of acquired slots."""
-        return self._created - len(self._free)
-
-    @property
-    def waiting(self) -> int:
-        """The number of queued calls."""
-        return len(self._queue)
-
-    async def acquire(self) -> int:
-        """Wait for a slot and return its number; release it once."""
-        if self._free:
-            return heappop(self._free)
-        if self._created < self.capacity:
-            self._created += 1
-            return self._created - 1
-        return await self._wait_in_queue()
-
-    def release(self, slot: int) -> None:
-        """Pass a slot to the longest waiter, or put it back."""
-        if not self._queue:
-            heappush(self._free, slot)
-            return
-        waiter, _ = self._queue.popitem(last=False)
-        self._assigned[waiter] = slot
-        waiter.set()
-
-    async def _wait_in_queue(self) -> int:
-        waiter, woken = anyio.Event(), False
-        self._queue[waiter] = None
-        try:
-            await waiter.wait()
-            woken = True
-        finally:
-            if not woken:
-                self._abandon(waiter)
-        return self._assigned.pop(waiter)
-
-    def _abandon(self, waiter: anyio.Event) -> None:
-        """Leave the queue; a slot assigned in the moment of the cancellation goes to the next waiter."""
-        self._queue.pop(waiter, None)
-        if waiter in self._assigned:
-            self.release(self._assigned.pop(waiter))
 
 
 MakePool: TypeAlias = Callable[[int], httpx.AsyncBaseTransport]
@@ -197,7 +137,7 @@ class ShardedPool:
 
     make: MakePool = field(repr=False)  # it may hold the password of a proxy
     size: int
-    limiter: ConnectionLimiter
+    limiter: Limiter
     users: int = 0
     _shards: dict[int, Shard] = field(factory=dict[int, Shard], init=False)
     _next_sweep: float = field(default=0.0, init=False)
@@ -276,49 +216,6 @@ class ShardedPool:
         self._next_sweep = now + IDLE_S / 10
         idle = [index for index, each in self._shards.items() if not each.calls and each.idle_since < now - IDLE_S]
         return tuple(self._shards.pop(index).pool for index in idle)
-
-
-_Connections = TypeVar("_Connections", bound=Connections)
-
-
-@final
-@define(eq=False)
-class LoopPools(Generic[_Connections]):
-    """The connections of each event loop in use, so that none meets another loop than its own."""
-
-    open: Callable[[EventLoopToken], _Connections]
-    _loops: dict[EventLoopToken, _Connections] = field(factory=dict[EventLoopToken, _Connections], init=False)
-
-    @asynccontextmanager
-    async def hold(self) -> AsyncGenerator[_Connections]:
-        """Hold the connections of the running loop; their last holder closes them."""
-        pool = self.enter()
-        try:
-            yield pool
-        finally:
-            await self.leave(pool)
-
-    def enter(self) -> _Connections:
-        """Return the connections of the running loop; leave them once."""
-        loop = current_token()
-        pool = self._loops.get(loop)
-        if pool is None:
-            pool = self._loops[loop] = self.open(loop)
-        pool.users += 1
-        return pool
-
-    async def leave(self, pool: _Connections) -> None:
-        """Leave the connections of the running loop, and close them after their last holder."""
-        pool.users -= 1
-        if not pool.users:
-            del self._loops[current_token()]
-            await pool.aclose()
-
-    async def aclose(self) -> None:
-        """Close the idle connections of the running loop; the others close after their use."""
-        pool = self._loops.get(current_token())
-        if pool is not None:
-            await pool.aclose()
 
 
 async def close_all(pools: Iterable[httpx.AsyncBaseTransport]) -> None:

@@ -10,15 +10,19 @@ import functools
 import re
 import ssl
 import zlib
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
+from heapq import heappop, heappush
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from io import BytesIO
 from types import FunctionType
-from typing import Final, Literal, Protocol, TypeAlias, final, get_args
+from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar, final, get_args
 
+import anyio
 import httpx
 from anyio import to_thread
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
@@ -28,10 +32,8 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.clients.transport.faults import TransportFault
 from llm_effects.clients.transport.pool import (
-    ConnectionLimiter,
     Connections,
     Incoming,
-    LoopPools,
     MakePool,
     Outgoing,
     ShardedPool,
@@ -267,6 +269,117 @@ class StreamedResponse:
 
 
 @final
+@define(eq=False)
+class ConnectionLimiter:
+    """A first-come, first-served limiter of ``capacity`` numbered slots.
+
+    It hands out the lowest free slot, since the connection of that slot was used last.
+
+    >>> async def visit():
+    ...     limiter = ConnectionLimiter(1)
+    ...     slot = await limiter.acquire()
+    ...     limiter.release(slot)
+    ...     return slot, limiter.in_use
+    >>> anyio.run(visit)
+    (0, 0)
+    """
+
+    capacity: int
+    _created: int = field(default=0, init=False)
+    _free: list[int] = field(factory=list[int], init=False)
+    _queue: OrderedDict[anyio.Event, None] = field(factory=OrderedDict[anyio.Event, None], init=False)
+    _assigned: dict[anyio.Event, int] = field(factory=dict[anyio.Event, int], init=False)
+
+    @property
+    def in_use(self) -> int:
+        """The number of acquired slots."""
+        return self._created - len(self._free)
+
+    @property
+    def waiting(self) -> int:
+        """The number of queued calls."""
+        return len(self._queue)
+
+    async def acquire(self) -> int:
+        """Wait for a slot and return its number; release it once."""
+        if self._free:
+            return heappop(self._free)
+        if self._created < self.capacity:
+            self._created += 1
+            return self._created - 1
+        return await self._wait_in_queue()
+
+    def release(self, slot: int) -> None:
+        """Pass a slot to the longest waiter, or put it back."""
+        if not self._queue:
+            heappush(self._free, slot)
+            return
+        waiter, _ = self._queue.popitem(last=False)
+        self._assigned[waiter] = slot
+        waiter.set()
+
+    async def _wait_in_queue(self) -> int:
+        waiter, woken = anyio.Event(), False
+        self._queue[waiter] = None
+        try:
+            await waiter.wait()
+            woken = True
+        finally:
+            if not woken:
+                self._abandon(waiter)
+        return self._assigned.pop(waiter)
+
+    def _abandon(self, waiter: anyio.Event) -> None:
+        """Leave the queue; a slot assigned in the moment of the cancellation goes to the next waiter."""
+        self._queue.pop(waiter, None)
+        if waiter in self._assigned:
+            self.release(self._assigned.pop(waiter))
+
+
+_Connections = TypeVar("_Connections", bound=Connections)
+
+
+@final
+@define(eq=False)
+class LoopPools(Generic[_Connections]):
+    """The connections of each event loop in use, so that none meets another loop than its own."""
+
+    open: Callable[[EventLoopToken], _Connections]
+    _loops: dict[EventLoopToken, _Connections] = field(factory=dict[EventLoopToken, _Connections], init=False)
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncGenerator[_Connections]:
+        """Hold the connections of the running loop; their last holder closes them."""
+        pool = self.enter()
+        try:
+            yield pool
+        finally:
+            await self.leave(pool)
+
+    def enter(self) -> _Connections:
+        """Return the connections of the running loop; leave them once."""
+        loop = current_token()
+        pool = self._loops.get(loop)
+        if pool is None:
+            pool = self._loops[loop] = self.open(loop)
+        pool.users += 1
+        return pool
+
+    async def leave(self, pool: _Connections) -> None:
+        """Leave the connections of the running loop, and close them after their last holder."""
+        pool.users -= 1
+        if not pool.users:
+            del self._loops[current_token()]
+            await pool.aclose()
+
+    async def aclose(self) -> None:
+        """Close the idle connections of the running loop; the others close after their use."""
+        pool = self._loops.get(current_token())
+        if pool is not None:
+            await pool.aclose()
+
+
+@final
 @define(eq=False, kw_only=True)
 class Transport:
     """A sender of requests over pooled connections of each event loop; every failure is a ``TransportFault``.
@@ -427,8 +540,10 @@ def _why_not_fast(on_asyncio: bool) -> str | None:
 @functools.cache
 def _why_no_aiohttp() -> str | None:
     try:
-        installed = version("aiohttp")
-    except PackageNotFoundError:
+        installed = version("aiohttp") if find_spec("aiohttp") else ""
+    except ModuleNotFoundError:
+        installed = ""
+    if not installed:
         return "needs aiohttp: pip install 'llm-effects[fast]'"
     if tuple(installed.split(".")[:2]) in AIOHTTP:
         return None
