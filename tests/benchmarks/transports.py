@@ -1,7 +1,8 @@
-"""The whole library over httpx and over aiohttp, against bare httpx: ``python -m tests.benchmarks.transports``.
+"""The whole library over httpx and over aiohttp, against bare httpx: ``python -m tests.benchmarks.transports [scale]``.
 
-Calls alternate in one run, so that all are under the same load. A figure is the median of the processor time of this process, in
-microseconds for each call, with its ratio to bare httpx; the elapsed time follows. The server is another process.
+Calls alternate in one run, so that all are under the same load. A figure is the median of the processor time of this
+process, in microseconds for each call, with its ratio to bare httpx; the elapsed time follows. The server is another
+process.
 """
 
 import json
@@ -28,7 +29,8 @@ NUMBERS: Final = count()
 
 async def open_library(base: str, kind: TransportKind, stack: AsyncExitStack) -> LLMEnv:
     """Open an environment without a cache, so that every call is sent."""
-    model = ModelConfig(provider="openai-compatible", model="stub", endpoint=base, api_key="sk-benchmark")
+    patient = {"connect_ms": 60_000, "timeout_ms": 120_000}
+    model = ModelConfig(provider="openai-compatible", model="stub", endpoint=base, api_key="sk-benchmark", **patient)
     config = LLMConfig(models={"stub": model}, cache=CacheConfig(enabled=False), transport=kind)
     return await stack.enter_async_context(open_env(config))
 
