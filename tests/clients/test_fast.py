@@ -142,7 +142,7 @@ async def test_fast_on_trio_is_a_configuration_error(anyio_backend: str) -> None
     async with open_env(config) as env:
         error = (await run(generate(LLMRequest(prompt="why?")), env)).failure()
     assert (error.tag, "transport: fast needs asyncio's event loop" in error.message) == ("ConfigurationError", True)
-    with pytest.raises(InvalidValue, match="transport: fast needs asyncio"):
+    with pytest.raises(InvalidValue, match=r"models\.m: transport: fast needs asyncio"):
         async with open_env(config, check=True):
             pass
 
