@@ -95,7 +95,7 @@ class _Connector(TCPConnector):
     """aiohttp's connector, which makes connections and keeps none."""
 
     def __init__(self) -> None:
-        super().__init__(limit=0, use_dns_cache=False, resolver=ThreadedResolver())
+        super().__init__(limit=0, use_dns_cache=False, resolver=ThreadedResolver())  # pyright: ignore[reportUnknownMemberType]
         self._factory = partial(_handler, loop=self._loop)
 
     async def open(self, route: ClientRequest, seconds: float) -> ResponseHandler:
