@@ -74,14 +74,15 @@ CHECK_S: Final = 10.0
 
 
 def open_env(
-    config: LLMConfig, *, check: bool = False, transport: Callable[[], Transport] = Transport
+    config: LLMConfig, *, check: bool = False, warm: bool = False, transport: Callable[[], Transport] | None = None
 ) -> AbstractAsyncContextManager[LLMEnv]:
     """Open the live environment of a configuration; on exit every connection is closed and every model freed.
 
-    ``transport`` builds the HTTP edge, for another pool or other limits. If models are wrongly configured, the first
-    operation fails with a ``ConfigurationError`` that names all problems. With ``check``, entering raises
-    ``InvalidValue`` with every problem that ``check_setup`` finds: a model without its key or file, a rejected key, a
-    store that cannot be written, or no model that could answer.
+    ``transport`` builds the HTTP edge, for another pool, other limits, a proxy or other certificates. If models are
+    wrongly configured, the first operation fails with a ``ConfigurationError`` that names all problems. With ``check``,
+    entering raises ``InvalidValue`` with every problem that ``check_setup`` finds: a model without its key or file, a
+    rejected key, a store that cannot be written, or no model that could answer. With ``warm``, each server is asked for
+    its health first, for at most ``WARM_UP_S``, so that the first call finds an open connection.
 
     >>> import anyio
     >>> from llm_effects import LLMRequest, ModelConfig, generate, run
@@ -92,12 +93,12 @@ def open_env(
     'models.gpt.api_key: is missing: openai-chat answers only with a key'
     """
     check_config(config)
-    return _open(config, transport(), check=check)
+    return _open(config, transport_of(config) if transport is None else transport(), check=check, warm=warm)
 
 
 @entered_by("async with open_env(config) as env")
 @asynccontextmanager
-async def _open(config: LLMConfig, transport: Transport, *, check: bool) -> AsyncGenerator[LLMEnv]:
+async def _open(config: LLMConfig, transport: Transport, *, check: bool, warm: bool) -> AsyncGenerator[LLMEnv]:
     clients = live_clients(config, transport)
     env = live_env(config, clients)
     try:
@@ -107,10 +108,31 @@ async def _open(config: LLMConfig, transport: Transport, *, check: bool) -> Asyn
                 raise InvalidValue(problems)
         await warm_up(env)
         async with transport.scope():
+            if warm:
+                await _warm_connections(env, clients)
             yield env
     finally:
         with anyio.CancelScope(shield=True):
             await _close(env, clients)
+
+
+def transport_of(config: LLMConfig) -> Transport:
+    """Build the transport that a configuration asks for."""
+    needs_http = any(model.provider != "llama" for model in config.models.values())
+    return Transport(kind=config.transport if needs_http else "httpx")
+
+
+async def _warm_connections(env: LLMEnv, clients: LiveClients) -> None:
+    """Ask each server for its health at once, and keep the connections that this opens."""
+
+    async def warm(name: str, model: ModelConfig) -> None:
+        await result_of(clients.probe(name, model))
+
+    with anyio.move_on_after(WARM_UP_S):
+        async with anyio.create_task_group() as tasks:
+            for name, model in env.config.models.items():
+                if name not in clients.engines:
+                    tasks.start_soon(warm, name, model)
 
 
 def check_setup() -> Effect[tuple[Check, ...]]:
@@ -321,8 +343,9 @@ class LLMManager:
     If the configuration could not be read, every operation fails with its ``ConfigurationError``.
     """
 
-    def __init__(self, config: Result[LLMConfig, LLMError], adapt: Adapt | None = None) -> None:
+    def __init__(self, config: Result[LLMConfig, LLMError], adapt: Adapt | None = None, *, warm: bool = False) -> None:
         self._config = config
+        self._warm = warm
         self._adapt = adapt
         self._health = MemoryHealth()
         self._limits = MemoryLimits()
@@ -333,7 +356,7 @@ class LLMManager:
     def _open(self) -> None:
         self._closed = False
         config = self._config.value_or(LLMConfig(models={}))
-        self._transport = Transport()
+        self._transport = transport_of(config)
         self._clients = live_clients(config, self._transport)
         self._live = evolve(live_env(config, self._clients, self._memory, self._limits), health=self._health)
         self._env = self._live if self._adapt is None else self._adapt(self._live)
@@ -421,6 +444,8 @@ class LLMManager:
         scope = self._transport.scope()
         await scope.__aenter__()
         self._scopes.append((current_token(), scope))
+        if self._warm:
+            await _warm_connections(self._live, self._clients)
         return self
 
     async def __aexit__(
@@ -469,10 +494,11 @@ async def _single_event(event: StreamEvent) -> AsyncGenerator[AsyncIterator[Stre
 # Factories.
 
 
-def make_llm_manager(config: LLMConfig, adapt: Adapt | None = None) -> LLMManager:
+def make_llm_manager(config: LLMConfig, adapt: Adapt | None = None, *, warm: bool = False) -> LLMManager:
     """Make a manager of a configuration; nothing is connected or loaded before the first call.
 
-    ``adapt`` replaces services of its environment: ``lambda env: evolve(env, clients=...)``.
+    ``adapt`` replaces services of its environment: ``lambda env: evolve(env, clients=...)``. With ``warm``, entering it
+    opens a connection to each server, as in ``open_env``.
 
     >>> import anyio
     >>> from llm_effects import LLMRequest
@@ -481,7 +507,7 @@ def make_llm_manager(config: LLMConfig, adapt: Adapt | None = None) -> LLMManage
     'models: none is configured: add one, or install the local model'
     """
     check_config(config)
-    return LLMManager(Success(config), adapt)
+    return LLMManager(Success(config), adapt, warm=warm)
 
 
 def create_default_llm_manager(environ: Mapping[str, str] | None = None) -> LLMManager:

@@ -1,4 +1,7 @@
-"""Fixtures for all tests: every async test runs on asyncio and on trio."""
+"""Fixtures for all tests: every async test runs on asyncio and on trio.
+
+Tests with ``wire`` run over each HTTP library, too: their module or folder takes the event loop from it.
+"""
 
 import os
 import shutil
@@ -8,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.fixtures.wires import WIRES, Wire
 
 # No deadline, since a busy machine is not a failure; in CI a commit always runs the same examples.
 settings.register_profile("house", deadline=None, max_examples=50, derandomize="CI" in os.environ)
@@ -19,14 +24,27 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=WIRES, ids=str)
+def wire(request: pytest.FixtureRequest) -> Wire:
+    value: Wire = request.param
+    return value
+
+
 @pytest.fixture(scope="session")
-def own_authority(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """Return a TLS context with a self-signed certificate."""
+def own_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a self-signed certificate, ``cert``, and its ``key``."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    folder: Path = tmp_path_factory.mktemp("tls")
+    folder = tmp_path_factory.mktemp("tls")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost"]
     subprocess.run([*command, "-keyout", folder / "key", "-out", folder / "cert"], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_authority(own_certificate: Path) -> ssl.SSLContext:
+    """Return a TLS context with a self-signed certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert", folder / "key")
+    context.load_cert_chain(own_certificate / "cert", own_certificate / "key")
     return context

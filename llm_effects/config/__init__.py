@@ -19,4 +19,5 @@ from llm_effects.config.services import CacheConfig as CacheConfig
 from llm_effects.config.services import LimitsConfig as LimitsConfig
 from llm_effects.config.services import StorageConfig as StorageConfig
 from llm_effects.config.services import TelemetryConfig as TelemetryConfig
+from llm_effects.config.services import TransportKind as TransportKind
 from llm_effects.config.services import Window as Window

@@ -1,4 +1,4 @@
-"""The configuration as a frozen value: models in order, routing, cache, storage, limits, budgets, telemetry."""
+"""The configuration as a frozen value: models in order, routing, and the services."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, final, get_args
@@ -15,6 +15,7 @@ from llm_effects.config.services import (
     LimitsConfig,
     StorageConfig,
     TelemetryConfig,
+    TransportKind,
 )
 from llm_effects.values.display import shown
 from llm_effects.values.secrets import Secret
@@ -25,6 +26,7 @@ from llm_effects.values.validation import (
     instances,
     invalid,
     join_path,
+    one_of,
     short_repr,
     to_table,
     to_tuple,
@@ -60,6 +62,9 @@ def _valid_budgets(_: object, attribute: "attrs.Attribute[Any]", budgets: tuple[
 class LLMConfig:
     """The configuration of an environment.
 
+    ``transport`` is the library that carries requests: ``httpx``, aiohttp (``fast``), or aiohttp if it is installed and
+    the event loop is asyncio's (``auto``).
+
     >>> LLMConfig(models={"mini": ModelConfig(provider="openai-chat", model="gpt-6-luna", api_key="sk-x")})
     LLMConfig(models={'mini': ModelConfig(provider='openai-chat', model='gpt-6-luna', api_key=Secret('***'))})
     """
@@ -73,6 +78,7 @@ class LLMConfig:
     limits: LimitsConfig = field(factory=LimitsConfig, validator=instance(LimitsConfig))
     budgets: tuple[BudgetConfig, ...] = field(default=(), converter=_budgets, validator=_valid_budgets)
     telemetry: TelemetryConfig = field(factory=TelemetryConfig, validator=instance(TelemetryConfig))
+    transport: TransportKind = field(default="auto", validator=one_of(*get_args(TransportKind)))
 
     def __attrs_post_init__(self) -> None:
         known = (*dict.fromkeys((*map(entry_of, self.models), *self.models)), *get_args(Family))

@@ -1,4 +1,4 @@
-"""The configuration of the services: cache, storage, limits, budgets, telemetry."""
+"""The configuration of the services: cache, storage, limits, budgets, telemetry, transport."""
 
 from collections.abc import Iterable
 from decimal import Decimal
@@ -116,3 +116,7 @@ class TelemetryConfig:
 
     enabled: bool = field(default=True, validator=instance(bool))
     bodies: bool = field(default=False, validator=instance(bool))
+
+
+TransportKind: TypeAlias = Literal["auto", "httpx", "fast"]
+"""The library that carries requests: ``httpx``, aiohttp (``fast``), or aiohttp where it can be (``auto``)."""

@@ -24,6 +24,12 @@ NAME_CHARACTERS: Final = 200
 ERROR_CHARACTERS: Final = 4096
 """Most characters of an error answer that are read."""
 
+HEADER_BYTES: Final = 32 * 2**10
+"""Longest header line of an answer, in bytes."""
+
+HEADERS: Final = 256
+"""Most header lines of an answer."""
+
 # The size of an answer, after decompression.
 
 ANSWER_BYTES: Final = 32 * 2**20

@@ -14,10 +14,10 @@ import anyio
 from attrs import define
 
 from llm_effects import CachePolicy, LLMEnv, LLMRequest, Preferences, StreamEvent, generate, open_env, run, stream
-from llm_effects.clients.transport.transport import Transport
 from tests.fixtures.chaos import Chaos, chaos_server, good
 from tests.fixtures.faults import config_of, model
 from tests.fixtures.servers import Peer
+from tests.fixtures.wires import WIRES, Wire
 
 PERMITS: Final = 10
 WORKERS: Final = 100
@@ -89,11 +89,11 @@ async def use_every_permit(env: LLMEnv, served: Model) -> int:
     return served.peak
 
 
-async def cancels(target: int, chaos: Chaos) -> Counts:
+async def cancels(target: int, chaos: Chaos, wire: Wire) -> Counts:
     """Cancel this many calls, and check that they leave nothing behind."""
     served = Model()
     models = {"m": model(chaos, served, concurrency=PERMITS)}
-    opened = open_env(config_of(models), transport=lambda: Transport(max_connections=PERMITS, pool_size=5))
+    opened = open_env(config_of(models), transport=wire.transport(max_connections=PERMITS, pool_size=5))
     descriptors, tasks, counts = len(os.listdir("/proc/self/fd")), len(anyio.get_running_tasks()), Counts(target)  # noqa: PTH208
     async with opened as env:
         await keep_busy(env, counts, longest=1.0)
@@ -107,12 +107,12 @@ async def cancels(target: int, chaos: Chaos) -> Counts:
 
 
 def main(target: int = 20_000) -> None:
-    for backend in ("asyncio", "trio"):
+    for wire in WIRES:
         started = time.monotonic()
         with chaos_server() as chaos:
-            counts = anyio.run(cancels, target, chaos, backend=backend)
+            counts = anyio.run(cancels, target, chaos, wire, backend=wire.loop)
         took = time.monotonic() - started
-        print(f"{backend}: {counts.cancelled} cancelled, {counts.done} done in {took:.1f} s; nothing is left")
+        print(f"{wire}: {counts.cancelled} cancelled, {counts.done} done in {took:.1f} s; nothing is left")
 
 
 if __name__ == "__main__":

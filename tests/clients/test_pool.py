@@ -1,6 +1,7 @@
 """The connection limiter and the pools: first come, first served; cancellations leak nothing; nothing stays open."""
 
 import random
+from typing import TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -10,9 +11,12 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.clients.transport.pool import ConnectionLimiter, LoopPools, http_pool
+from llm_effects.clients.transport.pool import ShardedPool, http_pool
+from llm_effects.clients.transport.transport import ConnectionLimiter, LoopPools
 
 pytestmark = pytest.mark.anyio
+
+Pools: TypeAlias = LoopPools[ShardedPool]
 
 
 @define(eq=False)
@@ -43,9 +47,13 @@ def factory() -> PoolFactory:
     return PoolFactory()
 
 
+def small_pools(factory: PoolFactory, max_connections: int = 6) -> Pools:
+    return LoopPools(lambda _: ShardedPool(factory, 2, ConnectionLimiter(max_connections)))
+
+
 @pytest.fixture
-def pools(factory: PoolFactory) -> LoopPools:
-    return LoopPools(make=factory, max_connections=6, size=2)
+def pools(factory: PoolFactory) -> Pools:
+    return small_pools(factory)
 
 
 async def test_the_lowest_free_slot_is_acquired_first() -> None:
@@ -149,7 +157,7 @@ def test_no_slot_is_acquired_twice(backend: str, steps: list[int | None]) -> Non
     anyio.run(play, backend=backend)
 
 
-async def test_slots_share_small_pools_in_order(pools: LoopPools, factory: PoolFactory) -> None:
+async def test_slots_share_small_pools_in_order(pools: Pools, factory: PoolFactory) -> None:
     async with pools.hold() as here:
         async with here.slot() as one, here.slot() as two, here.slot() as three:
             assert one.pool is two.pool
@@ -161,7 +169,7 @@ async def test_slots_share_small_pools_in_order(pools: LoopPools, factory: PoolF
     assert [pool.closed for pool in factory.made] == [1, 1]
 
 
-async def test_the_last_holder_closes_the_pools(pools: LoopPools, factory: PoolFactory) -> None:
+async def test_the_last_holder_closes_the_pools(pools: Pools, factory: PoolFactory) -> None:
     async with pools.hold() as scope:
         async with pools.hold() as call, call.slot():
             assert call is scope
@@ -172,7 +180,7 @@ async def test_the_last_holder_closes_the_pools(pools: LoopPools, factory: PoolF
 
 
 async def test_a_renewed_slot_gets_a_new_pool_and_the_last_call_closes_the_old_one(
-    pools: LoopPools, factory: PoolFactory
+    pools: Pools, factory: PoolFactory
 ) -> None:
     async with pools.hold() as here, here.slot() as slot:
         async with here.slot() as neighbour:
@@ -183,7 +191,7 @@ async def test_a_renewed_slot_gets_a_new_pool_and_the_last_call_closes_the_old_o
         assert factory.made[1].closed == 0
 
 
-async def test_closing_closes_idle_pools_and_keeps_those_in_use(pools: LoopPools, factory: PoolFactory) -> None:
+async def test_closing_closes_idle_pools_and_keeps_those_in_use(pools: Pools, factory: PoolFactory) -> None:
     async with pools.hold() as here:
         async with here.slot():
             async with here.slot(), here.slot():
@@ -194,7 +202,7 @@ async def test_closing_closes_idle_pools_and_keeps_those_in_use(pools: LoopPools
         assert [pool.closed for pool in factory.made] == [1, 1]
 
 
-async def test_a_cancellation_does_not_interrupt_closing(pools: LoopPools, factory: PoolFactory) -> None:
+async def test_a_cancellation_does_not_interrupt_closing(pools: Pools, factory: PoolFactory) -> None:
     with anyio.CancelScope() as scope:
         async with pools.hold() as here, here.slot():
             scope.cancel()
@@ -203,7 +211,7 @@ async def test_a_cancellation_does_not_interrupt_closing(pools: LoopPools, facto
 
 
 def test_event_loops_do_not_share_pools(factory: PoolFactory, anyio_backend: str) -> None:
-    pools = LoopPools(make=factory, max_connections=2, size=2)
+    pools = small_pools(factory, max_connections=2)
 
     async def call() -> None:
         async with pools.hold() as here, here.slot():

@@ -425,6 +425,7 @@ EVERYTHING = {
     "LLM_CACHE_MAX_SIZE": "7",
     "LLM_CACHE_URL": "sqlite:///cache.db",
     "LLM_STORAGE_URL": "sqlite:///llm.db",
+    "LLM_TRANSPORT": "httpx",
 }
 LM_STUDIO = ModelConfig(provider="lm-studio", endpoint="http://localhost:1234/v1")
 
@@ -461,6 +462,7 @@ def test_every_variable_sets_its_field() -> None:
         routing=RoutingConfig(strategy="cost"),
         cache=CacheConfig(enabled=False, ttl_seconds=1.5, max_size=7, url="sqlite:///cache.db"),
         storage=StorageConfig(url="sqlite:///llm.db"),
+        transport="httpx",
     )
 
 
@@ -507,6 +509,7 @@ def test_the_default_environment_is_that_of_the_process() -> None:
         ("LLM_CACHE_MAX_SIZE", "0", "must be at least 1, not 0"),
         ("LLM_CACHE_ENABLED", "maybe", "must be one of true, 1, yes, on, false, 0, no, off, not 'maybe'"),
         ("LLM_ROUTING_STRATEGY", "fastest", "must be one of balanced, cost, performance, not 'fastest'"),
+        ("LLM_TRANSPORT", "curl", "must be one of auto, httpx, fast, not 'curl'"),
         ("LLM_STORAGE_URL", " ", "must not be blank: give some text, or leave it out"),
         (
             "OPENAI_API_KEY",

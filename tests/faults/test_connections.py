@@ -33,8 +33,15 @@ from tests.fixtures.faults import (
     wait_for_requests,
 )
 from tests.fixtures.servers import Peer, Server, answering, reply, sending, serving
+from tests.fixtures.wires import Wire
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("carried")]
+
+
+@pytest.fixture
+def anyio_backend(wire: Wire) -> str:
+    return wire.loop
+
 
 SHORT: Final = {"timeout_ms": 60, "first_content_ms": 60}
 

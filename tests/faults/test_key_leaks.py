@@ -23,8 +23,15 @@ from llm_effects.values import CachePolicy, Tool
 from tests.fixtures.chaos import CANARY, DONE, STOP, WHOLE, Chaos, Step, data, event, says
 from tests.fixtures.faults import MODES, config_of, model, run_case
 from tests.fixtures.servers import chunked, reply, reply_json
+from tests.fixtures.wires import Wire
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("carried")]
+
+
+@pytest.fixture
+def anyio_backend(wire: Wire) -> str:
+    return wire.loop
+
 
 PIECE: Final = 8
 """The longest piece of a key that may be seen, in characters."""

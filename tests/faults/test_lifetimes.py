@@ -27,8 +27,15 @@ from llm_effects.values.responses import CANCELLED
 from tests.fixtures.chaos import HEAD, WHOLE, Chaos, Step, chunk, drips, good, holds, piece, says
 from tests.fixtures.faults import ASK, MODES, RecordingSink, config_of, model, plan_of, run_case, wait_for_requests
 from tests.fixtures.servers import reply_json
+from tests.fixtures.wires import Wire
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("carried")]
+
+
+@pytest.fixture
+def anyio_backend(wire: Wire) -> str:
+    return wire.loop
+
 
 STAGES: Final[dict[str, Step]] = {
     "waiting for headers": holds(),

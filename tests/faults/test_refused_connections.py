@@ -11,8 +11,15 @@ from llm_effects.values.extras import install_command
 from tests.fixtures.chaos import Chaos, good
 from tests.fixtures.faults import MODES, config_of, model, run_case
 from tests.fixtures.redis_server import free_port
+from tests.fixtures.wires import Wire
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("carried")]
+
+
+@pytest.fixture
+def anyio_backend(wire: Wire) -> str:
+    return wire.loop
+
 
 GUIDE = Path(__file__).parents[2] / "docs/guides/errors.md"
 ASK = LLMRequest(prompt="why?", cache="bypass")

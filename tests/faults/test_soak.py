@@ -5,6 +5,7 @@ import pytest
 from tests.benchmarks.cancels import cancels
 from tests.benchmarks.soak import soak
 from tests.fixtures.chaos import Chaos
+from tests.fixtures.wires import Wire
 
 pytestmark = pytest.mark.anyio
 
@@ -15,5 +16,6 @@ async def test_105_under_all_kinds_of_faults_every_call_ends_in_time_and_nothing
     assert report.ends["success"]
 
 
-async def test_104_cancellations_under_contention_leak_no_slot(chaos: Chaos) -> None:
-    assert (await cancels(300, chaos)).cancelled >= 300
+async def test_104_cancellations_under_contention_leak_no_slot(chaos: Chaos, anyio_backend: str) -> None:
+    wire = Wire(anyio_backend, "fast" if anyio_backend == "asyncio" else "httpx")
+    assert (await cancels(300, chaos, wire)).cancelled >= 300

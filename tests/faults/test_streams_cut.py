@@ -64,8 +64,15 @@ from tests.fixtures.faults import (
     run_case,
 )
 from tests.fixtures.servers import chunked, reply, reply_json
+from tests.fixtures.wires import Wire
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("carried")]
+
+
+@pytest.fixture
+def anyio_backend(wire: Wire) -> str:
+    return wire.loop
+
 
 MARK: Final = b"\xef\xbb\xbf"
 ODD: Final = "na\u00efve \u65e5\u672c \U0001f642 \u2028 \x85 \x0b end"

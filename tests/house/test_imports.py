@@ -3,9 +3,20 @@
 from tests.fixtures.house import run_python
 
 # Each costs as much as the whole package, or may not be installed: the first use loads it, never the import.
-HEAVY = ("httpx", "ssl", "msgspec", "cattrs", "sqlalchemy", "typer", "rich", "xllamacpp")
+HEAVY = ("aiohttp", "httpx", "ssl", "msgspec", "cattrs", "sqlalchemy", "typer", "rich", "xllamacpp")
 
-EXTRAS = ("genai_prices", "opentelemetry", "psycopg", "pydantic", "redis", "rich", "sqlalchemy", "typer", "xllamacpp")
+EXTRAS = (
+    "aiohttp",
+    "genai_prices",
+    "opentelemetry",
+    "psycopg",
+    "pydantic",
+    "redis",
+    "rich",
+    "sqlalchemy",
+    "typer",
+    "xllamacpp",
+)
 
 
 def test_the_import_loads_nothing_heavy() -> None:

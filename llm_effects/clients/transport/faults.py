@@ -86,11 +86,12 @@ def map_exception(problem: WireProblem, started: bool, *, request: WireRequest, 
         case httpx.InvalidURL() | httpx.UnsupportedProtocol() | httpx.LocalProtocolError() | UnicodeError():
             return ConfigurationError(message=f"this request cannot be sent: {cause.message}", cause=cause)
         case httpx.ProxyError():
-            return _proxy_error(request, cause)
+            needs_password = any(word in cause.message.lower() for word in _PROXY_AUTH)
+            return proxy_error(request, cause, needs_password=needs_password)
         case httpx.RemoteProtocolError():
             return network_error(_protocol_phase(cause), request, cause)
         case _:
-            return _connection_error(problem, request, cause)
+            return connection_error(problem, request, cause, connecting=isinstance(problem, httpx.ConnectError))
 
 
 def network_error(phase: NetworkPhase, request: WireRequest, cause: Cause | None = None) -> NetworkError:
@@ -99,8 +100,9 @@ def network_error(phase: NetworkPhase, request: WireRequest, cause: Cause | None
     return NetworkError(message=_MESSAGES[phase].format(origin=origin), phase=phase, cause=cause)
 
 
-def _proxy_error(request: WireRequest, cause: Cause) -> LLMError:
-    if any(word in cause.message.lower() for word in _PROXY_AUTH):
+def proxy_error(request: WireRequest, cause: Cause, *, needs_password: bool) -> LLMError:
+    """Build the error for a proxy that rejects a request: a missing password is a matter of configuration."""
+    if needs_password:
         message = "a proxy on the way requires a user name and a password: configure them, or bypass the proxy"
         return ConfigurationError(message=message, cause=cause)
     return network_error("intermediary", request, cause)
@@ -121,9 +123,9 @@ def _timeout(problem: httpx.TimeoutException, limits: Timeouts, started: bool, c
     return RequestTimeout(phase=phase, timeout_ms=None if seconds is None else seconds * 1000, cause=cause)
 
 
-def _connection_error(problem: WireProblem, request: WireRequest, cause: Cause) -> LLMError:
+def connection_error(problem: BaseException, request: WireRequest, cause: Cause, *, connecting: bool) -> LLMError:
+    """Build the error for a connection that cannot be made or breaks, by the causes of an exception."""
     roots = tuple(_roots(problem))
-    connecting = isinstance(problem, httpx.ConnectError)
     tls = next((root for root in roots if isinstance(root, ssl.SSLError) and not _is_eof(root)), None)
     if tls is not None:
         return _tls_error(tls, cause) if connecting else network_error("protocol", request, cause)

@@ -1,4 +1,4 @@
-"""Connection pools: many small ones for each event loop, behind a first-come, first-served limiter.
+"""The connections that the transport asks of an HTTP library, and those of httpx: many small pools behind a queue.
 
 httpx's own pool leaks connections when a call that queues in it is cancelled, and its bookkeeping is quadratic in its
 connections. So calls never queue there: a call acquires a numbered slot here first, and slot ``n`` belongs to the small
@@ -6,87 +6,84 @@ pool ``n // size``, which never has more calls than connections.
 """
 
 import functools
+import logging
 import ssl
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import asynccontextmanager
-from heapq import heappop, heappush
-from typing import Final, TypeAlias, final
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Final, Protocol, TypeAlias, final
 
 import anyio
 import httpx
-from anyio.lowlevel import EventLoopToken, current_token
-from attrs import define, field
+from anyio.lowlevel import checkpoint
+from attrs import define, field, frozen
 
-from llm_effects.providers.wire import CLOSING_S
+from llm_effects.clients.transport.faults import WIRE_PROBLEMS, ToError, TransportFault, WireProblem, map_exception
+from llm_effects.effects.tasks import OnSent
+from llm_effects.providers.wire import CLOSING_S, Timeouts, WireRequest
+from llm_effects.values import caps
+from llm_effects.values.errors import LLMError
+from llm_effects.values.secrets import scrub, secret_values
 
 
 @final
-@define(eq=False)
-class ConnectionLimiter:
-    """A first-come, first-served limiter of ``capacity`` numbered slots.
+@define(eq=False, repr=False)
+class Outgoing:
+    """A request that has been checked, with its secrets revealed."""
 
-    It hands out the lowest free slot, since the connection of that slot was used last.
+    method: str
+    url: httpx.URL
+    headers: list[tuple[bytes, bytes]]
+    wire: WireRequest
+    limits: Timeouts
 
-    >>> async def visit():
-    ...     limiter = ConnectionLimiter(1)
-    ...     slot = await limiter.acquire()
-    ...     limiter.release(slot)
-    ...     return slot, limiter.in_use
-    >>> anyio.run(visit)
-    (0, 0)
-    """
 
-    capacity: int
-    _created: int = field(default=0, init=False)
-    _free: list[int] = field(factory=list[int], init=False)
-    _queue: OrderedDict[anyio.Event, None] = field(factory=OrderedDict[anyio.Event, None], init=False)
-    _assigned: dict[anyio.Event, int] = field(factory=dict[anyio.Event, int], init=False)
+class Incoming(Protocol):
+    """A response whose head has arrived."""
 
     @property
-    def in_use(self) -> int:
-        """The number of acquired slots."""
-        return self._created - len(self._free)
+    def status(self) -> int:
+        """The status code."""
+        ...
 
     @property
-    def waiting(self) -> int:
-        """The number of queued calls."""
-        return len(self._queue)
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """The header lines as they came."""
+        ...
+
+    async def read(self) -> bytes | LLMError | None:
+        """Wait for more of the body, and return it, ``None`` at its end, or the error that broke it."""
+        ...
+
+    async def aclose(self) -> None:
+        """Keep the connection if the body was read to its end; otherwise close it, even when cancelled."""
+        ...
+
+
+class Limiter(Protocol):
+    """A queue for a limited number of calls, which have numbered slots."""
 
     async def acquire(self) -> int:
         """Wait for a slot and return its number; release it once."""
-        if self._free:
-            return heappop(self._free)
-        if self._created < self.capacity:
-            self._created += 1
-            return self._created - 1
-        return await self._wait_in_queue()
+        ...
 
     def release(self, slot: int) -> None:
-        """Pass a slot to the longest waiter, or put it back."""
-        if not self._queue:
-            heappush(self._free, slot)
-            return
-        waiter, _ = self._queue.popitem(last=False)
-        self._assigned[waiter] = slot
-        waiter.set()
+        """Pass a slot on."""
+        ...
 
-    async def _wait_in_queue(self) -> int:
-        waiter, woken = anyio.Event(), False
-        self._queue[waiter] = None
-        try:
-            await waiter.wait()
-            woken = True
-        finally:
-            if not woken:
-                self._abandon(waiter)
-        return self._assigned.pop(waiter)
 
-    def _abandon(self, waiter: anyio.Event) -> None:
-        """Leave the queue; a slot assigned in the moment of the cancellation goes to the next waiter."""
-        self._queue.pop(waiter, None)
-        if waiter in self._assigned:
-            self.release(self._assigned.pop(waiter))
+class Connections(Protocol):
+    """The connections of one event loop; ``users`` counts the calls and scopes that hold them."""
+
+    users: int
+
+    async def send(self, request: Outgoing, admitted: OnSent) -> Incoming:
+        """Wait for a turn, call ``admitted``, send, and wait for the head of the response, or raise its fault."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the idle connections now; the others close after their use."""
+        ...
 
 
 MakePool: TypeAlias = Callable[[int], httpx.AsyncBaseTransport]
@@ -97,15 +94,15 @@ IDLE_S: Final = 30.0
 
 
 @functools.cache
-def _ssl_context() -> ssl.SSLContext:
+def trusted() -> ssl.SSLContext:
     """Load the trusted certificates once: loading takes as long as many calls."""
     return httpx.create_ssl_context()
 
 
-def http_pool(size: int) -> httpx.AsyncBaseTransport:
+def http_pool(size: int, tls: ssl.SSLContext | None = None, proxy: str | None = None) -> httpx.AsyncBaseTransport:
     """Open a pool of at most ``size`` connections, without retries and redirects."""
     limits = httpx.Limits(max_connections=size, max_keepalive_connections=size, keepalive_expiry=IDLE_S)
-    return httpx.AsyncHTTPTransport(verify=_ssl_context(), limits=limits)
+    return httpx.AsyncHTTPTransport(verify=tls or trusted(), proxy=proxy, limits=limits)
 
 
 @final
@@ -138,9 +135,9 @@ class Slot:
 class ShardedPool:
     """The small pools of one event loop, opened on demand; ``users`` counts the calls and scopes that hold it."""
 
-    make: MakePool
+    make: MakePool = field(repr=False)  # it may hold the password of a proxy
     size: int
-    limiter: ConnectionLimiter
+    limiter: Limiter
     users: int = 0
     _shards: dict[int, Shard] = field(factory=dict[int, Shard], init=False)
     _next_sweep: float = field(default=0.0, init=False)
@@ -148,13 +145,34 @@ class ShardedPool:
     @asynccontextmanager
     async def slot(self) -> AsyncGenerator[Slot]:
         """Wait for a slot and hold it."""
-        number = await self.limiter.acquire()
-        slot = Slot(number, self._join(number))
+        slot = await self.acquire()
         try:
             yield slot
         finally:
-            self.limiter.release(number)
-            await close_all([*self._leave(slot.shard), *self._pop_idle()])
+            await self.release(slot)
+
+    async def acquire(self) -> Slot:
+        """Wait for a slot; release it once."""
+        number = await self.limiter.acquire()
+        return Slot(number, self._join(number))
+
+    async def release(self, slot: Slot) -> None:
+        """Pass a slot on, and close the pools that nothing uses any more."""
+        self.limiter.release(slot.number)
+        await close_all([*self._leave(slot.shard), *self._pop_idle()])
+
+    async def send(self, request: Outgoing, admitted: OnSent) -> "HttpxResponse":
+        """Send a request through the pool of a slot, which the response holds until it is closed."""
+        to_error = functools.partial(map_exception, request=request.wire, limits=request.limits)
+        slot = await self.acquire()
+        try:
+            admitted()
+            with _masked_logs(request.wire):
+                response = await _send_fresh(self, slot, _httpx_request(request), to_error)
+            return HttpxResponse(response, to_error, functools.partial(self.release, slot))
+        except BaseException:
+            await self.release(slot)
+            raise
 
     async def renew(self, slot: Slot) -> None:
         """Move a slot to a new shard, which has no old connections."""
@@ -200,41 +218,219 @@ class ShardedPool:
         return tuple(self._shards.pop(index).pool for index in idle)
 
 
-@final
-@define(eq=False, kw_only=True)
-class LoopPools:
-    """One sharded pool for each event loop in use, so a connection never meets another loop than its own."""
-
-    make: MakePool
-    max_connections: int
-    size: int
-    _loops: dict[EventLoopToken, ShardedPool] = field(factory=dict[EventLoopToken, ShardedPool], init=False)
-
-    @asynccontextmanager
-    async def hold(self) -> AsyncGenerator[ShardedPool]:
-        """Hold the pool of the running loop; its last holder closes it."""
-        loop = current_token()
-        pool = self._loops.get(loop)
-        if pool is None:
-            pool = self._loops[loop] = ShardedPool(self.make, self.size, ConnectionLimiter(self.max_connections))
-        pool.users += 1
-        try:
-            yield pool
-        finally:
-            pool.users -= 1
-            if not pool.users:
-                del self._loops[loop]
-                await pool.aclose()
-
-    async def aclose(self) -> None:
-        """Close the idle connections of the running loop; the others close after their use."""
-        pool = self._loops.get(current_token())
-        if pool is not None:
-            await pool.aclose()
-
-
 async def close_all(pools: Iterable[httpx.AsyncBaseTransport]) -> None:
     """Close pools in bounded time, also under cancellation."""
     for pool in pools:
         with anyio.move_on_after(CLOSING_S, shield=True):
             await pool.aclose()
+
+
+# The requests and responses of httpx.
+
+
+def _httpx_request(request: Outgoing) -> httpx.Request:
+    limits = request.limits
+    timeout = {"connect": limits.connect_s, "read": limits.read_s, "write": limits.send_s, "pool": None}
+    return httpx.Request(
+        request.method,
+        request.url,
+        headers=request.headers,
+        stream=_RequestBody(request.wire.body),
+        extensions={"timeout": timeout},
+    )
+
+
+@final
+class _RequestBody(httpx.ByteStream):
+    """A request body in one piece; httpx's own uses a generator, which a cancelled call leaves to the collector."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body)
+        self._body = body
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _SingleChunk(self._body)
+
+
+@final
+@define(eq=False, repr=False)
+class _SingleChunk(AsyncIterator[bytes]):
+    _body: bytes | None
+
+    async def __anext__(self) -> bytes:
+        if self._body is None:
+            raise StopAsyncIteration
+        body, self._body = self._body, None
+        return body
+
+
+_sent: Final[ContextVar[WireRequest | None]] = ContextVar("llm_effects.sent", default=None)
+
+
+@contextmanager
+def _masked_logs(wire: WireRequest) -> Generator[None]:
+    """Mask the secrets of a request in what httpcore logs of it: at DEBUG, all headers of the response."""
+    token = _sent.set(wire)
+    try:
+        yield
+    finally:
+        _sent.reset(token)
+
+
+def _mask_record(record: logging.LogRecord) -> bool:
+    wire = _sent.get()
+    if wire is not None:
+        record.msg, record.args = scrub(record.getMessage(), *secret_values(wire.headers)), ()
+    return True
+
+
+logging.getLogger("httpcore.http11").addFilter(_mask_record)
+
+
+@final
+@define(eq=False)
+class _Trace:
+    """The pool's trace of a call: whether its connection is being made, and whether it was kept from earlier."""
+
+    connecting: bool = False
+    reused: bool = False
+    _connected: bool = False
+
+    async def __call__(self, event: str, _: Mapping[str, object]) -> None:
+        if event == "connection.connect_tcp.started":
+            self.connecting = self._connected = True
+        elif event == "http11.send_request_headers.started":
+            self.connecting, self.reused = False, not self._connected
+
+
+@final
+@frozen
+class _SendFailure:
+    """A request without a response; ``stale`` means that the server had closed its reused connection before."""
+
+    error: LLMError
+    stale: bool
+
+
+async def _send_fresh(pool: ShardedPool, slot: Slot, request: httpx.Request, to_error: ToError) -> httpx.Response:
+    """Send a request; if its reused connection turns out to be closed, send it once more on a new one."""
+    response = await _try_send(pool, slot, request, to_error)
+    if isinstance(response, _SendFailure) and response.stale:
+        await pool.renew(slot)
+        response = await _try_send(pool, slot, request, to_error)
+    if isinstance(response, _SendFailure):
+        raise TransportFault(response.error)
+    return response
+
+
+async def _try_send(
+    pool: ShardedPool, slot: Slot, request: httpx.Request, to_error: ToError
+) -> httpx.Response | _SendFailure:
+    request.extensions["trace"] = trace = _Trace()
+    try:
+        return await slot.pool.handle_async_request(request)
+    except WIRE_PROBLEMS as problem:
+        trace.connecting = False
+        return _SendFailure(to_error(problem, False), trace.reused and _is_unanswered(problem))
+    finally:
+        if trace.connecting:  # cancelled: httpcore may keep a connection that it neither uses nor closes
+            pool.retire(slot)
+
+
+def _is_unanswered(problem: WireProblem) -> bool:
+    match problem:
+        case httpx.ReadError() | httpx.WriteError():
+            return True
+        case httpx.RemoteProtocolError():
+            return "without sending a response" in str(problem)
+        case _:
+            return False
+
+
+@final
+@define(eq=False, repr=False)
+class HttpxResponse:
+    """A response of httpx and the slot that it holds.
+
+    It drives the generator of httpx by hand, so a reader can stop anywhere: ``aclose`` closes a half-read body.
+    """
+
+    _response: httpx.Response
+    _to_error: ToError
+    _release: Callable[[], Awaitable[None]]
+    _stream: httpx.AsyncByteStream = field(init=False)
+    _chunks: AsyncIterator[bytes] = field(init=False)
+    _started: bool = field(default=False, init=False)
+    _suspended: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._stream = _stream(self._response)
+        self._chunks = aiter(self._stream)
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        return self._response.status_code
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """The header lines as they came."""
+        return self._response.headers.raw
+
+    async def read(self) -> bytes | LLMError | None:
+        """Return the next chunk as httpx has it."""
+        self._suspended = False
+        try:
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            return None
+        except WIRE_PROBLEMS as problem:
+            return self._to_error(problem, self._started)
+        self._suspended = self._started = True
+        return chunk
+
+    async def aclose(self) -> None:
+        """Close the body and release the slot."""
+        try:
+            with anyio.move_on_after(CLOSING_S, shield=True):
+                await self._stream.aclose()
+            if self._suspended:
+                await _exhaust(self._chunks)
+        finally:
+            await self._release()
+
+
+# More chunks than any connection reads ahead; only a stream that ignores its own close has more.
+_BUFFERED: Final = 20_000
+
+
+def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
+    if isinstance(response.stream, httpx.AsyncByteStream):
+        return response.stream
+    msg = f"the pool returned a stream that cannot be awaited: {type(response.stream).__name__}"
+    raise TypeError(msg)
+
+
+async def _exhaust(chunks: AsyncIterator[bytes]) -> None:
+    """Run the generators below to their end in a cancelled scope; trio warns about unfinished ones.
+
+    The stream is closed, so they can only yield what was already received: in steps, as it may be thousands of chunks.
+    """
+    for _ in range(0, _BUFFERED, caps.STEP_ITEMS):
+        if await _has_ended(chunks, caps.STEP_ITEMS):
+            return
+        with anyio.CancelScope(shield=True):
+            await checkpoint()
+
+
+async def _has_ended(chunks: AsyncIterator[bytes], count: int) -> bool:
+    """Read up to so many chunks in a cancelled scope; return whether they have ended."""
+    with anyio.CancelScope(shield=True) as scope:
+        scope.cancel()
+        for _ in range(count):
+            try:
+                await anext(chunks)
+            except (StopAsyncIteration, *WIRE_PROBLEMS):
+                return True
+        return False
+    return True

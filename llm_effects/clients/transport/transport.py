@@ -1,38 +1,58 @@
 """The HTTP transport: from a ``WireRequest`` to bytes and back; every failure is a ``TransportFault``.
 
-It drives httpx's transports directly, without httpx's client: no redirects, cookies, proxies or netrc, and less time
-for each call. It bounds no call as a whole and resends none because of its response: that is for the layers above.
+It drives httpx's transports or aiohttp's connections directly, without their clients: no redirects, cookies or netrc,
+no proxies of the environment, and less time for each call. It bounds no call as a whole and resends none because of its
+response: that is for the layers above.
 """
 
+import asyncio
 import functools
-import logging
 import re
+import ssl
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
+from heapq import heappop, heappush
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from io import BytesIO
-from typing import Final, Literal, Protocol, TypeAlias, final
+from types import FunctionType
+from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar, final, get_args
 
 import anyio
 import httpx
-from anyio.lowlevel import checkpoint
-from attrs import define, field, frozen
+from anyio import to_thread
+from anyio.lowlevel import EventLoopToken, checkpoint, current_token
+from attrs import define, field
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.clients.transport.faults import WIRE_PROBLEMS, ToError, TransportFault, WireProblem, map_exception
-from llm_effects.clients.transport.pool import LoopPools, MakePool, ShardedPool, Slot, http_pool
+from llm_effects.clients.transport.faults import TransportFault
+from llm_effects.clients.transport.pool import (
+    Connections,
+    Incoming,
+    MakePool,
+    Outgoing,
+    ShardedPool,
+    http_pool,
+    trusted,
+)
+from llm_effects.config.services import TransportKind
 from llm_effects.effects.tasks import OnSent, no_listener
-from llm_effects.providers.wire import CLOSING_S, Timeouts, WireRequest, WireResponse
+from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
 from llm_effects.values import caps
 from llm_effects.values.errors import ConfigurationError, LLMError, MalformedResponse, NetworkError, cause_of
-from llm_effects.values.secrets import Secret, scrub, secret_values
-from llm_effects.values.validation import number
+from llm_effects.values.secrets import Secret
+from llm_effects.values.validation import number, one_of
 
-# More chunks than any connection reads ahead; only a stream that ignores its own close has more.
-_BUFFERED: Final = 20_000
+AIOHTTP: Final = {("3", "14")}
+"""The versions of aiohttp whose connections and parser are known here, which it does not promise to keep."""
+
+FAST: Final = "llm_effects.clients.transport.fast"
+"""The module that needs aiohttp."""
 
 
 class _Decompressor(Protocol):
@@ -127,22 +147,12 @@ def _decompress_step(decompressor: _Decompressor, data: bytes) -> Result[bytes, 
 @final
 @define(eq=False, repr=False)
 class Body:
-    """The decoded pieces of one response body, as they arrive.
+    """The decoded pieces of one response body, as they arrive. A reader can stop anywhere."""
 
-    It is not a generator, so a reader can stop anywhere: ``aclose`` closes a half-read body.
-    """
-
-    _stream: httpx.AsyncByteStream
+    _incoming: Incoming
     _decoder: Decoder
-    _to_error: ToError
-    _chunks: AsyncIterator[bytes] = field(init=False)
     _pieces: Iterator[bytes] = field(factory=lambda: iter(()), init=False)
-    _started: bool = field(default=False, init=False)
-    _suspended: bool = field(default=False, init=False)
     _read: int = field(default=0, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._chunks = aiter(self._stream)
 
     def __aiter__(self) -> "Body":
         return self
@@ -156,56 +166,17 @@ class Body:
             piece = next(self._pieces, None)
         return piece
 
-    async def aclose(self) -> None:
-        """Keep the connection if the body was read to its end; otherwise close it, even when cancelled."""
-        with anyio.move_on_after(CLOSING_S, shield=True):
-            await self._stream.aclose()
-        if self._suspended:
-            await _exhaust(self._chunks)
-
     async def _next_chunk(self) -> bytes:
         self._read += 1
         if self._read % caps.STEP_ITEMS == 0:
             await checkpoint()  # one read of the socket may hold thousands of chunks
-        self._suspended = False
-        try:
-            chunk = await anext(self._chunks)
-        except StopAsyncIteration:
-            fault = self._decoder.finish()
-        except WIRE_PROBLEMS as problem:
-            fault = self._to_error(problem, self._started)
-        else:
-            self._suspended = self._started = True
+        chunk = await self._incoming.read()
+        if isinstance(chunk, bytes):
             return chunk
-        # Outside of the handlers: the wire's exception holds the request with its key, and must not become the context.
+        fault = self._decoder.finish() if chunk is None else chunk
         if fault is not None:
             raise TransportFault(fault)
         raise StopAsyncIteration
-
-
-async def _exhaust(chunks: AsyncIterator[bytes]) -> None:
-    """Run the generators below to their end in a cancelled scope; trio warns about unfinished ones.
-
-    The stream is closed, so they can only yield what was already received: in steps, as it may be thousands of chunks.
-    """
-    for _ in range(0, _BUFFERED, caps.STEP_ITEMS):
-        if await _has_ended(chunks, caps.STEP_ITEMS):
-            return
-        with anyio.CancelScope(shield=True):
-            await checkpoint()
-
-
-async def _has_ended(chunks: AsyncIterator[bytes], count: int) -> bool:
-    """Read up to so many chunks in a cancelled scope; return whether they have ended."""
-    with anyio.CancelScope(shield=True) as scope:
-        scope.cancel()
-        for _ in range(count):
-            try:
-                await anext(chunks)
-            except (StopAsyncIteration, *WIRE_PROBLEMS):
-                return True
-        return False
-    return True
 
 
 Method: TypeAlias = Literal["GET", "POST"]
@@ -215,21 +186,18 @@ _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)?")
 
 
-def build_request(method: Method, wire: WireRequest, limits: Timeouts) -> Result[httpx.Request, LLMError]:
-    """Build httpx's request, the only place that reveals secrets; a bad URL or header is a ``ConfigurationError``.
+def build_request(method: Method, wire: WireRequest, limits: Timeouts) -> Result[Outgoing, LLMError]:
+    """Check a request, the only place that reveals secrets; a bad URL or header is a ``ConfigurationError``.
 
     >>> wire = WireRequest(url="https://api.openai.com/v1", headers=(("authorization", Secret("Bearer sk")),), body=b"")
-    >>> build_request("GET", wire, Timeouts()).unwrap().headers["host"]
-    'api.openai.com'
+    >>> build_request("GET", wire, Timeouts()).unwrap().headers[0]
+    (b'host', b'api.openai.com')
     """
     url = _parse_url(wire.url)
     if not is_successful(url):
         return Failure(url.failure())
-    timeout = {"connect": limits.connect_s, "read": limits.read_s, "write": limits.send_s, "pool": None}
     return _headers(method, wire, url.unwrap()).map(
-        lambda headers: httpx.Request(
-            method, url.unwrap(), headers=headers, stream=_RequestBody(wire.body), extensions={"timeout": timeout}
-        )
+        lambda headers: Outgoing(method, url.unwrap(), headers, wire, limits)
     )
 
 
@@ -271,30 +239,6 @@ def _default_headers(method: Method, wire: WireRequest, url: httpx.URL) -> tuple
 
 
 @final
-class _RequestBody(httpx.ByteStream):
-    """A request body in one piece; httpx's own uses a generator, which a cancelled call leaves to the collector."""
-
-    def __init__(self, body: bytes) -> None:
-        super().__init__(body)
-        self._body = body
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return _SingleChunk(self._body)
-
-
-@final
-@define(eq=False, repr=False)
-class _SingleChunk(AsyncIterator[bytes]):
-    _body: bytes | None
-
-    async def __anext__(self) -> bytes:
-        if self._body is None:
-            raise StopAsyncIteration
-        body, self._body = self._body, None
-        return body
-
-
-@final
 @define(eq=False)
 class StreamedResponse:
     """A response whose body is still arriving; header names are in lower case, chunks are decoded.
@@ -325,13 +269,129 @@ class StreamedResponse:
 
 
 @final
+@define(eq=False)
+class ConnectionLimiter:
+    """A first-come, first-served limiter of ``capacity`` numbered slots.
+
+    It hands out the lowest free slot, since the connection of that slot was used last.
+
+    >>> async def visit():
+    ...     limiter = ConnectionLimiter(1)
+    ...     slot = await limiter.acquire()
+    ...     limiter.release(slot)
+    ...     return slot, limiter.in_use
+    >>> anyio.run(visit)
+    (0, 0)
+    """
+
+    capacity: int
+    _created: int = field(default=0, init=False)
+    _free: list[int] = field(factory=list[int], init=False)
+    _queue: OrderedDict[anyio.Event, None] = field(factory=OrderedDict[anyio.Event, None], init=False)
+    _assigned: dict[anyio.Event, int] = field(factory=dict[anyio.Event, int], init=False)
+
+    @property
+    def in_use(self) -> int:
+        """The number of acquired slots."""
+        return self._created - len(self._free)
+
+    @property
+    def waiting(self) -> int:
+        """The number of queued calls."""
+        return len(self._queue)
+
+    async def acquire(self) -> int:
+        """Wait for a slot and return its number; release it once."""
+        if self._free:
+            return heappop(self._free)
+        if self._created < self.capacity:
+            self._created += 1
+            return self._created - 1
+        return await self._wait_in_queue()
+
+    def release(self, slot: int) -> None:
+        """Pass a slot to the longest waiter, or put it back."""
+        if not self._queue:
+            heappush(self._free, slot)
+            return
+        waiter, _ = self._queue.popitem(last=False)
+        self._assigned[waiter] = slot
+        waiter.set()
+
+    async def _wait_in_queue(self) -> int:
+        waiter, woken = anyio.Event(), False
+        self._queue[waiter] = None
+        try:
+            await waiter.wait()
+            woken = True
+        finally:
+            if not woken:
+                self._abandon(waiter)
+        return self._assigned.pop(waiter)
+
+    def _abandon(self, waiter: anyio.Event) -> None:
+        """Leave the queue; a slot assigned in the moment of the cancellation goes to the next waiter."""
+        self._queue.pop(waiter, None)
+        if waiter in self._assigned:
+            self.release(self._assigned.pop(waiter))
+
+
+_Connections = TypeVar("_Connections", bound=Connections)
+
+
+@final
+@define(eq=False)
+class LoopPools(Generic[_Connections]):
+    """The connections of each event loop in use, so that none meets another loop than its own."""
+
+    open: Callable[[EventLoopToken], _Connections]
+    _loops: dict[EventLoopToken, _Connections] = field(factory=dict[EventLoopToken, _Connections], init=False)
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncGenerator[_Connections]:
+        """Hold the connections of the running loop; their last holder closes them."""
+        pool = self.enter()
+        try:
+            yield pool
+        finally:
+            await self.leave(pool)
+
+    def enter(self) -> _Connections:
+        """Return the connections of the running loop; leave them once."""
+        loop = current_token()
+        pool = self._loops.get(loop)
+        if pool is None:
+            pool = self._loops[loop] = self.open(loop)
+        pool.users += 1
+        return pool
+
+    async def leave(self, pool: _Connections) -> None:
+        """Leave the connections of the running loop, and close them after their last holder."""
+        pool.users -= 1
+        if not pool.users:
+            del self._loops[current_token()]
+            await pool.aclose()
+
+    async def aclose(self) -> None:
+        """Close the idle connections of the running loop; the others close after their use."""
+        pool = self._loops.get(current_token())
+        if pool is not None:
+            await pool.aclose()
+
+
+@final
 @define(eq=False, kw_only=True)
 class Transport:
     """A sender of requests over pooled connections of each event loop; every failure is a ``TransportFault``.
 
-    A loop has at most ``max_connections`` calls in flight, in pools of ``pool_size``; further calls queue in order, and
-    ``admitted`` is called when a call leaves the queue. ``max_bytes`` limits a body that is read at once,
-    ``max_stream_bytes`` a streamed one.
+    A loop has at most ``max_connections`` calls in flight; further calls queue in order, and ``admitted`` is called
+    when a call leaves the queue. ``max_bytes`` limits a body that is read at once, ``max_stream_bytes`` a streamed one.
+    ``tls`` replaces the trusted certificates, and may hold a certificate of the client. ``proxy`` is an address such as
+    ``http://user:password@host:3128``; proxies of the environment are not used.
+
+    ``kind`` chooses the library. ``auto`` is aiohttp if it is installed and the event loop is asyncio's, unless
+    something stands in the place of httpx's own transport: ``make_pool``, which opens httpx's pools of ``pool_size``,
+    or a mock or an instrumentation of httpx.
 
     >>> import anyio
     >>> def echo(request):
@@ -342,16 +402,19 @@ class Transport:
     b'hello'
     """
 
-    make_pool: MakePool = http_pool
+    kind: TransportKind = field(default="httpx", validator=one_of(*get_args(TransportKind)))
+    make_pool: MakePool | None = None
     max_connections: int = field(default=1000, validator=number(at_least=1, whole=True))
     pool_size: int = field(default=8, validator=number(at_least=1, whole=True))
     max_bytes: int = field(default=caps.ANSWER_BYTES, validator=number(at_least=1, whole=True))
     max_stream_bytes: int = field(default=caps.STREAM_BYTES, validator=number(at_least=1, whole=True))
-    _pools: LoopPools = field(init=False, repr=False)
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+    proxy: str | Secret | None = field(default=None, repr=False)
+    _pools: LoopPools[Connections] = field(init=False, repr=False)
     _closed: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._pools = LoopPools(make=self.make_pool, max_connections=self.max_connections, size=self.pool_size)
+        self._pools = LoopPools(self._connect)
 
     async def exchange(self, request: WireRequest, limits: Timeouts, admitted: OnSent = no_listener) -> WireResponse:
         """Send a POST request and return its whole response, whatever its status."""
@@ -373,6 +436,8 @@ class Transport:
     @asynccontextmanager
     async def scope(self) -> AsyncGenerator[None]:
         """Keep the connections of this event loop open between calls, until the scope ends."""
+        if self._is_fast(_is_asyncio(current_token())):
+            await to_thread.run_sync(import_module, FAST)  # importing aiohttp takes as long as hundreds of calls
         async with self._pools.hold():
             yield
 
@@ -389,113 +454,59 @@ class Transport:
         request = build_request(method, wire, limits)
         if not is_successful(request):
             raise TransportFault(request.failure())
-        to_error = functools.partial(map_exception, request=wire, limits=limits)
-        async with self._pools.hold() as pool, pool.slot() as slot:
-            self._require_open()  # it may have been closed while this call was queued
-            admitted()
-            with _masked_logs(wire):
-                response = await _send_fresh(pool, slot, request.unwrap(), to_error)
-            headers = _merged_headers(response.headers.raw)
-            decoder = Decoder(headers.get("content-encoding", "").lower(), self.max_stream_bytes)
-            body = Body(_stream(response), decoder, to_error)
+        pool = self._pools.enter()
+        try:
+            incoming = await pool.send(request.unwrap(), functools.partial(self._admit, admitted))
             try:
-                yield StreamedResponse(response.status_code, headers, datetime.now(UTC), body, self.max_bytes)
+                yield self._respond(incoming)
             finally:
-                await body.aclose()
+                await incoming.aclose()
+        finally:
+            await self._pools.leave(pool)
+
+    def _admit(self, admitted: OnSent) -> None:
+        self._require_open()  # it may have been closed while this call was queued
+        admitted()
+
+    def _respond(self, incoming: Incoming) -> StreamedResponse:
+        headers = _merged_headers(incoming.headers)
+        decoder = Decoder(headers.get("content-encoding", "").lower(), self.max_stream_bytes)
+        return StreamedResponse(incoming.status, headers, datetime.now(UTC), Body(incoming, decoder), self.max_bytes)
 
     def _require_open(self) -> None:
         if self._closed:
             raise TransportFault(ConfigurationError(message="the environment is closed: open a new one for this call"))
 
+    def check(self) -> Result[None, LLMError]:
+        """Return the error of a library that was chosen and cannot carry requests in this event loop."""
+        problem = _why_not_fast(_is_asyncio(current_token())) if self.kind == "fast" else None
+        return Success(None) if problem is None else Failure(ConfigurationError(message=f"transport: fast {problem}"))
 
-_sent: Final[ContextVar[WireRequest | None]] = ContextVar("llm_effects.sent", default=None)
+    def _is_fast(self, on_asyncio: bool) -> bool:
+        """Return whether aiohttp carries requests: chosen, or by itself where nothing replaces httpx's transport."""
+        by_itself = self.kind == "auto" and self.make_pool is None and _is_httpx_itself()
+        return (self.kind == "fast" or by_itself) and _why_not_fast(on_asyncio) is None
 
+    def _connect(self, loop: EventLoopToken) -> Connections:
+        """Choose the library for an event loop."""
+        problem = self.check()
+        if not is_successful(problem):
+            return NoConnections(problem.failure())
+        if self._is_fast(_is_asyncio(loop)):
+            return self._fast_connections()
+        make = self.make_pool or functools.partial(http_pool, tls=self.tls, proxy=_revealed(self.proxy))
+        return ShardedPool(make, self.pool_size, ConnectionLimiter(self.max_connections))
 
-@contextmanager
-def _masked_logs(wire: WireRequest) -> Generator[None]:
-    """Mask the secrets of a request in what httpcore logs of it: at DEBUG, all headers of the response."""
-    token = _sent.set(wire)
-    try:
-        yield
-    finally:
-        _sent.reset(token)
+    def _fast_connections(self) -> Connections:
+        from llm_effects.clients.transport.fast import FastConnections, proxy_of
 
-
-def _mask_record(record: logging.LogRecord) -> bool:
-    wire = _sent.get()
-    if wire is not None:
-        record.msg, record.args = scrub(record.getMessage(), *secret_values(wire.headers)), ()
-    return True
-
-
-logging.getLogger("httpcore.http11").addFilter(_mask_record)
-
-
-@final
-@define(eq=False)
-class _Trace:
-    """The pool's trace of a call: whether its connection is being made, and whether it was kept from earlier."""
-
-    connecting: bool = False
-    reused: bool = False
-    _connected: bool = False
-
-    async def __call__(self, event: str, _: Mapping[str, object]) -> None:
-        if event == "connection.connect_tcp.started":
-            self.connecting = self._connected = True
-        elif event == "http11.send_request_headers.started":
-            self.connecting, self.reused = False, not self._connected
-
-
-@final
-@frozen
-class _SendFailure:
-    """A request without a response; ``stale`` means that the server had closed its reused connection before."""
-
-    error: LLMError
-    stale: bool
-
-
-async def _send_fresh(pool: ShardedPool, slot: Slot, request: httpx.Request, to_error: ToError) -> httpx.Response:
-    """Send a request; if its reused connection turns out to be closed, send it once more on a new one."""
-    response = await _try_send(pool, slot, request, to_error)
-    if isinstance(response, _SendFailure) and response.stale:
-        await pool.renew(slot)
-        response = await _try_send(pool, slot, request, to_error)
-    if isinstance(response, _SendFailure):
-        raise TransportFault(response.error)
-    return response
-
-
-async def _try_send(
-    pool: ShardedPool, slot: Slot, request: httpx.Request, to_error: ToError
-) -> httpx.Response | _SendFailure:
-    request.extensions["trace"] = trace = _Trace()
-    try:
-        return await slot.pool.handle_async_request(request)
-    except WIRE_PROBLEMS as problem:
-        trace.connecting = False
-        return _SendFailure(to_error(problem, False), trace.reused and _is_unanswered(problem))
-    finally:
-        if trace.connecting:  # cancelled: httpcore may keep a connection that it neither uses nor closes
-            pool.retire(slot)
-
-
-def _is_unanswered(problem: WireProblem) -> bool:
-    match problem:
-        case httpx.ReadError() | httpx.WriteError():
-            return True
-        case httpx.RemoteProtocolError():
-            return "without sending a response" in str(problem)
-        case _:
-            return False
-
-
-def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
-    if isinstance(response.stream, httpx.AsyncByteStream):
-        return response.stream
-    msg = f"the pool returned a stream that cannot be awaited: {type(response.stream).__name__}"
-    raise TypeError(msg)
+        limiter, address = ConnectionLimiter(self.max_connections), _revealed(self.proxy)
+        if address is None:
+            return FastConnections(limiter, self.tls or trusted())
+        proxy = proxy_of(address)
+        if not is_successful(proxy):
+            return NoConnections(proxy.failure())
+        return FastConnections(limiter, self.tls or trusted(), proxy.unwrap())
 
 
 async def _read_all(response: StreamedResponse) -> WireResponse:
@@ -503,10 +514,63 @@ async def _read_all(response: StreamedResponse) -> WireResponse:
     return WireResponse(status=response.status, headers=response.headers, body=body, received=response.received)
 
 
-def _merged_headers(raw: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
+def _merged_headers(raw: Sequence[tuple[bytes, bytes]]) -> Mapping[str, str]:
     """Decode header lines; the values of a repeated name are joined by commas."""
     headers: dict[str, str] = {}
     for key, value in raw:
         name, text = key.decode("latin-1").lower(), value.decode("latin-1")
         headers[name] = f"{headers[name]}, {text}" if name in headers else text
     return headers
+
+
+# Which library.
+
+
+def _revealed(proxy: str | Secret | None) -> str | None:
+    return proxy.reveal() if isinstance(proxy, Secret) else proxy
+
+
+def _why_not_fast(on_asyncio: bool) -> str | None:
+    """Return what keeps aiohttp from being used, with its remedy."""
+    if not on_asyncio:
+        return "needs asyncio's event loop, and this one is trio's: use auto or httpx"
+    return _why_no_aiohttp()
+
+
+@functools.cache
+def _why_no_aiohttp() -> str | None:
+    try:
+        installed = version("aiohttp") if find_spec("aiohttp") else ""
+    except ModuleNotFoundError:
+        installed = ""
+    if not installed:
+        return "needs aiohttp: pip install 'llm-effects[fast]'"
+    if tuple(installed.split(".")[:2]) in AIOHTTP:
+        return None
+    return f"does not know aiohttp {installed}: pip install 'llm-effects[fast]'"
+
+
+def _is_httpx_itself() -> bool:
+    """Return whether nothing replaces httpx's transport: neither a mock, as in tests, nor an instrumentation."""
+    handle: object = httpx.AsyncHTTPTransport.handle_async_request
+    return isinstance(handle, FunctionType) and handle.__module__ == "httpx._transports.default"
+
+
+def _is_asyncio(loop: EventLoopToken) -> bool:
+    return isinstance(loop.native_token, asyncio.AbstractEventLoop)
+
+
+@final
+@define(eq=False)
+class NoConnections:
+    """Connections that cannot be made; every call fails with the reason."""
+
+    error: LLMError
+    users: int = 0
+
+    async def send(self, request: Outgoing, admitted: OnSent) -> Incoming:  # noqa: ARG002
+        """Raise the reason."""
+        raise TransportFault(self.error)
+
+    async def aclose(self) -> None:
+        """Close nothing."""
