@@ -15,8 +15,8 @@ from functools import partial
 from typing import Final, TypeAlias, final
 
 import anyio
-from anyio.streams.memory import MemoryObjectSendStream
-from attrs import define, evolve, field
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from attrs import define, evolve, field, frozen
 from returns.context import RequiresContext
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
@@ -301,6 +301,13 @@ class ReceivedAnswer:
 
     model: str = ""
     pieces: list[str] = field(factory=list[str])
+    noted: int = 0
+
+    def note(self, number: int, event: StreamEvent) -> None:
+        """Add an event, unless it was noted already: by its sender, or by its receiver."""
+        if number == self.noted:
+            self.noted += 1
+            self.add(event)
 
     def add(self, event: StreamEvent) -> None:
         """Add an event."""
@@ -329,13 +336,14 @@ def pulled(
 @entered_by("async with open_stream(request)(env) as events")
 @asynccontextmanager
 async def _opened(answer: StreamedAnswer, env: LLMEnv) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
-    send, receive = anyio.create_memory_object_stream[StreamEvent](0)
+    send, receive = anyio.create_memory_object_stream[tuple[int, StreamEvent]](0)
     raised = list[BaseException]()
     try:
         async with receive, anyio.create_task_group() as group:
-            group.start_soon(_produce, answer, env, send)
+            received = ReceivedAnswer()
+            group.start_soon(_produce, answer, env, send, received)
             try:
-                yield receive
+                yield _Noted(receive, received)
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as problem:  # noqa: BLE001 - kept out of the group, and raised below as it is
@@ -347,14 +355,32 @@ async def _opened(answer: StreamedAnswer, env: LLMEnv) -> AsyncGenerator[AsyncIt
         raise raised[0]
 
 
-async def _produce(answer: StreamedAnswer, env: LLMEnv, send: MemoryObjectSendStream[StreamEvent]) -> None:
-    received = ReceivedAnswer()
+@final
+@frozen
+class _Noted(AsyncIterator[StreamEvent]):
+    """Events as they are received, each noted: a sender that is cancelled does not know whether its last one was."""
 
+    events: MemoryObjectReceiveStream[tuple[int, StreamEvent]]
+    received: ReceivedAnswer
+
+    async def __anext__(self) -> StreamEvent:
+        number, event = await anext(self.events)
+        self.received.note(number, event)
+        return event
+
+
+async def _produce(
+    answer: StreamedAnswer,
+    env: LLMEnv,
+    send: MemoryObjectSendStream[tuple[int, StreamEvent]],
+    received: ReceivedAnswer,
+) -> None:
     async def deliver(event: StreamEvent) -> None:
-        await send.send(event)
-        received.add(event)  # not before: a consumer that leaves has not received what was only offered
+        number = received.noted
+        await send.send((number, event))
+        received.note(number, event)  # not before: a consumer that leaves has not received what was only offered
 
     async with send:
         result = await run(answer(deliver, received), env)
         # without a limit: the consumer has not left yet
-        await send.send(ending(result.alt(lambda error: evolve(error, partial=received.visible_text(env)))))
+        await deliver(ending(result.alt(lambda error: evolve(error, partial=received.visible_text(env)))))

@@ -115,7 +115,9 @@ def test_requests_are_spread_over_minutes_and_report_their_wait() -> None:
 
 def test_a_call_that_would_queue_too_long_uses_another_model_at_once() -> None:
     async def main() -> tuple[float, Counter[str]]:
-        env = scripted_env("ok", config=two_models(requests_per_minute=10, queue_seconds=61))
+        config = two_models(requests_per_minute=10, queue_seconds=61)
+        without_shares = evolve(config, routing=evolve(config.routing, candidate_share=1))
+        env = scripted_env("ok", config=without_shares)
         began = anyio.current_time()
         results = await at_once(env, 25)
         return anyio.current_time() - began, Counter(each.unwrap().model for each in results)

@@ -6,6 +6,7 @@ Times are on the clock of an event loop, so each loop counts for itself.
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from math import inf, isfinite
+from threading import Event
 from typing import Final, TypeAlias, final
 
 import anyio
@@ -203,12 +204,12 @@ _UNLIMITED: Final = LimiterState()
 class ModelState:
     """The state of one model. ``shut_until`` is what this process knows of a breaker that processes share.
 
-    ``on_open`` is called whenever the breaker is open.
+    ``opened`` is set once a breaker has opened, and never cleared.
     """
 
     model: str
     queue: FairQueue
-    on_open: Callable[[], None]
+    opened: Event
     limiter: LimiterState = field(default=_UNLIMITED, init=False)
     breaker: Breaker = field(factory=Breaker, init=False)
     shut_until: float | None = field(default=None, init=False)
@@ -243,13 +244,13 @@ class ModelState:
         """Record the outcome of a permitted call in this process's breaker."""
         self.breaker = record_outcome(self.breaker, config, permit, anyio.current_time(), failed=failed)
         if self.breaker.open_until is not None:
-            self.on_open()
+            self.opened.set()
 
     def shut(self, seconds: float) -> None:
         """Note for how long a shared breaker stays open; 0 is closed."""
         self.shut_until = anyio.current_time() + seconds if seconds else None
         if seconds:
-            self.on_open()
+            self.opened.set()
 
 
 _NONE_OPEN: Final[Mapping[str, float]] = {}
@@ -261,7 +262,7 @@ class ModelStates:
     """The state of each model, created on first use; each event loop has its own."""
 
     poll: float = inf
-    _tripped: bool = field(default=False, init=False)  # in any loop: until then no call looks for its loop's states
+    _opened: Event = field(factory=Event, init=False)  # in any loop: until then no call looks for its loop's states
     _states: LoopLocal[dict[str, ModelState]] = field(
         factory=lambda: LoopLocal(dict[str, ModelState]), init=False, repr=False
     )
@@ -271,11 +272,8 @@ class ModelStates:
         states = self._states.get()
         state = states.get(model)
         if state is None:
-            state = states[model] = ModelState(model, FairQueue(self.poll), self._note_open)
+            state = states[model] = ModelState(model, FairQueue(self.poll), self._opened)
         return state
-
-    def _note_open(self) -> None:
-        self._tripped = True
 
     def release(self, permit: Permit, usage: ActualUsage) -> None:
         """Release a permit, if it counts for anything."""
@@ -284,7 +282,7 @@ class ModelStates:
 
     def opened(self) -> Mapping[str, float]:
         """Return until when each open breaker stays open, by model."""
-        if not self._tripped:
+        if not self._opened.is_set():
             return _NONE_OPEN
         try:
             states = self._states.get()
