@@ -143,6 +143,11 @@ def _known(source: Source) -> LLMConfig | LLMEnv:
     return source if isinstance(source, LLMConfig | LLMEnv) else _value(load_config(source))
 
 
+def _shown(face: object, source: LLMConfig | LLMEnv) -> str:
+    config = source if isinstance(source, LLMConfig) else source.config
+    return f"{type(face).__name__}({', '.join(config.models)})"
+
+
 # Streams, which may be left in any way.
 
 _Events: TypeAlias = AbstractAsyncContextManager[AsyncIterator[StreamEvent]]
@@ -256,6 +261,10 @@ class AsyncLLM:
     def __init__(self, source: Source = None, *, check: bool = False) -> None:
         known = _known(source)
         self._manager, self._unchecked = _manager_of(known), check and isinstance(known, LLMConfig)
+        self._source = known
+
+    def __repr__(self) -> str:
+        return _shown(self, self._source)
 
     async def run(self, effect: Effect[_Value]) -> _Value:
         """Run any effect and return its value."""
@@ -315,19 +324,13 @@ class AsyncLLM:
         return await self.run(run_tools(asked, toolkit, max_steps, limits=limits, approve=approve, run_id=run_id))
 
     async def converse(
-        self,
-        conversation_id: str,
-        message: Request | Message,
-        **fields: Unpack[TurnFields],
+        self, conversation_id: str, message: Request | Message, **fields: Unpack[TurnFields]
     ) -> LLMResponse:
         """Answer one turn of a stored conversation."""
         return await self.run(_turn(converse, conversation_id, message, fields))
 
     def converse_stream(
-        self,
-        conversation_id: str,
-        message: Request | Message,
-        **fields: Unpack[TurnFields],
+        self, conversation_id: str, message: Request | Message, **fields: Unpack[TurnFields]
     ) -> AsyncEventStream:
         """Answer one turn as ``converse`` does, as an iterator of its events; a turn left early is interrupted."""
         turn = _turn(open_converse, conversation_id, message, fields)
@@ -436,6 +439,9 @@ class LLM:
         if check:
             self._open()
 
+    def __repr__(self) -> str:
+        return _shown(self, self._source)
+
     def run(self, effect: Effect[_Value]) -> _Value:
         """Run any effect and return its value."""
         return self._wait(partial(self._open()[0].run, effect))
@@ -492,20 +498,12 @@ class LLM:
         asked = _asked(request, fields)
         return self.run(run_tools(asked, toolkit, max_steps, limits=limits, approve=approve, run_id=run_id))
 
-    def converse(
-        self,
-        conversation_id: str,
-        message: Request | Message,
-        **fields: Unpack[TurnFields],
-    ) -> LLMResponse:
+    def converse(self, conversation_id: str, message: Request | Message, **fields: Unpack[TurnFields]) -> LLMResponse:
         """Answer one turn of a stored conversation."""
         return self.run(_turn(converse, conversation_id, message, fields))
 
     def converse_stream(
-        self,
-        conversation_id: str,
-        message: Request | Message,
-        **fields: Unpack[TurnFields],
+        self, conversation_id: str, message: Request | Message, **fields: Unpack[TurnFields]
     ) -> EventStream:
         """Answer one turn as ``converse`` does, as an iterator of its events; a turn left early is interrupted."""
         turn = self._open()[0].converse_stream(conversation_id, message, **fields)

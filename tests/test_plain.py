@@ -284,6 +284,12 @@ def test_an_unknown_keyword_is_a_type_error_and_a_wrong_value_a_failure() -> Non
             llm.generate({"prompt": QUESTION})  # type: ignore[arg-type]
 
 
+def test_they_show_their_models_and_no_key() -> None:
+    config = LLMConfig(models={"gpt": ModelConfig(provider="openai", api_key="sk-secret")})  # type: ignore[arg-type]
+    assert (repr(LLM(config)), repr(AsyncLLM(config))) == ("LLM(gpt)", "AsyncLLM(gpt)")
+    assert repr(LLM(scripted_env())) == "LLM(scripted)"
+
+
 def test_every_operation_returns_its_value() -> None:
     with LLM(scripted_env("[2, 3]")) as llm:
         assert llm.generate_as("Two primes?", list[int]).value == [2, 3]
