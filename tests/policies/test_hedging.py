@@ -283,7 +283,7 @@ def test_fault_151_a_call_earns_once_however_many_candidates_it_asks() -> None:
     assert not env.limits.hedges.spend()  # 0.4 of a hedge; each candidate earned, it would be 1.2
 
 
-@given(st.floats(0.01, 1.0), st.integers(1, 60))
+@given(st.integers(10, 1000).map(lambda each: each / 1000), st.integers(1, 60))
 def test_hedges_stay_within_their_budget(budget: float, calls: int) -> None:
     hedges = MemoryHedges()
     spent = 0
