@@ -79,6 +79,9 @@ def _deflate(first: int) -> _Decompressor:
 _DECOMPRESSORS: Final[dict[str, Callable[[int], _Decompressor]]] = {"gzip": _gzip, "x-gzip": _gzip, "deflate": _deflate}
 
 
+_COMPRESSED_BYTES: Final = 4096
+
+
 @final
 @define(eq=False)
 class Decoder:
@@ -111,7 +114,12 @@ class Decoder:
             return None
         return NetworkError(message="the compressed answer ends too early", phase="protocol")
 
-    def _decompress(self, data: bytes) -> Iterator[bytes]:
+    def _decompress(self, chunk: bytes) -> Iterator[bytes]:
+        # In small parts, since every stream in a row copies the rest of its part.
+        for start in range(0, len(chunk), _COMPRESSED_BYTES):
+            yield from self._decompress_part(chunk[start : start + _COMPRESSED_BYTES])
+
+    def _decompress_part(self, data: bytes) -> Iterator[bytes]:
         full = False
         while data or full:
             if self._decompressor is None or self._decompressor.eof:  # a body may hold several streams in a row
