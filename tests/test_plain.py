@@ -703,7 +703,7 @@ def run_strictly(program: str, *args: str, timeout: float = 60) -> subprocess.Co
 
 START = f"""
 import sys
-from llm_effects import LLM, AsyncLLM, LLMConfig, ModelConfig
+from llm_effects import LLM, AsyncLLM, LLMConfig, LLMFailure, ModelConfig
 from llm_effects.config import StorageConfig
 url, folder = sys.argv[1:]
 model = ModelConfig(provider="lm-studio", model="m", endpoint=url)
@@ -772,7 +772,7 @@ llm = LLM(config)
 def work():
     try:
         llm.generate(question)
-    except Exception as failure:
+    except LLMFailure as failure:
         assert "closed" in str(failure), failure
 threading.Thread(target=work, daemon=True).start()
 import time

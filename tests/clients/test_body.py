@@ -5,13 +5,14 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_effects.clients.transport.faults import TransportFault
-from llm_effects.clients.transport.transport import Decoder
+from llm_effects.clients.transport.transport import Decoder, _decompress_step  # pyright: ignore[reportPrivateUsage]
 from llm_effects.values.caps import STEP_BYTES as STEP
 from llm_effects.values.errors import LLMError
 
@@ -106,3 +107,20 @@ def test_fault_72_a_gzip_bomb_uses_little_more_memory_than_its_cap() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < cap + 3 * 2**20
+
+
+def test_many_streams_in_a_row_are_copied_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed = list[int]()
+
+    def step(decompressor: Any, data: bytes) -> Any:
+        fed.append(len(data))
+        return _decompress_step(decompressor, data)
+
+    monkeypatch.setattr("llm_effects.clients.transport.transport._decompress_step", step)
+
+    def copied(members: int) -> int:
+        fed.clear()
+        assert list(Decoder("gzip", 100).decode(gzip.compress(b"") * members)) == []
+        return sum(fed)
+
+    assert copied(4_000) < 2.3 * copied(2_000)

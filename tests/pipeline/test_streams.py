@@ -5,12 +5,14 @@ import attrs
 import pytest
 from attrs import evolve
 from returns.future import FutureResult
-from returns.result import Result, Success
+from returns.result import Failure, Result, Success
 
 from llm_effects import (
     Completed,
+    Effect,
     Failed,
     LLMConfig,
+    LLMEnv,
     LLMError,
     LLMRequest,
     LLMResponse,
@@ -26,13 +28,16 @@ from llm_effects import (
     ToolCall,
     ToolCallDelta,
     create_default_llm_manager,
+    effect,
     generate,
     make_llm_manager,
     open_stream,
     run,
+    scripted_env,
     stream,
 )
-from llm_effects.effects import Call
+from llm_effects.effects import Call, Sink
+from llm_effects.pipeline import ReceivedAnswer, pulled
 from llm_effects.testing import Chunks, Delayed, answer, run_in_virtual_time, scripted
 from llm_effects.values import Statistics
 from tests.fixtures.streams import ASK, CUT, env_of, events_of, models
@@ -152,6 +157,36 @@ async def test_the_error_of_a_pulled_stream_has_every_piece_that_was_pulled() ->
         assert pieces == [Started("one"), TextDelta("be"), TextDelta("cause")]
         assert isinstance(failed, Failed)
         assert failed.error.partial == "because"
+
+
+async def test_the_error_of_a_pulled_stream_has_a_piece_that_was_pulled_as_its_sender_was_cancelled() -> None:
+    sending = anyio.CancelScope()
+
+    def answer(deliver: Sink, _: ReceivedAnswer) -> Effect[LLMResponse]:
+        async def send(_: LLMEnv) -> Result[LLMResponse, LLMError]:
+            with sending:
+                await deliver(TextDelta("be"))
+            return Failure(CUT)
+
+        return effect(send)
+
+    pieces = list[StreamEvent]()
+    async with pulled(answer)(scripted_env()) as events:
+
+        async def take() -> None:
+            pieces.append(await anext(events))
+
+        async def cancel() -> None:
+            sending.cancel()
+
+        await anyio.wait_all_tasks_blocked()  # the sender waits for the consumer
+        async with anyio.create_task_group() as group:
+            group.start_soon(take)  # it takes the piece in the turn after this one,
+            group.start_soon(cancel)  # before the cancelled sender runs again
+        pieces += [event async for event in events]
+    *texts, failed = pieces
+    assert isinstance(failed, Failed)
+    assert failed.error.partial == "".join(event.text for event in texts if isinstance(event, TextDelta))
 
 
 async def test_the_model_waits_for_a_consumer_that_does_not_pull() -> None:
