@@ -8,11 +8,9 @@ runs in another process.
 import asyncio
 import contextlib
 import json
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Final
 
 import anyio
@@ -20,6 +18,7 @@ from returns.pipeline import is_successful
 
 from llm_effects import LLMConfig, LLMEnv, LLMRequest, ModelConfig, StreamEvent, generate, open_env, run, stream
 from llm_effects.config import RoutingConfig
+from tests.benchmarks.stub import child_server
 
 LEAST: Final = 0.995
 DEADLINE_MS: Final = 60_000
@@ -75,18 +74,6 @@ async def serve() -> None:
     await server.serve_forever()
 
 
-@contextlib.contextmanager
-def server() -> Iterator[str]:
-    """Run the server as a child process, and yield its base URL."""
-    command = [sys.executable, "-m", "tests.benchmarks.goodput", "serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{child.stdout.readline().strip()}"
-        finally:
-            child.kill()
-
-
 def config_of(base: str) -> LLMConfig:
     """Configure the three models, the healthy one last."""
     names = ("stalls", "throttled", "healthy")
@@ -110,7 +97,7 @@ async def ask(number: int, env: LLMEnv, ends: Counter[str]) -> None:
 async def measure(calls: int, at_once: int) -> None:
     """Make the calls, print the outcomes, and assert the goodput."""
     ends, began = Counter[str](), time.monotonic()
-    with server() as base:
+    with child_server("-m", "tests.benchmarks.goodput", "serve") as base:
         async with open_env(config_of(base)) as env, anyio.create_task_group() as group:
             limiter = anyio.CapacityLimiter(at_once)
 

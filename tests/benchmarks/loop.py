@@ -10,11 +10,10 @@ import datetime as dt
 import gc
 import gzip
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -49,6 +48,7 @@ from llm_effects.config import CacheConfig, Capabilities, StorageConfig
 from llm_effects.conversations import append_messages
 from llm_effects.effects.files import read_document, read_image
 from llm_effects.structured import generate_as
+from tests.benchmarks.stub import child_server
 
 MB: Final = 2**20
 TICK_S: Final = 0.001
@@ -494,22 +494,10 @@ async def serve() -> None:
     await server.serve_forever()
 
 
-@contextlib.contextmanager
-def server() -> Iterator[str]:
-    """Run the server as a child process, and yield its base URL."""
-    command = [sys.executable, "-m", "tests.benchmarks.loop", "serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{child.stdout.readline().strip()}"
-        finally:
-            child.kill()
-
-
 def main(*names: str) -> None:
     """Print the gaps of the cases whose names begin with one of these, or of all: the median of three rounds."""
     print(f"{'1 MB of':45} {'gap, ms':>9} {'of it CPU':>10} {'all, ms':>9}")
-    with server() as base:
+    with child_server("-m", "tests.benchmarks.loop", "serve") as base:
         for name, case in CASES.items():
             if names and not name.startswith(names):
                 continue

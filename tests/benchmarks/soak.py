@@ -10,12 +10,10 @@ import gc
 import os
 import random
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, final
 
@@ -46,6 +44,7 @@ from llm_effects import (
 )
 from llm_effects.config import CacheConfig, RoutingConfig
 from llm_effects.stores.ledger.memory import MemoryLedger
+from tests.benchmarks.stub import child_server
 from tests.fixtures.chaos import CANARY
 
 SHARE: Final = 0.2
@@ -110,18 +109,6 @@ class Report:
         assert (last.tasks, last.descriptors) == (self.resources[0].tasks, self.resources[0].descriptors)
         assert last.objects <= warm.objects * GROWTH, "objects leak"
         assert last.rss_mb <= warm.rss_mb * GROWTH_OF_MEMORY, "memory leaks"
-
-
-@contextmanager
-def chaos(seed: int, longest_s: float) -> Iterator[str]:
-    """Run the chaos server as a child process, and yield its base URL; an answer takes up to ``longest_s``."""
-    command = [sys.executable, "-m", "tests.fixtures.chaos", str(seed), str(SHARE), str(longest_s)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{child.stdout.readline().strip()}"
-        finally:
-            child.kill()
 
 
 def config_of(base: str, longest_s: float) -> LLMConfig:
@@ -233,7 +220,7 @@ def resources() -> Resources:
 
 async def soak(calls: int, in_flight: int, rounds: int = ROUNDS, longest_s: float = 20.0) -> Report:
     """Run the calls in rounds, each in its own environment."""
-    with chaos(7, longest_s) as base:
+    with child_server("-m", "tests.fixtures.chaos", "7", str(SHARE), str(longest_s)) as base:
         report, config = Report(), config_of(base, longest_s)
         report.resources.append(resources())
         for number in range(rounds):

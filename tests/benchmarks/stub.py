@@ -112,11 +112,17 @@ async def serve(delay_ms: float = 0.0, count: float = 200, gap_ms: float = 0.0) 
 @contextlib.contextmanager
 def stub(delay_ms: float = 0.0, count: int = 200, gap_ms: float = 0.0) -> Iterator[str]:
     """Run the stub as a child process, and yield its base URL."""
-    command = [sys.executable, str(Path(__file__)), str(delay_ms), str(count), str(gap_ms)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    with child_server(str(Path(__file__)), str(delay_ms), str(count), str(gap_ms)) as base:
+        yield f"{base}/v1"
+
+
+@contextlib.contextmanager
+def child_server(*arguments: str) -> Iterator[str]:
+    """Run a Python program that prints the port it serves as a child process, and yield its base URL."""
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         try:
-            yield f"http://127.0.0.1:{child.stdout.readline().strip()}/v1"
+            yield f"http://127.0.0.1:{child.stdout.readline().strip()}"
         finally:
             child.kill()
 
