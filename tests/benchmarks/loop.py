@@ -6,7 +6,6 @@ processor time of this process, which a busy machine changes little. A server in
 
 import asyncio
 import contextlib
-import datetime as dt
 import gc
 import gzip
 import json
@@ -17,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Final, Literal, TypedDict, final
+from typing import Final, TypedDict, final
 
 import anyio
 from attrs import define, evolve, frozen
@@ -49,6 +48,7 @@ from llm_effects.conversations import append_messages
 from llm_effects.effects.files import read_document, read_image
 from llm_effects.structured import generate_as
 from tests.benchmarks.stub import child_server
+from tests.fixtures.typed_values import Open, Paid
 
 MB: Final = 2**20
 TICK_S: Final = 0.001
@@ -300,18 +300,6 @@ class Add:
 class Mul:
     times: "Add | Mul | Num"
     by: "Add | Mul | Num"
-
-
-@frozen
-class Paid:
-    kind: Literal["paid"]
-    at: dt.datetime
-
-
-@frozen
-class Open:
-    kind: Literal["open"]
-    due: dt.date | None = None
 
 
 @frozen
