@@ -72,8 +72,7 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_then_the_chat(cli: Cli, chaos:
         shown.wait_for("because")
         shown.wait_for("house, 3 + 1 tokens")
         shown.wait_for("\n> ", times=3)
-        shown.interrupt()
-        assert shown.end() == 130
+        assert shown.end_by_interrupts() == 130
     assert "Continue with: llm-effects chat --conversation talk" in shown.text
     assert "Traceback" not in shown.text
     stored = cli.run("conversations", "show", "talk").stdout

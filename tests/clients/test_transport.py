@@ -240,7 +240,7 @@ async def test_fault_108_closing_finishes_calls_in_flight_and_rejects_queued_one
             ended.append(fault.error.tag)
 
     with serving(answering(delay=0.05)) as server:
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             async with transport.scope(), anyio.create_task_group() as tasks:
                 for _ in range(2):
                     tasks.start_soon(call, server.url)
@@ -288,7 +288,7 @@ async def test_fault_104_random_cancellations_leak_no_slot_and_no_connection(wir
                 async with anyio.create_task_group() as tasks:
                     for _ in range(50):
                         tasks.start_soon(call, server.url, longest)
-            with anyio.fail_after(5):  # all slots and connections are still available at once
+            with anyio.fail_after(30):  # all slots and connections are still available at once
                 async with anyio.create_task_group() as tasks:
                     for _ in range(6):
                         tasks.start_soon(transport.exchange, asking(server.url), LIMITS)
@@ -304,7 +304,7 @@ async def test_fault_104_calls_cancelled_while_connecting_leave_the_pool_usable(
             for _ in range(150):
                 with anyio.move_on_after(draw.random() * 0.003):
                     await transport.exchange(asking(server.url), LIMITS)
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 async with anyio.create_task_group() as tasks:
                     for _ in range(2):
                         tasks.start_soon(transport.exchange, asking(server.url), LIMITS)
@@ -341,7 +341,7 @@ async def test_fault_104_a_call_cancelled_between_connecting_and_sending_leaves_
                 await transport.exchange(asking(server.url), LIMITS)
             assert scope.cancelled_caught
             assert server.settled() == 0
-            with anyio.fail_after(2):
+            with anyio.fail_after(30):
                 await transport.exchange(asking(server.url), LIMITS)
         assert server.settled() == 0
 

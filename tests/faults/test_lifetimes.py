@@ -64,7 +64,7 @@ async def test_104_a_cancelled_call_is_recorded_and_releases_everything(chaos: C
         assert await recorded(env) == [CANCELLED]
         known = env.health.statistics().get("first", Statistics())
         assert (known.attempts, known.error_rate) == (0, 0.0)  # it does not count against the model
-        with anyio.fail_after(2):  # the only slot is free
+        with anyio.fail_after(30):  # the only slot is free
             assert is_successful(await run(generate(ASK), env))
     assert [event for event in sink.events if not isinstance(event, TextDelta)][1:] == []  # no final event
 
@@ -97,7 +97,7 @@ async def test_104_wire_15_repeated_cancellations_at_any_point_leak_nothing(chao
             async with anyio.create_task_group() as tasks:
                 for number in range(start, start + 60):
                     tasks.start_soon(one, env, number)
-        with anyio.fail_after(5):  # all slots are still available at once
+        with anyio.fail_after(30):  # all slots are still available at once
             async with anyio.create_task_group() as tasks:
                 for number in range(4):
                     tasks.start_soon(run, generate(evolve(ASK, prompt=f"last {number}")), env)
@@ -182,7 +182,7 @@ async def test_108_closing_finishes_a_call_in_flight_and_rejects_the_next(chaos:
     async def one() -> None:
         results.append(await manager.run(generate(ASK)))
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         async with manager, anyio.create_task_group() as tasks:
             tasks.start_soon(one)
             await wait_for_requests(chaos, first)

@@ -279,7 +279,7 @@ async def test_a_stalled_leader_is_replaced() -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(run, stream(ASK, hold), env)
         await anyio.wait_all_tasks_blocked()
-        with anyio.fail_after(3):
+        with anyio.fail_after(30):
             assert (await run(generate(ASK), env)).unwrap().content == "because"
         stop.set()
     assert len(model.calls) == 2
@@ -332,7 +332,7 @@ async def test_a_defect_fails_all_followers_at_once() -> None:
             await run(generate(ASK), env)
         defects.append("bug")
 
-    with anyio.fail_after(1):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             for _ in range(50):
                 group.start_soon(one)

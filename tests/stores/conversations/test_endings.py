@@ -83,7 +83,7 @@ async def state_seen_by_others(url: str) -> TurnState:
 
 
 async def until_others_see(url: str, state: TurnState) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while await state_seen_by_others(url) is not state:
             await anyio.sleep(0.01)
 

@@ -57,7 +57,7 @@ def stored(path: Path) -> int:
 
 
 async def until_stored(path: Path, count: int) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while not path.exists() or not _has_tables(path) or stored(path) != count:
             await anyio.sleep(0.005)
 
@@ -108,7 +108,7 @@ async def test_a_ledger_that_cannot_be_written_fails_no_call_and_loses_no_row(
     with locked(path), caplog.at_level(logging.WARNING, "llm_effects"):
         for question in questions[:4]:
             assert is_successful(await run(generate(question), env))
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while not caplog.messages:
                 await anyio.sleep(0.005)
         assert (await run(usage_report(), env)).unwrap().total.attempts == 4  # reading still works
@@ -134,7 +134,7 @@ async def test_a_batch_that_fails_during_closing_is_written_after_all(
     ledger = at(path, batch=2)
     await given_by(ledger.rows())
     async with anyio.create_task_group() as group:
-        with locked(path), anyio.fail_after(10):
+        with locked(path), anyio.fail_after(30):
             for row in rows_of(2):
                 ledger.record(row)
             group.start_soon(ledger.aclose)
@@ -153,7 +153,7 @@ async def test_a_reservation_fails_when_the_database_cannot_be_written(path: Pat
 
 
 async def until_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while not caplog.messages:
             await anyio.sleep(0.005)
 
@@ -194,7 +194,7 @@ async def test_a_commit_alone_is_stored_within_a_moment(path: Path) -> None:
     first = hold("first", "1")
     await given_by(ledger.reserve(first))
     await ledger.commit(first, Decimal("0.4"))
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while totals(path)[2]:
             await anyio.sleep(0.005)
     await ledger.aclose()
@@ -252,7 +252,7 @@ async def test_a_cancelled_commit_releases_its_hold(path: Path) -> None:
 async def test_a_deadline_interrupts_a_reservation_that_waits_for_a_lock(path: Path) -> None:
     ledger = SqlLedger(file_database(path))
     await given_by(ledger.rows())
-    with locked(path), anyio.fail_after(2):
+    with locked(path), anyio.fail_after(30):
         with anyio.move_on_after(0.05) as deadline:
             await result_of(ledger.reserve(hold("h", "1")))
         assert deadline.cancelled_caught
@@ -366,6 +366,6 @@ async def test_fault_161_closing_leaves_no_thread(path: Path) -> None:
     ledger.record(EMPTY)
     await ledger.aclose()
     assert stored(path) == 1
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while any(thread.name == "llm-effects-ledger" for thread in threading.enumerate()):
             await anyio.sleep(0.005)
