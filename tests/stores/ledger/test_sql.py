@@ -252,7 +252,7 @@ async def test_a_cancelled_commit_releases_its_hold(path: Path) -> None:
 async def test_a_deadline_interrupts_a_reservation_that_waits_for_a_lock(path: Path) -> None:
     ledger = SqlLedger(file_database(path))
     await given_by(ledger.rows())
-    with locked(path), anyio.fail_after(30):
+    with locked(path), anyio.fail_after(4):
         with anyio.move_on_after(0.05) as deadline:
             await result_of(ledger.reserve(hold("h", "1")))
         assert deadline.cancelled_caught
