@@ -5,6 +5,7 @@ Tests with ``wire`` run over each HTTP library, too: their module or folder take
 
 import os
 import shutil
+import signal
 import ssl
 import subprocess
 from pathlib import Path
@@ -17,6 +18,9 @@ from tests.fixtures.wires import WIRES, Wire
 # No deadline, since a busy machine is not a failure; in CI a commit always runs the same examples.
 settings.register_profile("house", deadline=None, max_examples=50, derandomize="CI" in os.environ)
 settings.load_profile("house")
+
+# A shell that runs this in the background has it ignore Ctrl-C; the programs that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
