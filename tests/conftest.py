@@ -3,6 +3,7 @@
 Tests with ``wire`` run over each HTTP library, too: their module or folder takes the event loop from it.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -21,6 +22,11 @@ settings.load_profile("house")
 
 # A shell that runs this in the background has it ignore Ctrl-C; the programs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Take modules and tests out of garbage collection, which would look through them thousands of times."""
+    gc.freeze()
 
 
 @pytest.fixture(params=["asyncio", "trio"])
