@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count, islice, pairwise
-from typing import Final, Literal, TypeAlias, final
+from typing import Any, Final, Literal, TypeAlias, cast, final
 
 from attrs import define, evolve, field
 from returns.result import Failure, Result, Success
@@ -18,7 +18,7 @@ from llm_effects.values.errors import ContentRefused, LLMError, MalformedRespons
 from llm_effects.values.events import ContentEvent, ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
 from llm_effects.values.messages import Citation, Origin, Part, Reasoning, Text, ToolCall
-from llm_effects.values.responses import FinishReason, LLMResponse, Usage
+from llm_effects.values.responses import NO_USAGE, FinishReason, LLMResponse, Usage
 
 Object: TypeAlias = dict[str, object]
 """A JSON object from a server."""
@@ -36,6 +36,10 @@ Passage: TypeAlias = tuple[int, list[object]]
 
 # --- The draft and its parts
 
+# A draft is made for every call, and ``list[str]()`` takes eight times as long as ``list()``.
+_new_list: Final = cast("Callable[[], list[Any]]", list)
+_new_dict: Final = cast("Callable[[], dict[Any, Any]]", dict)
+
 
 @final
 @define(kw_only=True)
@@ -49,15 +53,15 @@ class PartDraft:
     """
 
     kind: PartKind
-    pieces: list[str] = field(factory=list[str])
+    pieces: list[str] = field(factory=_new_list)
     id: str = ""
     name: str = ""
     opaque: str | None = None
     index: int = 0
-    passages: list[Passage] = field(factory=list[Passage])
+    passages: list[Passage] = field(factory=_new_list)
     citations: tuple[Citation, ...] = ()
     checks: int = 0
-    signature: list[str] = field(factory=list[str])
+    signature: list[str] = field(factory=_new_list)
     _measured: tuple[int, int] = field(default=(0, 0), init=False)
 
     @property
@@ -89,23 +93,23 @@ class Draft:
     """
 
     target: Target
-    parts: list[PartDraft] = field(factory=list[PartDraft])
-    calls: list[PartDraft] = field(factory=list[PartDraft])
-    slots: dict[int | str, PartDraft] = field(factory=dict[int | str, PartDraft])
-    usage: Usage = field(factory=Usage)
+    parts: list[PartDraft] = field(factory=_new_list)
+    calls: list[PartDraft] = field(factory=_new_list)
+    slots: dict[int | str, PartDraft] = field(factory=_new_dict)
+    usage: Usage = NO_USAGE
     finish_reason: FinishReason | None = None
     done: bool = False
     refusal: str | None = None
-    refusal_text: list[str] = field(factory=list[str])
+    refusal_text: list[str] = field(factory=_new_list)
     served_model: str | None = None
     request_id: str | None = None
-    warnings: list[str] = field(factory=list[str])
+    warnings: list[str] = field(factory=_new_list)
     doubtful: bool = False
-    sources: list[object] = field(factory=list[object])
-    annotations: list[object] = field(factory=list[object])
-    sealed: dict[str, list[object]] = field(factory=dict[str, list[object]])
-    unread: list[str] = field(factory=list[str])
-    served_tools: list[object] = field(factory=list[object])
+    sources: list[object] = field(factory=_new_list)
+    annotations: list[object] = field(factory=_new_list)
+    sealed: dict[str, list[object]] = field(factory=_new_dict)
+    unread: list[str] = field(factory=_new_list)
+    served_tools: list[object] = field(factory=_new_list)
     cited: int = 0
     thinking: Literal["unknown", "opened", "inside", "after", "over"] = "unknown"
     held: str = ""
@@ -147,6 +151,22 @@ def delta_of(part: PartDraft, piece: str) -> tuple[StreamEvent, ...]:
             return (ReasoningDelta(piece),)
         case "tool":
             return (ToolCallDelta(part.index, part.id, part.name, piece),) if part.name else ()
+
+
+_DIFFERENT: Final = "the streamed pieces differ from the complete text, which replaced them"
+
+
+def complete(draft: Draft, part: PartDraft, text: str) -> tuple[StreamEvent, ...]:
+    """Set the complete text of a part and return the event of what was not streamed."""
+    streamed = "".join(part.pieces) if text else ""
+    if text == streamed:
+        return ()
+    part.replace(text)
+    if text.startswith(streamed):
+        return delta_of(part, text[len(streamed) :])
+    if _DIFFERENT not in draft.warnings:
+        draft.warnings.append(_DIFFERENT)
+    return ()
 
 
 Piece: TypeAlias = tuple[Literal["text", "reasoning"], str]

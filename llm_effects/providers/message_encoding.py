@@ -4,6 +4,7 @@ import hashlib
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Final, TypeAlias
 
@@ -72,7 +73,7 @@ def unpaired_call(request: LLMRequest) -> str | None:
     >>> unpaired_call(LLMRequest(messages=(Message("user", "hm?"), call, Message("user", "well?"))))
     "messages[1].parts[0]: the call 'id' has no result: add a ToolResult for it, or remove the call"
     """
-    waiting = dict[str, str]()
+    waiting: dict[str, str] = {}
     for at, message in enumerate(request.messages):
         for place, part in enumerate(message.parts):
             here = f"messages[{at}].parts[{place}]"
@@ -156,6 +157,7 @@ def _short_id(call_id: str) -> str:
 # or those of one call together with its id.
 
 
+@lru_cache(maxsize=1024)
 def own_origin(target: Target) -> Origin | None:
     """Return the only origin whose sealed thinking may be sent to the target: the same model at the same provider."""
     return None if target.wire_model is None else Origin(target.preset.name, target.wire_model)

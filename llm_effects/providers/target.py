@@ -12,7 +12,7 @@ from llm_effects.config.models import Capabilities, Family, ModelConfig
 from llm_effects.providers.wire import WireRequest
 from llm_effects.values import caps
 from llm_effects.values.json import dump
-from llm_effects.values.secrets import MASK, Secret, key_forms, scrub, secret_values
+from llm_effects.values.secrets import MASK, Secret, key_forms, mask_all, secret_values
 from llm_effects.values.validation import Printable, printable
 
 Wire: TypeAlias = Literal["openai-chat", "openai-responses", "anthropic", "llama"]
@@ -154,11 +154,16 @@ def wire_request(
     >>> wire_request(studio, "/x", {"a": 1}, accept="text/html").headers
     (('content-type', 'application/json'), ('accept', Secret('***')))
     """
+    headers = _headers(target, accept)
+    return WireRequest(url=target.endpoint + path, headers=headers, body=dump(body), warnings=warnings)
+
+
+@lru_cache(maxsize=1024)
+def _headers(target: Target, accept: str | None) -> tuple[tuple[str, str | Secret], ...]:
     own = key_headers(target)
     taken = {name for name, _ in own}
     usual = (("content-type", "application/json"), *fixed_headers(target), *((("accept", accept),) if accept else ()))
-    headers = (*(header for header in usual if header[0] not in taken), *own)
-    return WireRequest(url=target.endpoint + path, headers=headers, body=dump(body), warnings=warnings)
+    return (*(header for header in usual if header[0] not in taken), *own)
 
 
 def openai_request(target: Target, path: str, body: Mapping[str, object], warnings: tuple[str, ...]) -> WireRequest:
@@ -175,7 +180,8 @@ _SEARCHED: Final = 16  # times as many characters are searched: a mask is shorte
 
 @lru_cache(maxsize=1024)
 def _secrets(target: Target) -> tuple[str, ...]:
-    return secret_values(key_headers(target))
+    """Return the secrets that are sent to the target, the longest first."""
+    return tuple(sorted(secret_values(key_headers(target)), key=len, reverse=True))
 
 
 @lru_cache(maxsize=1024)
@@ -195,7 +201,7 @@ def redact(target: Target, text: str, length: int = caps.MESSAGE_CHARACTERS, *, 
     ('no such key: ***', 'too', 'key ***')
     """
     secrets, searched = _secrets(target), length * _SEARCHED
-    masked = scrub(printable(text[:searched]), *secrets)
+    masked = mask_all(printable(text[:searched]), secrets)
     whole = _mask_end(masked, secrets) if cut or len(text) > searched else masked
     return Printable(whole[:length])
 

@@ -239,6 +239,8 @@ def as_count(value: object) -> int | None:
     >>> as_count(3), as_count(3.0), as_count(-1), as_count(True), as_count("3"), as_count(2**63)
     (3, 3, None, None, None, None)
     """
+    if type(value) is int:
+        return value if 0 <= value <= caps.COUNT else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= caps.COUNT:
         return None
     return int(value) if value == value // 1 else None
@@ -250,6 +252,8 @@ def as_tokens(value: object) -> int | None:
     >>> as_tokens(3), as_tokens(10**400) == caps.COUNT, as_tokens("3")
     (3, True, None)
     """
+    if type(value) is int and value <= caps.COUNT:
+        return value if value >= 0 else None
     excessive = isinstance(value, int | float) and value > caps.COUNT
     return caps.COUNT if excessive else as_count(value)
 

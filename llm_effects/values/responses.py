@@ -63,6 +63,10 @@ class Usage:
         return None if prompt is None or self.output_tokens is None else prompt + self.output_tokens
 
 
+NO_USAGE: Final = Usage()
+"""The usage of which nothing is known."""
+
+
 @final
 @frozen
 class Cost:
@@ -118,7 +122,7 @@ class Attempt:
     latency_ms: float
     first_content_ms: float | None = None
     wait_ms: float = 0.0
-    usage: Usage = field(factory=Usage)
+    usage: Usage = NO_USAGE
     cost: Cost = Cost.UNKNOWN
 
     @property
@@ -151,7 +155,7 @@ class LLMResponse:
     provider: str
     task_type: TaskType = TaskType.GENERAL
     finish_reason: FinishReason = FinishReason.STOP
-    usage: Usage = field(factory=Usage)
+    usage: Usage = NO_USAGE
     cost: Cost = Cost.UNKNOWN
     latency_ms: float = 0.0
     cached: bool = False
@@ -241,6 +245,6 @@ class Vectors:
     __repr__ = shown
 
     vectors: tuple[Vector, ...] = field(repr=False)
-    usage: Usage = field(factory=Usage)
+    usage: Usage = NO_USAGE
     served_model: str | None = None
     request_id: str | None = None

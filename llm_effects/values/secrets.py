@@ -69,7 +69,8 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-_KEYS: Final = re.compile(r"\b(?:sk|rk|pk|gsk|xai)[-_][\w*-]{6,}|\bAIza[\w-]{6,}|(?<=Bearer )\S+", re.IGNORECASE)
+_KEYS: Final = re.compile(r"\b(?:sk|rk|pk|gsk|xai)[-_][\w*-]{6,}|\bAIza[\w-]{6,}", re.IGNORECASE)
+_BEARERS: Final = re.compile(r"(?<=Bearer )\S+", re.IGNORECASE)
 
 
 def scrub(text: str, *secrets: str | Secret) -> str:
@@ -79,9 +80,15 @@ def scrub(text: str, *secrets: str | Secret) -> str:
     'Incorrect API key provided: ***'
     """
     texts = (reveal(secret) for secret in secrets)
-    for secret in sorted((each for each in texts if each), key=len, reverse=True):
+    return mask_all(text, sorted(filter(None, texts), key=len, reverse=True))
+
+
+def mask_all(text: str, secrets: Iterable[str]) -> str:
+    """Mask secrets, of which the longest comes first, and anything that looks like a key."""
+    for secret in secrets:
         text = text.replace(secret, MASK)
-    return _KEYS.sub(MASK, text)
+    text = _KEYS.sub(MASK, text)
+    return _BEARERS.sub(MASK, text) if " " in text else text  # a name or an id has no space
 
 
 _KEY_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"})
