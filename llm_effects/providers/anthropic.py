@@ -4,10 +4,9 @@ import base64
 import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
-from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
@@ -45,16 +44,17 @@ from llm_effects.providers.message_encoding import (
     sampling,
     tool_head,
 )
+from llm_effects.providers.plain_answers import anthropic_usage, block_delta, plain_message
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, wire_request
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values import caps
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import StreamEvent, ToolCallDelta
-from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, as_tokens, json_text, parse
+from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
 from llm_effects.values.messages import Document, Image, Part, Reasoning, Text, ToolCall, ToolResult
-from llm_effects.values.requests import LLMRequest, request_messages
-from llm_effects.values.responses import FinishReason, LLMResponse, Usage
+from llm_effects.values.requests import LLMRequest
+from llm_effects.values.responses import FinishReason, LLMResponse
 
 # === Encoding requests
 
@@ -115,9 +115,12 @@ def _moved_system(request: LLMRequest) -> tuple[str, ...]:
 
 def encode_messages(target: Target, request: LLMRequest) -> tuple[Mapping[str, object], ...]:
     """Encode every message but the system's; merge neighbours of one role, and skip empty ones."""
+    if request.prompt is not None:
+        text = {"type": "text", "text": request.prompt}
+        return ({"role": "user", "content": [text]},) if request.prompt.strip() else ()
     blocks = (
         ("assistant" if message.role == "assistant" else "user", block)
-        for message in request_messages(request)
+        for message in request.messages
         if message.role != "system"
         for part in message.parts
         if (block := _block(target, part)) is not None
@@ -342,7 +345,8 @@ _SETTINGS: Final[tuple[Callable[[Target, LLMRequest], Settings], ...]] = (
 
 def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
     """Decode a whole 2xx answer; an error inside it is classified by its own type."""
-    return decode_answer(target, response, _read_message)
+    plain = plain_message(target, response)
+    return decode_answer(target, response, _read_message) if plain is None else Success(plain)
 
 
 def _read_message(draft: Draft, message: Object, response: WireResponse) -> Result[LLMResponse, LLMError]:
@@ -368,6 +372,9 @@ def decode_event(draft: Draft, event: ServerEvent) -> Events:
     """Add an event to the draft and return the events to emit; ignore unknown events and all after the end."""
     if draft.done or event.data == "[DONE]" or event.name == "ping":
         return NO_EVENTS
+    block = block_delta(event)
+    if block is not None:
+        return Success(_GROW[block.delta.kind](draft, block.index, block.delta.piece))
     value = parse(event.data)
     if isinstance(value, Unreadable):
         return Failure(malformed(draft, f"an event is not JSON: {value.reason}"))
@@ -450,11 +457,11 @@ _FINISH_REASONS: Final = {
 
 def _add_metadata(draft: Draft, message: Object) -> None:
     draft.served_model = as_string(message.get("model")) or draft.served_model
-    draft.usage = _update_usage(draft.usage, as_object(message.get("usage")))
+    draft.usage = anthropic_usage(as_object(message.get("usage")), draft.usage)
 
 
 def _add_end(draft: Draft, message: Object) -> None:
-    draft.usage = _update_usage(draft.usage, as_object(message.get("usage")))
+    draft.usage = anthropic_usage(as_object(message.get("usage")), draft.usage)
     reason = as_string(message.get("stop_reason"))
     if not reason:
         return
@@ -465,27 +472,6 @@ def _add_end(draft: Draft, message: Object) -> None:
         draft.refusal_text = [as_string(details.get("explanation"))]
     if reason == "pause_turn" or reason not in _FINISH_REASONS:
         draft.doubt(f"the model stopped because of {reason!r}: the answer may be unfinished")
-
-
-_Count = TypeVar("_Count", bound=int | None)
-
-
-def _update_usage(usage: Usage, counts: Object) -> Usage:
-    """Replace the counts that are present: they are cumulative. Input tokens exclude those of the cache."""
-    thinking = as_object(counts.get("output_tokens_details")).get("thinking_tokens")
-    return evolve(
-        usage,
-        input_tokens=_latest(usage.input_tokens, counts.get("input_tokens")),
-        cache_read_tokens=_latest(usage.cache_read_tokens, counts.get("cache_read_input_tokens")),
-        cache_write_tokens=_latest(usage.cache_write_tokens, counts.get("cache_creation_input_tokens")),
-        output_tokens=_latest(usage.output_tokens, counts.get("output_tokens")),
-        reasoning_tokens=_latest(usage.reasoning_tokens, thinking),
-    )
-
-
-def _latest(before: _Count, value: object) -> int | _Count:
-    count = as_tokens(value)
-    return before if count is None else count
 
 
 # --- Blocks: each opens a part of the draft, grows it and closes it
@@ -532,20 +518,27 @@ def grow_block(draft: Draft, index: int, delta: Object) -> Events:
     """Add a delta to a block; ignore unknown kinds."""
     match delta.get("type"):
         case "text_delta":
-            return Success(grow_text(draft, _text_part(draft, index), as_string(delta.get("text"))))
+            return Success(_grow_text(draft, index, as_string(delta.get("text"))))
         case "thinking_delta":
             return Success(_grow_thinking(draft, index, as_string(delta.get("thinking"))))
+        case "input_json_delta":
+            return Success(_grow_arguments(draft, index, as_string(delta.get("partial_json"))))
         case "signature_delta":
             _sign(draft, index, as_string(delta.get("signature")))
         case "citations_delta":
             _cite(draft, index, delta.get("citation"))
-        case "input_json_delta":
-            part = draft.slots.get(index)
-            if part is not None and part.kind == "tool":
-                return Success(grow(part, as_string(delta.get("partial_json"))))
         case _:
             pass
     return NO_EVENTS
+
+
+def _grow_text(draft: Draft, index: int, piece: str) -> tuple[StreamEvent, ...]:
+    return grow_text(draft, _text_part(draft, index), piece)
+
+
+def _grow_arguments(draft: Draft, index: int, piece: str) -> tuple[StreamEvent, ...]:
+    part = draft.slots.get(index)
+    return grow(part, piece) if part is not None and part.kind == "tool" else ()
 
 
 def _text_part(draft: Draft, index: int) -> PartDraft:
@@ -572,6 +565,13 @@ def _grow_thinking(draft: Draft, index: int, piece: str) -> tuple[StreamEvent, .
     return grow(part, piece)
 
 
+_GROW: Final[Mapping[str, Callable[[Draft, int, str], tuple[StreamEvent, ...]]]] = {
+    "text_delta": _grow_text,
+    "thinking_delta": _grow_thinking,
+    "input_json_delta": _grow_arguments,
+}
+
+
 def _sign(draft: Draft, index: int, piece: str) -> None:
     part = draft.slots.get(index)
     if part is not None and part.opaque is not None:
@@ -580,7 +580,7 @@ def _sign(draft: Draft, index: int, piece: str) -> None:
 
 def _close(part: PartDraft) -> tuple[StreamEvent, ...]:
     """Complete a part: a call without arguments gets ``{}``; thinking without a signature cannot be replayed."""
-    block = as_object(parse(part.opaque or ""))
+    block = as_object(parse(part.opaque)) if part.opaque else {}
     if block.get("type") == "thinking":
         signature = as_string(block.get("signature")) + "".join(part.signature)
         part.opaque = (

@@ -54,16 +54,16 @@ from llm_effects.providers.message_encoding import (
     tool_head,
     unseal,
 )
-from llm_effects.providers.openai_answers import openai_usage, plain_answer, text_only
+from llm_effects.providers.plain_answers import ChunkDelta, chunk_delta, openai_usage, plain_completion
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values import caps
 from llm_effects.values.errors import LLMError
-from llm_effects.values.events import StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, has_error, json_text, parse
 from llm_effects.values.messages import Document, Image, Message, Origin, Part, Text, ToolCall, ToolResult, text_of
-from llm_effects.values.requests import LLMRequest, Tool, request_messages
+from llm_effects.values.requests import LLMRequest, Tool
 from llm_effects.values.responses import FinishReason, LLMResponse
 
 # === Encoding requests
@@ -109,7 +109,9 @@ def encode_messages(request: LLMRequest, origin: Origin | None = None) -> list[O
     [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'hi'}]
     """
     system: list[Object] = [{"role": "system", "content": request.system}] if request.system else []
-    return [*system, *(turn for message in request_messages(request) for turn in _turns(message, origin))]
+    if request.prompt is not None:
+        return [*system, {"role": "user", "content": request.prompt}]
+    return [*system, *(turn for message in request.messages for turn in _turns(message, origin))]
 
 
 def _turns(message: Message, origin: Origin | None) -> Iterator[Object]:
@@ -230,13 +232,8 @@ def _answer_format(target: Target, request: LLMRequest) -> Settings:
 
 def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
     """Decode a whole 2xx answer; an error inside it is classified by its own code."""
-    plain = plain_answer(target, response)
-    return decode_any(target, response) if plain is None else Success(plain)
-
-
-def decode_any(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
-    """Decode a whole 2xx answer, whatever it holds, field by field."""
-    return decode_answer(target, response, _read_answer)
+    plain = plain_completion(target, response)
+    return decode_answer(target, response, _read_answer) if plain is None else Success(plain)
 
 
 def _read_answer(draft: Draft, answer: Object, response: WireResponse) -> Result[LLMResponse, LLMError]:
@@ -264,11 +261,24 @@ def decode_event(draft: Draft, event: ServerEvent) -> Events:
     """Add an event to the draft and return the events to emit; ignore unknown events and all after the end."""
     if draft.done:
         return NO_EVENTS
-    text = text_only(event.data) if draft.thinking == "over" else ""
-    if text:
+    delta = chunk_delta(event) if draft.served_model and draft.request_id else None  # else the event may have them
+    events = None if delta is None else _add_piece(draft, delta)
+    return _decode_any_event(draft, event) if events is None else Success(events)
+
+
+def _add_piece(draft: Draft, delta: ChunkDelta) -> tuple[StreamEvent, ...] | None:
+    """Add a piece of one kind and return its events; leave several kinds, and text that may hold tags, undone."""
+    text, thought, calls = delta.content, delta.reasoning_content, delta.tool_calls  # ``match`` takes thrice as long
+    if text and thought is None and not calls and draft.thinking == "over":
         add_text(draft, "text", text)
-        return Success((TextDelta(text),))
-    return _decode_any_event(draft, event)
+        return (TextDelta(text),)
+    if thought and not text and not calls:
+        draft.sealed.setdefault("reasoning_content", []).append(thought)
+        add_text(draft, "reasoning", thought)
+        return (ReasoningDelta(thought),)
+    if calls and not text and thought is None and not draft.held:
+        return tuple(_add_calls(draft, calls, complete=False))
+    return None
 
 
 def _decode_any_event(draft: Draft, event: ServerEvent) -> Events:

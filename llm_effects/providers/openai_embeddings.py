@@ -8,7 +8,7 @@ from attrs import evolve
 from returns.result import Failure, Result, Success
 
 from llm_effects.providers.error_mapping import classify, classify_error_object
-from llm_effects.providers.openai_answers import openai_usage
+from llm_effects.providers.plain_answers import openai_usage
 from llm_effects.providers.response_headers import request_id
 from llm_effects.providers.target import Target, redact_name, wire_request
 from llm_effects.providers.wire import WireRequest, WireResponse

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Final, TypeAlias
+from typing import Final
 
 import msgspec
 from returns.pipeline import is_successful
@@ -20,8 +20,8 @@ from llm_effects.providers.draft import (
     citations_of_annotations,
     cite,
     compare_models,
+    complete,
     decode_answer,
-    delta_of,
     flush_held,
     grow,
     grow_text,
@@ -54,14 +54,14 @@ from llm_effects.providers.message_encoding import (
     sampling,
     tool_head,
 )
-from llm_effects.providers.openai_answers import openai_usage
+from llm_effects.providers.plain_answers import OutputDelta, Slot, output_delta, plain_output, responses_usage
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
 from llm_effects.values import caps
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import StreamEvent, ToolCallDelta
-from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, has_error, json_text, parse
+from llm_effects.values.json import Unreadable, as_list, as_object, as_string, has_error, json_text, parse
 from llm_effects.values.messages import (
     Citation,
     Document,
@@ -74,7 +74,7 @@ from llm_effects.values.messages import (
     ToolResult,
     text_of,
 )
-from llm_effects.values.requests import LLMRequest, ReasoningEffort, Tool, request_messages
+from llm_effects.values.requests import LLMRequest, ReasoningEffort, Tool
 from llm_effects.values.responses import FinishReason, LLMResponse
 
 # === Encoding requests
@@ -119,7 +119,9 @@ def encode_messages(target: Target, request: LLMRequest) -> list[Encoded]:
     >>> encode_messages(gpt, LLMRequest(prompt="hi"))
     [{'role': 'user', 'content': 'hi'}]
     """
-    return [item for message in request_messages(request) for item in _input_items(target, message)]
+    if request.prompt:
+        return [{"role": "user", "content": request.prompt}]
+    return [item for message in request.messages for item in _input_items(target, message)]
 
 
 def _input_items(target: Target, message: Message) -> list[Encoded]:
@@ -265,7 +267,8 @@ _SETTINGS: Final[tuple[Callable[[Target, LLMRequest], Settings], ...]] = (
 
 def decode(target: Target, response: WireResponse) -> Result[LLMResponse, LLMError]:
     """Decode a whole 2xx answer; an error inside it is classified by its own code."""
-    return decode_answer(target, response, _read_answer)
+    plain = plain_output(target, response)
+    return decode_answer(target, response, _read_answer) if plain is None else Success(plain)
 
 
 def _read_answer(draft: Draft, answer: Object, response: WireResponse) -> Result[LLMResponse, LLMError]:
@@ -293,9 +296,7 @@ def _add_metadata(draft: Draft, response: Object) -> None:
     draft.served_tools = as_list(response.get("tools")) or draft.served_tools
     usage = as_object(response.get("usage"))
     if usage:
-        details = {"prompt_tokens_details": usage.get("input_tokens_details")}
-        details["completion_tokens_details"] = usage.get("output_tokens_details")
-        draft.usage = openai_usage({**usage, **details})
+        draft.usage = responses_usage(usage)
 
 
 def _add_end(draft: Draft, response: Object, status: str) -> Events:
@@ -350,9 +351,6 @@ def _add_output(draft: Draft, output: list[object]) -> Events:
 
 # === Decoding streams
 
-Slot: TypeAlias = int | str
-"""The index of an item in the answer, or its id where the server sends no index."""
-
 _DONE: Final = "[DONE]"
 _TERMINALS: Final = frozenset({"completed", "incomplete", "failed"})
 
@@ -361,13 +359,19 @@ def decode_event(draft: Draft, event: ServerEvent) -> Events:
     """Add an event to the draft and return the events to emit; ignore unknown events and all after the end."""
     if draft.done or event.data.startswith(_DONE):
         return NO_EVENTS
+    piece = output_delta(event)
+    if piece is not None and piece.type in _GROW:
+        return Success(_GROW[piece.type](draft, piece))
     value = parse(event.data)
     if isinstance(value, Unreadable):
         return not_json(draft, event, value)
     body = as_object(value)
     if event.name == "error" or has_error(body):
         return Failure(_failure(draft, body))
-    handle = _HANDLERS.get(as_string(body.get("type")) or as_string(body.get("object")) or event.name)
+    kind = as_string(body.get("type")) or as_string(body.get("object")) or event.name
+    if kind in _GROW:
+        return Success(_GROW[kind](draft, OutputDelta.of(kind, body)))
+    handle = _HANDLERS.get(kind)
     return NO_EVENTS if handle is None else handle(draft, body)
 
 
@@ -380,9 +384,7 @@ def finish(draft: Draft) -> Result[LLMResponse, LLMError]:
 
 
 def _slot(event: Object) -> Slot:
-    """Return the index of an item, or its id where there is no index: some servers change ids from event to event."""
-    index = as_count(event.get("output_index"))
-    return as_string(event.get("item_id")) if index is None else index
+    return OutputDelta.of("", event).slot
 
 
 def _known_slot(draft: Draft, slots: tuple[Slot, ...], taken: Mapping[int, int]) -> Slot:
@@ -406,37 +408,9 @@ def _on_item(draft: Draft, event: Object) -> Events:
     return events
 
 
-def _on_text(draft: Draft, event: Object) -> Events:
-    part, piece = _part(draft, _slot(event), "text"), as_string(event.get("delta"))
-    return Success(grow_text(draft, part, piece) if may_think(draft, part, piece) else grow(part, piece))
-
-
-def _on_arguments(draft: Draft, event: Object) -> Events:
-    return Success(grow(_part(draft, _slot(event), "tool"), as_string(event.get("delta"))))
-
-
 def _on_all_arguments(draft: Draft, event: Object) -> Events:
     arguments = as_string(event.get("arguments")) or as_string(event.get("input"))
-    return Success(_complete(draft, _part(draft, _slot(event), "tool"), arguments))
-
-
-def _on_summary(draft: Draft, event: Object) -> Events:
-    return Success(_grow_thinking(draft, event, f"summary {as_count(event.get('summary_index'))}"))
-
-
-def _on_thinking(draft: Draft, event: Object) -> Events:
-    return Success(_grow_thinking(draft, event, f"content {as_count(event.get('content_index'))}"))
-
-
-def _grow_thinking(draft: Draft, event: Object, paragraph: str) -> tuple[StreamEvent, ...]:
-    """Append a piece of thinking, with a blank line before a new paragraph."""
-    slot, piece = _slot(event), as_string(event.get("delta"))
-    part, place = _part(draft, slot, "reasoning"), f"{slot}/{paragraph}"
-    if not piece:
-        return ()
-    starts = bool(part.pieces) and place not in draft.slots
-    draft.slots[place] = part
-    return grow(part, _BLANK_LINE + piece if starts else piece)
+    return Success(complete(draft, _part(draft, _slot(event), "tool"), arguments))
 
 
 def _on_refusal(draft: Draft, event: Object) -> Events:
@@ -454,15 +428,47 @@ def _on_end(draft: Draft, event: Object) -> Events:
 _HANDLERS: Final[Mapping[str, Callable[[Draft, Object], Events]]] = {
     **dict.fromkeys(("response.created", "response.queued", "response.in_progress"), _on_start),
     **dict.fromkeys(("response.output_item.added", "response.output_item.done"), _on_item),
-    "response.output_text.delta": _on_text,
     "response.refusal.delta": _on_refusal,
-    **dict.fromkeys(("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"), _on_arguments),
     **dict.fromkeys(
         ("response.function_call_arguments.done", "response.custom_tool_call_input.done"), _on_all_arguments
     ),
-    "response.reasoning_summary_text.delta": _on_summary,
-    "response.reasoning_text.delta": _on_thinking,
     **dict.fromkeys(("response.completed", "response.incomplete", "response.failed", "response"), _on_end),
+}
+
+
+def _grow_text(draft: Draft, event: OutputDelta) -> tuple[StreamEvent, ...]:
+    part, piece = _part(draft, event.slot, "text"), event.delta
+    return grow_text(draft, part, piece) if may_think(draft, part, piece) else grow(part, piece)
+
+
+def _grow_arguments(draft: Draft, event: OutputDelta) -> tuple[StreamEvent, ...]:
+    return grow(_part(draft, event.slot, "tool"), event.delta)
+
+
+def _grow_summary(draft: Draft, event: OutputDelta) -> tuple[StreamEvent, ...]:
+    return _grow_paragraph(draft, event, f"{event.slot}/summary {event.summary_index}")
+
+
+def _grow_thinking(draft: Draft, event: OutputDelta) -> tuple[StreamEvent, ...]:
+    return _grow_paragraph(draft, event, f"{event.slot}/content {event.content_index}")
+
+
+def _grow_paragraph(draft: Draft, event: OutputDelta, place: str) -> tuple[StreamEvent, ...]:
+    """Append a piece of thinking, with a blank line before a new paragraph."""
+    part = _part(draft, event.slot, "reasoning")
+    if not event.delta:
+        return ()
+    starts = bool(part.pieces) and place not in draft.slots
+    draft.slots[place] = part
+    return grow(part, _BLANK_LINE + event.delta if starts else event.delta)
+
+
+_GROW: Final[Mapping[str, Callable[[Draft, OutputDelta], tuple[StreamEvent, ...]]]] = {
+    "response.output_text.delta": _grow_text,
+    "response.function_call_arguments.delta": _grow_arguments,
+    "response.custom_tool_call_input.delta": _grow_arguments,
+    "response.reasoning_summary_text.delta": _grow_summary,
+    "response.reasoning_text.delta": _grow_thinking,
 }
 
 
@@ -483,7 +489,7 @@ def add_item(draft: Draft, slot: Slot, item: Object) -> Events:
             part = _part(draft, slot, "reasoning")
             if item.get("encrypted_content") or item.get("content"):  # otherwise there is nothing to send back
                 part.opaque = json_text(item)
-            return Success(_complete(draft, part, _BLANK_LINE.join(filter(None, _thoughts(item)))))
+            return Success(complete(draft, part, _BLANK_LINE.join(filter(None, _thoughts(item)))))
         case "function_call" | "custom_tool_call":
             return _add_call(draft, slot, item)
         case kind:
@@ -536,7 +542,7 @@ def _add_call(draft: Draft, slot: Slot, item: Object) -> Events:
     part = _part(draft, slot, "tool")
     opened = _name_call(part, name, as_string(item.get("call_id")).strip() or as_string(item.get("id")).strip())
     arguments = json_text(item.get("arguments", item.get("input")))
-    return Success((*opened, *_complete(draft, part, arguments)))
+    return Success((*opened, *complete(draft, part, arguments)))
 
 
 def _skip_call(draft: Draft, slot: Slot, name: str) -> Events:
@@ -565,30 +571,14 @@ def _part(draft: Draft, slot: Slot, kind: PartKind) -> PartDraft:
     return part
 
 
-_DIFFERENT: Final = "the streamed pieces differ from the complete text, which replaced them"
-
-
-def _complete_text(draft: Draft, part: PartDraft, complete: str) -> tuple[StreamEvent, ...]:
+def _complete_text(draft: Draft, part: PartDraft, whole: str) -> tuple[StreamEvent, ...]:
     """Set the complete text of a part, with the thinking in tags in a part before it."""
-    if not complete:
+    if not whole:
         return ()
     draft.held = ""
-    thought, text = split_whole(complete) if may_think(draft, part, complete) else ("", complete)
-    thinking = _complete(draft, thoughts_before(draft, part), thought) if thought else ()
-    return (*thinking, *_complete(draft, part, text))
-
-
-def _complete(draft: Draft, part: PartDraft, complete: str) -> tuple[StreamEvent, ...]:
-    """Set the complete text of a part and return the event of what was not streamed."""
-    streamed = "".join(part.pieces) if complete else ""
-    if complete == streamed:
-        return ()
-    part.replace(complete)
-    if complete.startswith(streamed):
-        return delta_of(part, complete[len(streamed) :])
-    if _DIFFERENT not in draft.warnings:
-        draft.warnings.append(_DIFFERENT)
-    return ()
+    thought, text = split_whole(whole) if may_think(draft, part, whole) else ("", whole)
+    thinking = complete(draft, thoughts_before(draft, part), thought) if thought else ()
+    return (*thinking, *complete(draft, part, text))
 
 
 # === The record
