@@ -14,6 +14,8 @@ from returns.result import Success
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.wire import WireResponse
 from llm_effects.values import caps
+from llm_effects.values.errors import describe
+from llm_effects.values.responses import FinishReason
 from tests.fixtures.answers import (
     CHAT_EVENTS,
     KEY,
@@ -30,14 +32,14 @@ from tests.fixtures.answers import (
 
 each_protocol = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 ODD: tuple[Any, ...] = (
-    None, "", " ", "x", "<think>a</think>b", " <", "\ud83d", KEY, "error", "length", "tool_calls", "max_tokens",
+    None, "", " ", "x", "call_a", "toolu_a", "<think>a</think>b", " <", "\ud83d", KEY, "error", "stop", "length", "tool_calls", "max_tokens",
     "incomplete", "reasoning", "refusal", 0, 1, -1, 1.5, 2**70, True, [], {}, ["x"], {"a": 1}, {"b": [[KEY]]},
     [{"type": "text", "text": "x"}], [{"type": "url_citation", "url": "http://x"}], {"code": 500, "message": "no"},
     {"reason": "content_filter"},
 )  # fmt: skip
 EXTRA = (  # fields that mean something, wherever they are
     "message", "delta", "refusal", "annotations", "tool_calls", "reasoning", "reasoning_content", "error", "type",
-    "object", "citations", "x_groq", "status", "incomplete_details", "content", "encrypted_content", "summary",
+    "object", "citations", "x_groq", "status", "incomplete_details", "content", "encrypted_content", "summary", "extra_content",
 )  # fmt: skip
 
 
@@ -84,6 +86,28 @@ def test_an_answer_of_text_alone_is_read_in_one_pass(sample: Sample) -> None:
 
 
 @each_protocol
+def test_an_answer_with_tool_calls_is_read_in_one_pass(sample: Sample) -> None:
+    response = whole(sample.calling)
+    answer = plain_answer(sample, response)
+    assert answer is not None
+    assert (answer.content, answer.finish_reason) == (TEXT, FinishReason.TOOL_CALLS)
+    assert [(call.name, call.arguments) for call in answer.tool_calls] == [
+        ("weather", '{"city":"Oslo"}'),
+        ("weather", "{}"),
+    ]
+    one, other = in_both_ways(sample.provider.decode, sample.target, response)
+    assert one == other == Success(answer)
+
+
+@each_protocol
+def test_too_many_calls_are_an_error(sample: Sample) -> None:
+    few = evolve(sample.target, config=evolve(sample.target.config, max_tool_calls=1))
+    one, other = in_both_ways(sample.provider.decode, few, whole(sample.calling))
+    assert one == other
+    assert "more than 1 tool calls" in describe(one.failure())
+
+
+@each_protocol
 def test_the_id_of_the_exchange_is_the_same(sample: Sample) -> None:
     response = whole(sample.whole, **{"request-id": f"req-{KEY}"})
     one, other = in_both_ways(sample.provider.decode, sample.target, response)
@@ -99,9 +123,10 @@ def test_a_key_in_an_answer_is_covered(sample: Sample) -> None:
 
 
 @each_protocol
-def test_odd_answers_are_read_the_same(sample: Sample) -> None:
+@pytest.mark.parametrize("calling", [False, True], ids=["text", "calls"])
+def test_odd_answers_are_read_the_same(sample: Sample, calling: bool) -> None:
     plain = 0
-    for body in odd_versions(json.loads(sample.whole)):
+    for body in odd_versions(json.loads(sample.calling if calling else sample.whole)):
         response = whole(json.dumps(body).encode())
         one, other = in_both_ways(sample.provider.decode, sample.target, response)
         assert one == other, body
@@ -165,7 +190,8 @@ def mutated(draw: st.DrawFn, text: str) -> str:
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_any_answer_is_read_the_same(sample: Sample, data: st.DataObject) -> None:
-    text = data.draw(mutated(json.dumps(json.loads(sample.whole), separators=(",", ":"))))
+    body = json.loads(data.draw(st.sampled_from([sample.whole, sample.calling])))
+    text = data.draw(mutated(json.dumps(body, separators=(",", ":"))))
     response = whole(text.encode("utf-8", "surrogatepass"))
     one, other = in_both_ways(sample.provider.decode, sample.target, response)
     assert one == other
