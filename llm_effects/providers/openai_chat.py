@@ -269,15 +269,17 @@ def decode_event(draft: Draft, event: ServerEvent) -> Events:
 def _add_piece(draft: Draft, delta: ChunkDelta) -> tuple[StreamEvent, ...] | None:
     """Add a piece of one kind and return its events; leave several kinds, and text that may hold tags, undone."""
     text, thought, calls = delta.content, delta.reasoning_content, delta.tool_calls  # ``match`` takes thrice as long
-    if text and thought is None and not calls and draft.thinking == "over":
+    if text:
+        if thought is not None or calls or draft.thinking != "over":
+            return None
         add_text(draft, "text", text)
         return (TextDelta(text),)
-    if thought and not text and not calls:
+    if calls:
+        return None if thought is not None or draft.held else tuple(_add_calls(draft, calls, complete=False))
+    if thought:
         draft.sealed.setdefault("reasoning_content", []).append(thought)
         add_text(draft, "reasoning", thought)
         return (ReasoningDelta(thought),)
-    if calls and not text and thought is None and not draft.held:
-        return tuple(_add_calls(draft, calls, complete=False))
     return None
 
 

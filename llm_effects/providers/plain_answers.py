@@ -120,11 +120,7 @@ _Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=caps.NAME_CHARACTERS)]
 _Answer = TypeVar("_Answer")
 
 
-def _decode(decoder: msgspec.json.Decoder[_Answer], data: str) -> _Answer | None:
-    try:
-        return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return None
+_PROBLEMS: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 def _read_body(decoder: msgspec.json.Decoder[_Answer], body: bytes) -> _Answer | None:
@@ -132,8 +128,8 @@ def _read_body(decoder: msgspec.json.Decoder[_Answer], body: bytes) -> _Answer |
     if len(body) > caps.STEP_BYTES or body.count(b"{") + body.count(b"[") > caps.NESTING:
         return None
     try:
-        return _decode(decoder, body.decode())  # the decoder itself does not check the bytes that it skips
-    except UnicodeDecodeError:
+        return decoder.decode(body.decode())  # as a text: the decoder does not check the bytes that it skips
+    except _PROBLEMS:
         return None
 
 
@@ -378,11 +374,14 @@ _SHORT: Final = 4 * caps.NESTING
 """Characters of an event that is not checked for its depth, which takes half a microsecond: it has few levels."""
 
 
-def _read(decoder: msgspec.json.Decoder[_Answer], data: str) -> _Answer | None:
+def _read_event(decoder: msgspec.json.Decoder[_Answer], data: str) -> _Answer | None:
     """Return an event that matches the type of the decoder, unless it is long or may be nested too deeply."""
     if len(data) > _SHORT and (len(data) > caps.STEP_BYTES or data.count("{") + data.count("[") > caps.NESTING):
         return None
-    return _decode(decoder, data)
+    try:
+        return decoder.decode(data)
+    except _PROBLEMS:
+        return None
 
 
 _Index: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=caps.COUNT)]
@@ -431,7 +430,7 @@ def chunk_delta(event: ServerEvent) -> ChunkDelta | None:
     'Hi'
     >>> chunk_delta(ServerEvent("message", "[DONE]"))
     """
-    chunk = None if event.name == "error" else _read(_CHUNK_DECODER, event.data)
+    chunk = None if event.name == "error" else _read_event(_CHUNK_DECODER, event.data)
     return None if chunk is None else chunk.choices[0].delta
 
 
@@ -479,7 +478,7 @@ def output_delta(event: ServerEvent) -> OutputDelta | None:
     >>> output_delta(ServerEvent("message", "[DONE]"))
     """
     if event.name.endswith(".delta") or event.name == "message":  # the default, where a server names no events
-        return _read(_DELTA_DECODER, event.data)
+        return _read_event(_DELTA_DECODER, event.data)
     return None
 
 
@@ -520,4 +519,4 @@ def block_delta(event: ServerEvent) -> BlockDelta | None:
     >>> block_delta(ServerEvent("content_block_delta", data)).delta.piece
     'Hi'
     """
-    return _read(_BLOCK_DECODER, event.data) if event.name == "content_block_delta" else None
+    return _read_event(_BLOCK_DECODER, event.data) if event.name == "content_block_delta" else None

@@ -32,14 +32,15 @@ from tests.fixtures.answers import (
 
 each_protocol = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 ODD: tuple[Any, ...] = (
-    None, "", " ", "x", "call_a", "toolu_a", "<think>a</think>b", " <", "\ud83d", KEY, "error", "stop", "length", "tool_calls", "max_tokens",
-    "incomplete", "reasoning", "refusal", 0, 1, -1, 1.5, 2**70, True, [], {}, ["x"], {"a": 1}, {"b": [[KEY]]},
-    [{"type": "text", "text": "x"}], [{"type": "url_citation", "url": "http://x"}], {"code": 500, "message": "no"},
-    {"reason": "content_filter"},
+    None, "", " ", "x", "call_a", "toolu_a", "<think>a</think>b", " <", "\ud83d", KEY, "error", "stop", "length",
+    "tool_calls", "max_tokens", "incomplete", "reasoning", "refusal", 0, 1, -1, 1.5, 2**70, True, [], {}, ["x"],
+    {"a": 1}, {"b": [[KEY]]}, [{"type": "text", "text": "x"}], [{"type": "url_citation", "url": "http://x"}],
+    {"code": 500, "message": "no"}, {"reason": "content_filter"},
 )  # fmt: skip
 EXTRA = (  # fields that mean something, wherever they are
     "message", "delta", "refusal", "annotations", "tool_calls", "reasoning", "reasoning_content", "error", "type",
-    "object", "citations", "x_groq", "status", "incomplete_details", "content", "encrypted_content", "summary", "extra_content",
+    "object", "citations", "x_groq", "status", "incomplete_details", "content", "encrypted_content", "summary",
+    "extra_content",
 )  # fmt: skip
 
 
