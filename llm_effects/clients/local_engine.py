@@ -1,57 +1,43 @@
 """The in-process engine: a GGUF model, loaded once per process, that speaks llama.cpp's own chat protocol.
 
-The work runs in threads of the model, which are joined at exit, because the engine crashes in a dying interpreter.
-Event loops keep running meanwhile, with one exception: while the engine loads the model it holds the interpreter's lock
-(GIL), which Python code cannot release. All threads pause for that long, so a server should load the model before it
-serves (see the guide to local models).
+The engine has a process of its own, since it holds the interpreter's lock (GIL) while it loads and frees a model. A
+thread of the model waits for each call in flight. These threads are joined at exit.
 """
 
+import json
 import os
 import re
 import secrets
 import socket
 import struct
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from types import ModuleType
-from typing import Final, Protocol, TypeAlias, TypeVar, cast, final
+from typing import Final, TypeAlias, TypeVar, final
 from weakref import WeakValueDictionary
 
 from attrs import define, evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
+from llm_effects.clients.engine_process import EngineStopped, Server, start_engine
 from llm_effects.effects.tasks import SENT, Deliver, OnSent, ThreadBridge, deliver_chunks, no_listener
+from llm_effects.providers.llama import MARKUP, as_plain_text, control_tokens
 from llm_effects.providers.target import Target
-from llm_effects.values.errors import ConfigurationError, InvalidRequest, LLMError, cause_of
+from llm_effects.values.errors import ConfigurationError, InvalidRequest, LLMError, ModelUnavailable, cause_of
 from llm_effects.values.extras import install_command
-from llm_effects.values.json import as_list, as_object, dump, parse
-
-Importer: TypeAlias = Callable[[str], ModuleType]
-"""A function that imports a module by its name, or raises ``ImportError``."""
 
 CONTEXT_LENGTH: Final = 4096
 """Default context length: tokens for each slot."""
 
 _T = TypeVar("_T")
 
-
-class Server(Protocol):
-    """The part of the engine's interface that is used here; the engine has no types of its own."""
-
-    def handle_chat_completions(self, body: str, callback: Callable[[str], bool], /) -> None:
-        """Answer a chat completion, blocking the thread; a callback that returns ``True`` stops it."""
-        ...
-
-    def handle_embeddings(self, body: str, /) -> str:
-        """Return the JSON of a response or of an error, blocking the thread."""
-        ...
+Start: TypeAlias = Callable[[], Server]
+"""A function that starts an engine, or raises ``ImportError``."""
 
 
 @final
@@ -66,7 +52,7 @@ class Settings:
     context_length: int
     slots: int
     threads: int | None
-    importer: Importer
+    start: Start
     embeds: bool = False
 
 
@@ -88,18 +74,30 @@ def _private_address() -> Generator[str]:
 
 
 def _open(settings: Settings) -> Server:
-    engine = _import_engine(settings)
-    params = engine.CommonParams()
-    params.model.path = str(_path(settings))
-    params.n_ctx, params.n_parallel = settings.context_length * settings.slots, settings.slots
-    params.api_keys = [secrets.token_hex()]
-    for name, value in {**_DEFAULT_PARAMS, **(_embedding_params(engine, settings) if settings.embeds else {})}.items():
-        setattr(params, name, value)
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads or _thread_count()
-    with _private_address() as address:
-        params.hostnames = [address]
-        server: Server = engine.Server(params)
+    _check_file(settings)
+    server = settings.start()
+    try:
+        with _private_address() as address:
+            server.load(json.dumps(_params(settings, address)))
+    except BaseException:
+        server.close()
+        raise
     return server
+
+
+def _params(settings: Settings, address: str) -> dict[str, object]:
+    threads = settings.threads or _thread_count()
+    return {
+        "model.path": str(_path(settings)),
+        "n_ctx": settings.context_length * settings.slots,
+        "n_parallel": settings.slots,
+        "api_keys": [secrets.token_hex()],
+        "hostnames": [address],
+        "cpuparams.n_threads": threads,
+        "cpuparams_batch.n_threads": threads,
+        **_DEFAULT_PARAMS,
+        **(_embedding_params(settings) if settings.embeds else {}),
+    }
 
 
 def _thread_count() -> int:
@@ -111,7 +109,7 @@ def _thread_count() -> int:
     return max(1, cores - 1)
 
 
-def _embedding_params(engine: ModuleType, settings: Settings) -> Mapping[str, object]:
+def _embedding_params(settings: Settings) -> Mapping[str, object]:
     """Return the parameters of an embedding model, which reads a whole text at once and pools it to one vector.
 
     A file without a pooling type is of a generative model: then the vectors of the tokens are averaged. The metadata of
@@ -119,17 +117,21 @@ def _embedding_params(engine: ModuleType, settings: Settings) -> Mapping[str, ob
     """
     with _path(settings).open("rb") as file:
         has_pooling = b".pooling_type" in file.read(2**20)
-    pooling = {} if has_pooling else {"pooling_type": engine.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN}
+    pooling = {} if has_pooling else {"pooling_type": "LLAMA_POOLING_TYPE_MEAN"}
     return {"embedding": True, "n_batch": settings.context_length, "n_ubatch": settings.context_length, **pooling}
 
 
-def _import_engine(settings: Settings) -> ModuleType:
-    """Import the engine and check that the model file is a GGUF file; raise what is wrong."""
-    engine = settings.importer("xllamacpp")
+def _check_file(settings: Settings) -> None:
+    """Raise what is wrong with the model file, if it is not even a GGUF file."""
     with _path(settings).open("rb") as file:
         if file.read(4) != b"GGUF":
             raise RuntimeError("it is not a GGUF file")
-    return engine
+
+
+def _check(settings: Settings) -> None:
+    """Start an engine without a model, and end it."""
+    _check_file(settings)
+    settings.start().close()
 
 
 def _path(settings: Settings) -> Path:
@@ -137,74 +139,6 @@ def _path(settings: Settings) -> Path:
         return Path(settings.path).expanduser()
     except RuntimeError as unknown_user:
         raise FileNotFoundError(settings.path) from unknown_user
-
-
-# Special tokens: the control tokens of a model, which its own template writes, and no text may.
-#
-# The engine parses them wherever they stand in the prompt. A space after the first character makes such a text an
-# ordinary one, which the model still reads.
-
-
-_CONTROL_KINDS: Final = frozenset({2, 3})  # unknown and control, of llama.cpp's llama_token_type
-_MARKUP: Final = r"<[|｜][^<>\s]{1,64}[|｜]>"  # noqa: RUF001 - how most models write them, and DeepSeek's
-"""Texts that the engine takes for control tokens, whatever their kind in the file."""
-
-_LENGTHS: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of a value in a GGUF file, by its type (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
-
-_STRING: Final = 8
-_ARRAY: Final = 9
-
-_TOKENS: Final = b"tokenizer.ggml.tokens"
-_KINDS: Final = b"tokenizer.ggml.token_type"
-
-
-def _number(data: mmap, form: str, at: int) -> int:
-    number: int = struct.unpack_from("<" + form, data, at)[0]
-    return number
-
-
-def _string_end(data: mmap, at: int) -> int:
-    return at + 8 + _number(data, "Q", at)
-
-
-def _end(data: mmap, kind: int, at: int) -> int:
-    """Return the end of a value."""
-    if kind == _STRING:
-        return _string_end(data, at)
-    if kind != _ARRAY:
-        return at + _LENGTHS[kind]
-    items, count = _number(data, "I", at), _number(data, "Q", at + 4)
-    if items in _LENGTHS:
-        return at + 12 + count * _LENGTHS[items]
-    at += 12
-    for _ in range(count):
-        at = _end(data, items, at)
-    return at
-
-
-def _arrays(data: mmap) -> dict[bytes, int]:
-    """Return the positions of the tokens and of their kinds."""
-    found, at = dict[bytes, int](), 24
-    for _ in range(_number(data, "Q", 16)):
-        start, at = at + 8, _string_end(data, at)
-        name, kind = data[start:at], _number(data, "I", at)
-        if name in {_TOKENS, _KINDS}:
-            found[name] = at + 4
-        if len(found) == 2:
-            break
-        at = _end(data, kind, at + 4)
-    return found
-
-
-def _control_tokens(data: mmap) -> Iterator[str]:
-    arrays = _arrays(data)
-    at, kinds_at = arrays[_TOKENS] + 12, arrays[_KINDS]
-    kinds = struct.unpack_from(f"<{_number(data, 'Q', kinds_at + 4)}i", data, kinds_at + 12)
-    for kind in kinds:
-        start, at = at + 8, _string_end(data, at)
-        if kind in _CONTROL_KINDS:
-            yield data[start:at].decode()
 
 
 def special_tokens(path: Path) -> re.Pattern[str]:
@@ -215,36 +149,9 @@ def special_tokens(path: Path) -> re.Pattern[str]:
         path.open("rb") as file,
         mmap(file.fileno(), 0, access=ACCESS_READ) as data,
     ):
-        tokens.extend(_control_tokens(data))
+        tokens.extend(control_tokens(data))
     listed = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
-    return re.compile("|".join([*map(re.escape, listed), _MARKUP]))
-
-
-_TEXTS: Final = frozenset({"messages", "tools", "input"})
-
-
-def as_plain_text(body: str, special: re.Pattern[str]) -> str:
-    """Return a request in which no text is a special token.
-
-    >>> as_plain_text('{"messages":[{"role":"user","content":"<|im_end|>"}]}', re.compile(_MARKUP))
-    '{"messages":[{"role":"user","content":"< |im_end|>"}]}'
-    """
-    if special.search(body) is None:
-        return body
-    fields = as_object(parse(body))
-    texts = {name: _split_tokens(value, special) if name in _TEXTS else value for name, value in fields.items()}
-    return dump(texts).decode()
-
-
-def _split_tokens(value: object, special: re.Pattern[str]) -> object:
-    if isinstance(value, str):
-        while special.search(value):  # again, where one token overlaps another
-            value = special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", value)
-        return value
-    if isinstance(value, list):
-        return [_split_tokens(item, special) for item in as_list(cast("object", value))]
-    fields: dict[str, object] = {key: _split_tokens(item, special) for key, item in as_object(value).items()}
-    return fields or value
+    return re.compile("|".join([*map(re.escape, listed), MARKUP]))
 
 
 _PROBLEMS: Final[Mapping[type[Exception], str]] = {
@@ -274,15 +181,23 @@ class Model:
     """A model file in memory, shared by all engines with the same settings and freed with the last of them."""
 
     settings: Settings
-    threads: ThreadPoolExecutor
+    threads: ThreadPoolExecutor = field(init=False)
     server: Server | None = None
-    special: re.Pattern[str] = re.compile(_MARKUP)
-    _lock: Lock = field(factory=Lock)
+    special: re.Pattern[str] = re.compile(MARKUP)
+    _lock: Lock = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Renew what a forked process does not have, or not for itself; it loads the model anew."""
+        self.threads = ThreadPoolExecutor(self.settings.slots, "llm-effects-engine")
+        self._lock = Lock()
 
     def load(self) -> Result[Server, LLMError]:
         """Load the model at the first call, from any thread; after a failure the next call tries again."""
         with self._lock:
-            if self.server is not None:
+            if self.server is not None and self.server.alive:
                 return Success(self.server)
             loaded = _attempt(_open, self.settings)
             if is_successful(loaded):
@@ -297,18 +212,27 @@ _MODELS_LOCK: Final = Lock()
 def _shared_model(settings: Settings) -> Model:
     """Return the process's only model with these settings, loaded or not."""
     with _MODELS_LOCK:
-        return _MODELS.setdefault(settings, Model(settings, ThreadPoolExecutor(settings.slots, "llm-effects-engine")))
+        return _MODELS.setdefault(settings, Model(settings))
+
+
+def _renew_all() -> None:
+    for model in tuple(_MODELS.values()):
+        model.after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_all)
 
 
 _Work: TypeAlias = Callable[[Server, str, ThreadBridge], _T]
 
 
 def _complete(server: Server, body: str, bridge: ThreadBridge) -> None:
-    server.handle_chat_completions(body, bridge.put)
+    server.complete(body, bridge)
 
 
 def _embed(server: Server, body: str, _: ThreadBridge) -> str:
-    return server.handle_embeddings(body)
+    return server.embed(body)
 
 
 def _run_work(work: _Work[_T], model: Model, body: bytes, bridge: ThreadBridge) -> Result[_T, LLMError]:
@@ -319,6 +243,8 @@ def _run_work(work: _Work[_T], model: Model, body: bytes, bridge: ThreadBridge) 
         return Failure(server.failure())
     try:
         return Success(work(server.unwrap(), as_plain_text(body.decode(), model.special), bridge))
+    except EngineStopped as problem:  # the next call starts it again
+        return Failure(ModelUnavailable(message=str(problem), reason="loading", cause=cause_of(problem)))
     except (ValueError, RuntimeError) as problem:  # the engine rejects a body with either
         return Failure(InvalidRequest(message=str(problem), cause=cause_of(problem)))
 
@@ -333,27 +259,27 @@ async def _ignore(_: str) -> None: ...
 class Engine:
     """The in-process model of one ``Target``, usable from several event loops and threads at once."""
 
-    def __init__(self, target: Target, importer: Importer = import_module) -> None:
+    def __init__(self, target: Target, start: Start = start_engine) -> None:
         config = target.config
         self.target: Target = target
         path = config.model_path or target.endpoint
         self.context_length: int = config.context_length or CONTEXT_LENGTH
         embeds = bool(target.capabilities.embeddings)
-        settings = Settings(path, self.context_length, config.slots, config.threads, importer, embeds)
+        settings = Settings(path, self.context_length, config.slots, config.threads, start, embeds)
         self._model: Model | None = _shared_model(settings)
 
     @property
     def loaded(self) -> bool:
         """Whether the model is in memory."""
         model = self._model
-        return model is not None and model.server is not None
+        return model is not None and model.server is not None and model.server.alive
 
     def check(self) -> Result[None, LLMError]:
-        """Check that the engine is installed and the file is a GGUF file, without loading it; may block briefly."""
+        """Check that the engine starts and the file is a GGUF file, without loading it; blocks for a moment."""
         model = self._model
         if model is None:
             return Failure(self._with_model(_CLOSED))
-        return _attempt(_import_engine, model.settings).map(lambda _: None).alt(self._with_model)
+        return _attempt(_check, model.settings).alt(self._with_model)
 
     async def run(
         self,
@@ -386,7 +312,7 @@ class Engine:
         try:
             error = await deliver_chunks(bridge, deliver, admitted)
         finally:
-            bridge.left = True
+            bridge.leave()
             job.cancel()
         return Failure(self._with_model(error)) if error is not None else job.result().alt(self._with_model)
 

@@ -176,8 +176,9 @@ class ThreadBridge:
         self._chunks: deque[str | None] = deque()
         self._news = Event()
         self.left: bool = False
+        self.when_left: Callable[[], object] | None = None
 
-    def put(self, chunk: str | None) -> bool:
+    def put(self, chunk: str | None, /) -> bool:
         """Add a chunk, in any thread; return whether the receiver has left."""
         if not self.left:
             self._chunks.append(chunk)
@@ -186,6 +187,12 @@ class ThreadBridge:
             except RuntimeError:  # the event loop is closed
                 self.left = True
         return self.left
+
+    def leave(self) -> None:
+        """Receive no more, and call ``when_left``."""
+        self.left = True
+        if self.when_left is not None:
+            self.when_left()
 
     def _notify(self) -> None:
         self._news.set()  # the current event, not the one of when the chunk was added

@@ -1,17 +1,18 @@
 """The in-process engine, with the real engine and a real (small) model."""
 
 import json
+import multiprocessing.spawn
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from weakref import ref
 
@@ -23,11 +24,13 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
 from llm_effects.clients.client import ask_engine
-from llm_effects.clients.local_engine import Engine, as_plain_text, special_tokens
+from llm_effects.clients.engine_process import EngineProcess, Receiver, Server
+from llm_effects.clients.local_engine import Engine, special_tokens
 from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.effects.call import AttemptContext, Call
+from llm_effects.providers.llama import as_plain_text
 from llm_effects.providers.target import Preset, Target
-from llm_effects.values.errors import ConfigurationError, InvalidRequest
+from llm_effects.values.errors import ConfigurationError, InvalidRequest, ModelUnavailable
 from llm_effects.values.extras import install_command
 from llm_effects.values.requests import LLMRequest
 from tests.fixtures.llama_server import model_or_skip
@@ -53,6 +56,9 @@ def ask(prompt: str, max_tokens: int = 6, **more: object) -> bytes:
     return json.dumps(body).encode()
 
 
+FEW = 3
+"""Chunks that a busy engine may send until it reads of a cancellation."""
+
 LONG = "word " * 900
 """A prompt that the model reads for some seconds."""
 
@@ -71,7 +77,7 @@ class Chunks(list[str]):
 
 
 class Watched:
-    """The real engine, with its callbacks and loads counted."""
+    """The real engine, with its chunks and loads counted."""
 
     def __init__(self) -> None:
         self.loads = 0
@@ -80,15 +86,8 @@ class Watched:
         self.most_under_way = 0
         self.changed = threading.Condition()
 
-    def importer(self, name: str) -> ModuleType:
-        real, fake = import_module(name), ModuleType(name)
-        fake.CommonParams = real.CommonParams  # type: ignore[attr-defined]
-        fake.Server = partial(self._server, real)  # type: ignore[attr-defined]
-        return fake
-
-    def _server(self, real: ModuleType, params: object) -> "_WatchedServer":
-        self.loads += 1
-        server = _WatchedServer(self, real.Server(params))
+    def start(self) -> Server:
+        server = _WatchedServer(self, EngineProcess())
         self._last = ref(server)
         return server
 
@@ -103,49 +102,78 @@ class Watched:
 
         def wait() -> bool:
             with self.changed:
-                return self.changed.wait_for(lambda: not self.under_way, timeout=20)
+                return self.changed.wait_for(lambda: not self.under_way, timeout=60)
 
         assert await anyio.to_thread.run_sync(wait)
 
     def freed(self) -> bool:
         """Return whether the last loaded server is freed, after a moment for the thread that used it."""
-        deadline = time.monotonic() + 5
-        while self._last() is not None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        return self._last() is None
+        return within_a_minute(lambda: self._last() is None)
 
 
 class _WatchedServer:
-    def __init__(self, watched: Watched, server: object) -> None:
+    def __init__(self, watched: Watched, server: EngineProcess) -> None:
         self.watched, self.server = watched, server
 
-    def handle_chat_completions(self, body: str, callback: Callable[[str], bool]) -> None:
-        def counted(chunk: str) -> bool:
-            self.watched.callbacks += 1
-            return callback(chunk)
+    @property
+    def alive(self) -> bool:
+        return self.server.alive
 
+    def load(self, settings: str) -> None:
+        self.watched.loads += 1
+        self.server.load(settings)
+
+    def complete(self, body: str, receiver: Receiver) -> None:
         self.watched.step(1)
         try:
-            self.server.handle_chat_completions(body, counted)  # type: ignore[attr-defined]
+            self.server.complete(body, _Counted(self.watched, receiver))
         finally:
             self.watched.step(-1)
+
+    def embed(self, body: str) -> str:
+        return self.server.embed(body)
+
+    def close(self) -> None:
+        self.server.close()
+
+
+class _Counted:
+    def __init__(self, watched: Watched, receiver: Receiver) -> None:
+        self.__dict__.update(watched=watched, receiver=receiver)
+
+    def put(self, chunk: str) -> bool:
+        self.watched.callbacks += 1
+        return self.receiver.put(chunk)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.receiver, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.receiver, name, value)
 
 
 class _Slow:
     """An engine that needs a tenth of a second for every answer."""
 
-    def __init__(self, _: object) -> None: ...
+    alive = True
 
-    def handle_chat_completions(self, _: str, callback: Callable[[str], bool]) -> None:
+    def load(self, _: str) -> None: ...
+
+    def complete(self, _: str, receiver: Receiver) -> None:
         time.sleep(0.1)
-        callback(json.dumps({"choices": [{"index": 0, "delta": {"content": "because"}, "finish_reason": "stop"}]}))
+        receiver.put(json.dumps({"choices": [{"index": 0, "delta": {"content": "because"}, "finish_reason": "stop"}]}))
+
+    def embed(self, _: str) -> str:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
 
 
-def slow_engine(name: str) -> ModuleType:
-    fake = ModuleType(name)
-    fake.CommonParams = import_module(name).CommonParams  # type: ignore[attr-defined]
-    fake.Server = _Slow  # type: ignore[attr-defined]
-    return fake
+def within_a_minute(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return condition()
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +184,7 @@ def watched() -> Watched:
 @pytest.fixture(scope="module")
 def engine(watched: Watched) -> Iterator[Engine]:
     """One engine for all tests of this file: it outlives their event loops."""
-    engine = Engine(target_at(model_or_skip()), watched.importer)
+    engine = Engine(target_at(model_or_skip()), watched.start)
     yield engine
     engine.close()
 
@@ -234,7 +262,7 @@ class TestAnswers:
 
 @pytest.mark.anyio
 class TestLeaving:
-    async def test_a_cancelled_answer_stops_within_a_token(self, engine: Engine, watched: Watched) -> None:
+    async def test_a_cancelled_answer_stops_within_a_few_tokens(self, engine: Engine, watched: Watched) -> None:
         await watched.quiet()
         watched.callbacks = 0
         with anyio.CancelScope() as scope:
@@ -248,7 +276,7 @@ class TestLeaving:
         assert scope.cancelled_caught
         at_once = watched.callbacks
         await watched.quiet()
-        assert watched.callbacks <= at_once + 1
+        assert watched.callbacks <= at_once + FEW
 
     async def test_a_call_cancelled_while_reading_the_prompt_returns_at_once(
         self, engine: Engine, watched: Watched
@@ -263,7 +291,7 @@ class TestLeaving:
         # and the slot is free long before the prompt would have been read: it has 900 tokens, a step 128
         at_once = watched.callbacks
         await watched.quiet()
-        assert watched.callbacks <= at_once + 1
+        assert watched.callbacks <= at_once + FEW
 
     async def test_a_call_cancelled_in_the_queue_never_starts(self, engine: Engine, watched: Watched) -> None:
         await watched.quiet()
@@ -299,7 +327,7 @@ class TestLeaving:
         path = tmp_path / "fake.gguf"
         path.write_bytes(b"GGUF")
         target = target_at(path, slots=1, first_content_ms=400, timeout_ms=400)
-        engine, results = Engine(target, slow_engine), list[str]()
+        engine, results = Engine(target, _Slow), list[str]()
 
         async def call() -> None:
             answer = await ask_engine(
@@ -325,7 +353,7 @@ class TestLeaving:
             await engine.run(ask("Tell me a long story.", 500, ignore_eos=True), deliver)
         at_once = watched.callbacks
         await watched.quiet()
-        assert watched.callbacks <= at_once + 1
+        assert watched.callbacks <= at_once + FEW
 
     async def test_an_engine_answers_after_many_cancellations(self, engine: Engine) -> None:
         for _ in range(8):
@@ -390,21 +418,33 @@ class TestRefusals:
         assert "context_length" in error.message
 
     @pytest.mark.parametrize(
-        ("problem", "remedy"),
+        ("source", "remedy"),
         [
-            (ModuleNotFoundError("No module named 'xllamacpp'"), install_command("local")),
-            (ImportError("libgomp.so.1: no such file"), "libgomp.so.1"),
+            (None, install_command("local")),
+            ("raise ImportError('libgomp.so.1: no such file')", "libgomp.so.1"),
+            ("raise KeyError('why')", "KeyError"),
+            ("import os; os._exit(3)", "code 3"),
         ],
     )
-    async def test_a_missing_engine_is_a_configuration_error(self, problem: ImportError, remedy: str) -> None:
-        def importer(_: str) -> ModuleType:
-            raise problem
-
-        engine = Engine(target_at(model_or_skip()), importer)
+    async def test_a_missing_engine_is_a_configuration_error(
+        self, source: str | None, remedy: str, tmp_path: Path
+    ) -> None:
+        if source is not None:
+            (tmp_path / "xllamacpp.py").write_text(source)
+        standard = [folder for folder in sys.path if "site-packages" not in folder]
+        engine = Engine(target_at(model_or_skip()), partial(EngineProcess, [str(tmp_path), *standard]))
         error = (await engine.run(ask("Hi."), ignore)).failure()
         assert isinstance(error, ConfigurationError)
         assert remedy in error.message
         assert not is_successful(engine.check())
+
+    async def test_a_process_that_does_not_start_is_a_configuration_error(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(multiprocessing.spawn, "get_executable", lambda: str(tmp_path / "python"))
+        error = (await Engine(target_at(model_or_skip())).run(ask("Hi."), ignore)).failure()
+        assert isinstance(error, ConfigurationError)
+        assert str(tmp_path / "python") in error.message
 
     async def test_a_model_file_added_later_is_found(self, tmp_path: Path) -> None:
         path = tmp_path / "later.gguf"
@@ -419,7 +459,7 @@ class TestRefusals:
 class TestMemory:
     def test_one_engine_over_two_event_loops_loads_once(self) -> None:
         watched = Watched()
-        engine = Engine(target_at(model_or_skip(), slots=2), watched.importer)
+        engine = Engine(target_at(model_or_skip(), slots=2), watched.start)
         assert (is_successful(engine.check()), engine.loaded) == (True, False)
         for backend in ("asyncio", "trio", "asyncio"):
             assert anyio.run(engine.run, ask("Hi.", 1), ignore, backend=backend) == Success(None)
@@ -429,7 +469,7 @@ class TestMemory:
 
     def test_concurrent_first_calls_load_once(self) -> None:
         watched = Watched()
-        engines = [Engine(target_at(model_or_skip()), watched.importer) for _ in range(2)]
+        engines = [Engine(target_at(model_or_skip()), watched.start) for _ in range(2)]
 
         async def main() -> None:
             async with anyio.create_task_group() as group:
@@ -442,7 +482,7 @@ class TestMemory:
 
     def test_the_last_close_frees_the_model(self) -> None:
         watched = Watched()
-        first, second = (Engine(target_at(model_or_skip()), watched.importer) for _ in range(2))
+        first, second = (Engine(target_at(model_or_skip()), watched.start) for _ in range(2))
         anyio.run(first.run, ask("Hi.", 1), ignore)
         first.close()
         first.close()
@@ -455,7 +495,7 @@ class TestMemory:
 
     def test_a_garbage_collected_engine_frees_the_model(self) -> None:
         watched = Watched()
-        anyio.run(Engine(target_at(model_or_skip()), watched.importer).run, ask("Hi.", 1), ignore)
+        anyio.run(Engine(target_at(model_or_skip()), watched.start).run, ask("Hi.", 1), ignore)
         assert watched.freed()
 
     def test_a_closed_engine_is_a_configuration_error(self) -> None:
@@ -467,7 +507,138 @@ class TestMemory:
         assert not is_successful(engine.check())
 
     def test_other_settings_are_another_model_in_memory(self, watched: Watched, engine: Engine) -> None:
-        assert not Engine(target_at(model_or_skip(), slots=3), watched.importer).loaded
+        assert not Engine(target_at(model_or_skip(), slots=3), watched.start).loaded
+
+
+def pid_of(engine: Engine) -> int:
+    """Return the id of the engine's process."""
+    server = engine._model.server if engine._model else None
+    assert isinstance(server, EngineProcess)
+    return server._process.pid
+
+
+def ended(pid: int) -> bool:
+    """Return whether a process is gone, after a moment."""
+
+    def gone() -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    return within_a_minute(gone)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="these processes are ended by signals of POSIX")
+class TestEngineProcess:
+    @pytest.mark.anyio
+    async def test_a_crash_during_an_answer_fails_it_and_the_next_call_starts_anew(self) -> None:
+        engine = Engine(target_at(model_or_skip(), slots=1))
+        chunks = Chunks()
+
+        async def deliver(chunk: str) -> None:
+            await chunks.deliver(chunk)
+            if contents([chunk]) and engine.loaded:
+                os.kill(pid_of(engine), signal.SIGKILL)
+
+        error = (await engine.run(ask("Tell me a long story.", 500, ignore_eos=True), deliver)).failure()
+        assert isinstance(error, ModelUnavailable)
+        assert (error.reason, error.model, error.provider) == ("loading", "tiny", "llama")
+        assert "-9" in error.message
+        assert contents(chunks)
+        assert await engine.run(ask("Hi.", 1), ignore) == Success(None)
+        engine.close()
+
+    def test_an_engine_that_crashed_between_two_calls_is_started_anew(self) -> None:
+        engine = Engine(target_at(model_or_skip(), slots=1))
+        assert anyio.run(engine.run, ask("Hi.", 1), ignore) == Success(None)
+        os.kill(pid_of(engine), signal.SIGKILL)
+        assert within_a_minute(lambda: not engine.loaded)
+        assert anyio.run(engine.run, ask("Hi.", 1), ignore) == Success(None)
+        assert engine.loaded
+        engine.close()
+
+    def test_close_ends_the_process_without_waiting_for_it(self) -> None:
+        engine = Engine(target_at(model_or_skip(), slots=1))
+        anyio.run(engine.run, ask("Hi.", 1), ignore)
+        pid = pid_of(engine)
+        os.kill(pid, signal.SIGSTOP)
+        engine.close()
+        assert ended(pid)
+
+    def test_ctrl_c_in_the_terminal_does_not_reach_the_process(self) -> None:
+        engine = Engine(target_at(model_or_skip(), slots=1))
+        anyio.run(engine.run, ask("Hi.", 1), ignore)
+        assert os.getpgid(pid_of(engine)) != os.getpgrp()
+        engine.close()
+
+    def test_the_process_ends_with_a_killed_program(self) -> None:
+        program = """
+import os, signal, sys, anyio
+from llm_effects.clients.local_engine import Engine
+from tests.clients.test_local_engine import ask, ignore, pid_of, target_at
+
+engine = Engine(target_at(sys.argv[1], slots=1))
+anyio.run(engine.run, ask('Hi.', 1), ignore)
+print(pid_of(engine), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+        done = python(program, str(model_or_skip()))
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert ended(int(done.stdout))
+
+    def test_a_forked_process_has_an_engine_of_its_own(self) -> None:
+        program = """
+import os, sys, anyio
+from llm_effects.clients.local_engine import Engine
+from returns.result import Success
+from tests.clients.test_local_engine import ask, ignore, pid_of, target_at
+
+engine = Engine(target_at(sys.argv[1], slots=1))
+assert anyio.run(engine.run, ask('Hi.', 1), ignore) == Success(None)
+before = pid_of(engine)
+child = os.fork()
+if child == 0:
+    assert not engine.loaded
+    assert anyio.run(engine.run, ask('Hi.', 1), ignore) == Success(None)
+    assert pid_of(engine) != before
+    sys.exit()
+assert os.waitpid(child, 0)[1] == 0
+assert pid_of(engine) == before
+assert anyio.run(engine.run, ask('Hi.', 1), ignore) == Success(None)
+assert pid_of(engine) == before
+print(before)
+"""
+        done = python(program, str(model_or_skip()))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert ended(int(done.stdout))
+
+    @pytest.mark.anyio
+    async def test_the_event_loop_runs_while_a_model_loads_answers_and_closes(self) -> None:
+        """The gaps are those of other threads of this process: time that a busy machine takes away does not count."""
+        engine = Engine(target_at(model_or_skip(), slots=1))
+        switches = Gaps()
+        async with anyio.create_task_group() as group:
+            group.start_soon(switches.watch)
+            assert await engine.run(ask("Hi.", 4), ignore) == Success(None)
+            engine.close()
+            await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
+        assert switches.longest < 0.02, f"a thread held the GIL for {switches.longest * 1000:.0f} ms"
+
+
+class Gaps:
+    """The longest time that this process computed between two steps of its event loop, in seconds."""
+
+    longest = 0.0
+
+    async def watch(self) -> None:
+        last = time.process_time()
+        while True:
+            await anyio.sleep(0.001)
+            now = time.process_time()
+            self.longest, last = max(self.longest, now - last), now
 
 
 def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -476,13 +647,11 @@ def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 PROGRAM = """
-import ctypes, logging, os, signal, sys, anyio
+import ctypes, os, signal, sys, anyio
 from pathlib import Path
-from llm_effects.clients.local_engine import Engine, as_plain_text, special_tokens
+from llm_effects.clients.local_engine import Engine, special_tokens
+from llm_effects.providers.llama import as_plain_text
 from tests.clients.test_local_engine import LONG, ask, ignore, target_at
-
-# In dev mode asyncio reports steps of over 0.1 s: loading the model holds the GIL for longer on a busy machine.
-logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).startswith("Executing %s took"))
 
 handler_of = ctypes.pythonapi.PyOS_getsig
 handler_of.restype = ctypes.c_void_p
