@@ -78,14 +78,15 @@ def _open(settings: Settings) -> Server:
     server = settings.start()
     try:
         with _private_address() as address:
-            server.load(json.dumps(_params(settings, address)))
+            server.load(json.dumps(parameters(settings, address)))
     except BaseException:
         server.close()
         raise
     return server
 
 
-def _params(settings: Settings, address: str) -> dict[str, object]:
+def parameters(settings: Settings, address: str) -> dict[str, object]:
+    """Return the parameters of the engine for a model, by their paths; its HTTP server listens at ``address``."""
     threads = settings.threads or _thread_count()
     return {
         "model.path": str(_path(settings)),
@@ -279,7 +280,7 @@ class Engine:
         model = self._model
         if model is None:
             return Failure(self._with_model(_CLOSED))
-        return _attempt(_check, model.settings).alt(self._with_model)
+        return _attempt(_check_file if self.loaded else _check, model.settings).alt(self._with_model)
 
     async def run(
         self,

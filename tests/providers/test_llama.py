@@ -206,6 +206,15 @@ class TestWithTheEngine:
         second = (await ask_engine(engine, LLMRequest(messages=talk, preferences=SHORT))).unwrap()
         assert second.usage.cache_read_tokens > (first.usage.prompt_tokens or 0) // 2
 
+    async def test_a_slot_that_served_others_still_knows_the_conversation(self) -> None:
+        engine = Engine(target_of("tiny", evolve(target_at(str(model_or_skip())).config, slots=1)).unwrap())
+        talks = [(Message("user", f"Name a {kind} " + "that is very nice " * 20),) for kind in ("fruit", "tree")]
+        firsts = [(await ask_engine(engine, LLMRequest(messages=talk, preferences=SHORT))).unwrap() for talk in talks]
+        again = (*talks[0], Message("assistant", firsts[0].content), Message("user", "Another."))
+        second = (await ask_engine(engine, LLMRequest(messages=again, preferences=SHORT))).unwrap()
+        assert second.usage.cache_read_tokens >= (firsts[0].usage.prompt_tokens or 0)
+        engine.close()
+
     async def test_an_answer_follows_its_schema(self, engine: Engine) -> None:
         request = LLMRequest(
             prompt="What is the capital of France? Answer in JSON.",
