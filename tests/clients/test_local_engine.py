@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -433,8 +434,7 @@ class TestRefusals:
     ) -> None:
         if source is not None:
             (tmp_path / "xllamacpp.py").write_text(source)
-        standard = [folder for folder in sys.path if "site-packages" not in folder]
-        engine = Engine(target_at(model_or_skip()), partial(EngineProcess, [str(tmp_path), *standard]))
+        engine = Engine(target_at(model_or_skip()), partial(EngineProcess, [str(tmp_path), *STANDARD]))
         error = (await engine.run(ask("Hi."), ignore)).failure()
         assert isinstance(error, ConfigurationError)
         assert remedy in error.message
@@ -523,13 +523,36 @@ def ended(pid: int) -> bool:
     """Return whether a process is gone, after a moment."""
 
     def gone() -> bool:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
+            state = Path(f"/proc/{pid}/stat")
+            return state.exists() and ") Z " in state.read_text()  # nothing has waited for it yet
+        return True
 
     return within_a_minute(gone)
+
+
+STANDARD = [folder for folder in sys.path if "site-packages" not in folder]
+"""The folders of Python's own modules."""
+
+SILENT = """
+import pathlib, time, types
+
+class CommonParams:
+    model, cpuparams, cpuparams_batch = types.SimpleNamespace(), types.SimpleNamespace(), types.SimpleNamespace()
+
+class Server:
+    def __init__(self, params): ...
+
+    def handle_chat_completions(self, body, callback):
+        callback('{"choices": []}')
+        answer, until = callback.__self__, time.monotonic() + 30
+        while not answer.left and time.monotonic() < until:
+            time.sleep(0.001)
+        part = pathlib.Path(__file__).with_name("part")
+        part.write_text(str(callback('{"choices": []}')))
+        part.rename(part.with_name("heard"))
+"""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="these processes are ended by signals of POSIX")
@@ -616,6 +639,41 @@ print(before)
         done = python(program, str(model_or_skip()))
         assert (done.returncode, done.stderr) == (0, "")
         assert ended(int(done.stdout))
+
+    def test_a_forked_process_does_not_keep_the_engine_of_a_killed_program(self) -> None:
+        program = """
+import os, signal, sys, warnings, anyio
+from llm_effects.clients.local_engine import Engine
+from tests.clients.test_local_engine import ask, ended, ignore, pid_of, target_at
+
+engine = Engine(target_at(sys.argv[1], slots=1))
+anyio.run(engine.run, ask('Hi.', 1), ignore)
+before = pid_of(engine)
+warnings.simplefilter('ignore', DeprecationWarning)  # of forks beside threads
+if os.fork():
+    os.kill(os.getpid(), signal.SIGKILL)
+print(ended(before))
+"""
+        done = python(program, str(model_or_skip()))
+        assert (done.stdout, done.stderr) == ("True\n", "")
+
+    @pytest.mark.anyio
+    async def test_a_cancellation_reaches_the_engine_before_its_next_chunk(self, tmp_path: Path) -> None:
+        """The engine of this test calls back only once the cancellation is there, or after half a minute."""
+        (tmp_path / "xllamacpp.py").write_text(SILENT)
+        (tmp_path / "fake.gguf").write_bytes(b"GGUF")
+        engine = Engine(target_at(tmp_path / "fake.gguf"), partial(EngineProcess, [str(tmp_path), *STANDARD]))
+        with anyio.CancelScope() as scope:
+
+            async def deliver(_: str) -> None:
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
+
+            await engine.run(ask("Hi."), deliver)
+        heard = tmp_path / "heard"
+        assert await anyio.to_thread.run_sync(within_a_minute, heard.exists)
+        assert heard.read_text() == "True"
+        engine.close()
 
     @pytest.mark.anyio
     async def test_the_event_loop_runs_while_a_model_loads_answers_and_closes(self) -> None:
