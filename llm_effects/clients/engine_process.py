@@ -1,7 +1,7 @@
 """The engine in a process of its own: ``EngineProcess`` here, and the script that it runs, which is this file again.
 
 While the engine loads or frees a model, it holds the interpreter's lock (GIL), so no Python code runs in its process.
-In another process that stops nobody, and if the engine crashes the program goes on.
+In a process of its own it stops nothing else, and if it crashes the program goes on.
 
 A call or an answer is one line. The script imports nothing of the library, so it starts as fast as Python:
 
@@ -36,7 +36,7 @@ class Receiver(Protocol):
     when_left: Callable[[], object] | None
 
     def put(self, chunk: str, /) -> bool:
-        """Take a chunk, in any thread; return whether the receiver has left."""
+        """Receive a chunk, in any thread; return whether the receiver has left."""
         ...
 
 
@@ -220,7 +220,7 @@ class EngineProcess:
 
         command = [os.fsdecode(get_executable() or sys.executable), "-I", "-S", __file__]
         try:
-            self._process = Popen(command, stdin=PIPE, stdout=PIPE, **_APART)  # noqa: S603 - no shell
+            self._process = Popen(command, text=False, stdin=PIPE, stdout=PIPE, **_APART)  # noqa: S603 - no shell
         except OSError as problem:
             message = f"its process does not start: {problem}"
             raise ImportError(message) from problem
@@ -260,7 +260,7 @@ class EngineProcess:
         number = self._calls.add(receiver.put, news)
         receiver.when_left = partial(news.put, _LEFT)
         self._calls.write(b"%b %b" % (number, (kind + body.replace("\n", " ")).encode()))  # in JSON these are the same
-        if receiver.left:  # before it could be told
+        if receiver.left:  # before there was ``when_left``
             news.put(_LEFT)
         while (event := news.get()) == _LEFT:
             self._calls.write(b"%b x" % number)

@@ -34,7 +34,7 @@ MODEL: Final = ModelConfig(
 )
 CONFIG: Final = LLMConfig(models={"tiny": MODEL}, cache=CacheConfig(enabled=False))
 
-Figures: TypeAlias = tuple[float, float, float]
+Figures: TypeAlias = tuple[float, float, float, float]
 
 
 def request_of(number: int) -> LLMRequest:
@@ -50,6 +50,7 @@ class Round:
     clock: Callable[[], float] = time.process_time
     began: float = field(factory=time.perf_counter)
     used: float = field(init=False)
+    used_here: float = field(factory=time.process_time)
     first_content: list[float] = field(factory=list)
     contents: int = 0
 
@@ -61,10 +62,11 @@ class Round:
         if first:
             self.first_content.append(time.perf_counter() - self.began)
 
-    def figures(self) -> tuple[float, float, float]:
-        """Return tokens per second, ms to the first content, and ms of processor time for each token."""
+    def figures(self) -> Figures:
+        """Return tokens a second, ms to the first content, processor ms a token, and this process's percent of them."""
         per_second = self.contents / (time.perf_counter() - self.began)
-        return per_second, median(self.first_content) * 1000, (self.clock() - self.used) / self.contents * 1000
+        used, here = self.clock() - self.used, time.process_time() - self.used_here
+        return per_second, median(self.first_content) * 1000, used / self.contents * 1000, here / used * 100
 
 
 def clock_of(env: LLMEnv) -> Callable[[], float]:
@@ -127,7 +129,7 @@ async def compare(rounds: int) -> None:
     engine = LoadedEngine()
     engine.load(json.dumps(parameters(Settings(MODEL.model_path or "", 512, SLOTS, 1, LoadedEngine), "127.0.0.1")))
     names = ("tokens a second", "first content, ms", "processor time, ms")
-    print(f"\n{'engine, library, ratio':<23}" + "".join(f"{name:>27}" for name in names))
+    print(f"\n{'engine, library, ratio':<23}" + "".join(f"{name:>27}" for name in names) + "  library's own, %")
     async with open_env(CONFIG) as env:
         await by_library(env, range(SLOTS))
         directly(engine, range(SLOTS))
@@ -139,7 +141,9 @@ async def compare(rounds: int) -> None:
                 library = await by_library(env, numbers, clock) if turn % 2 else None
                 direct = directly(engine, numbers)
                 pairs.append((direct, library or await by_library(env, numbers, clock)))
-            print(f"{at_once:>2} at once{'':<13}" + "".join(column(pairs, place) for place in range(3)), flush=True)
+            own = median(library[3] for _, library in pairs)
+            columns = "".join(column(pairs, place) for place in range(3))
+            print(f"{at_once:>2} at once{'':<13}{columns} {own:>16.1f}", flush=True)
     engine.close()
 
 
