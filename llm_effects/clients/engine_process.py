@@ -199,12 +199,8 @@ def _leave_to_parent() -> None:
 _INHERITED: Final[list[Popen[bytes]]] = []
 """The processes of the process from which this one is forked; they end with that one."""
 
-_APART: Final[Mapping[str, Any]] = (
-    {"creationflags": 0x08000000}  # CREATE_NO_WINDOW, so it has a console of its own
-    if sys.platform == "win32"
-    else {"start_new_session": True}
-)
-"""Options of a process that Ctrl-C in the terminal does not reach."""
+_NO_WINDOW: Final = 0x08000000 if sys.platform == "win32" else 0
+"""On Windows a console of its own, so that Ctrl-C in the terminal does not reach it; elsewhere a new session does that."""
 
 
 @final
@@ -220,7 +216,9 @@ class EngineProcess:
 
         command = [os.fsdecode(get_executable() or sys.executable), "-I", "-S", __file__]
         try:
-            self._process = Popen(command, text=False, stdin=PIPE, stdout=PIPE, **_APART)  # noqa: S603 - no shell
+            self._process = Popen(  # noqa: S603 - no shell
+                command, stdin=PIPE, stdout=PIPE, start_new_session=True, creationflags=_NO_WINDOW
+            )
         except OSError as problem:
             message = f"its process does not start: {problem}"
             raise ImportError(message) from problem
