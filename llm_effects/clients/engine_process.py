@@ -200,7 +200,7 @@ _INHERITED: Final[list[Popen[bytes]]] = []
 """The processes of the process from which this one is forked; they end with that one."""
 
 _NO_WINDOW: Final = 0x08000000 if sys.platform == "win32" else 0
-"""On Windows a console of its own, so that Ctrl-C in the terminal does not reach it, as a new session does elsewhere."""
+"""On Windows a console of its own, so that Ctrl-C in the terminal does not reach it; elsewhere it has a new session."""
 
 
 @final
