@@ -202,7 +202,7 @@ class LLMRequest:
     messages: tuple[Message, ...] = field(default=(), converter=_messages)
     system: str | None = field(default=None, validator=text())
     task_type: TaskType = field(default=TaskType.GENERAL, converter=_task, validator=text())
-    preferences: Preferences = field(factory=Preferences, validator=instance(Preferences))
+    preferences: Preferences = field(default=Preferences(), validator=instance(Preferences))
     tools: tuple[Tool, ...] = field(default=(), converter=_tools, validator=instances(Tool))
     tool_choice: str | None = field(default=None, validator=text())
     response_schema: Mapping[str, object] | None = field(default=None, converter=_schema)
@@ -234,8 +234,9 @@ explain_arguments(
         "timeout": "write preferences=Preferences(timeout_ms=...)",
         "stream": "call stream or open_stream instead of generate",
     },
+    trust_defaults=True,
 )
-explain_arguments(Preferences, "Preferences(temperature=...)")
+explain_arguments(Preferences, "Preferences(temperature=...)", trust_defaults=True)
 
 
 def _check_tools(request: LLMRequest) -> None:
