@@ -44,12 +44,13 @@ class Timeouts:
     """Time limits for the steps of one exchange, in seconds.
 
     ``connect_s`` covers the connection and its TLS handshake, ``send_s`` each piece sent, ``read_s`` each silence of
-    the server. They do not bound the whole call: the caller does, with a cancel scope.
+    the server, unless it is ``None`` because the caller does. They do not bound the whole call: the caller does, with a
+    cancel scope.
 
     >>> Timeouts(connect_s=2).read_s
     60.0
     """
 
     connect_s: float = field(default=5.0, validator=number(above=0))
-    read_s: float = field(default=60.0, validator=number(above=0))
+    read_s: float | None = field(default=60.0, validator=number(above=0))
     send_s: float = field(default=30.0, validator=number(above=0))

@@ -189,9 +189,10 @@ class FastConnections:
             self.limiter.release(slot)
             raise
 
-    def after_silence(self, request: Outgoing, report: Callable[[BaseException], None]) -> asyncio.TimerHandle:
-        """Report a silent server in time, unless the timer is cancelled before."""
-        return self._loop.call_later(request.limits.read_s, report, _SilentServerError())
+    def after_silence(self, request: Outgoing, report: Callable[[BaseException], None]) -> asyncio.TimerHandle | None:
+        """Report a silent server in time, unless the timer is cancelled before; ``None`` if the caller bounds it."""
+        limit = request.limits.read_s
+        return None if limit is None else self._loop.call_later(limit, report, _SilentServerError())
 
     async def aclose(self) -> None:
         """Close the idle connections; the last call of each other one closes it."""
@@ -207,7 +208,7 @@ class FastConnections:
 
     async def _send_fresh(self, request: Outgoing, slot: int) -> "FastResponse":
         """Send a request; if its reused connection turns out to be closed, send it once more on a new one."""
-        wire = self._take(_origin(request))
+        wire = self._take(request.address.origin)
         outcome = None if wire is None else await self._try_send(wire, request, slot)
         if outcome is None or (isinstance(outcome, _Broken) and outcome.stale):
             outcome = await self._try_send(await self._connect(request), request, slot)
@@ -239,7 +240,7 @@ class FastConnections:
 
     def _route(self, request: Outgoing) -> ClientRequest:
         """Return where to connect to, as aiohttp's connector wants it."""
-        proxy, url = self._proxy, URL(f"{_origin(request)}/")
+        proxy, url = self._proxy, URL(f"{request.address.origin}/")
         if proxy is None:
             return ClientRequest("GET", url, loop=self._loop, ssl=self.tls)
         return ClientRequest(
@@ -291,8 +292,9 @@ class FastConnections:
 
     def _head(self, request: Outgoing) -> bytes:
         """Encode the request line and the headers."""
-        through = self._proxy if request.url.scheme == "http" else None
-        target = request.url.raw_path if through is None else str(request.url).encode("ascii")
+        address = request.address
+        through = self._proxy if address.scheme == "http" else None
+        target = address.target if through is None else str(address.url).encode("ascii")
         lines = [b"%b %b HTTP/1.1" % (request.method.encode(), target)]
         lines += [b"%b: %b" % header for header in request.headers]
         if through is not None:
@@ -307,13 +309,14 @@ class FastConnections:
             while 100 <= message.code < 200 and message.code != 101:
                 message, payload = await wire.handler.read()
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
         return message, payload
 
     def keep(self, wire: _Wire, request: Outgoing) -> None:
         """Keep a connection for the next call, and close those that were idle for long."""
         now = wire.idle_since = self._loop.time()
-        self._idle.setdefault(_origin(request), []).append(wire)
+        self._idle.setdefault(request.address.origin, []).append(wire)
         if now >= self._next_sweep:
             self._next_sweep = now + IDLE_S / 10
             self._sweep(now - IDLE_S)
@@ -381,7 +384,8 @@ class FastResponse:
         try:
             return await self._payload.readany()
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
 
     async def aclose(self) -> None:
         """Keep the connection if the whole body has arrived; otherwise close it, even when cancelled."""
@@ -392,10 +396,6 @@ async def _let_close() -> None:
     """Wait until the event loop has closed the sockets of aborted connections."""
     with CancelScope(shield=True):
         await checkpoint()
-
-
-def _origin(request: Outgoing) -> str:
-    return f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
 
 
 def _is_disconnect(problem: Problem) -> bool:
@@ -422,7 +422,8 @@ def _map_problem(problem: Problem, request: Outgoing, phase: TimeoutPhase) -> LL
     cause = cause_of(problem, *secret_values(request.wire.headers))
     match problem:
         case _SilentServerError():
-            return RequestTimeout(phase=phase, timeout_ms=request.limits.read_s * 1000, cause=cause)
+            limit = request.limits.read_s
+            return RequestTimeout(phase=phase, timeout_ms=None if limit is None else limit * 1000, cause=cause)
         case _SendTimeoutError():
             return RequestTimeout(phase="send", timeout_ms=request.limits.send_s * 1000, cause=cause)
         case HttpProcessingError():
