@@ -11,11 +11,12 @@ import ssl
 import threading
 import traceback
 from collections.abc import AsyncIterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import httpcore
 import httpx
 import pytest
 from pytest_httpx import HTTPXMock
@@ -658,3 +659,91 @@ async def test_admitted_is_called_when_a_call_acquires_its_slot(wire: Wire) -> N
     assert [turn for turn in turns if "begins" in turn] == ["a begins", "b begins", "c begins"]
     assert turns.index("b begins") > 0
     assert server.most == 1
+
+
+# The pools of httpx, driven without the requests and responses of httpx.
+
+
+async def test_fault_104_a_call_cancelled_as_its_connection_is_made_leaves_the_default_pool_usable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scopes = list[anyio.CancelScope]()
+    for network in (httpcore.AnyIOBackend, httpcore.TrioBackend):
+        connect = network.connect_tcp
+
+        async def cancelling(*args: Any, connect: Any = connect, **named: Any) -> httpcore.AsyncNetworkStream:
+            made: httpcore.AsyncNetworkStream = await connect(*args, **named)
+            if scopes:
+                scopes.pop().cancel()
+            return made
+
+        monkeypatch.setattr(network, "connect_tcp", cancelling)
+    transport = Transport(max_connections=1, pool_size=1)
+    with serving(answering()) as server:
+        async with transport.scope():
+            with anyio.CancelScope() as scope:
+                scopes.append(scope)
+                await transport.exchange(asking(server.url), LIMITS)
+            assert scope.cancelled_caught
+            with anyio.fail_after(30):
+                await transport.exchange(asking(server.url), LIMITS)
+
+
+@pytest.mark.parametrize("size", [10, 2**17])
+async def test_a_request_is_written_at_once_and_a_large_one_in_two_parts(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = list[int]()
+    for network in (httpcore.AnyIOBackend, httpcore.TrioBackend):
+        connect = network.connect_tcp
+
+        async def counting(*args: Any, connect: Any = connect, **named: Any) -> httpcore.AsyncNetworkStream:
+            made: Any = await connect(*args, **named)
+            write = made.write
+
+            async def counted(buffer: bytes, timeout: float | None = None) -> None:
+                written.append(len(buffer))
+                await write(buffer, timeout)
+
+            made.write = counted
+            return cast("httpcore.AsyncNetworkStream", made)
+
+        monkeypatch.setattr(network, "connect_tcp", counting)
+    with serving(answering()) as server:
+        async with Transport().scope():
+            await Transport().exchange(asking(server.url, b"x" * size), LIMITS)
+    assert len(written) == (1 if size == 10 else 2)
+    assert written[-1] >= size
+
+
+async def test_a_mock_of_httpx_takes_the_place_of_the_default_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[str]()
+
+    async def handle(_: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        seen.append(str(request.url))
+        return httpx.Response(200, stream=httpx.ByteStream(b"mocked"))
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", handle)
+    answer = await Transport().exchange(asking("http://localhost/v1"), LIMITS)
+    assert (answer.body, seen) == (b"mocked", ["http://localhost/v1"])
+
+
+async def test_a_mock_that_breaks_is_not_asked_again() -> None:
+    asked = list[str]()
+
+    def breaking(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        msg = "broken"
+        raise httpx.ReadError(msg)
+
+    with pytest.raises(TransportFault):
+        await Transport(make_pool=lambda _: httpx.MockTransport(breaking)).exchange(asking("http://a.test"), LIMITS)
+    assert len(asked) == 1
+
+
+async def test_silence_is_not_limited_where_the_caller_limits_it() -> None:
+    with serving(answering(delay=0.2)) as server:
+        answer = await Transport().exchange(asking(server.url), Timeouts(read_s=None))
+        assert answer.status == 200
+        with pytest.raises(TransportFault):
+            await Transport().exchange(asking(server.url), Timeouts(read_s=0.05))

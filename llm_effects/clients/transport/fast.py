@@ -32,7 +32,7 @@ from returns.result import Failure, Result, Success
 from yarl import URL
 
 from llm_effects.clients.transport.faults import TransportFault, connection_error, network_error, proxy_error
-from llm_effects.clients.transport.pool import IDLE_S, Limiter, Outgoing
+from llm_effects.clients.transport.pool import IDLE_S, TOGETHER, Limiter, Outgoing
 from llm_effects.effects.tasks import OnSent
 from llm_effects.providers.wire import CLOSING_S
 from llm_effects.values import caps
@@ -44,9 +44,6 @@ Problem: TypeAlias = ClientError | HttpProcessingError | OSError | UnicodeError
 
 PROBLEMS: Final = (ClientError, HttpProcessingError, OSError, UnicodeError)
 """The same classes, for ``except`` clauses."""
-
-# A small body goes out with its head, in one packet.
-_TOGETHER: Final = 2**16
 
 
 class _SilentServerError(OSError):
@@ -272,7 +269,7 @@ class FastConnections:
 
     async def _write(self, wire: _Wire, request: Outgoing) -> None:
         head, body = self._head(request), request.wire.body
-        if len(body) <= _TOGETHER:
+        if len(body) <= TOGETHER:
             wire.transport.write(head + body)
         else:
             wire.transport.write(head)

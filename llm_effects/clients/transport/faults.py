@@ -5,8 +5,9 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias, cast, final
+from typing import Final, TypeAlias, cast, final, get_args
 
+import httpcore
 import httpx
 
 from llm_effects.providers.wire import Timeouts, WireRequest
@@ -22,10 +23,19 @@ from llm_effects.values.errors import (
 )
 from llm_effects.values.secrets import secret_values
 
-WireProblem: TypeAlias = httpx.HTTPError | httpx.InvalidURL | OSError | UnicodeError
+CoreProblem: TypeAlias = (
+    httpcore.TimeoutException
+    | httpcore.NetworkError
+    | httpcore.ProtocolError
+    | httpcore.ProxyError
+    | httpcore.UnsupportedProtocol
+)
+"""Exceptions of httpcore, each with a namesake in httpx."""
+
+WireProblem: TypeAlias = CoreProblem | httpx.HTTPError | httpx.InvalidURL | OSError | UnicodeError
 """Exceptions that a pool raises for reasons outside of this program; any other is a bug or a cancellation."""
 
-WIRE_PROBLEMS: Final = (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError)
+WIRE_PROBLEMS: Final = (*get_args(CoreProblem), httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError)
 """The same classes, for ``except`` clauses."""
 
 
@@ -79,6 +89,7 @@ def map_exception(problem: WireProblem, started: bool, *, request: WireRequest, 
     >>> error.tag, error.phase, error.timeout_ms
     ('TimeoutError', 'connect', 2000)
     """
+    problem = _by_httpx(problem)
     cause = cause_of(problem, *secret_values(request.headers))
     match problem:
         case httpx.TimeoutException():
@@ -92,6 +103,16 @@ def map_exception(problem: WireProblem, started: bool, *, request: WireRequest, 
             return network_error(_protocol_phase(cause), request, cause)
         case _:
             return connection_error(problem, request, cause, connecting=isinstance(problem, httpx.ConnectError))
+
+
+def _by_httpx(problem: WireProblem) -> WireProblem:
+    """Return the namesake in httpx of an exception of httpcore, as httpx's transport does."""
+    if not isinstance(problem, CoreProblem):
+        return problem
+    namesake: type[httpx.TransportError] = getattr(httpx, type(problem).__name__)
+    named = namesake(str(problem))
+    named.__cause__ = problem
+    return named
 
 
 def network_error(phase: NetworkPhase, request: WireRequest, cause: Cause | None = None) -> NetworkError:

@@ -12,14 +12,13 @@ import ssl
 import zlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from heapq import heappop, heappush
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from io import BytesIO
-from types import FunctionType
 from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar, final, get_args
 
 import anyio
@@ -36,9 +35,11 @@ from llm_effects.clients.transport.pool import (
     Connections,
     Incoming,
     MakePool,
+    NoConnections,
     Outgoing,
     ShardedPool,
     http_pool,
+    is_httpx_itself,
     trusted,
 )
 from llm_effects.config.services import TransportKind
@@ -239,13 +240,8 @@ def _fixed_headers(given: tuple[tuple[str, str | Secret], ...], address: Address
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             problem = f"the header {name[:40]!r} holds a character that headers cannot contain, such as a line break"
             return Failure(ConfigurationError(message=problem))
-    names = {name.lower() for name, _ in revealed}
-    defaults = (
-        ("host", address.origin.rpartition("/")[2]),
-        ("accept", "*/*"),
-        ("accept-encoding", "gzip"),
-        ("user-agent", "llm-effects"),
-    )
+    names, host = {name.lower() for name, _ in revealed}, address.origin.rpartition("/")[2]
+    defaults = (("host", host), ("accept", "*/*"), ("accept-encoding", "gzip"), ("user-agent", "llm-effects"))
     missing = (header for header in defaults if header[0] not in names)
     return Success(tuple((name.encode("ascii"), value.encode("ascii")) for name, value in (*missing, *revealed)))
 
@@ -438,11 +434,20 @@ class Transport:
         """Send a POST request and return its whole response, whatever its status."""
         return await self._exchange("POST", request, limits, admitted)
 
-    def stream(
+    @asynccontextmanager
+    async def stream(
         self, request: WireRequest, limits: Timeouts, admitted: OnSent = no_listener
-    ) -> AbstractAsyncContextManager[StreamedResponse]:
+    ) -> AsyncGenerator[StreamedResponse]:
         """Send a POST request and stream its response; leaving early closes the connection."""
-        return self._stream(request, limits, admitted)
+        outgoing, pool = self._prepare("POST", request, limits), self._pools.enter()
+        try:
+            incoming = await pool.send(outgoing, functools.partial(self._admit, admitted))
+            try:
+                yield self._respond(incoming)
+            finally:
+                await incoming.aclose()
+        finally:
+            await self._pools.leave(pool)
 
     async def fetch(self, url: str, headers: tuple[tuple[str, str | Secret], ...], limits: Timeouts) -> WireResponse:
         """Send a GET request and return its whole response."""
@@ -462,7 +467,7 @@ class Transport:
         await self._pools.aclose()
 
     async def _exchange(self, method: Method, wire: WireRequest, limits: Timeouts, admitted: OnSent) -> WireResponse:
-        request, pool = self._check(method, wire, limits), self._pools.enter()
+        request, pool = self._prepare(method, wire, limits), self._pools.enter()
         try:
             incoming = await pool.send(request, functools.partial(self._admit, admitted))
             try:
@@ -472,19 +477,7 @@ class Transport:
         finally:
             await self._pools.leave(pool)
 
-    @asynccontextmanager
-    async def _stream(self, wire: WireRequest, limits: Timeouts, admitted: OnSent) -> AsyncGenerator[StreamedResponse]:
-        request, pool = self._check("POST", wire, limits), self._pools.enter()
-        try:
-            incoming = await pool.send(request, functools.partial(self._admit, admitted))
-            try:
-                yield self._respond(incoming)
-            finally:
-                await incoming.aclose()
-        finally:
-            await self._pools.leave(pool)
-
-    def _check(self, method: Method, wire: WireRequest, limits: Timeouts) -> Outgoing:
+    def _prepare(self, method: Method, wire: WireRequest, limits: Timeouts) -> Outgoing:
         self._require_open()
         request = build_request(method, wire, limits)
         if not is_successful(request):
@@ -520,7 +513,7 @@ class Transport:
 
     def _is_fast(self, on_asyncio: bool) -> bool:
         """Return whether aiohttp carries requests: chosen, or by itself where nothing replaces httpx's transport."""
-        by_itself = self.kind == "auto" and self.make_pool is None and _is_httpx_itself()
+        by_itself = self.kind == "auto" and self.make_pool is None and is_httpx_itself()
         return (self.kind == "fast" or by_itself) and _why_not_fast(on_asyncio) is None
 
     def _connect(self, loop: EventLoopToken) -> Connections:
@@ -600,27 +593,5 @@ def _why_no_aiohttp() -> str | None:
     return f"does not know aiohttp {installed}: pip install 'llm-effects[fast]'"
 
 
-def _is_httpx_itself() -> bool:
-    """Return whether nothing replaces httpx's transport: neither a mock, as in tests, nor an instrumentation."""
-    handle: object = httpx.AsyncHTTPTransport.handle_async_request
-    return isinstance(handle, FunctionType) and handle.__module__ == "httpx._transports.default"
-
-
 def _is_asyncio(loop: EventLoopToken) -> bool:
     return isinstance(loop.native_token, asyncio.AbstractEventLoop)
-
-
-@final
-@define(eq=False)
-class NoConnections:
-    """Connections that cannot be made; every call fails with the reason."""
-
-    error: LLMError
-    users: int = 0
-
-    async def send(self, request: Outgoing, admitted: OnSent) -> Incoming:  # noqa: ARG002
-        """Raise the reason."""
-        raise TransportFault(self.error)
-
-    async def aclose(self) -> None:
-        """Close nothing."""
