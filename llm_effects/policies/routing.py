@@ -17,7 +17,7 @@ from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, ready_targets
 from llm_effects.routing.candidates import RoutingContext
-from llm_effects.routing.router import Ranked, fallbacks_after, order
+from llm_effects.routing.router import Ranked, Ranking, available, fallbacks_after, order
 from llm_effects.routing.statistics import cooldown_after, ended_too_soon, time_share
 from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, NetworkError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
@@ -42,8 +42,9 @@ async def with_routing(next: Generate, call: Call, env: LLMEnv) -> Answer:
     return await _first_answer(next, call, env, candidates.unwrap())
 
 
-async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tuple[Ranked, ...]) -> Answer:
-    chosen, *rest = candidates
+async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: Ranking) -> Answer:
+    chosen = candidates[0]
+    rest: Sequence[Ranked] = candidates[1:]
     while True:
         attempt = _attempt_at(chosen, rest, call, env)
         recorded = len(call.history.errors)
@@ -61,7 +62,7 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: tup
         if not left or len(call.history.attempts) >= env.config.routing.max_attempts:
             return Failure(_with_remedy(_final(result.failure(), call), env.config))
         await call.history.drained()
-        chosen, *rest = left
+        chosen, rest = left[0], left[1:]
 
 
 def _cool_down(attempt: Call, error: LLMError, env: LLMEnv) -> None:
@@ -169,7 +170,7 @@ def _attempt_at(chosen: Ranked, rest: Sequence[Ranked], call: Call, env: LLMEnv)
     Resuming needs a model that continues a given beginning, and a beginning that is only text.
     """
     history, model = call.history, chosen.model
-    others = [each for each in rest if not each.unavailable]
+    others = available(rest)
     attempt = AttemptContext(
         model=model,
         alternatives=len(others),

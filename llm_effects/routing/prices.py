@@ -40,7 +40,7 @@ def cost_of(price: Price | None, usage: Usage, at: datetime) -> Cost:
     """
     if price is None:
         return Cost.UNKNOWN
-    if price is FREE or price == FREE:
+    if price is FREE or (not price.input and price == FREE):  # comparing them takes a microsecond
         return Cost.ZERO
     prompt = usage.prompt_tokens
     if prompt is None or usage.output_tokens is None:
@@ -63,6 +63,8 @@ def rates_of(price: Price, prompt_tokens: int, at: datetime) -> Rates:
 
 
 def _total_usd(rates: Rates, usage: Usage, fresh: int, output: int) -> Decimal:
+    if fresh and output and not (usage.cache_read_tokens or usage.cache_write_tokens or usage.reasoning_tokens):
+        return (fresh * rates.input + output * rates.output) / MILLION  # the usual: 0.5 microseconds instead of 2.5
     reasoning = min(usage.reasoning_tokens, output)
     buckets = (
         (fresh, rates.input),

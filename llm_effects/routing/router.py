@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Final, Protocol, TypeVar, final
+from typing import Final, Protocol, TypeAlias, TypeVar, final, overload
 
 from attrs import evolve, field, frozen
 from returns.pipeline import is_successful
@@ -96,7 +96,46 @@ class Ranked:
         return evolve(measured, score=self.score, estimated_cost=self.estimated_cost, price_source=source)
 
 
-def order(request: LLMRequest, config: LLMConfig, context: RoutingContext) -> Result[tuple[Ranked, ...], LLMError]:
+@final
+@frozen(eq=False)
+class Ranking(Sequence[Ranked]):
+    """Candidates in order, each made when it is asked for: making 100 of them takes 80 microseconds.
+
+    ``positions`` are those of ``targets`` and ``scores``, in the order of the candidates.
+    """
+
+    request: LLMRequest
+    context: RoutingContext
+    targets: tuple[Target, ...]
+    scores: Sequence[float]
+    positions: Sequence[int]
+    unavailable: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, index: int) -> Ranked: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Ranking": ...
+    def __getitem__(self, index: int | slice) -> "Ranked | Ranking":
+        if isinstance(index, slice):
+            left = self.positions[index]
+            return Ranking(self.request, self.context, self.targets, self.scores, left, self.unavailable)
+        position = self.positions[index]
+        target = self.targets[position]
+        unavailable = target.name in self.unavailable
+        return Ranked(target, self.scores[position], self.request, self.context, unavailable)
+
+
+def available(candidates: Sequence[Ranked]) -> Sequence[Ranked]:
+    """Return the candidates that are neither cooled down nor behind an open circuit breaker: usually all of them."""
+    if isinstance(candidates, Ranking) and not candidates.unavailable:
+        return candidates
+    return [each for each in candidates if not each.unavailable]
+
+
+def order(request: LLMRequest, config: LLMConfig, context: RoutingContext) -> Result[Ranking, LLMError]:
     """Return the candidates of a request in order, computing only what decides it."""
     known = _models_of(config)
     if _fits_everywhere(request, known, context.tokens):
@@ -108,10 +147,20 @@ def order(request: LLMRequest, config: LLMConfig, context: RoutingContext) -> Re
 
 def _rank_known(
     request: LLMRequest, targets: tuple[Target, ...], config: LLMConfig, context: RoutingContext
-) -> tuple[Ranked, ...]:
+) -> Ranking:
     if len(targets) == 1:  # nothing to compare it with
-        return (Ranked(targets[0], 0.0, request, context, is_unavailable(targets[0].name, context)),)
-    return rank(request, targets, config.routing, context, distinct=_models_of(config).distinct)
+        unavailable = frozenset({targets[0].name}) if is_unavailable(targets[0].name, context) else frozenset[str]()
+        return Ranking(request, context, targets, (0.0,), (0,), unavailable)
+    known, routing = _models_of(config), config.routing
+    settled = routing.strategy == "balanced" and known.distinct and targets is known.answering
+    if not settled or context.last_model is not None or _unavailable(context):
+        return rank(request, targets, routing, context, distinct=known.distinct)
+    table = _table(request.task_type, routing)
+    settled_order = known.balanced.get(table)
+    if settled_order is None:
+        ranked = rank(request, targets, routing, context, distinct=True)
+        settled_order = known.balanced[table] = (ranked.scores, ranked.positions)
+    return Ranking(request, context, targets, *settled_order)
 
 
 # What is the same for every call of a configuration. With 100 models it saves 120 of 250 microseconds.
@@ -123,11 +172,13 @@ class _Models:
     """The models of a configuration that answer, the smallest of their windows, and whether no two are equal.
 
     There are none where one of them is misconfigured: every call then fails with the whole list of problems.
+    ``balanced`` has scores and positions by the table of a task, for while all models are available.
     """
 
     answering: tuple[Target, ...]
     window: float
     distinct: bool
+    balanced: dict[tuple[str, ...], tuple[Sequence[float], Sequence[int]]]
 
 
 @cached_per_config
@@ -138,6 +189,7 @@ def _models_of(config: LLMConfig) -> _Models:
         answering=answering,
         window=min((window for window in windows if window is not None), default=math.inf),
         distinct=len({*map(_identity, answering)}) == len(answering),
+        balanced={},
     )
 
 
@@ -198,39 +250,35 @@ def _nearly_known(task: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 def rank(
     request: LLMRequest,
-    targets: Sequence[Target],
+    targets: tuple[Target, ...],
     routing: RoutingConfig,
     context: RoutingContext,
     *,
     distinct: bool = False,
-) -> tuple[Ranked, ...]:
+) -> Ranking:
     """Return the models in the order in which they are asked, each with its score.
 
     ``distinct`` models are known to have no equal, between which load would decide.
     """
-    scores, unavailable = _scores(request, targets, routing, context), _unavailable(context)
-    ranked = [
-        Ranked(each, score, request, context, each.name in unavailable)
-        for each, score in zip(targets, scores, strict=True)
-    ]
+    scores, unavailable = _scores(request, targets, routing, context, distinct=distinct), _unavailable(context)
+    positions = [*range(len(targets))]
     first_of = {} if distinct else _first_of_equals(targets)
+
+    def availability(at: int) -> tuple[bool, bool]:
+        return targets[at].config.last_resort, targets[at].name in unavailable
+
     # Sorting is stable: models that tie keep the order of the configuration. So each key sorts within the one after it.
     if len(first_of) < len(targets) and first_of:
-        ranked.sort(key=lambda each: (first_of[_identity(each.target)], _load(each.target, context)))
-    ranked.sort(key=_score)
+        positions.sort(key=lambda at: (first_of[_identity(targets[at])], _load(targets[at], context)))
+    positions.sort(key=scores.__getitem__)
     if context.last_model is not None:
-        ranked.sort(key=lambda each: each.model != context.last_model)
-    ranked.sort(key=_availability)
-    if not routing.fallback_order:
-        return tuple(ranked)
-    first, *rest = ranked
-    position = _positions_in(routing.fallback_order)
-    rest.sort(key=lambda each: (_availability(each), position(each.target)))
-    return (first, *rest)
-
-
-def _score(ranked: Ranked) -> float:
-    return ranked.score
+        positions.sort(key=lambda at: targets[at].name != context.last_model)
+    if unavailable or any(each.config.last_resort for each in targets):
+        positions.sort(key=availability)
+    if routing.fallback_order:
+        fallback = _positions_in(routing.fallback_order)
+        positions[1:] = sorted(positions[1:], key=lambda at: (availability(at), fallback(targets[at])))
+    return Ranking(request, context, targets, scores, positions, unavailable)
 
 
 def _first_of_equals(targets: Sequence[Target]) -> dict[Hashable, int]:
@@ -277,22 +325,31 @@ def is_exploring(routing: RoutingConfig, drawn: float) -> bool:
 
 
 def _scores(
-    request: LLMRequest, targets: Sequence[Target], routing: RoutingConfig, context: RoutingContext
+    request: LLMRequest,
+    targets: Sequence[Target],
+    routing: RoutingConfig,
+    context: RoutingContext,
+    *,
+    distinct: bool,
 ) -> list[float]:
     match routing.strategy:
         case "balanced":
-            task = request.task_type
-            table = routing.tasks.get(task) or TASK_ORDER.get(task, TASK_ORDER[TaskType.GENERAL])
-            return [*map(_positions_in(table), targets)]
+            return [*map(_positions_in(_table(request.task_type, routing)), targets)]
         case "cost":
-            return [_usd_or_infinity(estimated_cost(request, each, context)) for each in targets]
+            return _costs(request, targets, context)
         case "performance":
-            candidates = [measured_candidate(each, context) for each in targets]
-            trust_of = trust if is_exploring(routing, context.drawn) else _full_trust
-            waits = expected_waits(candidates, streamed=context.streamed)
-            return _shared_scores(
-                targets, [wait * trust_of(each) for each, wait in zip(candidates, waits, strict=True)]
+            waits = _known_times(targets, context) or _waits(
+                [_measures_of(each.name, context) for each in targets], streamed=context.streamed
             )
+            if is_exploring(routing, context.drawn):
+                trusts = (trust(measured_candidate(each, context)) for each in targets)
+                waits = [wait * share for wait, share in zip(waits, trusts, strict=True)]
+            return waits if distinct else _shared_scores(targets, waits)
+
+
+def _table(task: TaskType, routing: RoutingConfig) -> tuple[str, ...]:
+    """Return the names and families in the order of the balanced strategy for a task."""
+    return routing.tasks.get(task) or TASK_ORDER.get(task, TASK_ORDER[TaskType.GENERAL])
 
 
 def _shared_scores(targets: Sequence[Target], scores: Sequence[float]) -> list[float]:
@@ -318,12 +375,25 @@ def _positions(table: tuple[str, ...]) -> Mapping[str, float]:
 
 def estimated_cost(request: LLMRequest, target: Target, context: RoutingContext) -> Cost:
     """Estimate the cost of a request at a model, from its prompt and the longest answer that it permits."""
-    answer = request.preferences.max_tokens or target.config.max_tokens or EXPECTED_ANSWER_TOKENS
-    return context.prices.cost(target.name, Usage(input_tokens=context.tokens, output_tokens=answer), context.at)
+    usage = Usage(input_tokens=context.tokens, output_tokens=_longest_answer(request, target))
+    return context.prices.cost(target.name, usage, context.at)
 
 
-def _usd_or_infinity(cost: Cost) -> float:
-    return math.inf if cost.usd is None else float(cost.usd)
+def _longest_answer(request: LLMRequest, target: Target) -> int:
+    return request.preferences.max_tokens or target.config.max_tokens or EXPECTED_ANSWER_TOKENS
+
+
+def _costs(request: LLMRequest, targets: Sequence[Target], context: RoutingContext) -> list[float]:
+    """Return the estimated cost of a request at each model, infinite if unknown; equal usages are made once."""
+    price, at, usages = context.prices.cost, context.at, dict[int, Usage]()
+    costs = list[float]()
+    for target in targets:
+        answer = _longest_answer(request, target)
+        if answer not in usages:
+            usages[answer] = Usage(input_tokens=context.tokens, output_tokens=answer)
+        usd = price(target.name, usages[answer], at).usd
+        costs.append(math.inf if usd is None else float(usd))
+    return costs
 
 
 def measured_candidate(target: Target, context: RoutingContext) -> Candidate:
@@ -360,10 +430,6 @@ def trust(candidate: Candidate) -> float:
     return confidence / (confidence + DOUBT)
 
 
-def _full_trust(_: Candidate) -> float:
-    return 1.0
-
-
 def expected_waits(candidates: Sequence[Candidate], *, streamed: bool) -> list[float]:
     """Return the milliseconds until each candidate answers, if it is asked again after each failure.
 
@@ -372,29 +438,57 @@ def expected_waits(candidates: Sequence[Candidate], *, streamed: bool) -> list[f
     answer: even an immediate one costs a pause and a try. A model without measurements has 0, so it is tried; one
     that only failed is assumed to be as slow as the slowest known.
     """
-    times = _expected_times(candidates, streamed=streamed)
+    return _waits([_measures(each) for each in candidates], streamed=streamed)
+
+
+_Measures: TypeAlias = tuple[float | None, float | None, float | None, float, int]
+"""What is expected of a model: the times (ms) of an answer, a first content and a failure; errors; calls in flight."""
+
+
+def _measures(each: Candidate) -> _Measures:
+    times = each.expected_latency_ms, each.expected_first_content_ms, each.expected_failure_ms
+    return (*times, each.error_rate, each.in_flight)
+
+
+def _measures_of(name: str, context: RoutingContext) -> _Measures:
+    """Return the measures of ``measured_candidate`` without making one: 0.5 microseconds instead of 5."""
+    known = context.statistics.get(name, _NO_STATISTICS)
+    errors = known.error_rate and expected_error_rate(known.error_rate, confidence_at(known, context.at))
+    times = known.latency_ms, known.first_content_ms, known.failure_ms
+    return (*times, errors, context.in_flight.get(name, 0))
+
+
+def _known_times(targets: Sequence[Target], context: RoutingContext) -> list[float]:
+    """Return the waits of models that have all been measured and never failed, in a third of the time: their times."""
+    known = [context.statistics.get(target.name, _NO_STATISTICS) for target in targets]
+    times = [each.first_content_ms if context.streamed else each.latency_ms for each in known if not each.error_rate]
+    waits = [time for time in times if time is not None]
+    return waits if len(waits) == len(targets) else []
+
+
+def _waits(models: Sequence[_Measures], *, streamed: bool) -> list[float]:
+    times = _expected_times(models, streamed=streamed)
     slowest = max((time for time in times if time is not None), default=ASSUMED_MS)
-    return [_expected_wait(each, time, slowest) for each, time in zip(candidates, times, strict=True)]
+    return [_expected_wait(each, time, slowest) for each, time in zip(models, times, strict=True)]
 
 
-def _expected_times(candidates: Sequence[Candidate], *, streamed: bool) -> list[float | None]:
+def _expected_times(models: Sequence[_Measures], *, streamed: bool) -> list[float | None]:
     """Return the times that matter: of the first content for streams, else of whole answers.
 
     If none of that kind is known, the times of the other kind are used.
     """
-    whole = [each.expected_latency_ms for each in candidates]
-    first = [each.expected_first_content_ms for each in candidates]
+    whole, first = [each[0] for each in models], [each[1] for each in models]
     preferred, other = (first, whole) if streamed else (whole, first)
     return other if all(time is None for time in preferred) else preferred
 
 
-def _expected_wait(candidate: Candidate, time: float | None, slowest: float) -> float:
-    if time is None and not candidate.error_rate:
+def _expected_wait(model: _Measures, time: float | None, slowest: float) -> float:
+    _, _, failure, errors, in_flight = model
+    if time is None and not errors:
         # Calls in flight are evidence too: only a few at once try a model without measurements.
-        return 0.0 if candidate.in_flight < EXPLORERS else slowest * (1 + candidate.in_flight)
+        return 0.0 if in_flight < EXPLORERS else slowest * (1 + in_flight)
     answer = slowest if time is None else time
-    failures = candidate.error_rate / max(1 - candidate.error_rate, 1e-9)
-    return answer + failures * max(candidate.expected_failure_ms or 0.0, answer)
+    return answer + errors / max(1 - errors, 1e-9) * max(failure or 0.0, answer)
 
 
 # Fallback: the candidates that remain after a failure.

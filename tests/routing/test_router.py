@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -33,7 +34,7 @@ from llm_effects.providers.registry import targets_of
 from llm_effects.routing import RoutingDecision
 from llm_effects.routing.candidates import Candidate, RoutingContext
 from llm_effects.routing.prices import PriceList
-from llm_effects.routing.router import expected_waits, fallbacks_after, route, trust
+from llm_effects.routing.router import available, expected_waits, fallbacks_after, route, trust
 from llm_effects.routing.router import order as ordered
 from llm_effects.routing.statistics import HALF_LIFE_S
 from llm_effects.values import Statistics, Tool
@@ -353,3 +354,48 @@ def test_after_an_error_only_useful_fallbacks_remain() -> None:
     broke = BudgetExceeded(budget="day", spent=Cost.ZERO, limit=Cost.ZERO)
     assert remaining(broke) == []
     assert remaining(broke, Allow.CHEAPER_MODEL) == ["small"]
+
+
+# The order alone, of which each candidate is made when it is asked for.
+
+
+@pytest.mark.parametrize("strategy", ["balanced", "cost", "performance"])
+@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("fallback", [(), ("claude", "studio")])
+@given(
+    measured=st.dictionaries(
+        st.sampled_from([*MODELS, "twin"]),
+        st.builds(
+            Statistics,
+            attempts=st.just(3),
+            latency_ms=st.none() | st.floats(1, 100),
+            first_content_ms=st.none() | st.floats(1, 100),
+            failure_ms=st.none() | st.floats(1, 100),
+            error_rate=st.sampled_from([0.0, 0.5, 1.0]),
+            confidence=st.sampled_from([0.2, 1.0]),
+            cooldown_until=st.sampled_from([-1.0, 60.0]),
+        ),
+    ),
+    task=st.sampled_from([TaskType.ANALYSIS, TaskType.GENERAL, TaskType("triage")]),
+    drawn=st.sampled_from([0.5, 0.99]),
+    streamed=st.booleans(),
+    last_model=st.sampled_from([None, "gpt"]),
+)
+def test_the_order_of_a_call_is_that_of_its_explanation(
+    strategy: Any, twin: bool, fallback: tuple[str, ...], measured: dict[str, Statistics], task: TaskType, **known: Any
+) -> None:
+    models = {**MODELS, "twin": GPT} if twin else MODELS
+    config = _CONFIGS.setdefault(
+        (strategy, twin, fallback),
+        LLMConfig(models=models, routing=RoutingConfig(strategy=strategy, fallback_order=fallback)),
+    )
+    prices = PriceList({"claude": Price(input=3, output=15), "gpt": Price(input=2, output=8)})
+    context = RoutingContext(statistics=measured, prices=prices, tokens=100, now=50.0, **known)
+    ranking = ordered(ask(task), config, context).unwrap()
+    explained = route(ask(task), config, context).unwrap().candidates
+    assert [(each.model, each.score) for each in ranking] == [(each.model, each.score) for each in explained]
+    assert [each.model for each in ranking[1:]] == [each.model for each in explained[1:]]
+    assert [each.model for each in available(ranking)] == [each.model for each in explained if not each.cooled_down]
+
+
+_CONFIGS: dict[object, LLMConfig] = {}
