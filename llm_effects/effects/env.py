@@ -191,9 +191,11 @@ class Embedder(Protocol):
 class Cache(Protocol):
     """Whole answers by key. A failure is a ``StorageFailed``; an entry is opaque bytes.
 
-    A cache that never waits may set ``waits = False``: its calls then run without a time limit, which is cheaper. If
-    it also has a method ``hit``, which returns the bytes of an entry and counts a hit, or ``None``, calls are answered
-    from it at once.
+    A cache that never waits may set ``waits = False``: its calls then run without a time limit, which is cheaper. It
+    may also have plain methods, which take no future: ``hit`` returns an entry and counts a hit, or returns ``None``,
+    and calls are answered from it at once; ``find`` counts a miss as well; ``keep`` takes a key, an ``Entry`` of
+    ``values.serialization`` and its time to live, and stores it without encoding it. ``hit`` and ``find`` may return it
+    so.
     """
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:

@@ -14,9 +14,9 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.values.conversations import Conversation
 from llm_effects.values.errors import InvalidRequest, LLMError
-from llm_effects.values.events import ContentEvent
+from llm_effects.values.events import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta
 from llm_effects.values.json import dump
-from llm_effects.values.messages import Document, Image, Part
+from llm_effects.values.messages import Document, Image, Part, Text, ToolCall
 from llm_effects.values.requests import TaskType
 from llm_effects.values.responses import LLMResponse
 from llm_effects.values.validation import InvalidValue
@@ -76,6 +76,34 @@ def _task_as_text(value: object) -> str:
     if isinstance(value, TaskType):
         return str(value)
     raise TypeError
+
+
+def entry_size(entry: Entry) -> int:
+    """Return about how many bytes an entry takes, without encoding it.
+
+    >>> from llm_effects.testing.scripted import answer
+    >>> entry = Entry(response=answer("because"))
+    >>> 0.5 < entry_size(entry) / len(dump_entry(entry)) < 2
+    True
+    """
+    response, size = entry.response, _EMPTY
+    for value in (*response.parts, *entry.events):
+        match value:
+            case Text(citations=()) | TextDelta() | ReasoningDelta():
+                size += _MEMBER + _text_size(value.text)
+            case ToolCall() | ToolCallDelta():
+                size += _MEMBER + _text_size(value.name) + _text_size(value.arguments)
+            case _:
+                return len(dump_entry(entry))
+    return size + _text_size(response.content) + sum(map(_text_size, response.warnings))
+
+
+_EMPTY: Final = 500  # bytes of an entry without parts and events
+_MEMBER: Final = 40  # bytes of one of these without its texts
+
+
+def _text_size(text: str) -> int:
+    return len(text) if text.isascii() else 2 * len(text)
 
 
 _SMALL: Final = 16 * 2**10  # bytes: 128 decoded entries of this size stay below 2 MB of JSON

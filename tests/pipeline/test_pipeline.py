@@ -6,21 +6,27 @@ from typing import Any
 
 import anyio
 import pytest
-from attrs import evolve
+from attrs import Attribute, evolve, fields
 from hypothesis import given
 from hypothesis import strategies as st
 from returns.pipeline import is_successful
 
 from llm_effects import (
     AuthenticationFailed,
+    Cost,
     Failed,
+    FinishReason,
     InvalidRequest,
     LLMConfig,
     LLMRequest,
+    LLMResponse,
     ModelConfig,
     NetworkError,
     RateLimitExceeded,
     StreamEvent,
+    TaskType,
+    Text,
+    Usage,
     explain,
     generate,
     open_stream,
@@ -172,3 +178,33 @@ async def test_a_blank_text_is_an_invalid_request_with_the_remedy() -> None:
     for operation in (generate(request_), stream(request_, keep), explain(request_).map(lambda _: None)):
         assert (await run(operation, scripted_env())).failure() == InvalidRequest(message=remedy)
     assert failed == [Failed(InvalidRequest(message=remedy))]
+
+
+async def test_the_answer_of_a_call_keeps_every_field_of_the_answer_of_its_model() -> None:
+    full = LLMResponse(
+        content="because",
+        parts=(Text("because"),),
+        model="scripted",
+        served_model="served",
+        provider="scripted",
+        task_type=TaskType("other"),
+        finish_reason=FinishReason.LENGTH,
+        usage=Usage(input_tokens=3, output_tokens=1),
+        cost=Cost.ZERO,
+        latency_ms=-1.0,
+        cached=True,
+        warnings=("old",),
+        doubtful=True,
+        skipped=("dear",),
+        request_id="id",
+    )
+    assert not [each.name for each in fields(LLMResponse) if each.name != "attempts" and _is_default(full, each)]
+    response = (await run(generate(LLMRequest(prompt="why?")), scripted_env(full))).unwrap()
+    (attempt,) = response.attempts
+    added = {"attempts": (attempt,), "cost": attempt.cost, "latency_ms": response.latency_ms}
+    assert response == evolve(full, task_type=TaskType.GENERAL, **added)
+    assert response.latency_ms >= 0
+
+
+def _is_default(value: LLMResponse, field: "Attribute[Any]") -> bool:
+    return bool(getattr(value, field.name) == field.default)

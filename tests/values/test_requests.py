@@ -183,3 +183,23 @@ def test_metadata_is_copied() -> None:
 def test_choices_may_be_given_by_their_texts(policy: CachePolicy, recovery: Recovery, permission: Allow) -> None:
     spelled = LLMRequest(prompt="x", cache=policy.value, recovery=recovery.value, allow=[permission.value])
     assert spelled == LLMRequest(prompt="x", cache=policy, recovery=recovery, allow=[permission])
+
+
+@pytest.mark.parametrize("kind", [LLMRequest, Preferences])
+def test_defaults_are_valid_as_they_are(kind: type) -> None:
+    request = LLMRequest(prompt="why?")
+    value = request if kind is LLMRequest else request.preferences
+    for each in attrs.fields(kind):
+        given = getattr(value, each.name)
+        assert each.converter is None or each.converter(given) == given
+        if each.validator is not None:
+            each.validator(value, each, given)
+
+
+def test_only_what_is_given_is_checked_and_it_always_is() -> None:
+    names = [each.name for each in attrs.fields(LLMRequest)]
+    for name in set(names) - {"metadata"}:
+        with pytest.raises(InvalidValue, match=name):
+            LLMRequest(**{"prompt": "why?", name: object()})  # type: ignore[arg-type]
+    assert LLMRequest(prompt="why?").metadata is not LLMRequest(prompt="why?").metadata
+    assert LLMRequest(prompt="why?").preferences is LLMRequest(prompt="why?").preferences

@@ -15,6 +15,7 @@ from returns.result import Failure, Result
 
 from llm_effects.values.errors import LLMError, StorageFailed
 from llm_effects.values.records import CacheStats
+from llm_effects.values.serialization import Entry, dump_entry, entry_size
 
 _Value = TypeVar("_Value")
 
@@ -38,7 +39,7 @@ class CacheCounters:
     _paused_until: float = 0.0
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
-    def count_lookup(self, entry: bytes | None) -> bytes | None:
+    def count_lookup(self, entry: _Value | None) -> _Value | None:
         """Count a hit or a miss, and return the entry.
 
         >>> counters = CacheCounters()
@@ -96,7 +97,8 @@ MAX_BYTES: Final = 64 * 2**20
 class _Item:
     """An entry and its time to live, in seconds."""
 
-    entry: bytes
+    entry: bytes | Entry
+    size: int
     ttl: float
 
 
@@ -105,7 +107,7 @@ def _expires_at(_: str, item: _Item, now: float) -> float:
 
 
 def _size(item: _Item) -> int:
-    return len(item.entry)
+    return item.size
 
 
 @final
@@ -138,25 +140,40 @@ class MemoryCache:
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
         """Return the entry, or ``None`` if there is none or it has expired."""
-        with self._lock:
-            item = self._items.get(key)
-        return FutureResult.from_value(self._counters.count_lookup(item and item.entry))
+        entry = self.find(key)
+        return FutureResult.from_value(dump_entry(entry) if isinstance(entry, Entry) else entry)
 
-    def hit(self, key: str) -> bytes | None:
-        """Return the entry and count a hit, if there is one; ``get`` counts the miss."""
+    def find(self, key: str) -> bytes | Entry | None:
+        """Return the entry as it was stored, or ``None``, without a future."""
         with self._lock:
             item = self._items.get(key)
-        return None if item is None else self._counters.count_lookup(item.entry)
+        self._counters.count_lookup(item)
+        return None if item is None else item.entry
+
+    def hit(self, key: str) -> bytes | Entry | None:
+        """Return the entry and count a hit, if there is one; ``get`` and ``find`` count the miss."""
+        with self._lock:
+            item = self._items.get(key)
+        if item is None:
+            return None
+        self._counters.count_lookup(item)
+        return item.entry
 
     def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
         """Store an entry for ``ttl_seconds``; ``None`` is for ever, 0 stores nothing."""
-        item = _Item(entry, math.inf if ttl_seconds is None else ttl_seconds)
+        self._put(key, _Item(entry, len(entry), math.inf if ttl_seconds is None else ttl_seconds))
+        return FutureResult.from_value(None)
+
+    def keep(self, key: str, entry: Entry, ttl_seconds: float | None) -> None:
+        """Store an entry as ``put`` does, but without encoding it; its size is an estimate."""
+        self._put(key, _Item(entry, entry_size(entry), math.inf if ttl_seconds is None else ttl_seconds))
+
+    def _put(self, key: str, item: _Item) -> None:
         with self._lock, self._items.timer:  # freezes the clock, so that no counted entry expires meanwhile
             self._items.pop(key, None)
-            if item.ttl > 0 and len(entry) <= self._max_bytes:
-                self._make_room(len(entry))
+            if item.ttl > 0 and item.size <= self._max_bytes:
+                self._make_room(item.size)
                 self._items[key] = item
-        return FutureResult.from_value(None)
 
     def _make_room(self, size: int) -> None:
         before = left = len(self._items)

@@ -6,11 +6,15 @@ from typing import final
 
 import anyio
 import pytest
-from attrs import define
+from attrs import define, evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.testing.scripted import answer, calling
+from llm_effects.values.events import TextDelta
+from llm_effects.values.messages import Image, ToolCall
+from llm_effects.values.serialization import Entry, dump_entry, entry_size, load_entry
 from tests.fixtures.futures import given_by
 
 
@@ -114,3 +118,47 @@ async def test_expired_entries_do_not_count_as_evictions() -> None:
     await given_by(cache.put("newer", b"4", 60))
     assert (await given_by(cache.stats())).evictions == 1
     assert await given_by(cache.get("kept")) is None
+
+
+# Entries that are kept as they are.
+
+
+@pytest.mark.anyio
+async def test_a_kept_entry_is_the_same_value_and_can_be_read_as_bytes() -> None:
+    cache, entry = MemoryCache(), Entry(response=answer("because"), events=(TextDelta("because"),))
+    cache.keep("key", entry, 60)
+    assert cache.hit("key") is cache.find("key") is entry
+    assert load_entry(await given_by(cache.get("key")) or b"") == entry
+    assert (cache.hit("other"), cache.find("other")) == (None, None)
+    stats = await given_by(cache.stats())
+    assert (stats.entries, stats.hits, stats.misses) == (1, 3, 1)
+
+
+@pytest.mark.anyio
+async def test_kept_entries_end_with_their_time_and_count_against_the_size() -> None:
+    clock = Clock()
+    cache = MemoryCache(max_bytes=20_000, clock=clock.monotonic)
+    cache.keep("short", Entry(response=answer("x" * 5_000)), 1)
+    clock.seconds += 1
+    assert cache.find("short") is None
+    for number in range(4):
+        cache.keep(f"long {number}", Entry(response=answer("x" * 5_000)), None)
+    cache.keep("too long", Entry(response=answer("x" * 20_000)), None)
+    cache.keep("at once", Entry(response=answer("x")), 0)
+    assert [cache.find(f"long {number}") is not None for number in range(4)] == [False, False, False, True]
+    assert cache.find("too long") is cache.find("at once") is None
+    assert (await given_by(cache.stats())).bytes == entry_size(Entry(response=answer("x" * 5_000)))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Entry(response=answer("why? " * 1000)),
+        Entry(response=answer("w\u00e4rum? " * 1000)),
+        Entry(response=answer("\u4e2d" * 1000), events=(TextDelta("\u4e2d"),) * 1000),
+        Entry(response=calling(ToolCall("id", "look", '{"a":1}' * 1000))),
+        Entry(response=evolve(answer("seen"), parts=(Image(b"GIF89a" * 1000),))),
+    ],
+)
+def test_the_estimated_size_of_an_entry_is_near_that_of_its_bytes(entry: Entry) -> None:
+    assert 0.4 < entry_size(entry) / len(dump_entry(entry)) < 2.5
