@@ -202,8 +202,8 @@ def run_call(
     ``deadline`` is on the clock of ``anyio.current_time()``. ``turn`` is set for a turn of a conversation, and
     ``validator`` says what the answer must satisfy.
     """
-    check_request(request)
     if not isinstance(request, LLMRequest):
+        check_request(request)
         asked = request_of(request)
         rest = partial(run_call, pipeline, sink=sink, deadline=deadline, turn=turn, validator=validator)
         return rest(asked.unwrap()) if isinstance(asked, Success) else fail(asked.failure())

@@ -352,10 +352,10 @@ def _shape(request: LLMRequest) -> Mapping[str, object]:
         "stop": preferences.stop,
         "tools": [(tool.name, tool.description, _sorted(tool.parameters)) for tool in request.tools],
         "tool_choice": request.tool_choice,
-        "schema": _sorted(request.response_schema),
+        "schema": request.response_schema and _sorted(request.response_schema),
         "model": request.model,
         "owner": request.owner,
-        "allow": sorted(each.value for each in request.allow),
+        "allow": sorted(each.value for each in request.allow) if request.allow else (),
     }
 
 

@@ -152,9 +152,10 @@ class MemoryCache:
 
     def hit(self, key: str) -> bytes | Entry | None:
         """Return the entry and count a hit, if there is one; ``get`` and ``find`` count the miss."""
-        with self._lock:
-            item = self._items.get(key)
-        if item is None:
+        try:
+            with self._lock:
+                item = self._items[key]
+        except KeyError:
             return None
         self._counters.count_lookup(item)
         return item.entry
