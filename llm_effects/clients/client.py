@@ -73,15 +73,15 @@ class Timers:
     phase: TimeoutPhase = "queue"
     scope: anyio.CancelScope = field(factory=anyio.CancelScope)
     _attempt_deadline: float = math.inf
-    _clock: Callable[[], float] = field(factory=loop_clock)
+    clock: Callable[[], float] = field(factory=loop_clock)
     _paused_at: float = 0.0
 
     def __attrs_post_init__(self) -> None:
-        self.record.queued_since = self._clock()
+        self.record.queued_since = self.clock()
 
     def start(self) -> None:
         """Start the timers, because the call has left the queue."""
-        now = self._clock()
+        now = self.clock()
         queued_since = now if self.record.queued_since is None else self.record.queued_since
         self.record.queued_s, self.record.queued_since = now - queued_since, None
         self.record.sent_at = now
@@ -92,14 +92,14 @@ class Timers:
 
     def wait_for_consumer(self) -> None:
         """Pause the timers while the consumer has an event; only the consumer's own limit runs."""
-        now, limit = self._clock(), self.config.sink_ms / 1000
+        now, limit = self.clock(), self.config.sink_ms / 1000
         if self.phase != "sink":
             self.phase, self._paused_at = "sink", now
         self._set_deadline(now + limit, limit * TIMER_SLACK)
 
     def wait_for_model(self) -> None:
         """Resume the timers for the model's next content."""
-        now = self._clock()
+        now = self.clock()
         self.phase = "between_content"
         self._attempt_deadline += now - self._paused_at
         limit, attempt = self.config.between_content_ms / 1000, self.config.timeout_ms / 1000
@@ -114,7 +114,7 @@ class Timers:
 
     def expired(self) -> RequestTimeout:
         """Return the error of the timer that fired."""
-        if self.phase != "sink" and self._clock() >= self._attempt_deadline:
+        if self.phase != "sink" and self.clock() >= self._attempt_deadline:
             return RequestTimeout(timeout_ms=self.config.timeout_ms, phase="attempt")
         limits = {
             "sink": self.config.sink_ms,
@@ -149,12 +149,12 @@ async def _post(
         response = await transport.exchange(wire, _wire_timeouts(target), timers.start)
     except TransportFault as fault:
         return Failure(_with_model(target, fault.error))
-    _record_limits(timers.record, response.headers, response.received)
+    _record_limits(timers, response.headers, response.received)
     return Success(response)
 
 
-def _record_limits(attempt: AttemptRecord, headers: Mapping[str, str], received: datetime | None) -> None:
-    attempt.rate_limits = rate_limits(headers, received, anyio.current_time())
+def _record_limits(timers: Timers, headers: Mapping[str, str], received: datetime | None) -> None:
+    timers.record.rate_limits = rate_limits(headers, received, timers.clock())
 
 
 # A completion: its events go into a draft, and on to the sink.
@@ -382,7 +382,7 @@ async def _exchange_streamed(transport: Transport, reader: ResponseReader) -> An
 
 async def _read_streamed(reader: ResponseReader, response: StreamedResponse) -> Answer:
     reader.draft.request_id = request_id(response.headers)
-    _record_limits(reader.timers.record, response.headers, response.received)
+    _record_limits(reader.timers, response.headers, response.received)
     start = await _read_start(response)
     # The content type is unreliable: proxies label streams as JSON and JSON as a stream.
     if not 200 <= response.status < 300 or start.lstrip(_BLANK)[:1] in _NOT_A_STREAM:

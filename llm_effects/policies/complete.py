@@ -69,7 +69,9 @@ async def _ask(call: Call, env: LLMEnv) -> Answer:
     direct: Callable[[Call], Awaitable[Answer]] | None = getattr(env.clients, "answer", None)
     answer = await (result_of(env.clients.complete(call)) if direct is None else direct(call))
     if isinstance(answer, Success):
-        return Success(await calibrated(with_plausible_usage(answer.unwrap(), call, env), call, env))
+        response = answer.unwrap()
+        checked = await calibrated(with_plausible_usage(response, call, env), call, env)
+        return answer if checked is response else Success(checked)
     error = answer.failure()
     usage = None if error.usage is None else _plausible(error.usage, (Text(error.partial),), call, env)
     return Failure(evolve(error, usage=usage)) if usage != error.usage else answer

@@ -165,7 +165,7 @@ def rate_limits(headers: Mapping[str, str], received: datetime | None, at: float
     >>> rate_limits({"content-type": "application/json"}, None, 1.0) is None
     True
     """
-    if not any(name in headers for name in _LIMIT_HEADERS):
+    if _LIMIT_HEADERS.isdisjoint(headers):
         return None
     now = http_date(_value(headers, "date")) or received
     requests, *tokens = (_allowance(headers, names, now) for names in _ANTHROPIC)
@@ -175,7 +175,7 @@ def rate_limits(headers: Mapping[str, str], received: datetime | None, at: float
     return RateLimits(requests=requests, tokens=longest or _allowance(headers, _OPENAI["tokens"], now), at=at)
 
 
-_LIMIT_HEADERS: Final = tuple(name for names in (*_OPENAI.values(), *_ANTHROPIC) for name in names[:2])
+_LIMIT_HEADERS: Final = frozenset(name for names in (*_OPENAI.values(), *_ANTHROPIC) for name in names[:2])
 
 
 def _allowance(headers: Mapping[str, str], names: tuple[str, ...], now: datetime | None) -> Allowance:
