@@ -298,10 +298,6 @@ def _load(target: Target, context: RoutingContext) -> float:
     return context.in_flight.get(target.name, 0) / target.config.weight
 
 
-def _availability(ranked: Ranked) -> tuple[bool, bool]:
-    return ranked.target.config.last_resort, ranked.unavailable
-
-
 def _unavailable(context: RoutingContext) -> frozenset[str]:
     """Return the models that are cooled down or whose circuit breaker is open: usually none."""
     known, now = context.statistics, context.now

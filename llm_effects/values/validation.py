@@ -91,6 +91,7 @@ class _TrustingConstructor:
     """
 
     fields: "Mapping[str, attrs.Attribute[Any]]"
+    converters: Mapping[str, Callable[[object], object] | None]
     setters: Mapping[str, Callable[[object, object], None]]
     defaults: tuple[tuple[Callable[[object, object], None], object], ...]
     factories: tuple[tuple[Callable[[object, object], None], Callable[[], object]], ...]
@@ -104,6 +105,7 @@ class _TrustingConstructor:
         factories = {name: each.default.factory for name, each in fields.items() if is_a(each.default, _FACTORY)}
         return cls(
             fields,
+            {name: cast("Any", each).converter for name, each in fields.items()},
             setters,
             tuple((setters[name], each.default) for name, each in fields.items() if name not in factories),
             tuple((setters[name], factory) for name, factory in factories.items()),
@@ -118,9 +120,9 @@ class _TrustingConstructor:
             put(value, factory())
         checks: list[tuple[Validator, attrs.Attribute[Any], object]] = []
         for name, item in given.items():
-            field = self.fields[name]
+            field, convert = self.fields[name], self.converters[name]
             if item is not field.default:
-                converted = item if field.converter is None else cast("Callable[[Any], object]", field.converter)(item)
+                converted = item if convert is None else convert(item)
                 self.setters[name](value, converted)
                 if field.validator is not None:
                     checks.append((field.validator, field, converted))
