@@ -105,7 +105,7 @@ class _TrustingConstructor:
         factories = {name: each.default.factory for name, each in fields.items() if is_a(each.default, _FACTORY)}
         return cls(
             fields,
-            {name: cast("Any", each).converter for name, each in fields.items()},
+            {name: each.converter for name, each in fields.items()},
             setters,
             tuple((setters[name], each.default) for name, each in fields.items() if name not in factories),
             tuple((setters[name], factory) for name, factory in factories.items()),

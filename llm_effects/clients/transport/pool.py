@@ -422,10 +422,9 @@ class _Network(httpcore.AsyncNetworkBackend):
         sending = _sending.get()
         if sending is not None:
             sending.connect()
-        kind: type[httpcore.AsyncNetworkBackend] = (
-            httpcore.TrioBackend if running_loop() is None else httpcore.AnyIOBackend
-        )
-        return _Corked(await kind().connect_tcp(host, port, timeout, local_address, socket_options))
+        kind: object = httpcore.TrioBackend if running_loop() is None else httpcore.AnyIOBackend
+        network = cast("type[httpcore.AsyncNetworkBackend]", kind)()
+        return _Corked(await network.connect_tcp(host, port, timeout, local_address, socket_options))
 
 
 TOGETHER: Final = 2**16
