@@ -44,7 +44,7 @@ async def with_routing(next: Generate, call: Call, env: LLMEnv) -> Answer:
 
 async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: Ranking) -> Answer:
     chosen = candidates[0]
-    rest: Sequence[Ranked] = candidates[1:]
+    rest: Sequence[Ranked] = candidates[1:] if len(candidates) > 1 else ()
     while True:
         attempt = _attempt_at(chosen, rest, call, env)
         recorded = len(call.history.errors)

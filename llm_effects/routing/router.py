@@ -58,6 +58,7 @@ EXPLORERS: Final = 3
 """Calls in flight at a model without measurements, above which ``performance`` asks others first."""
 
 _NO_STATISTICS: Final = Statistics()
+_NONE: Final = frozenset[str]()
 
 
 @final
@@ -109,7 +110,7 @@ class Ranking(Sequence[Ranked]):
     targets: tuple[Target, ...]
     scores: Sequence[float]
     positions: Sequence[int]
-    unavailable: frozenset[str] = frozenset()
+    unavailable: frozenset[str] = _NONE
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -149,7 +150,8 @@ def _rank_known(
     request: LLMRequest, targets: tuple[Target, ...], config: LLMConfig, context: RoutingContext
 ) -> Ranking:
     if len(targets) == 1:  # nothing to compare it with
-        unavailable = frozenset({targets[0].name}) if is_unavailable(targets[0].name, context) else frozenset[str]()
+        name = targets[0].name
+        unavailable = frozenset({name}) if is_unavailable(name, context) else _NONE
         return Ranking(request, context, targets, (0.0,), (0,), unavailable)
     known, routing = _models_of(config), config.routing
     settled = routing.strategy == "balanced" and known.distinct and targets is known.answering
