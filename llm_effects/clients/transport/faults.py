@@ -1,36 +1,20 @@
-"""The mapping from exceptions on the wire (httpx, sockets, TLS) to error values."""
+"""The fault that the transport raises, and the mapping from exceptions of sockets and TLS to error values."""
 
 import errno
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias, cast, final
+from collections.abc import Iterator
+from typing import Final, cast, final
 
-import httpx
-
-from llm_effects.providers.wire import Timeouts, WireRequest
+from llm_effects.providers.wire import WireRequest
 from llm_effects.values.errors import (
     Cause,
     ConfigurationError,
     LLMError,
     NetworkError,
     NetworkPhase,
-    RequestTimeout,
-    TimeoutPhase,
-    cause_of,
 )
-from llm_effects.values.secrets import secret_values
-
-WireProblem: TypeAlias = httpx.HTTPError | httpx.InvalidURL | OSError | UnicodeError
-"""Exceptions that a pool raises for reasons outside of this program; any other is a bug or a cancellation."""
-
-WIRE_PROBLEMS: Final = (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError)
-"""The same classes, for ``except`` clauses."""
-
-
-ToError: TypeAlias = Callable[[WireProblem, bool], LLMError]
-"""A mapping from an exception, and whether part of the response body has arrived, to an error."""
 
 
 @final
@@ -65,34 +49,6 @@ _MESSAGES: Final[dict[NetworkPhase, str]] = {
 # What the versions of OpenSSL call bytes that are not TLS.
 _NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL")
 
-_PROXY_AUTH: Final = ("407", "auth", "password")
-
-# How httpcore and h11 describe a response that ends too early.
-_TRUNCATED: Final = ("disconnected", "peer closed", "incomplete")
-
-
-def map_exception(problem: WireProblem, started: bool, *, request: WireRequest, limits: Timeouts) -> LLMError:
-    """Map an exception to an error; ``started`` means that part of the response body has arrived.
-
-    >>> request = WireRequest(url="http://localhost:1/v1", headers=(), body=b"")
-    >>> error = map_exception(httpx.ConnectTimeout(""), False, request=request, limits=Timeouts(connect_s=2))
-    >>> error.tag, error.phase, error.timeout_ms
-    ('TimeoutError', 'connect', 2000)
-    """
-    cause = cause_of(problem, *secret_values(request.headers))
-    match problem:
-        case httpx.TimeoutException():
-            return _timeout(problem, limits, started, cause)
-        case httpx.InvalidURL() | httpx.UnsupportedProtocol() | httpx.LocalProtocolError() | UnicodeError():
-            return ConfigurationError(message=f"this request cannot be sent: {cause.message}", cause=cause)
-        case httpx.ProxyError():
-            needs_password = any(word in cause.message.lower() for word in _PROXY_AUTH)
-            return proxy_error(request, cause, needs_password=needs_password)
-        case httpx.RemoteProtocolError():
-            return network_error(_protocol_phase(cause), request, cause)
-        case _:
-            return connection_error(problem, request, cause, connecting=isinstance(problem, httpx.ConnectError))
-
 
 def network_error(phase: NetworkPhase, request: WireRequest, cause: Cause | None = None) -> NetworkError:
     """Build a ``NetworkError`` that names the server, but neither the path nor the query."""
@@ -106,21 +62,6 @@ def proxy_error(request: WireRequest, cause: Cause, *, needs_password: bool) -> 
         message = "a proxy on the way requires a user name and a password: configure them, or bypass the proxy"
         return ConfigurationError(message=message, cause=cause)
     return network_error("intermediary", request, cause)
-
-
-def _protocol_phase(cause: Cause) -> NetworkPhase:
-    return "reset" if any(words in cause.message for words in _TRUNCATED) else "protocol"
-
-
-def _timeout(problem: httpx.TimeoutException, limits: Timeouts, started: bool, cause: Cause) -> LLMError:
-    read: TimeoutPhase = "between_content" if started else "first_content"
-    phases: dict[type[httpx.TimeoutException], tuple[TimeoutPhase, float | None]] = {
-        httpx.ConnectTimeout: ("connect", limits.connect_s),
-        httpx.WriteTimeout: ("send", limits.send_s),
-        httpx.PoolTimeout: ("queue", None),
-    }
-    phase, seconds = phases.get(type(problem), (read, limits.read_s))
-    return RequestTimeout(phase=phase, timeout_ms=None if seconds is None else seconds * 1000, cause=cause)
 
 
 def connection_error(problem: BaseException, request: WireRequest, cause: Cause, *, connecting: bool) -> LLMError:

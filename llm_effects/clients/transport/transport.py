@@ -9,6 +9,7 @@ import asyncio
 import functools
 import re
 import ssl
+import sys
 import zlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,26 +21,25 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from io import BytesIO
 from types import FunctionType
-from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar, final, get_args
+from typing import TYPE_CHECKING, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, final, get_args
 
 import anyio
-import httpx
 from anyio import to_thread
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 from attrs import define, field
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.clients.transport.faults import TransportFault
-from llm_effects.clients.transport.pool import (
+from llm_effects.clients.transport.connections import (
+    Address,
     Connections,
     Incoming,
-    MakePool,
     Outgoing,
-    ShardedPool,
-    http_pool,
+    address_of,
+    import_httpx,
     trusted,
 )
+from llm_effects.clients.transport.faults import TransportFault
 from llm_effects.config.services import TransportKind
 from llm_effects.effects.tasks import OnSent, no_listener
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
@@ -47,6 +47,9 @@ from llm_effects.values import caps
 from llm_effects.values.errors import ConfigurationError, LLMError, MalformedResponse, NetworkError, cause_of
 from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import number, one_of
+
+if TYPE_CHECKING:
+    from llm_effects.clients.transport.pool import MakePool
 
 AIOHTTP: Final = {("3", "14")}
 """The versions of aiohttp whose connections and parser are known here, which it does not promise to keep."""
@@ -201,29 +204,15 @@ def build_request(method: Method, wire: WireRequest, limits: Timeouts) -> Result
     >>> build_request("GET", wire, Timeouts()).unwrap().headers[0]
     (b'host', b'api.openai.com')
     """
-    url = _parse_url(wire.url)
-    if not is_successful(url):
-        return Failure(url.failure())
-    return _headers(method, wire, url.unwrap()).map(
-        lambda headers: Outgoing(method, url.unwrap(), headers, wire, limits)
+    address = address_of(wire.url)
+    if not is_successful(address):
+        return Failure(address.failure())
+    return _headers(method, wire, address.unwrap()).map(
+        lambda headers: Outgoing(method, address.unwrap(), headers, wire, limits)
     )
 
 
-@functools.lru_cache(maxsize=256)
-def _parse_url(text: str) -> Result[httpx.URL, LLMError]:
-    """Parse and check a URL; parsing is slow, so results are cached."""
-    try:
-        url = httpx.URL(text)
-    except (httpx.InvalidURL, UnicodeError) as problem:
-        return Failure(ConfigurationError(message="the endpoint is not a URL: copy it again", cause=cause_of(problem)))
-    if url.scheme not in {"http", "https"} or not url.host:
-        return Failure(ConfigurationError(message="the endpoint must be like https://host/v1"))
-    if url.userinfo:
-        return Failure(ConfigurationError(message="the endpoint must not hold a password: use api_key or headers"))
-    return Success(url)
-
-
-def _headers(method: Method, wire: WireRequest, url: httpx.URL) -> Result[Headers, LLMError]:
+def _headers(method: Method, wire: WireRequest, address: Address) -> Result[Headers, LLMError]:
     """Return the caller's headers, revealed, and the default ones that are missing."""
     revealed = [(name, value.reveal() if isinstance(value, Secret) else value) for name, value in wire.headers]
     for name, value in revealed:
@@ -231,14 +220,14 @@ def _headers(method: Method, wire: WireRequest, url: httpx.URL) -> Result[Header
             problem = f"the header {name[:40]!r} holds a character that headers cannot contain, such as a line break"
             return Failure(ConfigurationError(message=problem))
     names = {name.lower() for name, _ in revealed}
-    defaults = [header for header in _default_headers(method, wire, url) if header[0] not in names]
+    defaults = [header for header in _default_headers(method, wire, address) if header[0] not in names]
     return Success([(name.encode("ascii"), value.encode("ascii")) for name, value in (*defaults, *revealed)])
 
 
-def _default_headers(method: Method, wire: WireRequest, url: httpx.URL) -> tuple[tuple[str, str], ...]:
+def _default_headers(method: Method, wire: WireRequest, address: Address) -> tuple[tuple[str, str], ...]:
     length = () if method == "GET" else (("content-length", str(len(wire.body))),)
     return (
-        ("host", url.netloc.decode("ascii")),
+        ("host", address.netloc),
         ("accept", "*/*"),
         ("accept-encoding", "gzip"),
         ("user-agent", "llm-effects"),
@@ -401,7 +390,7 @@ class Transport:
     something stands in the place of httpx's own transport: ``make_pool``, which opens httpx's pools of ``pool_size``,
     or a mock or an instrumentation of httpx.
 
-    >>> import anyio
+    >>> import anyio, httpx
     >>> def echo(request):
     ...     return httpx.Response(200, content=request.content)
     >>> transport = Transport(make_pool=lambda size: httpx.MockTransport(echo))
@@ -411,7 +400,7 @@ class Transport:
     """
 
     kind: TransportKind = field(default="httpx", validator=one_of(*get_args(TransportKind)))
-    make_pool: MakePool | None = None
+    make_pool: "MakePool | None" = None
     max_connections: int = field(default=1000, validator=number(at_least=1, whole=True))
     pool_size: int = field(default=8, validator=number(at_least=1, whole=True))
     max_bytes: int = field(default=caps.ANSWER_BYTES, validator=number(at_least=1, whole=True))
@@ -502,19 +491,30 @@ class Transport:
             return NoConnections(problem.failure())
         if self._is_fast(_is_asyncio(loop)):
             return self._fast_connections()
+        return self._httpx_connections()
+
+    def _httpx_connections(self) -> Connections:
+        import_httpx()
+        from llm_effects.clients.transport.pool import ShardedPool, http_pool, plain_pool
+
         make = self.make_pool or functools.partial(http_pool, tls=self.tls, proxy=_revealed(self.proxy))
-        return ShardedPool(make, self.pool_size, ConnectionLimiter(self.max_connections))
+        may_split = self.make_pool is None and self.tls is None and self.proxy is None
+        limiter = ConnectionLimiter(self.max_connections)
+        return ShardedPool(make, self.pool_size, limiter, plain_pool if may_split else None)
 
     def _fast_connections(self) -> Connections:
         from llm_effects.clients.transport.fast import FastConnections, proxy_of
 
         limiter, address = ConnectionLimiter(self.max_connections), _revealed(self.proxy)
         if address is None:
-            return FastConnections(limiter, self.tls or trusted())
+            return FastConnections(limiter, self._tls)
         proxy = proxy_of(address)
         if not is_successful(proxy):
             return NoConnections(proxy.failure())
-        return FastConnections(limiter, self.tls or trusted(), proxy.unwrap())
+        return FastConnections(limiter, self._tls, proxy.unwrap())
+
+    def _tls(self) -> ssl.SSLContext:
+        return self.tls or trusted()
 
 
 async def _read_all(response: StreamedResponse) -> WireResponse:
@@ -559,7 +559,14 @@ def _why_no_aiohttp() -> str | None:
 
 
 def _is_httpx_itself() -> bool:
-    """Return whether nothing replaces httpx's transport: neither a mock, as in tests, nor an instrumentation."""
+    """Return whether nothing replaces httpx's transport: neither a mock, as in tests, nor an instrumentation.
+
+    Either would have imported httpx.
+    """
+    if "httpx" not in sys.modules:
+        return True
+    import httpx
+
     handle: object = httpx.AsyncHTTPTransport.handle_async_request
     return isinstance(handle, FunctionType) and handle.__module__ == "httpx._transports.default"
 
