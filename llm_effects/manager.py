@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, Self, TypeAlias, TypeVar, final
+from typing import TYPE_CHECKING, Final, Self, TypeAlias, TypeVar, final
 
 import anyio
 from anyio import to_thread
@@ -18,14 +18,10 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.clients.client import LiveClients
-from llm_effects.clients.health_checks import check_health
-from llm_effects.clients.local_engine import Engine
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import LLMConfig
 from llm_effects.config.loading import load_config
 from llm_effects.config.models import ModelConfig
-from llm_effects.conversations.converse import converse, open_converse
-from llm_effects.conversations.operations import delete_conversation, start_conversation
 from llm_effects.effects.call import Sink
 from llm_effects.effects.combinators import gather
 from llm_effects.effects.effect import Answer, Effect, effect, fail, from_env, from_service, result_of, run, then
@@ -54,6 +50,9 @@ from llm_effects.values.responses import LLMResponse
 from llm_effects.values.secrets import Secret, shown_url
 from llm_effects.values.tokens import EstimatedTokens, estimate_tokens
 from llm_effects.values.validation import InvalidValue
+
+if TYPE_CHECKING:
+    from llm_effects.clients.local_engine import Engine
 
 _Value = TypeVar("_Value")
 
@@ -145,6 +144,8 @@ def check_setup() -> Effect[tuple[Check, ...]]:
     >>> [(check.place, check.state) for check in run_sync(check_setup(), scripted_env()).unwrap()]
     [('models.scripted', 'ok'), ('storage.url', 'ok'), ('cache.url', 'ok'), ('limits.url', 'ok')]
     """
+    from llm_effects.clients.health_checks import check_health
+
     stores = (
         _check_store("storage.url", lambda config: config.storage.url, _use_storage),
         _check_store("cache.url", lambda config: config.cache.url, _use_cache),
@@ -208,6 +209,8 @@ def _check_store(
 
 def _use_storage(env: LLMEnv) -> Effect[object]:
     """Read the ledger, which shares its database with the conversations, and store and delete a conversation."""
+    from llm_effects.conversations.operations import delete_conversation, start_conversation
+
     rows = from_service(lambda env: env.ledger.rows(env.now(), newest=1))
     stored = then(rows, lambda _: start_conversation(f"check-{env.new_id()}"))
     return then(stored, lambda conversation: delete_conversation(conversation.id))
@@ -281,8 +284,14 @@ def live_env(
 def live_clients(config: LLMConfig, transport: Transport) -> LiveClients:
     """Build the clients of all configured models; nothing is connected or loaded before its first use."""
     targets = ready_targets(config)
-    engines = {name: Engine(target) for name, target in targets.items() if target.preset.wire == "llama"}
-    return LiveClients(config=config, transport=transport, engines=engines)
+    local = {name: target for name, target in targets.items() if target.preset.wire == "llama"}
+    return LiveClients(config=config, transport=transport, engines=_engines(local) if local else {})
+
+
+def _engines(targets: Mapping[str, Target]) -> Mapping[str, Engine]:
+    from llm_effects.clients.local_engine import Engine
+
+    return {name: Engine(target) for name, target in targets.items()}
 
 
 def new_memory() -> Storage:
@@ -400,6 +409,8 @@ class LLMManager:
         """Run one turn of a stored conversation."""
         if not is_successful(self._config) and sink is not None:
             return _failed_stream(self._config.failure(), sink)(self._env)
+        from llm_effects.conversations.converse import converse
+
         turn = converse(conversation_id, message, owner=owner, turn_id=turn_id, sink=sink, pinned=pinned)
         return self._or_config_error(turn)(self._env)
 
@@ -415,6 +426,8 @@ class LLMManager:
         """Run one turn of a stored conversation as a stream of events, for ``async for``."""
         if not is_successful(self._config):
             return _single_event(Failed(self._config.failure()))
+        from llm_effects.conversations.converse import open_converse
+
         return open_converse(conversation_id, message, owner=owner, turn_id=turn_id, pinned=pinned)(self._env)
 
     async def run(self, effect: Effect[_Value]) -> Result[_Value, LLMError]:

@@ -18,7 +18,7 @@ from returns.pipeline import is_successful
 
 from llm_effects import LLMConfig, LLMRequest, ModelConfig, generate, make_llm_manager, open_env, run
 from llm_effects.clients.transport import transport as transports
-from llm_effects.clients.transport.faults import TransportFault
+from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import TransportKind
 from llm_effects.providers.wire import Timeouts, WireRequest

@@ -31,8 +31,15 @@ from attrs import define, field, frozen
 from returns.result import Failure, Result, Success
 from yarl import URL
 
-from llm_effects.clients.transport.connections import IDLE_S, Limiter, Outgoing
-from llm_effects.clients.transport.faults import TransportFault, connection_error, network_error, proxy_error
+from llm_effects.clients.transport.connections import (
+    IDLE_S,
+    Limiter,
+    Outgoing,
+    TransportFault,
+    connection_error,
+    network_error,
+    proxy_error,
+)
 from llm_effects.effects.tasks import OnSent
 from llm_effects.providers.wire import CLOSING_S
 from llm_effects.values import caps

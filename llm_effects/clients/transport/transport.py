@@ -35,11 +35,11 @@ from llm_effects.clients.transport.connections import (
     Connections,
     Incoming,
     Outgoing,
+    TransportFault,
     address_of,
     import_httpx,
     trusted,
 )
-from llm_effects.clients.transport.faults import TransportFault
 from llm_effects.config.services import TransportKind
 from llm_effects.effects.tasks import OnSent, no_listener
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
@@ -227,7 +227,7 @@ def _headers(method: Method, wire: WireRequest, address: Address) -> Result[Head
 def _default_headers(method: Method, wire: WireRequest, address: Address) -> tuple[tuple[str, str], ...]:
     length = () if method == "GET" else (("content-length", str(len(wire.body))),)
     return (
-        ("host", address.netloc),
+        ("host", address.host),
         ("accept", "*/*"),
         ("accept-encoding", "gzip"),
         ("user-agent", "llm-effects"),
