@@ -45,7 +45,8 @@ def test_certificates_are_those_of_the_environment_or_of_certifi(
         trusted.cache_clear()
         return trusted()
 
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
     try:
         assert len(load().get_ca_certs()) > 50
         monkeypatch.setenv("SSL_CERT_DIR", str(own_certificate))
