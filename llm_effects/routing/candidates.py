@@ -10,7 +10,6 @@ from returns.result import Failure, Result, Success
 from llm_effects.config.routing import Strategy
 from llm_effects.effects.env import Prices
 from llm_effects.providers.capabilities import unsupported_media
-from llm_effects.providers.json_schema import schema_problem
 from llm_effects.providers.target import Target
 from llm_effects.values.display import escaped, milliseconds, names, shown, table
 from llm_effects.values.errors import ContextTooLarge, InvalidRequest, LLMError
@@ -198,11 +197,15 @@ def _exclusion_reason(requirements: _Requirements, target: Target) -> str:
     )
     if unsupported or request.response_schema is None:
         return unsupported
-    return (
-        "it does not support a response schema"
-        if can.schema is False
-        else schema_problem(target, request.response_schema)
-    )
+    return _schema_problem(target, request.response_schema)
+
+
+def _schema_problem(target: Target, schema: Mapping[str, object]) -> str:
+    if target.capabilities.schema is False:
+        return "it does not support a response schema"
+    from llm_effects.providers.json_schema import schema_problem  # 3 ms, for requests of typed answers alone
+
+    return schema_problem(target, schema)
 
 
 def _no_candidate(requirements: _Requirements, reasons: list[tuple[Target, str]]) -> LLMError:
