@@ -61,7 +61,7 @@ TIMER_SLACK: Final = 0.1
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class Timers:
     """The timers of an attempt: ``phase`` is what it waits for, and ``scope`` ends the wait.
 
@@ -161,7 +161,7 @@ def _record_limits(attempt: AttemptRecord, headers: Mapping[str, str], received:
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class ResponseReader:
     """A reader of one response: it decodes events into ``draft`` and delivers their content to the sink.
 
@@ -505,7 +505,7 @@ def _read_vectors(target: Target, text: str, count: int, dimensions: int | None)
 
 
 @final
-@define(kw_only=True)
+@define(eq=False, repr=False, kw_only=True)
 class LiveClients:
     """The clients of every configured model; ``engines`` are those of the in-process models, by name.
 

@@ -63,6 +63,8 @@ def load_config(
 class Document:
     """The plain values of a configuration, and where they are from: a ``file``, or the ``environment``."""
 
+    __repr__ = shown
+
     values: Mapping[str, object] = field(repr=False)
     where: str
     file: Path | None = None

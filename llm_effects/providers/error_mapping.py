@@ -12,6 +12,7 @@ from llm_effects.providers.response_headers import request_id, retry_after, shou
 from llm_effects.providers.target import Target, redact, redact_name
 from llm_effects.providers.wire import WireResponse
 from llm_effects.values import caps
+from llm_effects.values.display import shown
 from llm_effects.values.errors import (
     AuthenticationFailed,
     Cause,
@@ -72,6 +73,8 @@ class Fault:
 
     ``message`` is the server's message, at most 4 kB of it; ``text`` is the same, redacted.
     """
+
+    __repr__ = shown
 
     target: Target
     status: int
@@ -375,6 +378,8 @@ _SERVER: Final = frozenset({400, 404, 500, 503})
 @frozen(kw_only=True)
 class _Row:
     """A kind of fault: its status is among ``statuses``, it has one of ``words``, ``pattern`` matches its message."""
+
+    __repr__ = shown
 
     build: Build
     statuses: Container[int] = _ANY

@@ -35,6 +35,8 @@ class RoutingContext:
     is the date, for prices and for the decay of statistics. ``in_flight`` counts the calls under way by model.
     """
 
+    __repr__ = shown
+
     statistics: Mapping[str, Statistics]
     prices: Prices
     tokens: int = 0
@@ -99,6 +101,8 @@ class Candidate:
 class Excluded:
     """A configured model that cannot take a request, and the reason."""
 
+    __repr__ = shown
+
     model: str
     reason: str
 
@@ -151,6 +155,8 @@ def _candidate_row(each: Candidate) -> tuple[object, ...]:
 class Filtered:
     """The models that can take a request, in the order of the configuration, and the excluded ones."""
 
+    __repr__ = shown
+
     candidates: tuple[Target, ...]
     excluded: tuple[Excluded, ...]
 
@@ -159,6 +165,8 @@ class Filtered:
 @frozen
 class _Requirements:
     """The requirements of a request: a window for ``tokens``, and support for its ``attachments``."""
+
+    __repr__ = shown
 
     request: LLMRequest
     tokens: int

@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import Price, PriceTier, Rates
 from llm_effects.providers.registry import ready_targets
+from llm_effects.values.display import shown
 from llm_effects.values.responses import Cost, Usage
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class PriceList:
     (Cost(usd=Decimal('0')), 'local')
     """
 
+    __repr__ = shown
+
     prices: Mapping[str, Price] = field(factory=dict[str, Price])
     listed: PriceLookup = not_listed
     list_name: str = ""
@@ -135,7 +138,7 @@ def listed_prices(models: Mapping[str, tuple[str, str]]) -> PriceLookup:
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class _GenaiPrices:
     """A lookup that finds each model and converts each price once per snapshot of the list."""
 

@@ -78,6 +78,8 @@ class Cost:
     Cost(usd=None)
     """
 
+    __repr__ = shown
+
     usd: Decimal | None = None
 
     ZERO: ClassVar["Cost"]

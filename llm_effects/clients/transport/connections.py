@@ -20,6 +20,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.effects.tasks import OnSent
 from llm_effects.providers.wire import Timeouts, WireRequest
+from llm_effects.values.display import shown
 from llm_effects.values.errors import Cause, ConfigurationError, LLMError, NetworkError, NetworkPhase, cause_of
 
 IDLE_S: Final = 30.0
@@ -36,6 +37,8 @@ class Address:
     >>> address_of("http://LOCALHOST:80/some path").unwrap()
     Address(scheme='http', origin='http://localhost', target=b'/some%20path')
     """
+
+    __repr__ = shown
 
     scheme: str
     origin: str

@@ -44,6 +44,7 @@ from llm_effects.config.services import TransportKind
 from llm_effects.effects.tasks import OnSent, no_listener
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
 from llm_effects.values import caps
+from llm_effects.values.display import shown
 from llm_effects.values.errors import ConfigurationError, LLMError, MalformedResponse, NetworkError, cause_of
 from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import number, one_of
@@ -86,7 +87,7 @@ _COMPRESSED_BYTES: Final = 4096
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class Decoder:
     """An incremental decoder of one ``content-encoding``.
 
@@ -243,6 +244,8 @@ class StreamedResponse:
     ``received`` is the wall time of the headers; dates from the server are relative to it.
     """
 
+    __repr__ = shown
+
     status: int
     headers: Mapping[str, str]
     received: datetime
@@ -266,7 +269,7 @@ class StreamedResponse:
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class ConnectionLimiter:
     """A first-come, first-served limiter of ``capacity`` numbered slots.
 
@@ -337,7 +340,7 @@ _Connections = TypeVar("_Connections", bound=Connections)
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class LoopPools(Generic[_Connections]):
     """The connections of each event loop in use, so that none meets another loop than its own."""
 
@@ -398,6 +401,8 @@ class Transport:
     >>> anyio.run(transport.exchange, request, Timeouts()).body
     b'hello'
     """
+
+    __repr__ = shown
 
     kind: TransportKind = field(default="httpx", validator=one_of(*get_args(TransportKind)))
     make_pool: "MakePool | None" = None
@@ -576,7 +581,7 @@ def _is_asyncio(loop: EventLoopToken) -> bool:
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class NoConnections:
     """Connections that cannot be made; every call fails with the reason."""
 
