@@ -221,7 +221,7 @@ class Call:
 
         >>> first = Call(id="1", request=LLMRequest(prompt="why?"), attempt=AttemptContext(model="studio"))
         >>> first.again(wait_ms=20.0).attempt
-        AttemptContext(model='studio', alternatives=0, wait_ms=20.0, delivered=0, continues=False, first_content_by=inf)
+        AttemptContext(model='studio', wait_ms=20.0)
         """
         return self.with_attempt(evolve(self.attempt, wait_ms=wait_ms, record=AttemptRecord()))
 

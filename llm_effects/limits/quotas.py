@@ -230,7 +230,7 @@ def quota_of(model: ModelConfig) -> Quota:
     """Return the quota that a model's configuration sets.
 
     >>> quota_of(ModelConfig(provider="lm-studio", concurrency=2))
-    Quota(concurrency=2, requests=None, tokens=None)
+    Quota(concurrency=2)
     """
     return Quota(concurrency=model.concurrency, requests=model.requests_per_minute, tokens=model.tokens_per_minute)
 

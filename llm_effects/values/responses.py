@@ -78,8 +78,6 @@ class Cost:
     Cost(usd=None)
     """
 
-    __repr__ = shown
-
     usd: Decimal | None = None
 
     ZERO: ClassVar["Cost"]
