@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeAlias, TypeVar, final
 
@@ -27,6 +28,7 @@ from llm_effects.effects.combinators import gather
 from llm_effects.effects.effect import Answer, Effect, effect, fail, from_env, from_service, result_of, run, then
 from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
 from llm_effects.effects.mistakes import check_config, entered_by
+from llm_effects.effects.tasks import task_group
 from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
 from llm_effects.pipeline import generate, open_stream, stream
 from llm_effects.policies.routing import no_model_remedy
@@ -105,7 +107,7 @@ async def _open(config: LLMConfig, transport: Transport, *, check: bool, warm: b
             problems = await _problems(env)
             if problems:
                 raise InvalidValue(problems)
-        await warm_up(env)
+        await _load(env, transport)
         async with transport.scope():
             if warm:
                 await _warm_connections(env, clients)
@@ -319,6 +321,14 @@ def _telemetry(config: LLMConfig) -> Telemetry:
     return open_telemetry()
 
 
+async def _load(env: LLMEnv, transport: Transport) -> None:
+    """Load what the first call would wait for, in threads."""
+    https = any(target.endpoint.startswith("https:") for target in ready_targets(env.config).values())
+    async with task_group() as tasks:
+        tasks.start_soon(warm_up, env)
+        tasks.start_soon(partial(transport.load, https=https))
+
+
 async def warm_up(env: LLMEnv) -> None:
     """Load the statistics of models from the newest rows of the ledger, unless that takes too long.
 
@@ -453,7 +463,7 @@ class LLMManager:
     async def __aenter__(self) -> Self:
         if self._closed:
             self._open()
-        await warm_up(self._env)
+        await _load(self._env, self._transport)
         scope = self._transport.scope()
         await scope.__aenter__()
         self._scopes.append((current_token(), scope))

@@ -1,4 +1,4 @@
-"""What the transport asks of an HTTP library: to carry checked requests, and to say why it cannot.
+"""The seam between the transport and an HTTP library: checked requests, connections, and the faults of both.
 
 A library is imported when its first connections open, since each takes as long as hundreds of calls.
 """
@@ -141,6 +141,22 @@ class Connections(Protocol):
     async def aclose(self) -> None:
         """Close the idle connections now; the others close after their use."""
         ...
+
+
+@final
+@define(eq=False, repr=False)
+class NoConnections:
+    """Connections that cannot be made; every call fails with the reason."""
+
+    error: LLMError
+    users: int = 0
+
+    async def send(self, request: Outgoing, admitted: OnSent) -> Incoming:  # noqa: ARG002
+        """Raise the reason."""
+        raise TransportFault(self.error)
+
+    async def aclose(self) -> None:
+        """Close nothing."""
 
 
 @cache

@@ -34,6 +34,7 @@ from llm_effects.clients.transport.connections import (
     Address,
     Connections,
     Incoming,
+    NoConnections,
     Outgoing,
     TransportFault,
     address_of,
@@ -57,6 +58,9 @@ AIOHTTP: Final = {("3", "14")}
 
 FAST: Final = "llm_effects.clients.transport.fast"
 """The module that needs aiohttp."""
+
+HTTPX: Final = "llm_effects.clients.transport.pool"
+"""The module that needs httpx."""
 
 
 class _Decompressor(Protocol):
@@ -435,11 +439,14 @@ class Transport:
         async with self._send("GET", request, limits) as response:
             return await _read_all(response)
 
+    async def load(self, *, https: bool) -> None:
+        """Import the library, and load the certificates for ``https``, in a thread: either takes 20 to 100 ms."""
+        module = FAST if self._is_fast(_is_asyncio(current_token())) else HTTPX
+        await to_thread.run_sync(_load, module, https and self.tls is None)
+
     @asynccontextmanager
     async def scope(self) -> AsyncGenerator[None]:
         """Keep the connections of this event loop open between calls, until the scope ends."""
-        if self._is_fast(_is_asyncio(current_token())):
-            await to_thread.run_sync(import_module, FAST)  # importing aiohttp takes as long as hundreds of calls
         async with self._pools.hold():
             yield
 
@@ -522,6 +529,14 @@ class Transport:
         return self.tls or trusted()
 
 
+def _load(module: str, certificates: bool) -> None:
+    if module == HTTPX:
+        import_httpx()
+    import_module(module)
+    if certificates:
+        trusted()
+
+
 async def _read_all(response: StreamedResponse) -> WireResponse:
     body = await response.read()
     return WireResponse(status=response.status, headers=response.headers, body=body, received=response.received)
@@ -578,19 +593,3 @@ def _is_httpx_itself() -> bool:
 
 def _is_asyncio(loop: EventLoopToken) -> bool:
     return isinstance(loop.native_token, asyncio.AbstractEventLoop)
-
-
-@final
-@define(eq=False, repr=False)
-class NoConnections:
-    """Connections that cannot be made; every call fails with the reason."""
-
-    error: LLMError
-    users: int = 0
-
-    async def send(self, request: Outgoing, admitted: OnSent) -> Incoming:  # noqa: ARG002
-        """Raise the reason."""
-        raise TransportFault(self.error)
-
-    async def aclose(self) -> None:
-        """Close nothing."""
