@@ -16,7 +16,6 @@ from llm_effects.config.services import CacheConfig, StorageConfig
 from llm_effects.effects.env import Cache, Conversations, Ledger, Limits, Now
 from llm_effects.stores.disabled import NoCache, unusable_conversations, unusable_ledger
 from llm_effects.stores.limits.memory import MemoryLimits
-from llm_effects.stores.sqlite_files import sqlite_file
 from llm_effects.values.display import shown
 from llm_effects.values.errors import ConfigurationError
 from llm_effects.values.extras import install_command
@@ -147,6 +146,7 @@ def _memory_cache(config: CacheConfig) -> Result[Cache, ConfigurationError]:
 
 def _sqlite_cache(config: CacheConfig, now: Now) -> Result[Cache, ConfigurationError]:
     from llm_effects.stores.cache.sqlite import Bounds, SqliteCache
+    from llm_effects.stores.sqlite_files import sqlite_file
 
     return (
         sqlite_file(reveal(config.url))

@@ -14,7 +14,6 @@ from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any, Final, Protocol, cast, final
 
-import certifi
 from attrs import define, frozen
 from returns.result import Failure, Result, Success
 
@@ -167,6 +166,8 @@ def trusted() -> ssl.SSLContext:
         return ssl.create_default_context(cafile=file)
     if folder:
         return ssl.create_default_context(capath=folder)
+    import certifi
+
     return ssl.create_default_context(cafile=certifi.where())
 
 

@@ -17,7 +17,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from heapq import heappop, heappush
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from io import BytesIO
 from types import FunctionType
@@ -567,15 +566,21 @@ def _why_not_fast(on_asyncio: bool) -> str | None:
 
 @functools.cache
 def _why_no_aiohttp() -> str | None:
-    try:
-        installed = version("aiohttp") if find_spec("aiohttp") else ""
-    except ModuleNotFoundError:
-        installed = ""
+    installed = _version_of_aiohttp() if find_spec("aiohttp") else ""
     if not installed:
         return "needs aiohttp: pip install 'llm-effects[fast]'"
     if tuple(installed.split(".")[:2]) in AIOHTTP:
         return None
     return f"does not know aiohttp {installed}: pip install 'llm-effects[fast]'"
+
+
+def _version_of_aiohttp() -> str:
+    from importlib.metadata import version  # 7 ms, with what it imports
+
+    try:
+        return version("aiohttp")
+    except ModuleNotFoundError:  # it lies there, but was not installed
+        return ""
 
 
 def _is_httpx_itself() -> bool:
