@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from importlib import import_module
+from types import FunctionType
 from typing import Any, Final, Protocol, cast, final
 
 from attrs import define, frozen
@@ -169,6 +170,19 @@ def trusted() -> ssl.SSLContext:
     import certifi
 
     return ssl.create_default_context(cafile=certifi.where())
+
+
+def is_httpx_itself() -> bool:
+    """Return whether nothing replaces httpx's transport: neither a mock, as in tests, nor an instrumentation.
+
+    Either would have imported httpx.
+    """
+    if "httpx" not in sys.modules:
+        return True
+    import httpx
+
+    handle: object = httpx.AsyncHTTPTransport.handle_async_request
+    return isinstance(handle, FunctionType) and handle.__module__ == "httpx._transports.default"
 
 
 def import_httpx() -> None:

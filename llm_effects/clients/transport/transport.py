@@ -9,7 +9,6 @@ import asyncio
 import functools
 import re
 import ssl
-import sys
 import zlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from heapq import heappop, heappush
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
-from types import FunctionType
 from typing import TYPE_CHECKING, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, final, get_args
 
 import anyio
@@ -38,6 +36,7 @@ from llm_effects.clients.transport.connections import (
     TransportFault,
     address_of,
     import_httpx,
+    is_httpx_itself,
     trusted,
 )
 from llm_effects.config.services import TransportKind
@@ -492,7 +491,7 @@ class Transport:
 
     def _is_fast(self, on_asyncio: bool) -> bool:
         """Return whether aiohttp carries requests: chosen, or by itself where nothing replaces httpx's transport."""
-        by_itself = self.kind == "auto" and self.make_pool is None and _is_httpx_itself()
+        by_itself = self.kind == "auto" and self.make_pool is None and is_httpx_itself()
         return (self.kind == "fast" or by_itself) and _why_not_fast(on_asyncio) is None
 
     def _connect(self, loop: EventLoopToken) -> Connections:
@@ -566,7 +565,7 @@ def _why_not_fast(on_asyncio: bool) -> str | None:
 
 @functools.cache
 def _why_no_aiohttp() -> str | None:
-    installed = _version_of_aiohttp() if find_spec("aiohttp") else ""
+    installed = _version_of_aiohttp()
     if not installed:
         return "needs aiohttp: pip install 'llm-effects[fast]'"
     if tuple(installed.split(".")[:2]) in AIOHTTP:
@@ -575,25 +574,14 @@ def _why_no_aiohttp() -> str | None:
 
 
 def _version_of_aiohttp() -> str:
-    from importlib.metadata import version  # 7 ms, with what it imports
-
     try:
+        if find_spec("aiohttp") is None:
+            return ""
+        from importlib.metadata import version  # 7 ms, with what it imports
+
         return version("aiohttp")
-    except ModuleNotFoundError:  # it lies there, but was not installed
+    except ModuleNotFoundError:
         return ""
-
-
-def _is_httpx_itself() -> bool:
-    """Return whether nothing replaces httpx's transport: neither a mock, as in tests, nor an instrumentation.
-
-    Either would have imported httpx.
-    """
-    if "httpx" not in sys.modules:
-        return True
-    import httpx
-
-    handle: object = httpx.AsyncHTTPTransport.handle_async_request
-    return isinstance(handle, FunctionType) and handle.__module__ == "httpx._transports.default"
 
 
 def _is_asyncio(loop: EventLoopToken) -> bool:
