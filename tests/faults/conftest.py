@@ -32,4 +32,4 @@ def no_key_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.fixture
 def carried(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``auto`` choose the library of a wire."""
-    monkeypatch.setattr(transport, "_is_httpx_itself", lambda: wire.kind == "fast")
+    monkeypatch.setattr(transport, "is_httpx_itself", lambda: wire.kind == "fast")
