@@ -6,8 +6,9 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
-from typing import Final, Self, TypeAlias, TypeVar, final
+from typing import TYPE_CHECKING, Final, Self, TypeAlias, TypeVar, final
 
 import anyio
 from anyio import to_thread
@@ -18,19 +19,16 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.clients.client import LiveClients
-from llm_effects.clients.health_checks import check_health
-from llm_effects.clients.local_engine import Engine
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import LLMConfig
 from llm_effects.config.loading import load_config
 from llm_effects.config.models import ModelConfig
-from llm_effects.conversations.converse import converse, open_converse
-from llm_effects.conversations.operations import delete_conversation, start_conversation
 from llm_effects.effects.call import Sink
 from llm_effects.effects.combinators import gather
 from llm_effects.effects.effect import Answer, Effect, effect, fail, from_env, from_service, result_of, run, then
 from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
 from llm_effects.effects.mistakes import check_config, entered_by
+from llm_effects.effects.tasks import task_group
 from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
 from llm_effects.pipeline import generate, open_stream, stream
 from llm_effects.policies.routing import no_model_remedy
@@ -54,6 +52,9 @@ from llm_effects.values.responses import LLMResponse
 from llm_effects.values.secrets import Secret, shown_url
 from llm_effects.values.tokens import EstimatedTokens, estimate_tokens
 from llm_effects.values.validation import InvalidValue
+
+if TYPE_CHECKING:
+    from llm_effects.clients.local_engine import Engine
 
 _Value = TypeVar("_Value")
 
@@ -106,7 +107,7 @@ async def _open(config: LLMConfig, transport: Transport, *, check: bool, warm: b
             problems = await _problems(env)
             if problems:
                 raise InvalidValue(problems)
-        await warm_up(env)
+        await _load(env, transport)
         async with transport.scope():
             if warm:
                 await _warm_connections(env, clients)
@@ -145,6 +146,8 @@ def check_setup() -> Effect[tuple[Check, ...]]:
     >>> [(check.place, check.state) for check in run_sync(check_setup(), scripted_env()).unwrap()]
     [('models.scripted', 'ok'), ('storage.url', 'ok'), ('cache.url', 'ok'), ('limits.url', 'ok')]
     """
+    from llm_effects.clients.health_checks import check_health
+
     stores = (
         _check_store("storage.url", lambda config: config.storage.url, _use_storage),
         _check_store("cache.url", lambda config: config.cache.url, _use_cache),
@@ -208,6 +211,8 @@ def _check_store(
 
 def _use_storage(env: LLMEnv) -> Effect[object]:
     """Read the ledger, which shares its database with the conversations, and store and delete a conversation."""
+    from llm_effects.conversations.operations import delete_conversation, start_conversation
+
     rows = from_service(lambda env: env.ledger.rows(env.now(), newest=1))
     stored = then(rows, lambda _: start_conversation(f"check-{env.new_id()}"))
     return then(stored, lambda conversation: delete_conversation(conversation.id))
@@ -281,8 +286,14 @@ def live_env(
 def live_clients(config: LLMConfig, transport: Transport) -> LiveClients:
     """Build the clients of all configured models; nothing is connected or loaded before its first use."""
     targets = ready_targets(config)
-    engines = {name: Engine(target) for name, target in targets.items() if target.preset.wire == "llama"}
-    return LiveClients(config=config, transport=transport, engines=engines)
+    local = {name: target for name, target in targets.items() if target.preset.wire == "llama"}
+    return LiveClients(config=config, transport=transport, engines=_engines(local) if local else {})
+
+
+def _engines(targets: Mapping[str, Target]) -> Mapping[str, Engine]:
+    from llm_effects.clients.local_engine import Engine
+
+    return {name: Engine(target) for name, target in targets.items()}
 
 
 def new_memory() -> Storage:
@@ -308,6 +319,14 @@ def _telemetry(config: LLMConfig) -> Telemetry:
     except ModuleNotFoundError:  # the extra [otel] is not installed
         return NoTelemetry()
     return open_telemetry()
+
+
+async def _load(env: LLMEnv, transport: Transport) -> None:
+    """Load what the first call would wait for, in threads."""
+    https = any(target.endpoint.startswith("https:") for target in ready_targets(env.config).values())
+    async with task_group() as tasks:
+        tasks.start_soon(warm_up, env)
+        tasks.start_soon(partial(transport.load, https=https))
 
 
 async def warm_up(env: LLMEnv) -> None:
@@ -400,6 +419,8 @@ class LLMManager:
         """Run one turn of a stored conversation."""
         if not is_successful(self._config) and sink is not None:
             return _failed_stream(self._config.failure(), sink)(self._env)
+        from llm_effects.conversations.converse import converse
+
         turn = converse(conversation_id, message, owner=owner, turn_id=turn_id, sink=sink, pinned=pinned)
         return self._or_config_error(turn)(self._env)
 
@@ -415,6 +436,8 @@ class LLMManager:
         """Run one turn of a stored conversation as a stream of events, for ``async for``."""
         if not is_successful(self._config):
             return _single_event(Failed(self._config.failure()))
+        from llm_effects.conversations.converse import open_converse
+
         return open_converse(conversation_id, message, owner=owner, turn_id=turn_id, pinned=pinned)(self._env)
 
     async def run(self, effect: Effect[_Value]) -> Result[_Value, LLMError]:
@@ -440,7 +463,7 @@ class LLMManager:
     async def __aenter__(self) -> Self:
         if self._closed:
             self._open()
-        await warm_up(self._env)
+        await _load(self._env, self._transport)
         scope = self._transport.scope()
         await scope.__aenter__()
         self._scopes.append((current_token(), scope))

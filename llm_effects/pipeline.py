@@ -54,6 +54,7 @@ from llm_effects.policies.tracing import with_tracing
 from llm_effects.providers.registry import hide_all_keys
 from llm_effects.routing.candidates import RoutingDecision
 from llm_effects.routing.router import route, task_warnings
+from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError, RequestTimeout, request_of
 from llm_effects.values.events import Completed, Failed, Restarted, Started, StreamEvent, TextDelta
 from llm_effects.values.requests import LLMRequest
@@ -312,7 +313,7 @@ def open_stream(
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class ReceivedAnswer:
     """The part of an answer that its consumer has received: the ``model`` and the text."""
 
@@ -376,6 +377,8 @@ async def _opened(answer: StreamedAnswer, env: LLMEnv) -> AsyncGenerator[AsyncIt
 @frozen
 class _Noted(AsyncIterator[StreamEvent]):
     """Events as they are received, each noted: a sender that is cancelled does not know whether its last one was."""
+
+    __repr__ = shown
 
     events: MemoryObjectReceiveStream[tuple[int, StreamEvent]]
     received: ReceivedAnswer

@@ -3,8 +3,10 @@
 It needs the extra ``[cli]`` (typer and rich), which nothing else imports.
 """
 
+import gc
 import os
 import sys
+from collections.abc import Mapping
 from enum import IntEnum, unique
 from importlib import import_module
 from pathlib import Path
@@ -13,8 +15,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import typer
 
-COMMANDS: Final = ("ask", "chat", "batch", "setup", "stored")
-"""The modules with commands."""
+COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "ask": ("ask", "explain"),
+    "chat": ("chat",),
+    "batch": ("batch",),
+    "setup": ("models", "config"),
+    "stored": ("usage", "conversations", "cache"),
+}
+"""The commands of each module."""
 
 
 @unique
@@ -37,7 +45,10 @@ def main() -> None:
         if getattr(sys, name) is None:  # closed by whatever started the program
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the program runs
     try:
-        program = load_program()
+        gc.disable()  # nothing of the program is garbage, and looking for some takes 50 of the 400 ms of a start
+        program = load_program(*sys.argv[1:2])
+        gc.freeze()
+        gc.enable()
     except ModuleNotFoundError as problem:
         if problem.name not in {"typer", "rich"}:
             raise
@@ -47,9 +58,13 @@ def main() -> None:
     program(prog_name="llm-effects")
 
 
-def load_program() -> "typer.Typer":
-    """Return the program with all its commands; without the extra this is a ``ModuleNotFoundError``."""
+def load_program(command: str = "") -> "typer.Typer":
+    """Return the program with all its commands; without the extra this is a ``ModuleNotFoundError``.
+
+    For a known ``command`` it imports only the module of that, which saves about 60 ms.
+    """
     program: typer.Typer = import_module("llm_effects.cli.program").program
-    for name in COMMANDS:
-        import_module(f"llm_effects.cli.{name}")
+    needed = [module for module, commands in COMMANDS.items() if command in commands]
+    for module in needed or COMMANDS:
+        import_module(f"llm_effects.cli.{module}")
     return program

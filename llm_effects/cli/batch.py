@@ -57,7 +57,7 @@ def batch(
     Run the same command again to resume: answers in the journal are not paid for twice, and failed requests are sent
     again.
     """
-    session = open_session(ctx, config)
+    session = open_session(ctx, config, many_calls=True)
     items = session.value(read_items(_lines_of(session, source), model))
     path = Path(f"{target}.journal") if journal is None and target != "-" else journal
     _check_target(session, source, target)

@@ -245,18 +245,28 @@ class Session:
         self.out.file.flush()
 
 
-def open_session(ctx: typer.Context, config: Path | None = None, storage: str | None = None) -> Session:
-    """Load the configuration for a command: its own file, or the one named before it, or the variables."""
+def open_session(
+    ctx: typer.Context, config: Path | None = None, storage: str | None = None, *, many_calls: bool = False
+) -> Session:
+    """Load the configuration for a command: its own file, or the one named before it, or the variables.
+
+    A command without ``many_calls`` uses httpx unless another transport is chosen: aiohttp takes longer to import.
+    """
     surroundings = ctx.obj if isinstance(ctx.obj, Surroundings) else Surroundings()
     file = config or surroundings.config_file
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         loaded = load_config(file)
     configured = loaded if storage is None else _with_storage(loaded, storage)
-    session = Session(configured, LLMManager(configured, surroundings.adapt), file)
+    used = configured if many_calls else configured.map(_with_httpx)
+    session = Session(configured, LLMManager(used, surroundings.adapt), file)
     for each in caught:
         session.warn(str(each.message))
     return session
+
+
+def _with_httpx(config: LLMConfig) -> LLMConfig:
+    return evolve(config, transport="httpx") if config.transport == "auto" else config
 
 
 def _with_storage(loaded: Result[LLMConfig, LLMError], url: str) -> Result[LLMConfig, LLMError]:

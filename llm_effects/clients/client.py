@@ -4,7 +4,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
-from typing import ClassVar, Final, TypeVar, final
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar, final
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -13,9 +13,7 @@ from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.clients.health_checks import probe_engine, probe_server
-from llm_effects.clients.local_engine import Engine
-from llm_effects.clients.transport.faults import TransportFault
+from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import StreamedResponse, Transport
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
@@ -45,6 +43,9 @@ from llm_effects.values.json import as_object, dump, parse
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.responses import LLMResponse, Vectors
 
+if TYPE_CHECKING:
+    from llm_effects.clients.local_engine import Engine
+
 _T = TypeVar("_T")
 
 # The timers of one attempt: until its first content, between contents, and for all of it.
@@ -60,7 +61,7 @@ TIMER_SLACK: Final = 0.1
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class Timers:
     """The timers of an attempt: ``phase`` is what it waits for, and ``scope`` ends the wait.
 
@@ -161,7 +162,7 @@ def _record_limits(timers: Timers, headers: Mapping[str, str], received: datetim
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class ResponseReader:
     """A reader of one response: it decodes events into ``draft`` and delivers their content to the sink.
 
@@ -457,7 +458,7 @@ def _grace_s(deadline: float) -> float:
 # A completion from the model in this process.
 
 
-async def ask_engine(engine: Engine, target: Target, call: Call) -> Answer:
+async def ask_engine(engine: "Engine", target: Target, call: Call) -> Answer:
     """Run a call in this process, token by token."""
     reader = ResponseReader.of(call, target, streamed=True)
     if not is_successful(reader):
@@ -465,7 +466,7 @@ async def ask_engine(engine: Engine, target: Target, call: Call) -> Answer:
     return await reader.unwrap().run(_complete_in_engine(engine, reader.unwrap()))
 
 
-async def _complete_in_engine(engine: Engine, reader: ResponseReader) -> Answer:
+async def _complete_in_engine(engine: "Engine", reader: ResponseReader) -> Answer:
     async def deliver(chunk: str) -> LLMError | None:
         return await reader.feed((ServerEvent("message", chunk),))
 
@@ -497,7 +498,7 @@ async def embed_at_server(
 
 
 async def embed_in_engine(
-    engine: Engine, target: Target, call: Call, texts: tuple[str, ...], dimensions: int | None
+    engine: "Engine", target: Target, call: Call, texts: tuple[str, ...], dimensions: int | None
 ) -> Result[Vectors, LLMError]:
     """Ask the model in this process for the vectors of some texts; it finishes a batch even after a cancellation."""
     timers = Timers(target.config, call.attempt.record, streamed=False)
@@ -521,7 +522,7 @@ def _read_vectors(target: Target, text: str, count: int, dimensions: int | None)
 
 
 @final
-@define(kw_only=True)
+@define(eq=False, repr=False, kw_only=True)
 class LiveClients:
     """The clients of every configured model; ``engines`` are those of the in-process models, by name.
 
@@ -532,7 +533,7 @@ class LiveClients:
 
     config: LLMConfig
     transport: Transport
-    engines: Mapping[str, Engine] = field(factory=dict[str, Engine])
+    engines: "Mapping[str, Engine]" = field(factory=dict[str, "Engine"])
 
     def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
         """Send ``call`` to its model once; events go to ``call.sink``, if there is one."""
@@ -563,6 +564,9 @@ class LiveClients:
         """Check the health of a model without sending it a prompt."""
 
         async def probe_at(target: Target) -> Result[ModelHealth, LLMError]:
+            from llm_effects.clients.health_checks import probe_engine, probe_server
+            from llm_effects.clients.local_engine import Engine
+
             if target.preset.wire != "llama":
                 return await probe_server(self.transport, target)
             engine = self.engines.get(name)

@@ -13,7 +13,7 @@ from returns.pipeline import is_successful
 from returns.result import Result, Success
 
 from llm_effects.clients.local_engine import Engine
-from llm_effects.clients.transport.faults import TransportFault
+from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config.models import ModelConfig
 from llm_effects.effects.effect import Effect, effect, result_of

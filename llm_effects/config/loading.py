@@ -5,7 +5,6 @@ without further code. Every line of an error names the place and the remedy, nev
 """
 
 import os
-import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
@@ -63,6 +62,8 @@ def load_config(
 class Document:
     """The plain values of a configuration, and where they are from: a ``file``, or the ``environment``."""
 
+    __repr__ = shown
+
     values: Mapping[str, object] = field(repr=False)
     where: str
     file: Path | None = None
@@ -91,6 +92,8 @@ def _from_file(path: Path) -> Result[Document, LLMError]:
 
 
 def _from_toml(content: bytes, path: Path) -> Result[Document, LLMError]:
+    import tomllib
+
     try:
         document = tomllib.loads(content.decode("utf-8-sig"))
     except ValueError as problem:  # bytes that are not UTF-8, a syntax error, a number of thousands of digits

@@ -11,6 +11,7 @@ import anyio
 from attrs import define, evolve, field, frozen
 
 from llm_effects.limits.quotas import RateLimits
+from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import ReasoningDelta, Restarted, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.values.requests import LLMRequest
@@ -30,6 +31,8 @@ class AttemptRecord:
     reported. ``with_recording`` writes the cost, and ``sent_at`` for clients without a queue. Times are on the clock of
     ``anyio.current_time()``.
     """
+
+    __repr__ = shown
 
     sent_at: float | None = None
     queued_since: float | None = None
@@ -52,6 +55,8 @@ class CallHistory:
     wait for the consumer. ``traced`` is whether telemetry is active, once ``with_tracing`` has asked. ``clock`` is
     that of ``anyio.current_time()``.
     """
+
+    __repr__ = shown
 
     attempts: list[Attempt] = field(factory=list[Attempt])
     errors: list[LLMError] = field(factory=list[LLMError])
@@ -110,6 +115,8 @@ class AttemptContext:
     content must have come by then, on the clock of ``anyio.current_time()``.
     """
 
+    __repr__ = shown
+
     model: str = ""
     alternatives: int = 0
     wait_ms: float = 0.0
@@ -127,6 +134,8 @@ class TurnContext:
     ``last_model`` answered the previous turn; ``tokens`` is the measured length of the prompt.
     """
 
+    __repr__ = shown
+
     conversation_id: str
     last_model: str | None = None
     tokens: int | None = None
@@ -139,6 +148,8 @@ class ResponseValidator:
 
     Validators with the same ``name`` and ``max_repairs`` are the same; one without a name is equal to itself only.
     """
+
+    __repr__ = shown
 
     problems: Callable[[LLMResponse], tuple[str, ...]]
     max_repairs: int
@@ -160,6 +171,8 @@ class Call:
     names the layers of the pipeline that are not the library's own. All of these belong to the whole call; ``attempt``
     is what belongs to the current attempt.
     """
+
+    __repr__ = shown
 
     id: str
     request: LLMRequest
@@ -208,7 +221,7 @@ class Call:
 
         >>> first = Call(id="1", request=LLMRequest(prompt="why?"), attempt=AttemptContext(model="studio"))
         >>> first.again(wait_ms=20.0).attempt
-        AttemptContext(model='studio', alternatives=0, wait_ms=20.0, delivered=0, continues=False, first_content_by=inf)
+        AttemptContext(model='studio', wait_ms=20.0)
         """
         return self.with_attempt(evolve(self.attempt, wait_ms=wait_ms, record=AttemptRecord()))
 

@@ -213,7 +213,7 @@ async def run_hedged(
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class _HedgedAttempts(Generic[_Value]):
     """Two attempts: number 0 begins at once, number 1 waits first."""
 

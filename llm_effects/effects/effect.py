@@ -63,7 +63,7 @@ def effect(work: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]) -> Eff
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Work(Generic[_Value]):
     """The async function in an effect, which ``run`` awaits without a future around it.
 

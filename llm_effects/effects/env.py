@@ -31,6 +31,7 @@ from llm_effects.values.conversations import (
     Turn,
     TurnState,
 )
+from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
 from llm_effects.values.records import Attributes, CacheStats, LedgerRow, Measure, ModelHealth, Statistics
 from llm_effects.values.requests import LLMRequest
@@ -430,6 +431,8 @@ new_id: Final[NewId] = partial(token_hex, 16)
 @frozen(kw_only=True)
 class LLMEnv:
     """All services of the library, supplied to every ``Effect``."""
+
+    __repr__ = shown
 
     config: LLMConfig
     clients: Clients = field(repr=False)

@@ -26,6 +26,7 @@ from returns.result import Result
 
 from llm_effects.config import LLMConfig
 from llm_effects.effects.env import LLMEnv
+from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError, describe
 from llm_effects.values.messages import Message
 from llm_effects.values.requests import LLMRequest
@@ -189,6 +190,8 @@ def _ends_a_statement(code: bytes, at: int) -> bool:
 class Opening(AbstractAsyncContextManager[_Value]):
     """An async context manager that was not entered; any other use raises its ``usage``."""
 
+    __repr__ = shown
+
     usage: str
     _inner: AbstractAsyncContextManager[_Value]
 
@@ -234,7 +237,7 @@ def entered_by(
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Lacking:
     """A name that a container lacks: a descriptor whose look-up fails with the remedy."""
 

@@ -8,6 +8,7 @@ from typing import final
 
 from attrs import frozen
 
+from llm_effects.values.display import shown
 from llm_effects.values.validation import invalid
 
 
@@ -15,6 +16,8 @@ from llm_effects.values.validation import invalid
 @frozen
 class Step:
     """The state of a retry loop: the number of the next retry (from 1), seconds since the start, a random number."""
+
+    __repr__ = shown
 
     retry: int
     elapsed: float = 0.0
@@ -32,6 +35,8 @@ class Schedule:
     >>> [patient.pause(Step(retry)) for retry in (1, 2, 3, 4)]
     [0.5, 1.0, 2.0, None]
     """
+
+    __repr__ = shown
 
     pause: Callable[[Step], float | None]
 

@@ -128,7 +128,7 @@ async def in_steps(work: Callable[[], _Item], size: int) -> _Item:
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class Pacer:
     """A counter of steps that never wait, such as events that are already here: other tasks run after every few."""
 

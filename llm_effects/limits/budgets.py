@@ -12,6 +12,7 @@ from typing import Final, final
 from attrs import frozen
 
 from llm_effects.config.services import BudgetConfig, Period
+from llm_effects.values.display import shown
 from llm_effects.values.errors import BudgetExceeded
 from llm_effects.values.json import dump
 from llm_effects.values.requests import LLMRequest
@@ -26,6 +27,8 @@ class Account:
     ``key`` is unique to it.
     """
 
+    __repr__ = shown
+
     budget: str
     key: str
     limit: Decimal
@@ -36,6 +39,8 @@ class Account:
 @frozen(kw_only=True)
 class Hold:
     """An amount of US dollars reserved in each account ``at`` a time, and released once it ``expires_at``."""
+
+    __repr__ = shown
 
     id: str
     accounts: tuple[Account, ...]

@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 
 from llm_effects.config.routing import BreakerConfig
 from llm_effects.limits.quotas import Cells, add, drop_before, total
+from llm_effects.values.display import shown
 
 CELLS: Final = 10
 """Cells of the rolling window."""
@@ -28,6 +29,8 @@ PermitKind: TypeAlias = Literal["counted", "probe", "forced"]
 class Breaker:
     """The state of one model's breaker, closed if ``open_until`` is ``None``. Times are seconds on any one clock."""
 
+    __repr__ = shown
+
     attempts: Cells = ()
     failures: Cells = ()
     open_until: float | None = None
@@ -40,6 +43,8 @@ class Breaker:
 class BreakerPermit:
     """A permit to make a call; record its outcome once. ``shared`` permits come from a breaker that processes share."""
 
+    __repr__ = shown
+
     kind: PermitKind = "counted"
     epoch: int = 0
     shared: bool = False
@@ -49,6 +54,8 @@ class BreakerPermit:
 @frozen
 class Refusal:
     """A rejected call, which may try again after ``retry_after`` seconds."""
+
+    __repr__ = shown
 
     retry_after: float
 

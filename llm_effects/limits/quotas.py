@@ -11,6 +11,7 @@ from attrs import evolve, field, frozen
 
 from llm_effects.config.models import ModelConfig
 from llm_effects.values import caps
+from llm_effects.values.display import shown
 
 # A rolling window, counted in cells of time.
 #
@@ -92,6 +93,8 @@ def seconds_until_all_fit(cells: Cells, limit: int, amount: int, now: float) -> 
 class Quota:
     """The limits of a model: calls in flight, requests and tokens in any minute; ``None`` is unlimited."""
 
+    __repr__ = shown
+
     concurrency: int | None = None
     requests: int | None = None
     tokens: int | None = None
@@ -107,6 +110,8 @@ class Quota:
 class Allowance:
     """A limit that a server reports for requests or tokens: its size, what remains, and seconds until it resets."""
 
+    __repr__ = shown
+
     limit: int | None = None
     remaining: int | None = None
     reset: float | None = None
@@ -120,6 +125,8 @@ _NOT_REPORTED: Final = Allowance()
 class RateLimits:
     """The limits that a server reports with an answer, and when, on the clock of ``anyio.current_time()``."""
 
+    __repr__ = shown
+
     requests: Allowance = field(factory=Allowance)
     tokens: Allowance = field(factory=Allowance)
     at: float = 0.0
@@ -129,6 +136,8 @@ class RateLimits:
 @frozen(kw_only=True)
 class Demand:
     """The estimated usage of a call, or of all calls ahead of it in a queue."""
+
+    __repr__ = shown
 
     requests: int = 1
     tokens: int = 0
@@ -146,6 +155,8 @@ class Meter:
     of the newest report.
     """
 
+    __repr__ = shown
+
     cells: Cells = ()
     limit: int | None = None
     remaining: int = 0
@@ -157,6 +168,8 @@ class Meter:
 @frozen(kw_only=True)
 class LimiterState:
     """The state of one model's limiter; ``in_flight`` counts calls only where their number is limited."""
+
+    __repr__ = shown
 
     in_flight: int = 0
     requests: Meter = Meter()
@@ -173,6 +186,8 @@ class Permit:
     describes a problem, such as a server of shared limits that does not answer.
     """
 
+    __repr__ = shown
+
     model: str
     quota: Quota
     demand: Demand
@@ -187,6 +202,8 @@ class Permit:
 @frozen(kw_only=True)
 class ActualUsage:
     """The usage of a finished call: whether the request counts, its tokens, and the limits that the server reported."""
+
+    __repr__ = shown
 
     requests: int = 1
     tokens: int = 0
@@ -213,7 +230,7 @@ def quota_of(model: ModelConfig) -> Quota:
     """Return the quota that a model's configuration sets.
 
     >>> quota_of(ModelConfig(provider="lm-studio", concurrency=2))
-    Quota(concurrency=2, requests=None, tokens=None)
+    Quota(concurrency=2)
     """
     return Quota(concurrency=model.concurrency, requests=model.requests_per_minute, tokens=model.tokens_per_minute)
 

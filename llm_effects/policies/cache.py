@@ -197,7 +197,7 @@ def _worth_storing(response: LLMResponse, keep: tuple[str, ...]) -> bool:
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class EventRecorder:
     """A sink that passes every event on and records the content."""
 

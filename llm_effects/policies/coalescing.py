@@ -94,7 +94,7 @@ async def _lead_stream(next: Generate, call: Call, sink: Sink, env: LLMEnv, flig
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Consumer:
     """The sink of a leader: the model waits for its consumer only while no one follows."""
 
@@ -235,7 +235,7 @@ Flights: TypeAlias = "dict[Hashable, Flight]"
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class Flight:
     """A shared call: its events so far, and how it ended.
 

@@ -88,7 +88,7 @@ def _may_begin(history: CallHistory, failed: int, env: LLMEnv) -> bool:
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class _Opening:
     """A sink that holds back the opening of an attempt until its first content, and passes on only the winner."""
 

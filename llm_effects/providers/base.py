@@ -10,6 +10,7 @@ from llm_effects.providers.draft import Draft, Events
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target
 from llm_effects.providers.wire import WireRequest, WireResponse
+from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse
@@ -27,6 +28,8 @@ class Provider:
     - ``finish(draft)`` reads the draft at the end of the stream. Call ``draft.flush_held`` first: it emits the text
       that was held back.
     """
+
+    __repr__ = shown
 
     encode: Callable[[Target, LLMRequest, bool], Result[WireRequest, LLMError]]
     decode: Callable[[Target, WireResponse], Result[LLMResponse, LLMError]]

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from llm_effects.config.models import Capabilities, Family, ModelConfig
 from llm_effects.providers.target import Preset, Target
+from llm_effects.values.display import shown
 from llm_effects.values.messages import Document, Image, Part
 from llm_effects.values.requests import ReasoningEffort
 
@@ -122,6 +123,8 @@ class ClaudeRules:
     ``xhigh``: it accepts that effort; ``forced_choice``: it can be forced to call a tool.
     """
 
+    __repr__ = shown
+
     thinking: Literal["adaptive", "budget", "never"] = "adaptive"
     off: Literal["disabled", "between_tools"] | None = "disabled"
     by_default: bool = True
@@ -179,6 +182,8 @@ class GptRules:
     and any effort but ``none`` (``thinking_tools``), or ``always``. ``efforts`` are in ascending order.
     """
 
+    __repr__ = shown
+
     responses: Literal["never", "thinking_tools", "tools", "always"] = "never"
     efforts: tuple[ReasoningEffort, ...] = EFFORTS
 
@@ -221,6 +226,8 @@ class _MediaSupport:
 
     Sizes count the base64 text that is sent; ``None`` is unknown, which passes.
     """
+
+    __repr__ = shown
 
     images: frozenset[str] | None = None
     image_bytes: int | None = None

@@ -14,6 +14,7 @@ from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, hide_keys, redact, redact_name, same_model
 from llm_effects.providers.wire import WireResponse
 from llm_effects.values import caps
+from llm_effects.values.display import shown
 from llm_effects.values.errors import ContentRefused, LLMError, MalformedResponse
 from llm_effects.values.events import ContentEvent, ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
@@ -51,6 +52,8 @@ class PartDraft:
     ``signature`` is what seals the thinking, until it is put into its block. ``checks`` counts how often the arguments
     were parsed.
     """
+
+    __repr__ = shown
 
     kind: PartKind
     pieces: list[str] = field(factory=_new_list)
@@ -91,6 +94,8 @@ class Draft:
     text. ``unread`` names the content that cannot be read, ``served_tools`` are the tools that the server reports.
     Names and ids from the server are stored unchanged and redacted when they enter a response or an error.
     """
+
+    __repr__ = shown
 
     target: Target
     parts: list[PartDraft] = field(factory=_new_list)

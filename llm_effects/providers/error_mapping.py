@@ -12,6 +12,7 @@ from llm_effects.providers.response_headers import request_id, retry_after, shou
 from llm_effects.providers.target import Target, redact, redact_name
 from llm_effects.providers.wire import WireResponse
 from llm_effects.values import caps
+from llm_effects.values.display import shown
 from llm_effects.values.errors import (
     AuthenticationFailed,
     Cause,
@@ -72,6 +73,8 @@ class Fault:
 
     ``message`` is the server's message, at most 4 kB of it; ``text`` is the same, redacted.
     """
+
+    __repr__ = shown
 
     target: Target
     status: int
@@ -376,10 +379,12 @@ _SERVER: Final = frozenset({400, 404, 500, 503})
 class _Row:
     """A kind of fault: its status is among ``statuses``, it has one of ``words``, ``pattern`` matches its message."""
 
+    __repr__ = shown
+
     build: Build
     statuses: Container[int] = _ANY
     words: frozenset[str] = frozenset()
-    pattern: re.Pattern[str] | None = None
+    pattern: str = ""
 
 
 def _with_words(build: Build, words: str, statuses: Container[int] = _ANY) -> _Row:
@@ -387,8 +392,7 @@ def _with_words(build: Build, words: str, statuses: Container[int] = _ANY) -> _R
 
 
 def _with_patterns(build: Build, statuses: Container[int], *patterns: str) -> tuple[_Row, ...]:
-    flags = re.IGNORECASE | re.DOTALL
-    return tuple(_Row(build=build, statuses=statuses, pattern=re.compile(each, flags)) for each in patterns)
+    return tuple(_Row(build=build, statuses=statuses, pattern=each) for each in patterns)
 
 
 # Codes and types with one meaning, whatever the status.
@@ -522,7 +526,9 @@ def classify_error_object(
 
 def _error_of(fault: Fault) -> LLMError:
     for row in _TABLE:
-        match = row.pattern.search(fault.message) if row.pattern and fault.status in row.statuses else None
+        # Compiled here and kept by ``re``: compiling all of them takes 4 ms, which most processes never need.
+        searched = bool(row.pattern) and fault.status in row.statuses
+        match = re.search(row.pattern, fault.message, re.IGNORECASE | re.DOTALL) if searched else None
         if _matches(row, fault, match):
             return row.build(fault, match)
     return malformed(fault)
@@ -532,5 +538,5 @@ def _matches(row: _Row, fault: Fault, match: Match) -> bool:
     return (
         fault.status in row.statuses
         and (not row.words or not row.words.isdisjoint(fault.words))
-        and (row.pattern is None or match is not None)
+        and (not row.pattern or match is not None)
     )

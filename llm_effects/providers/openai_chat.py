@@ -32,7 +32,6 @@ from llm_effects.providers.draft import (
     split_thinking,
 )
 from llm_effects.providers.error_mapping import classify, filtered_categories
-from llm_effects.providers.json_schema import openai_format
 from llm_effects.providers.message_encoding import (
     NO_SETTINGS,
     Sealed,
@@ -227,6 +226,8 @@ def _reasoning_off(target: Target, request: LLMRequest) -> Settings:
 def _answer_format(target: Target, request: LLMRequest) -> Settings:
     if request.response_schema is None:
         return NO_SETTINGS
+    from llm_effects.providers.json_schema import openai_format  # 3 ms, for requests of typed answers alone
+
     form, warnings = openai_format(target, request.response_schema)
     return {"response_format": {"type": "json_schema", "json_schema": form}}, warnings
 

@@ -161,7 +161,7 @@ def rate_limits(headers: Mapping[str, str], received: datetime | None, at: float
 
     >>> limits = rate_limits({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}, None, 1.0)
     >>> limits.requests
-    Allowance(limit=None, remaining=0, reset=360.0)
+    Allowance(remaining=0, reset=360.0)
     >>> rate_limits({"content-type": "application/json"}, None, 1.0) is None
     True
     """

@@ -9,6 +9,7 @@ from typing import Final, final
 from attrs import define, field, frozen, setters
 
 from llm_effects.values import caps
+from llm_effects.values.display import shown
 from llm_effects.values.errors import MalformedResponse
 from llm_effects.values.validation import number
 
@@ -20,6 +21,8 @@ _CR: Final = ord("\r")
 @frozen
 class ServerEvent:
     """One event of an event stream: its name (``message`` by default) and its data."""
+
+    __repr__ = shown
 
     name: str
     data: str

@@ -11,6 +11,7 @@ from attrs import frozen
 from llm_effects.config.models import Capabilities, Family, ModelConfig
 from llm_effects.providers.wire import WireRequest
 from llm_effects.values import caps
+from llm_effects.values.display import shown
 from llm_effects.values.json import dump
 from llm_effects.values.secrets import MASK, Secret, key_forms, mask_all, secret_values
 from llm_effects.values.validation import Printable, printable
@@ -35,6 +36,8 @@ class Preset:
     - ``embedded_texts`` and ``embedded_tokens`` bound one request for embeddings; ``packed_embeddings``: it may ask
       for base64.
     """
+
+    __repr__ = shown
 
     name: str
     wire: Wire
@@ -62,6 +65,8 @@ class Target:
 
     ``endpoint`` has no trailing slash; for the in-process model it is the path of the GGUF file.
     """
+
+    __repr__ = shown
 
     name: str
     config: ModelConfig

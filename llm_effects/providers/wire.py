@@ -6,6 +6,7 @@ from typing import Final, final
 
 from attrs import field, frozen
 
+from llm_effects.values.display import shown
 from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import number
 
@@ -17,6 +18,8 @@ CLOSING_S: Final = 0.1
 @frozen(kw_only=True)
 class WireRequest:
     """An HTTP request; ``warnings`` list what was dropped or changed to encode it."""
+
+    __repr__ = shown
 
     url: str
     headers: tuple[tuple[str, str | Secret], ...]
@@ -31,6 +34,8 @@ class WireResponse:
 
     ``received`` is the time of arrival by the wall clock, with its time zone: dates in headers count from it.
     """
+
+    __repr__ = shown
 
     status: int
     headers: Mapping[str, str] = field(factory=dict[str, str])
@@ -50,6 +55,8 @@ class Timeouts:
     >>> Timeouts(connect_s=2).read_s
     60.0
     """
+
+    __repr__ = shown
 
     connect_s: float = field(default=5.0, validator=number(above=0))
     read_s: float | None = field(default=60.0, validator=number(above=0))

@@ -10,7 +10,6 @@ from returns.result import Failure, Result, Success
 from llm_effects.config.routing import Strategy
 from llm_effects.effects.env import Prices
 from llm_effects.providers.capabilities import unsupported_media
-from llm_effects.providers.json_schema import schema_problem
 from llm_effects.providers.target import Target
 from llm_effects.values.display import escaped, milliseconds, names, shown, table
 from llm_effects.values.errors import ContextTooLarge, InvalidRequest, LLMError
@@ -35,6 +34,8 @@ class RoutingContext:
     is until when circuit breakers are open; like ``Statistics.cooldown_until`` it is on the clock of ``now``. ``at``
     is the date, for prices and for the decay of statistics. ``in_flight`` counts the calls under way by model.
     """
+
+    __repr__ = shown
 
     statistics: Mapping[str, Statistics]
     prices: Prices
@@ -100,6 +101,8 @@ class Candidate:
 class Excluded:
     """A configured model that cannot take a request, and the reason."""
 
+    __repr__ = shown
+
     model: str
     reason: str
 
@@ -152,6 +155,8 @@ def _candidate_row(each: Candidate) -> tuple[object, ...]:
 class Filtered:
     """The models that can take a request, in the order of the configuration, and the excluded ones."""
 
+    __repr__ = shown
+
     candidates: tuple[Target, ...]
     excluded: tuple[Excluded, ...]
 
@@ -160,6 +165,8 @@ class Filtered:
 @frozen
 class _Requirements:
     """The requirements of a request: a window for ``tokens``, and support for its ``attachments``."""
+
+    __repr__ = shown
 
     request: LLMRequest
     tokens: int
@@ -198,11 +205,15 @@ def _exclusion_reason(requirements: _Requirements, target: Target) -> str:
     )
     if unsupported or request.response_schema is None:
         return unsupported
-    return (
-        "it does not support a response schema"
-        if can.schema is False
-        else schema_problem(target, request.response_schema)
-    )
+    return _schema_problem(target, request.response_schema)
+
+
+def _schema_problem(target: Target, schema: Mapping[str, object]) -> str:
+    if target.capabilities.schema is False:
+        return "it does not support a response schema"
+    from llm_effects.providers.json_schema import schema_problem  # 3 ms, for requests of typed answers alone
+
+    return schema_problem(target, schema)
 
 
 def _no_candidate(requirements: _Requirements, reasons: list[tuple[Target, str]]) -> LLMError:

@@ -12,7 +12,8 @@ from attrs import define, field, frozen
 
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import Price, PriceTier, Rates
-from llm_effects.providers.registry import ready_targets
+from llm_effects.providers.registry import is_on_this_machine, ready_targets
+from llm_effects.values.display import shown
 from llm_effects.values.responses import Cost, Usage
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class PriceList:
     (Cost(usd=Decimal('0')), 'local')
     """
 
+    __repr__ = shown
+
     prices: Mapping[str, Price] = field(factory=dict[str, Price])
     listed: PriceLookup = not_listed
     list_name: str = ""
@@ -137,7 +140,7 @@ def listed_prices(models: Mapping[str, tuple[str, str]]) -> PriceLookup:
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class _GenaiPrices:
     """A lookup that finds each model and converts each price once per snapshot of the list."""
 
@@ -248,10 +251,14 @@ def prices_of(config: LLMConfig) -> Mapping[str, Price]:
 
 
 def addresses_of(config: LLMConfig) -> Mapping[str, tuple[str, str]]:
-    """Return the server address and the remote name of each model without a configured price."""
+    """Return the server address and the remote name of each model without a configured price.
+
+    A server on this machine is in no list, and without others the list is not imported, which takes 0.1 s.
+    """
     priced = prices_of(config)
     unpriced = {name: target for name, target in ready_targets(config).items() if name not in priced}
-    return {name: (target.endpoint, target.wire_model) for name, target in unpriced.items() if target.wire_model}
+    listed = {name: target for name, target in unpriced.items() if not is_on_this_machine(target)}
+    return {name: (target.endpoint, target.wire_model) for name, target in listed.items() if target.wire_model}
 
 
 def price_list(config: LLMConfig) -> PriceList:

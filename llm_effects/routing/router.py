@@ -27,6 +27,7 @@ from llm_effects.routing.candidates import (
     filter_candidates,
 )
 from llm_effects.routing.statistics import confidence_at, expected_error_rate
+from llm_effects.values.display import shown
 from llm_effects.values.errors import Fallback, LLMError, fallback_for
 from llm_effects.values.messages import Document, Image
 from llm_effects.values.records import Statistics
@@ -68,6 +69,8 @@ class Ranked:
 
     An ``unavailable`` model is cooled down, or its circuit breaker is open.
     """
+
+    __repr__ = shown
 
     target: Target
     score: float
@@ -176,6 +179,8 @@ class _Models:
     There are none where one of them is misconfigured: every call then fails with the whole list of problems.
     ``balanced`` has scores and positions by the table of a task, for while all models are available.
     """
+
+    __repr__ = shown
 
     answering: tuple[Target, ...]
     window: float

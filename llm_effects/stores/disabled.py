@@ -13,6 +13,7 @@ from llm_effects.limits.budgets import Hold
 from llm_effects.limits.circuit_breaker import BreakerPermit
 from llm_effects.limits.quotas import ActualUsage, Permit
 from llm_effects.stores.limits.memory import MemoryHedges, MemoryRetries
+from llm_effects.values.display import shown
 from llm_effects.values.errors import ConfigurationError, LLMError
 from llm_effects.values.records import Attributes, CacheStats, LedgerRow, Measure
 
@@ -21,6 +22,8 @@ from llm_effects.values.records import Attributes, CacheStats, LedgerRow, Measur
 @frozen
 class NoCache:
     """A cache that stores nothing: every look-up is a miss."""
+
+    __repr__ = shown
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:  # noqa: ARG002
         """Return ``None``."""
@@ -51,6 +54,8 @@ class NoCache:
 class NoTelemetry:
     """Telemetry that records nothing."""
 
+    __repr__ = shown
+
     active: bool = field(default=False, init=False)
 
     def begin(self, name: str, attributes: Attributes, *, client: bool = False) -> Span:  # noqa: ARG002
@@ -71,6 +76,8 @@ class _UnusableStore:
 
     Ledger rows are dropped: they have no result that could fail.
     """
+
+    __repr__ = shown
 
     problem: ConfigurationError
 
@@ -111,6 +118,8 @@ def unusable_ledger(problem: ConfigurationError) -> Ledger:
 @frozen
 class _UnusableLimits:
     """Limits whose configuration is wrong: no call is permitted, and each fails with ``problem``."""
+
+    __repr__ = shown
 
     problem: ConfigurationError
     retries: Retries = field(factory=MemoryRetries, init=False, repr=False, eq=False)

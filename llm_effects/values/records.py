@@ -51,6 +51,8 @@ CheckState: TypeAlias = Literal["ok", "warning", "problem"]
 class Check:
     """A checked part of an environment: its ``place`` in the configuration, its state, and what was found there."""
 
+    __repr__ = shown
+
     place: str
     state: CheckState
     message: str = ""
@@ -111,6 +113,8 @@ Attributes: TypeAlias = Mapping[str, str | bool | int | float | Sequence[str]]
 @frozen
 class Measure:
     """One measurement of a metric, in seconds or tokens."""
+
+    __repr__ = shown
 
     metric: str
     value: float

@@ -13,6 +13,7 @@ from attrs import field, frozen
 from returns.result import Failure, Result, Success
 
 from llm_effects.values.conversations import Conversation
+from llm_effects.values.display import shown
 from llm_effects.values.errors import InvalidRequest, LLMError
 from llm_effects.values.events import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta
 from llm_effects.values.json import dump
@@ -34,6 +35,8 @@ VERSION: Final = 1
 @frozen(kw_only=True)
 class Entry:
     """A stored answer, with its events if it was streamed."""
+
+    __repr__ = shown
 
     response: LLMResponse
     events: tuple[ContentEvent, ...] = field(default=())

@@ -126,7 +126,7 @@ def updated_ratio(ratio: float, estimated: int, counted: int) -> float:
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class EstimatedTokens:
     """The estimate as a service, with a correction for each model learned from its provider's counts."""
 

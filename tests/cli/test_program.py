@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from llm_effects.cli import COMMANDS as MODULES
 from llm_effects.cli import ExitCode, load_program
 from llm_effects.cli.display import shown
+from llm_effects.cli.program import ORDER, open_session
 from llm_effects.values.extras import install_command
 from tests.fixtures.chaos import DONE, HEAD, STOP, STREAM, WHOLE, Chaos, chunk, holds, piece, says
 from tests.fixtures.cli import CONFIG, Cli, clean_environ, process, terminal
-from tests.fixtures.house import ROOT
+from tests.fixtures.house import ROOT, run_python
 from tests.fixtures.servers import chunked, reply_json
 
 GUIDE = (ROOT / "docs/guides/command-line.md").read_text(encoding="utf-8")
@@ -230,3 +233,33 @@ def test_a_text_keeps_its_lines_but_nothing_else_that_steers() -> None:
 
 def test_loading_the_program_twice_is_the_same_program() -> None:
     assert load_program() is load_program()
+
+
+def test_a_command_imports_only_its_own_module_and_leaves_garbage_collection_on() -> None:
+    shown = run_python(
+        "import gc, sys\n"
+        "from llm_effects import cli\n"
+        "sys.argv = ['llm-effects', 'ask', '--help']\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "modules = (name for name in cli.COMMANDS if f'llm_effects.cli.{name}' in sys.modules)\n"
+        "print(*modules, gc.isenabled(), 'aiohttp' in sys.modules)"
+    )
+    assert shown.splitlines()[-1] == "ask True False"
+
+
+def test_every_command_is_known_by_its_module() -> None:
+    assert {each for commands in MODULES.values() for each in commands} == set(ORDER)
+
+
+def test_a_single_question_goes_over_httpx_unless_another_transport_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    context = typer.Context(typer.main.get_command(load_program()))
+    file = tmp_path / "llm.toml"
+    file.write_text('[models.house]\nprovider = "lm-studio"\n')
+    assert open_session(context, file).manager.env.config.transport == "httpx"
+    assert open_session(context, file, many_calls=True).manager.env.config.transport == "auto"
+    file.write_text('transport = "fast"\n[models.house]\nprovider = "lm-studio"\n')
+    assert open_session(context, file).manager.env.config.transport == "fast"

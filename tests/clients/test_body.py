@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.clients.transport.faults import TransportFault
+from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import Decoder, _decompress_step  # pyright: ignore[reportPrivateUsage]
 from llm_effects.values.caps import STEP_BYTES as STEP
 from llm_effects.values.errors import LLMError

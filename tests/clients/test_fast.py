@@ -1,6 +1,7 @@
 """Which library carries requests, and what aiohttp must do as httpx does: proxies, certificates, slow readers."""
 
 import asyncio
+import importlib.metadata
 import os
 import ssl
 import traceback
@@ -18,7 +19,7 @@ from returns.pipeline import is_successful
 
 from llm_effects import LLMConfig, LLMRequest, ModelConfig, generate, make_llm_manager, open_env, run
 from llm_effects.clients.transport import transport as transports
-from llm_effects.clients.transport.faults import TransportFault
+from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import TransportKind
 from llm_effects.providers.wire import Timeouts, WireRequest
@@ -124,7 +125,7 @@ async def test_without_a_known_aiohttp_httpx_is_chosen_and_fast_is_a_configurati
             raise ModuleNotFoundError(name)
         return installed
 
-    monkeypatch.setattr(transports, "version", version)
+    monkeypatch.setattr(importlib.metadata, "version", version)
     transports._why_no_aiohttp.cache_clear()
     try:
         with serving(answering(reply_json(WHOLE))) as server:

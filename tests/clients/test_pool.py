@@ -169,6 +169,19 @@ async def test_slots_share_small_pools_in_order(pools: Pools, factory: PoolFacto
     assert [pool.closed for pool in factory.made] == [1, 1]
 
 
+async def test_plain_requests_have_pools_of_their_own_where_a_factory_opens_them(factory: PoolFactory) -> None:
+    plain = PoolFactory()
+    here = ShardedPool(factory, 2, ConnectionLimiter(6), plain)
+    with_tls, without = await here.acquire(), await here.acquire(plain=True)
+    assert (with_tls.pool, without.pool) == (factory.made[0], plain.made[0])
+    await here.renew(without)
+    assert without.pool is plain.made[1]
+    for slot in (with_tls, without):
+        await here.release(slot)
+    await here.aclose()
+    assert [pool.closed for pool in (*factory.made, *plain.made)] == [1, 1, 1]
+
+
 async def test_the_last_holder_closes_the_pools(pools: Pools, factory: PoolFactory) -> None:
     async with pools.hold() as scope:
         async with pools.hold() as call, call.slot():

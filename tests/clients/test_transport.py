@@ -21,7 +21,7 @@ import httpx
 import pytest
 from pytest_httpx import HTTPXMock
 
-from llm_effects.clients.transport.faults import TransportFault
+from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.providers.wire import Timeouts, WireRequest
 from llm_effects.values.errors import LLMError

@@ -167,7 +167,7 @@ def test_the_command_for_an_extra_works_in_a_checkout_and_elsewhere(
     }
     for origin, command in origins.items():
         install_command.cache_clear()
-        monkeypatch.setattr("llm_effects.values.extras.distribution", lambda _, origin=origin: Distribution(origin))
+        monkeypatch.setattr("importlib.metadata.distribution", lambda _, origin=origin: Distribution(origin))
         assert install_command(extra) == command
     install_command.cache_clear()
 

@@ -51,8 +51,3 @@ def test_the_import_reads_only_code_and_opens_no_socket() -> None:
         "print([each for each in watched if not each[1].endswith(('.py', '.pyc', '.so'))])"
     )
     assert watched.strip() == "[]"
-
-
-def test_the_clients_import_httpx_without_its_command_line() -> None:
-    loaded = run_python("import sys, llm_effects.clients.client, httpx; print(*sys.modules)").split()
-    assert {"click", "rich", "pygments", "httpx._main"} & set(loaded) == set()

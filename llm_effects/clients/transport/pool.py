@@ -1,4 +1,4 @@
-"""The connections that the transport asks of an HTTP library, and those of httpx: many small pools behind a queue.
+"""The connections of httpx, many small pools behind a queue, and its exceptions as errors.
 
 httpx's own pool leaks connections when a call that queues in it is cancelled, and its bookkeeping is quadratic in its
 connections. So calls never queue there: a call acquires a numbered slot here first, and slot ``n`` belongs to the small
@@ -20,8 +20,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from types import FunctionType
-from typing import Final, Protocol, TypeAlias, cast, final
+from typing import Final, TypeAlias, cast, final, get_args
 
 import anyio
 import httpcore
@@ -29,119 +28,35 @@ import httpx
 from anyio.lowlevel import checkpoint
 from attrs import define, field, frozen
 
-from llm_effects.clients.transport.faults import WIRE_PROBLEMS, ToError, TransportFault, WireProblem, map_exception
+from llm_effects.clients.transport.connections import (
+    IDLE_S,
+    TOGETHER,
+    Address,
+    Limiter,
+    Outgoing,
+    TransportFault,
+    connection_error,
+    is_httpx_itself,
+    network_error,
+    proxy_error,
+    trusted,
+)
 from llm_effects.effects.tasks import OnSent, loop_clock, running_loop
 from llm_effects.providers.wire import CLOSING_S, Timeouts, WireRequest
 from llm_effects.values import caps
-from llm_effects.values.errors import LLMError
+from llm_effects.values.errors import (
+    Cause,
+    ConfigurationError,
+    LLMError,
+    NetworkPhase,
+    RequestTimeout,
+    TimeoutPhase,
+    cause_of,
+)
 from llm_effects.values.secrets import scrub, secret_values
-
-
-@final
-@define(eq=False, repr=False)
-class Outgoing:
-    """A request that has been checked, with its secrets revealed."""
-
-    method: str
-    address: "Address"
-    headers: tuple[tuple[bytes, bytes], ...]
-    wire: WireRequest
-    limits: Timeouts
-
-
-@final
-@frozen(eq=False)
-class Address:
-    """A URL with its parts, which ``httpx.URL`` takes a microsecond each to find."""
-
-    url: httpx.URL
-    scheme: str
-    origin: str
-    target: bytes
-    core: httpcore.URL
-
-    @classmethod
-    def of(cls, url: httpx.URL) -> "Address":
-        """Return a URL with its parts."""
-        core = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        return cls(url, url.scheme, f"{url.scheme}://{url.netloc.decode('ascii')}", url.raw_path, core)
-
-
-class Incoming(Protocol):
-    """A response whose head has arrived."""
-
-    @property
-    def status(self) -> int:
-        """The status code."""
-        ...
-
-    @property
-    def headers(self) -> Sequence[tuple[bytes, bytes]]:
-        """The header lines as they came."""
-        ...
-
-    async def read(self) -> bytes | LLMError | None:
-        """Wait for more of the body, and return it, ``None`` at its end, or the error that broke it."""
-        ...
-
-    async def aclose(self) -> None:
-        """Keep the connection if the body was read to its end; otherwise close it, even when cancelled."""
-        ...
-
-
-class Limiter(Protocol):
-    """A queue for a limited number of calls, which have numbered slots."""
-
-    async def acquire(self) -> int:
-        """Wait for a slot and return its number; release it once."""
-        ...
-
-    def release(self, slot: int) -> None:
-        """Pass a slot on."""
-        ...
-
-
-class Connections(Protocol):
-    """The connections of one event loop; ``users`` counts the calls and scopes that hold them."""
-
-    users: int
-
-    async def send(self, request: Outgoing, admitted: OnSent) -> Incoming:
-        """Wait for a turn, call ``admitted``, send, and wait for the head of the response, or raise its fault."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close the idle connections now; the others close after their use."""
-        ...
-
-
-@final
-@define(eq=False)
-class NoConnections:
-    """Connections that cannot be made; every call fails with the reason."""
-
-    error: LLMError
-    users: int = 0
-
-    async def send(self, request: Outgoing, admitted: OnSent) -> Incoming:  # noqa: ARG002
-        """Raise the reason."""
-        raise TransportFault(self.error)
-
-    async def aclose(self) -> None:
-        """Close nothing."""
-
 
 MakePool: TypeAlias = Callable[[int], httpx.AsyncBaseTransport]
 """A factory of pools, from their number of connections."""
-
-IDLE_S: Final = 30.0
-"""Seconds that an unused connection is kept."""
-
-
-@functools.cache
-def trusted() -> ssl.SSLContext:
-    """Load the trusted certificates once: loading takes as long as many calls."""
-    return httpx.create_ssl_context()
 
 
 def http_pool(size: int, tls: ssl.SSLContext | None = None, proxy: str | None = None) -> httpx.AsyncBaseTransport:
@@ -152,10 +67,9 @@ def http_pool(size: int, tls: ssl.SSLContext | None = None, proxy: str | None = 
     return httpx.AsyncHTTPTransport(verify=tls or trusted(), proxy=proxy, limits=limits)
 
 
-def is_httpx_itself() -> bool:
-    """Return whether nothing replaces httpx's transport: neither a mock, as in tests, nor an instrumentation."""
-    handle: object = httpx.AsyncHTTPTransport.handle_async_request
-    return isinstance(handle, FunctionType) and handle.__module__ == "httpx._transports.default"
+def plain_pool(size: int) -> httpx.AsyncBaseTransport:
+    """Open a pool for ``http://`` alone, which trusts no certificate: loading those takes 20 to 70 ms."""
+    return http_pool(size, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
 
 @final
@@ -172,9 +86,10 @@ class Shard:
 @final
 @define(eq=False)
 class Slot:
-    """The slot of one call: its number and its shard."""
+    """The slot of one call: its number, its shard, and the key of that among the shards."""
 
     number: int
+    key: tuple[int, bool]
     shard: Shard
 
     @property
@@ -186,14 +101,18 @@ class Slot:
 @final
 @define(eq=False)
 class ShardedPool:
-    """The small pools of one event loop, opened on demand; ``users`` counts the calls and scopes that hold it."""
+    """The small pools of one event loop, opened on demand; ``users`` counts the calls and scopes that hold it.
+
+    With ``make_plain``, requests to ``http://`` have pools of their own, which it opens.
+    """
 
     make: MakePool = field(repr=False)  # it may hold the password of a proxy
     size: int
     limiter: Limiter
+    make_plain: MakePool | None = None
     users: int = 0
     _clock: Callable[[], float] = field(factory=loop_clock, init=False, repr=False)
-    _shards: dict[int, Shard] = field(factory=dict[int, Shard], init=False)
+    _shards: dict[tuple[int, bool], Shard] = field(factory=dict[tuple[int, bool], Shard], init=False)
     _next_sweep: float = field(default=0.0, init=False)
 
     @asynccontextmanager
@@ -205,10 +124,11 @@ class ShardedPool:
         finally:
             await self.release(slot)
 
-    async def acquire(self) -> Slot:
-        """Wait for a slot; release it once."""
+    async def acquire(self, *, plain: bool = False) -> Slot:
+        """Wait for a slot, for a ``plain`` request or one with TLS; release it once."""
         number = await self.limiter.acquire()
-        return Slot(number, self._join(number))
+        key = (number // self.size, plain and self.make_plain is not None)
+        return Slot(number, key, self._join(key))
 
     async def release(self, slot: Slot) -> None:
         """Pass a slot on, and close the pools that nothing uses any more."""
@@ -218,7 +138,7 @@ class ShardedPool:
     async def send(self, request: Outgoing, admitted: OnSent) -> "PooledResponse":
         """Send a request through the pool of a slot, which the response holds until it is closed."""
         to_error = functools.partial(map_exception, request=request.wire, limits=request.limits)
-        slot = await self.acquire()
+        slot = await self.acquire(plain=request.address.scheme == "http")
         try:
             admitted()
             status, headers, stream = await _send_fresh(self, slot, request, to_error)
@@ -230,15 +150,14 @@ class ShardedPool:
     async def renew(self, slot: Slot) -> None:
         """Move a slot to a new shard, which has no old connections."""
         self.retire(slot)
-        old, slot.shard = slot.shard, self._join(slot.number)
+        old, slot.shard = slot.shard, self._join(slot.key)
         await close_all(self._leave(old))
 
     def retire(self, slot: Slot) -> None:
         """Send no more calls to the shard of a slot."""
         slot.shard.retired = True
-        index = slot.number // self.size
-        if self._shards.get(index) is slot.shard:
-            del self._shards[index]
+        if self._shards.get(slot.key) is slot.shard:
+            del self._shards[slot.key]
 
     async def aclose(self) -> None:
         """Close the idle shards now; the last call of each other shard closes it."""
@@ -247,11 +166,11 @@ class ShardedPool:
             shard.retired = True
         await close_all(shard.pool for shard in shards if not shard.calls)
 
-    def _join(self, number: int) -> Shard:
-        index = number // self.size
-        shard = self._shards.get(index)
+    def _join(self, key: tuple[int, bool]) -> Shard:
+        shard = self._shards.get(key)
         if shard is None:
-            shard = self._shards[index] = Shard(self.make(self.size))
+            make = self.make_plain if self.make_plain is not None and key[1] else self.make
+            shard = self._shards[key] = Shard(make(self.size))
         shard.calls += 1
         return shard
 
@@ -267,8 +186,8 @@ class ShardedPool:
         if now < self._next_sweep:
             return ()
         self._next_sweep = now + IDLE_S / 10
-        idle = [index for index, each in self._shards.items() if not each.calls and each.idle_since < now - IDLE_S]
-        return tuple(self._shards.pop(index).pool for index in idle)
+        idle = [key for key, each in self._shards.items() if not each.calls and each.idle_since < now - IDLE_S]
+        return tuple(self._shards.pop(key).pool for key in idle)
 
 
 async def close_all(pools: Iterable[httpx.AsyncBaseTransport]) -> None:
@@ -276,6 +195,83 @@ async def close_all(pools: Iterable[httpx.AsyncBaseTransport]) -> None:
     for pool in pools:
         with anyio.move_on_after(CLOSING_S, shield=True):
             await pool.aclose()
+
+
+# The exceptions of httpx.
+
+CoreProblem: TypeAlias = (
+    httpcore.TimeoutException
+    | httpcore.NetworkError
+    | httpcore.ProtocolError
+    | httpcore.ProxyError
+    | httpcore.UnsupportedProtocol
+)
+"""Exceptions of httpcore, each with a namesake in httpx."""
+
+WireProblem: TypeAlias = CoreProblem | httpx.HTTPError | httpx.InvalidURL | OSError | UnicodeError
+"""Exceptions that a pool raises for reasons outside of this program; any other is a bug or a cancellation."""
+
+WIRE_PROBLEMS: Final = (*get_args(CoreProblem), httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError)
+"""The same classes, for ``except`` clauses."""
+
+
+ToError: TypeAlias = Callable[[WireProblem, bool], LLMError]
+"""A mapping from an exception, and whether part of the response body has arrived, to an error."""
+
+
+_PROXY_AUTH: Final = ("407", "auth", "password")
+
+# How httpcore and h11 describe a response that ends too early.
+_TRUNCATED: Final = ("disconnected", "peer closed", "incomplete")
+
+
+def map_exception(problem: WireProblem, started: bool, *, request: WireRequest, limits: Timeouts) -> LLMError:
+    """Map an exception to an error; ``started`` means that part of the response body has arrived.
+
+    >>> request = WireRequest(url="http://localhost:1/v1", headers=(), body=b"")
+    >>> error = map_exception(httpx.ConnectTimeout(""), False, request=request, limits=Timeouts(connect_s=2))
+    >>> error.tag, error.phase, error.timeout_ms
+    ('TimeoutError', 'connect', 2000)
+    """
+    problem = _by_httpx(problem)
+    cause = cause_of(problem, *secret_values(request.headers))
+    match problem:
+        case httpx.TimeoutException():
+            return _timeout(problem, limits, started, cause)
+        case httpx.InvalidURL() | httpx.UnsupportedProtocol() | httpx.LocalProtocolError() | UnicodeError():
+            return ConfigurationError(message=f"this request cannot be sent: {cause.message}", cause=cause)
+        case httpx.ProxyError():
+            needs_password = any(word in cause.message.lower() for word in _PROXY_AUTH)
+            return proxy_error(request, cause, needs_password=needs_password)
+        case httpx.RemoteProtocolError():
+            return network_error(_protocol_phase(cause), request, cause)
+        case _:
+            return connection_error(problem, request, cause, connecting=isinstance(problem, httpx.ConnectError))
+
+
+def _by_httpx(problem: WireProblem) -> WireProblem:
+    """Return the namesake in httpx of an exception of httpcore, as httpx's transport does."""
+    if not isinstance(problem, CoreProblem):
+        return problem
+    namesake: type[httpx.TransportError] = getattr(httpx, type(problem).__name__)
+    named = namesake(str(problem))
+    named.__cause__ = problem
+    return named
+
+
+def _protocol_phase(cause: Cause) -> NetworkPhase:
+    return "reset" if any(words in cause.message for words in _TRUNCATED) else "protocol"
+
+
+def _timeout(problem: httpx.TimeoutException, limits: Timeouts, started: bool, cause: Cause) -> LLMError:
+    read: TimeoutPhase = "between_content" if started else "first_content"
+    phases: dict[type[httpx.TimeoutException], tuple[TimeoutPhase, float | None]] = {
+        httpx.ConnectTimeout: ("connect", limits.connect_s),
+        httpx.WriteTimeout: ("send", limits.send_s),
+        httpx.PoolTimeout: ("queue", None),
+    }
+    phase, seconds = phases.get(type(problem), (read, limits.read_s))
+    return RequestTimeout(phase=phase, timeout_ms=None if seconds is None else seconds * 1000, cause=cause)
 
 
 # One request, by httpcore below httpx's transport, or by a transport of httpx that stands in its place.
@@ -364,13 +360,21 @@ async def _send_by_httpx(pool: httpx.AsyncBaseTransport, request: Outgoing, send
     body = _HttpxBody(_RequestBody(request.wire.body))
     extensions = {"timeout": _timeouts(request.limits), "trace": sending}
     sent = httpx.Request(
-        request.method, request.address.url, headers=[*request.headers], stream=body, extensions=extensions
+        request.method, _url(request.wire.url), headers=[*request.headers], stream=body, extensions=extensions
     )
     response = await pool.handle_async_request(sent)
     if not isinstance(response.stream, httpx.AsyncByteStream):
         msg = f"the pool returned a stream that cannot be awaited: {type(response.stream).__name__}"
         raise TypeError(msg)
     return response.status_code, response.headers.raw, response.stream
+
+
+_url = functools.lru_cache(maxsize=256)(httpx.URL)
+
+
+@functools.lru_cache(maxsize=256)
+def _core_url(address: Address) -> httpcore.URL:
+    return httpcore.URL(address.origin.encode("ascii") + address.target)
 
 
 def _timeouts(limits: Timeouts) -> dict[str, float | None]:
@@ -398,7 +402,7 @@ class DirectPool(httpx.AsyncHTTPTransport):
         """Send a request and wait for the head of its response."""
         sent = httpcore.Request(
             request.method,
-            request.address.core,
+            _core_url(request.address),
             headers=request.headers,
             content=_RequestBody(request.wire.body, sending),
             extensions={"timeout": _timeouts(request.limits)},
@@ -425,10 +429,6 @@ class _Network(httpcore.AsyncNetworkBackend):
         kind: object = httpcore.TrioBackend if running_loop() is None else httpcore.AnyIOBackend
         network = cast("type[httpcore.AsyncNetworkBackend]", kind)()
         return _Corked(await network.connect_tcp(host, port, timeout, local_address, socket_options))
-
-
-TOGETHER: Final = 2**16
-"""Bytes of a small request, whose body goes out with its head, in one packet."""
 
 
 @final

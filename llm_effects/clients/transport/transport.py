@@ -7,7 +7,6 @@ response: that is for the layers above.
 
 import asyncio
 import functools
-import re
 import ssl
 import zlib
 from collections import OrderedDict
@@ -16,29 +15,26 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from heapq import heappop, heappush
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from io import BytesIO
-from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar, final, get_args
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar, final, get_args
 
 import anyio
-import httpx
 from anyio import to_thread
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 from attrs import define, field
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.clients.transport.faults import TransportFault
-from llm_effects.clients.transport.pool import (
-    Address,
+from llm_effects.clients.transport.connections import (
     Connections,
     Incoming,
-    MakePool,
+    Method,
     NoConnections,
     Outgoing,
-    ShardedPool,
-    http_pool,
+    TransportFault,
+    build_request,
+    import_httpx,
     is_httpx_itself,
     trusted,
 )
@@ -46,15 +42,22 @@ from llm_effects.config.services import TransportKind
 from llm_effects.effects.tasks import OnSent, no_listener
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
 from llm_effects.values import caps
+from llm_effects.values.display import shown
 from llm_effects.values.errors import ConfigurationError, LLMError, MalformedResponse, NetworkError, cause_of
 from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import number, one_of
+
+if TYPE_CHECKING:
+    from llm_effects.clients.transport.pool import MakePool
 
 AIOHTTP: Final = {("3", "14")}
 """The versions of aiohttp whose connections and parser are known here, which it does not promise to keep."""
 
 FAST: Final = "llm_effects.clients.transport.fast"
 """The module that needs aiohttp."""
+
+HTTPX: Final = "llm_effects.clients.transport.pool"
+"""The module that needs httpx."""
 
 
 class _Decompressor(Protocol):
@@ -88,7 +91,7 @@ _COMPRESSED_BYTES: Final = 4096
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class Decoder:
     """An incremental decoder of one ``content-encoding``.
 
@@ -192,66 +195,6 @@ class Body:
         raise StopAsyncIteration
 
 
-Method: TypeAlias = Literal["GET", "POST"]
-Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
-
-_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_VALUE: Final = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)?")
-
-
-def build_request(method: Method, wire: WireRequest, limits: Timeouts) -> Result[Outgoing, LLMError]:
-    """Check a request, the only place that reveals secrets; a bad URL or header is a ``ConfigurationError``.
-
-    >>> wire = WireRequest(url="https://api.openai.com/v1", headers=(("authorization", Secret("Bearer sk")),), body=b"")
-    >>> build_request("GET", wire, Timeouts()).unwrap().headers[0]
-    (b'host', b'api.openai.com')
-    """
-    url = _parse_url(wire.url)
-    if not is_successful(url):
-        return Failure(url.failure())
-    fixed = _fixed_headers(wire.headers, url.unwrap())
-    if not is_successful(fixed):
-        return Failure(fixed.failure())
-    return Success(Outgoing(method, url.unwrap(), _with_length(method, fixed.unwrap(), wire.body), wire, limits))
-
-
-@functools.lru_cache(maxsize=256)
-def _parse_url(text: str) -> Result[Address, LLMError]:
-    """Parse and check a URL; parsing is slow, so results are cached."""
-    try:
-        url = httpx.URL(text)
-    except (httpx.InvalidURL, UnicodeError) as problem:
-        return Failure(ConfigurationError(message="the endpoint is not a URL: copy it again", cause=cause_of(problem)))
-    if url.scheme not in {"http", "https"} or not url.host:
-        return Failure(ConfigurationError(message="the endpoint must be like https://host/v1"))
-    if url.userinfo:
-        return Failure(ConfigurationError(message="the endpoint must not hold a password: use api_key or headers"))
-    return Success(Address.of(url))
-
-
-@functools.lru_cache(maxsize=256)
-def _fixed_headers(given: tuple[tuple[str, str | Secret], ...], address: Address) -> Result[Headers, LLMError]:
-    """Return the caller's headers, revealed, and the default ones that are missing, which are the same for each body.
-
-    Checking and encoding them takes 5 microseconds, finding them here 1.
-    """
-    revealed = [(name, value.reveal() if isinstance(value, Secret) else value) for name, value in given]
-    for name, value in revealed:
-        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
-            problem = f"the header {name[:40]!r} holds a character that headers cannot contain, such as a line break"
-            return Failure(ConfigurationError(message=problem))
-    names, host = {name.lower() for name, _ in revealed}, address.origin.rpartition("/")[2]
-    defaults = (("host", host), ("accept", "*/*"), ("accept-encoding", "gzip"), ("user-agent", "llm-effects"))
-    missing = (header for header in defaults if header[0] not in names)
-    return Success(tuple((name.encode("ascii"), value.encode("ascii")) for name, value in (*missing, *revealed)))
-
-
-def _with_length(method: Method, headers: Headers, body: bytes) -> Headers:
-    if method == "GET" or any(name.lower() == b"content-length" for name, _ in headers):
-        return headers
-    return (*headers, (b"content-length", b"%d" % len(body)))
-
-
 @final
 @define(eq=False)
 class StreamedResponse:
@@ -259,6 +202,8 @@ class StreamedResponse:
 
     ``received`` is the wall time of the headers; dates from the server are relative to it.
     """
+
+    __repr__ = shown
 
     status: int
     headers: Mapping[str, str]
@@ -283,7 +228,7 @@ class StreamedResponse:
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class ConnectionLimiter:
     """A first-come, first-served limiter of ``capacity`` numbered slots.
 
@@ -354,7 +299,7 @@ _Connections = TypeVar("_Connections", bound=Connections)
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class LoopPools(Generic[_Connections]):
     """The connections of each event loop in use, so that none meets another loop than its own."""
 
@@ -407,7 +352,7 @@ class Transport:
     something stands in the place of httpx's own transport: ``make_pool``, which opens httpx's pools of ``pool_size``,
     or a mock or an instrumentation of httpx.
 
-    >>> import anyio
+    >>> import anyio, httpx
     >>> def echo(request):
     ...     return httpx.Response(200, content=request.content)
     >>> transport = Transport(make_pool=lambda size: httpx.MockTransport(echo))
@@ -416,8 +361,10 @@ class Transport:
     b'hello'
     """
 
+    __repr__ = shown
+
     kind: TransportKind = field(default="httpx", validator=one_of(*get_args(TransportKind)))
-    make_pool: MakePool | None = None
+    make_pool: "MakePool | None" = None
     max_connections: int = field(default=1000, validator=number(at_least=1, whole=True))
     pool_size: int = field(default=8, validator=number(at_least=1, whole=True))
     max_bytes: int = field(default=caps.ANSWER_BYTES, validator=number(at_least=1, whole=True))
@@ -453,11 +400,14 @@ class Transport:
         """Send a GET request and return its whole response."""
         return await self._exchange("GET", WireRequest(url=url, headers=headers, body=b""), limits, no_listener)
 
+    async def load(self, *, https: bool) -> None:
+        """Import the library, and load the certificates for ``https``, in a thread: either takes 20 to 100 ms."""
+        module = FAST if self._is_fast(_is_asyncio(current_token())) else HTTPX
+        await to_thread.run_sync(_load, module, https and self.tls is None)
+
     @asynccontextmanager
     async def scope(self) -> AsyncGenerator[None]:
         """Keep the connections of this event loop open between calls, until the scope ends."""
-        if self._is_fast(_is_asyncio(current_token())):
-            await to_thread.run_sync(import_module, FAST)  # importing aiohttp takes as long as hundreds of calls
         async with self._pools.hold():
             yield
 
@@ -523,19 +473,38 @@ class Transport:
             return NoConnections(problem.failure())
         if self._is_fast(_is_asyncio(loop)):
             return self._fast_connections()
+        return self._httpx_connections()
+
+    def _httpx_connections(self) -> Connections:
+        import_httpx()
+        from llm_effects.clients.transport.pool import ShardedPool, http_pool, plain_pool
+
         make = self.make_pool or functools.partial(http_pool, tls=self.tls, proxy=_revealed(self.proxy))
-        return ShardedPool(make, self.pool_size, ConnectionLimiter(self.max_connections))
+        may_split = self.make_pool is None and self.tls is None and self.proxy is None
+        limiter = ConnectionLimiter(self.max_connections)
+        return ShardedPool(make, self.pool_size, limiter, plain_pool if may_split else None)
 
     def _fast_connections(self) -> Connections:
         from llm_effects.clients.transport.fast import FastConnections, proxy_of
 
         limiter, address = ConnectionLimiter(self.max_connections), _revealed(self.proxy)
         if address is None:
-            return FastConnections(limiter, self.tls or trusted())
+            return FastConnections(limiter, self._tls)
         proxy = proxy_of(address)
         if not is_successful(proxy):
             return NoConnections(proxy.failure())
-        return FastConnections(limiter, self.tls or trusted(), proxy.unwrap())
+        return FastConnections(limiter, self._tls, proxy.unwrap())
+
+    def _tls(self) -> ssl.SSLContext:
+        return self.tls or trusted()
+
+
+def _load(module: str, certificates: bool) -> None:
+    if module == HTTPX:
+        import_httpx()
+    import_module(module)
+    if certificates:
+        trusted()
 
 
 async def _read_plain(incoming: Incoming, max_bytes: int) -> bytes:
@@ -582,15 +551,23 @@ def _why_not_fast(on_asyncio: bool) -> str | None:
 
 @functools.cache
 def _why_no_aiohttp() -> str | None:
-    try:
-        installed = version("aiohttp") if find_spec("aiohttp") else ""
-    except ModuleNotFoundError:
-        installed = ""
+    installed = _version_of_aiohttp()
     if not installed:
         return "needs aiohttp: pip install 'llm-effects[fast]'"
     if tuple(installed.split(".")[:2]) in AIOHTTP:
         return None
     return f"does not know aiohttp {installed}: pip install 'llm-effects[fast]'"
+
+
+def _version_of_aiohttp() -> str:
+    try:
+        if find_spec("aiohttp") is None:
+            return ""
+        from importlib.metadata import version  # 7 ms, with what it imports
+
+        return version("aiohttp")
+    except ModuleNotFoundError:
+        return ""
 
 
 def _is_asyncio(loop: EventLoopToken) -> bool:

@@ -35,7 +35,7 @@ from llm_effects.values.conversations import (
 from llm_effects.values.errors import ConversationConflict, LLMError
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class ConversationRecord:
     """A conversation, its turns by number, and indexes of them."""
 
@@ -129,7 +129,7 @@ _Key: TypeAlias = tuple[_Owner, str]
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class MemoryConversations:
     """Conversations and journals in memory, for any number of event loops and threads.
 

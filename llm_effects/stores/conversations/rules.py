@@ -9,6 +9,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.values.conversations import Conversation, History, StoredMessage, Turn, TurnState
+from llm_effects.values.display import shown
 from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked
 from llm_effects.values.validation import check_id
 
@@ -123,6 +124,8 @@ _Key: TypeAlias = tuple[str | None, str, str]
 class Ending:
     """The end of a turn. It has the ``writer`` of the turn, where this process has begun it."""
 
+    __repr__ = shown
+
     owner: str | None
     conversation_id: str
     turn_id: str
@@ -149,7 +152,7 @@ class Ending:
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class KeptEndings:
     """The ends of turns that wait to be written, for any number of threads: each step is one step of a dictionary."""
 

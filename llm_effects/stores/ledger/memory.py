@@ -22,7 +22,7 @@ _ACCOUNTS: Final = 1_000  # above so many, ended ones are dropped
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class MemoryLedger:
     """The newest rows and all budgets, for any number of event loops and threads."""
 

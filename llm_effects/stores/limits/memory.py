@@ -45,7 +45,7 @@ _ROUNDING: Final = 1e-9  # ten tenths add up to a little less than one
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class MemoryHedges:
     """A token bucket of hedges, empty at first: every call adds a little and every hedge removes one."""
 
@@ -71,7 +71,7 @@ class MemoryHedges:
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class MemoryRetries:
     """A token bucket of retries for each server and key, full at first.
 
@@ -114,14 +114,14 @@ LEAST_S: Final = 0.001
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Waiter:
     demand: Demand
     wake: anyio.Event = field(factory=anyio.Event)
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class FairQueue:
     """A first-come, first-served queue: only the first waiter asks for a permit.
 
@@ -200,7 +200,7 @@ _UNLIMITED: Final = LimiterState()
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class ModelState:
     """The state of one model. ``shut_until`` is what this process knows of a breaker that processes share.
 
@@ -257,7 +257,7 @@ _NONE_OPEN: Final[Mapping[str, float]] = {}
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class ModelStates:
     """The state of each model, created on first use; each event loop has its own."""
 
@@ -296,7 +296,7 @@ class ModelStates:
 
 
 @final
-@define
+@define(eq=False, repr=False)
 class MemoryLimits:
     """Limits and breakers of this process. No holder can die alone, so permits need no lease."""
 

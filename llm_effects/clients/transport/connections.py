@@ -1,0 +1,340 @@
+"""The seam between the transport and an HTTP library: checked requests, connections, and the faults of both.
+
+A library is imported when its first connections open, since each takes as long as hundreds of calls.
+"""
+
+import errno
+import os
+import re
+import socket
+import ssl
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
+from importlib import import_module
+from types import FunctionType
+from typing import Any, Final, Literal, Protocol, TypeAlias, cast, final
+
+from attrs import define, frozen
+from returns.pipeline import is_successful
+from returns.result import Failure, Result, Success
+
+from llm_effects.effects.tasks import OnSent
+from llm_effects.providers.wire import Timeouts, WireRequest
+from llm_effects.values.display import shown
+from llm_effects.values.errors import Cause, ConfigurationError, LLMError, NetworkError, NetworkPhase, cause_of
+from llm_effects.values.secrets import Secret
+
+IDLE_S: Final = 30.0
+"""Seconds that an unused connection is kept."""
+
+TOGETHER: Final = 2**16
+"""Bytes of a small request, whose body goes out with its head, in one packet."""
+
+
+@final
+@frozen
+class Address:
+    """A checked URL in its normal form: the origin is what connections are shared by, the target what is asked for.
+
+    >>> address_of("http://localhost:1234/v1/models").unwrap()
+    Address(scheme='http', origin='http://localhost:1234', target=b'/v1/models')
+    >>> address_of("http://LOCALHOST:80/some path").unwrap()
+    Address(scheme='http', origin='http://localhost', target=b'/some%20path')
+    """
+
+    __repr__ = shown
+
+    scheme: str
+    origin: str
+    target: bytes
+
+    @property
+    def host(self) -> str:
+        """The host, and the port unless it is the usual one."""
+        return self.origin.removeprefix(f"{self.scheme}://")
+
+
+_NORMAL: Final = re.compile(
+    r"((https?)://"
+    r"(?:[a-z][a-z0-9.-]*|127\.0\.0\.1)(?::(?!80/|443/)(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}))?)"
+    r"((?:/(?!\.)[\w~:@$*+,;=.-]*)+(?:\?[\w~&=.-]+)?)",
+    re.ASCII,
+)
+"""URLs that any parser leaves as they are: only others need the one of httpx, whose import takes 25 ms."""
+
+
+@lru_cache(maxsize=256)
+def address_of(url: str) -> Result[Address, LLMError]:
+    """Parse and check a URL; parsing is slow, so results are cached."""
+    normal = _NORMAL.fullmatch(url)
+    if normal is not None:
+        return Success(Address(scheme=normal[2], origin=normal[1], target=normal[3].encode()))
+    return _parse(url)
+
+
+def _parse(text: str) -> Result[Address, LLMError]:
+    import_httpx()
+    import httpx
+
+    try:
+        url = httpx.URL(text)
+    except (httpx.InvalidURL, UnicodeError) as problem:
+        return Failure(ConfigurationError(message="the endpoint is not a URL: copy it again", cause=cause_of(problem)))
+    if url.scheme not in {"http", "https"} or not url.host:
+        return Failure(ConfigurationError(message="the endpoint must be like https://host/v1"))
+    if url.userinfo:
+        return Failure(ConfigurationError(message="the endpoint must not hold a password: use api_key or headers"))
+    return Success(Address(url.scheme, f"{url.scheme}://{url.netloc.decode('ascii')}", url.raw_path))
+
+
+@final
+@define(eq=False, repr=False)
+class Outgoing:
+    """A request that has been checked, with its secrets revealed."""
+
+    method: str
+    address: Address
+    headers: tuple[tuple[bytes, bytes], ...]
+    wire: WireRequest
+    limits: Timeouts
+
+
+Method: TypeAlias = Literal["GET", "POST"]
+Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
+
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE: Final = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)?")
+
+
+def build_request(method: Method, wire: WireRequest, limits: Timeouts) -> Result[Outgoing, LLMError]:
+    """Check a request, the only place that reveals secrets; a bad URL or header is a ``ConfigurationError``.
+
+    >>> wire = WireRequest(url="https://api.openai.com/v1", headers=(("authorization", Secret("Bearer sk")),), body=b"")
+    >>> build_request("GET", wire, Timeouts()).unwrap().headers[0]
+    (b'host', b'api.openai.com')
+    """
+    address = address_of(wire.url)
+    if not is_successful(address):
+        return Failure(address.failure())
+    fixed = _fixed_headers(wire.headers, address.unwrap())
+    if not is_successful(fixed):
+        return Failure(fixed.failure())
+    headers = _with_length(method, fixed.unwrap(), wire.body)
+    return Success(Outgoing(method, address.unwrap(), headers, wire, limits))
+
+
+@lru_cache(maxsize=256)
+def _fixed_headers(given: tuple[tuple[str, str | Secret], ...], address: Address) -> Result[Headers, LLMError]:
+    """Return the caller's headers, revealed, and the default ones that are missing, which are the same for each body.
+
+    Checking and encoding them takes 5 microseconds, finding them here 1.
+    """
+    revealed = [(name, value.reveal() if isinstance(value, Secret) else value) for name, value in given]
+    for name, value in revealed:
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            problem = f"the header {name[:40]!r} holds a character that headers cannot contain, such as a line break"
+            return Failure(ConfigurationError(message=problem))
+    names, host = {name.lower() for name, _ in revealed}, address.host
+    defaults = (("host", host), ("accept", "*/*"), ("accept-encoding", "gzip"), ("user-agent", "llm-effects"))
+    missing = (header for header in defaults if header[0] not in names)
+    return Success(tuple((name.encode("ascii"), value.encode("ascii")) for name, value in (*missing, *revealed)))
+
+
+def _with_length(method: Method, headers: Headers, body: bytes) -> Headers:
+    if method == "GET" or any(name.lower() == b"content-length" for name, _ in headers):
+        return headers
+    return (*headers, (b"content-length", b"%d" % len(body)))
+
+
+class Incoming(Protocol):
+    """A response whose head has arrived."""
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """The header lines as they came."""
+        ...
+
+    async def read(self) -> bytes | LLMError | None:
+        """Wait for more of the body, and return it, ``None`` at its end, or the error that broke it."""
+        ...
+
+    async def aclose(self) -> None:
+        """Keep the connection if the body was read to its end; otherwise close it, even when cancelled."""
+        ...
+
+
+class Limiter(Protocol):
+    """A queue for a limited number of calls, which have numbered slots."""
+
+    async def acquire(self) -> int:
+        """Wait for a slot and return its number; release it once."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """Pass a slot on."""
+        ...
+
+
+class Connections(Protocol):
+    """The connections of one event loop; ``users`` counts the calls and scopes that hold them."""
+
+    users: int
+
+    async def send(self, request: Outgoing, admitted: OnSent) -> Incoming:
+        """Wait for a turn, call ``admitted``, send, and wait for the head of the response, or raise its fault."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the idle connections now; the others close after their use."""
+        ...
+
+
+@final
+@define(eq=False, repr=False)
+class NoConnections:
+    """Connections that cannot be made; every call fails with the reason."""
+
+    error: LLMError
+    users: int = 0
+
+    async def send(self, request: Outgoing, admitted: OnSent) -> Incoming:  # noqa: ARG002
+        """Raise the reason."""
+        raise TransportFault(self.error)
+
+    async def aclose(self) -> None:
+        """Close nothing."""
+
+
+@cache
+def trusted() -> ssl.SSLContext:
+    """Load the trusted certificates once, at the first https: loading takes as long as many calls."""
+    file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    if file:
+        return ssl.create_default_context(cafile=file)
+    if folder:
+        return ssl.create_default_context(capath=folder)
+    import certifi
+
+    return ssl.create_default_context(cafile=certifi.where())
+
+
+def is_httpx_itself() -> bool:
+    """Return whether nothing replaces httpx's transport: neither a mock, as in tests, nor an instrumentation.
+
+    Either would have imported httpx.
+    """
+    if "httpx" not in sys.modules:
+        return True
+    import httpx
+
+    handle: object = httpx.AsyncHTTPTransport.handle_async_request
+    return isinstance(handle, FunctionType) and handle.__module__ == "httpx._transports.default"
+
+
+def import_httpx() -> None:
+    """Import httpx without its command line, whose click, rich and pygments take 38 of 104 ms."""
+    modules: dict[str, Any] = sys.modules
+    if "httpx" not in modules:
+        modules["httpx._main"] = None  # as if they were not installed, which httpx allows for
+        import_module("httpx")
+        del modules["httpx._main"]
+
+
+# What goes wrong on the wire.
+
+
+@final
+class TransportFault(Exception):  # noqa: N818 - it carries an error value
+    """The only exception that the transport raises; callers turn its ``error`` into a ``Failure``."""
+
+    def __init__(self, error: LLMError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+# Root causes of a broken connection, the most specific first.
+_PHASES: Final[tuple[tuple[type[BaseException], NetworkPhase], ...]] = (
+    (socket.gaierror, "dns"),
+    (ConnectionRefusedError, "refused"),
+    (ConnectionResetError, "reset"),
+    (BrokenPipeError, "reset"),
+)
+
+_LOCAL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+_MESSAGES: Final[dict[NetworkPhase, str]] = {
+    "dns": "{origin} has no address: check the host name",
+    "connect": "{origin} cannot be reached",
+    "refused": "{origin} refused the connection: is the server running?",
+    "reset": "the connection to {origin} broke before the answer was whole",
+    "protocol": "{origin} did not answer in proper HTTP",
+    "intermediary": "the proxy on the way to {origin} rejected the request",
+    "local": "this machine has no descriptor or port left: make fewer calls at once or raise its limits",
+}
+
+# What the versions of OpenSSL call bytes that are not TLS.
+_NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL")
+
+
+def network_error(phase: NetworkPhase, request: WireRequest, cause: Cause | None = None) -> NetworkError:
+    """Build a ``NetworkError`` that names the server, but neither the path nor the query."""
+    origin = re.split(r"(?<=[^:/])[/?#]", request.url, maxsplit=1)[0]
+    return NetworkError(message=_MESSAGES[phase].format(origin=origin), phase=phase, cause=cause)
+
+
+def proxy_error(request: WireRequest, cause: Cause, *, needs_password: bool) -> LLMError:
+    """Build the error for a proxy that rejects a request: a missing password is a matter of configuration."""
+    if needs_password:
+        message = "a proxy on the way requires a user name and a password: configure them, or bypass the proxy"
+        return ConfigurationError(message=message, cause=cause)
+    return network_error("intermediary", request, cause)
+
+
+def connection_error(problem: BaseException, request: WireRequest, cause: Cause, *, connecting: bool) -> LLMError:
+    """Build the error for a connection that cannot be made or breaks, by the causes of an exception."""
+    roots = tuple(_roots(problem))
+    tls = next((root for root in roots if isinstance(root, ssl.SSLError) and not _is_eof(root)), None)
+    if tls is not None:
+        return _tls_error(tls, cause) if connecting else network_error("protocol", request, cause)
+    if any(isinstance(root, OSError) and root.errno in _LOCAL for root in roots):
+        return network_error("local", request, cause)
+    return network_error(_phase_of(roots) or ("connect" if connecting else "reset"), request, cause)
+
+
+def _phase_of(roots: tuple[BaseException, ...]) -> NetworkPhase | None:
+    for kind, phase in _PHASES:
+        if any(isinstance(root, kind) for root in roots):
+            return phase
+    return None
+
+
+def _tls_error(problem: ssl.SSLError, cause: Cause) -> ConfigurationError:
+    """Build the error for TLS that cannot work: a matter of configuration, which a retry does not fix."""
+    if any(word in str(problem) for word in _NOT_TLS):
+        remedy = "the server does not speak TLS there: use its TLS port, or http:// if it is on this machine"
+    else:
+        remedy = (
+            "check the host name and certificate of the endpoint; for your own certificate authority set SSL_CERT_FILE"
+        )
+    return ConfigurationError(message=f"no secure connection: {remedy}", cause=cause)
+
+
+def _is_eof(problem: ssl.SSLError) -> bool:
+    return isinstance(problem, ssl.SSLEOFError | ssl.SSLZeroReturnError) or "EOF" in str(problem)
+
+
+def _roots(problem: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, its causes and contexts, and the members of groups."""
+    yield problem
+    if isinstance(problem, ExceptionGroup):
+        for each in cast("ExceptionGroup[Exception]", problem).exceptions:
+            yield from _roots(each)
+    below = problem.__cause__ or problem.__context__
+    if below is not None:
+        yield from _roots(below)
