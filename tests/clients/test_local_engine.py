@@ -787,12 +787,13 @@ def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 PROGRAM = """
-import ctypes, os, signal, sys, anyio
+import ctypes, logging, os, signal, sys, anyio
 from pathlib import Path
 from llm_effects.clients.local_engine import Engine, special_tokens
 from llm_effects.providers.llama import as_plain_text
 from tests.clients.test_local_engine import LONG, ask, ignore, target_at
 
+logging.getLogger('asyncio').setLevel('ERROR')  # it warns of callbacks that a busy machine makes slow
 handler_of = ctypes.pythonapi.PyOS_getsig
 handler_of.restype = ctypes.c_void_p
 handlers = [handler_of(number) for number in (signal.SIGINT, signal.SIGTERM)]
