@@ -25,7 +25,7 @@ from llm_effects import (
 from llm_effects.config import StorageConfig
 from llm_effects.conversations import append_messages
 from llm_effects.stores.conversations.memory import MemoryConversations
-from tests.benchmarks.transport import alternating
+from tests.benchmarks.turns import alternating
 from tests.fixtures.storages import open_conversations
 
 LENGTHS = (0, 100, 10_000)

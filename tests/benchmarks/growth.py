@@ -23,7 +23,7 @@ from llm_effects.policies.cache import cache_key
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
 from llm_effects.testing.scripted import answer
 from llm_effects.values.serialization import Entry, dump_entry
-from tests.benchmarks.layers import Instant
+from tests.benchmarks.inside import Instant
 from tests.benchmarks.stub import COMPLETION
 
 WIDE: Final = 10**7

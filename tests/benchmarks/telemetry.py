@@ -25,7 +25,7 @@ from llm_effects.policies.tracing import begin_attempt, end_attempt, with_tracin
 from llm_effects.stores.disabled import NoTelemetry
 from llm_effects.telemetry.logs import LOGGER
 from llm_effects.telemetry.otel import open_telemetry
-from tests.benchmarks.transport import alternating, timed
+from tests.benchmarks.turns import alternating, timed
 
 QUESTION = LLMRequest(prompt="Why is the sky blue?")
 
