@@ -1,16 +1,19 @@
 """The connection limiter and the pools: first come, first served; cancellations leak nothing; nothing stays open."""
 
+import itertools
 import random
 from typing import TypeAlias
 
 import anyio
 import anyio.lowlevel
+import h11
 import httpx
 import pytest
 from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_effects.clients.transport.chunks import JoinedChunks
 from llm_effects.clients.transport.pool import ShardedPool, http_pool
 from llm_effects.clients.transport.transport import ConnectionLimiter, LoopPools
 
@@ -239,3 +242,74 @@ async def test_the_default_pool_is_a_transport_of_httpx() -> None:
     pool = http_pool(3)
     assert isinstance(pool, httpx.AsyncHTTPTransport)
     await pool.aclose()
+
+
+# --- The chunks of a body over httpx --------------------------------------------------------------------------------
+
+
+def read_body(pieces: list[bytes], *, joined: bool) -> tuple[list[bytes], str]:
+    """Read a body by h11, as pieces of the wire arrive: return its pieces, and how it ended."""
+    connection = h11.Connection(h11.CLIENT)
+    connection.send(h11.Request(method="GET", target="/", headers=[("host", "a")]))
+    connection.send(h11.EndOfMessage())
+    connection.receive_data(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    connection.next_event()
+    if joined:
+        connection._reader = JoinedChunks(connection._reader)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    body = list[bytes]()
+    arriving = iter([*pieces, b""])
+    while True:
+        try:
+            event = connection.next_event()
+        except h11.RemoteProtocolError as problem:
+            return body, str(problem)
+        if isinstance(event, h11.Data):
+            body.append(bytes(event.data))
+        elif isinstance(event, h11.EndOfMessage):
+            return body, f"ended {event.headers!r} {connection.trailing_data[0]!r}"
+        else:
+            connection.receive_data(next(arriving))
+
+
+CHUNKS = {
+    "plain": b"3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n",
+    "trailers": b"1\r\na\r\n0\r\nx-a: b\r\n1\r\n\r\n",
+    "extensions": b"1\r\na\r\n1;a=b\r\nb\r\n1\r\nc\r\n0\r\n\r\n",
+    "spaces and zeros": b"0001\r\na\r\n1  \r\nb\r\n000\r\n\r\n",
+    "line ends inside": b"4\r\n\r\n\r\n\r\n5\r\n1\r\na\r\r\n0\r\n\r\n",
+    "more after the end": b"1\r\na\r\n0\r\n\r\n1\r\nb\r\n",
+    "a chunk with too much": b"1\r\na\r\n1\r\nbc\r\n1\r\nd\r\n0\r\n\r\n",
+    "no size": b"1\r\na\r\n\r\nb\r\n0\r\n\r\n",
+    "no number": b"1\r\na\r\nx\r\nb\r\n0\r\n\r\n",
+    "a negative number": b"1\r\na\r\n-1\r\nb\r\n0\r\n\r\n",
+    "only line feeds": b"1\na\n0\n\n",
+    "an enormous size": b"1\r\na\r\nffffffffff\r\nabc",
+    "cut off": b"1\r\na\r\n5\r\nbc",
+    "cut off between chunks": b"1\r\na\r\n",
+}
+
+
+@pytest.mark.parametrize("wire", CHUNKS.values(), ids=CHUNKS)
+def test_joined_chunks_are_the_same_body_and_end_the_same(wire: bytes) -> None:
+    for place in range(len(wire) + 1):
+        pieces = [each for each in (wire[:place], wire[place:]) if each]
+        (apart, ended), (joined, ended_too) = read_body(pieces, joined=False), read_body(pieces, joined=True)
+        assert (b"".join(joined), ended_too) == (b"".join(apart), ended)
+    bytewise = [wire[at : at + 1] for at in range(len(wire))]
+    apart, ended = read_body(bytewise, joined=False)
+    assert read_body(bytewise, joined=True) == (apart, ended)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=8), st.lists(st.integers(min_value=0, max_value=500)))
+def test_any_chunks_cut_anywhere_are_joined_without_loss(chunks: list[bytes], places: list[int]) -> None:
+    wire = b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in chunks) + b"0\r\n\r\n"
+    bounds = sorted({0, len(wire), *(place % len(wire) for place in places)})
+    pieces = [wire[start:end] for start, end in itertools.pairwise(bounds)]
+    body, ended = read_body(pieces, joined=True)
+    assert (b"".join(body), ended) == (b"".join(chunks), read_body(pieces, joined=False)[1])
+
+
+def test_chunks_that_arrive_together_are_one_piece() -> None:
+    wire = b"".join(b"3\r\n%03d\r\n" % number for number in range(500))
+    body, _ = read_body([wire[:1000], wire[1000:], b"0\r\n\r\n"], joined=True)
+    assert len(body) <= 4

@@ -357,6 +357,14 @@ async def test_a_stream_yields_its_pieces(transport: Transport) -> None:
             assert b"".join([piece async for piece in answer.chunks()]) == b"onetwothree"
 
 
+async def test_chunks_that_arrive_together_are_few_pieces(transport: Transport) -> None:
+    with serving(answering(chunked(*(b"%03d" % number for number in range(500))))) as server:
+        async with transport.stream(asking(server.url), LIMITS) as response:
+            pieces = [piece async for piece in response.chunks()]
+    assert b"".join(pieces) == b"".join(b"%03d" % number for number in range(500))
+    assert len(pieces) < 20
+
+
 async def test_a_stream_can_be_read_at_once(transport: Transport) -> None:
     with serving(answering(reply(b"no such model", "404 Not Found"))) as server:
         async with transport.stream(asking(server.url), LIMITS) as answer:

@@ -28,6 +28,7 @@ import httpx
 from anyio.lowlevel import checkpoint
 from attrs import define, field, frozen
 
+from llm_effects.clients.transport.chunks import join_chunks
 from llm_effects.clients.transport.connections import (
     IDLE_S,
     TOGETHER,
@@ -525,6 +526,7 @@ class PooledResponse:
     _ended: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
+        join_chunks(self._stream)
         self._chunks = aiter(self._stream)
 
     async def read(self) -> bytes | LLMError | None:
