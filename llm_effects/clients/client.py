@@ -4,6 +4,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar, final
 
 import anyio
@@ -17,11 +18,20 @@ from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import StreamedResponse, Transport
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
-from llm_effects.effects.call import AttemptRecord, Call, Sink
+from llm_effects.effects.call import AttemptRecord, Call
 from llm_effects.effects.effect import Answer
-from llm_effects.effects.tasks import Pacer, in_steps, loop_clock
+from llm_effects.effects.tasks import Delivery, Pacer, in_steps, loop_clock
 from llm_effects.providers.base import Provider
-from llm_effects.providers.draft import Draft, events_of, excess_of, flush_held, has_substance, interrupted, malformed
+from llm_effects.providers.draft import (
+    NO_EVENTS,
+    Draft,
+    events_of,
+    excess_of,
+    flush_held,
+    has_substance,
+    interrupted,
+    malformed,
+)
 from llm_effects.providers.error_mapping import classify_error_object
 from llm_effects.providers.openai_embeddings import decode, encode, read
 from llm_effects.providers.registry import provider_of, ready_targets, target_of
@@ -50,8 +60,9 @@ _T = TypeVar("_T")
 
 # The timers of one attempt: until its first content, between contents, and for all of it.
 #
-# Only waiting for the model counts: the timers are paused while the call is queued, and while the consumer handles an
-# event. Pings and other events without content do not reset them.
+# Only waiting for the model counts: the timers are paused while the call is queued, and while the consumer handles
+# events. Pings and other events without content do not reset them. A consumer that is plain code cannot be timed, so no
+# timer is set for it.
 #
 # A single cancel scope covers the whole attempt. Setting its deadline costs more than reading an event, so it is set a
 # little late and then left alone for a while: a timer fires on time or up to a tenth of its limit later.
@@ -91,18 +102,21 @@ class Timers:
         first_content = now + self.config.first_content_ms / 1000 if self.streamed else math.inf
         self.scope.deadline = min(first_content, self._attempt_deadline)
 
+    def pause(self) -> None:
+        """Pause the timers while the consumer has events."""
+        self.phase, self._paused_at = "sink", self.clock()
+
     def wait_for_consumer(self) -> None:
-        """Pause the timers while the consumer has an event; only the consumer's own limit runs."""
-        now, limit = self.clock(), self.config.sink_ms / 1000
-        if self.phase != "sink":
-            self.phase, self._paused_at = "sink", now
-        self._set_deadline(now + limit, limit * TIMER_SLACK)
+        """Start the consumer's own limit: it waits for something before it is done with an event."""
+        limit = self.config.sink_ms / 1000
+        self._set_deadline(self.clock() + limit, limit * TIMER_SLACK)
 
     def wait_for_model(self) -> None:
         """Resume the timers for the model's next content."""
         now = self.clock()
+        if self.phase == "sink":
+            self._attempt_deadline += now - self._paused_at
         self.phase = "between_content"
-        self._attempt_deadline += now - self._paused_at
         limit, attempt = self.config.between_content_ms / 1000, self.config.timeout_ms / 1000
         if now + limit <= self._attempt_deadline:
             self._set_deadline(now + limit, limit * TIMER_SLACK)
@@ -210,21 +224,27 @@ class ResponseReader:
             await self._pacer.step(len(step))
         return None
 
-    async def _feed(self, events: Iterable[ServerEvent]) -> LLMError | None:
+    async def _feed(self, events: Sequence[ServerEvent]) -> LLMError | None:
         content: list[StreamEvent] = []
-        error: LLMError | None = None
-        for event in events:
-            decoded = self.provider.decode_event(self.draft, event)
-            if is_successful(decoded):
-                content.extend(decoded.unwrap())
-                continue
-            if not self._is_late(decoded.failure()):
-                error = decoded.failure()
-                break
+        error = self._decode_events(events, content)
         excess = self._excess(content)
         if content and excess is None:
             await self.deliver(content)
         return error or excess
+
+    def _decode_events(self, events: Sequence[ServerEvent], content: list[StreamEvent]) -> LLMError | None:
+        """Add what some events hold to the draft and to the content; return the error that ends the response."""
+        at = 0
+        while at < len(events):
+            texts = self.provider.read_texts(self.draft, islice(events, at, None))
+            content.extend(map(TextDelta, texts))
+            at += len(texts) + 1
+            decoded = self.provider.decode_event(self.draft, events[at - 1]) if at <= len(events) else NO_EVENTS
+            if is_successful(decoded):
+                content.extend(decoded.unwrap())
+            elif not self._is_late(decoded.failure()):
+                return decoded.failure()
+        return None
 
     def _is_late(self, error: LLMError) -> bool:
         """Keep the first error after the reason to stop, and return whether the stream may still hold something."""
@@ -247,14 +267,11 @@ class ResponseReader:
     async def deliver(self, events: Iterable[StreamEvent]) -> None:
         """Deliver content to the consumer, while the timers of the model are paused."""
         if self.call.sink is not None:
-            await self._send(events, self.call.sink)
+            opening = None if self._opened else self._open()
+            self.timers.pause()
+            all_events = events if opening is None else (opening, *events)
+            await Delivery(all_events, self.call.sink, self.timers.wait_for_consumer)
         self.timers.wait_for_model()
-
-    async def _send(self, events: Iterable[StreamEvent], sink: Sink) -> None:
-        opening = None if self._opened else self._open()
-        for event in events if opening is None else (opening, *events):
-            self.timers.wait_for_consumer()
-            await sink(event)
 
     def _open(self) -> StreamEvent | None:
         self._opened, self.call.attempt.record.content_at = True, anyio.current_time()
@@ -295,13 +312,9 @@ class ResponseReader:
 
 
 def _length(event: StreamEvent) -> int:
-    match event:
-        case TextDelta() | ReasoningDelta():
-            return len(event.text)
-        case ToolCallDelta():
-            return len(event.arguments)
-        case _:
-            return 0
+    if isinstance(event, TextDelta | ReasoningDelta):
+        return len(event.text)
+    return len(event.arguments) if isinstance(event, ToolCallDelta) else 0
 
 
 def opening_of(call: Call) -> StreamEvent | None:

@@ -4,10 +4,11 @@ import asyncio
 import atexit
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import copy_context
+from functools import partial
 from importlib import import_module
 from typing import Final, Generic, TypeAlias, TypeVar, final
 
@@ -17,7 +18,7 @@ from anyio import Event
 from anyio.abc import TaskGroup
 from anyio.from_thread import BlockingPortal
 from anyio.lowlevel import checkpoint, current_token
-from attrs import define
+from attrs import define, field
 
 from llm_effects.values import caps
 from llm_effects.values.errors import LLMError
@@ -140,6 +141,52 @@ class Pacer:
         if self._steps >= caps.STEP_ITEMS:
             self._steps = 0
             await checkpoint()
+
+
+@final
+@define(eq=False)
+class Delivery(Awaitable[None], Generic[_Item]):
+    """The delivery of some items, one after the other; ``on_wait`` is called before the first wait over each.
+
+    A receiver that is plain code never waits, and costs nothing more than the call.
+
+    >>> async def main() -> list[object]:
+    ...     log = []
+    ...     async def receive(item: int) -> None:
+    ...         log.append(item)
+    ...         for _ in range(item):
+    ...             await checkpoint()
+    ...     await Delivery([0, 1, 2], receive, lambda: log.append("waits"))
+    ...     return log
+    >>> anyio.run(main)
+    [0, 1, 'waits', 2, 'waits']
+    """
+
+    _items: Iterable[_Item]
+    _receive: Callable[[_Item], Awaitable[None]]
+    _on_wait: Callable[[], object]
+    _number: int = field(default=0, init=False)
+
+    async def _deliver(self) -> None:
+        for item in self._items:
+            self._number += 1
+            await self._receive(item)
+
+    def __await__(self) -> Generator[object, object, None]:
+        work, waited_over = self._deliver(), 0
+        step = partial(work.send, None)
+        while True:
+            try:
+                waited_for = step()
+            except StopIteration:
+                return
+            if waited_over != self._number:
+                waited_over = self._number
+                self._on_wait()
+            try:
+                step = partial(work.send, (yield waited_for))
+            except BaseException as problem:  # noqa: BLE001 - passed on to the work
+                step = partial(work.throw, problem)
 
 
 # From a thread to an event loop.

@@ -1,6 +1,6 @@
 """The record of pure functions that a protocol consists of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import final
 
 from attrs import frozen
@@ -25,6 +25,8 @@ class Provider:
     - ``decode(target, response)`` reads a whole 2xx answer.
     - ``classify(target, response)`` turns any other answer into an error.
     - ``decode_event(draft, event)`` adds one event of a stream to the draft and returns the events to emit.
+    - ``read_texts(draft, events)`` adds the events that hold text and nothing else to the draft, up to the first other
+      one, and returns their texts. It is a short cut: all events may be left to ``decode_event``.
     - ``finish(draft)`` reads the draft at the end of the stream. Call ``draft.flush_held`` first: it emits the text
       that was held back.
     """
@@ -36,3 +38,4 @@ class Provider:
     classify: Callable[[Target, WireResponse], LLMError]
     decode_event: Callable[[Draft, ServerEvent], Events]
     finish: Callable[[Draft], Result[LLMResponse, LLMError]]
+    read_texts: Callable[[Draft, Iterable[ServerEvent]], list[str]] = lambda _, __: []

@@ -178,11 +178,11 @@ Piece: TypeAlias = tuple[Literal["text", "reasoning"], str]
 """A piece of text or of thinking."""
 
 
-def add_text(draft: Draft, kind: Literal["text", "reasoning"], piece: str) -> None:
+def add_text(draft: Draft, kind: Literal["text", "reasoning"], *pieces: str) -> None:
     """Append to the last part, or start a new one where the kind changes."""
     if not draft.parts or draft.parts[-1].kind != kind:
         draft.open(PartDraft(kind=kind))
-    draft.parts[-1].pieces.append(piece)
+    draft.parts[-1].pieces.extend(pieces)
 
 
 def add_pieces(draft: Draft, pieces: Iterable[Piece]) -> tuple[ContentEvent, ...]:

@@ -164,5 +164,6 @@ LLAMA: Final = Provider(
     classify=OPENAI_CHAT.classify,
     decode_event=OPENAI_CHAT.decode_event,
     finish=_finish,
+    read_texts=OPENAI_CHAT.read_texts,
 )
 """The protocol of the in-process model, with the error objects of chat completions."""

@@ -9,7 +9,7 @@ is no error here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -432,6 +432,27 @@ def chunk_delta(event: ServerEvent) -> ChunkDelta | None:
     """
     chunk = None if event.name == "error" else _read_event(_CHUNK_DECODER, event.data)
     return None if chunk is None else chunk.choices[0].delta
+
+
+def plain_texts(events: Iterable[ServerEvent]) -> list[str]:
+    """Return the texts of the chunks that hold nothing else, up to the first other event.
+
+    >>> data = '{"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"Hi"}}]}'
+    >>> plain_texts([ServerEvent("message", each) for each in (data, data, "[DONE]", data)])
+    ['Hi', 'Hi']
+    """
+    texts = list[str]()
+    try:
+        for event in events:
+            if event.name == "error" or len(event.data) > _SHORT:
+                break
+            delta = _CHUNK_DECODER.decode(event.data).choices[0].delta
+            if not delta.content or delta.reasoning_content is not None or delta.tool_calls:
+                break
+            texts.append(delta.content)
+    except _PROBLEMS:
+        pass  # no chunk, or one that holds more
+    return texts
 
 
 # Responses

@@ -1,7 +1,8 @@
 """A small fast HTTP/1.1 server for measuring clients: ``python tests/benchmarks/stub.py [delay_ms [events [gap_ms]]]``.
 
 It prints its port. A streaming request gets ``events`` server-sent events, ``gap_ms`` apart; any other gets a canned
-chat completion after ``delay_ms``. Requests to ``/messages`` get the same in Anthropic's protocol.
+chat completion after ``delay_ms``. Requests to ``/messages`` get the same in Anthropic's protocol. A request that says
+"forever" is never answered.
 """
 
 import asyncio
@@ -116,6 +117,8 @@ class Stub(asyncio.Protocol):
             return
         self.data = rest[size:]
         body = rest[:size]
+        if b"forever" in body:
+            return
         answers = self.anthropic if b"/messages " in head.partition(b"\r\n")[0] else self.openai
         if b'"stream":true' in body.replace(b" ", b""):
             self.stream(answers, 0)

@@ -32,6 +32,7 @@ from llm_effects import (
     run,
     stream,
 )
+from llm_effects.clients.client import Timers
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import CacheConfig, RoutingConfig
 from llm_effects.values.errors import LLMError, NetworkError
@@ -437,15 +438,61 @@ async def test_fault_101_a_whole_response_to_a_stream_is_read_despite_its_conten
 
 
 async def test_a_slow_consumer_of_a_burst_has_its_limit_for_each_event() -> None:
-    pieces = [piece("x") for _ in range(30)]
+    pieces = [piece("x") for _ in range(60)]
     with serving(answering(chunked(b"".join(pieces) + STOP + DONE))) as server:
-        async with tidy_env(server, sink_ms=60) as env:
+        async with tidy_env(server, sink_ms=400) as env:
 
             async def slow(event: StreamEvent) -> None:
                 await anyio.sleep(0.01)
 
             response = (await run(stream(ASK, slow), env)).unwrap()
-    assert response.content == "x" * 30
+    assert response.content == "x" * 60
+
+
+async def test_a_consumer_that_waits_often_over_one_event_has_its_limit_once() -> None:
+    async def often(event: StreamEvent) -> None:
+        for _ in range(100):
+            await anyio.sleep(0.02)
+
+    with serving(answering(chunked(piece("be") + piece("cause") + STOP + DONE))) as server:
+        async with tidy_env(server, sink_ms=100) as env:
+            error = (await run(stream(ASK, often), env)).failure()
+    assert isinstance(error, RequestTimeout)
+    assert error.phase == "sink"
+
+
+@pytest.mark.parametrize("waits", [0, 1, 3])
+async def test_a_timer_is_set_for_the_first_wait_of_a_consumer_over_an_event_and_for_plain_code_never(
+    monkeypatch: pytest.MonkeyPatch, waits: int
+) -> None:
+    timed = list[str]()
+    start = Timers.wait_for_consumer
+    monkeypatch.setattr(Timers, "wait_for_consumer", lambda timers: timed.append(timers.phase) or start(timers))
+    received = list[StreamEvent]()
+
+    async def sink(event: StreamEvent) -> None:
+        received.append(event)
+        for _ in range(waits):
+            await anyio.lowlevel.checkpoint()
+
+    with serving(answering(chunked(*[piece("x")] * 100, STOP, DONE))) as server:
+        async with tidy_env(server) as env:
+            assert (await run(stream(ASK, sink), env)).unwrap().content == "x" * 100
+    assert len(received) == 102
+    assert timed == ["sink"] * (101 if waits else 0)
+
+
+async def test_a_defect_of_a_consumer_that_waits_is_raised_as_it_is() -> None:
+    async def broken(event: StreamEvent) -> None:
+        try:
+            await anyio.lowlevel.checkpoint()
+        finally:
+            raise KeyError(type(event).__name__)
+
+    with serving(answering(chunked(GOOD))) as server:
+        async with tidy_env(server) as env:
+            with pytest.raises(KeyError, match="Started"):
+                await run(stream(ASK, broken), env)
 
 
 async def test_endless_blanks_time_out_without_content() -> None:
