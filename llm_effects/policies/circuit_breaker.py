@@ -6,6 +6,7 @@ import math
 from collections.abc import Awaitable
 
 from attrs import evolve
+from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure
 
@@ -28,10 +29,14 @@ def with_circuit_breaker(next: Generate, call: Call, env: LLMEnv) -> Awaitable[A
     return _guarded(next, call, env) if env.config.routing.breaker.enabled else proceed(next, call, env)
 
 
-async def _guarded(next: Generate, call: Call, env: LLMEnv) -> Answer:
+def _guarded(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
     permit = env.limits.admit(call.model, call.deadline, force=_is_last_hope(call))
     if isinstance(permit, BreakerPermit):
-        return await _observed(next, call, env, permit)
+        return _observed(next, call, env, permit)
+    return _admitted(next, call, env, permit)
+
+
+async def _admitted(next: Generate, call: Call, env: LLMEnv, permit: FutureResult[BreakerPermit, LLMError]) -> Answer:
     admitted = await result_of(permit)
     return (
         await _observed(next, call, env, admitted.unwrap()) if is_successful(admitted) else Failure(admitted.failure())

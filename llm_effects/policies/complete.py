@@ -56,9 +56,12 @@ def _ending_with_content(sink: Sink, share: CancelScope) -> Sink:
     return deliver
 
 
-async def _ask_in_time(call: Call, env: LLMEnv) -> Answer:
-    if call.sink is not None or getattr(env.clients, "keeps_time", False):
-        return await _ask(call, env)
+def _ask_in_time(call: Call, env: LLMEnv) -> Awaitable[Answer]:
+    keeps_time = call.sink is not None or getattr(env.clients, "keeps_time", False)
+    return _ask(call, env) if keeps_time else _ask_timed(call, env)
+
+
+async def _ask_timed(call: Call, env: LLMEnv) -> Answer:
     limit_ms = env.config.models[call.model].timeout_ms
     with move_on_after(limit_ms / 1000):
         return await _ask(call, env)

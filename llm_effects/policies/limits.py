@@ -6,7 +6,7 @@ cannot come in time is an error at once, so that another model is asked and no c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from math import ceil, inf
 from typing import Final
 
@@ -30,7 +30,7 @@ _ONE_REQUEST: Final = Demand()
 
 
 @layer
-async def with_limits(next: Generate, call: Call, env: LLMEnv) -> Answer:
+def with_limits(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
     """Wait for a permit: by the model's ``concurrency``, ``requests_per_minute`` and ``tokens_per_minute``.
 
     The wait ends with ``LimitsConfig.queue_seconds`` or the call's deadline. Limits that the server reports count too,
@@ -38,7 +38,11 @@ async def with_limits(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """
     permit = _acquire(call, env, _quotas(env.config)[call.model])
     if isinstance(permit, Permit):
-        return await _send(next, call, env, permit)
+        return _send(next, call, env, permit)
+    return _send_later(next, call, env, permit)
+
+
+async def _send_later(next: Generate, call: Call, env: LLMEnv, permit: FutureResult[Permit, LLMError]) -> Answer:
     granted = await _queue(call, permit)
     return await _send(next, call, env, granted.unwrap()) if is_successful(granted) else Failure(granted.failure())
 

@@ -10,7 +10,6 @@ import msgspec
 from attrs import define, field, setters
 
 from llm_effects.values import caps
-from llm_effects.values.display import shown
 from llm_effects.values.errors import MalformedResponse
 from llm_effects.values.validation import number
 
@@ -26,8 +25,6 @@ class ServerEvent(msgspec.Struct, frozen=True, gc=False):
 
     A struct takes 0.06 microseconds, where a frozen class of attrs takes 0.3.
     """
-
-    __repr__ = shown
 
     name: str
     data: str
@@ -72,8 +69,9 @@ class EventParser:
         if _CR in chunk or self._after_cr:
             chunk = self._normalize_line_ends(chunk)
         # What begins and ends inside of the chunk is parsed event by event, the rest line by line.
-        start = 0 if self._begun and not self._is_inside() else chunk.find(_END) + 2
-        end = chunk.rfind(_END, start) if len(chunk) <= self.limit else -1
+        fits = len(chunk) <= self.limit
+        start = chunk.find(_END) + 2 if fits and (self._is_inside() or not self._begun) else 0
+        end = chunk.rfind(_END, start) if fits else -1
         if start == 1 or end < 0:
             self._parse(chunk, events)
         elif (start == 0 or self._parse(chunk[:start], events)) and self._parse_whole(chunk[start:end], events):

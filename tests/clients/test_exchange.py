@@ -35,6 +35,7 @@ from llm_effects import (
 from llm_effects.clients.client import Timers
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import CacheConfig, RoutingConfig
+from llm_effects.effects.call import AttemptRecord
 from llm_effects.values.errors import LLMError, NetworkError
 from tests.fixtures.servers import Behave, Peer, Server, answering, chunked, reply, reply_json, sending, serving
 
@@ -480,6 +481,17 @@ async def test_a_timer_is_set_for_the_first_wait_of_a_consumer_over_an_event_and
             assert (await run(stream(ASK, sink), env)).unwrap().content == "x" * 100
     assert len(received) == 102
     assert timed == ["sink"] * (101 if waits else 0)
+
+
+async def test_the_limit_of_an_attempt_also_ends_one_without_a_consumer() -> None:
+    config = ModelConfig(provider="llama", timeout_ms=50, between_content_ms=60_000)
+    timers = Timers(config, AttemptRecord(), streamed=True)
+    with timers.scope:
+        timers.start()
+        timers.wait_for_model()
+        await anyio.sleep(1)
+    assert timers.scope.cancelled_caught
+    assert timers.expired().phase == "attempt"
 
 
 async def test_a_defect_of_a_consumer_that_waits_is_raised_as_it_is() -> None:

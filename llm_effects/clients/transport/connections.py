@@ -6,6 +6,7 @@ A library is imported when its first connections open, since each takes as long 
 import errno
 import os
 import re
+import select
 import socket
 import ssl
 import sys
@@ -338,3 +339,21 @@ def _roots(problem: BaseException) -> Iterator[BaseException]:
     below = problem.__cause__ or problem.__context__
     if below is not None:
         yield from _roots(below)
+
+
+class Pollable(Protocol):
+    """A socket."""
+
+    def fileno(self) -> int:
+        """Return its descriptor, -1 once it is closed."""
+        ...
+
+
+def is_readable(socket: Pollable) -> bool:
+    """Return whether something has arrived at a socket, or its end, or whether it is closed."""
+    descriptor = socket.fileno()
+    if descriptor < 0:
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

@@ -10,7 +10,7 @@ import functools
 import ssl
 import zlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from heapq import heappop, heappush
@@ -377,9 +377,11 @@ class Transport:
     def __attrs_post_init__(self) -> None:
         self._pools = LoopPools(self._connect)
 
-    async def exchange(self, request: WireRequest, limits: Timeouts, admitted: OnSent = no_listener) -> WireResponse:
+    def exchange(
+        self, request: WireRequest, limits: Timeouts, admitted: OnSent = no_listener
+    ) -> Awaitable[WireResponse]:
         """Send a POST request and return its whole response, whatever its status."""
-        return await self._exchange("POST", request, limits, admitted)
+        return self._exchange("POST", request, limits, admitted)
 
     @asynccontextmanager
     async def stream(
