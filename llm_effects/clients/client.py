@@ -61,8 +61,7 @@ _T = TypeVar("_T")
 # The timers of one attempt: until its first content, between contents, and for all of it.
 #
 # Only waiting for the model counts: the timers are paused while the call is queued, and while the consumer handles
-# events. Pings and other events without content do not reset them. A consumer that is plain code cannot be timed, so no
-# timer is set for it.
+# events; plain code is not timed. Pings and other events without content do not reset them.
 #
 # A single cancel scope covers the whole attempt. Setting its deadline costs more than reading an event, so it is set a
 # little late and then left alone for a while: a timer fires on time or up to a tenth of its limit later.
@@ -343,7 +342,6 @@ _NOT_A_STREAM: Final = (b"{", b"[", b"<")
 
 def ask_server(transport: Transport, target: Target, call: Call) -> Awaitable[Answer]:
     """Send a call to a server; read its response whole, or event by event if there is a sink."""
-    # A coroutine that only waits for another takes 0.3 kB of each call in flight.
     return (_ask_whole if call.sink is None else _ask_streamed)(transport, target, call)
 
 

@@ -13,7 +13,7 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.clients.transport.chunks import JoinedChunks
+from llm_effects.clients.transport.connections import JoinedChunks
 from llm_effects.clients.transport.pool import ShardedPool, http_pool
 from llm_effects.clients.transport.transport import ConnectionLimiter, LoopPools
 
@@ -255,7 +255,7 @@ def read_body(pieces: list[bytes], *, joined: bool) -> tuple[list[bytes], str]:
     connection.receive_data(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
     connection.next_event()
     if joined:
-        connection._reader = JoinedChunks(connection._reader)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        connection._reader = JoinedChunks(connection._reader, h11.Data)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     body = list[bytes]()
     arriving = iter([*pieces, b""])
     while True:

@@ -29,7 +29,6 @@ import httpx
 from anyio.lowlevel import checkpoint
 from attrs import define, field, frozen
 
-from llm_effects.clients.transport.chunks import join_chunks
 from llm_effects.clients.transport.connections import (
     IDLE_S,
     TOGETHER,
@@ -41,6 +40,7 @@ from llm_effects.clients.transport.connections import (
     connection_error,
     is_httpx_itself,
     is_readable,
+    join_chunks,
     network_error,
     proxy_error,
     trusted,
