@@ -249,26 +249,26 @@ PING = b": ping\n\n"
 EMPTY = event({"role": "assistant", "content": ""})
 
 TIMEOUTS: dict[str, tuple[Behave, dict[str, float], str, str]] = {
-    "silence": (sending(b"", hold=True), {"first_content_ms": 50}, "first_content", ""),
-    "a head and silence": (sending(HEAD, hold=True), {"first_content_ms": 50}, "first_content", ""),
-    "pings": (dripping(b"", PING), {"first_content_ms": 50}, "first_content", ""),
-    "events without content": (dripping(b"", EMPTY), {"first_content_ms": 50}, "first_content", ""),
+    "silence": (sending(b"", hold=True), {"first_content_ms": 200}, "first_content", ""),
+    "a head and silence": (sending(HEAD, hold=True), {"first_content_ms": 200}, "first_content", ""),
+    "pings": (dripping(b"", PING), {"first_content_ms": 200}, "first_content", ""),
+    "events without content": (dripping(b"", EMPTY), {"first_content_ms": 200}, "first_content", ""),
     "content and silence": (
         sending(HEAD + chunk(piece("be")), hold=True),
-        {"between_content_ms": 50},
+        {"between_content_ms": 200},
         "between_content",
         "be",
     ),
-    "content and pings": (dripping(chunk(piece("be")), PING), {"between_content_ms": 50}, "between_content", "be"),
+    "content and pings": (dripping(chunk(piece("be")), PING), {"between_content_ms": 200}, "between_content", "be"),
     "half an event": (
         sending(HEAD + chunk(piece("be") + b"data: {"), hold=True),
-        {"between_content_ms": 50},
+        {"between_content_ms": 200},
         "between_content",
         "be",
     ),
     "a whole answer that does not come": (
         sending(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{", hold=True),
-        {"first_content_ms": 50},
+        {"first_content_ms": 200},
         "first_content",
         "",
     ),
@@ -282,7 +282,7 @@ async def test_only_content_resets_the_timers(name: str) -> None:
         result, sink = await streamed(behave, **limits)
     error = result.failure()
     assert isinstance(error, RequestTimeout)
-    assert (error.phase, error.timeout_ms, error.partial or "", sink.text) == (phase, 50, partial, partial)
+    assert (error.phase, error.timeout_ms, error.partial or "", sink.text) == (phase, 200, partial, partial)
 
 
 async def test_an_endless_response_ends_with_its_attempt() -> None:
