@@ -1,9 +1,7 @@
 """One budget of many processes: never overspent by our own estimates, and freed of dead reservations."""
 
-import itertools
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 import anyio
@@ -21,8 +20,9 @@ from returns.pipeline import is_successful
 from llm_effects import BudgetExceeded, run, usage_report
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import LLMEnv
-from llm_effects.limits.budgets import Account, Hold, accounts_of
-from tests.fixtures import ledger_worker
+from llm_effects.limits.budgets import Hold, accounts_of
+from tests.fixtures import killed_callers, ledger_worker
+from tests.fixtures.killed_callers import AMOUNT, COST, KILLED, PLENTY, call
 from tests.fixtures.ledger_worker import CONFIG, LIMIT, QUESTION, env_at
 from tests.fixtures.postgres_server import Postgres, postgres_server
 
@@ -42,10 +42,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/ledger.db"
 
 
-def python(*arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, ledger_worker.__file__, *arguments]
+def python(*arguments: str, program: ModuleType = ledger_worker) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(program.__file__), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def observe(url: str, look: Callable[[LLMEnv], Awaitable[_Value]]) -> _Value:
@@ -122,60 +122,6 @@ def test_fault_161_other_processes_see_the_rows_of_an_idle_one(url: str) -> None
 
 ROUNDS = 12
 
-KILLED = 3
-"""How many processes make calls in each round, until they are killed."""
-
-AMOUNT, COST, PLENTY = 3, 2, 1_500
-
-
-def call(name: str, at: datetime, dollars: int = AMOUNT) -> Hold:
-    ends = datetime(2099, 1, 1, tzinfo=UTC)
-    accounts = tuple(Account(budget=key, key=key, limit=Decimal(PLENTY), ends=ends) for key in ("all", "each"))
-    return Hold(id=name, accounts=accounts, amount=Decimal(dollars), at=at, expires_at=at + timedelta(seconds=60))
-
-
-async def make_calls(url: str, name: str, ended: int) -> None:
-    """Make calls in four tasks; each call that has ended is a byte in the pipe."""
-    ledger, numbers = env_at(url, name).ledger, itertools.count()
-
-    async def make() -> None:
-        while True:
-            hold = call(f"{name}.{next(numbers)}", datetime.now(UTC))
-            if is_successful(await result_of(ledger.reserve(hold))):
-                await ledger.commit(hold, Decimal(COST))
-                os.write(ended, b".")
-
-    async with anyio.create_task_group() as group:
-        for _ in range(4):
-            group.start_soon(make)
-
-
-def forked(url: str, name: str, ended: int) -> int:
-    child = os.fork()
-    if not child:
-        try:
-            anyio.run(make_calls, url, name, ended)
-        finally:
-            os._exit(1)
-    return child
-
-
-def calls_until_killed(url: str, number: int, seconds: float) -> int:
-    """Kill several processes at once, some time after their first call; return how many calls had ended."""
-    reader, writer = os.pipe()
-    children = [forked(url, f"{number}.{each}", writer) for each in range(KILLED)]
-    os.close(writer)
-    ended = len(os.read(reader, 1))
-    time.sleep(seconds)
-    for child in children:
-        os.kill(child, signal.SIGKILL)
-    for child in children:
-        os.waitpid(child, 0)
-    while some := os.read(reader, 65_536):
-        ended += len(some)
-    os.close(reader)
-    return ended
-
 
 async def probed(env: LLMEnv, later: timedelta = timedelta()) -> Decimal:
     """Return what is spent and reserved, by an attempt to reserve too much."""
@@ -185,12 +131,15 @@ async def probed(env: LLMEnv, later: timedelta = timedelta()) -> Decimal:
     return refused.spent.usd or Decimal(0)
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # a fork is the fastest process
 def test_killed_processes_lose_no_cost_of_an_ended_call_and_never_overspend(url: str) -> None:
     draw, ended = random.Random(20), 0
-    for number in range(ROUNDS):
-        ended += calls_until_killed(url, number, draw.uniform(0, 0.03))
-        assert COST * ended <= observe(url, probed) <= PLENTY
+    with python(url, program=killed_callers) as killer:
+        assert killer.stdin is not None
+        assert killer.stdout is not None
+        for number in range(ROUNDS):
+            print(number, draw.uniform(0, 0.03), file=killer.stdin, flush=True)
+            ended += int(killer.stdout.readline())
+            assert COST * ended <= observe(url, probed) <= PLENTY
     spent = observe(url, lambda env: probed(env, timedelta(seconds=61)))  # all holds have expired
     assert COST * ended <= spent <= COST * (ended + 4 * KILLED * ROUNDS)
     assert spent <= PLENTY
