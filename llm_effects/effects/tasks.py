@@ -249,8 +249,24 @@ class ThreadBridge:
         await checkpoint()
         while not self._chunks:
             self._news = Event()
-            await self._news.wait()
+            _AWAITED.add(self)
+            try:
+                await self._news.wait()
+            finally:
+                _AWAITED.discard(self)
         return self._chunks.popleft()
+
+
+_AWAITED: Final[set[ThreadBridge]] = set()
+
+
+def threads_awaited() -> bool:
+    """Return whether a task waits for a thread by a ``ThreadBridge``: virtual time must not jump meanwhile.
+
+    >>> threads_awaited()
+    False
+    """
+    return bool(_AWAITED)
 
 
 async def in_daemon_thread(work: Callable[[], _Item]) -> _Item:
