@@ -196,10 +196,14 @@ def parse_value(value: object, kind: type[_Value]) -> Result[_Value, tuple[str, 
     >>> parse_value({"role": "user", "parts": [{"type": "ToolCall", "id": " "}]}, Message).failure()
     ("parts[0].name: 'name' is missing or unknown",)
     """
+    return _parsed(_strict_converter(), value, kind)
+
+
+def _parsed(converter: Converter, value: object, kind: type[_Value]) -> Result[_Value, tuple[str, ...]]:
     from cattrs import BaseValidationError, transform_error
 
     try:
-        return Success(_strict_converter().structure(value, kind))
+        return Success(converter.structure(value, kind))
     except BaseValidationError as problem:
         return Failure(tuple(map(_place_first, transform_error(problem, "", _describe))))
     except (ValueError, TypeError, KeyError, RecursionError) as problem:
@@ -221,6 +225,41 @@ def _describe(problem: BaseException, _: type[Any] | None) -> str:
 def _place_first(line: str) -> str:
     message, _, place = line.rpartition(" @ ")
     return f"{place.removeprefix('.')}: {message}" if place else message
+
+
+def to_plain(value: object) -> object:
+    """Return a value as plain JSON values, without the fields that have their defaults.
+
+    >>> from llm_effects import NetworkError
+    >>> to_plain(NetworkError(model="gpt"))
+    {'model': 'gpt', 'tag': 'NetworkError'}
+    """
+    return _plain_converter().unstructure(value, LLMError if isinstance(value, get_args(LLMError)) else None)
+
+
+def from_plain(value: object, kind: type[_Value]) -> Result[_Value, tuple[str, ...]]:
+    """Structure a value of a class, or an error, from what ``to_plain`` returned; a failure lists each problem.
+
+    >>> from llm_effects import NetworkError
+    >>> from_plain({"model": "gpt", "tag": "NetworkError"}, LLMError)
+    <Success: NetworkError(model='gpt')>
+    >>> from_plain({"phase": "void", "tag": "NetworkError"}, LLMError).failure()
+    ('phase: is not a valid value',)
+    """
+    return _parsed(_plain_converter(), value, kind)
+
+
+@cache
+def _plain_converter() -> Converter:
+    from cattrs.strategies import configure_tagged_union
+
+    converter = _new_converter(str, int, bool, sparse=True)
+    configure_tagged_union(LLMError, converter, tag_name="tag", tag_generator=_tag_of)
+    return converter
+
+
+def _tag_of(kind: type[LLMError]) -> str:
+    return kind.tag
 
 
 @cache
@@ -259,12 +298,12 @@ def _tolerant_converter() -> Converter:
     return _new_converter(tolerant=True)
 
 
-def _new_converter(*exact: type, tolerant: bool = False) -> Converter:
+def _new_converter(*exact: type, tolerant: bool = False, sparse: bool = False) -> Converter:
     from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
     from cattrs.preconf.json import make_converter
     from cattrs.strategies import configure_tagged_union
 
-    converter = make_converter(forbid_extra_keys=not tolerant)
+    converter = make_converter(forbid_extra_keys=not tolerant, omit_if_default=sparse)
     for kind in exact:
         converter.register_structure_hook(kind, _exact)
     converter.register_structure_hook(Decimal, lambda text, _: Decimal(text))

@@ -1,12 +1,11 @@
-"""The behaviour that every ledger shares: memory, SQLite and Postgres."""
+"""The behaviour that every ledger shares, beyond the public checks: memory, SQLite and Postgres."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
-import anyio
 import pytest
 from attrs import evolve
 from returns.pipeline import is_successful
@@ -21,7 +20,7 @@ from llm_effects.stores.open import open_storage
 from llm_effects.values.records import LedgerRow
 from tests.fixtures.futures import given_by
 from tests.fixtures.holds import NOON, hold
-from tests.fixtures.ledger_rows import EMPTY, rows_of
+from tests.fixtures.ledger_rows import EMPTY
 from tests.fixtures.postgres_server import postgres_server
 
 __all__ = ["postgres_server"]
@@ -89,31 +88,6 @@ async def test_rows_returns_what_was_recorded(ledger: Ledger, url: str) -> None:
             assert list(await given_by(again.rows())) == [EMPTY, FULL]
 
 
-async def test_rows_are_paged_in_the_order_of_time(ledger: Ledger) -> None:
-    rows = rows_of(250)
-    for row in rows:
-        ledger.record(row)
-    assert list(await given_by(ledger.rows())) == rows
-    some = {"since": NOON + timedelta(seconds=10), "until": NOON + timedelta(seconds=240)}
-    assert list(await given_by(ledger.rows(**some))) == rows[10:240]
-    pages: list[LedgerRow] = []
-    first: LedgerRow | None = None
-    while page := await given_by(ledger.rows(**some, before=first, newest=60)):
-        pages[:0] = page
-        first = page[0]
-    assert pages == rows[10:240]
-    assert list(await given_by(ledger.rows(newest=0))) == []
-
-
-async def test_times_of_any_zone_are_compared(ledger: Ledger) -> None:
-    from zoneinfo import ZoneInfo
-
-    ledger.record(EMPTY)
-    there = NOON.astimezone(ZoneInfo("Asia/Tokyo"))
-    assert len(await given_by(ledger.rows(since=there))) == 1
-    assert len(await given_by(ledger.rows(until=there))) == 0
-
-
 async def test_values_that_databases_reject_lose_no_row(ledger: Ledger, url: str) -> None:
     """Otherwise the whole batch with such a row would be lost."""
     ledger.record(evolve(FULL, owner="a\0b\ud800", tags=("c\0\ud800",), served_model="\0"))
@@ -136,56 +110,9 @@ async def reserved(ledger: Ledger, each: Hold) -> bool:
     return is_successful(result)
 
 
-async def test_a_reservation_counts_until_it_is_committed(ledger: Ledger) -> None:
-    first = hold("first", "0.7")
-    assert await reserved(ledger, first)
-    assert not await reserved(ledger, hold("second", "0.4"))
-    await ledger.commit(first, Decimal("0.6"))
-    assert await reserved(ledger, hold("third", "0.4"))
-    assert not await reserved(ledger, hold("fourth", "0.000000001"))
-
-
-async def test_an_amount_is_reserved_in_all_accounts_or_in_none(ledger: Ledger) -> None:
-    assert await reserved(ledger, hold("first", "0.9", "b"))
-    refused = (await result_of(ledger.reserve(hold("both", "0.5", "a", "b", "c")))).failure()
-    assert isinstance(refused, BudgetExceeded)
-    assert (refused.budget, refused.spent, refused.limit) == ("b", Cost(Decimal("0.9")), Cost(Decimal(1)))
-    assert await reserved(ledger, hold("others", "1", "a", "c"))
-
-
-async def test_committing_twice_or_without_a_reservation_spends_nothing(ledger: Ledger) -> None:
-    first = hold("first", "0.5")
-    await ledger.commit(first, Decimal("0.5"))
-    assert await reserved(ledger, first)
-    await ledger.commit(first, Decimal("0.5"))
-    await ledger.commit(first, Decimal("0.5"))
-    assert await reserved(ledger, hold("second", "0.5"))
-
-
 async def test_an_expired_hold_cannot_exceed_the_limit(ledger: Ledger) -> None:
     assert not await reserved(ledger, evolve(hold("late", "2"), expires_at=NOON))
     assert await reserved(ledger, hold("first", "1"))
-
-
-async def test_sums_are_exact(ledger: Ledger) -> None:
-    for number in range(10):
-        each = hold(f"h{number}", "0.1")
-        assert await reserved(ledger, each)
-        await ledger.commit(each, Decimal("0.1"))
-    assert not await reserved(ledger, hold("more", "0.0000000000000000001"))
-
-
-async def test_concurrent_tasks_never_reserve_more_than_the_limit(ledger: Ledger) -> None:
-    won: list[str] = []
-
-    async def take(name: str) -> None:
-        if await reserved(ledger, hold(name, "0.1", "all", name)):
-            won.append(name)
-
-    async with anyio.create_task_group() as group:
-        for number in range(20):
-            group.start_soon(take, f"h{number}")
-    assert len(won) == 10
 
 
 async def test_closing_twice_is_fine(ledger: Ledger) -> None:
