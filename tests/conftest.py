@@ -16,6 +16,8 @@ from hypothesis import settings
 
 from tests.fixtures.wires import WIRES, Wire
 
+pytest_plugins = ["pytester", "llm_effects.testing.pytest_plugin"]
+
 # No deadline, since a busy machine is not a failure; in CI a commit always runs the same examples.
 settings.register_profile("house", deadline=None, max_examples=50, derandomize="CI" in os.environ)
 settings.load_profile("house")
@@ -27,6 +29,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_collection_finish() -> None:
     """Take modules and tests out of garbage collection, which would look through them thousands of times."""
     gc.freeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Permit calls: the models of these tests are servers on this machine, which the tests start themselves."""
+    for item in items:
+        item.add_marker("llm_real")
 
 
 @pytest.fixture(params=["asyncio", "trio"])

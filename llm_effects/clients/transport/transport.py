@@ -377,6 +377,11 @@ class Transport:
     def __attrs_post_init__(self) -> None:
         self._pools = LoopPools(self._connect)
 
+    @property
+    def reaches_network(self) -> bool:
+        """Whether requests leave by a library itself: neither a pool of one's own nor a mock stands in its place."""
+        return self.make_pool is None and (self.kind == "fast" or is_httpx_itself())
+
     def exchange(
         self, request: WireRequest, limits: Timeouts, admitted: OnSent = no_listener
     ) -> Awaitable[WireResponse]:
