@@ -288,7 +288,7 @@ def _outcome_fields(exchange: Exchange) -> dict[str, object]:
         return {"cancelled": True}
     [name] = [name for name, kind in _OUTCOMES.items() if isinstance(outcome, kind)] or ["error"]
     fields = as_object(to_plain(outcome))
-    if fields.get("model") == exchange.model:
+    if name != "error" and fields.get("model") == exchange.model:
         del fields["model"]
     if isinstance(outcome, LLMResponse) and outcome.parts == (Text(outcome.content),):
         del fields["parts"]
@@ -349,7 +349,7 @@ def _read_outcome(model: str, outcomes: Json) -> Result[Outcome, str]:
     if name == "cancelled":
         return Success(None)
     if name == "error":
-        return _read({"model": model, **fields} if "model" not in fields else fields, _LLM_ERROR).map(_as_outcome)
+        return _read(fields, _LLM_ERROR).map(_as_outcome)
     if name == "answer":
         fields.setdefault("parts", [{"type": "Text", "text": fields.get("content")}])
     given = fields if name == "vectors" else {"model": model, **fields}

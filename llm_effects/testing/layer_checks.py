@@ -18,7 +18,7 @@ from llm_effects.clients.client import opening_of
 from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, committing
 from llm_effects.effects.effect import Answer, Policy, innermost, run
 from llm_effects.effects.env import LLMEnv
-from llm_effects.testing import answer, scripted_env
+from llm_effects.testing.scripted import answer, scripted_env
 from llm_effects.testing.stored_chat import ensure, expect
 from llm_effects.values.errors import InvalidRequest, NetworkError, RateLimitExceeded
 from llm_effects.values.events import Restarted, Started, StreamEvent, TextDelta
