@@ -33,7 +33,7 @@ ROOMS = {
     "plain": Room(624, 0, "LLM, AsyncLLM"),
     "tools": Room(424, 1, "tool, run_tools"),
     "manager": Room(832, 1, "LLMManager"),
-    "testing": Room(996, 1, "scripted models"),
+    "testing": Room(996, 0, "doubles, replay"),
     "reports": Room(104, 1, "usage, exports"),
     "embeddings": Room(264, 2, "embed"),
     "structured": Room(424, 2, "generate_as"),

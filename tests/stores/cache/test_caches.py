@@ -125,6 +125,14 @@ async def test_fault_115_no_time_to_live_stores_nothing_and_deletes_the_old_entr
 
 
 @pytest.mark.anyio
+async def test_an_infinite_time_to_live_is_for_ever(store: Store) -> None:
+    cache = store.make()
+    await given_by(cache.put(ONE, b"1", math.inf))
+    assert await given_by(cache.get(ONE)) == b"1"
+    await cache.aclose()
+
+
+@pytest.mark.anyio
 async def test_delete_returns_whether_there_was_an_entry(store: Store) -> None:
     cache = store.make()
     await given_by(cache.put(ONE, b"1", 60))
