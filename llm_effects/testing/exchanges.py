@@ -29,7 +29,7 @@ from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import LLMResponse, Vectors
 from llm_effects.values.secrets import MASK, scrub, secret_values, secrets_of_environment, without_login
 from llm_effects.values.serialization import from_plain, to_plain
-from llm_effects.values.validation import invalid, join_path
+from llm_effects.values.validation import invalid, is_list, is_table, join_path
 
 _Kind = TypeVar("_Kind")
 
@@ -250,9 +250,9 @@ _BINARY: Final = frozenset({"packed", "data"})
 def _masked(value: object, mask: Scrub) -> object:
     if isinstance(value, str):
         return mask(value)
-    if isinstance(value, dict):
-        return {key: each if key in _BINARY else _masked(each, mask) for key, each in as_object(value).items()}
-    return [_masked(each, mask) for each in as_list(value)] if isinstance(value, list) else value
+    if is_table(value):
+        return {key: each if key in _BINARY else _masked(each, mask) for key, each in value.items()}
+    return [_masked(each, mask) for each in value] if is_list(value) else value
 
 
 def _uncut(pieces: Iterable[Piece], mask: Scrub) -> tuple[Piece, ...]:
@@ -438,7 +438,7 @@ def difference(exchanges: Iterable[Exchange], model: str, request: Json) -> str:
 
 
 def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict):
+    if is_table(value):
         items = list[tuple[str | int, object]](as_object(value).items())
     else:
         items = list[tuple[str | int, object]](enumerate(as_list(value)))

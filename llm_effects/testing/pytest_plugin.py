@@ -252,7 +252,7 @@ def llm_recording(request: pytest.FixtureRequest, llm_config: LLMConfig) -> Iter
 
     from llm_effects import testing
 
-    mode: Mode = request.config.getoption("--llm-record")
+    mode: Mode = request.config.getoption("--llm-record") or "replay"
     live = None if mode == "replay" else _live(request, llm_config)
     env = testing.scripted_env(config=llm_config, clients=live)
     marker = _marker_of(request)

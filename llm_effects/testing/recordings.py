@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -63,7 +63,7 @@ Mode: TypeAlias = Literal[
 @contextmanager
 def recorded(
     env: LLMEnv, path: str | os.PathLike[str], mode: Mode = "replay", *, gaps: bool = False
-) -> Iterator[LLMEnv]:
+) -> Generator[LLMEnv]:
     """Return the environment with models that are recorded to a file, or replayed from it; all else runs for real.
 
     An exchange is found by its model, its request and its occurrence: the second of two equal requests has the second
@@ -112,7 +112,7 @@ class Recording:
     config: LLMConfig = field(repr=False)
     gaps: bool = False
     misses: list[str] = field(factory=list[str])
-    _mask: Scrub = field(repr=False)
+    _mask: Scrub = field(alias="mask", repr=False)
     _known: dict[Key, Exchange] = field(factory=dict[Key, Exchange], repr=False)
     _added: dict[Key, Exchange] = field(factory=dict[Key, Exchange], repr=False)
     _asked: Counter[tuple[str, str]] = field(factory=Counter[tuple[str, str]], repr=False)
