@@ -22,7 +22,7 @@ from llm_effects.providers.target import key_headers
 from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta
-from llm_effects.values.json import as_list, as_object, dump
+from llm_effects.values.json import as_list, as_object, dump, repair_surrogates
 from llm_effects.values.messages import Message, Part, Reasoning, Text, ToolCall
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.requests import LLMRequest, request_messages
@@ -135,7 +135,8 @@ def request_of(request: LLMRequest) -> dict[str, object]:
         "response_schema": request.response_schema,
     }
     messages = [_message(message, ids) for message in request_messages(request)]
-    return {"messages": messages, **{name: value for name, value in settings.items() if value}}
+    seen = {"messages": messages, **{name: value for name, value in settings.items() if value}}
+    return masked(seen, repair_surrogates)
 
 
 @final
@@ -367,7 +368,7 @@ def _read(fields: Json, kind: type[_Kind]) -> Result[_Kind, str]:
 def load(path: Path) -> tuple[Exchange, ...]:
     """Read a recording; one that is missing, broken or too new is an ``InvalidValue`` that says where."""
     try:
-        header, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+        header, *lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         invalid(str(path), "there is no such recording: record it with mode='new', or pytest --llm-record=new")
     _check_version(path, header)
@@ -414,11 +415,13 @@ def _place(exchange: Exchange) -> tuple[list[str], str, str, int]:
 
 
 def matches(recorded: Exchange, key: Key) -> bool:
-    """Return whether a recorded exchange is the one asked for, whatever stood where a secret is masked."""
+    """Return whether a recorded exchange with a masked secret is the one asked for, whatever stood there."""
     model, request, occurrence = key
     if (recorded.model, recorded.occurrence) != (model, occurrence):
         return False
     pieces = _digest(recorded.request).split(MASK)
+    if len(pieces) == 1:
+        return False
     return re.fullmatch(".*".join(map(re.escape, pieces)), request, re.DOTALL) is not None
 
 

@@ -188,7 +188,7 @@ class Recording:
 
     def _next(self, model: str, request: Json) -> Exchange:
         """Return the exchange that is asked for now: its occurrence is counted when it begins."""
-        exchange = Exchange(model=model, request=masked(request, self._mask))
+        exchange = Exchange(model=model, request=request)
         with self._lock:
             self._asked[exchange.key[:2]] += 1
             return evolve(exchange, occurrence=self._asked[exchange.key[:2]])
@@ -205,8 +205,10 @@ class Recording:
 
     def _missing(self, exchange: Exchange) -> ConfigurationError:
         alike = [each for each in self._known.values() if each.request.keys() & exchange.request.keys() & _SHAPES]
-        where = f"{self.path.name}, {difference(alike, exchange.model, exchange.request)}"
-        self.misses.append(f"{where}: record it with mode='new', or pytest --llm-record=new")
+        where = difference(alike, exchange.model, masked(exchange.request, self._mask))
+        self.misses.append(
+            f"{self.path.name}, {self._mask(where)}: record it with mode='new', or pytest --llm-record=new"
+        )
         return ConfigurationError(model=exchange.model, message=self.misses[-1])
 
     async def _record(
@@ -219,7 +221,8 @@ class Recording:
             outcome = result.unwrap() if is_successful(result) else result.failure()
             return result
         finally:
-            ended = scrubbed(tape.ended(evolve(exchange, outcome=outcome)))
+            hidden = masked(exchange.request, self._mask)
+            ended = scrubbed(tape.ended(evolve(exchange, request=hidden, outcome=outcome)))
             with self._lock:
                 self._added[ended.key] = ended
 

@@ -56,7 +56,7 @@ from llm_effects.values.errors import Cause
 from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import InvalidValue
 from tests.fixtures.models import models_in_order, scripted_models
-from tests.fixtures.servers import answering, reply_json, serving
+from tests.fixtures.servers import answering, reply, reply_json, serving
 
 PRICE = Price(input=1, output=4)
 TWO = models_in_order("a", "b", a={"price": PRICE}, b={"price": PRICE})
@@ -317,6 +317,27 @@ def test_a_live_exchange_is_replayed_without_its_server(path: Path) -> None:
     assert not re.search("0123456789abcdef|k-12345678|B9MHD", path.read_text())
 
 
+def test_a_live_stream_is_replayed_piece_by_piece(path: Path) -> None:
+    def piece(text: str) -> str:
+        return json.dumps({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
+
+    end = json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    lines = [*map(piece, ("The ", "disk ", "is full.")), end, "[DONE]"]
+    body = "".join(f"data: {line}\n\n" for line in lines).encode()
+
+    async def ask(config: LLMConfig, mode: Mode) -> list[StreamEvent]:
+        async with open_env(config) as live:
+            with recorded(live, path, mode) as env:
+                return (await asked(env, WHY))[1]
+
+    with serving(answering(reply(body, "200 OK", "content-type: text/event-stream"))) as server:
+        model = ModelConfig(provider="openai-compatible", model="stub", endpoint=server.url)
+        first = anyio.run(ask, LLMConfig(models={"stub": model}), "record")
+        again = anyio.run(ask, LLMConfig(models={"stub": model}), "replay")
+    assert again[:-1] == first[:-1]
+    assert [type(event).__name__ for event in again] == ["Started", *["TextDelta"] * 3, "Completed"]
+
+
 # A miss.
 
 MISSES = {
@@ -416,6 +437,24 @@ def test_a_secret_in_a_prompt_is_found_again_without_the_secret(path: Path, monk
         assert anyio.run(run, generate("Is gnome-classic up?"), env).unwrap().content == "ok"
 
 
+def test_a_word_that_is_secret_only_where_it_is_replayed_is_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with recorded(scripted_env("ok"), path, "record") as env:
+        anyio.run(run, generate("Is production up?"), env)
+    monkeypatch.setenv("CI_TOKEN_NAME", "production")
+    with recorded(scripted_env(clients=NEVER), path) as env:
+        assert anyio.run(run, generate("Is production up?"), env).unwrap().content == "ok"
+        assert "production" not in describe_of(anyio.run(run, generate("Is production down?"), env).failure())
+
+
+@pytest.mark.parametrize("text", ["a\u2028b\x85c\x0cd\r\n", "half \ud800", "😀 \x00", "[***] .* \\"])
+def test_any_text_is_found_again(text: str, path: Path) -> None:
+    with recorded(scripted_env(f"{text}!"), path, "record") as env:
+        anyio.run(run, generate(text), env)
+    with recorded(scripted_env(clients=NEVER), path) as env:
+        again = anyio.run(run, generate(text), env).unwrap().content
+    assert again == f"{text}!".replace("\ud800", "\ufffd")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_lines_are_in_the_order_of_requests_not_of_a_race(backend: Backend, tmp_path: Path) -> None:
     async def at_once(env: LLMEnv, prompts: list[str]) -> None:
@@ -423,13 +462,13 @@ def test_lines_are_in_the_order_of_requests_not_of_a_race(backend: Backend, tmp_
             for prompt in prompts:
                 group.start_soon(run, generate(prompt), env)
 
-    def reply(request: LLMRequest) -> Reply:
+    def echo(request: LLMRequest) -> Reply:
         return Delayed(1.0, f"to {request.prompt}")
 
     prompts = [f"question {number % 7} {number}" for number in range(20)]
     texts = []
     for name, order in (("one", prompts), ("two", prompts[::-1])):
-        with recorded(scripted_env(reply), tmp_path / name, "record") as env:
+        with recorded(scripted_env(echo), tmp_path / name, "record") as env:
             run_in_virtual_time(at_once, env, order, backend=backend)
         texts.append((tmp_path / name).read_text())
     assert texts[0] == texts[1]
