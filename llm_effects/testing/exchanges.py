@@ -434,7 +434,7 @@ def difference(exchanges: Iterable[Exchange], model: str, request: Json) -> str:
     nearest, recorded = max(found, key=lambda each: _likeness(each[1], asked))
     times = max((each.occurrence for each, leaves in found if leaves == asked), default=0)
     if times:
-        return f"line {nearest.line}: it is recorded {times} times, and asked once more"
+        return f"line {nearest.line}: it is recorded {times} time{'s' * (times > 1)}, and asked once more"
     path = next(path for path in (*asked, *recorded) if asked.get(path) != recorded.get(path))
     was, now = _excerpts(recorded.get(path), asked.get(path))
     return f"line {nearest.line}: {path}: recorded {was}, asked {now}"

@@ -351,6 +351,6 @@ class _Player:
         """Wait to be cancelled, as the exchange was; a time-out ends it where no caller does."""
         model = self.exchange.model
         limit_ms = self.recording.config.models[model].timeout_ms
-        if self.recording.gaps:
-            await anyio.sleep(limit_ms / 1000)
+        played_ms = self.exchange.timing.after_ms + sum(each.after_ms for each in self.exchange.pieces)
+        await self._pause(max(0.0, limit_ms - played_ms))
         return RequestTimeout(model=model, timeout_ms=limit_ms, phase="attempt")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from attrs import evolve
-from returns.result import Failure, Success
+from attrs import define, evolve
+from returns.future import FutureResult
+from returns.result import Failure, Result, Success
 
 from llm_effects import (
     Attempt,
@@ -18,6 +19,7 @@ from llm_effects import (
     Image,
     LLMConfig,
     LLMEnv,
+    LLMError,
     LLMRequest,
     LLMResponse,
     MalformedResponse,
@@ -48,11 +50,13 @@ from llm_effects import (
 )
 from llm_effects.config import Price, RoutingConfig
 from llm_effects.config.routing import HedgingConfig
+from llm_effects.effects.call import AttemptContext, Call
 from llm_effects.limits.quotas import Allowance, RateLimits
 from llm_effects.testing import Chunks, Delayed, Reply, answer, calling, failing, run_in_virtual_time, scripted
 from llm_effects.testing.recordings import Mode, Recording, recorded
 from llm_effects.testing.virtual_time import Backend
 from llm_effects.values.errors import Cause
+from llm_effects.values.records import ModelHealth
 from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import InvalidValue
 from tests.fixtures.models import models_in_order, scripted_models
@@ -280,19 +284,23 @@ async def test_embeddings_and_health_checks_are_replayed(path: Path) -> None:
     assert "texts[1]: recorded 'two', asked 'three'" in describe_of(error)
 
 
-def test_the_limits_that_a_server_reports_are_replayed(path: Path) -> None:
-    limits = RateLimits(requests=Allowance(limit=10, remaining=9, reset=6.0), at=123.0)
+@pytest.mark.anyio
+async def test_the_limits_that_a_server_reports_are_replayed(path: Path) -> None:
+    limits = RateLimits(requests=Allowance(limit=10, remaining=9, reset=6.0), at=anyio.current_time())
+
+    def reports(call: Call) -> Call:
+        call.attempt.record.rate_limits = limits
+        return call
+
+    asking = Call(id="1", request=WHY, attempt=AttemptContext(model="scripted"))
     with recorded(scripted_env("ok"), path, "record") as env:
-        anyio.run(run, generate(WHY), env)
-        clients = env.clients
-        assert isinstance(clients, Recording)
-        [(key, exchange)] = clients._added.items()
-        clients._added[key] = evolve(exchange, rate_limits=limits)
-    with recorded(scripted_env(), path) as env:
-        assert isinstance(env.clients, Recording)
-        [exchange] = env.clients._known.values()
-        assert exchange.rate_limits == evolve(limits, at=0.0)
-        assert anyio.run(run, generate(WHY), env).unwrap().content == "ok"
+        await env.clients.complete(reports(asking))
+    with recorded(scripted_env(clients=NEVER), path) as env:
+        again = Call(id="2", request=WHY, attempt=AttemptContext(model="scripted"))
+        await env.clients.complete(again)
+    found = again.attempt.record.rate_limits
+    assert found is not None
+    assert (found.requests, found.at >= limits.at) == (limits.requests, True)
 
 
 def test_a_live_exchange_is_replayed_without_its_server(path: Path) -> None:
@@ -336,6 +344,64 @@ def test_a_live_stream_is_replayed_piece_by_piece(path: Path) -> None:
         again = anyio.run(ask, LLMConfig(models={"stub": model}), "replay")
     assert again[:-1] == first[:-1]
     assert [type(event).__name__ for event in again] == ["Started", *["TextDelta"] * 3, "Completed"]
+
+
+def test_a_time_out_of_one_attempt_is_recorded_as_one(path: Path) -> None:
+    slow = models_in_order("a", "b", a={"timeout_ms": 5_000.0})
+    with recorded(env_of(slow, a=Delayed(3600, "late"), b="now"), path, "record") as env:
+        first = run_in_virtual_time(run, generate(WHY), env).unwrap()
+    with recorded(env_of(slow), path, gaps=True) as env:
+        again = run_in_virtual_time(run, generate(WHY), env).unwrap()
+    trail = [("a", "TimeoutError", 5_000.0), ("b", "success", 0.0)]
+    assert [(each.model, each.outcome, each.latency_ms) for each in first.attempts] == trail
+    assert [(each.model, each.outcome, each.latency_ms) for each in again.attempts] == trail
+    assert [each.get("cancelled") for each in lines_of(path)] == [None, None]
+
+
+def test_a_cancelled_attempt_that_no_caller_cancels_again_ends_as_a_time_out(path: Path) -> None:
+    async def impatient(env: LLMEnv) -> None:
+        with anyio.move_on_after(1):
+            await run(generate(WHY), env)
+
+    patient = models_in_order("a")
+    with recorded(env_of(patient, a=Delayed(3600, "late")), path, "record") as env:
+        run_in_virtual_time(impatient, env)
+    longer = evolve(WHY, preferences=Preferences(timeout_ms=3_600_000))  # a time-out is no part of the question
+    with recorded(env_of(patient), path, gaps=True) as env:
+        attempt = run_in_virtual_time(run, generate(longer), env).failure().attempts[0]
+    assert (attempt.outcome, attempt.latency_ms) == ("TimeoutError", patient.models["a"].timeout_ms)
+
+
+@define
+class Queueing:
+    """Clients with a queue, as live ones have: each call waits there, for ever if its model is busy."""
+
+    busy: tuple[str, ...] = ()
+
+    def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
+        return FutureResult(self._complete(call))
+
+    async def _complete(self, call: Call) -> Result[LLMResponse, LLMError]:
+        record = call.attempt.record
+        record.queued_since = anyio.current_time()
+        await anyio.sleep(3600 if call.model in self.busy else 2)
+        record.queued_since, record.queued_s = None, 2.0
+        await anyio.sleep(3)
+        return Success(evolve(answer("ok"), model=call.model))
+
+    def probe(self, name: str, model: ModelConfig) -> FutureResult[ModelHealth, LLMError]:
+        return FutureResult.from_value(ModelHealth(model=name, provider=model.provider))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_time_in_the_queue_of_the_clients_is_replayed_as_such(backend: Backend, path: Path) -> None:
+    busy = scripted_env(config=TWO, clients=Queueing(busy=("a",)))
+    with recorded(busy, path, "record") as env:
+        first = run_in_virtual_time(run, generate(within(30)), env, backend=backend).unwrap()
+    with recorded(env_of(TWO), path, gaps=True) as env:
+        again = run_in_virtual_time(run, generate(within(30)), env, backend=backend).unwrap()
+    assert [(each.model, each.wait_ms, each.latency_ms) for each in first.attempts] == [("b", 2_000.0, 3_000.0)]
+    assert again.attempts == first.attempts
 
 
 # A miss.
