@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Generator, Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 import pytest
@@ -47,14 +47,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("llm_real", "permit every test to call real models", type="bool", default=False)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Guard the clients of real models, before a conftest loads them."""
+    _guard_of(early_config)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, and guard the clients of real models."""
     config.addinivalue_line(
         "markers", "llm_recording(name, gaps=False): the models of llm_env are recorded or replayed"
     )
     config.addinivalue_line("markers", "llm_real: the test may call real models")
-    guard = config.stash[_GUARD] = Guard(permitted=bool(config.getini("llm_real")))
-    guard.install()
+    if config.getini("llm_real"):
+        _guard_of(config).permit_all()
+    _guard_of(config)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -111,11 +118,15 @@ class Guard:
     It is installed as soon as their module is loaded, and loads nothing itself.
     """
 
-    def __init__(self, *, permitted: bool) -> None:
+    def __init__(self) -> None:
         self.refused: list[str] = []
-        self._always = self._permitted = permitted
+        self._always = self._permitted = False
         self._replaced: list[tuple[Any, str, Any]] = []
-        self._watch = _Watch(self.wrap)
+        self._finder = _Finder(self.wrap)
+
+    def permit_all(self) -> None:
+        """Permit every call."""
+        self._always = self._permitted = True
 
     def enter(self, *, permitted: bool) -> None:
         """Begin a test."""
@@ -132,16 +143,13 @@ class Guard:
 
     def install(self) -> None:
         """Guard the clients now, or when they are loaded."""
-        module = sys.modules.get(CLIENT)
-        if module is None:
-            sys.meta_path.insert(0, self._watch)
-        else:
-            self.wrap(module)
+        sys.meta_path.insert(0, self._finder)
+        if CLIENT in sys.modules:
+            self.wrap(sys.modules[CLIENT])
 
     def remove(self) -> None:
         """Restore the clients."""
-        if self._watch in sys.meta_path:
-            sys.meta_path.remove(self._watch)
+        sys.meta_path.remove(self._finder)
         for clients, name, method in self._replaced:
             setattr(clients, name, method)
 
@@ -168,20 +176,22 @@ class Guard:
 
 
 @final
-class _Watch(MetaPathFinder):
-    """A finder that calls a function with the module of the clients once it is loaded."""
+class _Finder(MetaPathFinder):
+    """A finder for the modules of the package: it calls a function with that of the clients once it is loaded.
+
+    pytest rewrites the assertions of every package with a plugin, which takes 0.6 seconds for this one, at least once.
+    It has none, so its modules are loaded as they are.
+    """
 
     def __init__(self, loaded: Callable[[ModuleType], None]) -> None:
         self._loaded = loaded
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Find only that module, by the other finders."""
-        if name != CLIENT:
+        """Find a module of the package where Python finds modules."""
+        if not name.startswith("llm_effects."):
             return None
-        sys.meta_path.remove(self)
-        finders = (finder.find_spec(name, path, target) for finder in sys.meta_path)
-        spec = next((spec for spec in finders if spec is not None), None)
-        if spec is not None and spec.loader is not None:
+        spec = PathFinder.find_spec(name, path, target)
+        if name == CLIENT and spec is not None and spec.loader is not None:
             spec.loader = _Announced(spec.loader, self._loaded)
         return spec
 
@@ -207,6 +217,15 @@ class _Announced(Loader):
 
 
 _GUARD: Final = pytest.StashKey[Guard]()
+
+
+def _guard_of(config: pytest.Config) -> Guard:
+    guard = config.stash.get(_GUARD, None)
+    if guard is None:
+        guard = config.stash[_GUARD] = Guard()
+        guard.install()
+    return guard
+
 
 # The fixtures.
 

@@ -62,6 +62,16 @@ class TestOwnConfig:
 """
 
 
+LOADED_AS_IT_IS = """
+def test_no_module_of_the_package_is_rewritten_by_pytest():
+    import sys
+    import llm_effects.manager
+    loaders = {type(module.__loader__).__name__ for name, module in sys.modules.items() if "llm_effects." in name}
+    assert loaders - {"AssertionRewritingHook"} == {"SourceFileLoader"}
+    assert type(llm_effects.manager.__loader__).__name__ == "SourceFileLoader"
+"""
+
+
 def test_the_fixtures_are_there_without_a_conftest(tests: pytest.Pytester) -> None:
     tests.makepyfile(SCRIPTED)
     run_tests(tests).assert_outcomes(passed=6)
@@ -78,11 +88,12 @@ def test_an_installed_package_brings_the_plugin(tests: pytest.Pytester, monkeypa
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: llm_effects_as_installed\nVersion: 0\n")
     (metadata / "entry_points.txt").write_text(f"[pytest11]\nllm_effects = {pytest_plugin.__name__}\n")
+    (metadata / "RECORD").write_text("llm_effects/__init__.py,,\n")
     monkeypatch.setenv("PYTHONPATH", f"{metadata.parent}:{ROOT}")
     monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", raising=False)
-    tests.makepyfile(SCRIPTED)
+    tests.makepyfile(SCRIPTED + LOADED_AS_IT_IS)
     done = tests.run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", timeout=120)
-    done.assert_outcomes(passed=6)
+    done.assert_outcomes(passed=7)
 
 
 def test_the_options_and_markers_are_shown(tests: pytest.Pytester) -> None:
