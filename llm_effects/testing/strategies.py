@@ -11,9 +11,9 @@ from attrs import evolve
 
 try:
     from hypothesis import strategies as st
-except ModuleNotFoundError as problem:
-    msg = "llm_effects.testing.strategies needs hypothesis: pip install hypothesis"
-    raise ModuleNotFoundError(msg, name=problem.name) from problem
+except ModuleNotFoundError as _problem:
+    _message = "llm_effects.testing.strategies needs hypothesis: pip install hypothesis"
+    raise ModuleNotFoundError(_message, name=_problem.name) from _problem
 
 from llm_effects.testing import Chunks
 from llm_effects.values.errors import (
