@@ -109,6 +109,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from attrs import evolve
+from llm_effects.config import Capabilities
 from llm_effects import LLM, LLMConfig, ModelConfig, check_health, embed, generate, open_env, run
 
 ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Logs."}, "finish_reason": "stop"}]}
@@ -153,6 +155,12 @@ async def test_health(llm_config):
     async with open_env(llm_config) as env:
         await run(check_health(), env)
 
+@pytest.mark.anyio
+async def test_embedding(llm_config):
+    models = {name: evolve(each, capabilities=Capabilities(embeddings=True)) for name, each in llm_config.models.items()}
+    async with open_env(evolve(llm_config, models=models)) as env:
+        await run(embed(("Why?",)), env)
+
 def test_handled(llm_config):
     try:
         with LLM(llm_config) as llm:
@@ -165,7 +173,7 @@ def test_handled(llm_config):
 def test_a_call_of_a_real_model_is_an_error_with_the_remedy(tests: pytest.Pytester) -> None:
     tests.makepyfile(SERVED + GUARDED)
     done = run_tests(tests)
-    done.assert_outcomes(failed=6)
+    done.assert_outcomes(failed=8)
     done.stdout.fnmatch_lines(["*RealModelCall: a test called the real model 'real': give the test scripted models*"])
     done.stdout.fnmatch_lines(["*a test called the real model 'real'*@pytest.mark.llm_real*"])
 
@@ -194,6 +202,23 @@ def test_a_setting_permits_all_calls(tests: pytest.Pytester) -> None:
     tests.makeini("[pytest]\nllm_real = true")
     tests.makepyfile(SERVED + PERMITTED)
     run_tests(tests).assert_outcomes(passed=2, failed=2)  # the second pair expects to be refused
+
+
+def test_the_model_in_this_process_is_a_real_one(tests: pytest.Pytester) -> None:
+    tests.makepyfile("""
+import pytest
+from llm_effects import LLMConfig, ModelConfig, generate, open_env, run
+
+@pytest.mark.anyio
+async def test_it(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    async with open_env(LLMConfig(models={"here": ModelConfig(provider="llama", model_path=str(path))})) as env:
+        await run(generate("Why?"), env)
+""")
+    done = run_tests(tests)
+    done.assert_outcomes(failed=2)
+    done.stdout.fnmatch_lines(["*a test called the real model 'here'*"])
 
 
 MOCKED = """
