@@ -2,19 +2,18 @@
 
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from attrs import define
 
-from llm_effects import LLM, open_env
 from llm_effects.testing import pytest_plugin
 from tests.fixtures.house import ROOT
 
 # Loaded by its module, whether the package is installed with its entry point or not.
 PLUGIN = ("-p", "no:llm_effects", "-p", pytest_plugin.__name__, "-p", "no:cacheprovider")
-
-LOADED = (LLM, open_env)
-"""Loaded before pytest runs inside pytest, which forgets what was loaded there."""
 
 CONFTEST = """
 import pytest
@@ -33,7 +32,30 @@ def tests(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def run_tests(tests: pytest.Pytester, *options: str) -> pytest.RunResult:
-    return tests.runpytest_inprocess(*PLUGIN, *options)
+    return tests.runpytest_inprocess(*PLUGIN, *options, plugins=[Libraries(tests.path)])
+
+
+@define
+class Libraries:
+    """What the tests load: pytest inside pytest forgets it, and a second copy of a library would have other classes."""
+
+    tests: Path
+
+    def pytest_unconfigure(self) -> None:
+        for name, module in sys.modules.items():
+            if str(self.tests) not in str(getattr(module, "__file__", "")):
+                LOADED.setdefault(name, module)
+
+
+LOADED: dict[str, ModuleType] = {}
+
+
+@pytest.fixture(autouse=True)
+def libraries() -> Iterator[None]:
+    """Keep the libraries: this fixture ends after that of pytest inside pytest."""
+    yield
+    for name, module in LOADED.items():
+        sys.modules.setdefault(name, module)
 
 
 SCRIPTED = """
@@ -157,7 +179,8 @@ async def test_health(llm_config):
 
 @pytest.mark.anyio
 async def test_embedding(llm_config):
-    models = {name: evolve(each, capabilities=Capabilities(embeddings=True)) for name, each in llm_config.models.items()}
+    able = Capabilities(embeddings=True)
+    models = {name: evolve(each, capabilities=able) for name, each in llm_config.models.items()}
     async with open_env(evolve(llm_config, models=models)) as env:
         await run(embed(("Why?",)), env)
 
