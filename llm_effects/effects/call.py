@@ -50,10 +50,10 @@ class CallHistory:
     It outlives deadlines and cancellation, so that no attempt is lost. ``errors`` are the errors of failed attempts, in
     order. ``contents`` counts the content events delivered to the sink, ``pieces`` is their text since the last
     restart, and ``acted`` is true once a tool call was among them. ``queued`` counts attempts that wait for a permit,
-    and ``current`` is the record of the newest attempt that has one. ``stages`` lists when the call began to ``ask`` a
-    model, to ``queue`` for its permit or to ``pause`` before asking it again. ``drain`` is set where events may
-    wait for the consumer. ``traced`` is whether telemetry is active, once ``with_tracing`` has asked. ``clock`` is
-    that of ``anyio.current_time()``.
+    ``racing`` those that race each other, and ``current`` is the record of the newest attempt that has a permit.
+    ``stages`` lists when the call began to ``ask`` a model, to ``queue`` for its permit or to ``pause`` before asking
+    it again. ``drain`` is set where events may wait for the consumer. ``traced`` is whether telemetry is active, once
+    ``with_tracing`` has asked. ``clock`` is that of ``anyio.current_time()``.
     """
 
     __repr__ = shown
@@ -64,6 +64,7 @@ class CallHistory:
     pieces: list[str] = field(factory=list[str])
     acted: bool = False
     queued: int = 0
+    racing: int = 0
     current: AttemptRecord | None = None
     stages: list[tuple[float, str, str]] = field(factory=list[tuple[float, str, str]])
     drain: Callable[[], Awaitable[None]] | None = field(default=None, repr=False)

@@ -19,7 +19,7 @@ from llm_effects.effects.tasks import in_steps
 from llm_effects.providers.registry import ready_targets
 from llm_effects.values import caps
 from llm_effects.values.errors import RequestTimeout
-from llm_effects.values.events import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.values.events import StreamEvent
 from llm_effects.values.messages import Document, Image, Message, Part, Reasoning, Text
 from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import LLMResponse, Usage
@@ -41,16 +41,17 @@ async def _ask_within_share(call: Call, env: LLMEnv) -> Answer:
     """Ask within the candidate's share of the time: without content by its end, the next one is asked instead."""
     started = current_time()
     with CancelScope(deadline=call.attempt.first_content_by) as share:
-        sink = None if call.sink is None else _ending_with_content(call.sink, share)
+        sink = None if call.sink is None else _ending_at(call.sink, share)
         return await _ask_in_time(evolve(call, sink=sink), env)
     limit_ms = (call.attempt.first_content_by - started) * 1000
     return Failure(RequestTimeout(model=call.model, timeout_ms=limit_ms, phase="attempt"))
 
 
-def _ending_with_content(sink: Sink, share: CancelScope) -> Sink:
+def _ending_at(sink: Sink, share: CancelScope) -> Sink:
+    """Return a sink that ends the share with its first event: the opening, which comes with the first content."""
+
     async def deliver(event: StreamEvent) -> None:
-        if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
-            share.deadline = math.inf
+        share.deadline = math.inf
         await sink(event)
 
     return deliver

@@ -55,18 +55,25 @@ def _is_hedgeable(call: Call, env: LLMEnv) -> bool:
 
 async def _hedged(next: Generate, call: Call, env: LLMEnv, delay: float) -> Answer:
     async def attempt(claim: Claim) -> Answer:
-        mine = call.again(call.attempt.wait_ms)  # each of the two has a record of its own
-        if call.sink is None:
-            return await proceed(next, mine, env)
-        opening = _Opening(call.sink, claim)
-        result = await proceed(next, evolve(mine, sink=opening), env)
-        if is_successful(result):
-            await opening.show()  # an answer without content has only its opening
-        return result
+        call.history.racing += 1
+        try:
+            return await _attempt(next, call.again(call.attempt.wait_ms), env, claim)  # with a record of its own
+        finally:
+            call.history.racing -= 1
 
     call.history.current = None
     slow = partial(_slow, call.history, delay)
     return await run_hedged(attempt, slow, partial(_may_begin, call.history, len(call.history.errors), env))
+
+
+async def _attempt(next: Generate, call: Call, env: LLMEnv, claim: Claim) -> Answer:
+    if call.sink is None:
+        return await proceed(next, call, env)
+    opening = _Opening(call.sink, claim)
+    result = await proceed(next, evolve(call, sink=opening), env)
+    if is_successful(result):
+        await opening.show()  # an answer without content has only its opening
+    return result
 
 
 async def _slow(history: CallHistory, delay: float) -> None:
@@ -83,7 +90,7 @@ async def _slow(history: CallHistory, delay: float) -> None:
 def _may_begin(history: CallHistory, failed: int, env: LLMEnv) -> bool:
     """Return whether the second attempt may begin: not while the first one queues, nor once it has failed."""
     waiting = len(history.errors) == failed and not history.queued
-    allowed = len(history.attempts) + 1 < env.config.routing.max_attempts  # the one under way is not counted yet
+    allowed = len(history.attempts) + history.racing < env.config.routing.max_attempts
     return waiting and allowed and env.limits.hedges.spend()
 
 

@@ -104,8 +104,9 @@ def _longest_pause(call: Call) -> float:
 def _worth_it(error: LLMError, call: Call, env: LLMEnv, again: int) -> bool:
     if call.committed:
         return False
-    routing = env.config.routing
-    if len(call.history.attempts) >= routing.max_attempts:
+    routing, history = env.config.routing, call.history
+    racing = max(0, history.racing - 1)  # a hedge that is under way is an attempt too
+    if len(history.attempts) + racing >= routing.max_attempts:
         return False
     if call.attempt.alternatives == 0 and _is_loading(error):
         return True  # no other candidate is left: wait for it, up to the deadline

@@ -432,3 +432,18 @@ def test_fault_148_several_keys_of_one_entry_share_the_load_and_cool_down_apart(
     assert run_in_virtual_time(main) == ["gpt#2", "b", "gpt#1"]
     assert clients.asked == ["gpt#2"] * 5
     assert "sk-one" not in repr(config)
+
+
+def test_a_consumer_that_is_slow_at_the_opening_starts_once() -> None:
+    env, _ = environment(models_in_order("a", "b", timeout_ms=10_000), a=Delayed(4, "because"), b="else")
+    events: list[str] = []
+
+    async def slow(event: StreamEvent) -> None:
+        events.append(type(event).__name__)
+        await anyio.sleep(2)
+
+    async def main() -> str:
+        return (await run(stream(ASK, slow), env)).unwrap().model
+
+    assert run_in_virtual_time(main) == "a"
+    assert events == ["Started", "TextDelta", "Completed"]

@@ -181,6 +181,12 @@ def test_when_both_attempts_fail_the_first_error_is_returned() -> None:
     assert {each.tag for each in error.errors} == {"ModelUnavailable", "MalformedResponse"}
 
 
+def test_retries_of_both_attempts_stay_within_the_attempts_of_the_call() -> None:
+    slow_failure = Delayed(2 * USUAL_S, NetworkError(phase="reset"))
+    env = env_of(slow_failure, routes=routing(max_retries=5, max_attempts=4))
+    assert len(ask(env).failure().attempts) == asked(env) == 4
+
+
 def test_the_consumer_sees_one_answer_only() -> None:
     env = env_of(Delayed(60, "slow"), Chunks(("be", "cause"), pause=0.1))
     *events, last = streamed_events(env)
