@@ -63,7 +63,7 @@ async def _hedged(next: Generate, call: Call, env: LLMEnv, delay: float) -> Answ
 
     call.history.current = None
     slow = partial(_slow, call.history, delay)
-    return await run_hedged(attempt, slow, partial(_may_begin, call.history, len(call.history.errors), env))
+    return await run_hedged(attempt, slow, partial(_may_begin, call, len(call.history.errors), env))
 
 
 async def _attempt(next: Generate, call: Call, env: LLMEnv, claim: Claim) -> Answer:
@@ -87,10 +87,12 @@ async def _slow(history: CallHistory, delay: float) -> None:
         await anyio.sleep(left)
 
 
-def _may_begin(history: CallHistory, failed: int, env: LLMEnv) -> bool:
+def _may_begin(call: Call, failed: int, env: LLMEnv) -> bool:
     """Return whether the second attempt may begin: not while the first one queues, nor once it has failed."""
+    history = call.history
     waiting = len(history.errors) == failed and not history.queued
-    allowed = len(history.attempts) + history.racing < env.config.routing.max_attempts
+    kept = history.racing + call.attempt.alternatives  # each candidate that is left keeps an attempt
+    allowed = len(history.attempts) + kept < env.config.routing.max_attempts
     return waiting and allowed and env.limits.hedges.spend()
 
 

@@ -50,7 +50,7 @@ async def _until_valid(next: Generate, call: Call, validator: ResponseValidator,
         if not problems:
             return Success(evolve(response, warnings=(*warnings, *response.warnings)) if warnings else response)
         warnings = (*warnings, f"{response.model} was asked again: {'; '.join(problems[:SHOWN])}")
-        spent = len(call.history.attempts) >= env.config.routing.max_attempts
+        spent = len(call.history.attempts) + call.attempt.alternatives >= env.config.routing.max_attempts
         if repairs >= validator.max_repairs or spent or response.finish_reason is FinishReason.LENGTH:
             return Failure(_mismatch(response, problems))
         repairs += 1

@@ -106,8 +106,8 @@ def _worth_it(error: LLMError, call: Call, env: LLMEnv, again: int) -> bool:
         return False
     routing, history = env.config.routing, call.history
     racing = max(0, history.racing - 1)  # a hedge that is under way is an attempt too
-    if len(history.attempts) + racing >= routing.max_attempts:
-        return False
+    if len(history.attempts) + racing + call.attempt.alternatives >= routing.max_attempts:
+        return False  # each candidate that is left keeps an attempt
     if call.attempt.alternatives == 0 and _is_loading(error):
         return True  # no other candidate is left: wait for it, up to the deadline
     if call.attempt.alternatives and _is_slow_or_absent(error):

@@ -447,3 +447,14 @@ def test_a_consumer_that_is_slow_at_the_opening_starts_once() -> None:
 
     assert run_in_virtual_time(main) == "a"
     assert events == ["Started", "TextDelta", "Completed"]
+
+
+def test_retries_leave_an_attempt_for_each_candidate(ask: Ask) -> None:
+    busy = ModelUnavailable(status=503)
+    env, clients = environment(models_in_order("a", "b", "c", "d"), a=busy, b=busy, c=busy, d="because")
+
+    async def main() -> str:
+        return (await ask(env)).unwrap().model
+
+    assert run_in_virtual_time(main) == "d"
+    assert clients.asked == ["a", "a", "a", "b", "b", "b", "c", "d"]

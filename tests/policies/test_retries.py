@@ -101,7 +101,7 @@ async def test_max_attempts_bounds_all_candidates_together() -> None:
     model = failing(NetworkError())
     env = evolve(scripted_env(clients=model, config=models("a", "b", "c", max_attempts=4)), draw=lambda: 0.0)
     error = (await run(generate(ASK), env)).failure()
-    assert [attempt.model for attempt in error.attempts] == ["a", "a", "a", "b"]
+    assert [attempt.model for attempt in error.attempts] == ["a", "a", "b", "c"]
 
 
 async def test_a_refused_connection_is_not_retried_while_another_candidate_is_left() -> None:
