@@ -338,7 +338,7 @@ def _routing(draw: Random) -> RoutingConfig:
 def _budgets(draw: Random) -> tuple[BudgetConfig, ...]:
     if draw.random() < 0.6:
         return ()
-    limit = draw.choice(("0.0005", "0.001", "0.003"))
+    limit = draw.choice(("0.0003", "0.001", "0.003"))
     scopes = (None, "owner:*", "owner:ann", "task:analysis", "tag:nightly")
     chosen = draw.sample(scopes, draw.randint(1, 2))
     return tuple(BudgetConfig(name=f"{scope}", limit_usd=limit, period="hour", scope=scope) for scope in chosen)
