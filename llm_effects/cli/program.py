@@ -39,7 +39,7 @@ from llm_effects.values.serialization import dump_value
 _Value = TypeVar("_Value")
 
 
-ORDER: Final = ("ask", "explain", "chat", "batch", "models", "config", "usage", "conversations", "cache")
+ORDER: Final = ("ask", "explain", "chat", "batch", "models", "config", "usage", "backtest", "conversations", "cache")
 """The commands as people meet them."""
 
 

@@ -1,4 +1,4 @@
-"""Commands about stored data: ``usage`` from the ledger, ``conversations``, and the ``cache``."""
+"""Commands about stored data: ``usage`` and ``backtest`` from the ledger, ``conversations``, and the ``cache``."""
 
 import re
 import sys
@@ -26,6 +26,7 @@ from llm_effects.cli.program import (
     open_session,
     program,
 )
+from llm_effects.config.loading import load_config
 from llm_effects.conversations import (
     delete_conversation,
     export_conversation,
@@ -41,9 +42,10 @@ from llm_effects.reports import (
     UsageRow,
     to_csv,
     usage_overview,
-    usage_page,
     usage_report,
 )
+from llm_effects.reports.backtests import backtest_page, figure_rows, remarks
+from llm_effects.reports.html import usage_page
 from llm_effects.values.conversations import Conversation, StoredMessage, Turn
 from llm_effects.values.errors import InvalidRequest, LLMError
 from llm_effects.values.messages import Part, Reasoning, Text, ToolCall, ToolResult
@@ -108,6 +110,43 @@ def _in_period(
         return start.map(lambda start: (start, end.unwrap())) if is_successful(end) else Failure(end.failure())
 
     return then(then(from_env(period), from_result), lambda times: report(*times))
+
+
+@program.command()
+def backtest(
+    ctx: typer.Context,
+    new: Annotated[Path, typer.Argument(metavar="FILE", help="The new configuration, a TOML file.")],
+    *,
+    since: Annotated[
+        str, typer.Option(metavar="TIME", help="From when on: 24h, 7d, 4w ago, a date such as 2026-11-01, or all.")
+    ] = "7d",
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Up to when, written like --since.")] = None,
+    as_json: JsonOption = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with charts to this file instead.")
+    ] = None,
+    storage: StorageOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Replay the calls of the ledger under another configuration.
+
+    No model is asked: attempts end as the ledger says, in virtual time. Costs, latencies and answered calls are shown
+    old against new, with 95 % confidence intervals, and with what a ledger cannot tell.
+    """
+    from llm_effects.testing.backtest import backtest as replay_ledger  # which takes a while to import
+
+    session = open_session(ctx, config, storage)
+    changed = session.value(load_config(new))
+    result = session.run(_in_period(since, until, lambda start, end: replay_ledger(changed, start, until=end)))
+    if html is not None:
+        write_file(session, html, backtest_page(result))
+    elif as_json:
+        session.write_json(result)
+    else:
+        table = new_table("", "old", "new", "change")
+        for row in figure_rows(result):
+            add_row(table, *row)
+        session.show(shown(f"{result.calls:,} calls, {new}:"), table, *map(shown, remarks(result)))
 
 
 _AGO: Final = re.compile(r"(\d{1,6})\s*([mhdw])")

@@ -185,12 +185,12 @@ def _bars(
             "li",
             tag("span", name_of(row.group[0]), class_="name"),
             tag("b", value(row)),
-            _drawing(f"{key}-{place}", f"{title}: {name_of(row.group[0])}", value(row), 12, *marks(row)),
+            drawing(f"{key}-{place}", f"{title}: {name_of(row.group[0])}", value(row), 12, *marks(row)),
             tag("small", note(row)),
         )
         for place, row in enumerate(rows)
     )
-    return _figure(title, legend, tag("ol", *lines, class_="bars"))
+    return figure(title, legend, tag("ol", *lines, class_="bars"))
 
 
 def _successes(row: UsageRow) -> str:
@@ -364,8 +364,8 @@ def _plot(
     scale = (tag("text", tick, x="-6", y=y + 4, class_="tick") for y, tick in zip(heights, ticks, strict=True))
     dates = (tag("text", first, x="0", y=150), tag("text", last, x="100%", y=150, class_="tick"))
     shown = dates if first != last else dates[:1]
-    drawing = _drawing(key, title, described, 156, *grid, *scale, *marks, *shown)
-    return _figure(title, legend, tag("div", drawing, class_="plot"))
+    picture = drawing(key, title, described, 156, *grid, *scale, *marks, *shown)
+    return figure(title, legend, tag("div", picture, class_="plot"))
 
 
 def _round_up(value: float) -> float:
@@ -404,18 +404,19 @@ def _column(kind: str, place: int, count: int, low: float, high: float) -> Marku
 # Figures and legends.
 
 
-def _figure(title: str, legend: Markup, *contents: Markup) -> Markup:
+def figure(title: str, legend: Markup, *contents: Markup) -> Markup:
+    """Return a chart under its title and legend."""
     return tag("figure", tag("figcaption", tag("h3", title), legend), *contents)
 
 
-def _drawing(key: str, title: str, described: str, height: int, *marks: Markup) -> Markup:
+def drawing(key: str, title: str, described: str, height: int, *marks: Markup) -> Markup:
     """Return a picture as wide as its place, with a name and a description for those who do not see it."""
     names = (tag("title", title, id=f"{key}-name"), tag("desc", described, id=f"{key}-text"))
     labels = {"aria_labelledby": f"{key}-name", "aria_describedby": f"{key}-text"}
     return tag("svg", *names, *marks, role="img", width="100%", height=height, **labels)
 
 
-def _legend(unit: str, **kinds: str) -> Markup:
+def legend_of(unit: str, **kinds: str) -> Markup:
     """Return the unit of a chart, and its marks with their meanings."""
     keys = (tag("span", _swatch(kind), meaning, class_="key") for kind, meaning in kinds.items())
     return tag("p", unit, *keys)
@@ -426,10 +427,10 @@ def _swatch(kind: str) -> Markup:
     return tag("svg", mark, width=12, height=12, aria_hidden="true")
 
 
-_COSTS: Final = _legend("US dollars ", cost="known", unknown="unknown amount")
-_LATENCIES: Final = _legend("Time of successful attempts ", p50="p50", p95="p95", p99="p99")
-_ERRORS: Final = _legend("Share of attempts ", error="failed", cancelled="cancelled")
-_CACHED: Final = _legend("Share of prompt tokens ", cache="read from the provider's cache")
+_COSTS: Final = legend_of("US dollars ", cost="known", unknown="unknown amount")
+_LATENCIES: Final = legend_of("Time of successful attempts ", p50="p50", p95="p95", p99="p99")
+_ERRORS: Final = legend_of("Share of attempts ", error="failed", cancelled="cancelled")
+_CACHED: Final = legend_of("Share of prompt tokens ", cache="read from the provider's cache")
 
 
 # Marks that all charts use.

@@ -60,8 +60,7 @@ def usage_page(overview: UsageOverview, *, cache: CacheStats | None = None) -> s
     ('<!DOCTYPE html>', True)
     """
     contents = _contents(overview) if overview.by_model.rows else (_nothing(),)
-    body = tag("main", _heading(overview), *contents, _meaning(cache))
-    return f"<!DOCTYPE html>\n{tag('html', _head(), tag('body', PATTERNS, body), lang='en')}\n"
+    return whole_page("LLM usage", _heading(overview), *contents, _meaning(cache))
 
 
 def _contents(overview: UsageOverview) -> tuple[Markup, ...]:
@@ -76,22 +75,28 @@ def _contents(overview: UsageOverview) -> tuple[Markup, ...]:
 
 def _by_model(report: UsageReport, models: Sequence[UsageRow]) -> Markup:
     table = _table("Usage by model", "Model", report.rows, report.total)
-    return _section("By model", _left_out(len(report.rows)), model_charts(models), table)
+    return section("By model", _left_out(len(report.rows)), model_charts(models), table)
 
 
 def _by_day(report: UsageReport, days: Days) -> Markup:
     table = _table("Usage by day", "Day", _by_date(report.rows), report.total)
-    return _section("By day", _skipped(report, days), day_charts("all", "", days), table)
+    return section("By day", _skipped(report, days), day_charts("all", "", days), table)
 
 
 # The head, the totals, and what the figures mean.
 
 
-def _head() -> Markup:
+def whole_page(title: str, *contents: Markup) -> str:
+    """Return a complete page, which loads nothing and runs no script."""
+    body = tag("body", PATTERNS, tag("main", *contents))
+    return f"<!DOCTYPE html>\n{tag('html', _head(title), body, lang='en')}\n"
+
+
+def _head(title: str) -> Markup:
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     return Markup(
-        '<head><meta charset="utf-8"><title>LLM usage</title>'
+        f'<head><meta charset="utf-8">{tag("title", title)}'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
@@ -104,15 +109,16 @@ def _heading(overview: UsageOverview) -> Markup:
     since = "the beginning of the ledger" if report.since is None else _time(report.since)
     until = "the time of reading" if report.until is None else _time(report.until)
     facts = (("Period", f"{since} to {until}"), ("Read", _time(overview.at)), ("Time zone of days and times", "UTC"))
-    return tag("header", tag("h1", "LLM usage"), tag("dl", *map(_fact, facts), class_="facts"))
+    return tag("header", tag("h1", "LLM usage"), tag("dl", *map(fact, facts), class_="facts"))
 
 
 def _time(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _fact(fact: tuple[str, str]) -> Markup:
-    return tag("div", tag("dt", fact[0]), tag("dd", fact[1]))
+def fact(named: tuple[str, str]) -> Markup:
+    """Return a fact of a list of facts: its name and its text."""
+    return tag("div", tag("dt", named[0]), tag("dd", named[1]))
 
 
 def _nothing() -> Markup:
@@ -143,7 +149,8 @@ def _tile(tile: tuple[str, str, str]) -> Markup:
     return tag("div", tag("dt", label), tag("dd", tag("b", value), tag("span", note)))
 
 
-def _section(title: str, *parts: Markup) -> Markup:
+def section(title: str, *parts: Markup) -> Markup:
+    """Return a part of a page under a heading."""
     return tag("section", tag("h2", title), *parts)
 
 
@@ -167,7 +174,7 @@ def _meaning(cache: CacheStats | None) -> Markup:
         else "The number of hits is not recorded here."
     )
     facts = (*_MEANINGS, ("Answers from the cache", f"{_UNRECORDED} {answers}"))
-    return tag("section", tag("h2", "What the figures mean"), tag("dl", *map(_fact, facts), class_="facts meaning"))
+    return tag("section", tag("h2", "What the figures mean"), tag("dl", *map(fact, facts), class_="facts meaning"))
 
 
 _MEANINGS: Final = (
@@ -245,7 +252,7 @@ def _each_model(models: Sequence[UsageRow], report: UsageReport, days: Days) -> 
         if row.group[0] in by_model:
             by_model[row.group[0]].append(row)
     parts = (_one_model(place, row, by_model[row.group[0]], days) for place, row in enumerate(models))
-    return _section("Each model by day", *parts)
+    return section("Each model by day", *parts)
 
 
 def _one_model(place: int, total: UsageRow, rows: Sequence[UsageRow], days: Days) -> Markup:

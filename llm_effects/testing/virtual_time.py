@@ -8,7 +8,8 @@ import selectors
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from typing import Any, Literal, TypeAlias, TypeVar, TypeVarTuple, final
+from importlib import import_module
+from typing import Any, Final, Literal, TypeAlias, TypeVar, TypeVarTuple, final
 
 import anyio
 from anyio import CapacityLimiter
@@ -105,3 +106,31 @@ def _after(now: float, seconds: float) -> float:
     """Return a later time. A timer is due a nanosecond early, which is nothing to the clock after a hundred days."""
     later = now + seconds
     return later if later + 1e-9 > later else math.nextafter(later, math.inf)
+
+
+# With every choice of trio's scheduler drawn from a seed.
+
+
+def run_seeded(seed: int, main: Callable[[], Awaitable[_Value]]) -> _Value:
+    """Run a function in virtual time, with an order of tasks that a seed decides. Requires trio.
+
+    Without a seed trio orders the tasks that may run next by chance.
+    """
+    scheduler = vars(import_module("trio._core._run"))  # no public name: hypothesis sets the same two for its tests
+    before = scheduler[_DETERMINISTIC]
+    scheduler[_DETERMINISTIC] = True
+    scheduler["_r"].seed(seed)
+    try:
+        return run_in_virtual_time(main)
+    finally:
+        scheduler[_DETERMINISTIC] = before
+
+
+_DETERMINISTIC: Final = "_ALLOW_DETERMINISTIC_SCHEDULING"
+
+
+def living_tasks() -> int:
+    """Return the number of tasks of this trio run."""
+    import trio
+
+    return trio.lowlevel.current_statistics().tasks_living

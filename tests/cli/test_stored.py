@@ -81,6 +81,22 @@ def test_usage_as_a_page(used: Cli) -> None:
     assert used.run("usage", "--html", str(file), "--since", "soon").exit_code == 2
 
 
+def test_a_backtest_compares_old_and_new(used: Cli) -> None:
+    new = used.folder / "new.toml"
+    new.write_text(used.config.read_text())
+    lines = used.run("backtest", str(new)).stdout.splitlines()
+    assert lines[0].startswith("4 calls, ")
+    assert lines[1].split() == ["old", "new", "change"]
+    assert lines[2].startswith("answered")
+    assert any("not in the ledger" in line for line in lines)
+    assert json.loads(used.run("backtest", str(new), "--json").stdout)["calls"] == 4
+    page = used.folder / "backtest.html"
+    assert used.run("backtest", str(new), "--html", str(page)).exit_code == 0
+    assert "old against new" in page.read_text(encoding="utf-8")
+    assert used.run("backtest", str(new), "--since", "2026-02-01").exit_code == 2
+    assert used.run("backtest", str(used.folder / "none.toml")).exit_code == 3
+
+
 @pytest.mark.parametrize(
     ("options", "calls"),
     [

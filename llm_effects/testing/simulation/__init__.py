@@ -12,7 +12,6 @@ from llm_effects.testing.simulation.runs import Outcome as Outcome
 from llm_effects.testing.simulation.runs import SimulationReport as SimulationReport
 from llm_effects.testing.simulation.runs import memory_env as memory_env
 from llm_effects.testing.simulation.runs import replay as replay
-from llm_effects.testing.simulation.runs import run_seeded as run_seeded
 from llm_effects.testing.simulation.runs import simulate as simulate
 from llm_effects.testing.simulation.world import Behaviour as Behaviour
 from llm_effects.testing.simulation.world import Caller as Caller

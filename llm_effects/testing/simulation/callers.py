@@ -12,24 +12,24 @@ from attrs import define, evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
-from llm_effects.batches.runs import generate_many
+from llm_effects.batches import generate_many
 from llm_effects.conversations.converse import NOT_SAVED, converse
 from llm_effects.conversations.operations import load_conversation
 from llm_effects.effects.effect import Answer, Generate, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.quotas import quota_of
 from llm_effects.pipeline import deliver_ending, pulled, run_call
+from llm_effects.policies.cache import is_cached
 from llm_effects.routing.statistics import PATIENCE, usual_time
-from llm_effects.structured.typed_answers import generate_as
+from llm_effects.structured import generate_as
 from llm_effects.testing.simulation.invariants import CALLER, EPSILON, Invariant, Watch
 from llm_effects.testing.simulation.models import TOOL, TOOL_CALLS, digest_of, text_of
 from llm_effects.testing.simulation.world import CONVERSATIONS, LONGEST, Caller, CallerKind
-from llm_effects.tools.run import run_tools
-from llm_effects.tools.tool import tool, toolkit
+from llm_effects.tools import run_tools, tool, toolkit
 from llm_effects.values.conversations import Turn, TurnState
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import Completed, Failed, Restarted, Started, StreamEvent, TextDelta
-from llm_effects.values.requests import CachePolicy, LLMRequest, request_messages
+from llm_effects.values.requests import CachePolicy, LLMRequest, Recovery, request_messages
 from llm_effects.values.responses import Attempt, FinishReason, LLMResponse, total_cost
 
 
@@ -55,6 +55,12 @@ class Seen:
             elif isinstance(event, TextDelta):
                 pieces.append(event.text)
         return "".join(pieces)
+
+    @property
+    def begun_again(self) -> bool:
+        """Whether an answer began again after some of it."""
+        restarts = [place for place, event in enumerate(self.events) if isinstance(event, Restarted)]
+        return any(isinstance(event, TextDelta) for place in restarts for event in self.events[:place])
 
     async def take(self, event: StreamEvent) -> None:
         """Take an event, as long as the caller needs for it."""
@@ -190,6 +196,9 @@ class Actor:
         starts = [place for place, event in enumerate(events) if isinstance(event, Started)]
         opened = starts == [0] or (starts == [] and len(events) == 1 and ends)
         expect("events", opened, f"the stream starts {len(starts)} times: {names}")
+        alone = not is_cached(self.caller.request, self.env.config)  # else it may have followed another call
+        again = seen.begun_again and alone and self.caller.request.recovery is Recovery.FAIL
+        expect("events", not again, f"an answer began again after its first content: {names}")
         match events[-1]:
             case Completed(response):
                 expect("text", seen.text == response.content, f"{seen.text!r} was streamed of {response.content!r}")

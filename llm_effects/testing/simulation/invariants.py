@@ -22,7 +22,7 @@ from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Hedges, Ledger, Limits, LLMEnv, Prices, Retries
 from llm_effects.limits.budgets import Account, Hold, accounts_of
 from llm_effects.limits.circuit_breaker import BreakerPermit
-from llm_effects.limits.quotas import NO_DEMAND, SECONDS, ActualUsage, Demand, Permit, Quota, quota_of
+from llm_effects.limits.quotas import NO_DEMAND, ActualUsage, Demand, Permit, Quota, quota_of
 from llm_effects.policies.coalescing import flights_here
 from llm_effects.stores.limits.memory import LEAST_S
 from llm_effects.testing.scripted import EPOCH
@@ -48,6 +48,9 @@ Invariant: TypeAlias = Literal[
     "defect",  # nothing raises
 ]
 """The name of an invariant."""
+
+MINUTE_S: Final = 60.0
+"""The stretch of time that limits of a minute count, in seconds."""
 
 EPSILON: Final = 1e-6
 """How far two times may differ that are the same, in seconds."""
@@ -175,7 +178,7 @@ class Watch:
     def _check_limits(self, exchange: Exchange, now: float) -> None:
         model, minute = exchange.call.model, self._minutes[exchange.call.model]
         quota = quota_of(self.scenario.config.models[model])
-        while minute and minute[0].began <= now - SECONDS:
+        while minute and minute[0].began <= now - MINUTE_S:
             minute.popleft()
         minute.append(exchange)
         tokens = sum(each.usage.total_tokens or 0 for each in minute)
@@ -297,7 +300,11 @@ class WatchedLimits:
         self.watch.leave(model, permit)
         was_open = model in self.inner.opened()
         await self.inner.record(model, config, permit, failed=failed)
-        is_open = model in self.inner.opened()
+        until = self.inner.opened().get(model)
+        is_open = until is not None
+        if until is not None and not was_open:
+            left = until - anyio.current_time()
+            self.watch.expect("breaker", left >= config.open_seconds - EPSILON, f"{model}: open for {left:g} s only")
         if was_open and not is_open:
             self.watch.closed_since[model] = anyio.current_time()
         seen = self._failures.setdefault(model, Outcomes())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from functools import partial
-from importlib import import_module
 from itertools import count
 from traceback import format_exception
-from typing import Final, TypeAlias, TypeVar, final
+from typing import TypeAlias, TypeVar, final
 
 import anyio
 from attrs import evolve, field, frozen
@@ -35,7 +34,7 @@ from llm_effects.testing.simulation.invariants import (
 )
 from llm_effects.testing.simulation.models import SimulatedClients
 from llm_effects.testing.simulation.world import CONVERSATIONS, Caller, Fault, Scenario, World, drawn
-from llm_effects.testing.virtual_time import run_in_virtual_time
+from llm_effects.testing.virtual_time import living_tasks, run_seeded
 
 EnvOf: TypeAlias = Callable[[LLMConfig], LLMEnv]
 """Makes a fresh environment for a configuration, whose stores a run uses."""
@@ -68,11 +67,10 @@ def run_scenario(scenario: Scenario, *, pipeline: Generate = standard_pipeline, 
     return run_seeded(scenario.seed, partial(_run, scenario, pipeline, env_of))
 
 
-async def _run(scenario: Scenario, pipeline: Generate, env_of: EnvOf) -> Outcome:
-    plain = env_of(scenario.config)
-    watch = Watch(scenario, plain.prices)
-    numbers, draw = count(1), drawn(scenario.seed, "draws")
-    env = evolve(
+def _watched(plain: LLMEnv, watch: Watch) -> LLMEnv:
+    """Return an environment with simulated models, in virtual time, whose services are watched."""
+    numbers, draw = count(1), drawn(watch.scenario.seed, "draws")
+    return evolve(
         plain,
         clients=SimulatedClients(watch),
         limits=WatchedLimits(plain.limits, watch),
@@ -81,6 +79,12 @@ async def _run(scenario: Scenario, pipeline: Generate, env_of: EnvOf) -> Outcome
         draw=draw.random,
         new_id=lambda: f"id-{next(numbers)}",
     )
+
+
+async def _run(scenario: Scenario, pipeline: Generate, env_of: EnvOf) -> Outcome:
+    plain = env_of(scenario.config)
+    watch = Watch(scenario, plain.prices)
+    env = _watched(plain, watch)
     for conversation in CONVERSATIONS:
         await run(start_conversation(conversation), env)
     seen = list[Seen]()
@@ -102,35 +106,7 @@ async def _run(scenario: Scenario, pipeline: Generate, env_of: EnvOf) -> Outcome
     )
 
 
-# Trio in virtual time, with every choice of its scheduler drawn from a seed.
-
 _Value = TypeVar("_Value")
-
-
-def run_seeded(seed: int, main: Callable[[], Awaitable[_Value]]) -> _Value:
-    """Run a function in virtual time, with an order of tasks that a seed decides. Requires trio.
-
-    Without a seed trio orders the tasks that may run next by chance.
-    """
-    scheduler = vars(import_module("trio._core._run"))  # no public name: hypothesis sets the same two for its tests
-    before = scheduler[_DETERMINISTIC]
-    scheduler[_DETERMINISTIC] = True
-    scheduler["_r"].seed(seed)
-    try:
-        return run_in_virtual_time(main)
-    finally:
-        scheduler[_DETERMINISTIC] = before
-
-
-_DETERMINISTIC: Final = "_ALLOW_DETERMINISTIC_SCHEDULING"
-
-
-def living_tasks() -> int:
-    """Return the number of tasks of this trio run."""
-    import trio
-
-    return trio.lowlevel.current_statistics().tasks_living
-
 
 # Many seeds, and their report.
 

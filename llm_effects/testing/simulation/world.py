@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import Final, Literal, TypeAlias, final, get_args
 
@@ -163,8 +163,15 @@ class World:
         faults = self._faults(settings, seed)
         draw = drawn(seed, "callers")
         burst = draw.random() < _BURSTS
+        asked = self.requests or tuple(any_request(drawn(seed, "request", each)) for each in range(_ASKED))
         callers = tuple(
-            self._caller(settings, seed, number, draw.choice(_BURSTS_S) if burst else self.seconds)
+            self._caller(
+                settings,
+                drawn(seed, "caller", number),
+                number,
+                draw.choice(_BURSTS_S) if burst else self.seconds,
+                asked,
+            )
             for number in range(draw.randint(min(2, self.callers), self.callers))
         )
         behaviours = {name: self.models.get(name) or _behaviour(seed, name) for name in settings.models}
@@ -189,10 +196,10 @@ class World:
             share=draw.choice((0.3, 0.7, 1.0, 1.0)),
         )
 
-    def _caller(self, config: LLMConfig, seed: int, number: int, seconds: float) -> Caller:
-        draw = drawn(seed, "caller", number)
+    def _caller(
+        self, config: LLMConfig, draw: Random, number: int, seconds: float, asked: Sequence[LLMRequest]
+    ) -> Caller:
         kind = draw.choice(self.does)
-        asked = self.requests or tuple(any_request(drawn(seed, "request", each)) for each in range(_ASKED))
         request = draw.choice(asked)
         if not self.requests:
             request = nearly(request, config, draw)
