@@ -60,6 +60,8 @@ PLACES: Final = {
     "stores.conversations.memory": "MemoryConversations",
     "telemetry.otel": "OpenTelemetry open_telemetry",
     "testing": "",
+    "testing.simulation": "",
+    "testing.backtest": "backtest",
     "testing.strategies": "answers errors requests streams",
 }
 """The rooms, with all their names, and the modules beside them that users import from, with the names they need."""

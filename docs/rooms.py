@@ -30,26 +30,26 @@ class Room(NamedTuple):
 
 ROOMS = {
     "cli": Room(832, 0, "llm-effects"),
-    "plain": Room(624, 0, "LLM, AsyncLLM"),
-    "tools": Room(424, 1, "tool, run_tools"),
-    "manager": Room(832, 1, "LLMManager"),
-    "testing": Room(996, 0, "doubles, replay"),
-    "reports": Room(104, 1, "usage, exports"),
-    "embeddings": Room(264, 2, "embed"),
-    "structured": Room(424, 2, "generate_as"),
-    "conversations": Room(584, 2, "converse"),
-    "batches": Room(744, 2, "generate_many"),
-    "pipeline": Room(504, 3, "generate, stream"),
-    "policies": Room(420, 4, "one layer a module"),
-    "telemetry": Room(722, 5, "traces, logs"),
-    "stores": Room(886, 5, "caches, ledgers"),
-    "routing": Room(300, 6, "ranking, prices"),
-    "clients": Room(996, 6, "HTTP, local engine"),
-    "effects": Room(450, 7, "Effect, Call, LLMEnv"),
-    "providers": Room(806, 7, "protocols, presets"),
-    "limits": Room(550, 8, "quotas, breakers"),
-    "config": Room(550, 9, "models, loading"),
-    "values": Room(550, 10, "requests, errors"),
+    "plain": Room(624, 1, "LLM, AsyncLLM"),
+    "tools": Room(424, 2, "tool, run_tools"),
+    "manager": Room(832, 2, "LLMManager"),
+    "testing": Room(996, 1, "doubles, replay"),
+    "reports": Room(104, 2, "usage, exports"),
+    "embeddings": Room(264, 3, "embed"),
+    "structured": Room(424, 3, "generate_as"),
+    "conversations": Room(584, 3, "converse"),
+    "batches": Room(744, 3, "generate_many"),
+    "pipeline": Room(504, 4, "generate, stream"),
+    "policies": Room(420, 5, "one layer a module"),
+    "telemetry": Room(722, 6, "traces, logs"),
+    "stores": Room(886, 6, "caches, ledgers"),
+    "routing": Room(300, 7, "ranking, prices"),
+    "clients": Room(996, 7, "HTTP, local engine"),
+    "effects": Room(450, 8, "Effect, Call, LLMEnv"),
+    "providers": Room(806, 8, "protocols, presets"),
+    "limits": Room(550, 9, "quotas, breakers"),
+    "config": Room(550, 10, "models, loading"),
+    "values": Room(550, 11, "requests, errors"),
 }
 
 
@@ -65,10 +65,10 @@ class Storey(NamedTuple):
 
 
 STOREYS = (
-    Storey("What people call", "call", 16, 1084, 0, 2),
-    Storey("The centre", "centre", 16, 628, 3, 7),
-    Storey("The edges", "edge", 640, 1084, 5, 7),
-    Storey("The ground", "ground", 16, 1084, 8, 10),
+    Storey("What people call", "call", 16, 1084, 0, 3),
+    Storey("The centre", "centre", 16, 628, 4, 8),
+    Storey("The edges", "edge", 640, 1084, 6, 8),
+    Storey("The ground", "ground", 16, 1084, 9, 11),
 )
 
 STYLE = """
