@@ -131,7 +131,7 @@ def backtest(
     """Replay the calls of the ledger under another configuration.
 
     No model is asked: attempts end as the ledger says, in virtual time. Costs, latencies and answered calls are shown
-    old against new, with 95 % confidence intervals, and with what a ledger cannot tell.
+    old against new, with 95 % confidence intervals, and with what no ledger knows.
     """
     from llm_effects.testing.backtest import backtest as replay_ledger  # which takes a while to import
 

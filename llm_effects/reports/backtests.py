@@ -19,7 +19,7 @@ UNTOLD: Final = (
     "the time limits of single requests: the new configuration's apply",
     "how long an attempt that was cut off would have taken: a longer one near it stands for it, or it never ends",
 )
-"""What a ledger cannot tell, whatever is in it."""
+"""What no ledger knows, whatever is in it."""
 
 
 @final
@@ -60,8 +60,8 @@ class Backtest:
     """Old against new: what the ledger measured, what the new configuration is predicted to do, and the difference.
 
     ``calls`` are compared. ``left_out`` calls would reach one of the ``untried`` models, of which the ledger has no
-    attempt in the period, so nothing is predicted for them. ``cut_off`` counts the attempts whose whole time the ledger
-    cannot tell. ``untold`` lists what it cannot tell at all.
+    attempt in the period, so nothing is predicted for them. ``cut_off`` counts the attempts whose whole time is not in
+    the ledger. ``untold`` lists what no ledger knows.
     """
 
     __repr__ = shown
@@ -118,7 +118,7 @@ def _signed(number: float, write: Callable[[float], str]) -> str:
 
 
 def remarks(result: Backtest) -> tuple[str, ...]:
-    """Return what limits a backtest: the calls left out, the attempts cut off, and all that a ledger cannot tell."""
+    """Return what limits a backtest: the calls left out, the attempts cut off, and all that no ledger knows."""
     untried = ", ".join(result.untried)
     left_out = f"{result.left_out} calls are left out: the ledger has no attempt at {untried}"
     cut_off = f"{result.cut_off} attempts were cut off, so that their whole time is not known"

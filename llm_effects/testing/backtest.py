@@ -237,7 +237,7 @@ _PIECE_S: Final = 0.25
 @final
 @define(eq=False)
 class PastModels:
-    """Clients whose attempts end as those of the past, and which note what the past cannot tell."""
+    """Clients whose attempts end as those of the past, and which note what the past does not show."""
 
     keeps_time: ClassVar[bool] = True
 
@@ -354,7 +354,7 @@ class PastTokens:
 @final
 @frozen(kw_only=True)
 class Fate:
-    """What became of a call: whether it was answered, in how many milliseconds, at what known cost (USD)."""
+    """The end of a call: whether it was answered, in how many milliseconds, at what known cost (USD)."""
 
     answered: bool
     ms: float
@@ -440,7 +440,7 @@ def _usd(attempts: Iterable[Attempt]) -> float:
 
 
 def _fate(call: PastCall) -> Fate:
-    """Return what became of a call at that time."""
+    """Return how a call ended at that time."""
     attempts, answers = [row.attempt for row in call.rows], [row for row in call.rows if row.attempt.succeeded]
     ended = answers[0].at if answers else call.rows[-1].at
     return Fate(answered=bool(answers), ms=(ended - call.came) / timedelta(milliseconds=1), usd=_usd(attempts))

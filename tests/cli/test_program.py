@@ -66,6 +66,7 @@ def test_the_examples_of_the_guide_run(cli: Cli, monkeypatch: pytest.MonkeyPatch
     (cli.folder / "questions.jsonl").write_text('"why?"\n')
     storage = {"LLM_CONFIG": str(cli.config)}
     cli.config.write_text(CONFIG + '[storage]\nurl = "sqlite:///llm.db"\n')
+    (cli.folder / "new.toml").write_text(cli.config.read_text())
     lines = examples_of_the_guide()
     assert len(lines) > 12
     for line in lines:

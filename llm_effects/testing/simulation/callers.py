@@ -36,7 +36,7 @@ from llm_effects.values.responses import Attempt, FinishReason, LLMResponse, tot
 @final
 @define(eq=False)
 class Seen:
-    """What a caller saw: its result, its events, and when it began and ended. ``result`` is ``None`` if it left."""
+    """The view of a caller: its result, its events, and when it began and ended. ``result`` is ``None`` if it left."""
 
     caller: Caller
     began: float
@@ -63,7 +63,7 @@ class Seen:
         return any(isinstance(event, TextDelta) for place in restarts for event in self.events[:place])
 
     async def take(self, event: StreamEvent) -> None:
-        """Take an event, as long as the caller needs for it."""
+        """Receive an event, for as long as the caller needs for it."""
         self.events.append(event)
         if isinstance(event, Completed | Failed):
             self.last_event_at = anyio.current_time()
@@ -112,7 +112,7 @@ class Actor:
                 await seen.take(event)
 
     async def converse(self, seen: Seen) -> None:
-        """Take a turn of a conversation: streamed, where the caller pauses over its events."""
+        """Add a turn to a conversation: streamed, where the caller pauses over its events."""
         turn = partial(converse, self.caller.conversation, self.caller.request, turn_id=self.caller.turn)
         sink = seen.take if self.caller.pause else None
         seen.result = await run(turn(sink=sink, pipeline=self.pipeline), self.env)

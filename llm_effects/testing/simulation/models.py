@@ -82,7 +82,7 @@ def text_of(digest: str) -> str:
 @final
 @frozen(kw_only=True)
 class Plan:
-    """What a model does with one call: after ``delay_s`` it says the ``words``, and ends with the answer or an error.
+    """The plan of a model for one call: the ``words`` after ``delay_s``, and then the answer or an error.
 
     A stream takes ``between_s`` from one word to the next. ``stalls`` means that it never ends.
     """

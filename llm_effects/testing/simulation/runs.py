@@ -235,7 +235,7 @@ def replay(
 @final
 @frozen(kw_only=True)
 class Trial:
-    """How scenarios are run: through a pipeline, in fresh environments."""
+    """A way to run scenarios: through a pipeline, in fresh environments."""
 
     pipeline: Generate = standard_pipeline
     env_of: EnvOf = memory_env

@@ -136,7 +136,7 @@ def _numbered(callers: tuple[Caller, ...], numbers: Iterable[int]) -> tuple[Call
 @final
 @frozen(kw_only=True)
 class World:
-    """What may happen: ``scenario`` draws what does.
+    """All that may happen: ``scenario`` draws what does.
 
     Up to ``callers`` callers come within ``seconds``, and up to ``faults`` times a model misbehaves, in one of the
     ways of ``kinds``. ``does`` lists what callers do, more often what it lists more often, and a share of them
