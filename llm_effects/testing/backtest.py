@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
+from importlib.util import find_spec
 from itertools import count, groupby
 from random import Random
 from typing import ClassVar, Final, TypeAlias, final
@@ -116,9 +117,7 @@ def _problem(config: LLMConfig, since: datetime | None, until: datetime | None) 
     for name, time in (("since", since), ("until", until)):
         if time is not None and time.tzinfo is None:
             return InvalidRequest(message=f"{name}: must have a time zone, such as datetime.now(UTC)")
-    try:
-        import trio  # noqa: F401 - virtual time is its
-    except ModuleNotFoundError:
+    if find_spec("trio") is None:  # virtual time is its
         return ConfigurationError(message="backtests need trio: pip install trio")
     targets = targets_of(config)
     return None if is_successful(targets) else targets.failure()
