@@ -20,7 +20,8 @@ from llm_effects.effects.effect import Generate, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import task_group
 from llm_effects.pipeline import standard_pipeline
-from llm_effects.reports.usage import Percentiles, percentiles
+from llm_effects.reports import Percentiles
+from llm_effects.reports.usage import percentiles
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.testing.scripted import scripted_env
 from llm_effects.testing.simulation.callers import Actor, Seen, check_conversations
