@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from decimal import Decimal
 from functools import partial
 from typing import Final, final
 
@@ -30,7 +31,7 @@ from llm_effects.values.conversations import Turn, TurnState
 from llm_effects.values.errors import LLMError
 from llm_effects.values.events import Completed, Failed, Restarted, Started, StreamEvent, TextDelta
 from llm_effects.values.requests import CachePolicy, LLMRequest, Recovery, request_messages
-from llm_effects.values.responses import Attempt, FinishReason, LLMResponse, total_cost
+from llm_effects.values.responses import Attempt, FinishReason, LLMResponse
 
 
 @final
@@ -226,7 +227,10 @@ class Actor:
 
     def _check_cost(self, response: LLMResponse) -> None:
         attempts = response.attempts
-        self.watch.expect("cost", response.cost == total_cost(each.cost for each in attempts), f"{response.cost}")
+        costs = [each.cost.usd for each in attempts]  # summed here, not by the function that is checked
+        known = [usd for usd in costs if usd is not None]
+        total = sum(known, Decimal(0)) if len(known) == len(costs) else None
+        self.watch.expect("cost", response.cost.usd == total, f"attempts of {costs} USD cost {response.cost}")
         for each in attempts:
             price = self.env.prices.cost(each.model, each.usage, self.env.now())
             paid = not each.succeeded or each.cost == price
