@@ -320,7 +320,7 @@ async def test_the_loser_s_connection_is_closed(streamed: bool) -> None:
         models = {"m": ModelConfig(provider="lm-studio", model="m", endpoint=server.url, price=price)}
         config = LLMConfig(models=models, routing=routing(), cache=CacheConfig(enabled=False))
         async with open_env(config) as live:
-            answer = (await run(operation, evolve(live, health=warm(("m",), usual_ms=20)))).unwrap()
+            answer = (await run(operation, evolve(live, health=warm(("m",), usual_ms=100)))).unwrap()
             assert server.settled(open_connections=1) <= 1
         assert (server.settled(), server.accepted) == (0, 2)
     assert answer.content == "because"
