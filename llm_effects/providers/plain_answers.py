@@ -507,17 +507,17 @@ def output_delta(event: ServerEvent) -> OutputDelta | None:
 
 
 class _TextPiece(msgspec.Struct, tag="text_delta", rename={"piece": "text"}, gc=False):
-    kind: ClassVar = "text_delta"
+    kind: ClassVar[str] = "text_delta"
     piece: str
 
 
 class _ThinkingPiece(msgspec.Struct, tag="thinking_delta", rename={"piece": "thinking"}, gc=False):
-    kind: ClassVar = "thinking_delta"
+    kind: ClassVar[str] = "thinking_delta"
     piece: str
 
 
 class _ArgumentsPiece(msgspec.Struct, tag="input_json_delta", rename={"piece": "partial_json"}, gc=False):
-    kind: ClassVar = "input_json_delta"
+    kind: ClassVar[str] = "input_json_delta"
     piece: str
 
 
