@@ -111,7 +111,7 @@ class _CommonFields:
     __repr__ = shown
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and _compared(other) == _compared(self)
+        return _compared(other) == _compared(self) if type(other) is type(self) else NotImplemented
 
     def __hash__(self) -> int:
         return hash((type(self), _compared(self)))

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, get_args
+from unittest.mock import ANY
 
 import attrs
 import pytest
@@ -99,6 +100,12 @@ def test_errors_are_frozen_values_not_exceptions(kind: type[LLMError]) -> None:
     assert BaseException not in kind.__mro__
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         make(kind).model = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_type_may_compare_itself_with_an_error(kind: type[LLMError]) -> None:
+    assert make(kind) == ANY
+    assert make(kind) != "an error"
 
 
 def test_errors_of_different_kinds_are_never_equal() -> None:
