@@ -7,7 +7,8 @@ A call or an answer is one line. The script imports nothing of the library, so i
 
 - ``0 i`` imports the engine and ``1 l{...}`` loads a model; these two come first
 - ``7 c{...}`` asks for a chat completion and ``7 e{...}`` for embeddings; ``7 x`` cancels call 7
-- ``7 {...}`` is a chunk of an answer, ``7 `` its end, ``7 ![...]`` an exception: the names of its classes, its message
+- ``7 {...}``, or any other JSON, is a chunk of an answer, ``7 `` its end
+- ``7 ![...]`` is an exception: the names of its classes, its message
 
 The script ends with its input: also when the program is killed.
 """
@@ -63,6 +64,10 @@ class Server(Protocol):
     def close(self) -> None:
         """Free the model soon, without waiting."""
         ...
+
+
+def _in_one_line(text: str) -> str:
+    return text.replace("\n", " ")  # in JSON these are the same
 
 
 # The engine itself.
@@ -146,12 +151,12 @@ class _Calls:
         """Pass an answer on to its call."""
         number, _, answer = line.rstrip(b"\n").partition(b" ")
         put, news = self._open[number]
-        if answer[:1] == b"{":
+        if answer and not answer.startswith(b"!"):
             if put(answer.decode()):
                 news.put(_LEFT)
         else:
-            del self._open[number]
             news.put(_exception(answer) if answer else None)
+            del self._open[number]
 
     def stop(self, end: str) -> None:
         """End all calls."""
@@ -173,11 +178,17 @@ _PROCESSES: Final[set[Popen[bytes]]] = set()
 
 def _read(process: Popen[bytes], calls: _Calls) -> None:
     """Read all answers of a process, and wait for its end."""
-    for line in cast("IO[bytes]", process.stdout):
-        calls.read(line)
-    calls.stop(f"the process of the in-process engine ended with code {process.wait()}")
-    with process:  # closes the pipes
-        _PROCESSES.discard(process)
+    try:
+        for line in cast("IO[bytes]", process.stdout):
+            if line.endswith(b"\n"):  # the process may end within a line
+                calls.read(line)
+    except BaseException:
+        process.kill()  # nothing would read it any more
+        raise
+    finally:
+        calls.stop(f"the process of the in-process engine ended with code {process.wait()}")
+        with process:  # closes the pipes
+            _PROCESSES.discard(process)
 
 
 def _end_all() -> None:
@@ -257,7 +268,7 @@ class EngineProcess:
         news: _News = SimpleQueue()
         number = self._calls.add(receiver.put, news)
         receiver.when_left = partial(news.put, _LEFT)
-        self._calls.write(b"%b %b" % (number, (kind + body.replace("\n", " ")).encode()))  # in JSON these are the same
+        self._calls.write(b"%b %b" % (number, (kind + _in_one_line(body)).encode()))
         if receiver.left:  # before there was ``when_left``
             news.put(_LEFT)
         while (event := news.get()) == _LEFT:
@@ -307,7 +318,7 @@ class _Answer:
 
     def put(self, chunk: str, /) -> bool:
         if not self.left:
-            self._write(b"%b %b\n" % (self._number, chunk.encode()))
+            self._write(b"%b %b\n" % (self._number, _in_one_line(chunk).encode()))
         return self.left
 
 

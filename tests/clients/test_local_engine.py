@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from weakref import ref
 
@@ -26,6 +27,7 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
+from llm_effects.clients import engine_process
 from llm_effects.clients.client import ask_engine
 from llm_effects.clients.engine_process import EngineProcess, LoadedEngine, Receiver, Script, Server
 from llm_effects.clients.local_engine import Engine, special_tokens
@@ -693,6 +695,35 @@ print(ended(before))
         assert gaps.longest < 0.02, f"the event loop stopped for {gaps.longest * 1000:.0f} ms"
 
 
+def answers_of(written: bytes) -> tuple[list[str], Exception | str | None]:
+    """Return what call 0 receives of a process that writes this and ends, and how the call ends."""
+    command = [sys.executable, "-I", "-S", "-c", "import os, sys; os.write(1, sys.argv[1].encode())", written.decode()]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    chunks, news = list[str](), SimpleQueue[Any]()
+    assert process.stdin is not None
+    calls = engine_process._Calls(process.stdin)
+    assert calls.add(lambda chunk: bool(chunks.append(chunk)), news) == b"0"
+    with suppress(ValueError):  # of an answer that cannot be read
+        engine_process._read(process, calls)
+    assert process.returncode is not None
+    return chunks, news.get(timeout=60)
+
+
+class TestLines:
+    def test_any_json_is_a_chunk(self) -> None:
+        assert answers_of(b'0 {"a":1}\n0 [{"a":1}]\n0 3\n0 \n') == (['{"a":1}', '[{"a":1}]', "3"], None)
+
+    @pytest.mark.parametrize("cut", [b"0 ", b"0 [1, 2", b"0", b"1"])
+    def test_a_line_that_a_crash_cuts_is_no_answer(self, cut: bytes) -> None:
+        chunks, end = answers_of(b"0 [1]\n" + cut)
+        assert chunks == ["[1]"]
+        assert isinstance(end, engine_process.EngineStopped)
+
+    def test_an_answer_that_cannot_be_read_ends_the_process_and_its_calls(self) -> None:
+        chunks, end = answers_of(b"0 !what\n")
+        assert (chunks, str(end)[:50]) == ([], "the process of the in-process engine ended with co")
+
+
 class TestFrozen:
     @pytest.mark.anyio
     async def test_a_frozen_program_loads_the_engine_into_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -749,6 +780,17 @@ class TestScript:
         assert last == b'7 ![["ValueError", "Exception", "BaseException", "object"], "after 3"]'
         assert answers_to(b"0 i", b"2 e[1]")[1:] == [b'2 {"vectors of":[1]}', b"2 "]
 
+    def test_any_json_is_a_chunk_in_one_line(self) -> None:
+        class Listing(_Scripted):
+            def complete(self, _: str, receiver: Receiver) -> None:
+                receiver.put('[\n{"chunk":0}]')
+
+            def embed(self, _: str) -> str:
+                return "[[1.0],\n[2.0]]"
+
+        assert answers_to(b"0 i", b"7 c{}", start=Listing) == [b"0 ", b'7 [ {"chunk":0}]', b"7 "]
+        assert answers_to(b"0 i", b"7 e{}", start=Listing) == [b"0 ", b"7 [[1.0], [2.0]]", b"7 "]
+
     def test_a_problem_at_the_start_is_that_of_its_call(self) -> None:
         def start() -> Server:
             raise ModuleNotFoundError("xllamacpp")
@@ -789,6 +831,7 @@ def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 PROGRAM = """
 import ctypes, logging, os, signal, sys, anyio
 from pathlib import Path
+from queue import SimpleQueue
 from llm_effects.clients.local_engine import Engine, special_tokens
 from llm_effects.providers.llama import as_plain_text
 from tests.clients.test_local_engine import LONG, ask, ignore, target_at
