@@ -1,6 +1,7 @@
 """What the transport asks of an HTTP library: addresses, certificates, and no import before its first use."""
 
 import ssl
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -56,6 +57,13 @@ def test_certificates_are_those_of_the_environment_or_of_certifi(
         assert (load().verify_mode, load().check_hostname) == (ssl.CERT_REQUIRED, True)
     finally:
         trusted.cache_clear()
+
+
+def test_two_threads_may_import_httpx_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "httpx")
+    monkeypatch.setattr(connections, "import_module", lambda _: sys.modules.pop("httpx._main"))  # the other was faster
+    connections.import_httpx()
+    assert "httpx._main" not in sys.modules
 
 
 CALL: Final = """

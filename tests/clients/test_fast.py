@@ -6,6 +6,7 @@ import os
 import ssl
 import traceback
 from base64 import b64encode
+from functools import wraps
 from pathlib import Path
 from threading import Thread
 from typing import Final
@@ -19,12 +20,12 @@ from returns.pipeline import is_successful
 
 from llm_effects import LLMConfig, LLMRequest, ModelConfig, generate, make_llm_manager, open_env, run
 from llm_effects.clients.transport import transport as transports
-from llm_effects.clients.transport.connections import TransportFault
+from llm_effects.clients.transport.connections import TransportFault, trusted
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import TransportKind
 from llm_effects.providers.wire import Timeouts, WireRequest
 from llm_effects.values import caps
-from llm_effects.values.errors import LLMError
+from llm_effects.values.errors import LLMError, describe
 from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import InvalidValue
 from tests.fixtures.chaos import WHOLE
@@ -102,6 +103,23 @@ async def test_where_httpx_is_instrumented_it_is_chosen(monkeypatch: pytest.Monk
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", Instrumented())
     with serving(answering(reply_json(WHOLE))) as server:
         assert await carried_by(server.url) == HTTPX
+
+
+@pytest.mark.parametrize("kind", ["auto", "httpx"])
+async def test_a_function_that_wraps_httpx_sees_every_call(
+    kind: TransportKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle, seen = httpx.AsyncHTTPTransport.handle_async_request, list[str]()
+
+    @wraps(handle)
+    async def note(pool: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        seen.append(request.method)
+        return await handle(pool, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", note)
+    with serving(answering(reply_json(WHOLE))) as server:
+        assert await carried_by(server.url, kind) == HTTPX
+    assert seen == ["POST"]
 
 
 async def test_a_transport_with_its_own_pool_uses_it() -> None:
@@ -260,6 +278,28 @@ async def test_fault_12_an_authority_of_ones_own_is_trusted(
         assert (await wire.transport(tls=trusting)().exchange(asking(server.url), LIMITS)).status == 200
         other_name = server.url.replace("localhost", "127.0.0.1")
         assert (await error_of(wire.transport(tls=trusting)(), other_name)).tag == "ConfigurationError"
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+async def test_fault_12_certificates_that_cannot_be_read_are_a_configuration_error_of_each_call(
+    content: str | None, wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.pem"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    trusted.cache_clear()
+    model = ModelConfig(provider="openai-chat", model="m", api_key="sk-x", endpoint="https://localhost:9/v1")
+    config = LLMConfig(models={"m": model}, transport=wire.kind)
+    try:
+        async with open_env(config, transport=wire.transport(max_connections=2)) as env:
+            for _ in range(4):  # more than there are connections: none is lost
+                with anyio.fail_after(60):
+                    error = (await run(generate("why?"), env)).failure()
+                assert error.tag == "ConfigurationError"
+                assert str(file) in describe(error)
+    finally:
+        trusted.cache_clear()
 
 
 async def test_fault_12_a_client_shows_its_certificate(wire: Wire, own_certificate: Path) -> None:

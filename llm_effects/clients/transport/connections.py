@@ -219,15 +219,26 @@ class NoConnections:
 
 @cache
 def trusted() -> ssl.SSLContext:
-    """Load the trusted certificates once, at the first https: loading takes as long as many calls."""
+    """Load the trusted certificates once, at the first https: loading takes as long as many calls.
+
+    A file of certificates that cannot be read is a ``TransportFault`` of each call that needs it.
+    """
     file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if file:
-        return ssl.create_default_context(cafile=file)
+        return _trusted_in(file)
     if folder:
         return ssl.create_default_context(capath=folder)
     import certifi
 
     return ssl.create_default_context(cafile=certifi.where())
+
+
+def _trusted_in(file: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as problem:  # an ``SSLError`` too
+        message = f"SSL_CERT_FILE: no certificates can be read from {file!r}: correct or remove it"
+        raise TransportFault(ConfigurationError(message=message, cause=cause_of(problem))) from None
 
 
 def is_httpx_itself() -> bool:
@@ -240,7 +251,8 @@ def is_httpx_itself() -> bool:
     import httpx
 
     handle: object = httpx.AsyncHTTPTransport.handle_async_request
-    return isinstance(handle, FunctionType) and handle.__module__ == "httpx._transports.default"
+    # Where it was written: wrappers copy its ``__module__``.
+    return isinstance(handle, FunctionType) and handle.__globals__.get("__name__") == "httpx._transports.default"
 
 
 def import_httpx() -> None:
@@ -249,7 +261,7 @@ def import_httpx() -> None:
     if "httpx" not in modules:
         modules["httpx._main"] = None  # as if they were not installed, which httpx allows for
         import_module("httpx")
-        del modules["httpx._main"]
+        modules.pop("httpx._main", None)  # or another thread did both
 
 
 # What goes wrong on the wire.

@@ -132,7 +132,11 @@ class ShardedPool:
         """Wait for a slot, for a ``plain`` request or one with TLS; release it once."""
         number = await self.limiter.acquire()
         key = (number // self.size, plain and self.make_plain is not None)
-        return Slot(number, key, self._join(key))
+        try:
+            return Slot(number, key, self._join(key))
+        except BaseException:  # no pool can be made
+            self.limiter.release(number)
+            raise
 
     async def release(self, slot: Slot) -> None:
         """Pass a slot on, and close the pools that nothing uses any more."""
