@@ -237,7 +237,8 @@ class EngineProcess:
         self._calls, self._owner = _Calls(cast("IO[bytes]", self._process.stdin)), os.getpid()
         Thread(target=_read, args=(self._process, self._calls), name="llm-effects-engine answers", daemon=True).start()
         finalize(self, _kill, self._process, self._owner).atexit = False
-        self._calls.write(json.dumps(list(sys.path if search is None else search)).encode())
+        folders = list(sys.path if search is None else search)
+        self._calls.write(json.dumps(folders, default=str).encode())  # programs put paths into it too, not only texts
         self._call("i", "", _Text())
 
     @property

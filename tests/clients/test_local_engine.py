@@ -677,6 +677,15 @@ print(ended(before))
         assert heard.read_text() == "True"
         engine.close()
 
+    def test_a_path_among_the_folders_of_modules_is_no_obstacle(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "xllamacpp.py").write_text(SILENT)
+        monkeypatch.setattr(sys, "path", [tmp_path, *STANDARD])
+        server = EngineProcess()
+        assert server.alive
+        server.close()
+
     @pytest.mark.anyio
     async def test_the_event_loop_runs_while_a_model_loads_answers_and_closes(self) -> None:
         """Only time that this process computes counts, not what a busy machine takes away from it."""
