@@ -1,6 +1,7 @@
 """The cache in memory, compared with the simplest model of it."""
 
 import math
+import sys
 from collections import OrderedDict
 from typing import final
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.testing.scripted import answer, calling
-from llm_effects.values.events import TextDelta
+from llm_effects.values.events import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta
 from llm_effects.values.messages import Image, ToolCall
 from llm_effects.values.serialization import Entry, dump_entry, entry_size, load_entry
 from tests.fixtures.futures import given_by
@@ -151,6 +152,22 @@ async def test_kept_entries_end_with_their_time_and_count_against_the_size() -> 
 
 
 @pytest.mark.parametrize(
+    "events",
+    [
+        tuple(TextDelta(f"{number} ") for number in range(1000)),
+        tuple(ReasoningDelta(f"{number} {number}") for number in range(1000)),
+        tuple(ToolCallDelta(0, "id", "look", f"{number}") for number in range(1000)),
+    ],
+)
+def test_the_events_of_a_stream_count_with_the_memory_that_they_take(events: tuple[ContentEvent, ...]) -> None:
+    def texts(event: ContentEvent) -> str:
+        return event.arguments if isinstance(event, ToolCallDelta) else event.text
+
+    taken = sum(sys.getsizeof(event) + sys.getsizeof(texts(event)) for event in events) + sys.getsizeof(events)
+    assert 0.75 < entry_size(Entry(response=answer("0"), events=events)) / taken < 1.25
+
+
+@pytest.mark.parametrize(
     "entry",
     [
         Entry(response=answer("why? " * 1000)),
@@ -161,4 +178,4 @@ async def test_kept_entries_end_with_their_time_and_count_against_the_size() -> 
     ],
 )
 def test_the_estimated_size_of_an_entry_is_near_that_of_its_bytes(entry: Entry) -> None:
-    assert 0.4 < entry_size(entry) / len(dump_entry(entry)) < 2.5
+    assert 0.4 < entry_size(entry) / len(dump_entry(entry)) < 3
