@@ -73,7 +73,11 @@ class _Work(Generic[_Value]):
     start: Callable[[LLMEnv], Awaitable[Result[_Value, LLMError]]]
 
     def __call__(self, env: LLMEnv) -> FutureResult[_Value, LLMError]:
-        return FutureResult(self.start(env))
+        return FutureResult(self._begin(env))
+
+    async def _begin(self, env: LLMEnv) -> Result[_Value, LLMError]:
+        """Start once the future is awaited: a layer that is a plain function may hold something from its start on."""
+        return await self.start(env)
 
 
 @final

@@ -29,7 +29,7 @@ from llm_effects import (
 from llm_effects.config import RoutingConfig
 from llm_effects.config.services import LimitsConfig
 from llm_effects.effects.call import AttemptContext, Call
-from llm_effects.effects.effect import Answer, Generate, layer, layered
+from llm_effects.effects.effect import Answer, Generate, layer, layered, result_of
 from llm_effects.effects.env import LLMEnv
 from llm_effects.limits.quotas import (
     ActualUsage,
@@ -290,6 +290,16 @@ async def test_fault_104_cancellation_under_contention_leaks_no_permit(count: in
     assert (state.limiter.in_flight, state.queue.waiting, requests) == (0, 0, 0)
     for _ in range(3):
         await given_by(limits.acquire("m", quota, Demand(), 0.0, math.inf))
+
+
+@pytest.mark.anyio
+async def test_a_future_that_is_not_awaited_holds_no_permit() -> None:
+    env = evolve(scripted_env(answer("yes"), config=model(concurrency=1)), limits=MemoryLimits())
+    effect = layered(with_limits, complete)(Call(id="1", request=ASK, attempt=AttemptContext(model="m")))
+    earlier = effect(env)
+    with anyio.fail_after(30):
+        assert is_successful(await run(effect, env))
+        assert is_successful(await result_of(earlier))
 
 
 @pytest.mark.anyio
