@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import sys
+from types import SimpleNamespace
 from typing import TypeAlias
 
 import anyio
@@ -13,7 +15,7 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.clients.transport.connections import JoinedChunks
+from llm_effects.clients.transport.connections import JoinedChunks, join_chunks
 from llm_effects.clients.transport.pool import ShardedPool, http_pool
 from llm_effects.clients.transport.transport import ConnectionLimiter, LoopPools
 
@@ -269,6 +271,14 @@ def read_body(pieces: list[bytes], *, joined: bool) -> tuple[list[bytes], str]:
             return body, f"ended {event.headers!r} {connection.trailing_data[0]!r}"
         else:
             connection.receive_data(next(arriving))
+
+
+def test_another_h11_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(h11, "__version__", "0.17.0")
+    monkeypatch.setitem(sys.modules, "h11._readers", None)  # as if it had no such module
+    join_chunks(
+        SimpleNamespace(_stream=SimpleNamespace(_connection=SimpleNamespace(_h11_state=h11.Connection(h11.CLIENT))))
+    )
 
 
 CHUNKS = {

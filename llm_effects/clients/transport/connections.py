@@ -428,13 +428,13 @@ class JoinedChunks:
 def join_chunks(stream: object) -> None:
     """Make h11 join the chunks of a response of httpx; leave a stream as it is that has another library below."""
     import h11
-    from h11._readers import ChunkedReader
-    from h11._version import __version__ as h11_version
 
     stream = getattr(stream, "_httpcore_stream", stream)
     for inner in ("_stream", "_connection", "_h11_state"):
         stream = getattr(stream, inner, None)
-    if isinstance(stream, h11.Connection) and h11_version.startswith(H11):
+    if isinstance(stream, h11.Connection) and str(getattr(h11, "__version__", "")).startswith(H11):
+        from h11._readers import ChunkedReader  # which another version may not have
+
         reader = stream._reader  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         if isinstance(reader, ChunkedReader):
             stream._reader = JoinedChunks(reader, h11.Data)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
