@@ -21,7 +21,7 @@ from returns.context import RequiresContext
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.call import Call, CallHistory, ResponseValidator, Sink, TurnContext, committing
+from llm_effects.effects.call import Call, CallHistory, LookedUp, ResponseValidator, Sink, TurnContext, committing
 from llm_effects.effects.effect import (
     Answer,
     Effect,
@@ -208,16 +208,17 @@ def run_call(
         asked = request_of(request)
         rest = partial(run_call, pipeline, sink=sink, deadline=deadline, turn=turn, validator=validator)
         return rest(asked.unwrap()) if isinstance(asked, Success) else fail(asked.failure())
-    ready = None if sink is not None else ready_of(pipeline)
-    layers = pipeline_name(pipeline)
+    ready, layers = ready_of(pipeline) if sink is None else None, pipeline_name(pipeline)
 
     async def send(env: LLMEnv) -> Answer:
         clock = loop_clock()
         started = clock()
-        stored = None if ready is None else ready(request, env, layers)
-        if stored is not None:
-            return Success(_replayed(stored, request, env, (clock() - started) * 1000))
-        history = CallHistory(clock=clock)
+        stored = None if ready is None else ready(request, env, layers, deadline)
+        looked_up = None if stored is None or isinstance(stored, LLMResponse) else await stored
+        known = stored if isinstance(stored, LLMResponse) else _answer_of(looked_up)
+        if known is not None:
+            return Success(_replayed(known, request, env, (clock() - started) * 1000))
+        history = CallHistory(clock=clock, began=None if looked_up is None else started, looked_up=looked_up)
         call = Call(
             id=env.new_id(),
             request=request,
@@ -232,6 +233,10 @@ def run_call(
 
     send.__qualname__ = "generate"  # the name in a warning that it was never run or never awaited
     return effect(send)
+
+
+def _answer_of(looked_up: LookedUp | None) -> LLMResponse | None:
+    return looked_up.unwrap() if isinstance(looked_up, Success) else None
 
 
 def _settled(result: Answer, call: Call, env: LLMEnv, started: float) -> Answer:

@@ -9,7 +9,9 @@ from typing import TypeAlias, final
 
 import anyio
 from attrs import define, evolve, field, frozen
+from returns.result import Result
 
+from llm_effects.config import LLMConfig
 from llm_effects.limits.quotas import RateLimits
 from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
@@ -19,6 +21,9 @@ from llm_effects.values.responses import Attempt, Cost, LLMResponse
 
 Sink: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
 """Receives the events of a stream. Each is awaited, so a slow sink slows the model."""
+
+LookedUp: TypeAlias = Result[LLMResponse | None, LLMError]
+"""What a cache returned: an answer, ``None`` for a miss, or its failure."""
 
 
 @final
@@ -53,7 +58,8 @@ class CallHistory:
     ``racing`` those that race each other, and ``current`` is the record of the newest attempt that has a permit.
     ``stages`` lists when the call began to ``ask`` a model, to ``queue`` for its permit or to ``pause`` before asking
     it again. ``drain`` is set where events may wait for the consumer. ``traced`` is whether telemetry is active, once
-    ``with_tracing`` has asked. ``clock`` is that of ``anyio.current_time()``.
+    ``with_tracing`` has asked. ``clock`` is that of ``anyio.current_time()``. ``began`` is when the call looked into
+    its cache, if that was before its layers, and ``looked_up`` what it found, until a layer has used it.
     """
 
     __repr__ = shown
@@ -70,6 +76,8 @@ class CallHistory:
     drain: Callable[[], Awaitable[None]] | None = field(default=None, repr=False)
     traced: bool | None = None
     clock: Callable[[], float] = field(default=anyio.current_time, repr=False, eq=False)
+    began: float | None = None
+    looked_up: LookedUp | None = None
 
     @property
     def partial(self) -> str:
@@ -246,3 +254,8 @@ def committing(sink: Sink, history: CallHistory) -> Sink:
         return sink(event)
 
     return deliver
+
+
+def limit_ms_of(request: LLMRequest, config: LLMConfig) -> float:
+    """Return how long the whole call may take, in milliseconds."""
+    return request.preferences.timeout_ms or config.routing.timeout_ms

@@ -22,7 +22,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 from returns.unsafe import unsafe_perform_io
 
-from llm_effects.effects.call import Call
+from llm_effects.effects.call import Call, LookedUp
 from llm_effects.effects.env import LLMEnv, new_id
 from llm_effects.effects.mistakes import NEWEST, not_an_effect, not_an_env, operation_name, warn_if_dropped
 from llm_effects.values.errors import LLMError
@@ -181,12 +181,15 @@ def proceed(rest: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
 # An answer that is known at once: without the call, the deadline and the history that asking a model needs.
 
 
-ReadyAnswer: TypeAlias = Callable[[LLMRequest, LLMEnv, str], LLMResponse | None]
-"""Returns a stored answer to a request, in an environment and for the layers of a pipeline, if there is one."""
+ReadyAnswer: TypeAlias = Callable[[LLMRequest, LLMEnv, str, float], LLMResponse | Awaitable[LookedUp] | None]
+"""Returns a stored answer to a request, in an environment, for the layers of a pipeline and by a deadline.
+
+``None`` is for no answer. A store that waits returns an awaitable.
+"""
 
 
 def answering_at_once(ready: ReadyAnswer, policy: Policy) -> Policy:
-    """Return a layer that may have an answer that needs neither waiting nor the rest of the pipeline."""
+    """Return a layer that may have an answer that does not need the rest of the pipeline."""
     return _with_ready(policy, lambda _: ready)
 
 

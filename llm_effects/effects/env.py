@@ -197,6 +197,9 @@ class Cache(Protocol):
     and calls are answered from it at once; ``find`` counts a miss as well; ``keep`` takes a key, an ``Entry`` of
     ``values.serialization`` and its time to live, and stores it without encoding it. ``hit`` and ``find`` may return it
     so.
+
+    One that waits may have ``get_within``, an async function of a key and seconds that returns the result of ``get``
+    within that time: it needs no other time limit, and calls begin with it, before they prepare to ask a model.
     """
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:

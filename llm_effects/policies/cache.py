@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import Final, cast, final
+from typing import Final, TypeAlias, cast, final
 from weakref import ref
 
 import anyio
@@ -16,7 +16,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
-from llm_effects.effects.call import Call, Sink
+from llm_effects.effects.call import Call, LookedUp, Sink, limit_ms_of
 from llm_effects.effects.effect import (
     Answer,
     Effect,
@@ -60,6 +60,7 @@ REQUEST_KEY_VERSION: Final = 1
 TIMEOUT_S: Final = 1.0
 """Longest time a call waits for its cache, in seconds."""
 
+_GetWithin: TypeAlias = Callable[[str, float], Awaitable[Result[bytes | None, LLMError]]]
 
 # The operations on the cache itself.
 
@@ -103,17 +104,35 @@ def clear() -> Effect[int | None]:
 # The layer.
 
 
-def ready_answer(request: LLMRequest, env: LLMEnv, layers: str) -> LLMResponse | None:
-    """Return the stored answer to a request as ``with_cache`` does, where the cache has it at once.
+def ready_answer(
+    request: LLMRequest, env: LLMEnv, layers: str, deadline: float
+) -> LLMResponse | Awaitable[LookedUp] | None:
+    """Return the stored answer to a request as ``with_cache`` does, or the way to it, before the layers begin.
 
-    It costs 10 microseconds less than the way there through the layers, which set up what only a model needs.
+    It costs 10 microseconds less than the way there through the layers, which set up what only a model needs, and 50
+    less where the cache waits.
     """
+    usable = is_cached(request, env.config) and request.cache is not CachePolicy.REFRESH
+    if not usable or env.telemetry.active:  # a span belongs to every call that is traced
+        return None
+    within: _GetWithin | None = getattr(env.cache, "get_within", None)
+    if within is not None:
+        return _found_within(within, request, env, layers, deadline)
     find: Callable[[str], bytes | Entry | None] | None = getattr(env.cache, "hit", None)
-    usable = find is not None and is_cached(request, env.config) and request.cache is not CachePolicy.REFRESH
-    if find is None or not usable or env.telemetry.active:  # a span belongs to every call that is traced
+    if find is None:
         return None
     stored = find(cache_key(request, env.config, layers))
     entry = load_entry(stored) if isinstance(stored, bytes) else stored
+    return None if entry is None else entry.response
+
+
+async def _found_within(within: _GetWithin, request: LLMRequest, env: LLMEnv, layers: str, deadline: float) -> LookedUp:
+    key, seconds = cache_key(request, env.config, layers), limit_ms_of(request, env.config) / 2000
+    stored = await within(key, min(seconds, TIMEOUT_S if deadline == math.inf else _time_limit(deadline)))
+    return (await _decoded(env.cache, key, stored)).map(_response_of)
+
+
+def _response_of(entry: Entry | None) -> LLMResponse | None:
     return None if entry is None else entry.response
 
 
@@ -129,15 +148,21 @@ def with_cache(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
 
 async def _cached(next: Generate, call: Call, env: LLMEnv) -> Answer:
     policy, key = call.request.cache, key_of(call, env.config, next)
-    stored: Result[Entry | None, LLMError] = (
-        Success(None) if policy is CachePolicy.REFRESH else await look_up(env, key, call.deadline)
-    )
+    stored = await _stored(call, env, key)
     entry = stored.value_or(None)
     if entry is not None:
         return await _replay(entry, call)
     if policy is CachePolicy.ONLY or _misconfigured(stored):
         return Failure(_no_answer(stored))
     return await _ask_and_store(next, call, env, key, _read_warning(stored, call))
+
+
+async def _stored(call: Call, env: LLMEnv, key: str) -> Result[Entry | None, LLMError]:
+    if call.request.cache is CachePolicy.REFRESH:
+        return Success(None)
+    known, call.history.looked_up = call.history.looked_up, None
+    # it was no answer, or the layers would not have begun
+    return await look_up(env, key, call.deadline) if known is None else known.map(lambda _: None)
 
 
 def is_cached(request: LLMRequest, config: LLMConfig) -> bool:
@@ -240,6 +265,9 @@ def _contents(events: Iterable[ContentEvent]) -> tuple[str, str, str]:
 
 async def look_up(env: LLMEnv, key: str, deadline: float = math.inf) -> Result[Entry | None, LLMError]:
     """Find a stored answer; an unreadable entry is deleted and counts as a miss."""
+    within: _GetWithin | None = getattr(env.cache, "get_within", None)
+    if within is not None:
+        return await _decoded(env.cache, key, await within(key, _time_limit(deadline)))
     if not _waits(env.cache):
         return await _get(env.cache, key)
     with anyio.move_on_after(_time_limit(deadline)):
@@ -249,7 +277,12 @@ async def look_up(env: LLMEnv, key: str, deadline: float = math.inf) -> Result[E
 
 async def _get(cache: Cache, key: str) -> Result[Entry | None, LLMError]:
     find: Callable[[str], bytes | Entry | None] | None = getattr(cache, "find", None)
-    stored = await result_of(cache.get(key)) if find is None else Success(find(key))
+    return await _decoded(cache, key, await result_of(cache.get(key)) if find is None else Success(find(key)))
+
+
+async def _decoded(
+    cache: Cache, key: str, stored: Result[bytes | Entry | None, LLMError]
+) -> Result[Entry | None, LLMError]:
     if not isinstance(stored, Success):
         return Failure(stored.failure())
     data = stored.unwrap()

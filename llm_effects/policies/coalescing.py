@@ -54,6 +54,7 @@ def with_coalescing(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer
 async def _share(next: Generate, call: Call, env: LLMEnv, key: Hashable) -> Answer:
     flights, streamed, following = flights_here(), (key, call.sink is not None), call
     while flight := flights.get(streamed) or flights.get((key, True)):
+        call.history.looked_up = None  # the answer may be there when the flight has ended
         if following is call and call.sink is not None:
             following = evolve(call, sink=opening_once(call.sink, call.history))
         result = await _follow(flight, following)

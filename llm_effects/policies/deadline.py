@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 from returns.result import Failure
 
-from llm_effects.effects.call import Call
+from llm_effects.effects.call import Call, limit_ms_of
 from llm_effects.effects.effect import Answer, Generate, layer, passing_ready, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.errors import RequestTimeout
@@ -15,8 +15,8 @@ from llm_effects.values.errors import RequestTimeout
 @layer
 async def with_deadline(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """End the call after ``Preferences.timeout_ms``, or else after ``RoutingConfig.timeout_ms``."""
-    limit_ms = call.request.preferences.timeout_ms or env.config.routing.timeout_ms
-    deadline = min(call.deadline, call.history.clock() + limit_ms / 1000)
+    limit_ms, began = limit_ms_of(call.request, env.config), call.history.began
+    deadline = min(call.deadline, (call.history.clock() if began is None else began) + limit_ms / 1000)
     with anyio.CancelScope(deadline=deadline):
         return await proceed(next, call.with_deadline(deadline), env)
     model = call.history.stages[-1][2] if call.history.stages else None

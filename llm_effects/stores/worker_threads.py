@@ -3,6 +3,7 @@
 The file or connection that such a thread holds belongs to no event loop, so it can outlive one and serve the next.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -13,13 +14,16 @@ from weakref import WeakSet
 import anyio
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.tasks import ThreadBridge
+from llm_effects.effects.tasks import Signal
 from llm_effects.providers.wire import CLOSING_S
 from llm_effects.values.errors import LLMError, StorageFailed, cause_of
 
 _Value = TypeVar("_Value")
 
 _CLOSED: Final = "it is closed, or no thread can be started: open it again"
+
+TOO_LATE: Final[Failure[LLMError]] = Failure(StorageFailed(operation="get", message="it took too long", transient=True))
+"""The failure of a caller that could not wait any longer, which says nothing about the store."""
 
 
 class Forked(Protocol):
@@ -80,12 +84,13 @@ class Worker:
         work: Callable[[], Result[_Value, LLMError]],
         seconds: float,
         abandon: "Callable[[Future[Any]], object]" = Future[Any].cancel,
+        patience: float = math.inf,
     ) -> Result[_Value, LLMError]:
         """Run some work in a thread; fail once no job of the pool has succeeded for ``seconds``.
 
         So a store that hangs fails all its callers in time, and a long queue before a store that works fails none. A
         caller that is cancelled or times out returns at once; work that has started runs to its end. ``abandon``
-        receives the job of a cancelled caller.
+        receives the job of a cancelled caller. A caller that has waited for ``patience`` seconds receives ``TOO_LATE``.
         """
         try:
             job = self._threads.submit(self._timed, work)
@@ -95,7 +100,7 @@ class Worker:
         job.add_done_callback(self._jobs.discard)
         cancelled = True
         try:
-            ended = await self._ended(job, seconds)
+            ended = await self._ended(job, seconds, patience)
             cancelled = False
         finally:
             if cancelled:
@@ -103,6 +108,8 @@ class Worker:
         if ended:
             return job.result()
         job.cancel()
+        if ended is None:
+            return TOO_LATE
         message = f"no answer within {seconds * 1000:g} ms"
         return Failure(StorageFailed(operation=operation, message=message, transient=True))
 
@@ -122,15 +129,18 @@ class Worker:
             self._last_success = time.monotonic()
         return result
 
-    async def _ended(self, job: "Future[Any]", seconds: float) -> bool:
-        bridge = _bridge(job)
-        timeout = seconds
+    async def _ended(self, job: "Future[Any]", seconds: float, patience: float) -> bool | None:
+        """Wait for a job; return ``False`` if the pool hangs, ``None`` if only the caller's patience has ended."""
+        signal, timeout = _signal(job), min(seconds, patience)
+        since = time.monotonic()
         while timeout > 0:
-            with anyio.move_on_after(timeout):
-                await bridge.receive()
+            if await signal.wait(timeout):
                 return True
-            timeout = self._last_success + seconds - time.monotonic()
-        return False
+            now = time.monotonic()
+            if now - since >= patience:
+                return None
+            timeout = min(self._last_success + seconds - now, since + patience - now)
+        return None if patience <= 0 else False
 
     async def aclose(self, last: Callable[[], object]) -> None:
         """Run ``last`` after all started jobs, in bounded time, and end the threads; a second time is a no-op."""
@@ -148,17 +158,17 @@ class Worker:
 async def _all_ended(*jobs: "Future[Any]") -> None:
     with anyio.move_on_after(CLOSING_S, shield=True):
         for job in jobs:
-            await _bridge(job).receive()
+            await _signal(job).wait()
 
 
 async def ended(job: "Future[_Value]") -> _Value:
     """Wait in any event loop for what a thread does, and return its result."""
-    await _bridge(job).receive()
+    await _signal(job).wait()
     return job.result()
 
 
-def _bridge(job: "Future[Any]") -> ThreadBridge:
-    """Return a bridge to this event loop that gets a message when a job has ended."""
-    bridge = ThreadBridge()
-    job.add_done_callback(lambda _: bridge.put(None))
-    return bridge
+def _signal(job: "Future[Any]") -> Signal:
+    """Return a signal that is set when a job has ended."""
+    signal = Signal()
+    job.add_done_callback(signal.set)
+    return signal

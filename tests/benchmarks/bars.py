@@ -111,7 +111,6 @@ CASES: Final = (
         key="hit-sqlite",
         title="a cache hit in SQLite",
         bars=(1 / 5, 1 / 5),
-        measured=(0.3, 0.3),
         against="call",
         times=40,
     ),

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
+from typing import ClassVar, final
 
 import anyio
 import pytest
-from attrs import evolve, fields_dict, frozen
+from attrs import define, evolve, field, fields_dict, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 from returns.future import FutureResult
@@ -56,9 +57,10 @@ from llm_effects.policies.tracing import with_tracing
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.disabled import NoCache
 from llm_effects.stores.open import open_cache
+from llm_effects.stores.worker_threads import TOO_LATE
 from llm_effects.testing import Chunks, Delayed, Reply, Scripted, answer, run_in_virtual_time, scripted
 from llm_effects.values import CacheStats, Tool
-from llm_effects.values.errors import LLMError
+from llm_effects.values.errors import LLMError, describe
 from llm_effects.values.events import ToolCallDelta
 from llm_effects.values.messages import Citation, Origin, Text
 from llm_effects.values.requests import TaskType
@@ -476,6 +478,81 @@ async def test_an_answer_at_once_is_the_answer_that_the_layers_give() -> None:
     assert evolve(at_once, latency_ms=0.0) == evolve(slowly, latency_ms=0.0)
     assert at_once.warnings
     assert (await env.cache.stats()).map(lambda stats: (stats.hits, stats.misses)) == IOSuccess((3, 1))
+
+
+@final
+@define
+class TimedCache:
+    """A cache that takes some time for a look-up, within the time that it is given, and counts look-ups."""
+
+    takes_s: float = 0.0
+    looks: int = 0
+    stored: MemoryCache = field(factory=MemoryCache)
+    waits: ClassVar[bool] = False
+
+    async def get_within(self, key: str, seconds: float) -> Result[bytes | Entry | None, LLMError]:
+        self.looks += 1
+        await anyio.sleep(min(self.takes_s, seconds))
+        return Success(self.stored.find(key)) if self.takes_s <= seconds else TOO_LATE
+
+    def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
+        return self.stored.put(key, entry, ttl_seconds)
+
+
+@pytest.mark.anyio
+async def test_a_file_is_read_once_for_each_call(tmp_path: Path) -> None:
+    async with open_env(evolve(TWO, cache=CacheConfig(url=f"sqlite:///{tmp_path}/cache.db"))) as live:
+        env = evolve(scripted_env("because"), cache=live.cache)
+        answers = [(await run(generate(ASK), env)).unwrap() for _ in range(3)]
+        assert [each.cached for each in answers] == [False, True, True]
+        stats = (await run(cache_stats(), env)).unwrap()
+        assert (stats.hits, stats.misses) == (2, 1)
+        nothing = await run(generate(evolve(ASK, prompt="new?", cache=CachePolicy.ONLY)), env)
+        assert "no answer is stored" in describe(nothing.failure())
+        assert (await run(cache_stats(), env)).unwrap().misses == 2
+
+
+def test_a_look_up_before_the_layers_is_part_of_the_calls_time() -> None:
+    async def main() -> tuple[float, str]:
+        began = anyio.current_time()
+        env = evolve(scripted_env(clients=scripted(Delayed(0.8, "because"))), cache=TimedCache(takes_s=0.4))
+        result = await run(generate(evolve(ASK, preferences=Preferences(timeout_ms=1000))), env)
+        return round(anyio.current_time() - began, 6), result.failure().tag
+
+    assert run_in_virtual_time(main) == (1.0, "TimeoutError")
+
+
+def test_a_look_up_takes_half_of_the_calls_time_at_most() -> None:
+    async def main() -> tuple[float, tuple[str, ...]]:
+        began = anyio.current_time()
+        env = evolve(scripted_env("because"), cache=TimedCache(takes_s=9.0))
+        result = await run(generate(evolve(ASK, preferences=Preferences(timeout_ms=1000))), env)
+        return round(anyio.current_time() - began, 6), result.unwrap().warnings
+
+    took, warnings = run_in_virtual_time(main)
+    assert took == 0.5
+    assert "it took too long" in warnings[0]
+
+
+def test_who_followed_a_call_in_vain_looks_again() -> None:
+    async def main() -> tuple[int, int]:
+        model, cache = scripted(Delayed(5.0, "lost"), "because"), TimedCache(takes_s=0.1)
+        env = evolve(scripted_env(clients=model), cache=cache)
+        answers = list[str]()
+
+        async def follow() -> None:
+            answers.append((await run(generate(ASK), env)).unwrap().content)
+
+        async with anyio.create_task_group() as followers:
+            with anyio.move_on_after(1.0):
+                async with anyio.create_task_group() as leader:
+                    leader.start_soon(run, generate(ASK), env)
+                    await anyio.sleep(0.5)
+                    followers.start_soon(follow)
+        assert answers == ["because"]
+        return cache.looks, len(model.calls)
+
+    assert run_in_virtual_time(main) == (3, 2)
 
 
 def test_an_entry_is_written_without_the_converter_as_with_it() -> None:

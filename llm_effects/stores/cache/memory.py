@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from threading import Lock
 from time import monotonic
-from typing import ClassVar, Final, TypeVar, final
+from typing import ClassVar, Final, Never, TypeVar, final
 
 from attrs import define, field, frozen
 from cachetools import TLRUCache
@@ -57,14 +57,21 @@ class CacheCounters:
             self._evictions += entries
 
     async def run(
-        self, operation: str, work: Callable[[], Awaitable[Result[_Value, LLMError]]]
+        self,
+        operation: str,
+        work: Callable[[], Awaitable[Result[_Value, LLMError]]],
+        uncounted: Result[Never, LLMError] | None = None,
     ) -> Result[_Value, LLMError]:
-        """Run an operation and count its failure; after too many in a row the store is paused and operations fail."""
+        """Run an operation and count its failure; after too many in a row the store is paused and operations fail.
+
+        ``uncounted`` is a failure that is none of the store.
+        """
         now = monotonic()
         if self._paused_until > now:
             paused = StorageFailed(operation=operation, message="it failed too often just now", transient=True)
             return self._count_failure(Failure(paused), now)
-        return self._count_failure(await work(), monotonic())
+        result = await work()
+        return result if result is uncounted else self._count_failure(result, monotonic())
 
     def _count_failure(self, result: Result[_Value, LLMError], now: float) -> Result[_Value, LLMError]:
         with self._lock:

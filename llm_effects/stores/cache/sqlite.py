@@ -16,7 +16,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.effects.env import Now
 from llm_effects.stores.cache.memory import CacheCounters
 from llm_effects.stores.sqlite_files import create, enable_wal, protect, sqlite_code
-from llm_effects.stores.worker_threads import Worker, leave_to_parent, renew_after_fork
+from llm_effects.stores.worker_threads import TOO_LATE, Worker, leave_to_parent, renew_after_fork
 from llm_effects.values.errors import LLMError, StorageFailed, cause_of
 from llm_effects.values.records import CacheStats
 
@@ -84,6 +84,12 @@ class SqliteCache:
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
         """Return the entry, or ``None`` if there is none, it has expired, or its date is in the future."""
         return self._run("get", partial(self._get, key=key), self._timeout)
+
+    async def get_within(self, key: str, seconds: float) -> Result[bytes | None, LLMError]:
+        """Return what ``get`` does, or ``TOO_LATE`` after so many seconds, by the same time limit as the thread's."""
+        job = partial(as_result, "get", self._path, lambda: self._get(self._connection(), key))
+        work = partial(self._worker.run, "get", job, self._timeout, patience=seconds)
+        return await self._counters.run("get", work, uncounted=TOO_LATE)
 
     def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
         """Store an entry for ``ttl_seconds``; ``None`` is for ever, 0 stores nothing."""

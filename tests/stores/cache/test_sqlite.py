@@ -5,6 +5,7 @@
 import os
 import sqlite3
 import subprocess
+import threading
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from returns.result import Success
 
 from llm_effects.effects.env import Cache
 from llm_effects.stores.cache.sqlite import SCHEMA, Bounds, SqliteCache
+from llm_effects.stores.worker_threads import TOO_LATE
 from tests.fixtures import cache_worker
 from tests.fixtures.cache_worker import entry_of, hammered, key_of, python
 from tests.fixtures.futures import failure_of, given_by, run_in
@@ -295,6 +297,18 @@ async def test_an_operation_that_hangs_times_out(path: Path) -> None:
         other.execute("BEGIN EXCLUSIVE")
         assert "no answer within 20 ms" in (await failure_of(cache.put(ONE, b"2", 60))).message
         other.execute("ROLLBACK")
+    await cache.aclose()
+
+
+async def test_a_caller_without_time_is_no_failure_of_the_file(path: Path) -> None:
+    cache, release = at(path), threading.Event()
+    await given_by(cache.put(ONE, b"1", 60))
+    cache._worker.post(lambda: release.wait(30))
+    assert await cache.get_within(ONE, 0.01) is TOO_LATE
+    assert await cache.get_within(ONE, 0.0) is TOO_LATE
+    release.set()
+    assert await cache.get_within(ONE, 30) == Success(b"1")
+    assert (await given_by(cache.stats())).failures == 0
     await cache.aclose()
 
 
