@@ -921,11 +921,9 @@ async def prompt_tokens(engine: Engine, content: str) -> int:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("token", CONTROL)
-async def test_fault_176_a_special_token_in_a_text_is_read_as_text(model_file: Path, token: str) -> None:
-    engine = Engine(target_at(model_file))
+async def test_fault_176_a_special_token_in_a_text_is_read_as_text(engine: Engine, token: str) -> None:
     plain = await prompt_tokens(engine, "why " * 10)
     assert await prompt_tokens(engine, token * 10) > plain + 5  # as one token each there would be as many
-    engine.close()
 
 
 def test_fault_176_a_text_cannot_end_its_message(model_file: Path) -> None:
