@@ -1,0 +1,133 @@
+"""Mutants of the stores: caches, conversations, ledgers, limits."""
+
+from tests.mutants.mutant import Mutant, of
+
+memory_cache = of("stores/cache/memory.py", "stores/cache/test_memory.py")
+sqlite_cache = of("stores/cache/sqlite.py", "stores/cache/test_sqlite.py")
+redis_cache = of("stores/cache/redis.py", "stores/cache/test_redis.py")
+rules = of("stores/conversations/rules.py", "stores/conversations/test_conformance.py")
+memory_talks = of("stores/conversations/memory.py", "stores/conversations/test_conformance.py")
+sql_talks = of("stores/conversations/sql.py", "stores/conversations/test_conformance.py")
+sql_rows = of("stores/conversations/sql_rows.py", "stores/conversations/test_conformance.py")
+memory_ledger = of("stores/ledger/memory.py", "stores/ledger/test_ledgers.py")
+sql_ledger = of("stores/ledger/sql.py", "stores/ledger/test_sql.py")
+sql_budgets = of("stores/ledger/sql_budgets.py", "stores/ledger/test_sql.py")
+memory_limits = of("stores/limits/memory.py", "stores/limits/test_memory.py")
+redis_limits = of("stores/limits/redis.py", "stores/limits/test_redis.py")
+
+STORES: tuple[Mutant, ...] = (
+    memory_cache("memory-cache-never-expires", "return now + item.ttl", "return math.inf"),
+    memory_cache("memory-cache-has-no-bound-on-entries", "while left >= self._max_entries or ", "while "),
+    sqlite_cache("sqlite-cache-returns-expired-entries", " AND (expires_at IS NULL OR expires_at > :at)", ""),
+    sqlite_cache("sqlite-cache-returns-entries-of-the-future", '"created_at <= :at + :skew AND (', '"('),
+    sqlite_cache("sqlite-cache-evicts-the-newest", "ORDER BY used LIMIT 1)", "ORDER BY used DESC LIMIT 1)"),
+    sqlite_cache("sqlite-cache-takes-over-a-foreign-file", "if mark != MARK and (tables or version):", "if False:"),
+    redis_cache(
+        "redis-cache-clears-keys-of-others",
+        'pattern = re.sub(r"([*?\\[\\]\\\\])", r"\\\\\\1", self._prefix) + "*"',
+        'pattern = "*"',
+    ),
+    rules(
+        "conversations-lose-an-update",
+        "    if conversation.version != expected:\n        return Failure(ConversationConflict(conversation_id=conversation.id))\n    if stored is None:\n",
+        "    if stored is None:\n",
+    ),
+    rules(
+        "conversations-ignore-the-lease-of-a-writer",
+        "return stored.lease_until <= at if stored.state is TurnState.PENDING else",
+        "return True if stored.state is TurnState.PENDING else",
+    ),
+    rules(
+        "conversations-drop-an-answer-after-a-failure",
+        "(stored.state is not TurnState.PENDING and not messages)",
+        "stored.state is not TurnState.PENDING",
+    ),
+    rules(
+        "conversations-keep-the-answer-of-a-failed-turn",
+        "messages = () if state is TurnState.FAILED else answer",
+        "messages = answer",
+    ),
+    rules("conversations-store-an-answer-twice", "if stored.settled or (", "if (False and "),
+    rules("conversations-append-known-turns-again", " if each not in known)", ")"),
+    memory_talks(
+        "memory-conversations-read-another-owners",
+        "            record = self._records.get((owner, conversation_id))\n            return Success(",
+        "            record = next((each for (_, name), each in self._records.items() if name == conversation_id), None)\n            return Success(",
+    ),
+    memory_talks(
+        "memory-conversations-replace-a-result", "            if run[key].result is None:\n", "            if True:\n"
+    ),
+    sql_rows(
+        "sql-conversations-read-another-owners",
+        'CONVERSATIONS.c.owner == bindparam("of"), ',
+        'bindparam("of") == bindparam("of"), ',
+    ),
+    sql_rows(
+        "sql-journals-read-another-owners",
+        "columns.owner == owner_column(owner), columns.run == run_id\n    )\n    rows",
+        "columns.run == run_id\n    )\n    rows",
+    ),
+    sql_rows(
+        "sql-conversations-read-the-oldest-summary", ".order_by(SUMMARIES.c.upto.desc())", ".order_by(SUMMARIES.c.upto)"
+    ),
+    sql_talks(
+        "sql-journals-run-a-step-twice",
+        "return Success(read_journal(connection, run_id, owner, key)[0])",
+        "return Success(evolve(read_journal(connection, run_id, owner, key)[0], fresh=True))",
+    ),
+    sql_talks(
+        "sql-conversations-forget-an-unwritten-answer",
+        "if result is None or _is_unwritten(result):\n                self._kept.keep(ending)",
+        "if result is None or _is_unwritten(result):\n                pass",
+    ),
+    memory_ledger(
+        "memory-ledger-commits-twice",
+        "if self._holds.pop(hold.id, None) is not None:",
+        "if self._holds.pop(hold.id, None) is not None or True:",
+    ),
+    memory_ledger("memory-ledger-drops-the-refund", "self._add(hold, cost - hold.amount)", "self._add(hold, cost)"),
+    memory_ledger(
+        "memory-ledger-checks-the-first-budget-only",
+        "for each in hold.accounts)\n        return next(",
+        "for each in hold.accounts[:1])\n        return next(",
+    ),
+    memory_ledger("memory-ledger-counts-the-end-twice", "row.at < until", "row.at <= until"),
+    sql_budgets("sql-budgets-hold-expired-reservations", "        self._free_expired(account.key, hold.at)\n", ""),
+    sql_budgets(
+        "sql-budgets-forget-what-is-reserved",
+        "refused = check_budget(account, totals.spent + totals.reserved, hold.amount)",
+        "refused = check_budget(account, totals.spent, hold.amount)",
+    ),
+    sql_budgets("sql-budgets-drop-the-refund", "                self.totals[account.key].reserved -= amount\n", ""),
+    sql_ledger("sql-ledger-loses-rows-that-failed", "            self._waiting[:0] = self._running\n", ""),
+    sql_ledger("sql-ledger-hides-rows-that-wait", "waiting = self._buffer.held()  # before", "waiting = ()  # before"),
+    sql_ledger(
+        "sql-ledger-takes-an-unknown-cost-for-none",
+        "cost=Cost.UNKNOWN if cost_usd is None else",
+        "cost=Cost.ZERO if cost_usd is None else",
+    ),
+    memory_limits(
+        "memory-limits-jump-the-queue",
+        "answer = 0.0 if state.queue.waiting else state.ask(quota, demand)",
+        "answer = state.ask(quota, demand)",
+    ),
+    memory_limits(
+        "memory-limits-strand-the-queue-behind-a-cancelled-call",
+        "demand, -1)\n        self.wake_first()\n",
+        "demand, -1)\n",
+    ),
+    memory_limits(
+        "memory-limits-save-retries-without-end",
+        "min(budget.tokens, self._left[server] + amount)",
+        "self._left[server] + amount",
+    ),
+    memory_limits("memory-limits-save-hedges-without-end", "min(self._saved + share, BURST)", "self._saved + share"),
+    redis_limits(
+        "redis-limits-keep-a-permit-that-was-undone",
+        "        state.undo(local)\n        return number / 1000",
+        "        return number / 1000",
+    ),
+    redis_limits(
+        "redis-limits-let-many-probes-go", "if wait <= 0 and tonumber(known[2] or 0) <= now then", "if wait <= 0 then"
+    ),
+)
