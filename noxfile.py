@@ -37,6 +37,12 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Break the code in small ways and run the tests of each room: ``nox -s mutants -- --room stores/cache``."""
+    session.run("python", "-m", "tests.mutants", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format."""
     session.run("ruff", "check")

@@ -37,6 +37,7 @@ TESTS_BESIDE_ROOMS = {
     "fixtures",
     "house",
     "laws",
+    "mutants",
     "simulation",
     "typesafety",
 }

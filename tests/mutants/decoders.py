@@ -33,8 +33,8 @@ DECODERS: tuple[Mutant, ...] = (
     ),
     claude_encoder(
         "anthropic-puts-results-after-text",
-        'return sorted(blocks, key=lambda block: not (isinstance(block, Mapping) and block.get("type") == "tool_result"))',
-        "return blocks",
+        'lambda block: not (isinstance(block, Mapping) and block.get("type") == "tool_result")',
+        "lambda block: 0",
     ),
     claude_encoder(
         "anthropic-loses-system-messages", "filter(None, (request.system, *texts))", "filter(None, (request.system,))"
@@ -91,8 +91,8 @@ DECODERS: tuple[Mutant, ...] = (
     ),
     plain(
         "plain-answers-hide-that-another-model-answered",
-        "    answer = _read_body(_COMPLETION_DECODER, response.body)\n    if answer is None or _other_model(target, answer.model):",
-        "    answer = _read_body(_COMPLETION_DECODER, response.body)\n    if answer is None:",
+        "(_COMPLETION_DECODER, response.body)\n    if answer is None or _other_model(target, answer.model):",
+        "(_COMPLETION_DECODER, response.body)\n    if answer is None:",
     ),
     draft("draft-repeats-streamed-text", "return delta_of(part, text[len(streamed) :])", "return delta_of(part, text)"),
     draft(

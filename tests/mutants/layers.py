@@ -11,10 +11,12 @@ hedging = of("policies/hedging.py", "policies/test_hedging.py")
 cache = of("policies/cache.py", "policies/test_cache.py")
 coalescing = of("policies/coalescing.py", "policies/test_coalescing.py")
 routing = of("policies/routing.py", "policies/test_routing.py")
-repair = of("policies/repair.py", "policies/test_repair.py")
+recovery = of("policies/routing.py", "policies/test_recovery.py")
+retry_budget = of("policies/retries.py", "policies/test_retry_budget.py")
+repair = of("policies/repair.py", "structured/test_typed_answers.py")
 recording = of("policies/recording.py", "policies/test_recording.py")
 complete = of("policies/complete.py", "policies/test_complete.py")
-tracing = of("policies/tracing.py", "policies/test_tracing.py")
+tracing = of("policies/tracing.py", "telemetry/test_spans.py")
 pipeline = of("pipeline.py", "pipeline/test_pipeline.py")
 
 _FINALLY = "    except BaseException:\n        raise\n    else:\n"  # instead of ``finally``: not after a cancellation
@@ -68,7 +70,7 @@ LAYERS: tuple[Mutant, ...] = (
         "    if len(call.history.attempts) >= routing.max_attempts:\n        return False\n",
         "",
     ),
-    retries(
+    retry_budget(
         "retries-ignore-the-retry-budget", "if pause is None or not _affords(call, env, cost):", "if pause is None:"
     ),
     retries(
@@ -116,7 +118,11 @@ LAYERS: tuple[Mutant, ...] = (
         "return waiting and allowed and env.limits.hedges.spend()",
         "return waiting and allowed",
     ),
-    hedging("hedging-begins-while-the-first-queues", " and not history.queued\n", "\n"),
+    hedging(
+        "hedging-begins-before-the-first-is-sent",
+        "left = delay if sent_at is None else sent_at + delay - now",
+        "left = 0.0 if sent_at is None else sent_at + delay - now",
+    ),
     hedging("hedging-ignores-max-attempts", "return waiting and allowed and ", "return waiting and "),
     cache(
         "cache-key-leaves-out-the-tools",
@@ -189,16 +195,16 @@ LAYERS: tuple[Mutant, ...] = (
     routing(
         "routing-cools-nothing-down", "env.health.cool_down(attempt.model, anyio.current_time() + cool_down_s)", "pass"
     ),
-    routing(
+    recovery(
         "routing-goes-on-after-content", "if attempt.committed and call.request.recovery is Recovery.FAIL:", "if False:"
     ),
     routing("routing-counts-ended-calls-as-in-flight", "env.health.add_in_flight(attempt.model, -1)", "pass"),
-    routing(
+    recovery(
         "routing-resumes-without-the-beginning",
         "return evolve(call, request=request, sink=sink, ",
         "return evolve(call, sink=sink, ",
     ),
-    routing(
+    recovery(
         "routing-returns-only-the-end-of-a-resumed-answer",
         "text = hide_all_keys(config, attempt.history.partial)",
         "text = response.content",

@@ -34,10 +34,10 @@ class Mutant:
         return Path(self.tests).parent.as_posix()
 
     def test_files(self, root: Path = ROOT) -> tuple[list[Path], list[Path]]:
-        """Return the test file of the module, which catches most breaks, and the others of its room."""
+        """Return the tests of the module, in their file and in its docstrings, and the other tests of its room."""
         first = root / "tests" / self.tests
         others = sorted(each for each in first.parent.rglob("test_*.py") if each != first)
-        return ([first] if first.exists() else []), others
+        return [first, root / PACKAGE / self.module], others
 
     def apply(self, root: Path = ROOT) -> str:
         """Return the source of the module with the break in it."""

@@ -12,7 +12,7 @@ sql_rows = of("stores/conversations/sql_rows.py", "stores/conversations/test_con
 memory_ledger = of("stores/ledger/memory.py", "stores/ledger/test_ledgers.py")
 sql_ledger = of("stores/ledger/sql.py", "stores/ledger/test_sql.py")
 sql_budgets = of("stores/ledger/sql_budgets.py", "stores/ledger/test_sql.py")
-memory_limits = of("stores/limits/memory.py", "stores/limits/test_memory.py")
+memory_limits = of("stores/limits/memory.py", "policies/test_limits.py")
 redis_limits = of("stores/limits/redis.py", "stores/limits/test_redis.py")
 
 STORES: tuple[Mutant, ...] = (
@@ -29,8 +29,8 @@ STORES: tuple[Mutant, ...] = (
     ),
     rules(
         "conversations-lose-an-update",
-        "    if conversation.version != expected:\n        return Failure(ConversationConflict(conversation_id=conversation.id))\n    if stored is None:\n",
-        "    if stored is None:\n",
+        "        return Success(stored)\n    if conversation.version != expected:\n",
+        "        return Success(stored)\n    if False:\n",
     ),
     rules(
         "conversations-ignore-the-lease-of-a-writer",
@@ -51,8 +51,9 @@ STORES: tuple[Mutant, ...] = (
     rules("conversations-append-known-turns-again", " if each not in known)", ")"),
     memory_talks(
         "memory-conversations-read-another-owners",
-        "            record = self._records.get((owner, conversation_id))\n            return Success(",
-        "            record = next((each for (_, name), each in self._records.items() if name == conversation_id), None)\n            return Success(",
+        "record = self._records.get((owner, conversation_id))\n            return Success(",
+        "record = {name: each for (_, name), each in self._records.items()}.get(conversation_id)\n"
+        "            return Success(",
     ),
     memory_talks(
         "memory-conversations-replace-a-result", "            if run[key].result is None:\n", "            if True:\n"
