@@ -1,6 +1,6 @@
 """Budgets as pure rules: scopes, accounts and periods."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
@@ -64,3 +64,8 @@ def test_a_very_long_name_has_a_short_key() -> None:
     keys = {accounts_of((budget,), LLMRequest(prompt="?", tags=(name,)), NOON)[0].key for name in names}
     assert len(keys) == 2
     assert max(map(len, keys)) < 100
+
+
+def test_a_day_is_one_of_utc_whatever_the_zone_of_the_time() -> None:
+    in_oslo = datetime(2026, 11, 24, 0, 30, tzinfo=timezone(timedelta(hours=1)))
+    assert period_of("day", in_oslo)[0] == datetime(2026, 11, 23, tzinfo=UTC)

@@ -71,3 +71,28 @@ def test_failures_outside_the_window_do_not_count() -> None:
     for now in (0.0, 1.0, 2.0, 14.0):
         breaker = record_outcome(breaker, RULES, BreakerPermit(), now, failed=True)
     assert breaker.open_until is None
+
+
+def test_one_probe_goes_at_a_time_until_its_lease_ends() -> None:
+    half_open = Breaker(open_until=30.0)
+    probing, first = request_permit(half_open, 30.0, lease=60)
+    assert isinstance(first, BreakerPermit)
+    assert first.kind == "probe"
+    assert request_permit(probing, 31.0, lease=60)[1] == Refusal(1.0)
+    _, next_one = request_permit(probing, 90.0, lease=60)
+    assert isinstance(next_one, BreakerPermit)
+    assert next_one.kind == "probe"
+
+
+def test_an_outcome_from_before_the_breaker_changed_is_ignored() -> None:
+    opened = Breaker(open_until=30.0, epoch=1)
+    late = BreakerPermit("counted", epoch=0)
+    for failed in (True, False, None):
+        assert record_outcome(opened, RULES, late, 10.0, failed=failed) is opened
+
+
+def test_a_forced_call_that_fails_does_not_prolong_the_wait() -> None:
+    opened = Breaker(open_until=30.0, epoch=1)
+    forced = BreakerPermit("forced", epoch=1)
+    assert record_outcome(opened, RULES, forced, 29.0, failed=True) is opened
+    assert record_outcome(opened, RULES, forced, 29.0, failed=False).open_until is None

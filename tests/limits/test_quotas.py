@@ -81,3 +81,9 @@ def test_limits_that_a_server_reports_count_too() -> None:
     for _ in range(3):
         state = with_reservation(state, wide, Demand(), 20.0)
     assert wait_time(state, wide, Demand(), 20.5) == 60.5  # the reported limit is lower than ours
+
+
+def test_a_call_waits_behind_those_ahead_of_it() -> None:
+    quota = Quota(requests=2)
+    assert wait_time(LimiterState(), quota, Demand(), now=0.0, ahead=Demand(requests=1)) == 0
+    assert wait_time(LimiterState(), quota, Demand(), now=0.0, ahead=Demand(requests=2)) == 60

@@ -1,10 +1,12 @@
 """The whole pipeline, as a caller of ``generate`` sees it."""
 
 import math
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from attrs import Attribute, evolve, fields
 from hypothesis import given
@@ -20,6 +22,7 @@ from llm_effects import (
     LLMConfig,
     LLMRequest,
     LLMResponse,
+    MalformedResponse,
     ModelConfig,
     NetworkError,
     RateLimitExceeded,
@@ -34,14 +37,18 @@ from llm_effects import (
     scripted_env,
     stream,
 )
-from llm_effects.config import RoutingConfig
+from llm_effects.config import BudgetConfig, Price, RoutingConfig
 from llm_effects.effects.effect import layered
 from llm_effects.pipeline import run_call
+from llm_effects.policies.cache import cache_stats
 from llm_effects.policies.complete import complete
 from llm_effects.policies.deadline import with_deadline
 from llm_effects.policies.recording import with_recording
 from llm_effects.policies.routing import with_routing
-from llm_effects.testing import Delayed, Scripted, failing, scripted
+from llm_effects.routing.prices import PriceList
+from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.testing import Delayed, Scripted, failing, run_in_virtual_time, scripted
+from llm_effects.values import CacheStats
 
 pytestmark = pytest.mark.anyio
 
@@ -208,3 +215,46 @@ async def test_the_answer_of_a_call_keeps_every_field_of_the_answer_of_its_model
 
 def _is_default(value: LLMResponse, field: "Attribute[Any]") -> bool:
     return bool(getattr(value, field.name) == field.default)
+
+
+def test_a_call_that_waits_for_a_slot_holds_no_money() -> None:
+    price = Price(input=0, output=1_000_000)
+    limited = ModelConfig(provider="lm-studio", model="one", concurrency=1, max_tokens=60, price=price)
+    budget = BudgetConfig(name="day", limit_usd=100)
+    config = LLMConfig(models={"one": limited}, budgets=(budget,))
+    env = scripted_env(Delayed(5, "because"), config=config)  # each costs 1 dollar, and may cost 60
+
+    async def main() -> list[bool]:
+        answered = list[bool]()
+
+        async def one(number: int) -> None:
+            answered.append(is_successful(await run(generate(LLMRequest(prompt=f"why? ({number})")), env)))
+
+        async with anyio.create_task_group() as group:
+            for number in range(3):
+                group.start_soon(one, number)
+        return answered
+
+    assert run_in_virtual_time(main) == [True] * 3
+
+
+def test_identical_calls_under_way_look_into_the_cache_once() -> None:
+    env = evolve(scripted_env(Delayed(5, "because")), cache=MemoryCache())
+
+    async def main() -> CacheStats:
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(run, stream(ASK, lambda _: anyio.lowlevel.checkpoint()), env)
+        return (await run(cache_stats(), env)).unwrap()
+
+    stats = run_in_virtual_time(main)
+    assert (stats.misses, stats.hits) == (1, 0)
+
+
+async def test_a_response_costs_what_all_of_its_attempts_cost() -> None:
+    billed = MalformedResponse(usage=Usage(input_tokens=1000, output_tokens=0))
+    price = Price(input=3000, output=0)
+    env = evolve(scripted_env(billed, "ok", config=models("one", max_retries=1)), prices=PriceList({"one": price}))
+    response = (await run(generate(ASK), evolve(env, draw=lambda: 0.0))).unwrap()
+    assert len(response.attempts) == 2
+    assert response.cost.usd == Decimal("3.03")

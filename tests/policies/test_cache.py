@@ -45,7 +45,6 @@ from llm_effects import (
 from llm_effects.config import CacheConfig
 from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, Generate, layer, layered
-from llm_effects.effects.env import wall_clock
 from llm_effects.pipeline import run_call, standard_pipeline
 from llm_effects.policies.cache import cache_key, cache_stats, clear, invalidate, with_cache
 from llm_effects.policies.coalescing import with_coalescing
@@ -189,17 +188,16 @@ def test_candidates_are_in_the_key_but_their_api_keys_are_not(change: dict[str, 
 )
 @pytest.mark.anyio
 async def test_fault_159_configurations_share_entries_only_in_one_namespace(
-    tmp_path: Path, ours: dict[str, object], theirs: dict[str, object], *, same: bool
+    ours: dict[str, object], theirs: dict[str, object], *, same: bool
 ) -> None:
-    contents: list[str] = []
+    contents, shared = list[str](), MemoryCache()
     for number, settings in enumerate((ours, theirs)):
         namespace = settings.get("namespace")
         model = {key: value for key, value in settings.items() if key != "namespace"}
-        cache = CacheConfig(url=f"sqlite:///{tmp_path}/shared.db", namespace=namespace)  # type: ignore[arg-type]
+        cache = CacheConfig(namespace=namespace)  # type: ignore[arg-type]
         config = LLMConfig(models={"one": evolve(STUDIO, **model)}, cache=cache)
-        env = evolve(scripted_env(f"answer {number}", config=config), cache=open_cache(cache, wall_clock).unwrap())
+        env = evolve(scripted_env(f"answer {number}", config=config), cache=shared)
         contents.append((await run(generate(ASK), env)).unwrap().content)
-        await env.cache.aclose()
     assert contents == ["answer 0", "answer 0" if same else "answer 1"]
 
 
@@ -583,3 +581,10 @@ def test_a_first_call_does_not_make_the_converter() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert shown == "because False\n"
+
+
+@pytest.mark.anyio
+async def test_a_doubtful_answer_is_not_stored() -> None:
+    env, model = remembering(evolve(answer("cut?"), doubtful=True), "whole", config=ONE)
+    contents = [(await run(generate(ASK), env)).unwrap().content for _ in range(3)]
+    assert (contents, len(model.calls)) == (["cut?", "whole", "whole"], 2)

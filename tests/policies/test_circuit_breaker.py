@@ -1,11 +1,14 @@
 """The circuit breaker layer. Time is virtual."""
 
 import anyio
+import anyio.lowlevel
 import pytest
 from attrs import evolve
 
 from llm_effects import (
     AuthenticationFailed,
+    ContextTooLarge,
+    InvalidRequest,
     LLMConfig,
     LLMError,
     LLMRequest,
@@ -18,11 +21,12 @@ from llm_effects import (
     generate,
     run,
     scripted_env,
+    stream,
 )
 from llm_effects.config import RoutingConfig
 from llm_effects.config.routing import BreakerConfig
 from llm_effects.effects.env import LLMEnv
-from llm_effects.testing import Delayed, failing, run_in_virtual_time, scripted
+from llm_effects.testing import Chunks, Delayed, failing, run_in_virtual_time, scripted
 
 ASK = LLMRequest(prompt="why?")
 RULES = BreakerConfig(window_seconds=10, min_attempts=4, failure_rate=0.5, open_seconds=5)
@@ -140,6 +144,42 @@ def test_there_is_one_probe_at_a_time_and_a_cancelled_one_is_released() -> None:
         return [call.model for call in model.calls[4:]]
 
     assert run_in_virtual_time(main) == ["a", "b", "b", "b", "a"]
+
+
+def test_the_first_content_of_a_streamed_probe_closes_the_breaker() -> None:
+    model = scripted(*[DEAD] * 4, Chunks(("one ", "two"), pause=2), "from a")
+
+    async def main() -> str:
+        env = scripted_env(clients=model, config=config("a", "b"))
+        await trip(env, "a")
+        await anyio.sleep(5)
+        async with anyio.create_task_group() as group:
+            group.start_soon(run, stream(ASK, lambda event: anyio.lowlevel.checkpoint()), env)
+            await anyio.sleep(4.5)  # after the first content, while the stream goes on
+            return (await run(generate(LLMRequest(prompt="how?")), env)).unwrap().model
+
+    assert run_in_virtual_time(main) == "a"
+
+
+@pytest.mark.parametrize(
+    ("error", "opens"),
+    [
+        (DEAD, True),
+        (ModelUnavailable(status=503), True),
+        (InvalidRequest(message="prompt: too long", status=400), False),
+        (AuthenticationFailed(status=401), False),
+        (ContextTooLarge(status=413), False),
+        (RateLimitExceeded(status=429), False),
+    ],
+    ids=lambda value: getattr(value, "status", value) or "reset",
+)
+def test_only_failures_of_a_server_open_its_breaker(error: LLMError, *, opens: bool) -> None:
+    async def main() -> list[str]:
+        env = scripted_env(clients=failing(error), config=config("a", "b"))
+        await trip(env, "a", times=20)
+        return [each.model for each in (await run(explain(ASK), env)).unwrap().candidates if each.open]
+
+    assert run_in_virtual_time(main) == (["a"] if opens else [])
 
 
 def test_a_breaker_can_be_disabled() -> None:

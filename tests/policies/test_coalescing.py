@@ -7,15 +7,19 @@ from attrs import evolve
 from llm_effects import (
     Allow,
     AuthenticationFailed,
+    BudgetExceeded,
     CachePolicy,
     Completed,
     ContentRefused,
+    Cost,
     LLMConfig,
     LLMEnv,
+    LLMError,
     LLMRequest,
     MalformedResponse,
     Preferences,
     RateLimitExceeded,
+    RequestTimeout,
     Restarted,
     Started,
     StreamEvent,
@@ -26,9 +30,12 @@ from llm_effects import (
     stream,
 )
 from llm_effects.config import CacheConfig, RoutingConfig
+from llm_effects.effects.call import ResponseValidator
+from llm_effects.pipeline import run_call, standard_pipeline
 from llm_effects.testing import Chunks, Delayed, Reply, run_in_virtual_time
 from tests.fixtures.cached import ASK, ONE, STUDIO, TWO, remembering, streamed_events
 
+FREE = Cost.ZERO
 ONE_RETRY = LLMConfig(models={"one": STUDIO}, routing=RoutingConfig(max_retries=1))
 
 
@@ -353,3 +360,27 @@ async def test_calls_are_not_coalesced_without_a_time_to_live() -> None:
     env, model = remembering(Delayed(0.01, "because"), config=evolve(TWO, cache=CacheConfig(ttl_seconds=0)))
     await at_once(env, ASK, 3)
     assert len(model.calls) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RequestTimeout(phase="sink"), RequestTimeout(phase="total"), BudgetExceeded(budget="b", spent=FREE, limit=FREE)],
+    ids=lambda error: getattr(error, "phase", error.tag),
+)
+def test_an_error_of_the_leader_alone_fails_no_follower(error: LLMError) -> None:
+    env, model = remembering(Delayed(1, error), "because", config=ONE)
+    contents = run_in_virtual_time(at_once, env, ASK, 3)
+    assert (sorted(contents), len(model.calls)) == (["because", "because", "failed"], 2)
+
+
+def test_calls_under_different_validation_are_not_coalesced() -> None:
+    env, model = remembering(Delayed(1, "because"), config=ONE)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for name in ("short", "polite", "polite"):
+                validator = ResponseValidator(lambda _: (), max_repairs=0, name=name)
+                group.start_soon(run, run_call(standard_pipeline, ASK, validator=validator), env)
+
+    run_in_virtual_time(main)
+    assert len(model.calls) == 2

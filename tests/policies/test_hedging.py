@@ -132,8 +132,9 @@ ANSWER = reply_json(
 
 async def behave(peer: Peer) -> None:
     """The first connection is never answered, and waits to be left; the others are."""
+    number = peer.server.accepted  # before anything is awaited: the second connection may come meanwhile
     await peer.request()
-    if peer.server.accepted == 1:
+    if number == 1:
         await peer.gone()
     else:
         await peer.send(ANSWER)

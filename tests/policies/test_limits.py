@@ -27,6 +27,7 @@ from llm_effects import (
     scripted_env,
 )
 from llm_effects.config import RoutingConfig
+from llm_effects.config.routing import RetryBudgetConfig
 from llm_effects.config.services import LimitsConfig
 from llm_effects.effects.call import AttemptContext, Call
 from llm_effects.effects.effect import Answer, Generate, layer, layered, result_of
@@ -39,7 +40,7 @@ from llm_effects.limits.quotas import (
 from llm_effects.policies.complete import complete
 from llm_effects.policies.limits import expected_usage, with_limits
 from llm_effects.policies.recording import with_recording
-from llm_effects.stores.limits.memory import MemoryLimits
+from llm_effects.stores.limits.memory import MemoryHedges, MemoryLimits, MemoryRetries
 from llm_effects.testing import Delayed, answer, run_in_virtual_time, scripted
 from tests.fixtures.futures import given_by
 
@@ -255,7 +256,63 @@ def test_a_429_pauses_every_call_of_the_model() -> None:
     assert len(client.calls) == 4
 
 
+def test_a_call_queues_no_longer_than_its_share_of_the_time() -> None:
+    async def main() -> tuple[str, float]:
+        env = scripted_env(Delayed(15, "from m"), "from n", config=two_models(concurrency=1))
+        hurried = LLMRequest(prompt="how?", preferences=Preferences(timeout_ms=20_000))
+        async with anyio.create_task_group() as group:
+            group.start_soon(run, generate(ASK), env)
+            await anyio.sleep(1)
+            began = anyio.current_time()
+            return (await run(generate(hurried), env)).unwrap().content, anyio.current_time() - began
+
+    assert run_in_virtual_time(main) == ("from n", 10)
+
+
+def test_a_call_never_overtakes_one_that_waits() -> None:
+    async def main() -> list[str]:
+        limits, quota, order = MemoryLimits(), Quota(tokens=100), list[str]()
+
+        async def one(name: str, tokens: int) -> None:
+            await given_by(limits.acquire("m", quota, Demand(tokens=tokens), 600.0, math.inf))
+            order.append(name)
+
+        await one("first", 60)
+        async with anyio.create_task_group() as group:
+            group.start_soon(one, "large", 90)
+            await anyio.sleep(1)
+            group.start_soon(one, "small", 5)
+        return order
+
+    assert run_in_virtual_time(main) == ["first", "large", "small"]
+
+
+def test_budgets_of_retries_and_hedges_are_saved_up_to_a_bound() -> None:
+    retries, rules = MemoryRetries(), RetryBudgetConfig(tokens=20)
+    assert retries.afford("server", rules, 14)
+    for _ in range(100):
+        retries.repay("server", rules, 1)
+    assert [retries.afford("server", rules, 14) for _ in range(2)] == [True, False]
+    hedges = MemoryHedges()
+    for _ in range(1000):
+        hedges.earn(1.0)
+    assert [hedges.spend() for _ in range(11)] == [True] * 10 + [False]
+
+
 # Cancellation.
+
+
+def test_a_cancelled_attempt_frees_its_slot_and_keeps_its_tokens() -> None:
+    async def main() -> list[float]:
+        limits = LimitsConfig(queue_seconds=70)
+        config = evolve(model(concurrency=1, tokens_per_minute=220), limits=limits)
+        env = scripted_env(Delayed(100, "late"), "ok", config=config)
+        with anyio.move_on_after(1):
+            await run(generate(ASK), env)
+        return [(await run(generate(ASK), env)).unwrap().attempts[0].wait_ms for _ in range(2)]
+
+    # The model may have worked on the first call, so its 106 tokens count for a minute, and the third call waits.
+    assert [wait > 0 for wait in run_in_virtual_time(main)] == [False, True]
 
 
 async def contend(limits: MemoryLimits, count: int, quota: Quota) -> int:

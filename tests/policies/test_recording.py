@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 
+import anyio
 import pytest
 from attrs import evolve
 
@@ -13,6 +14,7 @@ from llm_effects import (
     LLMRequest,
     MalformedResponse,
     ModelConfig,
+    ModelUnavailable,
     NetworkError,
     RequestTimeout,
     Usage,
@@ -25,7 +27,7 @@ from llm_effects.effects import Call, Generate
 from llm_effects.effects.effect import Answer
 from llm_effects.pipeline import complete, layer, layered, run_call, with_recording, with_routing
 from llm_effects.routing.prices import PriceList
-from llm_effects.testing import Chunks, answer, run_in_virtual_time
+from llm_effects.testing import Chunks, Delayed, answer, run_in_virtual_time
 
 pytestmark = pytest.mark.anyio
 
@@ -111,3 +113,39 @@ def test_an_attempt_that_a_layer_repeats_is_timed_anew() -> None:
     env = scripted_env(Chunks(("a", "b"), pause=1.0), config=NO_RETRY)
     response = run_in_virtual_time(run, run_call(pipeline, ASK, ignore), env).unwrap()
     assert [(each.first_content_ms, each.latency_ms) for each in response.attempts] == [(2000, 3000)] * 2
+
+
+def test_time_in_the_queue_of_a_client_is_wait_and_not_latency() -> None:
+    @layer
+    async def queueing(next: Generate, call: Call, env: LLMEnv) -> Answer:
+        record = call.attempt.record
+        record.queued_since = anyio.current_time()
+        await anyio.sleep(2)
+        record.queued_s, record.queued_since = 2.0, None
+        return await run(next(call), env)
+
+    env = scripted_env(Delayed(1, "ok"), config=NO_RETRY)
+    pipeline = layered(with_routing, with_recording, queueing, complete)
+    [attempt] = run_in_virtual_time(run, run_call(pipeline, ASK), env).unwrap().attempts
+    assert (attempt.latency_ms, attempt.wait_ms) == (1000, 2000)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [(ModelUnavailable(reason="unsupported", status=404), 0), (ModelUnavailable(status=503), 1)],
+    ids=["the request", "the model"],
+)
+async def test_statistics_learn_nothing_from_a_request_that_a_model_cannot_take(error: LLMError, attempts: int) -> None:
+    env = scripted_env(error, "ok", config=NO_RETRY)
+    await run(generate(ASK), env)
+    known = env.health.statistics().get("one")
+    assert (0 if known is None else known.attempts) == attempts
+
+
+async def test_a_cancelled_attempt_has_an_unknown_cost() -> None:
+    prices = PriceList({"one": Price(input=1, output=1), "two": Price(input=1, output=1)})
+    env = evolve(scripted_env(Delayed(60, "late"), config=NO_RETRY), prices=prices)
+    with anyio.move_on_after(0.01):
+        await run(generate(ASK), env)
+    [row] = (await env.ledger.rows()).unwrap()._inner_value
+    assert (row.attempt.outcome, row.attempt.cost) == ("cancelled", Cost.UNKNOWN)

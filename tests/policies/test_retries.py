@@ -23,10 +23,11 @@ from llm_effects import (
     generate,
     run,
     scripted_env,
+    stream,
 )
 from llm_effects.config import RoutingConfig
 from llm_effects.effects import Call
-from llm_effects.testing import Reply, failing, run_in_virtual_time, scripted
+from llm_effects.testing import Chunks, Reply, failing, run_in_virtual_time, scripted
 from tests.fixtures.models import scripted_models
 
 pytestmark = pytest.mark.anyio
@@ -84,6 +85,28 @@ async def test_retry_after_is_the_shortest_pause() -> None:
     response = (await run(generate(ASK), env)).unwrap()
     assert anyio.current_time() - started >= 0.05
     assert response.attempts[1].wait_ms == 50
+
+
+def test_a_pause_past_the_deadline_is_not_begun() -> None:
+    env = scripted_env(clients=scripted(RateLimitExceeded(retry_after=3600)), config=ONE)
+
+    async def main() -> tuple[LLMError, float]:
+        started = anyio.current_time()
+        return (await run(generate(ASK), env)).failure(), anyio.current_time() - started
+
+    error, took = run_in_virtual_time(main)
+    assert (error.tag, error.retry_after, len(error.attempts), took) == ("RateLimitExceeded", 3600, 1, 0)
+
+
+def test_no_long_pause_is_slept_while_another_model_is_left() -> None:
+    model = scripted(RateLimitExceeded(retry_after=3.0), "from two")
+
+    async def main() -> tuple[str, float]:
+        env = scripted_env(clients=model, config=models("one", "two", candidate_share=1))
+        started = anyio.current_time()
+        return (await run(generate(ASK), env)).unwrap().model, anyio.current_time() - started
+
+    assert run_in_virtual_time(main) == ("two", 0)
 
 
 async def test_a_pause_past_the_deadline_falls_back_at_once_and_cools_the_model_down() -> None:
@@ -154,3 +177,13 @@ async def test_errors_of_earlier_attempts_are_in_earlier() -> None:
     env = scripted_env(AuthenticationFailed(message="no"), InvalidRequest(message="prompt: no"), config=NO_RETRY)
     error = (await run(generate(ASK), env)).failure()
     assert (error.tag, error.earlier) == ("InvalidRequest", (AuthenticationFailed(model="one", message="no"),))
+
+
+async def test_a_stream_that_breaks_after_content_is_not_asked_again() -> None:
+    model = scripted(Chunks(("it ", "is"), then=NetworkError(phase="reset")), "because")
+    env = evolve(scripted_env(clients=model, config=ONE), draw=lambda: 0.0)
+
+    async def ignore(_: object) -> None: ...
+
+    error = (await run(stream(ASK, ignore), env)).failure()
+    assert (error.tag, error.partial, len(model.calls)) == ("NetworkError", "it is", 1)

@@ -1,5 +1,6 @@
 """Routing: which candidate is asked next, and which errors end the call."""
 
+import anyio
 import pytest
 
 from llm_effects import (
@@ -120,3 +121,39 @@ def test_a_recovered_model_is_found_again() -> None:
         return {(await run(generate(ASK), env)).unwrap().model for _ in range(60)}
 
     assert run_in_virtual_time(main) == {"a", "b"}
+
+
+def test_a_model_that_stalls_leaves_half_of_the_time_to_the_next() -> None:
+    env = scripted_env(Delayed(1000, "late"), "from two", config=models("one", "two", timeout_ms=60_000))
+    response = run_in_virtual_time(run, generate(ASK), env).unwrap()
+    assert (response.model, response.latency_ms) == ("two", 30_000)
+
+
+async def test_all_candidates_together_are_asked_at_most_max_attempts_times() -> None:
+    model = failing(AuthenticationFailed())
+    await run(generate(ASK), scripted_env(clients=model, config=models("one", "two", "three", max_attempts=2)))
+    assert [call.model for call in model.calls] == ["one", "two"]
+
+
+async def test_a_model_that_rejects_the_key_is_asked_last_for_a_while() -> None:
+    model = scripted(AuthenticationFailed(), "from two", "from two again")
+    env = scripted_env(clients=model, config=TWO)
+    for _ in range(2):
+        await run(generate(ASK), env)
+    assert [call.model for call in model.calls] == ["one", "two", "two"]
+
+
+def test_the_next_candidate_keeps_to_the_deadline_of_the_call() -> None:
+    env = scripted_env(AuthenticationFailed(), RateLimitExceeded(retry_after=1000.0), config=TWO)
+
+    async def main() -> tuple[str, float]:
+        started = anyio.current_time()
+        return (await run(generate(ASK), env)).failure().tag, anyio.current_time() - started
+
+    assert run_in_virtual_time(main) == ("RequestFailed", 0)  # a pause past the deadline is not begun
+
+
+async def test_a_call_that_ended_is_no_longer_in_flight() -> None:
+    env = scripted_env(AuthenticationFailed(), "from two", config=TWO)
+    await run(generate(ASK), env)
+    assert dict(env.health.in_flight()) == {"one": 0, "two": 0}

@@ -23,6 +23,7 @@ from llm_effects import (
     ModelUnavailable,
     NetworkError,
     Preferences,
+    RateLimitExceeded,
     explain,
     generate,
     run,
@@ -39,6 +40,7 @@ from llm_effects.routing.statistics import (
     SHORTEST_STALL_S,
     UNRELIABLE,
     confidence_at,
+    cooldown_after,
     expected_error_rate,
     learn,
     time_share,
@@ -296,3 +298,8 @@ def test_a_share_of_the_time_follows_what_models_usually_need(
 ) -> None:
     own, following = Statistics(latency_ms=own_ms, error_rate=errors), Statistics(latency_ms=following_ms)
     assert time_share(10.0, 0.5, own, following, streamed=False) == expected
+
+
+def test_our_own_limits_cool_no_model_down() -> None:
+    assert cooldown_after(RateLimitExceeded(retry_after=40.0, should_retry=False)) == 0
+    assert cooldown_after(RateLimitExceeded(retry_after=40.0, status=429)) == 40

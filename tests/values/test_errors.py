@@ -299,6 +299,7 @@ BLAMES: list[tuple[LLMError, Blame]] = [
     (RequestTimeout(phase="sink"), Blame.OURSELVES),
     (RequestTimeout(phase="total"), Blame.OURSELVES),
     (ModelUnavailable(status=503), Blame.SERVER),
+    (ModelUnavailable(status=409), Blame.MODEL),
     (ModelUnavailable(status=503, reason="loading"), Blame.MODEL),
     (ModelUnavailable(status=404, reason="unknown_model"), Blame.MODEL),
     (ModelUnavailable(status=404, reason="unsupported"), Blame.REQUEST),

@@ -90,3 +90,7 @@ def test_scrubbing_leaves_other_text_unchanged() -> None:
     text = "the task-manager on disk-01 asked for 97 % of the risk-free key"
     assert scrub(text) == text
     assert scrub(text, "") == text
+
+
+def test_a_secret_that_begins_with_another_is_masked_whole() -> None:
+    assert scrub("login: tenant-7-admin", "tenant-7", "tenant-7-admin") == f"login: {MASK}"

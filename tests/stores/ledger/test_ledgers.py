@@ -119,3 +119,11 @@ async def test_closing_twice_is_fine(ledger: Ledger) -> None:
     ledger.record(EMPTY)
     await ledger.aclose()
     await ledger.aclose()
+
+
+async def test_a_second_commit_frees_nothing(ledger: Ledger) -> None:
+    first = hold("first", "0.5")
+    assert await reserved(ledger, first)
+    await ledger.commit(first, Decimal("0.4"))
+    await ledger.commit(first, Decimal(0))
+    assert not await reserved(ledger, hold("second", "0.7"))
