@@ -12,7 +12,7 @@ sse = of("providers/sse.py", "providers/test_sse.py")
 mapping = of("providers/error_mapping.py", "providers/test_error_mapping.py")
 headers = of("providers/response_headers.py", "providers/test_response_headers.py")
 encoding = of("providers/message_encoding.py", "providers/test_message_encoding.py")
-target = of("providers/target.py", "providers/test_registry.py")
+target = of("providers/target.py", "providers/test_target.py")
 
 DECODERS: tuple[Mutant, ...] = (
     anthropic(

@@ -6,12 +6,12 @@ import pytest
 from attrs import evolve
 
 from llm_effects import LLMRequest, Message, ModelConfig, Text
-from llm_effects.providers.draft import Draft
+from llm_effects.providers.draft import Draft, PartDraft, complete, grow, response_of, split_thinking
 from llm_effects.providers.registry import provider_of, target_of
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.wire import WireResponse
 from llm_effects.testing import answer
-from llm_effects.values import Citation, Part
+from llm_effects.values import Citation, FinishReason, Part, TextDelta
 from llm_effects.values.serialization import Entry, dump_entry, load_entry
 
 CLAUDE = ModelConfig(provider="anthropic", model="claude-haiku-5-5", api_key="k")
@@ -105,3 +105,25 @@ def test_citations_survive_serialization() -> None:
     cited = Text("green", (Citation(start=0, end=5, quote="q", url="https://a.example", document=0, source="{}"),))
     entry = Entry(response=evolve(answer("green"), parts=(cited,)))
     assert load_entry(dump_entry(entry)) == entry
+
+
+def test_the_complete_text_sends_only_what_was_not_streamed() -> None:
+    draft = Draft(target=target_of("m", RESPONSES).unwrap())
+    part = draft.open(PartDraft(kind="text"))
+    grow(part, "because ")
+    assert complete(draft, part, "because of") == (TextDelta("of"),)
+    assert complete(draft, part, "because of") == ()
+    assert draft.text == "because of"
+
+
+def test_a_closing_tag_that_is_cut_in_two_is_not_shown() -> None:
+    draft = Draft(target=target_of("m", CHAT).unwrap())
+    pieces = [*split_thinking(draft, "<think>hm</th"), *split_thinking(draft, "ink>yes")]
+    assert pieces == [("reasoning", "hm"), ("text", "yes")]
+
+
+def test_an_answer_repeats_no_key() -> None:
+    draft = Draft(target=target_of("m", evolve(CHAT, api_key="tenant-7-key")).unwrap(), finish_reason=FinishReason.STOP)
+    grow(draft.open(PartDraft(kind="text")), "it is tenant-7-key")
+    response = response_of(draft).unwrap()
+    assert response.content == response.parts[0].text == "it is ************"  # type: ignore[union-attr]

@@ -206,6 +206,7 @@ def test_fault_28_a_wrong_path_names_the_endpoint() -> None:
         (429, error("no", code="project_spend_limit_exceeded")),
         (429, {"error": {"type": "rate_limit_error", "details": {"error_code": "enforced_spend_limit_reached"}}}),
         (402, {"error": {"type": "billing_error", "message": "pay"}}),
+        (402, error("Payment Required")),
         (400, error("Your credit balance is too low to access the API", type="invalid_request_error")),
     ],
 )

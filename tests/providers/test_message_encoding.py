@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from returns.result import Result
 
-from llm_effects import Document, LLMRequest, Message, ModelConfig, Text, ToolCall, ToolResult
-from llm_effects.providers.message_encoding import encode_arguments
+from llm_effects import Document, LLMRequest, Message, ModelConfig, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.providers.message_encoding import encode_arguments, message_problem, unseal
 from llm_effects.providers.registry import provider_of, target_of
 from llm_effects.providers.wire import WireRequest
 from llm_effects.values import Part
 from llm_effects.values.errors import LLMError
+from llm_effects.values.messages import Origin
 
 
 def encoded_body(provider: str, call_id: str, arguments: str = "{}") -> Any:
@@ -108,3 +109,16 @@ def test_a_document_at_a_url_is_sent_over_responses() -> None:
 @pytest.mark.parametrize("model", [CHAT, RESPONSES, STUDIO, LOCAL])
 def test_a_plain_text_document_is_inlined_where_documents_are_unsupported(model: ModelConfig) -> None:
     assert encoded_content(model, LOG, Text("why?")) == "df:\n\ndisk: 97 %\n\nwhy?"
+
+
+def test_a_call_without_its_result_is_a_problem_of_the_messages() -> None:
+    turns = (Message("user", "hm?"), Message("assistant", (ToolCall("id", "weather"),)))
+    assert "has no result" in (message_problem(LLMRequest(messages=turns), turns) or "")
+
+
+def test_sealed_thinking_goes_back_to_its_own_model_only() -> None:
+    ours, theirs = Origin("deepseek", "deepseek-v4"), Origin("openrouter", "deepseek-v4")
+    thought = Reasoning("hm", '{"reasoning_content":"hm"}', ours)
+    assert unseal([thought], ours)[0].keys() == {"reasoning_content"}
+    for other in (theirs, None):
+        assert unseal([thought], other) == ({}, {})

@@ -178,6 +178,15 @@ async def test_no_tool_runs_once_max_cost_is_spent() -> None:
     assert error.cost != Cost.ZERO
 
 
+async def test_max_cost_is_spent_once_it_is_reached() -> None:
+    disk = CountingTool()
+    config = LLMConfig(models={"paid": ModelConfig(provider="lm-studio", price=Price(input=1000, output=1000))})
+    env = scripted_env(calling(call("free")), config=config)  # of 10 tokens and 1
+    limits = ToolLimits(max_cost=Decimal("0.011"))
+    error = (await run(run_tools(QUESTION, toolkit(disk.free), limits=limits), env)).failure()
+    assert (error.tag, error.cost.usd, disk.ran) == ("BudgetExceeded", Decimal("0.011"), 0)
+
+
 async def test_an_error_of_a_model_ends_the_run_with_the_attempts_of_all_steps() -> None:
     disk = CountingTool()
     env = scripted_env(calling(call("free")), NetworkError(phase="refused"))
