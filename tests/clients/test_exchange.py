@@ -24,6 +24,7 @@ from llm_effects import (
     ModelConfig,
     Preferences,
     RequestTimeout,
+    Restarted,
     Started,
     StreamEvent,
     TextDelta,
@@ -32,10 +33,12 @@ from llm_effects import (
     run,
     stream,
 )
-from llm_effects.clients.client import Timers
+from llm_effects.clients.client import Timers, opening_of
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import CacheConfig, RoutingConfig
-from llm_effects.effects.call import AttemptRecord
+from llm_effects.effects.call import AttemptContext, AttemptRecord, Call, CallHistory
+from llm_effects.testing import run_in_virtual_time
+from llm_effects.values import caps
 from llm_effects.values.errors import LLMError, NetworkError
 from tests.fixtures.servers import Behave, Peer, Server, answering, chunked, reply, reply_json, sending, serving
 
@@ -492,6 +495,39 @@ async def test_the_limit_of_an_attempt_also_ends_one_without_a_consumer() -> Non
         await anyio.sleep(1)
     assert timers.scope.cancelled_caught
     assert timers.expired().phase == "attempt"
+
+
+def test_the_time_of_the_consumer_is_not_that_of_the_model() -> None:
+    config = ModelConfig(
+        provider="llama", timeout_ms=1000, between_content_ms=60_000, first_content_ms=1000, sink_ms=60_000
+    )
+
+    async def main() -> bool:
+        timers = Timers(config, AttemptRecord(), streamed=True)
+        with timers.scope:
+            timers.start()
+            timers.pause()
+            timers.wait_for_consumer()
+            await anyio.sleep(5)
+            timers.wait_for_model()
+            await anyio.sleep(0.9)
+        return timers.scope.cancelled_caught
+
+    assert not run_in_virtual_time(main)
+
+
+def test_an_answer_after_content_of_another_model_is_a_restart() -> None:
+    attempt = AttemptContext(model="two")
+    assert opening_of(Call(id="1", request=ASK, attempt=attempt)) == Started("two")
+    after = Call(id="1", request=ASK, attempt=attempt, history=CallHistory(contents=1))
+    assert opening_of(after) == Restarted("two")
+
+
+async def test_a_stream_with_too_many_characters_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caps, "CONTENT_CHARACTERS", 6)
+    result, sink = await streamed(answering(chunked(piece("be"), piece("cause"))))
+    assert "more than 6 characters" in getattr(result.failure(), "message", "")
+    assert len(sink.text) <= 6
 
 
 async def test_a_defect_of_a_consumer_that_waits_is_raised_as_it_is() -> None:

@@ -18,7 +18,11 @@ CALLERS: tuple[Mutant, ...] = (
         "self.scope.deadline = min(first_content, self._attempt_deadline)",
         "self.scope.deadline = self._attempt_deadline",
     ),
-    client("client-counts-the-time-of-the-consumer", "        self._attempt_deadline += now - self._paused_at\n", ""),
+    client(
+        "client-counts-the-time-of-the-consumer",
+        "self._attempt_deadline += now - self._paused_at",
+        "pass",
+    ),
     client("client-reads-answers-of-any-length", "if self._characters > caps.CONTENT_CHARACTERS:", "if False:"),
     client(
         "client-starts-anew-without-saying-so",

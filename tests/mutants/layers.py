@@ -67,8 +67,8 @@ LAYERS: tuple[Mutant, ...] = (
     retries("retries-pause-past-the-deadline", "ends = min(call.deadline, ", "ends = min("),
     retries(
         "retries-ignore-max-attempts",
-        "    if len(call.history.attempts) >= routing.max_attempts:\n        return False\n",
-        "",
+        "if len(history.attempts) + racing + call.attempt.alternatives >= routing.max_attempts:",
+        "if False:",
     ),
     retry_budget(
         "retries-ignore-the-retry-budget", "if pause is None or not _affords(call, env, cost):", "if pause is None:"

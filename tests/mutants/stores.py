@@ -11,6 +11,7 @@ sql_talks = of("stores/conversations/sql.py", "stores/conversations/test_conform
 sql_rows = of("stores/conversations/sql_rows.py", "stores/conversations/test_conformance.py")
 memory_ledger = of("stores/ledger/memory.py", "stores/ledger/test_ledgers.py")
 sql_ledger = of("stores/ledger/sql.py", "stores/ledger/test_sql.py")
+sql_rows_of_ledger = of("stores/ledger/sql.py", "stores/ledger/test_ledgers.py")
 sql_budgets = of("stores/ledger/sql_budgets.py", "stores/ledger/test_sql.py")
 memory_limits = of("stores/limits/memory.py", "policies/test_limits.py")
 redis_limits = of("stores/limits/redis.py", "stores/limits/test_redis.py")
@@ -102,7 +103,7 @@ STORES: tuple[Mutant, ...] = (
     sql_budgets("sql-budgets-drop-the-refund", "                self.totals[account.key].reserved -= amount\n", ""),
     sql_ledger("sql-ledger-loses-rows-that-failed", "            self._waiting[:0] = self._running\n", ""),
     sql_ledger("sql-ledger-hides-rows-that-wait", "waiting = self._buffer.held()  # before", "waiting = ()  # before"),
-    sql_ledger(
+    sql_rows_of_ledger(
         "sql-ledger-takes-an-unknown-cost-for-none",
         "cost=Cost.UNKNOWN if cost_usd is None else",
         "cost=Cost.ZERO if cost_usd is None else",

@@ -357,7 +357,6 @@ def test_after_an_error_only_useful_fallbacks_remain() -> None:
     assert remaining(broke, Allow.CHEAPER_MODEL) == ["small"]
 
 
-<<<<<<< HEAD
 # The order alone, of which each candidate is made when it is asked for.
 
 
@@ -401,7 +400,8 @@ def test_the_order_of_a_call_is_that_of_its_explanation(
 
 
 _CONFIGS: dict[object, LLMConfig] = {}
-=======
+
+
 def test_a_window_of_the_same_size_is_no_fallback_for_a_prompt_that_was_too_large() -> None:
     failed, rest = candidate("failed", window=8000), (candidate("equal", window=8000), candidate("larger", window=8001))
     assert [each.model for each in fallbacks_after(ContextTooLarge(), failed, rest, frozenset())] == ["larger"]
@@ -418,4 +418,3 @@ def test_only_a_few_calls_at_once_try_a_model_without_measurements() -> None:
     pair = {"studio": STUDIO, "gpt": GPT}
     assert order(ask(), models=pair, routing=fast, statistics=known, in_flight={"gpt": 2}) == ["gpt", "studio"]
     assert order(ask(), models=pair, routing=fast, statistics=known, in_flight={"gpt": 3}) == ["studio", "gpt"]
->>>>>>> 5181488 (Test what the mutants showed to be untested)
