@@ -55,7 +55,6 @@ from llm_effects.policies.routing import with_routing
 from llm_effects.policies.tracing import with_tracing
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.disabled import NoCache
-from llm_effects.stores.open import open_cache
 from llm_effects.stores.worker_threads import TOO_LATE
 from llm_effects.testing import Chunks, Delayed, Reply, Scripted, answer, run_in_virtual_time, scripted
 from llm_effects.values import CacheStats, Tool
