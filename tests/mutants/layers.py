@@ -139,7 +139,11 @@ LAYERS: tuple[Mutant, ...] = (
     ),
     cache("cache-stores-a-doubtful-answer", "    if response.doubtful:\n        return False\n", ""),
     cache("cache-ignores-bypass", "return enabled and request.cache is not CachePolicy.BYPASS", "return enabled"),
-    cache("cache-answers-where-only-fresh-answers-count", "Success(None) if policy is CachePolicy.REFRESH else ", ""),
+    cache(
+        "cache-answers-where-only-fresh-answers-count",
+        "    if call.request.cache is CachePolicy.REFRESH:\n        return Success(None)\n",
+        "",
+    ),
     cache(
         "cache-asks-where-only-stored-answers-count",
         "if policy is CachePolicy.ONLY or _misconfigured(stored):",
