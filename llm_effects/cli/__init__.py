@@ -20,7 +20,7 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "chat": ("chat",),
     "batch": ("batch",),
     "setup": ("models", "config"),
-    "stored": ("usage", "conversations", "cache"),
+    "stored": ("usage", "backtest", "conversations", "cache"),
 }
 """The commands of each module."""
 
