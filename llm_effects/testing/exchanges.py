@@ -257,13 +257,41 @@ def _masked(value: object, mask: Scrub) -> object:
 
 
 def _uncut(pieces: Iterable[Piece], mask: Scrub) -> tuple[Piece, ...]:
-    """Return the pieces of a stream; if a secret is cut by their ends, the text as one piece."""
-    whole = tuple(pieces)
-    texts = [each.text or "" for each in whole]
-    if mask("".join(texts)) == "".join(map(mask, texts)):
-        return whole
-    after_ms = sum(each.after_ms for each in whole)
-    return (Piece(after_ms=after_ms, text="".join(texts)), *(each for each in whole if each.text is None))
+    """Return the pieces of a stream; those whose ends cut a secret are one piece, at the time of the last."""
+    whole, uncut, waited_ms = tuple(pieces), list[Piece](), 0.0
+    groups = dict[object, list[Piece]]()
+    for each in whole:
+        groups.setdefault(_group(each), []).append(each)
+    cut = {group: each for group, each in groups.items() if _is_cut([*map(_text, each)], mask)}
+    for each in whole:
+        waited_ms += each.after_ms
+        parts = cut.get(_group(each), [each])
+        if parts[-1] is each:
+            uncut.append(evolve(_joined(parts), after_ms=waited_ms))
+            waited_ms = 0.0
+    return tuple(uncut)
+
+
+def _is_cut(texts: list[str], mask: Scrub) -> bool:
+    return mask("".join(texts)) != "".join(map(mask, texts))
+
+
+def _group(piece: Piece) -> object:
+    """Return what a piece continues: the text, the reasoning, or the tool call with this index."""
+    return ("call", piece.call.index) if piece.call is not None else piece.text is not None
+
+
+def _text(piece: Piece) -> str:
+    return (piece.reasoning or piece.text or "") if piece.call is None else piece.call.arguments
+
+
+def _joined(parts: list[Piece]) -> Piece:
+    if len(parts) == 1:
+        return parts[0]
+    first, text = parts[0], "".join(map(_text, parts))
+    if first.call is not None:
+        return evolve(first, call=evolve(first.call, arguments=text))
+    return evolve(first, text=text) if first.text is not None else evolve(first, reasoning=text)
 
 
 # The file: a line with the version, then one for each exchange, sorted by request, model and occurrence.

@@ -34,6 +34,7 @@ from llm_effects import (
     StreamEvent,
     Text,
     ToolCall,
+    ToolCallDelta,
     check_health,
     converse,
     embed,
@@ -53,6 +54,7 @@ from llm_effects.config.routing import HedgingConfig
 from llm_effects.effects.call import AttemptContext, Call
 from llm_effects.limits.quotas import Allowance, RateLimits
 from llm_effects.testing import Chunks, Delayed, Reply, answer, calling, failing, run_in_virtual_time, scripted
+from llm_effects.testing.exchanges import Exchange, Piece, dump_exchange, scrubber
 from llm_effects.testing.recordings import Mode, Recording, recorded
 from llm_effects.testing.virtual_time import Backend
 from llm_effects.values.errors import Cause
@@ -492,6 +494,21 @@ async def test_no_secret_and_no_id_of_a_server_reaches_the_file(path: Path, monk
         assert isinstance(await run(generate("the key is sk-other-key-12345"), env), Failure)
         assert (await run(generate("the password?"), env)).unwrap().content == "the password is ***, ***"
         assert (await run(generate("again"), env)).unwrap().content == "*** ***"
+
+
+def test_a_secret_that_is_cut_by_any_pieces_reaches_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_PASSWORD", "hunter2hunter2")
+    call = ToolCallDelta(0, "call-1", "log_in", '{"password": "hunter2')
+    pieces = (
+        Piece(reasoning="hunter2", after_ms=1.0),
+        Piece(text="Done", after_ms=2.0),
+        Piece(reasoning="hunter2", after_ms=4.0),
+        Piece(call=call, after_ms=8.0),
+        Piece(call=evolve(call, arguments='hunter2"}'), after_ms=16.0),
+    )
+    written = dump_exchange(Exchange(model="m", request={"messages": []}, pieces=pieces), scrubber(TWO))
+    assert "hunter2" not in written
+    assert [each.pop("after_ms") for each in json.loads(written)["pieces"]] == [3.0, 4.0, 24.0]
 
 
 def test_a_secret_in_a_prompt_is_found_again_without_the_secret(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
