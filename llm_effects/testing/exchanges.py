@@ -399,6 +399,8 @@ def load(path: Path) -> tuple[Exchange, ...]:
         header, *lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         invalid(str(path), "there is no such recording: record it with mode='new', or pytest --llm-record=new")
+    except UnicodeDecodeError as problem:
+        invalid(str(path), f"is not UTF-8 ({problem}): record it again with mode='refresh'")
     _check_version(path, header)
     return tuple(_checked(path, number, line) for number, line in enumerate(lines, 2) if line.strip())
 
@@ -442,15 +444,12 @@ def _place(exchange: Exchange) -> tuple[list[str], str, str, int]:
 # Comparison: the exchange that was asked for, or the first difference to the nearest one.
 
 
-def matches(recorded: Exchange, key: Key) -> bool:
+def matches(recorded: Exchange, asked: Exchange) -> bool:
     """Return whether a recorded exchange with a masked secret is the one asked for, whatever stood there."""
-    model, request, occurrence = key
-    if (recorded.model, recorded.occurrence) != (model, occurrence):
-        return False
     pieces = _digest(recorded.request).split(MASK)
-    if len(pieces) == 1:
+    if recorded.model != asked.model or len(pieces) == 1:
         return False
-    return re.fullmatch(".*".join(map(re.escape, pieces)), request, re.DOTALL) is not None
+    return re.fullmatch(".*".join(map(re.escape, pieces)), _digest(asked.request), re.DOTALL) is not None
 
 
 def difference(exchanges: Iterable[Exchange], model: str, request: Json) -> str:

@@ -188,15 +188,21 @@ class Recording:
 
     def _next(self, model: str, request: Json) -> Exchange:
         """Return the exchange that is asked for now: its occurrence is counted when it begins."""
-        exchange = Exchange(model=model, request=request)
+        exchange = Exchange(model=model, request=self._as_written(model, request))
         with self._lock:
             self._asked[exchange.key[:2]] += 1
             return evolve(exchange, occurrence=self._asked[exchange.key[:2]])
 
+    def _as_written(self, model: str, request: Json) -> Json:
+        """Return a request as the file holds it: requests that differ in their secrets only are equal there."""
+        asked = Exchange(model=model, request=request)
+        if asked.key in self._known:
+            return request
+        alike = (each.request for each in self._known.values() if matches(each, asked))
+        return next(alike, None) or masked(request, self._mask)
+
     def _find(self, exchange: Exchange) -> Exchange | None:
-        if exchange.key in self._known:
-            return self._known[exchange.key]
-        return next((each for each in self._known.values() if matches(each, exchange.key)), None)
+        return self._known.get(exchange.key)
 
     def _last(self, exchange: Exchange) -> Exchange | None:
         """Return the last recorded occurrence of a health check: how often one runs may depend on the time."""
@@ -205,7 +211,7 @@ class Recording:
 
     def _missing(self, exchange: Exchange) -> ConfigurationError:
         alike = [each for each in self._known.values() if each.request.keys() & exchange.request.keys() & _SHAPES]
-        where = difference(alike, exchange.model, masked(exchange.request, self._mask))
+        where = difference(alike, exchange.model, exchange.request)
         self.misses.append(
             f"{self.path.name}, {self._mask(where)}: record it with mode='new', or pytest --llm-record=new"
         )
@@ -221,8 +227,7 @@ class Recording:
             outcome = result.unwrap() if is_successful(result) else result.failure()
             return result
         finally:
-            hidden = masked(exchange.request, self._mask)
-            ended = scrubbed(tape.ended(evolve(exchange, request=hidden, outcome=outcome)))
+            ended = scrubbed(tape.ended(evolve(exchange, outcome=outcome)))
             with self._lock:
                 self._added[ended.key] = ended
 

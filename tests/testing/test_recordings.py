@@ -520,6 +520,17 @@ def test_a_secret_in_a_prompt_is_found_again_without_the_secret(path: Path, monk
         assert anyio.run(run, generate("Is gnome-classic up?"), env).unwrap().content == "ok"
 
 
+@pytest.mark.parametrize("mode", ["record", "new"])
+def test_requests_that_differ_only_in_a_secret_have_their_answers_in_turn(mode: Mode, path: Path) -> None:
+    prompts = ("Is sk-aaaaaaaa1 valid?", "Is sk-bbbbbbbb2 valid?")
+    with recorded(scripted_env("yes", "no"), path, mode) as env:
+        assert [anyio.run(run, generate(prompt), env).unwrap().content for prompt in prompts] == ["yes", "no"]
+    with recorded(scripted_env(clients=NEVER), path) as env:
+        assert [anyio.run(run, generate(prompt), env).unwrap().content for prompt in prompts] == ["yes", "no"]
+        once_more = anyio.run(run, generate(prompts[0]), env)
+    assert "it is recorded 2 times, and asked once more" in describe_of(once_more.failure())
+
+
 def test_a_word_that_is_secret_only_where_it_is_replayed_is_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with recorded(scripted_env("ok"), path, "record") as env:
         anyio.run(run, generate("Is production up?"), env)
@@ -655,6 +666,13 @@ def test_a_broken_file_says_where_and_what_to_do(text: str, path: Path) -> None:
     path.write_text(text)
     with pytest.raises(InvalidValue, match=re.escape(BROKEN[text])), recorded(scripted_env(), path):
         pass
+
+
+def test_a_file_that_is_no_text_names_the_remedy(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidValue, match=r"is not UTF-8 .*: record it again with mode='refresh'"):
+        Recording.opened(scripted_env(), path, "replay", gaps=False)
 
 
 def test_a_missing_file_names_the_remedy(path: Path) -> None:
