@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar, cast, final
@@ -426,13 +427,32 @@ def _checked(path: Path, number: int, line: str) -> Exchange:
     return evolve(exchange.unwrap(), line=number)
 
 
-def save(path: Path, exchanges: Iterable[Exchange], mask: Scrub) -> None:
-    """Write a recording at once: all of it, or nothing."""
-    lines = [dump_exchange(each, mask) for each in sorted(exchanges, key=_place)]
+def save(path: Path, exchanges: Iterable[Exchange], mask: Scrub, *, keep: bool) -> None:
+    """Write a recording at once: all of it, or nothing. With ``keep``, add to what the file holds by now."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text("\n".join((dump({_FORMAT: VERSION}).decode(), *lines, "")), encoding="utf-8")
-    new.replace(path)
+    with _alone(path.parent):
+        before = load(path) if keep and path.exists() else ()
+        all_of_them = {each.key: each for each in (*before, *exchanges)}.values()
+        lines = [dump_exchange(each, mask) for each in sorted(all_of_them, key=_place)]
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        new.write_text("\n".join((dump({_FORMAT: VERSION}).decode(), *lines, "")), encoding="utf-8")
+        new.replace(path)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder of recordings, on systems that can lock folders."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # without such locks, what another process adds at the same moment may be lost
+        yield
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def _place(exchange: Exchange) -> tuple[list[str], str, str, int]:

@@ -264,7 +264,8 @@ def llm_recording(request: pytest.FixtureRequest, llm_config: LLMConfig) -> Iter
 
     ``--llm-record`` chooses: ``replay``, ``new`` or ``refresh``. The name is that of the marker ``llm_recording``, or
     of the test; with ``gaps`` the replay takes as long as the recording did. A test that fails does not replace what it
-    did not ask again. Everything but the models is as in ``scripted_env``.
+    did not ask again, nor does one drop what another test of the same run recorded. Everything but the models is as in
+    ``scripted_env``.
     """
     import anyio
     from attrs import evolve
@@ -278,7 +279,8 @@ def llm_recording(request: pytest.FixtureRequest, llm_config: LLMConfig) -> Iter
     gaps = marker is not None and bool(marker.kwargs.get("gaps"))
     recording = request.node.stash[_RECORDING] = testing.Recording.opened(env, _path_of(request), mode, gaps=gaps)
     yield evolve(env, clients=recording)
-    recording.save(whole=not request.node.stash.get(_FAILED, False))
+    first = _is_first(request.config, recording.path)
+    recording.save(whole=first and not request.node.stash.get(_FAILED, False))
     if live is not None:
         anyio.run(live.aclose)
 
@@ -288,6 +290,14 @@ def _live(request: pytest.FixtureRequest, config: LLMConfig) -> LiveClients:
 
     request.config.stash[_GUARD].permit()
     return live_clients(config, transport_of(config))
+
+
+def _is_first(config: pytest.Config, path: Path) -> bool:
+    """Return whether no other test of this run has recorded to the file; workers of xdist do not know of each other."""
+    written = config.stash.setdefault(_WRITTEN, set[str]())
+    first = f"{path}" not in written and not hasattr(config, "workerinput")
+    written.add(f"{path}")
+    return first
 
 
 def _path_of(request: pytest.FixtureRequest) -> Path:
@@ -305,3 +315,4 @@ def _marker_of(request: pytest.FixtureRequest) -> pytest.Mark | None:
 
 _RECORDING: Final[pytest.StashKey[Recording]] = pytest.StashKey()
 _FAILED: Final = pytest.StashKey[bool]()
+_WRITTEN: Final = pytest.StashKey[set[str]]()

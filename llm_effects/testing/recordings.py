@@ -130,11 +130,12 @@ class Recording:
         return recording
 
     def save(self, *, whole: bool) -> None:
-        """Write the file, if anything is new; if the block failed, a refreshed one keeps what was not asked again."""
-        if self.mode == "refresh" and not whole and self.path.exists():
-            self._known.update((each.key, each) for each in load(self.path))
+        """Write the file, if anything is new: a refreshed one holds only that, unless the block was not ``whole``.
+
+        What other tests or processes added to the file in the meantime is kept.
+        """
         if self._added or (self.mode in {"record", "refresh"} and whole):
-            save(self.path, (self._known | self._added).values(), self._mask)
+            save(self.path, self._added.values(), self._mask, keep=self.mode != "refresh" or not whole)
 
     def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
         """Return the recorded answer, or ask the model and record its answer."""

@@ -323,6 +323,25 @@ def test_a_recording_is_made_once_and_replayed_ever_after(tests: pytest.Pytester
     assert "Something else." in path.read_text()
 
 
+SHARED = """
+@pytest.mark.anyio
+@pytest.mark.llm_recording("incident")
+@pytest.mark.parametrize("prompt", ["Why?", "How?", "Who?"])
+async def test_recorded(llm_env, prompt):
+    assert (await run(generate(prompt), llm_env)).unwrap().content == "Logs."
+"""
+
+
+def test_tests_that_share_a_recording_refresh_it_together(tests: pytest.Pytester) -> None:
+    tests.makepyfile(SERVED + SHARED)
+    path = tests.path / "recordings" / "incident.jsonl"
+    run_tests(tests, "--llm-record=new").assert_outcomes(passed=6)
+    path.write_text(path.read_text().replace('"Why?"', '"Where?"'))
+    run_tests(tests, "--llm-record=refresh").assert_outcomes(passed=6)
+    assert "Where?" not in path.read_text()
+    run_tests(tests).assert_outcomes(passed=6)
+
+
 def test_a_miss_fails_the_test_though_it_is_handled(tests: pytest.Pytester) -> None:
     tests.makepyfile(SERVED + RECORDED)
     run_tests(tests, "--llm-record=new").assert_outcomes(passed=2)

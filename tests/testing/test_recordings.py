@@ -627,6 +627,16 @@ async def test_refresh_replaces_the_file_unless_the_block_fails(path: Path) -> N
     assert [each["answer"]["content"] for each in lines_of(path)] == ["newest"]  # type: ignore[index]
 
 
+@pytest.mark.parametrize("mode", ["record", "new"])
+def test_two_blocks_at_once_add_to_one_file(mode: Mode, path: Path) -> None:
+    with recorded(scripted_env("one"), path, mode) as first, recorded(scripted_env("two"), path, mode) as second:
+        anyio.run(run, generate("1?"), first)
+        anyio.run(run, generate("2?"), second)
+    with recorded(scripted_env(clients=NEVER), path) as env:
+        answers = [anyio.run(run, generate(prompt), env).unwrap().content for prompt in ("1?", "2?")]
+    assert answers == ["one", "two"]
+
+
 def test_record_does_not_replace_a_recording(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("precious")
