@@ -136,6 +136,8 @@ def backtest(
     from llm_effects.testing.backtest import backtest as replay_ledger  # which takes a while to import
 
     session = open_session(ctx, config, storage)
+    if is_in_memory(session.config.unwrap()):
+        session.note(NOTHING_KEPT)
     changed = session.value(load_config(new))
     result = session.run(_in_period(since, until, lambda start, end: replay_ledger(changed, start, until=end)))
     if html is not None:

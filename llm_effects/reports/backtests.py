@@ -21,6 +21,9 @@ UNTOLD: Final = (
 )
 """What no ledger knows, whatever is in it."""
 
+FEW: Final = 200
+"""Calls below which rare outcomes are likely to be missing."""
+
 
 @final
 @frozen
@@ -61,7 +64,8 @@ class Backtest:
 
     ``calls`` are compared. ``left_out`` calls would reach one of the ``untried`` models, of which the ledger has no
     attempt in the period, so nothing is predicted for them. ``cut_off`` counts the attempts whose whole time is not in
-    the ledger. ``untold`` lists what no ledger knows.
+    the ledger. ``unpriced`` models answered at a cost that is unknown, old or new, and is in no sum. ``untold`` lists
+    what no ledger knows. If ``calls`` is 0 the figures mean nothing.
     """
 
     __repr__ = shown
@@ -72,6 +76,7 @@ class Backtest:
     left_out: int = 0
     untried: tuple[str, ...] = ()
     cut_off: int = 0
+    unpriced: tuple[str, ...] = ()
     old: Figures
     new: Figures
     change: Figures
@@ -102,7 +107,8 @@ def figure_rows(result: Backtest) -> list[tuple[str, str, str, str]]:
     """Return a row for each figure: its name, the old one, the new one and the change, with their intervals."""
     rows = list[tuple[str, str, str, str]]()
     for name, (read, write) in FIGURES.items():
-        old, new, change = (_text(read(each), write) for each in (result.old, result.new, result.change))
+        sides = (result.old, result.new, result.change)
+        old, new, change = (_text(read(each) if result.calls else None, write) for each in sides)
         rows.append((name, old, new, change))
     return rows
 
@@ -114,7 +120,7 @@ def _text(estimate: Estimate | None, write: Callable[[float], str]) -> str:
 
 
 def _signed(number: float, write: Callable[[float], str]) -> str:
-    return f"-{write(-number)}" if number < 0 else write(number)
+    return f"-{write(-number)}" if number < 0 and write(-number) != write(0.0) else write(abs(number))
 
 
 def remarks(result: Backtest) -> tuple[str, ...]:
@@ -122,8 +128,15 @@ def remarks(result: Backtest) -> tuple[str, ...]:
     untried = ", ".join(result.untried)
     left_out = f"{result.left_out} calls are left out: the ledger has no attempt at {untried}"
     cut_off = f"{result.cut_off} attempts were cut off, so that their whole time is not known"
-    untold = (f"not in the ledger: {each}" for each in result.untold)
-    return (*filter(None, (left_out if result.left_out else "", cut_off if result.cut_off else "")), *untold)
+    unpriced = f"the cost of {', '.join(result.unpriced)} is unknown, and missing in the sums: configure a price"
+    few = f"{result.calls} calls are few: what is rare may not be among them, so the intervals are too narrow"
+    said = (
+        left_out if result.left_out else "",
+        cut_off if result.cut_off else "",
+        unpriced if result.unpriced else "",
+        few if result.calls < FEW else "",
+    )
+    return (*filter(None, said), *(f"not in the ledger: {each}" for each in result.untold))
 
 
 # The page.
@@ -167,7 +180,7 @@ _LEGEND: Final = legend_of("95 % of the resamples, and the figure ", p50="old", 
 def _chart(name: str, result: Backtest) -> Markup:
     """Return the chart of a figure: a line for its interval, and a mark, for the old and for the new."""
     read, write = FIGURES[name]
-    known = {"p50": read(result.old), "p95": read(result.new)}
+    known = {"p50": read(result.old), "p95": read(result.new)} if result.calls else {"p50": None, "p95": None}
     top = max((each.high for each in known.values() if each is not None), default=0.0) or 1.0
     lines = (
         tag("li", tag("span", label, class_="name"), tag("b", _text(each, write)), _interval(name, kind, each, top))

@@ -73,7 +73,7 @@ RESAMPLED: Final = 2_000_000
 """How many calls all resamples have together, above the fewest."""
 
 BLOCK: Final = 20
-"""How many consecutive calls are resampled together, as neighbours share what went wrong."""
+"""How many consecutive calls are resampled together, as neighbours share what went wrong; fewer of less than 400."""
 
 CONFIDENCE: Final = 0.95
 """The share of the resamples within an interval."""
@@ -92,8 +92,8 @@ def backtest(
     ``ledger`` is the environment's, if none is given. Each call comes at its time, with its tokens, task, owner and
     tags. An attempt at a model ends as the same call's attempt there did, or else as one of the five at that model that
     are nearest in time. Nothing is predicted for models of which the ledger has no attempt; they are matched by name.
-    Intervals hold 95 % of 1,000 resamples of the calls (200, if there are many), with replacement, in blocks of 20
-    consecutive calls.
+    Intervals hold 95 % of 1,000 resamples of the calls (200, if there are many), with replacement, in blocks of up to
+    20 consecutive calls. Attempts whose cost is unknown count for nothing: ``unpriced`` names their models.
 
     A ledger without a call in the period is an ``InvalidRequest``, and so are times without a time zone; a model that
     is not configured completely, and a missing trio, are a ``ConfigurationError``.
@@ -366,6 +366,7 @@ class Fate:
     ms: float
     usd: float
     refused: bool = False
+    unpriced: frozenset[str] = frozenset()
 
 
 def _tested(config: LLMConfig, calls: Sequence[PastCall], seed: int) -> Backtest:
@@ -381,6 +382,7 @@ def _tested(config: LLMConfig, calls: Sequence[PastCall], seed: int) -> Backtest
         left_out=len(models.left_out),
         untried=tuple(sorted(models.untried)),
         cut_off=models.cut_off,
+        unpriced=tuple(sorted(frozenset[str]().union(*(each.unpriced for each in (*old, *new))))),
         old=figures[0],
         new=figures[1],
         change=figures[2],
@@ -429,6 +431,7 @@ async def _asked(past: PastCall, env: LLMEnv) -> Fate:
         ms=(anyio.current_time() - began) * 1000,
         usd=_usd(attempts),
         refused=error is not None and _is_refused(error),
+        unpriced=_unpriced(attempts),
     )
 
 
@@ -445,11 +448,21 @@ def _usd(attempts: Iterable[Attempt]) -> float:
     return float(sum((each.cost.usd or Decimal(0) for each in attempts), Decimal(0)))
 
 
+def _unpriced(attempts: Iterable[Attempt]) -> frozenset[str]:
+    """Return the models that answered at a cost that is unknown."""
+    return frozenset(each.model for each in attempts if each.succeeded and each.cost.usd is None)
+
+
 def _fate(call: PastCall) -> Fate:
     """Return how a call ended at that time."""
     attempts, answers = [row.attempt for row in call.rows], [row for row in call.rows if row.attempt.succeeded]
     ended = answers[0].at if answers else call.rows[-1].at
-    return Fate(answered=bool(answers), ms=(ended - call.came) / timedelta(milliseconds=1), usd=_usd(attempts))
+    return Fate(
+        answered=bool(answers),
+        ms=(ended - call.came) / timedelta(milliseconds=1),
+        usd=_usd(attempts),
+        unpriced=_unpriced(attempts),
+    )
 
 
 # The figures: of all calls, and the bounds of those of many resamples.
@@ -472,7 +485,7 @@ def _numbers(fates: Sequence[Fate]) -> _Numbers:
 def _figures(old: Sequence[Fate], new: Sequence[Fate], seed: int) -> Iterable[Figures]:
     """Return old, new, and the change from one to the other, which the same resamples of calls decide."""
     draw, size = drawn(seed, "resamples"), len(old)
-    block = min(BLOCK, size)
+    block = min(BLOCK, math.isqrt(size))
     resampled = list[tuple[_Numbers, _Numbers]]()
     for _ in range(min(RESAMPLES, max(FEWEST_RESAMPLES, RESAMPLED // size))):
         starts = [draw.randrange(size - block + 1) for _ in range(math.ceil(size / block))]

@@ -97,6 +97,12 @@ def test_a_backtest_compares_old_and_new(used: Cli) -> None:
     assert used.run("backtest", str(used.folder / "none.toml")).exit_code == 3
 
 
+def test_a_backtest_of_a_ledger_that_is_not_kept_says_so(used: Cli) -> None:
+    done = used.run("backtest", str(used.config), "--storage", "memory://")
+    assert done.exit_code == 2
+    assert "nothing is kept. Set LLM_STORAGE_URL, storage.url or --storage." in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "calls"),
     [

@@ -26,6 +26,7 @@ from llm_effects.config import Price, RoutingConfig
 from llm_effects.config.services import BudgetConfig
 from llm_effects.effects.effect import result_of
 from llm_effects.reports import Backtest
+from llm_effects.reports.backtests import Estimate, Figures, backtest_page, figure_rows, remarks
 from llm_effects.stores.ledger.memory import MemoryLedger
 from llm_effects.testing import run_in_virtual_time
 from llm_effects.testing.backtest import backtest
@@ -148,6 +149,42 @@ def test_an_attempt_that_was_cut_off_ends_as_a_longer_one_near_it() -> None:
     assert (result.cut_off, result.new.answered.value) == (1, 1.0)
     assert result.new.p99_ms is not None
     assert result.new.p99_ms.value == pytest.approx(8_000.0)
+
+
+def test_few_calls_are_not_certain() -> None:
+    rows = [
+        row(call, "a", "NetworkError" if call in {0, 1, 7} else "success", ms=1_000.0 + 100 * call)
+        for call in range(16)
+    ]
+    result = replayed(models("a"), rows)
+    assert result.old.answered.low < result.old.answered.value < result.old.answered.high
+    assert result.old.p50_ms is not None
+    assert result.old.p50_ms.low < result.old.p50_ms.value < result.old.p50_ms.high
+    assert any(each.startswith("16 calls are few") for each in remarks(result))
+
+
+def test_the_figures_of_no_call_are_unknown() -> None:
+    result = replayed(models("b"), [row(call, "a") for call in range(10)])
+    assert {cell for _, *cells in figure_rows(result) for cell in cells} == {"unknown"}
+    assert "100 %" not in backtest_page(result)
+    assert "0 %" not in backtest_page(result).split("<body")[1].split("<h2>What limits it")[0]
+
+
+def test_a_model_without_a_price_is_not_free() -> None:
+    model = ModelConfig(provider="openai-compatible", model="a", endpoint="https://models.test/v1", api_key="sk-demo")
+    unpriced = LLMConfig(models={"a": model})
+    rows = [row(call, "a") for call in range(10)]
+    result = replayed(unpriced, rows)
+    assert result.unpriced == ("a",)
+    assert "the cost of a is unknown, and missing in the sums: configure a price" in remarks(result)
+    assert replayed(models("a"), rows).unpriced == ()
+
+
+def test_a_change_of_nothing_has_no_sign() -> None:
+    fixed = Estimate(-1e-9, -1e-9, 0.0)
+    figures = Figures(answered=fixed, cost_usd=fixed, p50_ms=fixed)
+    result = Backtest(since=EPOCH, until=EPOCH, calls=1, old=figures, new=figures, change=figures)
+    assert figure_rows(result)[2][3] == "0 ms (0 ms to 0 ms)"
 
 
 def test_a_budget_of_the_new_configuration_refuses_calls() -> None:
