@@ -6,7 +6,7 @@ import sys
 import pytest
 from attrs import evolve
 
-from llm_effects import LLMEnv, StreamEvent
+from llm_effects import LLMConfig, LLMEnv, ModelConfig, StreamEvent
 from llm_effects.effects import Call
 from llm_effects.effects.effect import Answer, Generate, proceed
 from llm_effects.pipeline import (
@@ -14,9 +14,10 @@ from llm_effects.pipeline import (
     layered,
     standard_pipeline,
 )
-from llm_effects.testing.simulation import World, replay, simulate
-from llm_effects.testing.simulation.runs import Trial, run_scenario
+from llm_effects.testing.simulation import Behaviour, World, replay, simulate
+from llm_effects.testing.simulation.runs import Trial, run_scenario, shrink
 from llm_effects.values import events
+from llm_effects.values.validation import InvalidValue
 
 SEEDS, PARTS = 2_000, 8
 
@@ -63,17 +64,54 @@ def test_a_known_defect_is_found_shrunk_and_replayed_by_one_line() -> None:
     assert found.violation.invariant == "text"
     assert len(found.scenario.callers) == 1 < len(found.found_in.callers)
     assert found.faults == ()
-    line = found.replay.replace("replay(", "replay(config=", 1).replace("config=config, world", "config, World()")
-    assert line.startswith(f"replay(config, World(), seed={found.scenario.seed}, callers=({found.callers[0]},)")
-    again = replay(config, seed=found.scenario.seed, callers=found.callers, faults=found.faults, pipeline=broken)
+    again = eval(found.replay, {"replay": replay, "config": config, "pipeline": broken})
+    assert found.violation in again.violations
+
+
+def test_the_line_has_all_that_a_replay_needs() -> None:
+    world, pipeline = World(callers=5), layered(doubling, standard_pipeline)
+    (found,) = simulate(None, world, seeds=range(100), pipeline=pipeline).broken
+    again = eval(found.replay, {"replay": replay, "world": world, "pipeline": pipeline})
     assert found.violation in again.violations
 
 
 def test_the_line_of_a_drawn_configuration_replays_it() -> None:
     trial = Trial(pipeline=layered(doubling, standard_pipeline))
-    report = simulate(seeds=range(100), pipeline=trial.pipeline)
-    python, *arguments = report.broken[0].replay.split()
+    outcome = next(each for each in (trial.run(World().scenario(None, seed)) for seed in range(100)) if each.violations)
+    found = shrink(outcome, trial)
+    python, *arguments = found.replay.split()
     assert python == "python"
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")  # the library itself has no such defect
-    assert done.stdout.startswith(f"caller {report.broken[0].callers[0]}, ")
+    assert done.stdout.startswith(f"caller {found.callers[0]}, ")
+
+
+def test_a_number_that_the_seed_does_not_draw_is_an_error() -> None:
+    with pytest.raises(InvalidValue, match="callers: this seed draws no 99"):
+        replay(seed=3, callers=(99,))
+    with pytest.raises(InvalidValue, match="faults: this seed draws no 77"):
+        replay(seed=3, faults=(77,))
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (LLMConfig(models={"gpt": ModelConfig(provider="openai", model="gpt-6-luna")}), "config: .*api_key"),
+        (LLMConfig(models={}), "config: .*none is configured"),
+        (LLMConfig(models={"house": ModelConfig(provider="lm-studio")}), "models: 'huose' .*did you mean house"),
+    ],
+)
+def test_a_configuration_in_which_no_call_could_fail_is_an_error(config: LLMConfig, problem: str) -> None:
+    with pytest.raises(InvalidValue, match=problem):
+        simulate(config, World(models={"huose": Behaviour()}), seeds=range(2))
+
+
+@pytest.mark.parametrize("name", ["kinds", "does"])
+def test_an_unknown_name_in_a_world_is_an_error(name: str) -> None:
+    with pytest.raises(InvalidValue, match=rf"{name}\[0\]: must be one of"):
+        World(**{name: ("typo",)})
+
+
+def test_a_world_without_callers_is_an_error() -> None:
+    with pytest.raises(InvalidValue, match="callers: must be"):
+        World(callers=0)

@@ -10,9 +10,13 @@ from typing import Final
 
 from llm_effects.testing.simulation.callers import Seen
 from llm_effects.testing.simulation.runs import Outcome, replay, simulate
+from llm_effects.values.validation import InvalidValue
 
 EXIT_BROKEN: Final = 1
 """The exit code if an invariant is broken."""
+
+EXIT_WRONG: Final = 2
+"""The exit code if an option is wrong."""
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -46,7 +50,11 @@ def main(arguments: list[str]) -> int:
     wanted = _arguments(arguments)
     began = process_time()
     if wanted.seed is not None:
-        outcome = replay(seed=wanted.seed, callers=wanted.callers, faults=wanted.faults)
+        try:
+            outcome = replay(seed=wanted.seed, callers=wanted.callers, faults=wanted.faults)
+        except InvalidValue as problem:
+            sys.stderr.write(f"{problem}\n")
+            return EXIT_WRONG
         sys.stdout.write(_outcome(outcome) + "\n")
         return EXIT_BROKEN if outcome.violations else 0
     report = simulate(seeds=range(wanted.first, wanted.first + wanted.seeds), stop_after=wanted.stop_after)

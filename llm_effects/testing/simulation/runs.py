@@ -117,15 +117,15 @@ _Value = TypeVar("_Value")
 class BrokenSeed:
     """A seed that broke an invariant, and the shortest part of its scenario that still does.
 
-    ``defect`` is the traceback of an exception, if one was raised. ``config`` is whether the configuration was given,
-    rather than drawn by the seed.
+    ``defect`` is the traceback of an exception, if one was raised. ``given`` are the arguments that were passed to
+    ``simulate`` and that a replay needs too.
     """
 
     violation: Violation
     scenario: Scenario
     found_in: Scenario = field(repr=False)
     defect: str = field(default="", repr=False)
-    given: bool = False
+    given: tuple[str, ...] = ()
 
     @property
     def callers(self) -> tuple[int, ...]:
@@ -141,7 +141,10 @@ class BrokenSeed:
     def replay(self) -> str:
         """The line that runs the scenario again."""
         if self.given:
-            return f"replay(config, world, seed={self.scenario.seed}, callers={self.callers}, faults={self.faults})"
+            plain = ("config", "world") if "config" in self.given else ()
+            first = "".join(f"{name}, " for name in self.given if name in plain)
+            rest = "".join(f", {name}={name}" for name in self.given if name not in plain)
+            return f"replay({first}seed={self.scenario.seed}, callers={self.callers}, faults={self.faults}{rest})"
         callers, faults = (",".join(map(str, each)) for each in (self.callers, self.faults))
         faults = f" --faults {faults or 'none'}"
         return f"python -m llm_effects.testing.simulation --seed {self.scenario.seed} --callers {callers}{faults}"
@@ -203,13 +206,14 @@ def simulate(
     (3, ())
     """
     trial = Trial(pipeline=pipeline, env_of=env_of)
+    given = _given(config, world, trial)
     outcomes, broken, run_seeds = list[Outcome](), list[BrokenSeed](), 0
     for seed in seeds:
         run_seeds += 1
         outcome = trial.run(world.scenario(config, seed))
         outcomes.append(outcome)
         if outcome.violations:
-            broken.append(shrink(outcome, trial, given=config is not None))
+            broken.append(shrink(outcome, trial, given=given))
         if len(broken) >= stop_after:
             break
     return _report(run_seeds, outcomes, tuple(broken))
@@ -253,6 +257,17 @@ class Trial:
             )
 
 
+def _given(config: LLMConfig | None, world: World, trial: Trial) -> tuple[str, ...]:
+    """Return the names of the arguments that differ from those of the command line."""
+    differs = {
+        "config": config is not None,
+        "world": world != World(),
+        "pipeline": trial.pipeline is not standard_pipeline,
+        "env_of": trial.env_of is not memory_env,
+    }
+    return tuple(name for name, each in differs.items() if each)
+
+
 def _report(seeds: int, outcomes: Sequence[Outcome], broken: tuple[BrokenSeed, ...]) -> SimulationReport:
     seen = [each for outcome in outcomes for each in outcome.seen if each.result is not None]
     answered = [each for each in seen if each.result is not None and is_successful(each.result)]
@@ -270,7 +285,7 @@ def _report(seeds: int, outcomes: Sequence[Outcome], broken: tuple[BrokenSeed, .
 # Shrinking: fewer faults, fewer callers, simpler callers, as long as the same invariant breaks.
 
 
-def shrink(outcome: Outcome, trial: Trial, *, given: bool = False) -> BrokenSeed:
+def shrink(outcome: Outcome, trial: Trial, *, given: tuple[str, ...] = ()) -> BrokenSeed:
     """Return the shortest part of a scenario that breaks the same invariant: one whose every part is needed."""
     invariant, newest = outcome.violations[0].invariant, outcome
 

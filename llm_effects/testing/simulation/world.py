@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from random import Random
 from typing import Final, Literal, TypeAlias, final, get_args
 
 from attrs import evolve, field, frozen
+from returns.pipeline import is_successful
 
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import Capabilities, ModelConfig, Price
 from llm_effects.config.routing import BreakerConfig, HedgingConfig, RoutingConfig
 from llm_effects.config.services import BudgetConfig, CacheConfig, LimitsConfig
+from llm_effects.providers.registry import targets_of
+from llm_effects.values.errors import describe
 from llm_effects.values.messages import Message
 from llm_effects.values.requests import Allow, CachePolicy, LLMRequest, Preferences, Recovery, TaskType
+from llm_effects.values.validation import each_of, invalid, number, suggestion
 
 FaultKind: TypeAlias = Literal[
     "overloaded",  # a server error, 503
@@ -121,8 +125,9 @@ class Scenario:
     def keeping(self, callers: Iterable[int] | None, faults: Iterable[int] | None) -> Scenario:
         """Return the same scenario with only these callers, by number, and these faults, by place; all if ``None``."""
         kept = self.callers if callers is None else _numbered(self.callers, callers)
-        left = self.faults if faults is None else tuple(self.faults[place] for place in sorted({*faults}))
-        return evolve(self, callers=kept, faults=left)
+        places = range(len(self.faults)) if faults is None else sorted({*faults})
+        _check_numbers("faults", places, range(len(self.faults)))
+        return evolve(self, callers=kept, faults=tuple(self.faults[place] for place in places))
 
 
 _USUAL: Final = Behaviour()
@@ -130,7 +135,15 @@ _USUAL: Final = Behaviour()
 
 def _numbered(callers: tuple[Caller, ...], numbers: Iterable[int]) -> tuple[Caller, ...]:
     wanted = {*numbers}
+    _check_numbers("callers", wanted, {each.number for each in callers})
     return tuple(each for each in callers if each.number in wanted)
+
+
+def _check_numbers(name: str, wanted: Iterable[int], drawn: Collection[int]) -> None:
+    """Refuse numbers that the seed does not draw: then nothing would be replayed, and nothing found."""
+    unknown = sorted({*wanted} - {*drawn})
+    if unknown:
+        invalid(name, f"this seed draws no {unknown[0]}: replay it with the same world and version of this library")
 
 
 @final
@@ -144,11 +157,14 @@ class World:
     second. Callers ask ``requests``, or drawn ones if there are none.
     """
 
-    callers: int = 12
+    callers: int = field(default=12, validator=number(at_least=1, whole=True))
     seconds: float = 60.0
-    faults: int = 4
-    kinds: tuple[FaultKind, ...] = get_args(FaultKind)
-    does: tuple[CallerKind, ...] = ("generate", "generate", "stream", "stream", *get_args(CallerKind))
+    faults: int = field(default=4, validator=number(at_least=0, whole=True))
+    kinds: tuple[FaultKind, ...] = field(default=get_args(FaultKind), validator=each_of(*get_args(FaultKind)))
+    does: tuple[CallerKind, ...] = field(
+        default=("generate", "generate", "stream", "stream", *get_args(CallerKind)),
+        validator=each_of(*get_args(CallerKind)),
+    )
     leaves: float = 0.15
     models: Mapping[str, Behaviour] = field(factory=dict[str, Behaviour])
     requests: tuple[LLMRequest, ...] = ()
@@ -159,7 +175,7 @@ class World:
         >>> World().scenario(None, 7) == World().scenario(None, 7) != World().scenario(None, 8)
         True
         """
-        settings = any_config(seed) if config is None else config
+        settings = any_config(seed) if config is None else self._checked(config)
         faults = self._faults(settings, seed)
         draw = drawn(seed, "callers")
         burst = draw.random() < _BURSTS
@@ -176,6 +192,15 @@ class World:
         )
         behaviours = {name: self.models.get(name) or _behaviour(seed, name) for name in settings.models}
         return Scenario(seed=seed, config=settings, models=behaviours, faults=faults, callers=callers)
+
+    def _checked(self, config: LLMConfig) -> LLMConfig:
+        """Return a configuration whose models can be called: without one every invariant would hold."""
+        targets = targets_of(config)
+        if not is_successful(targets):
+            invalid("config", describe(targets.failure()))
+        for name in self.models.keys() - config.models.keys():
+            invalid("models", f"{name!r} is not configured: {suggestion(name, config.models, 'the models')}")
+        return config
 
     def _faults(self, config: LLMConfig, seed: int) -> tuple[Fault, ...]:
         """Draw faults; in a storm the same one hits all models but one, at the same time."""
