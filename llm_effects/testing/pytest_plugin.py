@@ -275,9 +275,8 @@ def llm_recording(request: pytest.FixtureRequest, llm_config: LLMConfig) -> Iter
     mode: Mode = request.config.getoption("--llm-record") or "replay"
     live = None if mode == "replay" else _live(request, llm_config)
     env = testing.scripted_env(config=llm_config, clients=live)
-    marker = _marker_of(request)
-    gaps = marker is not None and bool(marker.kwargs.get("gaps"))
-    recording = request.node.stash[_RECORDING] = testing.Recording.opened(env, _path_of(request), mode, gaps=gaps)
+    name, gaps = _marked(request)
+    recording = request.node.stash[_RECORDING] = testing.Recording.opened(env, _path_of(request, name), mode, gaps=gaps)
     yield evolve(env, clients=recording)
     first = _is_first(request.config, recording.path)
     recording.save(whole=first and not request.node.stash.get(_FAILED, False))
@@ -300,12 +299,22 @@ def _is_first(config: pytest.Config, path: Path) -> bool:
     return first
 
 
-def _path_of(request: pytest.FixtureRequest) -> Path:
-    """Return the path of a recording: by the name in the marker, or by that of the test."""
-    marker = _marker_of(request)
-    name = marker.args[0] if marker is not None and marker.args else f"{request.path.stem}.{request.node.name}"
-    file = re.sub(r"[^\w.-]+", "-", str(name)).strip("-")
+def _path_of(request: pytest.FixtureRequest, name: str) -> Path:
+    """Return the path of a recording by its name, beside the module of the test."""
+    file = re.sub(r"[^\w.-]+", "-", name).strip("-")
     return request.path.parent / FOLDER / f"{file}.jsonl"
+
+
+def _marked(request: pytest.FixtureRequest) -> tuple[str, bool]:
+    """Return the name of a recording, by the marker or else that of the test, and whether it replays its gaps."""
+
+    def llm_recording(
+        name: str = f"{request.path.stem}.{request.node.name}", *, gaps: bool = False
+    ) -> tuple[str, bool]:
+        return str(name), bool(gaps)
+
+    marker = _marker_of(request)
+    return llm_recording() if marker is None else llm_recording(*marker.args, **marker.kwargs)
 
 
 def _marker_of(request: pytest.FixtureRequest) -> pytest.Mark | None:

@@ -359,6 +359,17 @@ def test_a_recording_without_a_name_has_that_of_its_test(tests: pytest.Pytester)
     assert names == {"test_disks.test_recorded-asyncio.jsonl", "test_disks.test_recorded-trio.jsonl"}
 
 
+def test_the_arguments_of_the_marker_are_read_by_name_and_checked(tests: pytest.Pytester) -> None:
+    named = RECORDED.replace('("incident")', '(name="incident")')
+    tests.makepyfile(SERVED + named)
+    run_tests(tests, "--llm-record=new").assert_outcomes(passed=2)
+    assert [each.name for each in (tests.path / "recordings").iterdir()] == ["incident.jsonl"]
+    tests.makepyfile(SERVED + named.replace('"incident")', '"incident", gap=True)'))
+    wrong = run_tests(tests)
+    wrong.assert_outcomes(errors=2)
+    wrong.stdout.fnmatch_lines(["*llm_recording() got an unexpected keyword argument 'gap'*"])
+
+
 def test_plain_python_is_recorded_too(tests: pytest.Pytester) -> None:
     tests.makepyfile(
         SERVED
