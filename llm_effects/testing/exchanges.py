@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -247,14 +247,15 @@ def masked(request: Json, mask: Scrub) -> dict[str, object]:
 
 
 _BINARY: Final = frozenset({"packed", "data"})
+"""The fields of outcomes that hold bytes, in base64; a request has digests of them."""
 
 
-def _masked(value: object, mask: Scrub) -> object:
+def _masked(value: object, mask: Scrub, binary: Collection[str] = ()) -> object:
     if isinstance(value, str):
         return mask(value)
     if is_table(value):
-        return {key: each if key in _BINARY else _masked(each, mask) for key, each in value.items()}
-    return [_masked(each, mask) for each in value] if is_list(value) else value
+        return {key: each if key in binary else _masked(each, mask, binary) for key, each in value.items()}
+    return [_masked(each, mask, binary) for each in value] if is_list(value) else value
 
 
 def _uncut(pieces: Iterable[Piece], mask: Scrub) -> tuple[Piece, ...]:
@@ -309,7 +310,9 @@ def dump_exchange(exchange: Exchange, mask: Scrub = str) -> str:
         "pieces": to_plain(list(_uncut(exchange.pieces, mask))),
         "rate_limits": None if exchange.rate_limits is None else to_plain(evolve(exchange.rate_limits, at=0.0)),
     }
-    return dump(_masked({name: value for name, value in fields.items() if value or name == "cancelled"}, mask)).decode()
+    written = {name: value for name, value in fields.items() if value or name == "cancelled"}
+    hidden = {name: _masked(each, mask, _BINARY if name in _OUTCOMES else ()) for name, each in written.items()}
+    return dump(hidden).decode()
 
 
 def _outcome_fields(exchange: Exchange) -> dict[str, object]:

@@ -54,7 +54,7 @@ from llm_effects.config.routing import HedgingConfig
 from llm_effects.effects.call import AttemptContext, Call
 from llm_effects.limits.quotas import Allowance, RateLimits
 from llm_effects.testing import Chunks, Delayed, Reply, answer, calling, failing, run_in_virtual_time, scripted
-from llm_effects.testing.exchanges import Exchange, Piece, dump_exchange, scrubber
+from llm_effects.testing.exchanges import Exchange, Piece, dump_exchange, request_of, scrubber
 from llm_effects.testing.recordings import Mode, Recording, recorded
 from llm_effects.testing.virtual_time import Backend
 from llm_effects.values.errors import Cause
@@ -509,6 +509,13 @@ def test_a_secret_that_is_cut_by_any_pieces_reaches_no_file(monkeypatch: pytest.
     written = dump_exchange(Exchange(model="m", request={"messages": []}, pieces=pieces), scrubber(TWO))
     assert "hunter2" not in written
     assert [each.pop("after_ms") for each in json.loads(written)["pieces"]] == [3.0, 4.0, 24.0]
+
+
+def test_a_secret_in_a_schema_reaches_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_PASSWORD", "hunter2hunter2")
+    schema = {"properties": {"data": {"description": "not hunter2hunter2"}, "packed": {"const": "hunter2hunter2"}}}
+    request = request_of(LLMRequest(prompt="why?", response_schema=schema))
+    assert "hunter2" not in dump_exchange(Exchange(model="m", request=request), scrubber(TWO))
 
 
 def test_a_secret_in_a_prompt_is_found_again_without_the_secret(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
