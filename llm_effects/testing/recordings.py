@@ -71,7 +71,8 @@ def recorded(
     ``replay`` is a ``ConfigurationError`` that names the first difference to the nearest one.
 
     With ``gaps`` a replay takes as long as the recording did, piece by piece, on the clock of the event loop: use
-    ``run_in_virtual_time``. Without, everything is there at once, and an attempt that was cancelled is a time-out.
+    ``run_in_virtual_time``. Without, the models answer at once, pauses between retries are real, and an attempt that
+    was cancelled is a time-out.
 
     Keys, request ids and the ids of tool calls are masked or replaced before they are written. The file is written when
     the block is left.
