@@ -246,9 +246,11 @@ class Signal:
             if self._woken.done() and not self.is_set:
                 self._woken = self._loop.create_future()
             timer = self._loop.call_later(min(seconds, _LONGEST_S), self._wake)
+            _AWAITED.add(self)
             try:
                 await self._woken
             finally:
+                _AWAITED.discard(self)
                 timer.cancel()
         else:
             with anyio.move_on_after(seconds):
@@ -312,11 +314,11 @@ class ThreadBridge:
         return self._chunks.popleft()
 
 
-_AWAITED: Final[set[ThreadBridge]] = set()
+_AWAITED: Final[set[ThreadBridge | Signal]] = set()
 
 
 def threads_awaited() -> bool:
-    """Return whether a task waits for a thread by a ``ThreadBridge``: virtual time must not jump meanwhile.
+    """Return whether a task waits for a thread by a bridge or a signal: virtual time must not jump meanwhile.
 
     >>> threads_awaited()
     False
