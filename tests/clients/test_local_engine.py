@@ -527,8 +527,9 @@ def ended(pid: int) -> bool:
     def gone() -> bool:
         with suppress(ProcessLookupError):
             os.kill(pid, 0)
-            state = Path(f"/proc/{pid}/stat")
-            return state.exists() and ") Z " in state.read_text()  # nothing has waited for it yet
+            with suppress(FileNotFoundError):  # it has ended since, or this is no Linux
+                return ") Z " in Path(f"/proc/{pid}/stat").read_text()  # nothing has waited for it yet
+            return False
         return True
 
     return within_a_minute(gone)

@@ -207,7 +207,7 @@ async def test_wire_10_retries_never_multiply(chaos: Chaos) -> None:
     broken = [model(chaos, says(problem(500))) for _ in range(5)]
     models = {f"m{number}": each for number, each in enumerate(broken)}
     outcome = await run_case(chaos, models, max_retries=1, max_attempts=7)
-    assert outcome.asked == {"m0": 2, "m1": 2, "m2": 2, "m3": 1, "m4": 0}
+    assert outcome.asked == {"m0": 2, "m1": 2, "m2": 1, "m3": 1, "m4": 1}  # each gets its turn
     assert isinstance(outcome.error, RequestFailed)
     assert [each.tag for each in outcome.error.errors] == ["ModelUnavailable"] * 7
 
