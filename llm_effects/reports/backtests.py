@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, TypeAlias, final
 
 from attrs import frozen
 
 from llm_effects.reports.charts import NOTHING, Markup, drawing, figure, legend_of, percent, tag
 from llm_effects.reports.charts import milliseconds as time_text
-from llm_effects.reports.html import fact, section, whole_page
+from llm_effects.reports.html import fact, moment, section, whole_page
 from llm_effects.values.display import shown, table
 
 UNTOLD: Final = (
@@ -155,7 +155,7 @@ def backtest_page(result: Backtest) -> str:
     ('<!DOCTYPE html>', True)
     """
     facts = (
-        ("Period", f"{_moment(result.since)} to {_moment(result.until)}"),
+        ("Period", f"{moment(result.since)} to {moment(result.until)}"),
         ("Calls compared", f"{result.calls:,}"),
         ("Calls left out", f"{result.left_out:,}"),
     )
@@ -168,10 +168,6 @@ def backtest_page(result: Backtest) -> str:
         section("Figures", charts, _page_table(result)),
         section("What limits it", limits),
     )
-
-
-def _moment(time: datetime) -> str:
-    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 _LEGEND: Final = legend_of("95 % of the resamples, and the figure ", p50="old", p95="new")

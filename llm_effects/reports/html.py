@@ -106,13 +106,14 @@ def _head(title: str) -> Markup:
 
 def _heading(overview: UsageOverview) -> Markup:
     report = overview.by_model
-    since = "the beginning of the ledger" if report.since is None else _time(report.since)
-    until = "the time of reading" if report.until is None else _time(report.until)
-    facts = (("Period", f"{since} to {until}"), ("Read", _time(overview.at)), ("Time zone of days and times", "UTC"))
+    since = "the beginning of the ledger" if report.since is None else moment(report.since)
+    until = "the time of reading" if report.until is None else moment(report.until)
+    facts = (("Period", f"{since} to {until}"), ("Read", moment(overview.at)), ("Time zone of days and times", "UTC"))
     return tag("header", tag("h1", "LLM usage"), tag("dl", *map(fact, facts), class_="facts"))
 
 
-def _time(time: datetime) -> str:
+def moment(time: datetime) -> str:
+    """Return a time as pages show it, in UTC."""
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 

@@ -21,7 +21,7 @@ from llm_effects.effects.env import LLMEnv
 from llm_effects.testing.scripted import answer, scripted_env
 from llm_effects.testing.stored_chat import ensure, expect
 from llm_effects.values.errors import InvalidRequest, NetworkError, RateLimitExceeded
-from llm_effects.values.events import Restarted, Started, StreamEvent, TextDelta
+from llm_effects.values.events import Restarted, Started, StreamEvent, TextDelta, streamed_text
 from llm_effects.values.requests import LLMRequest
 
 
@@ -88,13 +88,7 @@ class _Trial:
     @property
     def text(self) -> str:
         """The text that the consumer has: of the last answer, if it was restarted."""
-        pieces = list[str]()
-        for event in self.events:
-            if isinstance(event, Restarted):
-                pieces.clear()
-            elif isinstance(event, TextDelta):
-                pieces.append(event.text)
-        return "".join(pieces)
+        return streamed_text(self.events)
 
 
 async def _send(call: Call, *texts: str) -> None:

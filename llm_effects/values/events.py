@@ -1,5 +1,6 @@
 """Events of a stream; the last one is ``Completed`` or ``Failed``."""
 
+from collections.abc import Iterable
 from typing import TypeAlias, final
 
 from attrs import frozen
@@ -87,3 +88,18 @@ ContentEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta
 
 StreamEvent: TypeAlias = Started | ContentEvent | Restarted | Completed | Failed
 """All events of a stream."""
+
+
+def streamed_text(events: Iterable[StreamEvent]) -> str:
+    """Return the text that a consumer of these events has: that of the last answer, if it was restarted.
+
+    >>> streamed_text([Started("one"), TextDelta("Be"), Restarted("two"), TextDelta("Since")])
+    'Since'
+    """
+    pieces = list[str]()
+    for event in events:
+        if isinstance(event, Restarted):
+            pieces.clear()
+        elif isinstance(event, TextDelta):
+            pieces.append(event.text)
+    return "".join(pieces)

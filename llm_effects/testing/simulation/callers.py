@@ -29,7 +29,15 @@ from llm_effects.testing.simulation.world import CONVERSATIONS, LONGEST, Caller,
 from llm_effects.tools import run_tools, tool, toolkit
 from llm_effects.values.conversations import Turn, TurnState
 from llm_effects.values.errors import LLMError
-from llm_effects.values.events import Completed, Failed, Restarted, Started, StreamEvent, TextDelta
+from llm_effects.values.events import (
+    Completed,
+    Failed,
+    Restarted,
+    Started,
+    StreamEvent,
+    TextDelta,
+    streamed_text,
+)
 from llm_effects.values.requests import CachePolicy, LLMRequest, Recovery, request_messages
 from llm_effects.values.responses import Attempt, FinishReason, LLMResponse
 
@@ -49,13 +57,7 @@ class Seen:
     @property
     def text(self) -> str:
         """The text of the events since the last restart."""
-        pieces = list[str]()
-        for event in self.events:
-            if isinstance(event, Restarted):
-                pieces.clear()
-            elif isinstance(event, TextDelta):
-                pieces.append(event.text)
-        return "".join(pieces)
+        return streamed_text(self.events)
 
     @property
     def begun_again(self) -> bool:
