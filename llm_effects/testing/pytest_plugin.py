@@ -87,17 +87,27 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     item.stash[_FAILED] = False
     recording = item.stash.get(_RECORDING, None)
     problems = [*item.config.stash[_GUARD].refused, *(() if recording is None else recording.misses)]
-    if problems:
-        pytest.fail("\n".join(dict.fromkeys(problems)), pytrace=False)
+    if recording is None and any(each.name == "llm_recording" for each in item.own_markers):
+        problems.append("the marker llm_recording does nothing without the fixture llm_env: add it to the test")
+    _fail_for(problems)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """Withdraw the permission of the test after its fixtures are gone."""
+    """Withdraw the permission of the test after its fixtures are gone, and fail for calls that they made without it."""
+    guard = item.config.stash[_GUARD]
+    known = len(guard.refused)
     try:
-        return (yield)
+        result = yield
     finally:
-        item.config.stash[_GUARD].leave()
+        guard.leave()
+    _fail_for(guard.refused[known:])
+    return result
+
+
+def _fail_for(problems: Sequence[str]) -> None:
+    if problems:
+        pytest.fail("\n".join(dict.fromkeys(problems)), pytrace=False)
 
 
 # The guard.

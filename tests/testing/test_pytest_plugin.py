@@ -201,6 +201,35 @@ def test_a_call_of_a_real_model_is_an_error_with_the_remedy(tests: pytest.Pytest
     done.stdout.fnmatch_lines(["*a test called the real model 'real'*@pytest.mark.llm_real*"])
 
 
+IN_TEARDOWN = """
+@pytest.fixture
+def careless(llm_config):
+    yield
+    try:
+        with LLM(llm_config) as llm:
+            llm.generate("Why?")
+    except Exception:
+        pass
+
+def test_a_call_in_the_teardown(careless):
+    pass
+"""
+
+
+def test_a_call_that_a_teardown_hides_is_an_error(tests: pytest.Pytester) -> None:
+    tests.makepyfile(SERVED + IN_TEARDOWN)
+    done = run_tests(tests)
+    done.assert_outcomes(passed=1, errors=1)
+    done.stdout.fnmatch_lines(["*a test called the real model 'real'*"])
+
+
+def test_a_marker_without_the_environment_is_a_mistake(tests: pytest.Pytester) -> None:
+    tests.makepyfile("import pytest\n\n@pytest.mark.llm_recording('a')\ndef test_nothing():\n    pass\n")
+    done = run_tests(tests)
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(["*does nothing without the fixture llm_env: add it to the test*"])
+
+
 PERMITTED = """
 @pytest.mark.llm_real
 @pytest.mark.anyio
