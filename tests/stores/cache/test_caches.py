@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import final
@@ -14,10 +14,11 @@ from redis import Redis
 from returns.pipeline import is_successful
 from returns.unsafe import unsafe_perform_io
 
-from llm_effects.effects.env import Cache
+from llm_effects.effects.env import Cache, wall_clock
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.cache.redis import open_redis
 from llm_effects.stores.cache.sqlite import SqliteCache
+from llm_effects.testing.store_checks import CACHE_CHECKS, CacheCheck
 from tests.fixtures.cache_worker import entry_of, key_of
 from tests.fixtures.futures import failure_of, given_by, run_in
 from tests.fixtures.redis_server import redis_server
@@ -88,6 +89,31 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         yield redis_store(request.getfixturevalue("redis_server"))
     else:
         yield memory_store() if request.param == "memory" else sqlite_store(tmp_path)
+
+
+# The public checks, in real time.
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+async def cache(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cache]:
+    stores: dict[str, Callable[[], Cache]] = {
+        "memory": MemoryCache,
+        "sqlite": lambda: SqliteCache(tmp_path / "cache.db", wall_clock, lock_wait_seconds=5, timeout_seconds=30),
+        "redis": lambda: open_redis(url, timeout_seconds=30).unwrap(),
+    }
+    url: str = request.getfixturevalue("redis_server") if request.param == "redis" else ""
+    store = stores[request.param]()
+    yield store
+    await store.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("check", CACHE_CHECKS, ids=lambda check: check.__name__)
+async def test_the_cache_passes_the_check(cache: Cache, check: CacheCheck) -> None:
+    await check(cache)
+
+
+# All else, with a clock that the test moves.
 
 
 @pytest.mark.anyio

@@ -17,6 +17,7 @@ from llm_effects.effects.env import Ledger
 from llm_effects.limits.budgets import Hold
 from llm_effects.manager import new_memory
 from llm_effects.stores.open import open_storage
+from llm_effects.testing.store_checks import LEDGER_CHECKS, LedgerCheck
 from llm_effects.values.records import LedgerRow
 from tests.fixtures.futures import given_by
 from tests.fixtures.holds import NOON, hold
@@ -76,6 +77,11 @@ async def opened(url: str) -> AsyncGenerator[Ledger]:
 async def ledger(url: str) -> AsyncIterator[Ledger]:
     async with opened(url) as each:
         yield each
+
+
+@pytest.mark.parametrize("check", LEDGER_CHECKS, ids=lambda check: check.__name__)
+async def test_the_ledger_passes_the_check(ledger: Ledger, check: LedgerCheck) -> None:
+    await check(ledger)
 
 
 async def test_rows_returns_what_was_recorded(ledger: Ledger, url: str) -> None:
