@@ -149,6 +149,7 @@ def backtest_page(result: Backtest) -> str:
 
     >>> sure = Estimate(1.0, 1.0, 1.0)
     >>> figures = Figures(answered=sure, cost_usd=sure)
+    >>> from datetime import UTC
     >>> noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
     >>> page = backtest_page(Backtest(since=noon, until=noon, calls=1, old=figures, new=figures, change=figures))
     >>> page[:15], "old against new" in page
