@@ -1,9 +1,9 @@
 """The configuration of one model: its server, its settings, its capabilities and its price."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 from decimal import Decimal
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Any, Final, Literal, TypeAlias, final, get_args
 
 import attrs
 from attrs import field, frozen
@@ -19,6 +19,8 @@ from llm_effects.config.fields import (
 )
 from llm_effects.values import caps
 from llm_effects.values.display import shown
+from llm_effects.values.requests import PromptCache
+from llm_effects.values.responses import ServiceTier
 from llm_effects.values.secrets import Secret, hide_password, to_secret, valid_headers, valid_key, without_login
 from llm_effects.values.validation import (
     explain_arguments,
@@ -38,7 +40,8 @@ from llm_effects.values.validation import (
 class Rates:
     """US dollars for a million tokens, by bucket.
 
-    Without a rate of their own, cache buckets cost as much as fresh input, and ``reasoning`` as much as other output.
+    Without a rate of their own, cache buckets cost as much as fresh input, except that ``cache_write_1h`` (what is kept
+    for an hour) costs twice as much, and ``reasoning`` costs as much as other output.
     """
 
     __repr__ = shown
@@ -47,6 +50,7 @@ class Rates:
     output: Decimal = field(converter=to_dollars, validator=valid_amount)
     cache_read: Decimal | None = field(default=None, converter=to_optional_dollars, validator=valid_amount)
     cache_write: Decimal | None = field(default=None, converter=to_optional_dollars, validator=valid_amount)
+    cache_write_1h: Decimal | None = field(default=None, converter=to_optional_dollars, validator=valid_amount)
     reasoning: Decimal | None = field(default=None, converter=to_optional_dollars, validator=valid_amount)
 
 
@@ -75,10 +79,21 @@ def _changes(value: Iterable[PriceChange]) -> tuple[PriceChange, ...]:
     return to_tuple("changes", value)
 
 
+SERVICE_FACTORS: Final[Mapping[ServiceTier, Decimal]] = {
+    "flex": Decimal("0.5"),
+    "priority": Decimal(2),
+    "batch": Decimal("0.5"),
+}
+"""What the service tiers cost, as multiples of the usual price."""
+
+
 @final
 @frozen(kw_only=True, repr=False)
 class Price(Rates):
     """The price of a model: its rates, those of long prompts (``tiers``), and those from a day on (``changes``).
+
+    ``flex``, ``priority`` and ``batch`` are what these service tiers cost, as multiples of all rates: by default half,
+    twice and half as much.
 
     >>> long = PriceTier(above_tokens=272_000, input=4, output=15)
     >>> Price(input=2, output=10, tiers=[long], changes=[PriceChange(since="2027-01-01", input=3, output=12)]).input
@@ -87,6 +102,13 @@ class Price(Rates):
 
     tiers: tuple[PriceTier, ...] = field(default=(), converter=_tiers, validator=instances(PriceTier))
     changes: tuple[PriceChange, ...] = field(default=(), converter=_changes, validator=instances(PriceChange))
+    flex: Decimal = field(default=SERVICE_FACTORS["flex"], converter=to_dollars, validator=valid_amount)
+    priority: Decimal = field(default=SERVICE_FACTORS["priority"], converter=to_dollars, validator=valid_amount)
+    batch: Decimal = field(default=SERVICE_FACTORS["batch"], converter=to_dollars, validator=valid_amount)
+
+    def factor(self, tier: ServiceTier) -> Decimal:
+        """Return what a service tier costs, as a multiple of the usual price."""
+        return {"flex": self.flex, "priority": self.priority, "batch": self.batch}[tier]
 
 
 Family: TypeAlias = Literal["local", "gpt", "claude", "other"]
@@ -160,6 +182,7 @@ class ModelConfig:
     ``concurrency`` limits the calls in flight, ``requests_per_minute`` and ``tokens_per_minute`` the rates; ``None`` is
     unlimited. Equal models (same provider, model and price) share the calls by ``weight``: one of weight 2 has twice as
     many in flight as one of weight 1. An answer with more tool calls than ``max_tool_calls`` is malformed.
+    ``prompt_cache`` is how long the provider keeps the prefix of a conversation, where that is for the request to say.
     """
 
     __repr__ = shown
@@ -191,6 +214,7 @@ class ModelConfig:
         default=(), converter=to_headers, validator=[valid_pairs, valid_headers]
     )
     max_tool_calls: int = field(default=caps.TOOL_CALLS, validator=number(at_least=1, whole=True))
+    prompt_cache: PromptCache = field(default="5m", validator=one_of(*get_args(PromptCache)))
     last_resort: bool = field(default=False, validator=instance(bool))
 
 

@@ -208,8 +208,13 @@ def _tool(tool: Tool) -> tuple[str, str, object]:
 
 def extend_digest(digest: bytes, message: Message) -> bytes:
     """Return the digest of a prompt with one more message."""
-    parts = [(type(part).__name__, msgspec.to_builtins(part)) for part in message.parts]
+    parts = [(type(part).__name__, _unmarked(msgspec.to_builtins(part))) for part in message.parts]
     return hashlib.sha256(digest + dump([message.role, parts])).digest()
+
+
+def _unmarked(fields: dict[str, object]) -> dict[str, object]:
+    fields.pop("cache", None)
+    return fields
 
 
 def prefix_digest(stored: Iterable[StoredMessage], opening: bytes, *, whole: bool) -> str:

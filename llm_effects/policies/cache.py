@@ -399,7 +399,9 @@ def _messages(request: LLMRequest) -> list[tuple[str, list[tuple[str, object]]]]
 
 
 def _tagged(part: object) -> tuple[str, object]:
-    return type(part).__name__, msgspec.to_builtins(part)
+    fields = cast("dict[str, object]", msgspec.to_builtins(part))
+    fields.pop("cache", None)  # a mark shapes the price of an answer, not the answer
+    return type(part).__name__, fields
 
 
 def _sorted(value: object) -> object:

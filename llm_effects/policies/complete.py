@@ -108,7 +108,8 @@ def _plausible(usage: Usage, parts: tuple[Part, ...], call: Call, env: LLMEnv) -
         return usage
     estimated = env.tokens.estimate(call.request)
     if prompt > min(most, _most_tokens(call.request, estimated)):
-        usage = evolve(usage, input_tokens=estimated, cache_read_tokens=0, cache_write_tokens=0, estimated=True)
+        unsorted = evolve(usage, cache_read_tokens=0, cache_write_tokens=0, cache_write_1h_tokens=0)
+        usage = evolve(unsorted, input_tokens=estimated, estimated=True)
     if output > most:
         usage = evolve(usage, output_tokens=_answered(parts), reasoning_tokens=0, estimated=True)
     return usage

@@ -17,7 +17,7 @@ from llm_effects.effects.tasks import in_steps
 from llm_effects.values.errors import SchemaMismatch
 from llm_effects.values.json import dump
 from llm_effects.values.messages import Message, Text
-from llm_effects.values.requests import LLMRequest, request_messages
+from llm_effects.values.requests import LLMRequest, is_growing, request_messages
 from llm_effects.values.responses import FinishReason, LLMResponse
 
 SHOWN: Final = 20
@@ -83,7 +83,9 @@ def corrected(request: LLMRequest, response: LLMResponse, problems: tuple[str, .
     """
     answered = (Message("assistant", (Text(response.content),)),) if response.content.strip() else ()
     turns = (*request_messages(request), *answered, Message("user", (Text(_correction(request, problems)),)))
-    return evolve(request, prompt=None, messages=turns)
+    marked = is_growing(request) or any(getattr(part, "cache", False) for each in turns for part in each.parts)
+    prompt_cache = request.prompt_cache or (None if marked else "off")  # nothing after this reads what would be written
+    return evolve(request, prompt=None, messages=turns, prompt_cache=prompt_cache)
 
 
 def _correction(request: LLMRequest, problems: tuple[str, ...]) -> str:

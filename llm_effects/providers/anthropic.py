@@ -45,6 +45,7 @@ from llm_effects.providers.message_encoding import (
     tool_head,
 )
 from llm_effects.providers.plain_answers import anthropic_usage, block_delta, plain_message
+from llm_effects.providers.prompt_caching import marked, with_breakpoints
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, wire_request
 from llm_effects.providers.wire import WireRequest, WireResponse
@@ -76,14 +77,15 @@ def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequ
         return Failure(invalid(target, request, problem))
     settings, warnings = merge_settings(encoder(target, request) for encoder in _SETTINGS)
     system = _system_text(request)
-    body = {
+    body: Mapping[str, object] = {
         "model": target.wire_model or target.name,
         **settings,
         **({} if system is None else {"system": system}),
         "messages": turns,
         **({"stream": True} if stream else {}),
     }
-    return Success(wire_request(target, "/v1/messages", body, (*warnings, *_moved_system(request))))
+    body, notes = with_breakpoints(target, request, body)
+    return Success(wire_request(target, "/v1/messages", body, (*warnings, *_moved_system(request), *notes)))
 
 
 def _unsupported(target: Target, request: LLMRequest) -> str | None:
@@ -123,7 +125,7 @@ def encode_messages(target: Target, request: LLMRequest) -> tuple[Mapping[str, o
         for message in request.messages
         if message.role != "system"
         for part in message.parts
-        if (block := _block(target, part)) is not None
+        if (block := marked(part, _block(target, part))) is not None
     )
     turns = tuple((role, [block for _, block in group]) for role, group in groupby(blocks, lambda pair: pair[0]))
     return tuple({"role": role, "content": _results_first(content)} for role, content in _trim_prefill(turns))

@@ -53,7 +53,15 @@ from llm_effects.providers.message_encoding import (
     tool_head,
     unseal,
 )
-from llm_effects.providers.plain_answers import ChunkDelta, chunk_delta, openai_usage, plain_completion, plain_texts
+from llm_effects.providers.plain_answers import (
+    ChunkDelta,
+    chunk_delta,
+    openai_usage,
+    plain_completion,
+    plain_texts,
+    with_tier,
+)
+from llm_effects.providers.prompt_caching import cache_key_of
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
@@ -89,6 +97,7 @@ def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequ
         **({"model": target.wire_model} if target.wire_model else {}),
         "messages": turns,
         **settings,
+        **(cache_key_of(target, request) if request.conversation else {}),
         **(_streaming(target) if stream else {}),
     }
     return Success(openai_request(target, "/chat/completions", body, warnings))
@@ -373,7 +382,7 @@ def _add_metadata(draft: Draft, answer: Object) -> None:
     if usage is None and "x_groq" in answer:
         usage = as_object(answer["x_groq"]).get("usage")
     if usage:
-        draft.usage = openai_usage(as_object(usage))
+        draft.usage = with_tier(openai_usage(as_object(usage)), draft.target, answer.get("service_tier"))
 
 
 def _add_end(draft: Draft, choice: Object) -> LLMError | None:

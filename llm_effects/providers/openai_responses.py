@@ -54,7 +54,15 @@ from llm_effects.providers.message_encoding import (
     sampling,
     tool_head,
 )
-from llm_effects.providers.plain_answers import OutputDelta, Slot, output_delta, plain_output, responses_usage
+from llm_effects.providers.plain_answers import (
+    OutputDelta,
+    Slot,
+    output_delta,
+    plain_output,
+    responses_usage,
+    with_tier,
+)
+from llm_effects.providers.prompt_caching import cache_key_of
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target, openai_request
 from llm_effects.providers.wire import WireRequest, WireResponse
@@ -101,6 +109,7 @@ def encode(target: Target, request: LLMRequest, stream: bool) -> Result[WireRequ
         **({"instructions": request.system} if request.system else {}),
         "input": turns,
         **settings,
+        **(cache_key_of(target, request) if request.conversation else {}),
         "store": False,
         **({"stream": True} if stream else {}),
     }
@@ -296,7 +305,7 @@ def _add_metadata(draft: Draft, response: Object) -> None:
     draft.served_tools = as_list(response.get("tools")) or draft.served_tools
     usage = as_object(response.get("usage"))
     if usage:
-        draft.usage = responses_usage(usage)
+        draft.usage = with_tier(responses_usage(usage), draft.target, response.get("service_tier"))
 
 
 def _add_end(draft: Draft, response: Object, status: str) -> Events:

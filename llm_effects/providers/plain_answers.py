@@ -9,11 +9,12 @@ is no error here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
+from attrs import evolve
 
 from llm_effects.providers.response_headers import request_id
 from llm_effects.providers.sse import ServerEvent
@@ -22,7 +23,7 @@ from llm_effects.providers.wire import WireResponse
 from llm_effects.values import caps
 from llm_effects.values.json import as_count, as_object, as_string, as_tokens, json_text
 from llm_effects.values.messages import Text, ToolCall
-from llm_effects.values.responses import NO_USAGE, FinishReason, LLMResponse, Usage
+from llm_effects.values.responses import NO_USAGE, FinishReason, LLMResponse, ServiceTier, Usage
 
 # --- Token counts, under the many names that servers use
 
@@ -88,6 +89,23 @@ def responses_usage(usage: dict[str, object]) -> Usage:
     return openai_usage(usage, "input_tokens_details", "output_tokens_details")
 
 
+_TIERS: Final[Mapping[object, ServiceTier]] = {"flex": "flex", "priority": "priority", "fast": "priority"}
+
+
+def with_tier(usage: Usage, target: Target, tier: object) -> Usage:
+    """Return a usage with the service tier of the answer, if it is one that OpenAI prices.
+
+    >>> from llm_effects import ModelConfig
+    >>> from llm_effects.providers.registry import target_of
+    >>> gpt = target_of("gpt", ModelConfig(provider="openai", model="gpt-6-luna", api_key="k")).unwrap()
+    >>> with_tier(Usage(output_tokens=5), gpt, "fast").service_tier, with_tier(Usage(), gpt, "default").service_tier
+    ('priority', None)
+    """
+    if not isinstance(tier, str) or tier not in _TIERS or target.preset.family != "gpt":
+        return usage
+    return evolve(usage, service_tier=_TIERS[tier])
+
+
 def anthropic_usage(counts: dict[str, object], before: Usage = NO_USAGE) -> Usage:
     """Replace the counts that are present: they are cumulative. Input tokens exclude those of the cache.
 
@@ -95,10 +113,14 @@ def anthropic_usage(counts: dict[str, object], before: Usage = NO_USAGE) -> Usag
     Usage(input_tokens=25, output_tokens=15)
     """
     thinking = as_object(counts.get("output_tokens_details")).get("thinking_tokens")
+    written = _latest(before.cache_write_tokens, counts.get("cache_creation_input_tokens"))
+    for_an_hour = as_object(counts.get("cache_creation")).get("ephemeral_1h_input_tokens")
     return Usage(
         input_tokens=_latest(before.input_tokens, counts.get("input_tokens")),
         cache_read_tokens=_latest(before.cache_read_tokens, counts.get("cache_read_input_tokens")),
-        cache_write_tokens=_latest(before.cache_write_tokens, counts.get("cache_creation_input_tokens")),
+        cache_write_tokens=written,
+        cache_write_1h_tokens=min(written, _latest(before.cache_write_1h_tokens, for_an_hour)),
+        service_tier="batch" if counts.get("service_tier") == "batch" else before.service_tier,
         output_tokens=_latest(before.output_tokens, counts.get("output_tokens")),
         reasoning_tokens=_latest(before.reasoning_tokens, thinking),
     )
@@ -187,6 +209,7 @@ class _Completion(msgspec.Struct, gc=False):
     id: str = ""
     model: _Name = ""
     usage: _Object | None = None
+    service_tier: str | None = None
     citations: None = None
     x_groq: None = None
     error: None = None
@@ -213,7 +236,7 @@ def plain_completion(target: Target, response: WireResponse) -> LLMResponse | No
     message, reason = answer.choices[0].message, answer.choices[0].finish_reason
     calls = [(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()]
     content = _Content(message.content or "", calls, "tool_calls" if calls and reason == "stop" else reason)
-    usage = openai_usage(answer.usage) if answer.usage else NO_USAGE
+    usage = with_tier(openai_usage(answer.usage), target, answer.service_tier) if answer.usage else NO_USAGE
     return _response(target, content, usage, model=answer.model, exchange=request_id(response.headers) or answer.id)
 
 
@@ -293,6 +316,7 @@ class _Output(msgspec.Struct, gc=False):
     id: str = ""
     model: _Name = ""
     usage: _Object | None = None
+    service_tier: str | None = None
     incomplete_details: None = None
     error: None = None
     type: None = None
@@ -315,7 +339,7 @@ def plain_output(target: Target, response: WireResponse) -> LLMResponse | None:
     if len(calls) < len(items):  # a text after a call, or another one
         return None
     content = _Content(text, calls, "tool_calls" if calls else "stop")
-    usage = responses_usage(answer.usage) if answer.usage else NO_USAGE
+    usage = with_tier(responses_usage(answer.usage), target, answer.service_tier) if answer.usage else NO_USAGE
     return _response(target, content, usage, model=answer.model, exchange=request_id(response.headers) or answer.id)
 
 

@@ -26,6 +26,7 @@ def _gpt(name: str, *, wire: Wire = "openai-chat", responses: bool = False) -> P
         needs_key=True,
         needs_model=True,
         limit_field="max_completion_tokens",
+        prompt_cache_key=True,
         **_OPENAI_EMBEDDINGS,
     )
 
@@ -61,6 +62,7 @@ _AZURE: Final = Preset(
     needs_model=True,
     key_header="api-key",
     limit_field="max_completion_tokens",
+    prompt_cache_key=True,
     **_OPENAI_EMBEDDINGS,
 )
 

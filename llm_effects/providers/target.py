@@ -35,6 +35,7 @@ class Preset:
     - ``short_call_ids``: the id of a tool call must be nine letters and digits.
     - ``embedded_texts`` and ``embedded_tokens`` bound one request for embeddings; ``packed_embeddings``: it may ask
       for base64.
+    - ``prompt_cache_key``: a key may say which requests share a prompt cache.
     """
 
     __repr__ = shown
@@ -56,6 +57,7 @@ class Preset:
     embedded_texts: int = 64
     embedded_tokens: int = 8_000
     packed_embeddings: bool = False
+    prompt_cache_key: bool = False
 
 
 @final

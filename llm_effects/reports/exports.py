@@ -85,6 +85,7 @@ def _usage_line(by: tuple[str, ...], row: UsageRow) -> dict[str, Cell]:
         "reasoning_tokens": row.reasoning_tokens,
         "cost_usd": f"{row.cost_usd:f}",
         "unknown_costs": row.unknown_costs,
+        "cache_saved_usd": f"{row.cache_saved_usd:f}",
         **_percentile_cells("latency_ms", row.latency_ms),
         **_percentile_cells("first_content_ms", row.first_content_ms),
     }
@@ -118,4 +119,6 @@ def _ledger_line(row: LedgerRow) -> dict[str, Cell]:
         "reasoning_tokens": usage.reasoning_tokens,
         "estimated": usage.estimated,
         "cost_usd": None if attempt.cost.usd is None else f"{attempt.cost.usd:f}",
+        "cache_write_1h_tokens": usage.cache_write_1h_tokens,
+        "service_tier": usage.service_tier,
     }

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from itertools import product
 from math import ceil
 from typing import Final, Literal, TypeAlias, final, get_args
@@ -16,7 +17,8 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.effect import Effect, effect, result_of
-from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.env import LLMEnv, Prices
+from llm_effects.routing.prices import saving_of
 from llm_effects.values.display import count, milliseconds, shown, table
 from llm_effects.values.errors import InvalidRequest, LLMError
 from llm_effects.values.records import LedgerRow
@@ -48,7 +50,9 @@ class UsageRow:
 
     ``requests`` counts calls, ``attempts`` what was sent for them, and ``failures`` the unsuccessful attempts by
     outcome. Tokens are sums of what providers reported. ``cost_usd`` is the sum of the known costs (USD), and
-    ``unknown_costs`` counts the other attempts. Latencies are those of successful attempts.
+    ``unknown_costs`` counts the other attempts. ``cache_saved_usd`` is what the prompt caches of providers saved of it:
+    the price of the same tokens without a cache, less the cost; it is negative where writing took more than reading
+    saved. Latencies are those of successful attempts.
     """
 
     __repr__ = shown
@@ -65,6 +69,8 @@ class UsageRow:
     reasoning_tokens: int = 0
     cost_usd: Decimal = Decimal(0)
     unknown_costs: int = 0
+    cache_saved_usd: Decimal = Decimal(0)
+    cache_write_1h_tokens: int = 0
     latency_ms: Percentiles | None = None
     first_content_ms: Percentiles | None = None
 
@@ -99,6 +105,7 @@ class UsageReport:
 
 def _numbers(row: UsageRow) -> tuple[object, ...]:
     cost = f"${row.cost_usd:f}" + (f" and {row.unknown_costs} unknown" if row.unknown_costs else "")
+    cost += f" (prompt caches saved ${row.cache_saved_usd:f})" if row.cache_saved_usd else ""
     p50, p95 = (None, None) if row.latency_ms is None else (row.latency_ms.p50, row.latency_ms.p95)
     calls = (row.requests, row.attempts, sum(row.failures.values()))
     prompt = row.input_tokens + row.cache_read_tokens + row.cache_write_tokens
@@ -184,7 +191,7 @@ async def _sum_pages(
     error = _argument_error(by, since, until)
     if error is not None:
         return Failure(error)
-    sums, first = UsageSums(by), None
+    sums, first = UsageSums(by, partial(_saving, env.prices)), None
     while True:
         page = await result_of(env.ledger.rows(since, until, before=first, newest=PAGE))
         if not is_successful(page):
@@ -194,6 +201,10 @@ async def _sum_pages(
         if len(rows) < PAGE:
             return Success(sums)
         first = rows[0]
+
+
+def _saving(prices: Prices, row: LedgerRow) -> Decimal:
+    return saving_of(prices, row.attempt.model, row.attempt.usage, row.attempt.cost, row.at)
 
 
 def _argument_error(by: tuple[str, ...], since: datetime | None, until: datetime | None) -> InvalidRequest | None:
@@ -234,12 +245,15 @@ class _Sums:
     reasoning_tokens: int = 0
     cost_usd: Decimal = Decimal(0)
     unknown_costs: int = 0
+    cache_saved_usd: Decimal = Decimal(0)
+    cache_write_1h_tokens: int = 0
     latency_ms: array[float] = field(factory=lambda: array("d"))
     first_content_ms: array[float] = field(factory=lambda: array("d"))
 
-    def add(self, row: LedgerRow) -> None:
-        """Add a row."""
+    def add(self, row: LedgerRow, saved: Decimal) -> None:
+        """Add a row, and what the provider's cache saved of its cost."""
         attempt = row.attempt
+        self.cache_saved_usd += saved
         self.calls.add(row.call_id)
         self.outcomes[attempt.outcome] += 1
         self._add_tokens(attempt.usage)
@@ -256,6 +270,7 @@ class _Sums:
         self.input_tokens += usage.input_tokens or 0
         self.cache_read_tokens += usage.cache_read_tokens
         self.cache_write_tokens += usage.cache_write_tokens
+        self.cache_write_1h_tokens += usage.cache_write_1h_tokens
         self.output_tokens += usage.output_tokens or 0
         self.reasoning_tokens += usage.reasoning_tokens
 
@@ -266,6 +281,8 @@ class _Sums:
         self.input_tokens += other.input_tokens
         self.cache_read_tokens += other.cache_read_tokens
         self.cache_write_tokens += other.cache_write_tokens
+        self.cache_write_1h_tokens += other.cache_write_1h_tokens
+        self.cache_saved_usd += other.cache_saved_usd
         self.output_tokens += other.output_tokens
         self.reasoning_tokens += other.reasoning_tokens
         self.cost_usd += other.cost_usd
@@ -288,30 +305,38 @@ class _Sums:
             reasoning_tokens=self.reasoning_tokens,
             cost_usd=self.cost_usd,
             unknown_costs=self.unknown_costs,
+            cache_saved_usd=self.cache_saved_usd,
+            cache_write_1h_tokens=self.cache_write_1h_tokens,
             latency_ms=percentiles(self.latency_ms),
             first_content_ms=percentiles(self.first_content_ms),
         )
 
 
+def _no_saving(_: LedgerRow) -> Decimal:
+    return Decimal(0)
+
+
 @final
 @define
 class UsageSums:
-    """A report under construction: add pages of rows, in any order.
+    """A report under construction: add pages of rows, in any order. ``saving`` is what a cache saved of each (USD).
 
     >>> UsageSums(("model",)).report().total.attempts
     0
     """
 
     by: tuple[Dimension, ...]
+    saving: Callable[[LedgerRow], Decimal] = _no_saving
     _groups: dict[_Group, _Sums] = field(factory=dict[_Group, _Sums], init=False)
     _total: _Sums = field(factory=_Sums, init=False)
 
     def add(self, rows: Iterable[LedgerRow]) -> None:
         """Add rows of the ledger."""
         for row in rows:
-            self._total.add(row)
+            saved = self.saving(row)
+            self._total.add(row, saved)
             for group in product(*(GROUPS[dimension](row) for dimension in self.by)):
-                self._group(group).add(row)
+                self._group(group).add(row, saved)
 
     def _group(self, group: _Group) -> _Sums:
         if group not in self._groups:

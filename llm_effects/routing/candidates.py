@@ -58,9 +58,10 @@ class Candidate:
     Times are expected milliseconds of a whole answer, of the first content of a stream, and of a failed attempt;
     ``None`` if unknown. ``error_rate`` and ``confidence`` (from 0 to 1) come from ``attempts`` attempts and decay with
     time; ``calls_since`` counts the calls routed since then, to any model, and ``in_flight`` those under way here.
-    ``estimated_cost`` is for this request, at
-    the price of ``price_source``. ``context_length`` is tokens. A ``cooled_down`` model asked for a pause that lasts
-    ``cooldown_s`` more seconds; the circuit breaker of an ``open`` model stays open for ``open_s`` more seconds.
+    ``estimated_cost`` is for this request, at the price of ``price_source`` without a prompt cache; ``prompt_cache``
+    says whether the provider would cache the beginning of the prompt, and why not. ``context_length`` is tokens.
+    A ``cooled_down`` model asked for a pause that lasts ``cooldown_s`` more seconds; the circuit breaker of an ``open``
+    model stays open for ``open_s`` more seconds.
     """
 
     __repr__ = shown
@@ -84,6 +85,7 @@ class Candidate:
     cooldown_s: float = 0.0
     open_s: float = 0.0
     last_resort: bool = field(default=False, repr=False)
+    prompt_cache: str = field(default="", repr=False)
 
     @property
     def cooled_down(self) -> bool:
@@ -142,6 +144,7 @@ def _candidate_row(each: Candidate) -> tuple[object, ...]:
         f"cooled down for {each.cooldown_s:.0f} s" if each.cooled_down else "",
         f"circuit breaker open for {each.open_s:.0f} s" if each.open else "",
         "last resort" if each.last_resort else "",
+        f"prompt cache: {each.prompt_cache}" if each.prompt_cache.startswith("yes") else "",
     )
     numbers = (f"{each.score:.4g}", each.estimated_tokens, each.estimated_cost, milliseconds(each.expected_latency_ms))
     return (each.model, *numbers, f"{each.error_rate:.0%}" if each.attempts else None, "; ".join(filter(None, notes)))

@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict, final
 from urllib.parse import urlsplit
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import Price, PriceTier, Rates
+from llm_effects.effects.env import Prices
 from llm_effects.providers.registry import is_on_this_machine, ready_targets
 from llm_effects.values.display import shown
 from llm_effects.values.responses import Cost, Usage
@@ -46,7 +47,8 @@ def cost_of(price: Price | None, usage: Usage, at: datetime) -> Cost:
     prompt = usage.prompt_tokens
     if prompt is None or usage.output_tokens is None:
         return Cost.UNKNOWN
-    return Cost(_total_usd(rates_of(price, prompt, at), usage, usage.input_tokens or 0, usage.output_tokens))
+    usd = _total_usd(rates_of(price, prompt, at), usage, usage.input_tokens or 0, usage.output_tokens)
+    return Cost(usd if usage.service_tier is None else usd * price.factor(usage.service_tier))
 
 
 def rates_of(price: Price, prompt_tokens: int, at: datetime) -> Rates:
@@ -67,10 +69,12 @@ def _total_usd(rates: Rates, usage: Usage, fresh: int, output: int) -> Decimal:
     if fresh and output and not (usage.cache_read_tokens or usage.cache_write_tokens or usage.reasoning_tokens):
         return (fresh * rates.input + output * rates.output) / MILLION  # the usual: 0.5 microseconds instead of 2.5
     reasoning = min(usage.reasoning_tokens, output)
+    for_an_hour = min(usage.cache_write_1h_tokens, usage.cache_write_tokens)
     buckets = (
         (fresh, rates.input),
         (usage.cache_read_tokens, rates.input if rates.cache_read is None else rates.cache_read),
-        (usage.cache_write_tokens, rates.input if rates.cache_write is None else rates.cache_write),
+        (usage.cache_write_tokens - for_an_hour, rates.input if rates.cache_write is None else rates.cache_write),
+        (for_an_hour, 2 * rates.input if rates.cache_write_1h is None else rates.cache_write_1h),
         (output - reasoning, rates.output),
         (reasoning, rates.output if rates.reasoning is None else rates.reasoning),
     )
@@ -80,6 +84,22 @@ def _total_usd(rates: Rates, usage: Usage, fresh: int, output: int) -> Decimal:
 def not_listed(model: str, at: datetime) -> Price | None:  # noqa: ARG001 - the signature of every lookup
     """Return no price: the empty price list."""
     return None
+
+
+def saving_of(prices: Prices, model: str, usage: Usage, cost: Cost, at: datetime) -> Decimal:
+    """Return what the provider's cache saved of a cost (USD): negative where writing took more, 0 for unknown.
+
+    >>> at = datetime(2026, 11, 23, tzinfo=UTC)
+    >>> usage = Usage(input_tokens=1, cache_read_tokens=999_999, output_tokens=0)
+    >>> prices = PriceList({"mine": Price(input=2, output=10, cache_read="0.1")})
+    >>> saving_of(prices, "mine", usage, prices.cost("mine", usage, at), at)
+    Decimal('1.8999981')
+    """
+    if cost.usd is None or not (usage.cache_read_tokens or usage.cache_write_tokens):
+        return Decimal(0)
+    unsorted = evolve(usage, cache_read_tokens=0, cache_write_tokens=0, cache_write_1h_tokens=0)
+    fresh = prices.cost(model, evolve(unsorted, input_tokens=usage.prompt_tokens), at).usd
+    return Decimal(0) if fresh is None else fresh - cost.usd
 
 
 @final
@@ -200,7 +220,7 @@ def _matches_host(pattern: str, url: str) -> bool:
 def price_of(listed: "ModelPrice") -> Price | None:
     """Convert a price of the list; return ``None`` if it charges for more than tokens.
 
-    The list's prices of batches and service tiers are ignored: requests use neither.
+    The list has no prices of batches and service tiers: they are the usual multiples (see ``Price``).
     """
     if listed.input_mtok is None or listed.requests_kcount is not None:
         return None
@@ -220,6 +240,7 @@ class _Buckets(TypedDict):
     output: Decimal
     cache_read: Decimal | None
     cache_write: Decimal | None
+    cache_write_1h: Decimal | None
     reasoning: Decimal | None
 
 
@@ -229,6 +250,7 @@ def _rates(listed: "ModelPrice", start: int) -> _Buckets:
         output=_rate(listed.output_mtok, start) or Decimal(0),
         cache_read=_rate(listed.cache_read_mtok, start),
         cache_write=_rate(listed.cache_write_mtok, start),
+        cache_write_1h=_rate(listed.cache_write_1h_mtok, start),
         reasoning=_rate(listed.output_reasoning_mtok, start),
     )
 

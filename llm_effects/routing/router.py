@@ -16,6 +16,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
 from llm_effects.config.routing import RoutingConfig
+from llm_effects.providers.prompt_caching import describe_caching
 from llm_effects.providers.registry import cached_per_config, targets_of
 from llm_effects.providers.target import Target
 from llm_effects.routing.candidates import (
@@ -97,7 +98,9 @@ class Ranked:
         """Return the candidate with every number."""
         source = self.context.prices.source(self.model, self.context.at)
         measured = measured_candidate(self.target, self.context)
-        return evolve(measured, score=self.score, estimated_cost=self.estimated_cost, price_source=source)
+        caching = describe_caching(self.target, self.request, self.context.tokens)
+        known = evolve(measured, score=self.score, estimated_cost=self.estimated_cost, price_source=source)
+        return evolve(known, prompt_cache=caching)
 
 
 @final

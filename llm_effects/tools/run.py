@@ -273,6 +273,7 @@ class StepAsker:
             request,
             prompt=None,
             messages=self._messages(state),
+            conversation=request.conversation or self.conversation_id or state.name,
             tool_choice=self._tool_choice(state.step),
             preferences=evolve(request.preferences, timeout_ms=min(own_ms, left_ms)),
         )
@@ -400,6 +401,7 @@ def total_usage(usages: Iterable[Usage]) -> Usage:
         output_tokens=_sum(each.output_tokens for each in every),
         reasoning_tokens=sum(each.reasoning_tokens for each in every),
         estimated=any(each.estimated for each in every),
+        cache_write_1h_tokens=sum(each.cache_write_1h_tokens for each in every),
     )
 
 

@@ -148,6 +148,7 @@ class Image:
     data: bytes | None = field(default=None, validator=instance(bytes), repr=False)
     media_type: str | None = field(default=None, validator=text())
     url: str | None = field(default=None, validator=text())
+    cache: bool = field(default=False, validator=instance(bool), kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         _check_source(self)
@@ -170,6 +171,7 @@ class Document:
     url: str | None = field(default=None, validator=text())
     title: str | None = field(default=None, validator=text())
     cite: bool = field(default=False, validator=instance(bool))
+    cache: bool = field(default=False, validator=instance(bool), kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         _check_source(self)
@@ -289,6 +291,9 @@ def _citations(value: Iterable[Citation]) -> tuple[Citation, ...]:
 class Text:
     """Plain text; the text of an answer may have ``citations``.
 
+    ``cache`` marks the end of a prefix that later requests share, for providers that cache at marks; the
+    other parts that a user sends have it too.
+
     >>> Text("disk is 97 % full").text
     'disk is 97 % full'
     """
@@ -297,6 +302,7 @@ class Text:
 
     text: str = field(validator=_ANY_TEXT)
     citations: tuple[Citation, ...] = field(default=(), converter=_citations, validator=instances(Citation), repr=False)
+    cache: bool = field(default=False, validator=instance(bool), kw_only=True)
 
 
 @final
@@ -336,6 +342,7 @@ class ToolResult:
     call_id: str = field(validator=text())
     content: str = field(default="", validator=_ANY_TEXT)
     is_error: bool = field(default=False, validator=instance(bool))
+    cache: bool = field(default=False, validator=instance(bool), kw_only=True)
 
 
 Part: TypeAlias = Text | Image | Document | Reasoning | ToolCall | ToolResult

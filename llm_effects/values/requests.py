@@ -29,6 +29,10 @@ ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high",
 """How long a reasoning model may think; each model supports some of these."""
 
 
+PromptCache: TypeAlias = Literal["off", "5m", "1h"]
+"""How long a provider keeps the prefix of a prompt, where the request decides: not at all, 5 minutes, or an hour."""
+
+
 @final
 class TaskType(str):
     """The task of a request, which selects the order of models. Any other name is valid too.
@@ -186,7 +190,8 @@ class LLMRequest:
     ``model`` pins a configured name; ``tool_choice`` is ``auto``, ``none``, ``required`` or the name of a tool;
     ``response_schema`` is a JSON Schema of the answer. ``owner`` and ``tags`` are for the ledger and budgets,
     ``metadata`` for custom layers; no model receives them. ``cache``, ``recovery`` and ``allow`` also accept their
-    choices as texts.
+    choices as texts. ``conversation`` names what the request is a part of: its requests share the provider's prompt
+    cache, for which ``prompt_cache`` replaces the setting of the model.
 
     >>> LLMRequest(prompt="why is p99 up?", task_type="analysis").task_type
     TaskType('analysis')
@@ -211,6 +216,8 @@ class LLMRequest:
     recovery: Recovery = field(default=Recovery.FAIL, converter=_recovery)
     allow: frozenset[Allow] = field(default=frozenset(), converter=_permissions)
     owner: str | None = field(default=None, validator=valid_owner)
+    conversation: str | None = field(default=None, validator=text(), repr=False)
+    prompt_cache: PromptCache | None = field(default=None, validator=one_of(*get_args(PromptCache)))
     tags: tuple[str, ...] = field(default=(), converter=_tags, validator=instances(str))
     metadata: Mapping[str, str] = field(
         factory=dict[str, str], converter=to_metadata, validator=instances(str), repr=False
@@ -259,3 +266,14 @@ def request_messages(request: LLMRequest) -> tuple[Message, ...]:
     (Message(role='user', parts=(Text(text='hello'),)),)
     """
     return (Message("user", (Text(request.prompt),)),) if request.prompt is not None else request.messages
+
+
+def is_growing(request: LLMRequest) -> bool:
+    """Return whether later requests probably begin like this one: it is part of a conversation or of a tool loop.
+
+    >>> is_growing(LLMRequest(prompt="hello")), is_growing(LLMRequest(prompt="hello", conversation="c"))
+    (False, True)
+    """
+    if request.conversation is not None:
+        return True
+    return any(message.role == "assistant" for message in request.messages[:-1])  # the last may be a beginning

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from enum import Enum, unique
-from typing import ClassVar, Final, final, overload
+from typing import ClassVar, Final, Literal, TypeAlias, final, overload
 
 from attrs import Attribute, field, frozen
 
@@ -26,13 +26,19 @@ class FinishReason(Enum):
     CONTENT_FILTER = "content_filter"
 
 
+ServiceTier: TypeAlias = Literal["flex", "priority", "batch"]
+"""A tier of service that costs less or more than the usual one."""
+
+
 @final
 @frozen(kw_only=True)
 class Usage:
     """Tokens in disjoint buckets; ``None`` is unknown, which is not 0.
 
-    ``input_tokens`` were neither read from the provider's prompt cache nor written to it. ``reasoning_tokens`` is the
-    part of ``output_tokens`` spent on reasoning. ``estimated`` means that the provider reported no usage.
+    ``input_tokens`` were neither read from the provider's prompt cache nor written to it. ``cache_write_1h_tokens`` is
+    the part of ``cache_write_tokens`` that is kept for an hour, ``reasoning_tokens`` the part of ``output_tokens``
+    spent on reasoning. ``estimated`` means that the provider reported no usage; ``service_tier`` is the tier that it
+    reported, if that has a price of its own.
 
     >>> Usage(input_tokens=20, cache_read_tokens=80, output_tokens=5).total_tokens
     105
@@ -48,6 +54,8 @@ class Usage:
     output_tokens: int | None = None
     reasoning_tokens: int = 0
     estimated: bool = False
+    cache_write_1h_tokens: int = 0
+    service_tier: ServiceTier | None = None
 
     @property
     def prompt_tokens(self) -> int | None:

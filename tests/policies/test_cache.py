@@ -92,6 +92,8 @@ REST: dict[str, LLMRequest] = {
     "recovery": evolve(ASK, recovery=Recovery.RESTART),
     "tags": evolve(ASK, tags=("nightly",)),
     "metadata": evolve(ASK, metadata={"a": "b"}),
+    "conversation": evolve(ASK, conversation="c"),
+    "prompt_cache": evolve(ASK, prompt_cache="1h"),
 }
 
 

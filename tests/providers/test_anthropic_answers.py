@@ -331,6 +331,21 @@ def test_the_last_usage_counts_win() -> None:
     assert stream(events)[1].unwrap().usage == expected
 
 
+def test_what_is_kept_for_an_hour_is_counted_apart() -> None:
+    kept = {"ephemeral_5m_input_tokens": 3, "ephemeral_1h_input_tokens": 4}
+    usage = {"input_tokens": 3, "cache_creation_input_tokens": 7, "cache_creation": kept, "output_tokens": 11}
+    whole = answer({"type": "text", "text": "a"}, usage={**usage, "service_tier": "batch"})
+    expected = Usage(
+        input_tokens=3, cache_write_tokens=7, cache_write_1h_tokens=4, output_tokens=11, service_tier="batch"
+    )
+    assert read(whole).unwrap().usage == stream(events_of(whole))[1].unwrap().usage == expected
+    for tier, more in (("standard", 99), ("priority", None), (None, "4")):
+        odd = {**usage, "cache_creation": {"ephemeral_1h_input_tokens": more}, "service_tier": tier}
+        found = read(answer({"type": "text", "text": "a"}, usage=odd)).unwrap().usage
+        assert found.service_tier is None
+        assert found.cache_write_1h_tokens <= found.cache_write_tokens
+
+
 def test_missing_usage_is_unknown() -> None:
     assert read(answer({"type": "text", "text": "a"}, usage=None)).unwrap().usage == Usage()
 

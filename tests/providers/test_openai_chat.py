@@ -515,3 +515,13 @@ def test_an_unpaired_call_or_result_is_an_invalid_request(messages: tuple[Messag
     error = OPENAI_CHAT.encode(target(), LLMRequest(messages=messages), False).failure()
     assert isinstance(error, InvalidRequest)
     assert error.message.startswith(problem_text)
+
+
+@pytest.mark.parametrize(("reported", "priced"), [("flex", "flex"), ("fast", "priority"), ("default", None), (5, None)])
+def test_the_service_tier_is_a_part_of_the_usage(reported: object, priced: str | None) -> None:
+    counts = {"prompt_tokens": 5, "completion_tokens": 2}
+    whole = answer({"content": "x"}, usage=counts, service_tier=reported, object="chat.completion")
+    response = WireResponse(status=200, headers={}, body=json.dumps(whole).encode())
+    found = OPENAI_CHAT.decode(target(preset={"family": "gpt"}), response).unwrap().usage
+    assert found == Usage(input_tokens=5, output_tokens=2, service_tier=priced)  # type: ignore[arg-type]
+    assert read(whole).unwrap().usage.service_tier is None  # another server's tiers have other prices

@@ -595,3 +595,9 @@ def test_fault_183_text_that_only_begins_like_a_tag_is_text() -> None:
         result, emitted = fold(*stream_of(response(message(text))))
         assert result.unwrap().content == text
         assert emitted == [TextDelta(text)]
+
+
+@pytest.mark.parametrize(("reported", "priced"), [("flex", "flex"), ("fast", "priority"), ("default", None), (5, None)])
+def test_the_service_tier_is_a_part_of_the_usage(reported: object, priced: str | None) -> None:
+    usage = read(response(message("x"), service_tier=reported)).unwrap().usage
+    assert usage == Usage(input_tokens=100, output_tokens=30, service_tier=priced)  # type: ignore[arg-type]

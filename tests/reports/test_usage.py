@@ -8,10 +8,21 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects import LLMRequest, NetworkError, Preferences, generate, run, scripted_env, usage_report
+from llm_effects import (
+    LLMRequest,
+    NetworkError,
+    Preferences,
+    Usage,
+    generate,
+    run,
+    scripted_env,
+    usage_report,
+)
+from llm_effects.config import Price
 from llm_effects.reports import Percentiles
 from llm_effects.reports import usage as reports
-from llm_effects.reports.usage import GROUPS, percentiles
+from llm_effects.reports.usage import GROUPS, percentiles, usage_overview
+from llm_effects.routing.prices import PriceList, cost_of
 from llm_effects.stores.disabled import unusable_ledger
 from llm_effects.values.errors import ConfigurationError
 from tests.fixtures.holds import NOON
@@ -32,6 +43,26 @@ def test_a_row_sums_calls_attempts_outcomes_tokens_and_costs() -> None:
     assert (gpt.cost_usd, gpt.unknown_costs) == (Decimal("0.3"), 1)
     assert gpt.latency_ms == Percentiles(100, 300, 300)
     assert gpt.first_content_ms is None
+
+
+@pytest.mark.anyio
+async def test_a_report_shows_what_prompt_caches_saved() -> None:
+    price = Price(input=2, output=10, cache_read="0.2", cache_write="2.5")
+    read = Usage(input_tokens=0, cache_read_tokens=1_000_000, output_tokens=0)
+    written = Usage(input_tokens=0, cache_write_tokens=100_000, cache_write_1h_tokens=100_000, output_tokens=0)
+    attempts = [evolve(row().attempt, usage=usage, cost=cost_of(price, usage, NOON)) for usage in (read, written, read)]
+    rows = [row(str(at), attempt=attempt, owner=f"owner {at % 2}") for at, attempt in enumerate(attempts)]
+    env = evolve(env_with(*rows), prices=PriceList({"gpt": price}))
+    report = (await run(usage_report(by="owner"), env)).unwrap()
+    assert {each.group[0]: each.cache_saved_usd for each in report.rows} == {
+        "owner 0": Decimal("3.6"),
+        "owner 1": Decimal("-0.2"),
+    }
+    assert report.total.cache_saved_usd == Decimal("3.4")
+    assert report.total.cache_write_1h_tokens == 100_000
+    assert "prompt caches saved" in report._repr_markdown_()
+    overview = (await run(usage_overview(), env)).unwrap()
+    assert overview.by_model.total.cache_saved_usd == overview.by_model.rows[0].cache_saved_usd == Decimal("3.4")
 
 
 def test_each_dimension_has_its_groups() -> None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from attrs import evolve
 from genai_prices.types import ModelPrice, Tier, TieredPrices
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,8 @@ from returns.pipeline import is_successful
 from llm_effects import Cost, LLMConfig, ModelConfig, Usage, load_config
 from llm_effects.config import Price, PriceChange, PriceTier
 from llm_effects.providers.presets import PRESETS
-from llm_effects.routing.prices import FREE, PriceList, cost_of, listed_prices, price_list, price_of
+from llm_effects.routing.prices import FREE, PriceList, cost_of, listed_prices, price_list, price_of, saving_of
+from llm_effects.values.responses import ServiceTier
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 COUNTS = st.integers(0, 10**7)
@@ -42,6 +45,36 @@ def test_every_bucket_has_its_own_rate_and_is_paid_once() -> None:
 
 def test_a_bucket_without_a_rate_has_the_rate_of_input_or_output() -> None:
     assert usd(Price(input=1, output=10), BUCKETS) == 3 + 10
+
+
+def test_what_is_kept_for_an_hour_has_a_rate_of_its_own() -> None:
+    written = Usage(input_tokens=0, cache_write_tokens=1_000_000, cache_write_1h_tokens=400_000, output_tokens=0)
+    assert usd(Price(input=1, output=10, cache_write="1.25", cache_write_1h=3), written) == Decimal("1.95")
+    assert usd(Price(input=1, output=10, cache_write="1.25"), written) == Decimal("1.55")  # twice the input
+    more = evolve(written, cache_write_1h_tokens=10**9)
+    assert usd(Price(input=1, output=10), more) == 2  # never more than was written
+
+
+def test_a_service_tier_multiplies_all_rates() -> None:
+    price = Price(input=1, output=10, cache_read="0.1", cache_write="1.25", reasoning=20)
+    usual = usd(price, BUCKETS)
+    factors = {tier: usd(price, evolve(BUCKETS, service_tier=tier)) / usual for tier in get_args(ServiceTier)}
+    assert factors == {"flex": Decimal("0.5"), "priority": 2, "batch": Decimal("0.5")}
+    assert usd(evolve(price, priority="1.7"), evolve(BUCKETS, service_tier="priority")) == usual * Decimal("1.7")
+
+
+def test_the_saving_of_a_cache_is_what_fresh_tokens_would_have_cost_more() -> None:
+    prices = PriceList({"gpt": Price(input=2, output=10, cache_read="0.2", cache_write="2.5")})
+
+    def saved(**tokens: object) -> Decimal:
+        usage = Usage(**{"input_tokens": 0, "output_tokens": 1_000_000, **tokens})  # type: ignore[arg-type]
+        return saving_of(prices, "gpt", usage, prices.cost("gpt", usage, NOW), NOW)
+
+    assert saved(cache_read_tokens=1_000_000) == Decimal("1.8")
+    assert saved(cache_write_tokens=1_000_000) == Decimal("-0.5")
+    assert saved(cache_read_tokens=1_000_000, service_tier="flex") == Decimal("0.9")
+    assert saved(input_tokens=1_000_000) == 0
+    assert saving_of(prices, "other", Usage(cache_read_tokens=5), Cost.UNKNOWN, NOW) == 0
 
 
 def test_reasoning_tokens_beyond_the_output_are_not_paid() -> None:
@@ -149,16 +182,18 @@ PUBLISHED = [
 ]
 
 
-def rates(text: str) -> dict[str, str | None]:
-    amounts = (None if amount == "-" else amount for amount in text.split())
-    return dict(zip(("input", "cache_write", "cache_read", "output"), amounts, strict=True))
+def rates(text: str, endpoint: str) -> dict[str, object]:
+    amounts = [None if amount == "-" else amount for amount in text.split()]
+    by_name = dict(zip(("input", "cache_write", "cache_read", "output"), amounts, strict=True))
+    for_an_hour = {"cache_write_1h": 2 * Decimal(amounts[0] or 0)} if endpoint == ANTHROPIC else {}
+    return {**by_name, **for_an_hour}
 
 
 @pytest.mark.parametrize(("endpoint", "model", "base", "tiers"), PUBLISHED, ids=[row[1] for row in PUBLISHED])
 def test_the_list_has_the_published_prices(endpoint: str, model: str, base: str, tiers: dict[int, str]) -> None:
     found = listed_prices({"it": (endpoint, model)})("it", NOW)
-    higher = [PriceTier(above_tokens=size, **rates(text)) for size, text in tiers.items()]  # type: ignore[arg-type]
-    assert found == Price(**rates(base), tiers=higher)  # type: ignore[arg-type]
+    higher = [PriceTier(above_tokens=size, **rates(text, endpoint)) for size, text in tiers.items()]  # type: ignore[arg-type]
+    assert found == Price(**rates(base, endpoint), tiers=higher)  # type: ignore[arg-type]
 
 
 def test_the_list_has_prices_by_date() -> None:

@@ -310,7 +310,14 @@ class RowBuffer:
 
 _MAX_INTEGER: Final = 2**63 - 1
 
-_BUCKETS: Final = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+_BUCKETS: Final = (
+    "input_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "cache_write_1h_tokens",
+)
 
 
 def insert_rows(connection: Connection, rows: Sequence[LedgerRow]) -> Result[None, LLMError]:
@@ -360,6 +367,7 @@ def _columns(row: LedgerRow) -> dict[str, object]:
         "wait_ms": attempt.wait_ms,
         **{name: _bounded(getattr(usage, name)) for name in _BUCKETS},
         "estimated": int(usage.estimated),
+        "service_tier": usage.service_tier,
         "cost_usd": None if attempt.cost.usd is None else f"{attempt.cost.usd:f}",
     }
 
@@ -404,7 +412,7 @@ def _to_attempt(values: Sequence[Any]) -> Attempt:
 
 
 def _to_usage(values: Sequence[Any]) -> Usage:
-    fresh, cache_read, cache_write, output, reasoning, estimated = values
+    fresh, cache_read, cache_write, output, reasoning, estimated, cache_write_1h, service_tier = values
     return Usage(
         input_tokens=fresh,
         cache_read_tokens=cache_read,
@@ -412,4 +420,6 @@ def _to_usage(values: Sequence[Any]) -> Usage:
         output_tokens=output,
         reasoning_tokens=reasoning,
         estimated=bool(estimated),
+        cache_write_1h_tokens=cache_write_1h,
+        service_tier=service_tier,
     )

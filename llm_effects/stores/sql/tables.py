@@ -106,6 +106,8 @@ LEDGER: Final = Table(
     Column("output_tokens", BigInteger),
     Column("reasoning_tokens", BigInteger),
     Column("estimated", Integer),
+    Column("cache_write_1h_tokens", BigInteger),
+    Column("service_tier", Text),
 )
 """The columns are in the order in which rows are read."""
 
@@ -318,5 +320,13 @@ _LEDGER: Final = Migration(
     ),
 )
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_CONVERSATIONS, _LEDGER)
+_PROMPT_CACHING: Final = Migration(
+    "prompt caching",
+    (
+        "ALTER TABLE llm_ledger ADD COLUMN cache_write_1h_tokens BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE llm_ledger ADD COLUMN service_tier TEXT",
+    ),
+)
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (_CONVERSATIONS, _LEDGER, _PROMPT_CACHING)
 """All steps in order, numbered from 1. Add a step at the end; never change one."""

@@ -47,6 +47,8 @@ FULL = LedgerRow(
             output_tokens=2**40,
             reasoning_tokens=5,
             estimated=True,
+            cache_write_1h_tokens=1,
+            service_tier="flex",
         ),
         cost=Cost(Decimal("0.00000003750000000000000001")),
     ),
