@@ -1,6 +1,6 @@
 """The rows of the fault matrix by number: what goes wrong, and what is right.
 
-Rows 1 to 138 are what servers, networks and callers do wrong. Rows 139 to 188 were found by trying this library: the
+Rows 1 to 138 are what servers, networks and callers do wrong. Rows 139 to 193 were found by trying this library: the
 first text of each is what it did before.
 """
 
@@ -226,4 +226,10 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     186: ("misspelt variables and task types were ignored", "a warning with the nearest known name"),
     187: ("storage that cannot be was accepted; no word of a remedy", "an error at once with check=True; the remedy"),
     188: ("an absent local server cost a failed attempt on every call", "one, then it is skipped for a while"),
+    # Prompt caches
+    189: ("each turn of a tool loop paid for all turns before it", "their prefix is read from the provider's cache"),
+    190: ("more than four marks are a 400", "the last four, with a warning"),
+    191: ("a server may refuse the field prompt_cache_key", "only OpenAI and Azure get it; it names nobody"),
+    192: ("writes for an hour and service tiers cost the usual price", "each has its own"),
+    193: ("a single prompt that pays for a write that nothing reads", "no mark, unless a part has one"),
 }

@@ -104,7 +104,7 @@ def test_the_results_of_a_tool_loop_are_the_end_of_its_prefix() -> None:
     ]
 
 
-def test_one_prompt_has_no_marks_however_long() -> None:
+def test_fault_193_one_prompt_has_no_marks_however_long() -> None:
     long = LONG * 50
     for request in (
         LLMRequest(prompt=long, system=long, tools=(FREE,)),
@@ -114,7 +114,7 @@ def test_one_prompt_has_no_marks_however_long() -> None:
         assert marks(body(request, claude("claude-haiku-4-5"))) == []
 
 
-def test_an_answer_that_is_sent_back_once_writes_nothing() -> None:
+def test_fault_193_an_answer_that_is_sent_back_once_writes_nothing() -> None:
     again = corrected(LLMRequest(prompt=LONG * 10), answer("many"), ("$: is not JSON",))
     assert marks(body(again)) == []
     marked = LLMRequest(messages=(Message("user", (Text(LONG, cache=True), Text("How many?"))),))
@@ -138,7 +138,7 @@ def test_a_prefix_that_is_surely_too_short_has_no_marks(model: str, characters: 
     assert bool(marks(body(request, claude(model)))) is is_marked
 
 
-def test_a_request_has_at_most_four_marks_and_the_last_of_its_own() -> None:
+def test_fault_190_a_request_has_at_most_four_marks_and_the_last_of_its_own() -> None:
     parts = [Text(f"{at}: {LONG}", cache=True) for at in range(6)]
     request = LLMRequest(messages=(Message("user", parts),), system=LONG, conversation="c")
     assert marks(body(request)) == [f"messages[0][{at}]" for at in (2, 3, 4, 5)]
@@ -205,7 +205,7 @@ def key(target: Target, protocol: Provider = OPENAI_CHAT, **request: Any) -> str
     return found
 
 
-def test_a_conversation_has_a_key_that_names_neither_it_nor_its_owner() -> None:
+def test_fault_191_a_conversation_has_a_key_that_names_neither_it_nor_its_owner() -> None:
     named = partial(key, gpt(), conversation="case-4711", owner="alice@example.org")
     assert named() == named() == named(protocol=OPENAI_RESPONSES)
     found = named() or ""
@@ -238,7 +238,7 @@ def test_a_conversation_has_a_key_that_names_neither_it_nor_its_owner() -> None:
     ],
     ids=lambda each: each.preset.name if isinstance(each, Target) else "",
 )
-def test_only_servers_that_are_known_to_take_a_key_get_one(target: Target, *, has_key: bool) -> None:
+def test_fault_191_only_servers_that_are_known_to_take_a_key_get_one(target: Target, *, has_key: bool) -> None:
     assert (key(target, conversation="c") is not None) is has_key
     assert key(target) is None
 
@@ -284,7 +284,7 @@ STEPS = st.lists(st.lists(VALUES, min_size=1, max_size=3), min_size=1, max_size=
 
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=2, max_size=5), TEXTS)
 @settings(max_examples=30, deadline=None)
-def test_each_turn_of_a_conversation_begins_with_the_bytes_of_the_one_before(
+def test_fault_189_each_turn_of_a_conversation_begins_with_the_bytes_of_the_one_before(
     turns: list[tuple[str, str]], system: str
 ) -> None:
     model = scripted(*(reply for _, reply in turns))
@@ -322,7 +322,7 @@ free_space.__name__ = "free"
 
 @given(STEPS, TEXTS)
 @settings(max_examples=30, deadline=None)
-def test_each_step_of_a_tool_loop_begins_with_the_bytes_of_the_one_before(
+def test_fault_189_each_step_of_a_tool_loop_begins_with_the_bytes_of_the_one_before(
     steps: list[list[dict[str, object]]], question: str
 ) -> None:
     model = scripted(*steps_of(steps))

@@ -47,7 +47,7 @@ def test_a_bucket_without_a_rate_has_the_rate_of_input_or_output() -> None:
     assert usd(Price(input=1, output=10), BUCKETS) == 3 + 10
 
 
-def test_what_is_kept_for_an_hour_has_a_rate_of_its_own() -> None:
+def test_fault_192_what_is_kept_for_an_hour_has_a_rate_of_its_own() -> None:
     written = Usage(input_tokens=0, cache_write_tokens=1_000_000, cache_write_1h_tokens=400_000, output_tokens=0)
     assert usd(Price(input=1, output=10, cache_write="1.25", cache_write_1h=3), written) == Decimal("1.95")
     assert usd(Price(input=1, output=10, cache_write="1.25"), written) == Decimal("1.55")  # twice the input
@@ -55,7 +55,7 @@ def test_what_is_kept_for_an_hour_has_a_rate_of_its_own() -> None:
     assert usd(Price(input=1, output=10), more) == 2  # never more than was written
 
 
-def test_a_service_tier_multiplies_all_rates() -> None:
+def test_fault_192_a_service_tier_multiplies_all_rates() -> None:
     price = Price(input=1, output=10, cache_read="0.1", cache_write="1.25", reasoning=20)
     usual = usd(price, BUCKETS)
     factors = {tier: usd(price, evolve(BUCKETS, service_tier=tier)) / usual for tier in get_args(ServiceTier)}
