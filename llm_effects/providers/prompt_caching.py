@@ -17,7 +17,7 @@ import msgspec
 
 from llm_effects.providers.target import Target
 from llm_effects.values.json import dump
-from llm_effects.values.messages import Document, Image, Message, Part, Text, ToolResult
+from llm_effects.values.messages import Message, Part, Text
 from llm_effects.values.requests import LLMRequest, PromptCache, is_growing
 from llm_effects.values.tokens import CHARACTERS_PER_TOKEN, estimate_tokens
 
@@ -72,9 +72,9 @@ def marked(part: Part, block: _Block | None) -> _Block | None:
     >>> marked(Text("a", cache=True), {"type": "text"})
     {'type': 'text', 'cache_control': {'type': 'ephemeral'}}
     """
-    if isinstance(block, Mapping) and isinstance(part, Text | Document | Image | ToolResult) and part.cache:
-        return _mark(block, "5m")
-    return block
+    if not getattr(part, "cache", False) or block is None or isinstance(block, msgspec.Raw):
+        return block
+    return _mark(block, "5m")
 
 
 def _mark(block: _Object, kept: PromptCache) -> _Object:
@@ -95,7 +95,7 @@ def with_breakpoints(target: Target, request: LLMRequest, body: _Object) -> Brea
         return body, ()
     kept, own = kept_for(target, request), _own_places(request, body)
     if kept == "off":
-        return (_with_marks(request, body, (), kept) if own else body), ()
+        return (_with_marks(request, body, (), own, kept) if own else body), ()
     chosen = own[-MAX_BREAKPOINTS:]
     if is_growing(request):
         found = _places_that_pay(target, request, body)
@@ -104,7 +104,7 @@ def with_breakpoints(target: Target, request: LLMRequest, body: _Object) -> Brea
         return body, ()
     left_out = len(own) - MAX_BREAKPOINTS
     note = f"cache: of {len(own)} marks the last {MAX_BREAKPOINTS} are sent, as many as the provider accepts"
-    return _with_marks(request, body, chosen, kept), ((note,) if left_out > 0 else ())
+    return _with_marks(request, body, chosen, own, kept), ((note,) if left_out > 0 else ())
 
 
 _Place: TypeAlias = tuple[int, int]
@@ -121,7 +121,7 @@ def _own_places(request: LLMRequest, body: _Object) -> tuple[_Place, ...]:
         (at, place)
         for at, turn in enumerate(_turns(body))
         for place, block in enumerate(_content(turn))
-        if isinstance(block, Mapping) and _MARK in block
+        if not isinstance(block, msgspec.Raw) and _MARK in block
     )
     return (*system, *blocks)
 
@@ -165,26 +165,26 @@ def _tool_tokens(body: _Object) -> int:
     return len(dump(body["tools"])) // CHARACTERS_PER_TOKEN if "tools" in body else 0
 
 
-def _with_marks(request: LLMRequest, body: _Object, places: Sequence[_Place], kept: PromptCache) -> _Object:
+def _with_marks(
+    request: LLMRequest, body: _Object, places: Sequence[_Place], own: Sequence[_Place], kept: PromptCache
+) -> _Object:
+    """Return a body with marks at these places, and without those of the parts elsewhere."""
     fields = dict(body)
     if _SYSTEM in places:
         fields["system"] = _system_blocks(request, kept)
     if _TOOLS in places:
         *tools, last = cast("Sequence[_Object]", body["tools"])
         fields["tools"] = [*tools, _mark(last, kept)]
-    fields["messages"] = [
-        {
-            **turn,
-            "content": [_remark(block, (at, place) in places, kept) for place, block in enumerate(_content(turn))],
-        }
-        for at, turn in enumerate(_turns(body))
-    ]
-    return fields
+    turns = list(_turns(body))  # of a long conversation, nearly all stay as they are
+    for at in {at for at, _ in (*places, *own) if at >= 0}:
+        blocks = [_remark(block, (at, place) in places, kept) for place, block in enumerate(_content(turns[at]))]
+        turns[at] = {**turns[at], "content": blocks}
+    return {**fields, "messages": turns}
 
 
 def _remark(block: _Block, chosen: bool, kept: PromptCache) -> _Block:
     """Return a block with a mark if it was chosen, and without one if not."""
-    if not isinstance(block, Mapping):
+    if isinstance(block, msgspec.Raw):
         return block
     if chosen:
         return _mark(block, kept)
