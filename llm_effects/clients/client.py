@@ -18,8 +18,9 @@ from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import StreamedResponse, Transport
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
-from llm_effects.effects.call import AttemptRecord, Call
+from llm_effects.effects.call import AttemptRecord, Call, opening_of
 from llm_effects.effects.effect import Answer
+from llm_effects.effects.env import Now, wall_clock
 from llm_effects.effects.tasks import Delivery, Pacer, in_steps, loop_clock
 from llm_effects.providers.base import Provider
 from llm_effects.providers.draft import (
@@ -48,12 +49,14 @@ from llm_effects.values.errors import (
     TimeoutPhase,
     describe,
 )
-from llm_effects.values.events import ReasoningDelta, Restarted, Started, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.values.events import StreamEvent, TextDelta, length_of
 from llm_effects.values.json import as_object, dump, parse
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.responses import LLMResponse, Vectors
+from llm_effects.values.secrets import RotatingKey
 
 if TYPE_CHECKING:
+    from llm_effects.clients.credentials import Send, Sender
     from llm_effects.clients.local_engine import Engine
 
 _T = TypeVar("_T")
@@ -88,7 +91,7 @@ class Timers:
     _paused_at: float = 0.0
 
     def __attrs_post_init__(self) -> None:
-        self.record.queued_since = self.clock()
+        self.record.queued_since = self.record.queued_since or self.clock()  # since it waits for a key, if it does
 
     def start(self) -> None:
         """Start the timers, because the call has left the queue."""
@@ -156,7 +159,7 @@ def _with_model(target: Target, error: LLMError) -> LLMError:
 
 
 async def _post(
-    transport: Transport, target: Target, timers: Timers, wire: WireRequest
+    transport: "Sender", target: Target, timers: Timers, wire: WireRequest
 ) -> Result[WireResponse, LLMError]:
     """Send a request, return its whole response, and record the rate limits that it reports."""
     try:
@@ -255,7 +258,7 @@ class ResponseReader:
 
     def _excess(self, content: Sequence[StreamEvent]) -> LLMError | None:
         """Return an error once the answer is too much to keep: its characters, events, tool calls or parts."""
-        self._characters += sum(map(_length, content))
+        self._characters += sum(map(length_of, content))
         self._events += len(content)
         if self._characters > caps.CONTENT_CHARACTERS:
             return malformed(self.draft, f"the answer has more than {caps.CONTENT_CHARACTERS} characters")
@@ -310,19 +313,6 @@ class ResponseReader:
         return interrupted(self.draft, _with_model(self.target, error))
 
 
-def _length(event: StreamEvent) -> int:
-    if isinstance(event, TextDelta | ReasoningDelta):
-        return len(event.text)
-    return len(event.arguments) if isinstance(event, ToolCallDelta) else 0
-
-
-def opening_of(call: Call) -> StreamEvent | None:
-    """Return the event before the first content: a start, a restart after another model's content, or none."""
-    if call.attempt.continues:
-        return None
-    return Restarted(call.model) if call.history.contents else Started(call.model)
-
-
 # A completion from a server.
 
 DRAINING_S: Final = 0.25
@@ -340,19 +330,19 @@ _NOT_A_STREAM: Final = (b"{", b"[", b"<")
 """How JSON and HTML start; event streams never do."""
 
 
-def ask_server(transport: Transport, target: Target, call: Call) -> Awaitable[Answer]:
+def ask_server(transport: "Sender", target: Target, call: Call) -> Awaitable[Answer]:
     """Send a call to a server; read its response whole, or event by event if there is a sink."""
     return (_ask_whole if call.sink is None else _ask_streamed)(transport, target, call)
 
 
-async def _ask_streamed(transport: Transport, target: Target, call: Call) -> Answer:
+async def _ask_streamed(transport: "Sender", target: Target, call: Call) -> Answer:
     reader = ResponseReader.of(call, target, streamed=True)
     if not is_successful(reader):
         return Failure(reader.failure())
     return await reader.unwrap().run(_exchange_streamed(transport, reader.unwrap()))
 
 
-async def _ask_whole(transport: Transport, target: Target, call: Call) -> Answer:
+async def _ask_whole(transport: "Sender", target: Target, call: Call) -> Answer:
     """Ask for a whole response, without the draft that only a stream needs: it takes 6 microseconds to make."""
     provider = provider_of(target, call.request)
     timers = Timers(target.config, call.attempt.record, streamed=False)
@@ -380,7 +370,7 @@ def _with_warnings(wire: WireRequest, response: LLMResponse) -> LLMResponse:
     return evolve(response, warnings=wire.warnings + response.warnings)
 
 
-async def _exchange_streamed(transport: Transport, reader: ResponseReader) -> Answer:
+async def _exchange_streamed(transport: "Sender", reader: ResponseReader) -> Answer:
     try:
         async with transport.stream(reader.wire, _wire_timeouts(reader.target), reader.timers.start) as response:
             return await _read_streamed(reader, response)
@@ -487,7 +477,7 @@ async def _complete_in_engine(engine: "Engine", reader: ResponseReader) -> Answe
 
 
 async def embed_at_server(
-    transport: Transport, target: Target, call: Call, texts: tuple[str, ...], dimensions: int | None
+    transport: "Sender", target: Target, call: Call, texts: tuple[str, ...], dimensions: int | None
 ) -> Result[Vectors, LLMError]:
     """Ask a server for the vectors of some texts."""
     if target.preset.wire == "anthropic":
@@ -541,6 +531,7 @@ class LiveClients:
     config: LLMConfig
     transport: Transport
     engines: "Mapping[str, Engine]" = field(factory=dict[str, "Engine"])
+    now: Now = wall_clock
 
     def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
         """Send ``call`` to its model once; events go to ``call.sink``, if there is one."""
@@ -552,7 +543,16 @@ class LiveClients:
         if target is None:
             return _known(Failure(target_of(call.model, self.config.models[call.model]).failure()))
         engine = self.engines.get(call.model)
-        return ask_server(self.transport, target, call) if engine is None else ask_engine(engine, target, call)
+        if engine is not None:
+            return ask_engine(engine, target, call)
+        if isinstance(target.config.api_key, RotatingKey):
+            return self._with_key(target, call, lambda transport: ask_server(transport, target, call))
+        return ask_server(self.transport, target, call)
+
+    async def _with_key(self, target: Target, call: Call, send: "Send[_T]") -> Result[_T, LLMError]:
+        from llm_effects.clients.credentials import send_with_key
+
+        return await send_with_key(self.transport, target, call.attempt.record, self.now, send)
 
     def embed(self, call: Call, texts: tuple[str, ...], dimensions: int | None) -> FutureResult[Vectors, LLMError]:
         """Ask the model of ``call`` once for a vector of each text, of ``dimensions`` numbers if given."""
@@ -561,7 +561,7 @@ class LiveClients:
             engine = self.engines.get(call.model)
             if engine is not None:
                 return await embed_in_engine(engine, target, call, texts, dimensions)
-            return await embed_at_server(self.transport, target, call, texts, dimensions)
+            return await self._with_key(target, call, lambda at: embed_at_server(at, target, call, texts, dimensions))
 
         return FutureResult(_at(call.model, self.config.models[call.model], embed_at))
 
@@ -573,7 +573,7 @@ class LiveClients:
             from llm_effects.clients.local_engine import Engine
 
             if target.preset.wire != "llama":
-                return await probe_server(self.transport, target)
+                return await probe_server(self.transport, target, self.now)
             engine = self.engines.get(name)
             if engine is None or engine.target != target:  # the name may mean another model than the configured one
                 engine = Engine(target)

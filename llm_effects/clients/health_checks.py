@@ -10,14 +10,15 @@ import anyio
 import anyio.to_thread
 from attrs import evolve
 from returns.pipeline import is_successful
-from returns.result import Result, Success
+from returns.result import Failure, Result, Success
 
+from llm_effects.clients.credentials import Sender, keyed_transport
 from llm_effects.clients.local_engine import Engine
 from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config.models import ModelConfig
 from llm_effects.effects.effect import Effect, effect, result_of
-from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.env import LLMEnv, Now, wall_clock
 from llm_effects.effects.tasks import task_group
 from llm_effects.providers.readiness import Readiness, probes_of, read, root_of
 from llm_effects.providers.registry import provider_of
@@ -92,16 +93,19 @@ async def _probe(env: LLMEnv, name: str, model: ModelConfig) -> ModelHealth:
     return ModelHealth(model=name, provider=model.provider, message=describe(error), error=error.tag)
 
 
-async def probe_server(transport: Transport, target: Target) -> Result[ModelHealth, LLMError]:
-    """Check a server; ``message`` explains what is missing."""
+async def probe_server(transport: Transport, target: Target, now: Now = wall_clock) -> Result[ModelHealth, LLMError]:
+    """Check a server; ``message`` explains what is missing. A key that rotates is asked for by ``now`` if needed."""
     started = anyio.current_time()
     health = _health(target, message=f"no answer within {PROBE_SECONDS:g} seconds", error=RequestTimeout.tag)
     with anyio.move_on_after(PROBE_SECONDS):
-        health = await _probe_in_order(transport, target)
+        keyed = await keyed_transport(transport, target, now)
+        if not is_successful(keyed):
+            return Failure(keyed.failure())
+        health = await _probe_in_order(keyed.unwrap(), target)
     return Success(evolve(health, latency_ms=(anyio.current_time() - started) * 1000))
 
 
-async def _probe_in_order(transport: Transport, target: Target) -> ModelHealth:
+async def _probe_in_order(transport: Sender, target: Target) -> ModelHealth:
     response = WireResponse(status=0)
     for probe in probes_of(target):
         try:
@@ -114,7 +118,7 @@ async def _probe_in_order(transport: Transport, target: Target) -> ModelHealth:
     return _unread(target, response)
 
 
-async def _fetch(transport: Transport, target: Target, path: str) -> WireResponse:
+async def _fetch(transport: Sender, target: Target, path: str) -> WireResponse:
     limits = Timeouts(connect_s=min(PROBE_SECONDS, target.config.connect_ms / 1000), read_s=PROBE_SECONDS)
     own = key_headers(target)
     fixed = (pair for pair in fixed_headers(target) if pair[0] not in dict(own))

@@ -21,7 +21,15 @@ from llm_effects.values import caps
 from llm_effects.values.display import shown
 from llm_effects.values.requests import PromptCache
 from llm_effects.values.responses import ServiceTier
-from llm_effects.values.secrets import Secret, hide_password, to_secret, valid_headers, valid_key, without_login
+from llm_effects.values.secrets import (
+    RotatingKey,
+    Secret,
+    hide_password,
+    to_key,
+    valid_headers,
+    valid_key,
+    without_login,
+)
 from llm_effects.values.validation import (
     explain_arguments,
     instance,
@@ -171,6 +179,9 @@ class ModelConfig:
     ``provider`` is a protocol (``openai-chat``, ``anthropic``, ``llama``) or a preset's name (``lm-studio``,
     ``ollama``, ...). ``model`` is the provider's name for the model; without one, local servers use whatever is loaded.
 
+    ``api_key`` may be a function, sync or async, that returns the key, or the key and its lifetime in seconds: it is
+    called when a key is needed and the last one has run out or was rejected (see ``RotatingKey``).
+
     Several ``api_keys`` turn an entry ``gpt`` into the equal models ``gpt#1``, ``gpt#2`` and so on, each with its own
     limits and cooldown; ``gpt`` still names all of them.
 
@@ -190,7 +201,7 @@ class ModelConfig:
     provider: str = field(validator=text())
     model: str | None = field(default=None, validator=text())
     endpoint: str | None = field(default=None, converter=without_login, validator=text(), repr=hide_password)
-    api_key: Secret | None = field(default=None, converter=to_secret, validator=valid_key)
+    api_key: Secret | RotatingKey | None = field(default=None, converter=to_key, validator=valid_key)
     api_keys: tuple[Secret, ...] = field(default=(), converter=_keys, validator=_valid_keys)
     model_path: str | None = field(default=None, validator=text())
     max_tokens: int | None = field(default=None, validator=number(at_least=1, whole=True))

@@ -15,7 +15,7 @@ from llm_effects.config import LLMConfig
 from llm_effects.limits.quotas import RateLimits
 from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
-from llm_effects.values.events import ReasoningDelta, Restarted, StreamEvent, TextDelta, ToolCallDelta
+from llm_effects.values.events import ReasoningDelta, Restarted, Started, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, LLMResponse
 
@@ -233,6 +233,13 @@ class Call:
         AttemptContext(model='studio', wait_ms=20.0)
         """
         return self.with_attempt(evolve(self.attempt, wait_ms=wait_ms, record=AttemptRecord()))
+
+
+def opening_of(call: Call) -> StreamEvent | None:
+    """Return the event before the first content: a start, a restart after another model's content, or none."""
+    if call.attempt.continues:
+        return None
+    return Restarted(call.model) if call.history.contents else Started(call.model)
 
 
 def committing(sink: Sink, history: CallHistory) -> Sink:

@@ -14,6 +14,7 @@ from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.schedules import Schedule, Step, exponential, jittered
 from llm_effects.values.errors import (
+    AuthenticationFailed,
     LLMError,
     ModelUnavailable,
     NetworkError,
@@ -21,6 +22,7 @@ from llm_effects.values.errors import (
     RequestTimeout,
     retry_limit,
 )
+from llm_effects.values.secrets import RotatingKey
 
 TRANSIENT: Final = jittered(exponential(base=0.1, cap=20.0))
 """Pauses after a transient fault (seconds)."""
@@ -39,18 +41,22 @@ LONGEST_WITH_OTHERS_S: Final = 2.0
 async def with_retries(next: Generate, call: Call, env: LLMEnv) -> Answer:
     """Ask the same model again where that may help, after a pause, as often as the configuration allows.
 
-    The server's ``retry_after`` is the shortest pause. A pause that would pass the deadline is not begun: the error is
-    returned at once. So it is after a time-out or before a pause above two seconds, while other candidates are left,
-    and when all calls together have used up a server's ``RoutingConfig.retry_budget``.
+    After a rejected key that rotates, the attempt is sent once more with a fresh one. The server's ``retry_after`` is
+    the shortest pause. A pause that would pass the deadline is not begun: the error is returned at once. So it is
+    after a time-out or before a pause above two seconds, while other candidates are left, and when all calls together
+    have used up a server's ``RoutingConfig.retry_budget``.
     """
-    attempt, retries, cost = call, 0, 0
+    attempt, retries, cost, renewed = call, 0, 0, False
     while True:
         result = await proceed(next, attempt, env)
         if is_successful(result):
             _repay(call, env, cost)
             return result
-        retries += 1
         error = result.failure()
+        if not renewed and _has_stale_key(error, call, env):
+            renewed, attempt = True, call.again()
+            continue
+        retries += 1
         call.history.errors.append(error)
         pause, cost = _pause(error, call, env, retries), _cost(error, env)
         if pause is None or not _affords(call, env, cost):
@@ -113,6 +119,16 @@ def _worth_it(error: LLMError, call: Call, env: LLMEnv, again: int) -> bool:
     if call.attempt.alternatives and _is_slow_or_absent(error):
         return False  # another candidate is the faster answer
     return again <= min(routing.max_retries, retry_limit(error))
+
+
+def _has_stale_key(error: LLMError, call: Call, env: LLMEnv) -> bool:
+    """Return whether a server rejected a key that its function can renew, and another attempt is allowed."""
+    rejected = isinstance(error, AuthenticationFailed) and error.status == _UNAUTHORIZED and not call.committed
+    fits = len(call.history.attempts) < env.config.routing.max_attempts
+    return rejected and fits and isinstance(env.config.models[call.model].api_key, RotatingKey)
+
+
+_UNAUTHORIZED: Final = 401
 
 
 def _is_slow_or_absent(error: LLMError) -> bool:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, ip_address
+from itertools import chain
 from typing import Final, Literal, TypeAlias, final
 
 from attrs import frozen
@@ -13,7 +14,7 @@ from llm_effects.providers.wire import WireRequest
 from llm_effects.values import caps
 from llm_effects.values.display import shown
 from llm_effects.values.json import dump
-from llm_effects.values.secrets import MASK, Secret, key_forms, mask_all, secret_values
+from llm_effects.values.secrets import MASK, RotatingKey, Secret, key_forms, mask_all, secret_values
 from llm_effects.values.validation import Printable, printable
 
 Wire: TypeAlias = Literal["openai-chat", "openai-responses", "anthropic", "llama"]
@@ -120,6 +121,8 @@ def is_loopback(host: str) -> bool:
 def key_headers(target: Target) -> tuple[tuple[str, Secret], ...]:
     """Return the key in the header that the preset names, and the configured headers, which take precedence.
 
+    A key that rotates is not among them: see ``rotating_key`` and ``token_header``.
+
     >>> from llm_effects import ModelConfig
     >>> from llm_effects.providers.registry import target_of
     >>> key_headers(target_of("gpt", ModelConfig(provider="openai-chat", model="m", api_key="sk-x")).unwrap())
@@ -132,10 +135,36 @@ def key_headers(target: Target) -> tuple[tuple[str, Secret], ...]:
 
 def _key_header(target: Target) -> tuple[tuple[str, Secret], ...]:
     key = target.config.api_key
-    if key is None:
-        return ()
+    return (_header_of(target.preset.key_header, key),) if isinstance(key, Secret) else ()
+
+
+def _header_of(name: str, key: Secret) -> tuple[str, Secret]:
+    return name, Secret(f"Bearer {key.reveal()}") if name == "authorization" else key
+
+
+def token_header(target: Target, key: Secret) -> tuple[str, Secret]:
+    """Return the header that carries a key that rotates: servers that want keys in ``api-key`` take tokens as bearer.
+
+    >>> from llm_effects import ModelConfig
+    >>> from llm_effects.providers.registry import target_of
+    >>> azure = ModelConfig(provider="azure", model="m", endpoint="https://x.openai.azure.com", api_key=lambda: "k")
+    >>> token_header(target_of("gpt", azure).unwrap(), Secret("k"))[0]
+    'authorization'
+    """
+    return _header_of(_token_header_name(target), key)
+
+
+def _token_header_name(target: Target) -> str:
     name = target.preset.key_header
-    return ((name, Secret(f"Bearer {key.reveal()}") if name == "authorization" else key),)
+    return "authorization" if name == "api-key" else name
+
+
+def rotating_key(target: Target) -> RotatingKey | None:
+    """Return the key of the target if it rotates and is sent: a configured header of that name takes precedence."""
+    key = target.config.api_key
+    if not isinstance(key, RotatingKey):
+        return None
+    return None if any(name == _token_header_name(target) for name, _ in key_headers(target)) else key
 
 
 def fixed_headers(target: Target) -> tuple[tuple[str, str], ...]:
@@ -207,10 +236,25 @@ def redact(target: Target, text: str, length: int = caps.MESSAGE_CHARACTERS, *, 
     >>> redact(gpt, "no such key: my-secret"), redact(gpt, "too long", 3), redact(gpt, "key my-secre", cut=True)
     ('no such key: ***', 'too', 'key ***')
     """
-    secrets, searched = _secrets(target), length * _SEARCHED
+    secrets, searched = _masks(target), length * _SEARCHED
     masked = mask_all(printable(text[:searched]), secrets)
     whole = _mask_end(masked, secrets) if cut or len(text) > searched else masked
     return Printable(whole[:length])
+
+
+def _masks(target: Target) -> tuple[str, ...]:
+    """Return the target's secrets; those of a key that rotates are not kept with the others."""
+    key, forms = target.config.api_key, _secrets(target)
+    return _merged(forms, key.masks) if isinstance(key, RotatingKey) else forms
+
+
+def _sure_masks(target: Target) -> tuple[str, ...]:
+    key, forms = target.config.api_key, _keys(target)
+    return _merged(forms, key.sure_masks) if isinstance(key, RotatingKey) else forms
+
+
+def _merged(*forms: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(chain(*forms), key=len, reverse=True))
 
 
 def _mask_end(text: str, secrets: tuple[str, ...]) -> str:
@@ -242,7 +286,7 @@ def hide_keys(target: Target, text: str) -> str:
     >>> hide_keys(gpt, "yours is key-1234")
     'yours is ********'
     """
-    for key in _keys(target):
+    for key in _sure_masks(target):
         if key in text:
             text = text.replace(key, "*" * len(key))
     return text

@@ -7,7 +7,7 @@ from typing import Final, final
 from attrs import field, frozen
 
 from llm_effects.values.display import shown
-from llm_effects.values.secrets import Secret
+from llm_effects.values.secrets import Secret, secret_values
 from llm_effects.values.validation import number
 
 CLOSING_S: Final = 0.1
@@ -17,7 +17,10 @@ CLOSING_S: Final = 0.1
 @final
 @frozen(kw_only=True)
 class WireRequest:
-    """An HTTP request; ``warnings`` list what was dropped or changed to encode it."""
+    """An HTTP request; ``warnings`` list what was dropped or changed to encode it.
+
+    ``key`` is the header with a key that rotates: headers are prepared once for all requests, this one for each.
+    """
 
     __repr__ = shown
 
@@ -25,6 +28,12 @@ class WireRequest:
     headers: tuple[tuple[str, str | Secret], ...]
     body: bytes = field(repr=False)
     warnings: tuple[str, ...] = ()
+    key: tuple[str, Secret] | None = None
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The secrets that the request carries, in every form, for ``scrub``."""
+        return secret_values(self.headers if self.key is None else (*self.headers, self.key))
 
 
 @final

@@ -23,7 +23,7 @@ from llm_effects.values.messages import Document, Image, Message, Part, Reasonin
 from llm_effects.values.records import Attributes, Measure
 from llm_effects.values.requests import LLMRequest, request_messages
 from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, FinishReason, LLMResponse, Usage, total_cost
-from llm_effects.values.secrets import scrub, secret_values
+from llm_effects.values.secrets import RotatingKey, scrub, secret_values
 from llm_effects.values.validation import JSONObject
 
 Outcome: TypeAlias = Result[LLMResponse, LLMError] | None
@@ -191,7 +191,8 @@ def mask_of(config: LLMConfig) -> _Mask:
     """Return a function that masks all secrets of a configuration in a text."""
     targets = ready_targets(config).values()
     secrets = {secret for target in targets for secret in secret_values(key_headers(target))}
-    return lambda text: scrub(text, *secrets)
+    rotating = [target.config.api_key for target in targets if isinstance(target.config.api_key, RotatingKey)]
+    return lambda text: scrub(text, *secrets, *(form for key in rotating for form in key.masks))
 
 
 def request_bodies(request: LLMRequest, config: LLMConfig) -> Attributes:

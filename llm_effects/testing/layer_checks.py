@@ -14,8 +14,7 @@ import anyio
 from attrs import define, evolve, field
 from returns.result import Failure, Result, Success
 
-from llm_effects.clients.client import opening_of
-from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, committing
+from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, committing, opening_of
 from llm_effects.effects.effect import Answer, Policy, innermost, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.testing.scripted import answer, scripted_env

@@ -18,10 +18,9 @@ from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.clients.client import opening_of
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
-from llm_effects.effects.call import AttemptRecord, Call, Sink
+from llm_effects.effects.call import AttemptRecord, Call, Sink, opening_of
 from llm_effects.effects.effect import Answer, result_of
 from llm_effects.effects.env import Clients, Embedder, LLMEnv
 from llm_effects.effects.tasks import Pacer

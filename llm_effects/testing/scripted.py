@@ -14,10 +14,9 @@ from attrs import define, evolve, field, frozen
 from returns.future import FutureResult
 from returns.result import Failure, Result, Success
 
-from llm_effects.clients.client import opening_of
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
-from llm_effects.effects.call import Call
+from llm_effects.effects.call import Call, opening_of
 from llm_effects.effects.env import Clients, LLMEnv, NewId
 from llm_effects.providers.draft import events_of
 from llm_effects.routing.prices import PriceList, prices_of

@@ -72,6 +72,7 @@ from llm_effects.values.responses import LLMResponse as LLMResponse
 from llm_effects.values.responses import Usage as Usage
 from llm_effects.values.responses import Vector as Vector
 from llm_effects.values.responses import Vectors as Vectors
+from llm_effects.values.secrets import RotatingKey as RotatingKey
 from llm_effects.values.secrets import Secret as Secret
 from llm_effects.values.serialization import from_json as from_json
 from llm_effects.values.serialization import to_json as to_json

@@ -103,3 +103,14 @@ def streamed_text(events: Iterable[StreamEvent]) -> str:
         elif isinstance(event, TextDelta):
             pieces.append(event.text)
     return "".join(pieces)
+
+
+def length_of(event: StreamEvent) -> int:
+    """Return the length of an event's content, in characters.
+
+    >>> length_of(TextDelta("why")), length_of(Started("gpt"))
+    (3, 0)
+    """
+    if isinstance(event, TextDelta | ReasoningDelta):
+        return len(event.text)
+    return len(event.arguments) if isinstance(event, ToolCallDelta) else 0

@@ -1,12 +1,14 @@
-"""Keys and tokens: a type that never shows them, their validation, and their removal from texts."""
+"""Keys and tokens: types that never show them, their validation, and their removal from texts."""
 
 import hmac
 import html
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime, timedelta
+from threading import Lock
 from typing import Any, Final, NoReturn, TypeAlias, final
 from urllib.parse import quote, quote_plus
 
@@ -214,9 +216,94 @@ def public_headers(headers: Iterable[tuple[str, Secret]]) -> tuple[tuple[str, st
     return tuple(sorted((name.lower(), value.reveal()) for name, value in headers if not _SECRET_NAME.search(name)))
 
 
-def to_secret(value: str | Secret | None) -> Secret | None:
-    """Return a key as a ``Secret``."""
-    return Secret(value) if isinstance(value, str) else value
+FreshKey: TypeAlias = str | Secret | tuple[str | Secret, float]
+"""A key, or a pair of a key and its lifetime in seconds."""
+
+KeySource: TypeAlias = Callable[[], FreshKey | Awaitable[FreshKey]]
+"""A function, sync or async, that returns a key for the next calls."""
+
+
+@final
+class RotatingKey:
+    """A key that ``source`` returns when one is needed: at first, at the end of its lifetime, after a rejection.
+
+    ``source`` takes no argument, may be async, and returns the key or ``(key, seconds)``. Without a lifetime a key is
+    used until a server rejects it. Each object keeps one key, for all event loops and threads; give the same object to
+    several models that share a key. It stays hidden as a ``Secret`` does. ``masks`` are the forms of the current and
+    the previous key for ``scrub``, and ``sure_masks`` those for texts that mean something, as in ``key_forms``.
+
+    >>> key = RotatingKey(lambda: ("token-1", 3600))
+    >>> key, f"{key}"
+    (RotatingKey('***'), '***')
+    """
+
+    __slots__ = ("_ends", "_kept", "_previous", "flight", "lock", "masks", "source", "sure_masks")
+
+    def __init__(self, source: KeySource) -> None:
+        self.source = source
+        self.lock = Lock()
+        self.flight: object | None = None
+        self.masks: tuple[str, ...] = ()
+        self.sure_masks: tuple[str, ...] = ()
+        self._kept: Secret | None = None
+        self._previous: Secret | None = None
+        self._ends: datetime | None = None
+
+    def usable(self, now: datetime) -> Secret | None:
+        """Return the kept key, unless there is none, its lifetime has ended, or a server rejected it."""
+        return self._kept if self._ends is None or now < self._ends else None
+
+    def keep(self, key: Secret, asked: datetime, seconds: float | None) -> None:
+        """Keep a key for some ``seconds`` after it was ``asked`` for; the previous one stays masked in texts."""
+        if key != self._kept:
+            self._previous = self._kept
+        self._kept = key
+        self._ends = None if seconds is None else asked + timedelta(seconds=min(seconds, _LONGEST_S))
+        self.masks = _masks_of(filter(None, (self._kept, self._previous)))
+        self.sure_masks = tuple(filter(_is_key, self.masks))
+
+    def reject(self, key: Secret, now: datetime) -> None:
+        """Use a key that a server rejected no longer, unless another one is kept already."""
+        with self.lock:
+            if key == self._kept:
+                self._ends = now
+
+    def __repr__(self) -> str:
+        return f"RotatingKey({MASK!r})"
+
+    def __str__(self) -> str:
+        return MASK
+
+    def __format__(self, spec: str) -> str:
+        return format(MASK, spec)
+
+    def __reduce__(self) -> NoReturn:
+        msg = "a RotatingKey cannot be pickled: load the configuration again in the other process"
+        raise TypeError(msg)
+
+    def __getstate__(self) -> NoReturn:
+        self.__reduce__()
+
+    def __copy__(self) -> "RotatingKey":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "RotatingKey":
+        return self
+
+
+_LONGEST_S: Final = 10 * 365 * 86_400  # seconds: more may pass the last date that Python knows
+
+
+def _masks_of(keys: Iterable[Secret]) -> tuple[str, ...]:
+    forms = {form for key in keys for form in secret_values((("x-api-key", key),))}
+    return tuple(sorted(forms, key=len, reverse=True))
+
+
+def to_key(value: "str | Secret | RotatingKey | KeySource | None") -> "Secret | RotatingKey | None":
+    """Return a key as a ``Secret``, and a function that returns one as a ``RotatingKey``."""
+    if isinstance(value, str):
+        return Secret(value)
+    return RotatingKey(value) if callable(value) else value
 
 
 _PLACEHOLDER: Final = re.compile(r"<.*>|\$.*|\{.*|your.*key.*|.*\.\.\..*|change.?me|none|null|undefined", re.IGNORECASE)
@@ -225,17 +312,27 @@ _HEADER_NAME: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 
 def valid_key(_: object, attribute: "attrs.Attribute[Any]", key: object) -> None:
     """Reject a key that no server accepts, without showing it."""
-    if key is None:
+    if key is None or (isinstance(key, RotatingKey) and attribute.name == "api_key"):
         return
     if not isinstance(key, Secret):
         invalid(attribute.name, f"must be a text or a Secret, not {type(key).__name__}")
-    text = key.reveal()
+    if problem := key_problem(key.reveal()):
+        invalid(attribute.name, problem)
+
+
+def key_problem(text: str) -> str | None:
+    """Return the problem of a key that no server accepts, without showing it.
+
+    >>> key_problem("sk-1 "), key_problem("sk-1")
+    ('contains a space, a line break or a character outside ASCII: copy the key again', None)
+    """
     if not text.strip():
-        invalid(attribute.name, "must not be blank: leave it out for a server that needs none")
+        return "must not be blank: leave it out for a server that needs none"
     if not text.isascii() or any(character.isspace() or not character.isprintable() for character in text):
-        invalid(attribute.name, "contains a space, a line break or a character outside ASCII: copy the key again")
+        return "contains a space, a line break or a character outside ASCII: copy the key again"
     if _PLACEHOLDER.fullmatch(text):
-        invalid(attribute.name, "is a placeholder: give the key itself, or leave it out for a server that needs none")
+        return "is a placeholder: give the key itself, or leave it out for a server that needs none"
+    return None
 
 
 def valid_headers(_: object, attribute: "attrs.Attribute[Any]", headers: tuple[tuple[str, object], ...]) -> None:

@@ -1,6 +1,6 @@
 """The rows of the fault matrix by number: what goes wrong, and what is right.
 
-Rows 1 to 138 are what servers, networks and callers do wrong. Rows 139 to 193 were found by trying this library: the
+Rows 1 to 138 are what servers, networks and callers do wrong. Rows from 139 on were found by trying this library: the
 first text of each is what it did before.
 """
 
@@ -232,4 +232,10 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     191: ("a server may refuse the field prompt_cache_key", "only OpenAI and Azure get it; it names nobody"),
     192: ("writes for an hour and service tiers cost the usual price", "each has its own"),
     193: ("a single prompt that pays for a write that nothing reads", "no mark, unless a part has one"),
+    # Keys that rotate
+    220: ("a token that ran out was sent until the program was restarted", "a fresh one at the end of its lifetime"),
+    221: ("a token that was revoked early failed every call", "one fresh key, one more attempt, then the error"),
+    222: ("a hundred calls at once all asked for the token", "one does; a cancelled one leaves its place to another"),
+    223: ("a function for keys that raised, hung or returned nonsense", "an error that names the remedy, in time"),
+    224: ("the token of before was shown by a server, a repr or a log", "masked like the current one, baked nowhere"),
 }

@@ -127,6 +127,8 @@ def build_request(method: Method, wire: WireRequest, limits: Timeouts) -> Result
     if not is_successful(fixed):
         return Failure(fixed.failure())
     headers = _with_length(method, fixed.unwrap(), wire.body)
+    if wire.key is not None:
+        headers = (*headers, (wire.key[0].encode("ascii"), wire.key[1].reveal().encode("ascii")))
     return Success(Outgoing(method, address.unwrap(), headers, wire, limits))
 
 

@@ -45,7 +45,6 @@ from llm_effects.effects.tasks import OnSent
 from llm_effects.providers.wire import CLOSING_S
 from llm_effects.values import caps
 from llm_effects.values.errors import ConfigurationError, LLMError, RequestTimeout, TimeoutPhase, cause_of
-from llm_effects.values.secrets import secret_values
 
 Problem: TypeAlias = ClientError | HttpProcessingError | OSError | UnicodeError
 """Exceptions that aiohttp raises for reasons outside of this program."""
@@ -419,7 +418,7 @@ def _is_disconnect(problem: Problem) -> bool:
 
 def _map_connecting(problem: Problem, request: Outgoing) -> LLMError:
     """Map an exception raised while connecting to an error."""
-    cause = cause_of(problem, *secret_values(request.wire.headers))
+    cause = cause_of(problem, *request.wire.secrets)
     match problem:
         case InvalidURL() | UnicodeError():
             return ConfigurationError(message=f"this request cannot be sent: {cause.message}", cause=cause)
@@ -433,7 +432,7 @@ def _map_connecting(problem: Problem, request: Outgoing) -> LLMError:
 
 def _map_problem(problem: Problem, request: Outgoing, phase: TimeoutPhase) -> LLMError:
     """Map an exception of an open connection to an error; ``phase`` is what was waited for."""
-    cause = cause_of(problem, *secret_values(request.wire.headers))
+    cause = cause_of(problem, *request.wire.secrets)
     match problem:
         case _SilentServerError():
             limit = request.limits.read_s

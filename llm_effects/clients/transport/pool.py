@@ -57,7 +57,7 @@ from llm_effects.values.errors import (
     TimeoutPhase,
     cause_of,
 )
-from llm_effects.values.secrets import scrub, secret_values
+from llm_effects.values.secrets import scrub
 
 MakePool: TypeAlias = Callable[[int], httpx.AsyncBaseTransport]
 """A factory of pools, from their number of connections."""
@@ -250,7 +250,7 @@ def map_exception(problem: WireProblem, started: bool, *, request: WireRequest, 
     ('TimeoutError', 'connect', 2000)
     """
     problem = _by_httpx(problem)
-    cause = cause_of(problem, *secret_values(request.headers))
+    cause = cause_of(problem, *request.secrets)
     match problem:
         case httpx.TimeoutException():
             return _timeout(problem, limits, started, cause)
@@ -329,7 +329,7 @@ def _mask_record(record: logging.LogRecord) -> bool:
     """Mask the secrets of a request in what httpcore logs of it: at DEBUG, all headers of the response."""
     sending = _sending.get()
     if sending is not None:
-        record.msg, record.args = scrub(record.getMessage(), *secret_values(sending.wire.headers)), ()
+        record.msg, record.args = scrub(record.getMessage(), *sending.wire.secrets), ()
     return True
 
 

@@ -403,9 +403,17 @@ class Transport:
         finally:
             await self._pools.leave(pool)
 
-    async def fetch(self, url: str, headers: tuple[tuple[str, str | Secret], ...], limits: Timeouts) -> WireResponse:
+    async def fetch(
+        self,
+        url: str,
+        headers: tuple[tuple[str, str | Secret], ...],
+        limits: Timeouts,
+        key: tuple[str, Secret] | None = None,
+    ) -> WireResponse:
         """Send a GET request and return its whole response."""
-        return await self._exchange("GET", WireRequest(url=url, headers=headers, body=b""), limits, no_listener)
+        return await self._exchange(
+            "GET", WireRequest(url=url, headers=headers, body=b"", key=key), limits, no_listener
+        )
 
     async def load(self, *, https: bool) -> None:
         """Import the library, and load the certificates for ``https``, in a thread: either takes 20 to 100 ms."""
