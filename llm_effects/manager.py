@@ -26,9 +26,9 @@ from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import Sink
 from llm_effects.effects.combinators import gather
 from llm_effects.effects.effect import Answer, Effect, effect, fail, from_env, from_service, result_of, run, then
-from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
+from llm_effects.effects.env import Background, Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
 from llm_effects.effects.mistakes import check_config, entered_by
-from llm_effects.effects.tasks import task_group
+from llm_effects.effects.tasks import background_tasks, task_group
 from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
 from llm_effects.pipeline import generate, open_stream, stream
 from llm_effects.policies.routing import no_model_remedy
@@ -43,6 +43,7 @@ from llm_effects.stores.health import MemoryHealth
 from llm_effects.stores.ledger.memory import MemoryLedger
 from llm_effects.stores.limits.memory import MemoryLimits
 from llm_effects.stores.open import Storage, open_cache, open_limits, open_storage, usable
+from llm_effects.telemetry.logs import log_refresh_defect
 from llm_effects.values.errors import AuthenticationFailed, ConfigurationError, LLMError, describe
 from llm_effects.values.events import Failed, StreamEvent
 from llm_effects.values.messages import Message
@@ -108,13 +109,23 @@ async def _open(config: LLMConfig, transport: Transport, *, check: bool, warm: b
             if problems:
                 raise InvalidValue(problems)
         await _load(env, transport)
-        async with transport.scope():
+        async with transport.scope(), _background(config) as background:
             if warm:
                 await _warm_connections(env, clients)
-            yield env
+            yield env if background is None else evolve(env, background=background)
     finally:
         with anyio.CancelScope(shield=True):
             await _close(env, clients)
+
+
+@asynccontextmanager
+async def _background(config: LLMConfig) -> AsyncGenerator[Background | None]:
+    """Open a scope for refreshes, if the cache returns stale answers: it must be left in the task that entered it."""
+    if not (config.cache.enabled and config.cache.stale_seconds):
+        yield None
+        return
+    async with background_tasks(log_refresh_defect) as tasks:
+        yield tasks
 
 
 def transport_of(config: LLMConfig) -> Transport:

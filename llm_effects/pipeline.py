@@ -278,6 +278,7 @@ def _ended(
         cost=total_cost(attempt.cost for attempt in attempts),
         latency_ms=latency_ms,
         cached=cached,
+        stale=response.stale,
         attempts=attempts,
         warnings=response.warnings + warnings if warnings else response.warnings,
         doubtful=response.doubtful,

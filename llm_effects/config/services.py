@@ -25,6 +25,8 @@ def _keep(value: Iterable[str]) -> tuple[str, ...]:
 class CacheConfig:
     """Where the cache stores answers, for how long (seconds; ``None`` is without end), how many and which.
 
+    For ``stale_seconds`` more, an answer is still returned, marked as stale, while a fresh one is fetched; 0 is never.
+
     ``keep`` lists the finish reasons of answers to store: ``stop``, and if wanted ``length`` (cut off at the limit) or
     ``tool_calls``. Configurations with different ``namespace`` share no entry; without one, those whose models have
     different headers share none.
@@ -34,6 +36,7 @@ class CacheConfig:
 
     enabled: bool = field(default=True, validator=instance(bool))
     ttl_seconds: float | None = field(default=3600, validator=number(at_least=0))
+    stale_seconds: float = field(default=0.0, validator=number(at_least=0))
     max_size: int = field(default=1000, validator=number(at_least=1, whole=True))
     url: str | Secret = field(default="memory://", converter=to_url, validator=valid_url, repr=hide_password)
     keep: tuple[str, ...] = field(default=("stop",), converter=_keep, validator=each_of(*KEEPABLE))

@@ -414,6 +414,17 @@ class Telemetry(Protocol):
         ...
 
 
+class Background(Protocol):
+    """Work that belongs to no call, in the scope of an environment: it is cancelled and awaited when that closes."""
+
+    def start(self, key: Hashable, work: Callable[[], Awaitable[object]]) -> bool:
+        """Start some work, unless that of the same key is under way; return whether the scope is open here.
+
+        It is not in another event loop than that of the scope, nor once the scope is being closed.
+        """
+        ...
+
+
 Now: TypeAlias = Callable[[], datetime]
 """Wall time with its zone, for TTLs, the ledger and dates only."""
 
@@ -450,3 +461,4 @@ class LLMEnv:
     now: Now = field(repr=False)
     draw: Draw = field(repr=False)
     new_id: NewId = field(repr=False)
+    background: Background | None = field(default=None, repr=False)

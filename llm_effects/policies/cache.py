@@ -113,6 +113,7 @@ def ready_answer(
     less where the cache waits.
     """
     usable = is_cached(request, env.config) and request.cache is not CachePolicy.REFRESH
+    usable = usable and not env.config.cache.stale_seconds  # what is stale has more to do
     if not usable or env.telemetry.active:  # a span belongs to every call that is traced
         return None
     within: _GetWithin | None = getattr(env.cache, "get_within", None)
@@ -151,7 +152,7 @@ async def _cached(next: Generate, call: Call, env: LLMEnv) -> Answer:
     stored = await _stored(call, env, key)
     entry = stored.value_or(None)
     if entry is not None:
-        return await _replay(entry, call)
+        return await (_use_stale(next, call, env, key, entry) if _is_stale(entry, env) else _replay(entry, call))
     if policy is CachePolicy.ONLY or _misconfigured(stored):
         return Failure(_no_answer(stored))
     return await _ask_and_store(next, call, env, key, _read_warning(stored, call))
@@ -163,6 +164,59 @@ async def _stored(call: Call, env: LLMEnv, key: str) -> Result[Entry | None, LLM
     known, call.history.looked_up = call.history.looked_up, None
     # it was no answer, or the layers would not have begun
     return await look_up(env, key, call.deadline) if known is None else known.map(lambda _: None)
+
+
+# Stale answers: still returned for a while, while a fresh one is fetched.
+
+REFRESH_TAG: Final = "refresh"
+"""The tag of the ledger rows of a refresh."""
+
+REFRESH_PAUSE_S: Final = 1.0
+"""Shortest time between a refresh that failed and the next one of the same question, in seconds."""
+
+
+def _is_stale(entry: Entry, env: LLMEnv) -> bool:
+    return entry.fresh_until is not None and env.now().timestamp() >= entry.fresh_until
+
+
+async def _use_stale(next: Generate, call: Call, env: LLMEnv, key: str, entry: Entry) -> Answer:
+    """Return a stale answer at once while a fresh one is fetched in the environment's scope; without one, ask first.
+
+    No task may outlive its scope: in an environment that has none, the caller waits, and has the stale answer if the
+    models fail before any content.
+    """
+    if call.request.cache is CachePolicy.ONLY or _refreshes(next, call, env, key):
+        return await _replay(entry, call, stale=True)
+    answer = await _ask_and_store(next, call, env, key, ())
+    if is_successful(answer) or call.history.contents:
+        return answer
+    warning = f"the stored answer is stale, and no fresh one could be fetched: {answer.failure().tag}"
+    stale = await _replay(entry, call, stale=True)
+    return stale.map(lambda response: evolve(response, warnings=(*response.warnings, warning)))
+
+
+def _refreshes(next: Generate, call: Call, env: LLMEnv, key: str) -> bool:
+    """Start a refresh unless one is under way, and return whether the environment has a scope for it."""
+    limit_s = (call.request.preferences.timeout_ms or env.config.routing.timeout_ms) / 1000
+
+    async def refresh() -> None:
+        request = evolve(call.request, cache=CachePolicy.REFRESH, tags=(*call.request.tags, REFRESH_TAG))
+        deadline = anyio.current_time() + limit_s
+        fresh = Call(
+            id=env.new_id(),
+            request=request,
+            deadline=deadline,
+            turn=call.turn,
+            validator=call.validator,
+            layers=call.layers,
+        )
+        answer: Answer | None = None
+        with anyio.move_on_after(limit_s):
+            answer = await _ask_and_store(next, fresh, env, key, ())
+        if answer is None or not is_successful(answer):
+            await anyio.sleep(REFRESH_PAUSE_S)
+
+    return env.background is not None and env.background.start((id(env.cache), id(next), key), refresh)
 
 
 def is_cached(request: LLMRequest, config: LLMConfig) -> bool:
@@ -188,7 +242,7 @@ def _no_answer(stored: Result[Entry | None, LLMError]) -> LLMError:
     return StorageFailed(operation="cache", message="no answer is stored, and the request's cache policy is ONLY")
 
 
-async def _replay(entry: Entry, call: Call) -> Answer:
+async def _replay(entry: Entry, call: Call, *, stale: bool = False) -> Answer:
     """Return a stored answer with its original deltas and usage, at no cost."""
     if call.sink is not None:
         model, pacer = entry.response.model, Pacer()
@@ -196,7 +250,7 @@ async def _replay(entry: Entry, call: Call) -> Answer:
         for event in entry.events or events_of(entry.response):
             await call.sink(event)
             await pacer.step()
-    return Success(evolve(entry.response, cached=True, cost=Cost.ZERO, attempts=()))
+    return Success(evolve(entry.response, cached=True, stale=stale, cost=Cost.ZERO, attempts=()))
 
 
 async def _ask_and_store(next: Generate, call: Call, env: LLMEnv, key: str, warnings: tuple[str, ...]) -> Answer:
@@ -295,18 +349,21 @@ async def _decoded(
 async def store(env: LLMEnv, key: str, entry: Entry, deadline: float = math.inf) -> str | None:
     """Store an answer and return what went wrong, which makes the call neither fail nor wait."""
     keep: Callable[[str, Entry, float | None], None] | None = getattr(env.cache, "keep", None)
+    ttl, stale = env.config.cache.ttl_seconds, env.config.cache.stale_seconds
+    if ttl is not None and stale:
+        entry, ttl = evolve(entry, fresh_until=env.now().timestamp() + ttl), ttl + stale
     if keep is not None:
-        keep(key, entry, env.config.cache.ttl_seconds)
+        keep(key, entry, ttl)
         return None
     if not _waits(env.cache):
-        return await _put(env, key, entry)
+        return await _put(env, key, entry, ttl)
     with anyio.move_on_after(_time_limit(deadline)):
-        return await _put(env, key, entry)
+        return await _put(env, key, entry, ttl)
     return "the answer could not be stored: it took too long"
 
 
-async def _put(env: LLMEnv, key: str, entry: Entry) -> str | None:
-    stored = await result_of(env.cache.put(key, dump_entry(entry), env.config.cache.ttl_seconds))
+async def _put(env: LLMEnv, key: str, entry: Entry, ttl: float | None) -> str | None:
+    stored = await result_of(env.cache.put(key, dump_entry(entry), ttl))
     return None if is_successful(stored) else f"the answer could not be stored: {describe(stored.failure())}"
 
 

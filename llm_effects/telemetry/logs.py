@@ -84,6 +84,11 @@ def log_cache_trouble(call: Call, operation: str) -> None:
     unharmed(LOGGER.warning, "cache failed: %s", operation, extra=fields)
 
 
+def log_refresh_defect(defect: Exception) -> None:
+    """Log what a refresh of the cache raised, by its class: no caller waits for it."""
+    unharmed(LOGGER.warning, "refresh failed: %s", type(defect).__name__, extra={"outcome": "refresh failed"})
+
+
 def _call_fields(call: Call) -> _Fields:
     return {"call_id": call.id, "task_type": str(call.request.task_type)}
 

@@ -151,7 +151,8 @@ class LLMResponse:
     ``model`` is the configured name that answered, ``served_model`` the model that the provider reports;
     ``latency_ms`` (milliseconds) covers the whole call; ``cost`` is the sum over ``attempts``; ``warnings`` lists what
     was dropped or is doubtful. An answer is ``doubtful`` if the model may not have read the whole prompt or finished;
-    the cache does not store it. ``skipped`` names the models that were to answer, but that a budget did not permit.
+    the cache does not store it. A ``cached`` answer is ``stale`` past its time to live. ``skipped`` names the models
+    that were to answer, but that a budget did not permit.
     """
 
     __repr__ = shown
@@ -167,6 +168,7 @@ class LLMResponse:
     cost: Cost = Cost.UNKNOWN
     latency_ms: float = 0.0
     cached: bool = False
+    stale: bool = False
     attempts: tuple[Attempt, ...] = field(default=(), repr=names)
     warnings: tuple[str, ...] = ()
     doubtful: bool = field(default=False, repr=False)
@@ -176,7 +178,7 @@ class LLMResponse:
     def _repr_markdown_(self) -> str:
         usage, doubts = self.usage, [f"- {escaped(warning)}" for warning in self.warnings]
         tokens = f"{_or_unknown(usage.prompt_tokens)} + {_or_unknown(usage.output_tokens)} tokens"
-        known = [self.model, tokens, str(self.cost), milliseconds(self.latency_ms), "cached" if self.cached else None]
+        known = [self.model, tokens, str(self.cost), milliseconds(self.latency_ms), _origin(self)]
         facts = " · ".join(escaped(each) for each in known if each)
         return "\n\n".join(filter(None, [paragraphs(self.content), f"*{facts}*", "\n".join(doubts)]))
 
@@ -184,6 +186,10 @@ class LLMResponse:
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The tool calls of the answer, in order."""
         return tuple(part for part in self.parts if isinstance(part, ToolCall))
+
+
+def _origin(response: LLMResponse) -> str | None:
+    return None if not response.cached else "cached, stale" if response.stale else "cached"
 
 
 def _or_unknown(tokens: int | None) -> str:

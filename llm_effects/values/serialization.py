@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from decimal import Decimal
 from functools import cache, lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, final, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast, final, get_args
 
 import msgspec
 from attrs import field, frozen
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cattrs import Converter
 
 _Value = TypeVar("_Value")
+_Table: TypeAlias = dict[str, object]
 
 VERSION: Final = 1
 """The version of stored entries; entries of other versions are ignored."""
@@ -34,12 +35,16 @@ VERSION: Final = 1
 @final
 @frozen(kw_only=True)
 class Entry:
-    """A stored answer, with its events if it was streamed."""
+    """A stored answer, with its events if it was streamed.
+
+    It is stale from ``fresh_until`` on, in seconds since 1970; ``None`` is never.
+    """
 
     __repr__ = shown
 
     response: LLMResponse
     events: tuple[ContentEvent, ...] = field(default=())
+    fresh_until: float | None = None
 
 
 class _Envelope(msgspec.Struct):
@@ -62,9 +67,16 @@ def dump_entry(entry: Entry) -> bytes:
 def _plain(entry: Entry) -> object:
     """Return an entry as the converter does, without it: making it takes 50 milliseconds of a process's first call."""
     if any(isinstance(part, Image | Document) for part in entry.response.parts):  # bytes, which the converter encodes
-        return _converter().unstructure(entry)
+        return _known_before(cast("_Table", _converter().unstructure(entry)))
     response = {**_fields(entry.response), "parts": [*map(_tagged, entry.response.parts)]}
-    return {"response": response, "events": [*map(_tagged, entry.events)]}
+    events = [*map(_tagged, entry.events)]
+    return _known_before({"response": response, "events": events, "fresh_until": entry.fresh_until})
+
+
+def _known_before(entry: _Table) -> _Table:
+    """Leave out what earlier versions reject, where it says nothing: they share stores with this one."""
+    response = {name: value for name, value in cast("_Table", entry["response"]).items() if name != "stale"}
+    return {name: value for name, value in {**entry, "response": response}.items() if value is not None}
 
 
 def _tagged(value: object) -> dict[str, object]:

@@ -238,4 +238,10 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     222: ("a hundred calls at once all asked for the token", "one does; a cancelled one leaves its place to another"),
     223: ("a function for keys that raised, hung or returned nonsense", "an error that names the remedy, in time"),
     224: ("the token of before was shown by a server, a repr or a log", "masked like the current one, baked nowhere"),
+    # Stale answers
+    225: ("a caller past the time to live waited for a fresh answer", "the stale one at once; a refresh beside it"),
+    226: ("a hundred stale hits would start a hundred refreshes", "one at a time for each question"),
+    227: ("a refresh would outlive its environment", "cancelled and awaited when that closes"),
+    228: ("a refresh that failed would lose the answer", "kept to its bound; a pause before the next refresh"),
+    229: ("an environment without a scope would leak a task", "the caller refreshes; the stale answer if that fails"),
 }

@@ -1,0 +1,287 @@
+"""Answers past their time to live: returned at once within a bound, while a fresh one is fetched in a scope."""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+from attrs import define, evolve, field
+from returns.future import FutureResult
+from returns.result import Failure, Success
+
+from llm_effects import (
+    CachePolicy,
+    LLMConfig,
+    LLMEnv,
+    LLMRequest,
+    LLMResponse,
+    ModelConfig,
+    ModelUnavailable,
+    StreamEvent,
+    generate,
+    open_env,
+    run,
+    scripted_env,
+    stream,
+)
+from llm_effects.config import CacheConfig, RoutingConfig
+from llm_effects.effects.call import Call
+from llm_effects.effects.effect import Answer, result_of
+from llm_effects.effects.env import Cache
+from llm_effects.effects.tasks import background_tasks
+from llm_effects.policies.cache import REFRESH_PAUSE_S, REFRESH_TAG
+from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.stores.cache.sqlite import SqliteCache
+from llm_effects.telemetry.logs import log_refresh_defect
+from llm_effects.testing import answer
+from llm_effects.values.errors import LLMError
+from llm_effects.values.records import ModelHealth
+from llm_effects.values.serialization import Entry, dump_entry, load_entry
+
+pytestmark = pytest.mark.anyio
+
+ASK = LLMRequest(prompt="why?", tags=("team-a",))
+START = datetime(2026, 11, 29, tzinfo=UTC)
+TTL_S, STALE_S = 60.0, 600.0
+CONFIG = LLMConfig(
+    models={"one": ModelConfig(provider="lm-studio", model="m")},
+    routing=RoutingConfig(max_retries=0),
+    cache=CacheConfig(ttl_seconds=TTL_S, stale_seconds=STALE_S),
+)
+
+
+@define
+class Model:
+    """Clients that number their answers, and wait or fail where a test wants it."""
+
+    fails: bool = False
+    defect: bool = False
+    gate: anyio.Event | None = None
+    cancelled: int = 0
+    calls: list[Call] = field(factory=list[Call])
+
+    def complete(self, call: Call) -> FutureResult[LLMResponse, LLMError]:
+        return FutureResult(self._answer(call))
+
+    def probe(self, name: str, model: ModelConfig) -> FutureResult[ModelHealth, LLMError]:
+        return FutureResult.from_value(ModelHealth(model=name, provider=model.provider))
+
+    async def _answer(self, call: Call) -> Answer:
+        self.calls.append(call)
+        number = len(self.calls)
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+        except anyio.get_cancelled_exc_class():
+            self.cancelled += 1
+            raise
+        if self.defect:
+            raise KeyError("a mistake")
+        return Failure(ModelUnavailable(model="one", status=503)) if self.fails else Success(answer(f"{number}"))
+
+
+@define
+class World:
+    """An environment whose clock stands still until a test moves it."""
+
+    model: Model
+    env: LLMEnv
+    clock: list[float]
+
+    async def ask(self, policy: CachePolicy = CachePolicy.USE) -> LLMResponse:
+        return (await run(generate(evolve(ASK, cache=policy)), self.env)).unwrap()
+
+    async def shown(self, policy: CachePolicy = CachePolicy.USE) -> tuple[str, bool, bool]:
+        response = await self.ask(policy)
+        return response.content, response.cached, response.stale
+
+
+def world(cache: Cache | None = None) -> World:
+    model, clock = Model(), [0.0]
+
+    def now() -> datetime:
+        return START + timedelta(seconds=clock[0])
+
+    store = MemoryCache(100, clock=lambda: clock[0]) if cache is None else cache
+    return World(model, evolve(scripted_env(config=CONFIG, clients=model), cache=store, now=now), clock)
+
+
+@asynccontextmanager
+async def scoped(here: World) -> AsyncGenerator[World]:
+    async with background_tasks(log_refresh_defect) as tasks:
+        yield World(here.model, evolve(here.env, background=tasks), here.clock)
+
+
+async def test_fault_225_a_stale_answer_comes_at_once_and_the_next_caller_has_a_fresh_one() -> None:
+    async with scoped(world()) as here:
+        seen = [await here.shown()]
+        here.clock[0] = TTL_S
+        here.model.gate = anyio.Event()
+        seen.append(await here.shown())
+        here.model.gate.set()
+        await anyio.wait_all_tasks_blocked()
+        seen.append(await here.shown())
+    assert seen == [("1", False, False), ("1", True, True), ("2", True, False)]
+
+
+async def test_fault_225_the_caller_pays_nothing_and_the_ledger_has_the_refresh() -> None:
+    async with scoped(world()) as here:
+        first = await here.ask()
+        here.clock[0] = TTL_S
+        stale = await here.ask()
+        await anyio.wait_all_tasks_blocked()
+        rows = (await result_of(here.env.ledger.rows())).unwrap()
+    assert (stale.attempts, stale.cost.usd, len(first.attempts)) == ((), 0, 1)
+    assert [row.tags for row in rows] == [("team-a",), ("team-a", REFRESH_TAG)]
+    assert rows[0].call_id != rows[1].call_id
+
+
+async def test_fault_225_past_its_bound_a_stale_answer_is_a_miss() -> None:
+    async with scoped(world()) as here:
+        await here.ask()
+        here.clock[0] = TTL_S + STALE_S
+        assert await here.shown() == ("2", False, False)
+
+
+async def test_fault_225_a_stream_replays_the_stale_answer() -> None:
+    events = list[StreamEvent]()
+
+    async def sink(event: StreamEvent) -> None:
+        events.append(event)
+
+    async with scoped(world()) as here:
+        await here.ask()
+        here.clock[0] = TTL_S
+        response = (await run(stream(ASK, sink), here.env)).unwrap()
+    assert (response.content, response.stale) == ("1", True)
+    assert [type(event).__name__ for event in events] == ["Started", "TextDelta", "Completed"]
+
+
+async def test_fault_225_other_policies_keep_their_meaning() -> None:
+    async with scoped(world()) as here:
+        await here.ask()
+        here.clock[0] = TTL_S
+        assert await here.shown(CachePolicy.ONLY) == ("1", True, True)
+        await anyio.wait_all_tasks_blocked()
+        assert len(here.model.calls) == 1
+        assert await here.shown(CachePolicy.BYPASS) == ("2", False, False)
+        assert await here.shown(CachePolicy.REFRESH) == ("3", False, False)
+        assert await here.shown() == ("3", True, False)
+
+
+async def test_fault_225_a_file_keeps_the_bound_too(tmp_path: Path) -> None:
+    here = world()
+    store = SqliteCache(tmp_path / "answers.db", here.env.now, timeout_seconds=30)
+    async with scoped(World(here.model, evolve(here.env, cache=store), here.clock)) as kept:
+        seen = [await kept.shown()]
+        kept.clock[0] = TTL_S - 1
+        seen.append(await kept.shown())
+        kept.clock[0] = TTL_S + STALE_S - 1
+        seen.append(await kept.shown())
+        with anyio.fail_after(30):
+            while not (seen[-1][1] and not seen[-1][2] and seen[-1][0] == "2"):
+                await anyio.sleep(0.01)
+                seen.append(await kept.shown())
+    await store.aclose()
+    assert seen[:3] == [("1", False, False), ("1", True, False), ("1", True, True)]
+
+
+async def test_fault_226_a_question_has_one_refresh_at_a_time() -> None:
+    async with scoped(world()) as here:
+        await here.ask()
+        here.clock[0] = TTL_S
+        here.model.gate = anyio.Event()
+        for _ in range(20):
+            assert await here.shown() == ("1", True, True)
+        await anyio.wait_all_tasks_blocked()
+        assert len(here.model.calls) == 2
+        here.model.gate.set()
+
+
+async def test_fault_227_a_refresh_ends_with_its_environment() -> None:
+    here = world()
+    async with scoped(here) as inside:
+        await inside.ask()
+        here.clock[0] = TTL_S
+        here.model.gate = anyio.Event()
+        await inside.ask()
+        await anyio.wait_all_tasks_blocked()
+        assert (len(here.model.calls), here.model.cancelled) == (2, 0)
+    assert here.model.cancelled == 1
+
+
+async def test_fault_227_open_env_has_the_scope_where_the_cache_needs_it() -> None:
+    for stale_s in (0, STALE_S):
+        cache = CacheConfig(stale_seconds=stale_s)
+        async with open_env(evolve(CONFIG, cache=cache)) as env:
+            assert (env.background is not None) == bool(stale_s)
+            if env.background is not None:
+                assert env.background.start("forever", anyio.sleep_forever)
+        if env.background is not None:
+            assert not env.background.start("late", anyio.sleep_forever)
+
+
+async def test_fault_227_another_loop_has_no_part_in_the_scope() -> None:
+    async def start(env: LLMEnv) -> bool:
+        assert env.background is not None
+        return env.background.start("elsewhere", anyio.sleep_forever)
+
+    async with scoped(world()) as here:
+        assert not await anyio.to_thread.run_sync(anyio.run, start, here.env)
+
+
+async def test_fault_228_a_refresh_that_fails_leaves_the_answer_and_pauses() -> None:
+    async with scoped(world()) as here:
+        await here.ask()
+        here.clock[0] = TTL_S
+        here.model.fails = True
+        for _ in range(10):
+            assert await here.shown() == ("1", True, True)
+            await anyio.wait_all_tasks_blocked()
+        assert len(here.model.calls) == 2
+    assert REFRESH_PAUSE_S >= 1
+
+
+async def test_fault_228_a_defect_of_a_refresh_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async with scoped(world()) as here:
+        await here.ask()
+        here.clock[0] = TTL_S
+        here.model.defect = True
+        with caplog.at_level(logging.WARNING, "llm_effects"):
+            await here.ask()
+            await anyio.wait_all_tasks_blocked()
+        here.model.defect = False
+        assert await here.shown() == ("1", True, True)
+    assert "refresh failed: KeyError" in caplog.text
+    assert "a mistake" not in caplog.text
+
+
+async def test_fault_229_without_a_scope_the_caller_refreshes() -> None:
+    here = world()
+    await here.ask()
+    here.clock[0] = TTL_S
+    assert await here.shown() == ("2", False, False)
+    assert await here.shown() == ("2", True, False)
+
+
+async def test_fault_229_without_a_scope_a_failure_returns_the_stale_answer_with_a_warning() -> None:
+    here = world()
+    await here.ask()
+    here.clock[0], here.model.fails = TTL_S, True
+    response = await here.ask()
+    assert (response.content, response.cached, response.stale) == ("1", True, True)
+    assert response.warnings == ("the stored answer is stale, and no fresh one could be fetched: ModelUnavailable",)
+    assert [attempt.outcome for attempt in response.attempts] == ["ModelUnavailable"]
+    here.clock[0] = TTL_S + STALE_S
+    assert (await run(generate(ASK), here.env)).failure().tag == "ModelUnavailable"
+
+
+def test_entries_without_a_bound_are_written_as_before() -> None:
+    entry = Entry(response=answer("because"))
+    assert b"stale" not in dump_entry(entry)
+    assert b"fresh_until" not in dump_entry(entry)
+    bounded = evolve(entry, fresh_until=12.5)
+    assert load_entry(dump_entry(bounded)) == bounded
