@@ -32,7 +32,8 @@ MANY: Final = 30
 """A room with more names than this has a page for each of its modules."""
 
 PLACES: Final = {
-    "plain": "LLM AsyncLLM LLMFailure EventStream AsyncEventStream RequestFields TurnFields",
+    "plain": "LLM AsyncLLM LLMFailure EventStream AsyncEventStream PartialStream AsyncPartialStream RequestFields "
+    "TurnFields",
     "pipeline": "",
     "manager": "LLMManager create_default_llm_manager create_default_local_client make_llm_manager make_model_router "
     "check_setup open_env",

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal, final
 
@@ -24,9 +24,9 @@ from llm_effects import (
     create_default_llm_manager,
     describe,
     effect,
-    generate_as,
     run,
 )
+from llm_effects.structured import Partial, stream_as
 
 SCHEMA: Final = Path(__file__).parent / "data" / "service_status.json"
 TYPES: Final = {"string": "string", "number": "number", "boolean": "boolean"}
@@ -122,8 +122,18 @@ def checked_component(fields: dict[str, str], design: Design) -> Result[str, LLM
     return Failure(SchemaMismatch(problems=errors, raw=code)) if errors else Success(code)
 
 
-def component(title: str, fields: dict[str, str]) -> Effect[str]:
-    """Ask for a design, and render it."""
+def preview(fields: dict[str, str], so_far: Partial[Design]) -> str:
+    """Return a line of the table as far as its design is known: the heading, and how its columns look."""
+    columns = (f"{name}: {so_far.get(name, str) or '...'}" for name in fields)
+    return f"{so_far.get('heading', str) or '...'} | {' | '.join(columns)}"
+
+
+def component(title: str, fields: dict[str, str], show: Callable[[str], object]) -> Effect[str]:
+    """Ask for a design, ``show`` the component as it comes, and render it."""
+
+    async def shown(so_far: Partial[Design]) -> None:
+        show(preview(fields, so_far))
+
     listed = ", ".join(f"{name} ({kind})" for name, kind in fields.items())
     request = LLMRequest(
         system="You design tables for the dashboards of an observability platform.",
@@ -131,14 +141,19 @@ def component(title: str, fields: dict[str, str]) -> Effect[str]:
         task_type=TaskType.UI_GENERATION,
         preferences=Preferences(max_tokens=150, temperature=0.0, seed=7),
     )
-    design = generate_as(request, Design).map(lambda answer: answer.value)
+    design = stream_as(request, Design, shown, growing=True).map(lambda answer: answer.value)
     return design.bind_result(lambda chosen: checked_component(fields, chosen))
 
 
-async def main(env: LLMEnv) -> Result[str, LLMError]:
+def to_stderr(line: str) -> None:
+    """Show a line beside the output."""
+    print(line, file=sys.stderr)
+
+
+async def main(env: LLMEnv, show: Callable[[str], object] = to_stderr) -> Result[str, LLMError]:
     """Read the schema, and generate a component for it."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    return await run(component(schema["title"], schema["fields"]), env)
+    return await run(component(schema["title"], schema["fields"], show), env)
 
 
 async def live() -> Result[str, LLMError]:

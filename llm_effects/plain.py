@@ -24,20 +24,21 @@ from llm_effects.conversations.converse import converse, open_converse
 from llm_effects.conversations.operations import list_conversations, load_conversation, start_conversation
 from llm_effects.effects.effect import Answer, Effect
 from llm_effects.effects.env import LLMEnv
-from llm_effects.effects.tasks import HeldOpen, LoopStopped, LoopThread
+from llm_effects.effects.tasks import HeldItems, LoopStopped, LoopThread
 from llm_effects.embeddings import Embeddings, embed
 from llm_effects.manager import LLMManager
 from llm_effects.pipeline import check_request, explain, generate, open_stream
 from llm_effects.reports.usage import Dimension, UsageReport, usage_report
 from llm_effects.routing.candidates import RoutingDecision
 from llm_effects.stores.worker_threads import leave_to_parent, renew_after_fork
+from llm_effects.structured.partial_answers import Answers, Partial, open_stream_as
 from llm_effects.structured.typed_answers import Structured, generate_as
 from llm_effects.tools.run import MAX_STEPS, NO_LIMITS, run_tools
 from llm_effects.tools.steps import Approve, ToolLimits, ToolRun
 from llm_effects.tools.tool import Toolkit
 from llm_effects.values.conversations import Conversation, History
 from llm_effects.values.errors import ConfigurationError, LLMError, checked, describe, request_of
-from llm_effects.values.events import Completed, Failed, StreamEvent
+from llm_effects.values.events import Completed, StreamEvent
 from llm_effects.values.messages import Message
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.requests import CachePolicy, LLMRequest, Preferences, ReasoningEffort
@@ -154,87 +155,63 @@ _Events: TypeAlias = AbstractAsyncContextManager[AsyncIterator[StreamEvent]]
 
 
 @final
-class AsyncEventStream(AsyncIterator[StreamEvent]):
+class AsyncEventStream(HeldItems[StreamEvent]):
     """The events of a stream, for ``async for``; a stream that fails raises ``LLMFailure``.
 
     It begins with the first event that is asked for. Leaving it early, in any way, closes its connection; ``aclose()``,
     or the end of ``async with``, waits for that.
     """
 
-    _held: HeldOpen[StreamEvent] | None = None
-
     def __init__(self, open_events: Callable[[], _Events]) -> None:
-        self._open, self._over = open_events, False
+        super().__init__(open_events, (Completed,), LLMFailure)
 
-    async def __anext__(self) -> StreamEvent:
-        if self._over:
-            raise StopAsyncIteration
-        self._held = self._held or HeldOpen(self._open)
-        try:
-            event = await self._held.next_item()
-        except BaseException:
-            self._leave()
-            raise
-        if event is None or isinstance(event, Completed | Failed):
-            await self.aclose()
-        if event is None:
-            raise StopAsyncIteration
-        if isinstance(event, Failed):
-            raise LLMFailure(event.error)
-        return event
 
-    async def aclose(self) -> None:
-        """End the stream and close its connection; closing twice is fine."""
-        self._over = True
-        if self._held is not None:
-            await self._held.aclose()
+@final
+class AsyncPartialStream(HeldItems[Partial[_Value] | Structured[_Value]]):
+    """The partial values of an answer, then the whole one as ``Structured``; it is left as an ``AsyncEventStream``."""
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    def _leave(self) -> None:
-        self._over = True
-        if self._held is not None:
-            self._held.leave()
-
-    def __del__(self) -> None:
-        self._leave()
+    def __init__(self, open_values: Callable[[], AbstractAsyncContextManager[Answers[_Value]]]) -> None:
+        super().__init__(open_values, (Structured,), LLMFailure)
 
 
 class _Wait(Protocol):
     def __call__(self, work: Callable[[], Awaitable[_Value]], /) -> _Value: ...
 
 
-@final
-class EventStream(Iterator[StreamEvent]):
-    """The events of a stream, for ``for``; a stream that fails raises ``LLMFailure``.
+class _Blocking(Iterator[_Value]):
+    def __init__(self, items: HeldItems[_Value], wait: _Wait) -> None:
+        self._items, self._wait = items, wait
 
-    It begins with the first event that is asked for. Leaving it early, in any way, closes its connection; ``close()``,
-    or the end of ``with``, waits for that.
-    """
-
-    def __init__(self, events: AsyncEventStream, wait: _Wait) -> None:
-        self._events, self._wait = events, wait
-
-    def __next__(self) -> StreamEvent:
+    def __next__(self) -> _Value:
         try:
-            return self._wait(self._events.__anext__)
+            return self._wait(self._items.__anext__)
         except StopAsyncIteration:
             raise StopIteration from None
 
     def close(self) -> None:
         """End the stream and close its connection; closing twice is fine."""
         with suppress(LLMFailure):  # it ended with its LLM
-            self._wait(self._events.aclose)
+            self._wait(self._items.aclose)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@final
+class EventStream(_Blocking[StreamEvent]):
+    """The events of a stream, for ``for``; a stream that fails raises ``LLMFailure``.
+
+    It begins with the first event that is asked for. Leaving it early, in any way, closes its connection; ``close()``,
+    or the end of ``with``, waits for that.
+    """
+
+
+@final
+class PartialStream(_Blocking[Partial[_Value] | Structured[_Value]]):
+    """The partial values of an answer, then the whole one as ``Structured``; it is left as an ``EventStream``."""
 
 
 # The two faces.
@@ -301,6 +278,13 @@ class AsyncLLM:
     ) -> Structured[object]:
         """Answer a request with a value of a type, and the response that it was read from."""
         return await self.run(generate_as(_asked(request, fields), kind, max_repairs=max_repairs))
+
+    def stream_as(
+        self, request: Request, kind: type[_Value], *, growing: bool = False, **fields: Unpack[RequestFields]
+    ) -> AsyncPartialStream[_Value]:
+        """Answer a request with a value of a type, as an iterator of what is sure of it; the last is ``Structured``."""
+        answers = open_stream_as(_asked(request, fields), kind, growing=growing)
+        return AsyncPartialStream(partial(self._opened, answers))
 
     async def generate_many(
         self, requests: Iterable[Request], concurrency: int = 8, *, cache: CachePolicy | str | None = None
@@ -395,9 +379,11 @@ class AsyncLLM:
             self._unchecked = False
 
     @asynccontextmanager
-    async def _opened(self, events: RequiresContext[_Events, LLMEnv]) -> AsyncGenerator[AsyncIterator[StreamEvent]]:
+    async def _opened(
+        self, items: RequiresContext[AbstractAsyncContextManager[_Value], LLMEnv]
+    ) -> AsyncGenerator[_Value]:
         await self._check()
-        async with events(self._manager.env) as opened:
+        async with items(self._manager.env) as opened:
             yield opened
 
     async def __aenter__(self) -> Self:
@@ -476,6 +462,12 @@ class LLM:
     ) -> Structured[object]:
         """Answer a request with a value of a type, and the response that it was read from."""
         return self.run(generate_as(_asked(request, fields), kind, max_repairs=max_repairs))
+
+    def stream_as(
+        self, request: Request, kind: type[_Value], *, growing: bool = False, **fields: Unpack[RequestFields]
+    ) -> PartialStream[_Value]:
+        """Answer a request with a value of a type, as an iterator of what is sure of it; the last is ``Structured``."""
+        return PartialStream(self._open()[0].stream_as(request, kind, growing=growing, **fields), self._wait)
 
     def generate_many(
         self, requests: Iterable[Request], concurrency: int = 8, *, cache: CachePolicy | str | None = None

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from contextvars import copy_context
 from functools import partial
 from importlib import import_module
-from typing import Final, Generic, TypeAlias, TypeVar, cast, final
+from typing import Final, Generic, Self, TypeAlias, TypeVar, cast, final
 
 import anyio
 import anyio.to_thread
@@ -23,6 +23,7 @@ from attrs import define, field
 
 from llm_effects.values import caps
 from llm_effects.values.errors import LLMError
+from llm_effects.values.events import Failed
 
 _Item = TypeVar("_Item")
 
@@ -478,6 +479,60 @@ class HeldOpen(Generic[_Item]):
         self._left.set()
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
+
+
+class HeldItems(AsyncIterator[_Item]):
+    """An async iterator that may be left in any way: it begins with the first item, and ``Failed`` raises ``to_raise``.
+
+    After an item of the ``last`` classes the context is left before that item is returned.
+    """
+
+    _held: "HeldOpen[_Item | Failed] | None" = None
+
+    def __init__(
+        self,
+        enter: Callable[[], AbstractAsyncContextManager[AsyncIterator[_Item | Failed]]],
+        last: tuple[type, ...],
+        to_raise: Callable[[LLMError], Exception],
+    ) -> None:
+        self._enter, self._last, self._to_raise, self._over = enter, last, to_raise, False
+
+    async def __anext__(self) -> _Item:
+        if self._over:
+            raise StopAsyncIteration
+        self._held = self._held or HeldOpen(self._enter)
+        try:
+            item = await self._held.next_item()
+        except BaseException:
+            self._leave()
+            raise
+        if item is None or isinstance(item, (Failed, *self._last)):
+            await self.aclose()
+        if item is None:
+            raise StopAsyncIteration
+        if isinstance(item, Failed):
+            raise self._to_raise(item.error)
+        return item
+
+    async def aclose(self) -> None:
+        """End the stream and close its connection; closing twice is fine."""
+        self._over = True
+        if self._held is not None:
+            await self._held.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def _leave(self) -> None:
+        self._over = True
+        if self._held is not None:
+            self._held.leave()
+
+    def __del__(self) -> None:
+        self._leave()
 
 
 # An event loop in a thread of its own, for code that is not async.

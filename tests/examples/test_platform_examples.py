@@ -8,6 +8,7 @@ import pytest
 from attrs import evolve
 
 from llm_effects import scripted_env
+from llm_effects.testing import Chunks
 from tests.fixtures.examples import load
 
 pytestmark = pytest.mark.anyio
@@ -60,6 +61,15 @@ async def test_a_component_has_the_props_of_its_data(component: ModuleType) -> N
     assert not list(component.problems(code, fields))
     assert code.index("<th>p99 ms</th>") < code.index("<th>service</th>")
     assert "<td>{(100 * Number(row.error_rate)).toFixed(1)} %</td>" in code
+
+
+async def test_a_component_is_shown_as_it_comes(component: ModuleType) -> None:
+    text, lines = json.dumps(DESIGN), list[str]()
+    chunks = Chunks(tuple(text[at : at + 6] for at in range(0, len(text), 6)))
+    assert (await component.main(scripted_env(chunks), lines.append)).unwrap()
+    assert lines[0] == "All s | service: ... | p99_ms: ... | error_rate: ... | healthy: ..."
+    assert lines[-1] == "All services | service: plain | p99_ms: milliseconds | error_rate: percent | healthy: badge"
+    assert len(set(lines)) > 5
 
 
 async def test_an_invalid_design_goes_back_to_the_model(component: ModuleType) -> None:

@@ -244,4 +244,8 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     227: ("a refresh would outlive its environment", "cancelled and awaited when that closes"),
     228: ("a refresh that failed would lose the answer", "kept to its bound; a pause before the next refresh"),
     229: ("an environment without a scope would leak a task", "the caller refreshes; the stale answer if that fails"),
+    # Typed answers as they grow
+    230: ("a typed answer was invisible until it was whole", "each field as soon as it is finished and fits"),
+    231: ("reading a growing answer anew for each piece is quadratic", "each character once; lists are not copied"),
+    232: ("half a number or half an escape would be shown as a value", "only what is sure; anew after a restart"),
 }
