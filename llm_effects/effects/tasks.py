@@ -125,14 +125,7 @@ class BackgroundTasks:
 
 @asynccontextmanager
 async def background_tasks(on_defect: Callable[[Exception], object]) -> AsyncGenerator[BackgroundTasks]:
-    """Open a scope for tasks that no caller waits for; on exit they are cancelled and awaited.
-
-    >>> async def main() -> bool:
-    ...     async with background_tasks(print) as tasks:
-    ...         return tasks.start("forever", anyio.sleep_forever)
-    >>> anyio.run(main)
-    True
-    """
+    """Open a scope for tasks that no caller waits for; on exit they are cancelled and awaited."""
     async with task_group() as group:
         tasks = BackgroundTasks(group, on_defect)
         try:
