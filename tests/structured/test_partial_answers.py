@@ -146,6 +146,12 @@ def test_fault_231_the_time_grows_with_the_length() -> None:
     assert seconds(8_000) < 8 * small * 3
 
 
+def test_fault_231_a_long_text_is_shown_a_limited_number_of_times() -> None:
+    seen = grown(Board, cut('{"heading": "' + "h" * 100_000, 1), growing=True)
+    shown = sum(len(each.get("heading", str) or "") for each in seen)
+    assert shown < 40 * 100_000
+
+
 PIECES = ('{"heading": "Disks", "lev', 'el": "low", "rows": [', "]}")
 
 
