@@ -28,9 +28,10 @@ from llm_effects.effects.combinators import gather
 from llm_effects.effects.effect import Answer, Effect, effect, fail, from_env, from_service, result_of, run, then
 from llm_effects.effects.env import Background, Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
 from llm_effects.effects.mistakes import check_config, entered_by
-from llm_effects.effects.tasks import background_tasks, task_group
+from llm_effects.effects.tasks import task_group
 from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
 from llm_effects.pipeline import generate, open_stream, stream
+from llm_effects.policies.cache import background_tasks
 from llm_effects.policies.routing import no_model_remedy
 from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of, targets_of
 from llm_effects.providers.target import Target

@@ -5,7 +5,7 @@ import atexit
 import math
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Hashable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import copy_context
@@ -88,51 +88,6 @@ async def in_own_task(work: Callable[[], Awaitable[_Item]]) -> _Item:
     async with task_group() as group:
         group.start_soon(task)
     return results[0]
-
-
-MOST_BACKGROUND_TASKS: Final = 64
-"""Most tasks of one scope at once; more are not started."""
-
-
-@final
-@define(eq=False, repr=False)
-class BackgroundTasks:
-    """Tasks that no caller waits for, in the scope of ``background_tasks``: one at a time for each key."""
-
-    _group: TaskGroup
-    _on_defect: Callable[[Exception], object]
-    _loop: object = field(factory=lambda: current_token().native_token)
-    _keys: set[Hashable] = field(factory=set[Hashable])
-    closed: bool = False
-
-    def start(self, key: Hashable, work: Callable[[], Awaitable[object]]) -> bool:
-        """Start some work, unless that of the same key is under way; return whether the scope is open here."""
-        if self.closed or current_token().native_token is not self._loop:
-            return False
-        if key not in self._keys and len(self._keys) < MOST_BACKGROUND_TASKS:
-            self._keys.add(key)
-            self._group.start_soon(self._run, key, work)
-        return True
-
-    async def _run(self, key: Hashable, work: Callable[[], Awaitable[object]]) -> None:
-        try:
-            await work()
-        except Exception as defect:  # noqa: BLE001 - it must not end the environment, whose user did not start it
-            self._on_defect(defect)
-        finally:
-            self._keys.discard(key)
-
-
-@asynccontextmanager
-async def background_tasks(on_defect: Callable[[Exception], object]) -> AsyncGenerator[BackgroundTasks]:
-    """Open a scope for tasks that no caller waits for; on exit they are cancelled and awaited."""
-    async with task_group() as group:
-        tasks = BackgroundTasks(group, on_defect)
-        try:
-            yield tasks
-        finally:
-            tasks.closed = True
-            group.cancel_scope.cancel()
 
 
 async def in_parallel(items: Iterable[_Item], workers: int, work: Callable[[int, _Item], Awaitable[bool]]) -> None:
