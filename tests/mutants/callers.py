@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant, of
 
 client = of("clients/client.py", "clients/test_exchange.py")
+opening = of("effects/call.py", "clients/test_exchange.py")
 window = of("conversations/window.py", "conversations/test_window.py")
 lifecycle = of("conversations/turn_lifecycle.py", "conversations/test_converse.py")
 converse = of("conversations/converse.py", "conversations/test_converse.py")
@@ -24,7 +25,7 @@ CALLERS: tuple[Mutant, ...] = (
         "pass",
     ),
     client("client-reads-answers-of-any-length", "if self._characters > caps.CONTENT_CHARACTERS:", "if False:"),
-    client(
+    opening(
         "client-starts-anew-without-saying-so",
         "return Restarted(call.model) if call.history.contents else Started(call.model)",
         "return Started(call.model)",
