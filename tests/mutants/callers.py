@@ -84,6 +84,8 @@ CALLERS: tuple[Mutant, ...] = (
         "return next((each for each in decoded if is_successful(each)), decoded[0])",
         "return decoded[0]",
     ),
-    spans("spans-show-keys", "return lambda text: scrub(text, *secrets)", "return lambda text: text"),
+    spans(
+        "spans-show-keys", "return lambda text: scrub(text, *secrets, *(", "return lambda text: text or scrub(text, *("
+    ),
     spans("spans-measure-estimated-tokens", "if count is not None and not usage.estimated:", "if count is not None:"),
 )
