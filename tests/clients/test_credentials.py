@@ -102,7 +102,7 @@ def set_clock(env: LLMEnv, clock: list[datetime]) -> None:
     env.clients.now = lambda: clock[0]
 
 
-async def test_fault_220_a_key_is_asked_for_again_at_the_end_of_its_lifetime() -> None:
+async def test_fault_194_a_key_is_asked_for_again_at_the_end_of_its_lifetime() -> None:
     tokens, clock = Tokens(60.0), [START]
     with serving(rejecting()) as server:
         async with open_env(config_of(server, tokens)) as env:
@@ -113,7 +113,7 @@ async def test_fault_220_a_key_is_asked_for_again_at_the_end_of_its_lifetime() -
     assert keys_of(server) == ["token-1", "token-1", "token-2", "token-2", "token-3"]
 
 
-async def test_fault_220_an_async_function_streams_embeddings_and_health_checks_use_the_key_of_the_moment() -> None:
+async def test_fault_194_an_async_function_streams_embeddings_and_health_checks_use_the_key_of_the_moment() -> None:
     async def fresh() -> tuple[str, float]:
         await anyio.lowlevel.checkpoint()
         return "token-1", 3600.0
@@ -133,7 +133,7 @@ async def test_fault_220_an_async_function_streams_embeddings_and_health_checks_
     assert len(keys_of(server)) == len(server.requests)
 
 
-async def test_fault_220_a_key_without_a_lifetime_is_asked_for_once() -> None:
+async def test_fault_194_a_key_without_a_lifetime_is_asked_for_once() -> None:
     tokens = Tokens()
     with serving(rejecting()) as server:
         async with open_env(config_of(server, tokens)) as env:
@@ -142,7 +142,7 @@ async def test_fault_220_a_key_without_a_lifetime_is_asked_for_once() -> None:
     assert (tokens.asked, len(server.requests)) == (1, 3)
 
 
-async def test_fault_220_a_configured_header_goes_before_the_key() -> None:
+async def test_fault_194_a_configured_header_goes_before_the_key() -> None:
     tokens = Tokens()
     with serving(rejecting()) as server:
         config = config_of(server, tokens)
@@ -151,7 +151,7 @@ async def test_fault_220_a_configured_header_goes_before_the_key() -> None:
     assert (keys_of(server), tokens.asked) == (["own-key"], 0)
 
 
-async def test_fault_221_a_rejected_key_is_renewed_and_both_attempts_are_recorded() -> None:
+async def test_fault_195_a_rejected_key_is_renewed_and_both_attempts_are_recorded() -> None:
     tokens = Tokens(3600.0)
     with serving(rejecting("token-1")) as server:
         response = (await ask(config_of(server, tokens))).unwrap()
@@ -159,7 +159,7 @@ async def test_fault_221_a_rejected_key_is_renewed_and_both_attempts_are_recorde
     assert keys_of(server) == ["token-1", "token-2"]
 
 
-async def test_fault_221_a_second_rejection_is_the_error() -> None:
+async def test_fault_195_a_second_rejection_is_the_error() -> None:
     tokens = Tokens()
     with serving(rejecting("token-1", "token-2", "token-3", "token-4")) as server:
         async with open_env(config_of(server, tokens)) as env:
@@ -169,14 +169,14 @@ async def test_fault_221_a_second_rejection_is_the_error() -> None:
     assert (keys_of(server), tokens.asked) == (["token-1", "token-2"], 2)
 
 
-async def test_fault_221_the_attempts_of_the_call_bound_it_too() -> None:
+async def test_fault_195_the_attempts_of_the_call_bound_it_too() -> None:
     tokens = Tokens()
     with serving(rejecting("token-1")) as server:
         assert isinstance((await ask(config_of(server, tokens, max_attempts=1))).failure(), AuthenticationFailed)
     assert keys_of(server) == ["token-1"]
 
 
-async def test_fault_221_a_static_key_is_not_sent_again() -> None:
+async def test_fault_195_a_static_key_is_not_sent_again() -> None:
     with serving(rejecting("token-1")) as server:
         config = config_of(server, Tokens())
         model = evolve(config.models["gpt"], api_key="token-1")
@@ -184,7 +184,7 @@ async def test_fault_221_a_static_key_is_not_sent_again() -> None:
     assert keys_of(server) == ["token-1"]
 
 
-async def test_fault_222_calls_at_once_ask_once_also_after_a_common_rejection() -> None:
+async def test_fault_196_calls_at_once_ask_once_also_after_a_common_rejection() -> None:
     tokens = Tokens()
 
     async def slow() -> FreshKey:
@@ -204,7 +204,7 @@ async def test_fault_222_calls_at_once_ask_once_also_after_a_common_rejection() 
     assert tokens.asked == 2
 
 
-def test_fault_222_threads_and_loops_share_one_call_of_the_function() -> None:
+def test_fault_196_threads_and_loops_share_one_call_of_the_function() -> None:
     tokens, asked, go = Tokens(), threading.Event(), threading.Event()
 
     def slow() -> FreshKey:
@@ -227,7 +227,7 @@ def test_fault_222_threads_and_loops_share_one_call_of_the_function() -> None:
     assert (found, tokens.asked) == (["token-1"] * 8, 1)
 
 
-async def test_fault_222_a_cancelled_caller_leaves_its_place_to_another() -> None:
+async def test_fault_196_a_cancelled_caller_leaves_its_place_to_another() -> None:
     tokens, waiting = Tokens(), anyio.Event()
 
     async def hang_once() -> FreshKey:
@@ -256,7 +256,7 @@ async def test_fault_222_a_cancelled_caller_leaves_its_place_to_another() -> Non
     assert found == ["token-2"]
 
 
-async def test_fault_222_callers_at_once_share_a_failure() -> None:
+async def test_fault_196_callers_at_once_share_a_failure() -> None:
     calls = list[int]()
 
     async def broken() -> FreshKey:
@@ -275,7 +275,7 @@ async def test_fault_222_callers_at_once_share_a_failure() -> None:
     assert (tags, len(calls)) == (["AuthenticationFailed"] * 5, 1)
 
 
-async def test_fault_223_a_function_that_raises_is_an_error_without_an_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fault_197_a_function_that_raises_is_an_error_without_an_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_CLIENT_SECRET", "hunter2-hunter2")
 
     def broken() -> str:
@@ -301,7 +301,7 @@ async def test_fault_223_a_function_that_raises_is_an_error_without_an_attempt(m
         (("token", "60"), "returned a lifetime that is no number above 0"),
     ],
 )
-async def test_fault_223_a_function_that_returns_nonsense_is_a_mistake_with_its_remedy(
+async def test_fault_197_a_function_that_returns_nonsense_is_a_mistake_with_its_remedy(
     returned: Any, remedy: str
 ) -> None:
     with serving(rejecting()) as server:
@@ -311,7 +311,7 @@ async def test_fault_223_a_function_that_returns_nonsense_is_a_mistake_with_its_
     assert server.requests == []
 
 
-async def test_fault_223_a_function_that_hangs_ends_with_the_deadline() -> None:
+async def test_fault_197_a_function_that_hangs_ends_with_the_deadline() -> None:
     async def hang() -> FreshKey:
         await anyio.sleep_forever()
         return ""
@@ -322,7 +322,7 @@ async def test_fault_223_a_function_that_hangs_ends_with_the_deadline() -> None:
     assert server.requests == []
 
 
-async def test_fault_223_a_failure_is_not_kept() -> None:
+async def test_fault_197_a_failure_is_not_kept() -> None:
     tokens = Tokens()
 
     def once() -> FreshKey:
@@ -337,7 +337,7 @@ async def test_fault_223_a_failure_is_not_kept() -> None:
             assert (await run(generate(ASK), env)).unwrap().content == "because"
 
 
-async def test_fault_224_the_current_and_the_previous_key_are_masked() -> None:
+async def test_fault_198_the_current_and_the_previous_key_are_masked() -> None:
     keys = iter(("canary-key-7f3e9d-1", "canary-key-7f3e9d-2"))
     config = LLMConfig(models={"gpt": ModelConfig(provider="openai-chat", model="m", api_key=lambda: next(keys))})
     key = config.models["gpt"].api_key
@@ -350,7 +350,7 @@ async def test_fault_224_the_current_and_the_previous_key_are_masked() -> None:
     assert "canary" not in hide_keys(target, seen)
 
 
-async def test_fault_224_no_key_is_in_a_repr_an_error_a_log_or_a_cache(caplog: pytest.LogCaptureFixture) -> None:
+async def test_fault_198_no_key_is_in_a_repr_an_error_a_log_or_a_cache(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     tokens = Tokens()
     with serving(rejecting("token-1", "token-2")) as server:
@@ -364,7 +364,7 @@ async def test_fault_224_no_key_is_in_a_repr_an_error_a_log_or_a_cache(caplog: p
     assert "api_key=RotatingKey('***')" in shown
 
 
-async def test_fault_224_the_headers_that_are_kept_hold_no_key_that_rotates() -> None:
+async def test_fault_198_the_headers_that_are_kept_hold_no_key_that_rotates() -> None:
     kept = (targets._headers, targets._secrets, targets._keys, connections._fixed_headers)  # pyright: ignore[reportPrivateUsage]
     tokens, clock = Tokens(60.0), [START]
     with serving(rejecting()) as server:
@@ -379,7 +379,7 @@ async def test_fault_224_the_headers_that_are_kept_hold_no_key_that_rotates() ->
     assert [each.cache_info().misses for each in kept] == before
 
 
-def test_fault_224_a_key_cannot_be_pickled_and_is_not_copied() -> None:
+def test_fault_198_a_key_cannot_be_pickled_and_is_not_copied() -> None:
     key = RotatingKey(Tokens())
     assert deepcopy(key) is key
     with pytest.raises(TypeError, match="load the configuration again"):

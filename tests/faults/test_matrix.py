@@ -119,7 +119,7 @@ def test_a_named_test_exists(name: str) -> None:
 
 
 def test_every_fault_has_a_test() -> None:
-    assert sorted(ROWS)[:188] == [*range(1, 189)]
+    assert [*range(1, 207)] == sorted(ROWS)[:206]
     assert untested(known_tests()) == []
 
 

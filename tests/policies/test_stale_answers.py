@@ -114,7 +114,7 @@ async def scoped(here: World) -> AsyncGenerator[World]:
         yield World(here.model, evolve(here.env, background=tasks), here.clock)
 
 
-async def test_fault_225_a_stale_answer_comes_at_once_and_the_next_caller_has_a_fresh_one() -> None:
+async def test_fault_199_a_stale_answer_comes_at_once_and_the_next_caller_has_a_fresh_one() -> None:
     async with scoped(world()) as here:
         seen = [await here.shown()]
         here.clock[0] = TTL_S
@@ -126,7 +126,7 @@ async def test_fault_225_a_stale_answer_comes_at_once_and_the_next_caller_has_a_
     assert seen == [("1", False, False), ("1", True, True), ("2", True, False)]
 
 
-async def test_fault_225_the_caller_pays_nothing_and_the_ledger_has_the_refresh() -> None:
+async def test_fault_199_the_caller_pays_nothing_and_the_ledger_has_the_refresh() -> None:
     async with scoped(world()) as here:
         first = await here.ask()
         here.clock[0] = TTL_S
@@ -138,14 +138,14 @@ async def test_fault_225_the_caller_pays_nothing_and_the_ledger_has_the_refresh(
     assert rows[0].call_id != rows[1].call_id
 
 
-async def test_fault_225_past_its_bound_a_stale_answer_is_a_miss() -> None:
+async def test_fault_199_past_its_bound_a_stale_answer_is_a_miss() -> None:
     async with scoped(world()) as here:
         await here.ask()
         here.clock[0] = TTL_S + STALE_S
         assert await here.shown() == ("2", False, False)
 
 
-async def test_fault_225_a_stream_replays_the_stale_answer() -> None:
+async def test_fault_199_a_stream_replays_the_stale_answer() -> None:
     events = list[StreamEvent]()
 
     async def sink(event: StreamEvent) -> None:
@@ -159,7 +159,7 @@ async def test_fault_225_a_stream_replays_the_stale_answer() -> None:
     assert [type(event).__name__ for event in events] == ["Started", "TextDelta", "Completed"]
 
 
-async def test_fault_225_other_policies_keep_their_meaning() -> None:
+async def test_fault_199_other_policies_keep_their_meaning() -> None:
     async with scoped(world()) as here:
         await here.ask()
         here.clock[0] = TTL_S
@@ -171,7 +171,7 @@ async def test_fault_225_other_policies_keep_their_meaning() -> None:
         assert await here.shown() == ("3", True, False)
 
 
-async def test_fault_225_a_file_keeps_the_bound_too(tmp_path: Path) -> None:
+async def test_fault_199_a_file_keeps_the_bound_too(tmp_path: Path) -> None:
     here = world()
     store = SqliteCache(tmp_path / "answers.db", here.env.now, timeout_seconds=30)
     async with scoped(World(here.model, evolve(here.env, cache=store), here.clock)) as kept:
@@ -188,7 +188,7 @@ async def test_fault_225_a_file_keeps_the_bound_too(tmp_path: Path) -> None:
     assert seen[:3] == [("1", False, False), ("1", True, False), ("1", True, True)]
 
 
-async def test_fault_226_a_question_has_one_refresh_at_a_time() -> None:
+async def test_fault_200_a_question_has_one_refresh_at_a_time() -> None:
     async with scoped(world()) as here:
         await here.ask()
         here.clock[0] = TTL_S
@@ -200,7 +200,7 @@ async def test_fault_226_a_question_has_one_refresh_at_a_time() -> None:
         here.model.gate.set()
 
 
-async def test_fault_227_a_refresh_ends_with_its_environment() -> None:
+async def test_fault_201_a_refresh_ends_with_its_environment() -> None:
     here = world()
     async with scoped(here) as inside:
         await inside.ask()
@@ -212,7 +212,7 @@ async def test_fault_227_a_refresh_ends_with_its_environment() -> None:
     assert here.model.cancelled == 1
 
 
-async def test_fault_227_open_env_has_the_scope_where_the_cache_needs_it() -> None:
+async def test_fault_201_open_env_has_the_scope_where_the_cache_needs_it() -> None:
     for stale_s in (0, STALE_S):
         cache = CacheConfig(stale_seconds=stale_s)
         async with open_env(evolve(CONFIG, cache=cache)) as env:
@@ -223,7 +223,7 @@ async def test_fault_227_open_env_has_the_scope_where_the_cache_needs_it() -> No
             assert not env.background.start("late", anyio.sleep_forever)
 
 
-async def test_fault_227_another_loop_has_no_part_in_the_scope() -> None:
+async def test_fault_201_another_loop_has_no_part_in_the_scope() -> None:
     async def start(env: LLMEnv) -> bool:
         assert env.background is not None
         return env.background.start("elsewhere", anyio.sleep_forever)
@@ -232,7 +232,7 @@ async def test_fault_227_another_loop_has_no_part_in_the_scope() -> None:
         assert not await anyio.to_thread.run_sync(anyio.run, start, here.env)
 
 
-async def test_fault_228_a_refresh_that_fails_leaves_the_answer_and_pauses() -> None:
+async def test_fault_202_a_refresh_that_fails_leaves_the_answer_and_pauses() -> None:
     async with scoped(world()) as here:
         await here.ask()
         here.clock[0] = TTL_S
@@ -244,7 +244,7 @@ async def test_fault_228_a_refresh_that_fails_leaves_the_answer_and_pauses() -> 
     assert REFRESH_PAUSE_S >= 1
 
 
-async def test_fault_228_a_defect_of_a_refresh_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_fault_202_a_defect_of_a_refresh_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async with scoped(world()) as here:
         await here.ask()
         here.clock[0] = TTL_S
@@ -258,7 +258,7 @@ async def test_fault_228_a_defect_of_a_refresh_is_logged_and_ends_nothing(caplog
     assert "a mistake" not in caplog.text
 
 
-async def test_fault_229_without_a_scope_the_caller_refreshes() -> None:
+async def test_fault_203_without_a_scope_the_caller_refreshes() -> None:
     here = world()
     await here.ask()
     here.clock[0] = TTL_S
@@ -266,7 +266,7 @@ async def test_fault_229_without_a_scope_the_caller_refreshes() -> None:
     assert await here.shown() == ("2", True, False)
 
 
-async def test_fault_229_without_a_scope_a_failure_returns_the_stale_answer_with_a_warning() -> None:
+async def test_fault_203_without_a_scope_a_failure_returns_the_stale_answer_with_a_warning() -> None:
     here = world()
     await here.ask()
     here.clock[0], here.model.fails = TTL_S, True

@@ -83,7 +83,7 @@ def is_beginning(small: object, great: object) -> bool:
 
 @pytest.mark.parametrize("growing", [False, True])
 @pytest.mark.parametrize("seed", range(40))
-def test_fault_232_in_any_cut_what_is_shown_is_never_taken_back(seed: int, growing: bool) -> None:
+def test_fault_206_in_any_cut_what_is_shown_is_never_taken_back(seed: int, growing: bool) -> None:
     draw = random.Random(seed)
     seen = grown(Board, cut(TEXT, lambda: draw.randint(1, 14)), growing=growing)
     assert all(is_beginning(each, WHOLE) for each in seen)
@@ -92,7 +92,7 @@ def test_fault_232_in_any_cut_what_is_shown_is_never_taken_back(seed: int, growi
     assert Board(**last) == WHOLE  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
-def test_fault_230_a_field_is_shown_once_it_is_finished() -> None:
+def test_fault_204_a_field_is_shown_once_it_is_finished() -> None:
     pieces = ('{"heading": "Di', 'sks", "level": "hi', 'gh", "rows": [{"name": "x", "count": 1', '2}, {"na')
     seen = [dict(each.fields) for each in grown(Board, iter(pieces))]
     assert seen[0] == {"heading": "Disks"}
@@ -100,13 +100,13 @@ def test_fault_230_a_field_is_shown_once_it_is_finished() -> None:
     assert seen[2] == {"heading": "Disks", "level": "high", "rows": [Row("x", 12)]}
 
 
-def test_fault_230_texts_grow_on_request() -> None:
+def test_fault_204_texts_grow_on_request() -> None:
     pieces = ('{"heading": "Di', "sk", 's"')
     assert [each.get("heading", str) for each in grown(Board, iter(pieces), growing=True)] == ["Di", "Disk", "Disks"]
     assert [each.get("heading", str) for each in grown(Board, iter(pieces))] == ["Disks"]
 
 
-def test_fault_230_lists_and_wrapped_values_are_shown_too() -> None:
+def test_fault_204_lists_and_wrapped_values_are_shown_too() -> None:
     for text in ("[1, 2, 3]", '{"value": [1, 2, 3]}'):
         seen = grown(list[int], cut(text, 1))
         assert [[*each.items] for each in seen] == [[1], [1, 2], [1, 2, 3]]
@@ -124,16 +124,16 @@ def test_fault_230_lists_and_wrapped_values_are_shown_too() -> None:
         "{]",
     ],
 )
-def test_fault_232_what_is_broken_or_does_not_fit_is_not_shown(text: str) -> None:
+def test_fault_206_what_is_broken_or_does_not_fit_is_not_shown(text: str) -> None:
     assert [each for each in grown(Board, cut(text, 1)) if each.fields] == []
 
 
-def test_fault_232_nesting_and_long_numbers_end_the_reading() -> None:
+def test_fault_206_nesting_and_long_numbers_end_the_reading() -> None:
     assert grown(list[list[int]], iter(["[" * (caps.NESTING + 5), "1"])) == []
     assert grown(list[int], cut("[" + "1" * 100_000, 1000)) == []
 
 
-def test_fault_231_the_time_grows_with_the_length() -> None:
+def test_fault_205_the_time_grows_with_the_length() -> None:
     def seconds(count: int) -> float:
         rows = [{"name": f"row {number}", "count": number} for number in range(count)]
         text = json.dumps({"heading": "h" * count * 10, "level": "low", "rows": rows})
@@ -146,7 +146,7 @@ def test_fault_231_the_time_grows_with_the_length() -> None:
     assert seconds(8_000) < 8 * small * 3
 
 
-def test_fault_231_a_long_text_is_shown_a_limited_number_of_times() -> None:
+def test_fault_205_a_long_text_is_shown_a_limited_number_of_times() -> None:
     seen = grown(Board, cut('{"heading": "' + "h" * 100_000, 1), growing=True)
     shown = sum(len(each.get("heading", str) or "") for each in seen)
     assert shown < 40 * 100_000
@@ -155,7 +155,7 @@ def test_fault_231_a_long_text_is_shown_a_limited_number_of_times() -> None:
 PIECES = ('{"heading": "Disks", "lev', 'el": "low", "rows": [', "]}")
 
 
-async def test_fault_230_the_effect_shows_and_returns_the_whole() -> None:
+async def test_fault_204_the_effect_shows_and_returns_the_whole() -> None:
     seen = list[tuple[str, ...]]()
 
     async def show(so_far: Partial[Board]) -> None:
@@ -171,7 +171,7 @@ async def test_fault_230_the_effect_shows_and_returns_the_whole() -> None:
     assert (await manager.run(ask)).unwrap().value == Board("Disks", "low", [])
 
 
-async def test_fault_232_a_repair_begins_with_nothing() -> None:
+async def test_fault_206_a_repair_begins_with_nothing() -> None:
     seen = list[str | None]()
 
     async def show(so_far: Partial[Board]) -> None:
@@ -185,7 +185,7 @@ async def test_fault_232_a_repair_begins_with_nothing() -> None:
     assert seen == ["Wrong", "Ri", "Right"]
 
 
-async def test_fault_230_the_pull_form_and_the_plain_face_end_with_the_whole() -> None:
+async def test_fault_204_the_pull_form_and_the_plain_face_end_with_the_whole() -> None:
     async with open_stream_as("Which board?", Board)(scripted_env(Chunks(PIECES))) as answers:
         kinds = [type(each).__name__ async for each in answers]
     async with AsyncLLM(scripted_env(Chunks(PIECES))) as llm:
@@ -195,7 +195,7 @@ async def test_fault_230_the_pull_form_and_the_plain_face_end_with_the_whole() -
     assert items[-1].value == Board("Disks", "low", [])
 
 
-async def test_fault_232_a_failure_is_the_last_item_or_an_exception() -> None:
+async def test_fault_206_a_failure_is_the_last_item_or_an_exception() -> None:
     def env() -> LLMEnv:
         return scripted_env(NetworkError(phase="reset"))
 
@@ -206,7 +206,7 @@ async def test_fault_232_a_failure_is_the_last_item_or_an_exception() -> None:
             await anext(llm.stream_as("Which board?", Board))
 
 
-def test_fault_230_blocking_code_iterates_and_may_leave_early() -> None:
+def test_fault_204_blocking_code_iterates_and_may_leave_early() -> None:
     with LLM(scripted_env(Chunks(PIECES))) as llm:
         items = list(llm.stream_as("Which board?", Board, max_tokens=50))
         assert isinstance(items[-1], Structured)
@@ -214,7 +214,7 @@ def test_fault_230_blocking_code_iterates_and_may_leave_early() -> None:
             assert isinstance(next(answers), Partial)
 
 
-async def test_fault_230_a_type_without_a_schema_is_an_invalid_request() -> None:
+async def test_fault_204_a_type_without_a_schema_is_an_invalid_request() -> None:
     async def show(_: Partial[complex]) -> None:
         raise AssertionError
 
