@@ -230,7 +230,7 @@ def test_a_failure_holds_its_error_and_reads_as_its_sentence() -> None:
     shown = "".join(traceback.format_exception(failure))
     assert shown.count("Traceback") == 1
     assert "concurrent/futures" not in shown
-    assert shown.splitlines()[-1] == f"llm_effects.plain.LLMFailure: {failure}"
+    assert shown.splitlines()[-1] == f"llm_effects.plain.fields.LLMFailure: {failure}"
 
 
 def test_a_failure_can_be_pickled() -> None:

@@ -19,6 +19,7 @@ from llm_effects.providers.target import Target
 from llm_effects.values.json import dump
 from llm_effects.values.messages import Message, Part, Text
 from llm_effects.values.requests import LLMRequest, PromptCache, is_growing
+from llm_effects.values.secrets import Secret
 from llm_effects.values.tokens import CHARACTERS_PER_TOKEN, estimate_tokens
 
 _Object: TypeAlias = Mapping[str, object]
@@ -233,11 +234,13 @@ def takes_cache_key(target: Target) -> bool:
 def cache_key_of(target: Target, request: LLMRequest) -> dict[str, object]:
     """Return the field that sends the requests of one conversation to the same cache, where the server takes it.
 
-    The key is a keyed hash of the owner and the conversation: it names neither of them.
+    The key is a hash of the owner and the conversation, keyed with the API key: it names neither of them. A key that
+    rotates would change it, so the endpoint stands for that.
     """
     if request.conversation is None or kept_for(target, request) == "off" or not takes_cache_key(target):
         return {}
-    secret = "" if target.config.api_key is None else target.config.api_key.reveal()
+    key = target.config.api_key
+    secret = key.reveal() if isinstance(key, Secret) else target.endpoint
     name = dump([request.owner, request.conversation])
     return {"prompt_cache_key": hmac.new(secret.encode(), name, hashlib.sha256).hexdigest()[:32]}
 

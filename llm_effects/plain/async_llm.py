@@ -1,0 +1,235 @@
+"""``AsyncLLM``: answers or ``LLMFailure`` for async code."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from functools import partial
+from types import TracebackType
+from typing import Self, TypeVar, Unpack, final, overload
+
+from returns.context import RequiresContext
+
+from llm_effects.batches.runs import generate_many
+from llm_effects.clients.health_checks import check_health
+from llm_effects.config import LLMConfig
+from llm_effects.conversations.converse import converse, open_converse
+from llm_effects.conversations.operations import list_conversations, load_conversation, start_conversation
+from llm_effects.effects.effect import Effect
+from llm_effects.effects.env import LLMEnv
+from llm_effects.embeddings import Embeddings, embed
+from llm_effects.pipeline import explain, generate, open_stream
+from llm_effects.plain.fields import (
+    Request,
+    RequestFields,
+    Source,
+    TurnFields,
+    as_request,
+    as_turn,
+    loaded,
+    manager_of,
+    plain_results,
+    repr_of,
+    value_of,
+)
+from llm_effects.plain.streams import AsyncEventStream, AsyncPartialStream
+from llm_effects.reports.usage import Dimension, UsageReport, usage_report
+from llm_effects.routing.candidates import RoutingDecision
+from llm_effects.structured.partial_answers import open_stream_as
+from llm_effects.structured.typed_answers import Structured, generate_as
+from llm_effects.tools.run import MAX_STEPS, NO_LIMITS, run_tools
+from llm_effects.tools.steps import Approve, ToolLimits, ToolRun
+from llm_effects.tools.tool import Toolkit
+from llm_effects.values.conversations import Conversation, History
+from llm_effects.values.errors import LLMError
+from llm_effects.values.messages import Message
+from llm_effects.values.records import ModelHealth
+from llm_effects.values.requests import CachePolicy
+from llm_effects.values.responses import LLMResponse
+
+_Value = TypeVar("_Value")
+
+
+@final
+class AsyncLLM:
+    """Models for async code, on asyncio and trio: each method awaits an answer or raises ``LLMFailure``.
+
+    ``source`` is a configuration, the path of a TOML file, or an environment, which stays open; without one, the
+    environment variables are read. With ``check``, the first use fails with every problem that is known at once, as
+    ``open_env`` describes. Use it with ``async with``, which keeps connections open between calls, or directly and
+    close it with ``aclose()``. Fields of a request, such as ``max_tokens``, may be keywords of a call.
+
+    >>> import anyio
+    >>> from llm_effects import scripted_env
+    >>> async def main() -> str:
+    ...     async with AsyncLLM(scripted_env("Logs.")) as llm:
+    ...         return (await llm.generate("Why do disks fill up?")).content
+    >>> anyio.run(main)
+    'Logs.'
+    """
+
+    def __init__(self, source: Source = None, *, check: bool = False) -> None:
+        known = loaded(source)
+        self._manager, self._unchecked = manager_of(known), check and isinstance(known, LLMConfig)
+        self._source = known
+
+    def __repr__(self) -> str:
+        return repr_of(self, self._source)
+
+    async def run(self, effect: Effect[_Value]) -> _Value:
+        """Run any effect and return its value."""
+        await self._check()
+        return value_of(await self._manager.run(effect))
+
+    async def generate(self, request: Request, **fields: Unpack[RequestFields]) -> LLMResponse:
+        """Answer a request with the model that suits it."""
+        return await self.run(generate(as_request(request, fields)))
+
+    def stream(self, request: Request, **fields: Unpack[RequestFields]) -> AsyncEventStream:
+        """Answer a request as ``generate`` does, as an iterator of its events; the last one is ``Completed``."""
+        return AsyncEventStream(partial(self._opened, open_stream(as_request(request, fields))))
+
+    @overload
+    async def generate_as(  # pyright: ignore[reportOverlappingOverload]
+        self,
+        request: Request,
+        kind: type[Structured[_Value]],
+        *,
+        max_repairs: int = ...,
+        **fields: Unpack[RequestFields],
+    ) -> Structured[_Value]: ...
+    @overload
+    async def generate_as(
+        self, request: Request, kind: type[_Value], *, max_repairs: int = ..., **fields: Unpack[RequestFields]
+    ) -> Structured[_Value]: ...
+    @overload
+    async def generate_as(
+        self, request: Request, kind: object, *, max_repairs: int = ..., **fields: Unpack[RequestFields]
+    ) -> Structured[object]: ...
+    async def generate_as(
+        self, request: Request, kind: object, *, max_repairs: int = 2, **fields: Unpack[RequestFields]
+    ) -> Structured[object]:
+        """Answer a request with a value of a type, and the response that it was read from."""
+        return await self.run(generate_as(as_request(request, fields), kind, max_repairs=max_repairs))
+
+    def stream_as(
+        self, request: Request, kind: type[_Value], *, growing: bool = False, **fields: Unpack[RequestFields]
+    ) -> AsyncPartialStream[_Value]:
+        """Answer a request with a value of a type, as an iterator of what is sure of it; the last is ``Structured``."""
+        answers = open_stream_as(as_request(request, fields), kind, growing=growing)
+        return AsyncPartialStream(partial(self._opened, answers))
+
+    async def generate_many(
+        self, requests: Iterable[Request], concurrency: int = 8, *, cache: CachePolicy | str | None = None
+    ) -> tuple[LLMResponse | LLMError, ...]:
+        """Answer requests, at most ``concurrency`` at once; a request that fails is its ``LLMError``, not raised."""
+        return await self.run(generate_many(requests, concurrency, cache=cache).map(plain_results))
+
+    async def run_tools(
+        self,
+        request: Request,
+        toolkit: Toolkit,
+        max_steps: int = MAX_STEPS,
+        *,
+        limits: ToolLimits = NO_LIMITS,
+        approve: Approve | None = None,
+        run_id: str | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> ToolRun:
+        """Answer a request with the help of tools, asking the model at most ``max_steps`` times."""
+        asked = as_request(request, fields)
+        return await self.run(run_tools(asked, toolkit, max_steps, limits=limits, approve=approve, run_id=run_id))
+
+    async def converse(
+        self, conversation_id: str, message: Request | Message, **fields: Unpack[TurnFields]
+    ) -> LLMResponse:
+        """Answer one turn of a stored conversation."""
+        return await self.run(as_turn(converse, conversation_id, message, fields))
+
+    def converse_stream(
+        self, conversation_id: str, message: Request | Message, **fields: Unpack[TurnFields]
+    ) -> AsyncEventStream:
+        """Answer one turn as ``converse`` does, as an iterator of its events; a turn left early is interrupted."""
+        turn = as_turn(open_converse, conversation_id, message, fields)
+        return AsyncEventStream(partial(self._opened, turn))
+
+    async def start_conversation(
+        self, conversation_id: str | None = None, *, system: str | None = None, owner: str | None = None
+    ) -> Conversation:
+        """Create a conversation, with a new id if none is given."""
+        return await self.run(start_conversation(conversation_id, system=system, owner=owner))
+
+    async def load_conversation(
+        self, conversation_id: str, *, owner: str | None = None, newest: int | None = None
+    ) -> History:
+        """Read a conversation: its ``newest`` turns, or all."""
+        return await self.run(load_conversation(conversation_id, owner=owner, newest=newest))
+
+    async def list_conversations(
+        self, *, owner: str | None = None, limit: int = 100, after: str | None = None
+    ) -> tuple[Conversation, ...]:
+        """List an owner's conversations by id: at most ``limit``, beginning ``after`` an id."""
+        return await self.run(list_conversations(owner=owner, limit=limit, after=after))
+
+    async def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        model: str | None = None,
+        dimensions: int | None = None,
+        cache: CachePolicy | str = CachePolicy.USE,
+    ) -> Embeddings:
+        """Embed each text, with ``model`` or with the first configured model that embeds."""
+        return await self.run(embed(texts, model=model, dimensions=dimensions, cache=cache))
+
+    async def explain(
+        self, request: Request, *, streamed: bool = False, **fields: Unpack[RequestFields]
+    ) -> RoutingDecision:
+        """Return which models ``generate`` would ask, in order, and why others are excluded."""
+        return await self.run(explain(as_request(request, fields), streamed=streamed))
+
+    async def check_health(self) -> tuple[ModelHealth, ...]:
+        """Check each configured model without asking it anything."""
+        return await self.run(check_health())
+
+    async def usage_report(
+        self,
+        since: datetime | None = None,
+        by: Dimension | Sequence[Dimension] = "model",
+        *,
+        until: datetime | None = None,
+    ) -> UsageReport:
+        """Sum up tokens, cost (USD), latency (milliseconds) and outcomes from ``since`` up to ``until``."""
+        return await self.run(usage_report(since, by, until=until))
+
+    async def aclose(self) -> None:
+        """Close every connection and free the models in this process; closing twice is fine."""
+        await self._manager.aclose()
+
+    async def _check(self) -> None:
+        if self._unchecked:
+            value_of(await self._manager.check())
+            self._unchecked = False
+
+    @asynccontextmanager
+    async def _opened(
+        self, items: RequiresContext[AbstractAsyncContextManager[_Value], LLMEnv]
+    ) -> AsyncGenerator[_Value]:
+        await self._check()
+        async with items(self._manager.env) as opened:
+            yield opened
+
+    async def __aenter__(self) -> Self:
+        await self._manager.__aenter__()
+        try:
+            await self._check()
+        except BaseException:
+            await self._manager.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._manager.__aexit__(kind, error, traceback)

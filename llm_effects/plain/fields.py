@@ -1,0 +1,134 @@
+"""What the plain faces take and return: sources, requests with keywords, values or ``LLMFailure``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from types import NoneType
+from typing import Any, Final, TypeAlias, TypedDict, TypeVar, cast, final
+
+from attrs import evolve
+from returns.pipeline import is_successful
+from returns.result import Result, Success
+
+from llm_effects.config import LLMConfig
+from llm_effects.config.loading import load_config
+from llm_effects.effects.effect import Answer
+from llm_effects.effects.env import LLMEnv
+from llm_effects.manager import LLMManager
+from llm_effects.pipeline import check_request
+from llm_effects.values.errors import ConfigurationError, LLMError, checked, describe, request_of
+from llm_effects.values.messages import Message
+from llm_effects.values.requests import CachePolicy, LLMRequest, Preferences, ReasoningEffort
+from llm_effects.values.responses import LLMResponse
+
+_Value = TypeVar("_Value")
+
+Source: TypeAlias = LLMConfig | LLMEnv | Mapping[str, object] | str | os.PathLike[str] | None
+"""Where an ``LLM`` finds its models: a configuration, the path of a TOML file, an environment, or the variables."""
+
+Request: TypeAlias = str | LLMRequest
+"""What a model is asked: a text, or a whole request."""
+
+CLOSED: Final = ConfigurationError(message="this LLM is closed: make another one")
+
+
+@final
+class LLMFailure(Exception):  # noqa: N818 - an error is the value that it holds
+    """The exception of ``LLM`` and ``AsyncLLM``: ``error`` is the ``LLMError``, its text is ``describe(error)``.
+
+    >>> from llm_effects import ConfigurationError
+    >>> print(LLMFailure(ConfigurationError(message="models: none is configured")))
+    ConfigurationError: models: none is configured
+    """
+
+    def __init__(self, error: LLMError) -> None:
+        super().__init__(error)
+        self.error = error
+
+    def __str__(self) -> str:
+        return describe(self.error)
+
+
+class RequestFields(TypedDict, total=False):
+    """The fields of a request that may be keywords of a call; ``timeout_ms`` is the whole call in milliseconds."""
+
+    model: str | None
+    system: str | None
+    task_type: str
+    cache: CachePolicy | str
+    preferences: Preferences
+    max_tokens: int | None
+    temperature: float | None
+    reasoning_effort: ReasoningEffort | None
+    timeout_ms: float | None
+
+
+class TurnFields(RequestFields, total=False):
+    """The keywords of ``converse``: fields of a request, and of the turn."""
+
+    owner: str | None
+    turn_id: str | None
+    pinned: bool
+
+
+_PREFERENCES: Final = frozenset({"max_tokens", "temperature", "reasoning_effort", "timeout_ms"})
+_OF_TURN: Final = frozenset({"owner", "turn_id", "pinned"})
+
+
+def as_request(request: Request | Message, fields: RequestFields) -> LLMRequest:
+    """Return a request with some fields replaced; an unknown field is a ``TypeError``."""
+    if not isinstance(request, Message):
+        check_request(request)
+    known = checked(LLMRequest, messages=(request,)) if isinstance(request, Message) else request_of(request)
+    return value_of(checked(_with_fields, value_of(known), fields)) if fields else value_of(known)
+
+
+def _with_fields(request: LLMRequest, fields: RequestFields) -> LLMRequest:
+    others: dict[str, Any] = dict(fields)
+    preferences = {name: others.pop(name) for name in fields if name in _PREFERENCES}
+    changed = evolve(request, **others)
+    return evolve(changed, preferences=evolve(changed.preferences, **preferences))
+
+
+def as_turn(
+    take: Callable[..., _Value], conversation_id: str, message: Request | Message, fields: TurnFields
+) -> _Value:
+    """Return what a turn of a conversation asks for, from the keywords of a call."""
+    of_turn = {name: value for name, value in fields.items() if name in _OF_TURN}
+    of_request = {name: value for name, value in fields.items() if name not in _OF_TURN}
+    return take(conversation_id, as_request(message, cast("RequestFields", of_request)), **of_turn)
+
+
+def plain_results(results: tuple[Answer, ...]) -> tuple[LLMResponse | LLMError, ...]:
+    """Return each response or error as it is, without its container."""
+    return tuple(each.unwrap() if isinstance(each, Success) else each.failure() for each in results)
+
+
+def value_of(result: Result[_Value, LLMError]) -> _Value:
+    """Return a value, or raise ``LLMFailure`` of the error."""
+    if is_successful(result):
+        return result.unwrap()
+    raise LLMFailure(result.failure())
+
+
+def manager_of(source: LLMConfig | LLMEnv) -> LLMManager:
+    """Return a manager; that of an environment has nothing of its own to open or close."""
+    if isinstance(source, LLMConfig):
+        return LLMManager(Success(source))
+    return LLMManager(Success(LLMConfig(models={})), lambda _: source)
+
+
+def loaded(source: Source) -> LLMConfig | LLMEnv:
+    """Return the configuration or environment of a source; raise ``LLMFailure`` where it cannot be read."""
+    kinds = (LLMConfig, LLMEnv, Mapping, str, os.PathLike, NoneType)
+    if not isinstance(cast("object", source), kinds):
+        msg = f"an LLM needs an LLMConfig, the path of a TOML file or an LLMEnv, not {type(source).__name__}"
+        raise TypeError(msg)
+    return source if isinstance(source, LLMConfig | LLMEnv) else value_of(load_config(source))
+
+
+def repr_of(face: object, source: LLMConfig | LLMEnv) -> str:
+    """Return how a face is shown: with the names of its models, without anything secret."""
+    config = source if isinstance(source, LLMConfig) else source.config
+    return f"{type(face).__name__}({', '.join(config.models)})"

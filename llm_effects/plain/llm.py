@@ -1,0 +1,237 @@
+"""``LLM``: answers or ``LLMFailure`` for code that is not async."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Self, TypeVar, Unpack, final, overload
+
+from llm_effects.batches.runs import generate_many
+from llm_effects.clients.health_checks import check_health
+from llm_effects.conversations.converse import converse
+from llm_effects.conversations.operations import list_conversations, load_conversation, start_conversation
+from llm_effects.effects.effect import Effect
+from llm_effects.effects.tasks import LoopStopped, LoopThread
+from llm_effects.embeddings import Embeddings, embed
+from llm_effects.pipeline import explain, generate
+from llm_effects.plain.async_llm import AsyncLLM
+from llm_effects.plain.fields import (
+    CLOSED,
+    LLMFailure,
+    Request,
+    RequestFields,
+    Source,
+    TurnFields,
+    as_request,
+    as_turn,
+    loaded,
+    plain_results,
+    repr_of,
+)
+from llm_effects.plain.streams import EventStream, PartialStream
+from llm_effects.reports.usage import Dimension, UsageReport, usage_report
+from llm_effects.routing.candidates import RoutingDecision
+from llm_effects.stores.worker_threads import leave_to_parent, renew_after_fork
+from llm_effects.structured.typed_answers import Structured, generate_as
+from llm_effects.tools.run import MAX_STEPS, NO_LIMITS, run_tools
+from llm_effects.tools.steps import Approve, ToolLimits, ToolRun
+from llm_effects.tools.tool import Toolkit
+from llm_effects.values.conversations import Conversation, History
+from llm_effects.values.errors import LLMError
+from llm_effects.values.messages import Message
+from llm_effects.values.records import ModelHealth
+from llm_effects.values.requests import CachePolicy
+from llm_effects.values.responses import LLMResponse
+
+_Value = TypeVar("_Value")
+
+
+@final
+class LLM:
+    """Models for code that is not async: each method returns an answer or raises ``LLMFailure``.
+
+    It has the methods of ``AsyncLLM``, and takes the same ``source``; with ``check`` it is checked at once. Its event
+    loop runs in a thread of its own, so it works in any thread, also where another event loop runs, and after a fork.
+    Ctrl-C cancels the call. Use it with ``with``, or directly and close it with ``close()``; one that is not closed is
+    closed when it is collected, or when the interpreter exits.
+
+    >>> from llm_effects import scripted_env
+    >>> LLM(scripted_env("Logs.")).generate("Why do disks fill up?").content
+    'Logs.'
+    """
+
+    _loop: LoopThread | None = None
+
+    def __init__(self, source: Source = None, *, check: bool = False) -> None:
+        self._source, self._check = loaded(source), check
+        self._llm: AsyncLLM | None = None
+        self._lock, self._closed = threading.Lock(), False
+        renew_after_fork(self)
+        if check:
+            self._open()
+
+    def __repr__(self) -> str:
+        return repr_of(self, self._source)
+
+    def run(self, effect: Effect[_Value]) -> _Value:
+        """Run any effect and return its value."""
+        return self._wait(partial(self._open()[0].run, effect))
+
+    def generate(self, request: Request, **fields: Unpack[RequestFields]) -> LLMResponse:
+        """Answer a request with the model that suits it."""
+        return self.run(generate(as_request(request, fields)))
+
+    def stream(self, request: Request, **fields: Unpack[RequestFields]) -> EventStream:
+        """Answer a request as ``generate`` does, as an iterator of its events; the last one is ``Completed``."""
+        return EventStream(self._open()[0].stream(request, **fields), self._wait)
+
+    @overload
+    def generate_as(  # pyright: ignore[reportOverlappingOverload]
+        self,
+        request: Request,
+        kind: type[Structured[_Value]],
+        *,
+        max_repairs: int = ...,
+        **fields: Unpack[RequestFields],
+    ) -> Structured[_Value]: ...
+    @overload
+    def generate_as(
+        self, request: Request, kind: type[_Value], *, max_repairs: int = ..., **fields: Unpack[RequestFields]
+    ) -> Structured[_Value]: ...
+    @overload
+    def generate_as(
+        self, request: Request, kind: object, *, max_repairs: int = ..., **fields: Unpack[RequestFields]
+    ) -> Structured[object]: ...
+    def generate_as(
+        self, request: Request, kind: object, *, max_repairs: int = 2, **fields: Unpack[RequestFields]
+    ) -> Structured[object]:
+        """Answer a request with a value of a type, and the response that it was read from."""
+        return self.run(generate_as(as_request(request, fields), kind, max_repairs=max_repairs))
+
+    def stream_as(
+        self, request: Request, kind: type[_Value], *, growing: bool = False, **fields: Unpack[RequestFields]
+    ) -> PartialStream[_Value]:
+        """Answer a request with a value of a type, as an iterator of what is sure of it; the last is ``Structured``."""
+        return PartialStream(self._open()[0].stream_as(request, kind, growing=growing, **fields), self._wait)
+
+    def generate_many(
+        self, requests: Iterable[Request], concurrency: int = 8, *, cache: CachePolicy | str | None = None
+    ) -> tuple[LLMResponse | LLMError, ...]:
+        """Answer requests, at most ``concurrency`` at once; a request that fails is its ``LLMError``, not raised."""
+        return self.run(generate_many(requests, concurrency, cache=cache).map(plain_results))
+
+    def run_tools(
+        self,
+        request: Request,
+        toolkit: Toolkit,
+        max_steps: int = MAX_STEPS,
+        *,
+        limits: ToolLimits = NO_LIMITS,
+        approve: Approve | None = None,
+        run_id: str | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> ToolRun:
+        """Answer a request with the help of tools, asking the model at most ``max_steps`` times."""
+        asked = as_request(request, fields)
+        return self.run(run_tools(asked, toolkit, max_steps, limits=limits, approve=approve, run_id=run_id))
+
+    def converse(self, conversation_id: str, message: Request | Message, **fields: Unpack[TurnFields]) -> LLMResponse:
+        """Answer one turn of a stored conversation."""
+        return self.run(as_turn(converse, conversation_id, message, fields))
+
+    def converse_stream(
+        self, conversation_id: str, message: Request | Message, **fields: Unpack[TurnFields]
+    ) -> EventStream:
+        """Answer one turn as ``converse`` does, as an iterator of its events; a turn left early is interrupted."""
+        turn = self._open()[0].converse_stream(conversation_id, message, **fields)
+        return EventStream(turn, self._wait)
+
+    def start_conversation(
+        self, conversation_id: str | None = None, *, system: str | None = None, owner: str | None = None
+    ) -> Conversation:
+        """Create a conversation, with a new id if none is given."""
+        return self.run(start_conversation(conversation_id, system=system, owner=owner))
+
+    def load_conversation(
+        self, conversation_id: str, *, owner: str | None = None, newest: int | None = None
+    ) -> History:
+        """Read a conversation: its ``newest`` turns, or all."""
+        return self.run(load_conversation(conversation_id, owner=owner, newest=newest))
+
+    def list_conversations(
+        self, *, owner: str | None = None, limit: int = 100, after: str | None = None
+    ) -> tuple[Conversation, ...]:
+        """List an owner's conversations by id: at most ``limit``, beginning ``after`` an id."""
+        return self.run(list_conversations(owner=owner, limit=limit, after=after))
+
+    def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        model: str | None = None,
+        dimensions: int | None = None,
+        cache: CachePolicy | str = CachePolicy.USE,
+    ) -> Embeddings:
+        """Embed each text, with ``model`` or with the first configured model that embeds."""
+        return self.run(embed(texts, model=model, dimensions=dimensions, cache=cache))
+
+    def explain(self, request: Request, *, streamed: bool = False, **fields: Unpack[RequestFields]) -> RoutingDecision:
+        """Return which models ``generate`` would ask, in order, and why others are excluded."""
+        return self.run(explain(as_request(request, fields), streamed=streamed))
+
+    def check_health(self) -> tuple[ModelHealth, ...]:
+        """Check each configured model without asking it anything."""
+        return self.run(check_health())
+
+    def usage_report(
+        self,
+        since: datetime | None = None,
+        by: Dimension | Sequence[Dimension] = "model",
+        *,
+        until: datetime | None = None,
+    ) -> UsageReport:
+        """Sum up tokens, cost (USD), latency (milliseconds) and outcomes from ``since`` up to ``until``."""
+        return self.run(usage_report(since, by, until=until))
+
+    def close(self) -> None:
+        """Cancel what runs, close every connection and free the models in this process; closing twice is fine."""
+        with self._lock:
+            self._closed = True
+        if self._loop is not None:
+            self._loop.stop()
+            self._loop.join()
+
+    def after_fork(self) -> None:
+        """Begin anew: a forked process has no thread of its parent."""
+        leave_to_parent(self._loop, self._llm)
+        self._loop, self._llm, self._lock = None, None, threading.Lock()
+
+    def _open(self) -> tuple[AsyncLLM, LoopThread]:
+        with self._lock:
+            if self._closed:
+                raise LLMFailure(CLOSED)
+            if self._llm is None or self._loop is None:
+                self._llm = AsyncLLM(self._source, check=self._check)
+                self._loop = LoopThread(self._llm)
+            return self._llm, self._loop
+
+    def _wait(self, work: Callable[[], Awaitable[_Value]]) -> _Value:
+        try:
+            return self._open()[1].wait(work)
+        except LoopStopped:
+            raise LLMFailure(CLOSED) from None
+        except LLMFailure as failure:
+            raise failure.with_traceback(None) from None  # without the frames of the other thread
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._loop is not None:
+            self._loop.stop()
