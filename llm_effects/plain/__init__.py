@@ -2,9 +2,7 @@
 
 from llm_effects.plain.async_llm import AsyncLLM as AsyncLLM
 from llm_effects.plain.fields import LLMFailure as LLMFailure
-from llm_effects.plain.fields import Request as Request
 from llm_effects.plain.fields import RequestFields as RequestFields
-from llm_effects.plain.fields import Source as Source
 from llm_effects.plain.fields import TurnFields as TurnFields
 from llm_effects.plain.llm import LLM as LLM
 from llm_effects.plain.streams import AsyncEventStream as AsyncEventStream

@@ -1,4 +1,4 @@
-"""What the plain faces take and return: sources, requests with keywords, values or ``LLMFailure``."""
+"""Sources and requests with keywords for the plain faces, and the exception that they raise."""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ FIELDS = {
     """,
     "messages": """
         model system max_tokens temperature top_p stop_sequences stream
+        system.type system.text system.cache_control system.cache_control.type system.cache_control.ttl
         thinking thinking.type thinking.display thinking.budget_tokens
         output_config output_config.effort output_config.format output_config.format.type output_config.format.schema.*
         messages messages.role messages.content messages.content.type messages.content.text
@@ -58,7 +59,9 @@ FIELDS = {
         messages.content.id messages.content.name messages.content.input.*
         messages.content.tool_use_id messages.content.content messages.content.is_error
         messages.content.thinking messages.content.signature messages.content.data
+        messages.content.cache_control messages.content.cache_control.type messages.content.cache_control.ttl
         tools tools.name tools.description tools.input_schema.* tool_choice tool_choice.type tool_choice.name
+        tools.cache_control tools.cache_control.type tools.cache_control.ttl
     """,
 }
 DOCUMENTED = {endpoint: frozenset(fields.split()) for endpoint, fields in FIELDS.items()}
