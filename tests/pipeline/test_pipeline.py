@@ -203,6 +203,7 @@ async def test_the_answer_of_a_call_keeps_every_field_of_the_answer_of_its_model
         warnings=("old",),
         doubtful=True,
         skipped=("dear",),
+        stale=True,
         request_id="id",
     )
     assert not [each.name for each in fields(LLMResponse) if each.name != "attempts" and _is_default(full, each)]
