@@ -95,6 +95,10 @@ async def test_the_pipeline_falls_back_when_a_step_cannot_parse() -> None:
     assert (await main(scripted_env("3"))).unwrap() == "severity 3: keep an eye on it"
 
 
+GROWING = {"generate_ui_component": "Service"}
+"""How the lines of an answer begin that an example shows beside its output while it grows."""
+
+
 def unconfigured() -> dict[str, str]:
     prefixes = ("OPENAI_", "CLAUDE_", "ANTHROPIC_", "LLM_", "LLAMA_", "LM_STUDIO_")
     unrelated = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
@@ -108,6 +112,7 @@ def test_an_example_runs_with_the_in_process_model(name: str) -> None:
     pytest.importorskip("xllamacpp", reason="the engine is missing: pip install 'llm-effects[local]'")
     command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")]
     done = subprocess.run(command, env=unconfigured(), capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    unexpected = [line for line in done.stderr.splitlines() if not line.startswith(GROWING.get(name, line + "."))]
+    assert (done.returncode, unexpected) == (0, [])
     assert "smollm2" in done.stdout or name not in {"quickstart", "health"}
     assert done.stdout.strip()
