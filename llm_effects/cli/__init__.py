@@ -20,6 +20,7 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "chat": ("chat",),
     "batch": ("batch",),
     "setup": ("models", "config"),
+    "approvals": ("approvals",),
     "stored": ("usage", "backtest", "conversations", "cache"),
 }
 """The commands of each module."""

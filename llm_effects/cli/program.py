@@ -39,7 +39,10 @@ from llm_effects.values.serialization import dump_value
 _Value = TypeVar("_Value")
 
 
-ORDER: Final = ("ask", "explain", "chat", "batch", "models", "config", "usage", "backtest", "conversations", "cache")
+ORDER: Final = (
+    *("ask", "explain", "chat", "batch", "models", "config"),
+    *("usage", "backtest", "conversations", "approvals", "cache"),
+)
 """The commands as people meet them."""
 
 
@@ -290,6 +293,25 @@ def exit_code(error: LLMError) -> ExitCode:
             return ExitCode.CONFIGURATION
         case _:
             return ExitCode.FAILED
+
+
+def confirm(session: Session, question: str, *, yes: bool, otherwise: str = "nothing was deleted") -> None:
+    """Ask on the terminal, and exit unless the answer is yes; elsewhere only ``yes`` goes on."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        session.fail(InvalidRequest(message="yes: standard input is no terminal to ask on: pass --yes"))
+    try:
+        agreed = typer.confirm(str(shown(question)), err=True)
+    except typer.Abort:  # Ctrl-C, or Ctrl-D
+        session.note("")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    if not agreed:
+        session.note(otherwise)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+NOTHING_KEPT: Final = "The storage is in memory: nothing is kept. Set LLM_STORAGE_URL, storage.url or --storage."
 
 
 def is_in_memory(config: LLMConfig) -> bool:

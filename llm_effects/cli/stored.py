@@ -1,7 +1,6 @@
 """Commands about stored data: ``usage`` and ``backtest`` from the ledger, ``conversations``, and the ``cache``."""
 
 import re
-import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -14,14 +13,15 @@ from returns.result import Failure, Result, Success
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from llm_effects.cli import ExitCode
 from llm_effects.cli.display import add_row, bar, count, duration, moment, money, new_table, shown
 from llm_effects.cli.program import (
+    NOTHING_KEPT,
     ConfigOption,
     JsonOption,
     OwnerOption,
     Session,
     StorageOption,
+    confirm,
     is_in_memory,
     open_session,
     program,
@@ -52,8 +52,6 @@ from llm_effects.values.messages import Part, Reasoning, Text, ToolCall, ToolRes
 from llm_effects.values.secrets import reveal, shown_url
 
 _Report = TypeVar("_Report")
-
-NOTHING_KEPT: Final = "The storage is in memory: nothing is kept. Set LLM_STORAGE_URL, storage.url or --storage."
 
 # Usage.
 
@@ -383,22 +381,6 @@ def delete(
     session.run(load_conversation(conversation_id, owner=owner, newest=1))  # so that a wrong id is an error
     confirm(session, f"Delete the conversation {conversation_id!r} for ever?", yes=yes)
     session.run(delete_conversation(conversation_id, owner=owner))
-
-
-def confirm(session: Session, question: str, *, yes: bool) -> None:
-    """Ask on the terminal, and exit unless the answer is yes; elsewhere only ``yes`` goes on."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        session.fail(InvalidRequest(message="yes: standard input is no terminal to ask on: pass --yes"))
-    try:
-        agreed = typer.confirm(str(shown(question)), err=True)
-    except typer.Abort:  # Ctrl-C, or Ctrl-D
-        session.note("")
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
-    if not agreed:
-        session.note("nothing was deleted")
-        raise typer.Exit(ExitCode.FAILED)
 
 
 # The cache.

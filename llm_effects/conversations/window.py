@@ -225,10 +225,15 @@ def prefix_digest(stored: Iterable[StoredMessage], opening: bytes, *, whole: boo
     return digest.hex()
 
 
+LATE_RESULTS: Final = "The results of the tool calls above are there now: continue with them."
+"""Stands where the results of earlier calls came."""
+
+
 def pair_results(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Put exactly one result directly after each call, as every provider requires.
 
-    A missing result becomes one that says so; a result without a call is dropped.
+    A missing result becomes one that says so; a result without a call is dropped. Where results came only after another
+    answer, a message of the user takes their place: a prompt that ends with an answer would ask for nothing.
 
     >>> pair_results((Message("assistant", ToolCall("1", "time")), Message("user", "never mind")))[1].parts
     (ToolResult(call_id='1', content='The tool gave no result.', is_error=True),)
@@ -236,6 +241,7 @@ def pair_results(messages: Sequence[Message]) -> tuple[Message, ...]:
     if not any(isinstance(part, ToolCall | ToolResult) for each in messages for part in each.parts):
         return tuple(messages)
     results = _results_by_place(messages)
+    used = set(map(id, results.values()))
     paired: list[Message] = []
     for place, message in enumerate(messages):
         rest = tuple(part for part in message.parts if not isinstance(part, ToolResult))
@@ -244,6 +250,8 @@ def pair_results(messages: Sequence[Message]) -> tuple[Message, ...]:
         calls = dict.fromkeys(part.id for part in rest if isinstance(part, ToolCall))
         if calls:
             paired.append(Message("tool", tuple(results.get((place, call)) or _missing_result(call) for call in calls)))
+        if not rest and paired and paired[-1].role == "assistant" and used.intersection(map(id, message.parts)):
+            paired.append(Message("user", LATE_RESULTS))
     return tuple(paired)
 
 

@@ -35,8 +35,9 @@ from llm_effects.reports.usage import Dimension, UsageReport, usage_report
 from llm_effects.routing.candidates import RoutingDecision
 from llm_effects.stores.worker_threads import leave_to_parent, renew_after_fork
 from llm_effects.structured.typed_answers import Structured, generate_as
-from llm_effects.tools.run import MAX_STEPS, NO_LIMITS, run_tools
-from llm_effects.tools.steps import Approve, ToolLimits, ToolRun
+from llm_effects.tools.approvals import ask_later, dangerous_calls, decide_approval, list_approvals
+from llm_effects.tools.run import MAX_STEPS, NO_LIMITS, resume_tools, run_tools
+from llm_effects.tools.steps import Approval, ApprovalPolicy, Approve, ToolLimits, ToolRun, Verdict
 from llm_effects.tools.tool import Toolkit
 from llm_effects.values.conversations import Conversation, History
 from llm_effects.values.errors import LLMError
@@ -130,12 +131,39 @@ class LLM:
         *,
         limits: ToolLimits = NO_LIMITS,
         approve: Approve | None = None,
+        needs_approval: ApprovalPolicy = dangerous_calls,
         run_id: str | None = None,
         **fields: Unpack[RequestFields],
     ) -> ToolRun:
         """Answer a request with the help of tools, asking the model at most ``max_steps`` times."""
         asked = as_request(request, fields)
-        return self.run(run_tools(asked, toolkit, max_steps, limits=limits, approve=approve, run_id=run_id))
+        tool_run = run_tools(
+            asked, toolkit, max_steps, limits=limits, approve=approve, needs_approval=needs_approval, run_id=run_id
+        )
+        return self.run(tool_run)
+
+    def resume_tools(
+        self,
+        run_id: str,
+        toolkit: Toolkit,
+        *,
+        owner: str | None = None,
+        approve: Approve = ask_later,
+        needs_approval: ApprovalPolicy = dangerous_calls,
+    ) -> ToolRun:
+        """Continue a run that waits for approval, also in another process."""
+        resumed = resume_tools(run_id, toolkit, owner=owner, approve=approve, needs_approval=needs_approval)
+        return self.run(resumed)
+
+    def list_approvals(self, *, owner: str | None = None, decided: bool = False) -> tuple[Approval, ...]:
+        """List an owner's calls that wait for approval, oldest first; with ``decided`` those with a decision too."""
+        return self.run(list_approvals(owner=owner, decided=decided))
+
+    def decide_approval(
+        self, approval_id: str, verdict: Verdict, *, owner: str | None = None, by: str | None = None
+    ) -> Approval:
+        """Approve or refuse a call that waits; the first decision stays."""
+        return self.run(decide_approval(approval_id, verdict, owner=owner, by=by))
 
     def converse(self, conversation_id: str, message: Request | Message, **fields: Unpack[TurnFields]) -> LLMResponse:
         """Answer one turn of a stored conversation."""

@@ -505,7 +505,8 @@ def _messages(request: LLMRequest) -> list[tuple[str, list[tuple[str, object]]]]
 
 def _tagged(part: object) -> tuple[str, object]:
     fields = cast("dict[str, object]", msgspec.to_builtins(part))
-    fields.pop("cache", None)  # a mark shapes the price of an answer, not the answer
+    for mark in ("cache", "trusted"):  # they shape the price of an answer, or what may follow it, not the answer
+        fields.pop(mark, None)
     return type(part).__name__, fields
 
 

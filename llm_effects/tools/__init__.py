@@ -1,11 +1,22 @@
-"""Tools: ``tool``, ``Toolkit``, ``run_tools`` and its journal."""
+"""Tools: ``tool``, ``Toolkit``, ``run_tools``, its journal and its approvals."""
 
+from llm_effects.tools.approvals import after_untrusted as after_untrusted
+from llm_effects.tools.approvals import ask_later as ask_later
+from llm_effects.tools.approvals import dangerous_calls as dangerous_calls
+from llm_effects.tools.approvals import decide_approval as decide_approval
+from llm_effects.tools.approvals import list_approvals as list_approvals
 from llm_effects.tools.by_schema import tools_by_schema as tools_by_schema
 from llm_effects.tools.journal import resolve_tool_call as resolve_tool_call
+from llm_effects.tools.run import resume_tools as resume_tools
 from llm_effects.tools.run import run_tools as run_tools
+from llm_effects.tools.steps import Approval as Approval
+from llm_effects.tools.steps import ApprovalPolicy as ApprovalPolicy
 from llm_effects.tools.steps import Approve as Approve
 from llm_effects.tools.steps import Approved as Approved
+from llm_effects.tools.steps import Decision as Decision
+from llm_effects.tools.steps import ProposedCall as ProposedCall
 from llm_effects.tools.steps import Refused as Refused
+from llm_effects.tools.steps import Risk as Risk
 from llm_effects.tools.steps import ToolAnswer as ToolAnswer
 from llm_effects.tools.steps import ToolEnd as ToolEnd
 from llm_effects.tools.steps import ToolEvent as ToolEvent
@@ -17,6 +28,7 @@ from llm_effects.tools.steps import ToolSink as ToolSink
 from llm_effects.tools.steps import ToolStarted as ToolStarted
 from llm_effects.tools.steps import ToolStep as ToolStep
 from llm_effects.tools.steps import Verdict as Verdict
+from llm_effects.tools.steps import Waiting as Waiting
 from llm_effects.tools.tool import ToolFunction as ToolFunction
 from llm_effects.tools.tool import Toolkit as Toolkit
 from llm_effects.tools.tool import tool as tool

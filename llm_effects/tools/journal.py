@@ -48,7 +48,7 @@ class RunJournal:
         entry = from_service(
             lambda env: env.conversations.intend(self.run_id, self.owner, str(step), question.encode())
         )
-        return _in_time(entry.bind_result(partial(self._answer_in, question)), "noting the question")
+        return in_time(entry.bind_result(partial(self._answer_in, question)), "noting the question")
 
     def _answer_in(self, question: str, entry: JournalEntry) -> Result[LLMResponse | None, LLMError]:
         if entry.intent != question.encode():
@@ -64,7 +64,7 @@ class RunJournal:
         result = dump_entry(Entry(response=answer))
         stored = from_service(lambda env: env.conversations.conclude(self.run_id, self.owner, str(step), result))
         first = then(stored, lambda _: self.begin_answer(step, question)).map(lambda first: first or answer)
-        return _in_time(first, "storing the answer of the model", shield=True)
+        return in_time(first, "storing the answer of the model", shield=True)
 
     def recall(self, step: int, call: ToolCall) -> ToolAnswer | None:
         """Return the result of a call from before the run was resumed, or ``None`` if it was not started."""
@@ -76,12 +76,12 @@ class RunJournal:
         key, intent = call_key(step, call.id), dump_value(call).encode()
         entry = from_service(lambda env: env.conversations.intend(self.run_id, self.owner, key, intent))
         known = entry.map(lambda entry: None if entry.fresh else _load_result(call, entry))
-        return _in_time(known, "noting the call")
+        return in_time(known, "noting the call")
 
     def end_call(self, step: int, answer: ToolAnswer) -> Effect[None]:
         """Store the result of a call, even when cancelled."""
         stored = _store_result(self.run_id, self.owner, step, answer)
-        return _in_time(stored, "storing the result of a tool", shield=True)
+        return in_time(stored, "storing the result of a tool", shield=True)
 
 
 @final
@@ -119,10 +119,10 @@ def open_journal(run_id: str | None, owner: str | None) -> Effect[RunJournal | N
         return RunJournal(run_id=run_id, owner=owner, entries={entry.key: entry for entry in entries})
 
     entries = from_service(lambda env: env.conversations.journal(run_id, owner))
-    return _in_time(entries, "reading the journal").map(journal_of)
+    return in_time(entries, "reading the journal").map(journal_of)
 
 
-def _in_time(operation: Effect[_Value], what: str, *, shield: bool = False) -> Effect[_Value]:
+def in_time(operation: Effect[_Value], what: str, *, shield: bool = False) -> Effect[_Value]:
     """Limit the time of an operation of the store; with ``shield`` cancellation does not interrupt it."""
 
     async def limited(env: LLMEnv) -> Result[_Value, LLMError]:

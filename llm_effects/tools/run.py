@@ -32,10 +32,22 @@ from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import in_own_task
 from llm_effects.pipeline import check_request, deliver_ending, run_call, standard_pipeline
 from llm_effects.policies.cache import request_key
+from llm_effects.tools.approvals import APPROVALS_RUN, ask_later, dangerous_calls, kept_run
 from llm_effects.tools.journal import open_journal
-from llm_effects.tools.steps import Approve, ToolAnswer, ToolEnd, ToolLimits, ToolOutcome, ToolRun, ToolSink, ToolStep
+from llm_effects.tools.steps import (
+    ApprovalPolicy,
+    Approve,
+    KeptRun,
+    ToolAnswer,
+    ToolEnd,
+    ToolLimits,
+    ToolOutcome,
+    ToolRun,
+    ToolSink,
+    ToolStep,
+)
 from llm_effects.tools.tool import ToolFunction, Toolkit
-from llm_effects.tools.tool_executor import RunState, ToolExecutor, not_run
+from llm_effects.tools.tool_executor import NEEDS_RUN_ID, RunState, ToolExecutor, not_run
 from llm_effects.values.errors import (
     BudgetExceeded,
     InvalidRequest,
@@ -64,6 +76,7 @@ def run_tools(
     *,
     limits: ToolLimits = NO_LIMITS,
     approve: Approve | None = None,
+    needs_approval: ApprovalPolicy = dangerous_calls,
     run_id: str | None = None,
     conversation_id: str | None = None,
     sink: Sink | None = None,
@@ -77,6 +90,9 @@ def run_tools(
     where it broke off, and stops with ``ToolEnd.UNKNOWN`` at a call that may or may not have happened. In a
     conversation each step is a turn. ``request.preferences.timeout_ms`` limits each step, ``limits.timeout_s`` all of
     them. An error of a model ends the run; it has the attempts of all steps.
+
+    A call for which ``needs_approval`` returns a reason runs only if ``approve`` allows it. ``approve=ask_later`` ends
+    the run with ``ToolEnd.WAITING``: ``decide_approval`` decides, and ``resume_tools`` continues the run.
 
     >>> import anyio
     >>> from llm_effects import ToolCall, run, scripted_env, toolkit
@@ -96,16 +112,21 @@ def run_tools(
     def finish(asked: LLMRequest) -> Effect[ToolRun]:
         offered = asked if asked.tools else evolve(asked, tools=toolkit.tools)
         executor = ToolExecutor(
-            functions=_functions(offered, toolkit), limits=limits, approve=approve, on_event=on_event
+            functions=_functions(offered, toolkit),
+            limits=limits,
+            approve=approve,
+            needs_approval=needs_approval,
+            on_event=on_event,
         )
-        problem = _conflict(offered, toolkit, executor, max_steps)
+        kept = KeptRun(request=asked, max_steps=max_steps, limits=limits, conversation_id=conversation_id)
+        problem = _conflict(offered, toolkit, executor, max_steps) or _without_id(executor, run_id)
         if problem is not None:
             return fail(InvalidRequest(message=problem, request=asked))
         last = max_steps if limits.answer_last else math.inf
         asker = StepAsker(
             request=offered, pipeline=pipeline, answers_at=last, sink=sink, conversation_id=conversation_id
         )
-        return then(_start(offered, limits, run_id), lambda state: _loop(asker, executor, state, max_steps))
+        return then(_start(kept, run_id), lambda state: _loop(asker, executor, state, max_steps))
 
     outcome = then(from_result(request_of(request)), finish)
 
@@ -129,19 +150,67 @@ def _conflict(request: LLMRequest, toolkit: Toolkit, executor: ToolExecutor, max
         return f"tools: {unknown[0]} is not in the toolkit: leave tools out, or name some of its own"
     dangerous = [name for name, function in executor.functions.items() if function.dangerous]
     if dangerous and executor.approve is None:
-        return f"approve: {dangerous[0]} is dangerous: pass a function that decides about its calls"
+        return f"approve: {dangerous[0]} is dangerous: pass a function that decides about its calls, or ask_later"
+    if executor.approve is None and executor.needs_approval is not dangerous_calls:
+        return "approve: needs_approval is set: pass a function that decides about such calls, or ask_later"
     return None if max_steps >= 1 else f"max_steps: must be at least 1, not {max_steps}"
 
 
-def _start(request: LLMRequest, limits: ToolLimits, run_id: str | None) -> Effect[RunState]:
+def _without_id(executor: ToolExecutor, run_id: str | None) -> str | None:
+    if run_id == APPROVALS_RUN:
+        return f"run_id: {run_id!r} names the journal of approvals: choose another one"
+    return NEEDS_RUN_ID if executor.approve is ask_later and run_id is None else None
+
+
+def _start(kept: KeptRun, run_id: str | None) -> Effect[RunState]:
     async def start(env: LLMEnv) -> Result[RunState, LLMError]:
-        started = anyio.current_time()
-        deadline = math.inf if limits.timeout_s is None else started + limits.timeout_s
+        started, timeout = anyio.current_time(), kept.limits.timeout_s
+        deadline = math.inf if timeout is None else started + timeout
         name = run_id or env.new_id()
-        build = partial(RunState, run_id=run_id, name=name, started=started, deadline=deadline)
-        return (await run(open_journal(run_id, request.owner), env)).map(lambda journal: build(journal=journal))
+        build = partial(RunState, kept=kept, run_id=run_id, name=name, started=started, deadline=deadline)
+        return (await run(open_journal(run_id, kept.request.owner), env)).map(lambda journal: build(journal=journal))
 
     return effect(start)
+
+
+def resume_tools(
+    run_id: str,
+    toolkit: Toolkit,
+    *,
+    owner: str | None = None,
+    approve: Approve = ask_later,
+    needs_approval: ApprovalPolicy = dangerous_calls,
+    sink: Sink | None = None,
+    on_event: ToolSink | None = None,
+    pipeline: Generate = standard_pipeline,
+) -> Effect[ToolRun]:
+    """Continue a run that waits for approval, also in another process; its request and its limits are kept.
+
+    It ends as ``WAITING`` again, and pays for nothing, while there is no decision. Approved calls run at most once, of
+    refused ones the model sees the reason. A run that has never waited is an ``InvalidRequest``.
+
+    >>> import anyio
+    >>> from llm_effects import run, scripted_env, toolkit
+    >>> anyio.run(run, resume_tools("nightly", toolkit()), scripted_env()).failure().message
+    "run_id: no run 'nightly' of this owner has waited for approval"
+    """
+
+    def resume(kept: KeptRun) -> Effect[ToolRun]:
+        return run_tools(
+            kept.request,
+            toolkit,
+            kept.max_steps,
+            limits=kept.limits,
+            approve=approve,
+            needs_approval=needs_approval,
+            run_id=run_id,
+            conversation_id=kept.conversation_id,
+            sink=sink,
+            on_event=on_event,
+            pipeline=pipeline,
+        )
+
+    return then(kept_run(run_id, owner), resume)
 
 
 # The loop.
@@ -163,7 +232,7 @@ def _loop(asker: StepAsker, executor: ToolExecutor, state: RunState, max_steps: 
             step = ToolStep(number=state.step, response=response, answers=results.unwrap())
             state.steps.append(step)
             await executor.emit(step)
-            end = end or (ToolEnd.UNKNOWN if _has_unknown(step) else None)
+            end = end or _interruption(step)
             if end is not None:
                 return Success(_finished_run(state, end))
 
@@ -188,8 +257,12 @@ def _not_run(response: LLMResponse, end: ToolEnd) -> tuple[ToolAnswer, ...]:
     return tuple(not_run(call, _REASONS[end]) for call in response.tool_calls)
 
 
-def _has_unknown(step: ToolStep) -> bool:
-    return any(each.outcome is ToolOutcome.UNKNOWN for each in step.answers)
+def _interruption(step: ToolStep) -> ToolEnd | None:
+    """Return why a run cannot go on after its calls: one may have happened before, or waits."""
+    outcomes = {each.outcome for each in step.answers}
+    if ToolOutcome.UNKNOWN in outcomes:
+        return ToolEnd.UNKNOWN
+    return ToolEnd.WAITING if ToolOutcome.WAITING in outcomes else None
 
 
 async def _execute(
@@ -355,6 +428,7 @@ def _free_id(call_id: str, taken: set[str]) -> str:
 _NOTES: Final = {
     ToolEnd.CUT_OFF: "tools: the last answer is not whole: nothing of it was run",
     ToolEnd.OUT_OF_STEPS: "tools: max_steps is reached: the calls of the last answer were not run",
+    ToolEnd.WAITING: "tools: the run waits for approval: see ToolRun.waiting",
     ToolEnd.UNKNOWN: "tools: a call may or may not have happened before: see ToolRun.unknown",
 }
 

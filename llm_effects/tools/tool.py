@@ -4,15 +4,16 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, final, overload
+from typing import Final, final, get_args, overload
 
 from attrs import field, frozen
 from returns.result import Result
 
 from llm_effects.structured.decoding import Problems
 from llm_effects.tools.signatures import Arguments, Handler, checked_name, read_any_object, signature_of
+from llm_effects.tools.steps import Risk
 from llm_effects.values.requests import Tool
-from llm_effects.values.validation import instance, instances, invalid, number, to_tuple
+from llm_effects.values.validation import instance, instances, invalid, number, one_of, to_tuple
 
 TIMEOUT_S: Final = 60.0
 """Longest time for a call of a tool, in seconds, unless the tool sets its own."""
@@ -23,16 +24,28 @@ TIMEOUT_S: Final = 60.0
 class ToolFunction:
     """A tool and the function that runs when a model calls it.
 
-    ``read`` parses the model's arguments (JSON text) into the function's, or lists what is wrong with them. A
-    ``dangerous`` tool runs only after the caller of the run has approved. ``timeout_s`` is in seconds, ``None`` for no
-    limit.
+    ``read`` parses the model's arguments (JSON text) into the function's, or lists what is wrong with them. ``risk`` is
+    what a call may do: a ``dangerous`` one runs only with approval. The results of a tool that is not ``trusted`` hold
+    content that others wrote. ``timeout_s`` is in seconds, ``None`` for no limit.
     """
 
     tool: Tool
     function: Handler = field(repr=False)
     read: Callable[[str], Result[Arguments, Problems]] = field(repr=False)
-    dangerous: bool = field(default=False, validator=instance(bool))
+    risk: Risk = field(default="write", validator=one_of(*get_args(Risk)))
+    trusted: bool = field(default=True, validator=instance(bool))
     timeout_s: float | None = field(default=TIMEOUT_S, validator=number(above=0))
+
+    @property
+    def dangerous(self) -> bool:
+        """Whether a call runs only with approval."""
+        return self.risk == "dangerous"
+
+
+def _risk(risk: Risk | None, *, dangerous: bool) -> Risk:
+    if dangerous and risk not in {None, "dangerous"}:
+        invalid("risk", f"{risk!r} contradicts dangerous=True: leave one of them out")
+    return "dangerous" if dangerous else risk or "write"
 
 
 @overload
@@ -42,12 +55,20 @@ def tool(
     *,
     name: str | None = ...,
     description: str | None = ...,
+    risk: Risk | None = ...,
     dangerous: bool = ...,
+    trusted: bool = ...,
     timeout_s: float | None = ...,
 ) -> ToolFunction: ...
 @overload
 def tool(
-    *, name: str | None = ..., description: str | None = ..., dangerous: bool = ..., timeout_s: float | None = ...
+    *,
+    name: str | None = ...,
+    description: str | None = ...,
+    risk: Risk | None = ...,
+    dangerous: bool = ...,
+    trusted: bool = ...,
+    timeout_s: float | None = ...,
 ) -> Callable[[Handler], ToolFunction]: ...
 def tool(
     function: Handler | None = None,
@@ -55,14 +76,18 @@ def tool(
     *,
     name: str | None = None,
     description: str | None = None,
+    risk: Risk | None = None,
     dangerous: bool = False,
+    trusted: bool = True,
     timeout_s: float | None = TIMEOUT_S,
 ) -> ToolFunction | Callable[[Handler], ToolFunction]:
     """Make a tool of a typed function: plain, ``async``, or one that returns an ``Effect`` or a ``Result``.
 
     Its schema comes from the types of its parameters, its description from its docstring (Google's form or Sphinx's).
     A function that no model can call is an ``InvalidValue`` with the remedy. It is a decorator too: ``@tool`` or
-    ``@tool(dangerous=True)``; the function itself is then ``its_name.function``.
+    ``@tool(dangerous=True)``; the function itself is then ``its_name.function``. ``risk`` is ``read``, ``write`` (the
+    default) or ``dangerous``, for which ``dangerous=True`` is short. ``trusted=False`` marks a tool whose results hold
+    content that others wrote.
 
     >>> from typing import Literal
     >>> @tool
@@ -80,7 +105,12 @@ def tool(
     def make(function: Handler) -> ToolFunction:
         signature = signature_of(function, name, description)
         return ToolFunction(
-            tool=signature.tool, function=function, read=signature.read, dangerous=dangerous, timeout_s=timeout_s
+            tool=signature.tool,
+            function=function,
+            read=signature.read,
+            risk=_risk(risk, dangerous=dangerous),
+            trusted=trusted,
+            timeout_s=timeout_s,
         )
 
     return make if function is None else make(function)
@@ -90,7 +120,9 @@ def tool_with_schema(
     tool: Tool,
     function: Callable[[Mapping[str, object]], object],
     *,
+    risk: Risk | None = None,
     dangerous: bool = False,
+    trusted: bool = True,
     timeout_s: float | None = TIMEOUT_S,
 ) -> ToolFunction:
     """Make a tool whose schema comes from elsewhere, for example from a server of tools.
@@ -106,7 +138,14 @@ def tool_with_schema(
     def call(arguments: Mapping[str, object]) -> object:
         return function(arguments)
 
-    return ToolFunction(tool=tool, function=call, read=read_any_object, dangerous=dangerous, timeout_s=timeout_s)
+    return ToolFunction(
+        tool=tool,
+        function=call,
+        read=read_any_object,
+        risk=_risk(risk, dangerous=dangerous),
+        trusted=trusted,
+        timeout_s=timeout_s,
+    )
 
 
 def _functions(functions: Iterable[ToolFunction]) -> tuple[ToolFunction, ...]:

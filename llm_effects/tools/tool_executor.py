@@ -1,4 +1,7 @@
-"""The calls of one answer: each is checked, approved, noted in the journal and run; several at once, none twice."""
+"""The calls of one answer: each is checked, approved, noted in the journal and run; several at once, none twice.
+
+One that waits for approval is kept, and does not run.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,40 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Final, TypeAlias, TypeVar, cast, final
+from typing import Final, TypeVar, cast, final
 
 import anyio
 import msgspec
 from anyio.lowlevel import checkpoint_if_cancelled
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from returns.context import RequiresContextFutureResult
 from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
+from llm_effects.conversations.operations import load_conversation
 from llm_effects.effects.effect import Effect, result_of, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import in_daemon_thread, in_parallel
 from llm_effects.telemetry import conventions as names
 from llm_effects.telemetry.logs import LOGGER, unharmed
+from llm_effects.tools.approvals import (
+    approval_of,
+    ask,
+    dangerous_calls,
+    has_asked,
+    shown_arguments,
+    untrusted_tools,
+)
 from llm_effects.tools.journal import NoJournal, RunJournal
 from llm_effects.tools.signatures import Arguments, Handler
 from llm_effects.tools.steps import (
+    Approval,
+    ApprovalPolicy,
     Approve,
     Approved,
+    KeptRun,
+    ProposedCall,
     Refused,
     ToolAnswer,
     ToolEvent,
@@ -36,11 +52,14 @@ from llm_effects.tools.steps import (
     ToolSink,
     ToolStarted,
     ToolStep,
+    Verdict,
+    Waiting,
 )
 from llm_effects.tools.tool import ToolFunction
-from llm_effects.values.errors import LLMError, cause_of, describe
+from llm_effects.values.errors import InvalidRequest, LLMError, cause_of, describe
 from llm_effects.values.json import dump, repair_surrogates
-from llm_effects.values.messages import ToolCall, ToolResult
+from llm_effects.values.messages import Message, ToolCall, ToolResult
+from llm_effects.values.requests import request_messages
 from llm_effects.values.responses import CANCELLED, LLMResponse
 from llm_effects.values.validation import suggestion
 
@@ -55,11 +74,13 @@ _Value = TypeVar("_Value")
 class RunState:
     """The state of a run: the only mutable part of it. Times are on the clock of ``anyio.current_time()``.
 
-    ``name`` is the id of the run, or a made-up one. ``warnings`` are for the caller. ``approval_lock`` is held while
-    the caller decides about a call.
+    ``name`` is the id of the run, or a made-up one, ``kept`` what it is continued from if it waits. ``warnings`` are
+    for the caller. ``approval_lock`` is held while the caller decides about a call. ``earlier`` are the messages of the
+    conversation before this run, once they are needed.
     """
 
     journal: RunJournal | NoJournal
+    kept: KeptRun
     run_id: str | None
     name: str
     started: float
@@ -67,6 +88,7 @@ class RunState:
     steps: list[ToolStep] = field(factory=list[ToolStep])
     warnings: list[str] = field(factory=list[str])
     approval_lock: anyio.Lock = field(factory=anyio.Lock)
+    earlier: tuple[Message, ...] | None = None
 
     @property
     def step(self) -> int:
@@ -88,8 +110,27 @@ class ToolOutput:
     outcome: ToolOutcome
 
 
-_Job: TypeAlias = tuple[ToolFunction, Arguments]
-"""A function to run, with its arguments."""
+@final
+@frozen
+class _Job:
+    """A function to run, with its arguments."""
+
+    function: ToolFunction
+    arguments: Arguments
+
+
+@final
+@frozen(kw_only=True)
+class _Clearance:
+    """Whether a call may run: it has no ``refusal``, and its ``approval``, if it needs one, has a decision."""
+
+    refusal: ToolOutput | None = None
+    approval: Approval | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the call waits for a decision."""
+        return self.approval is not None and self.approval.decision is None
 
 
 @final
@@ -100,6 +141,7 @@ class ToolExecutor:
     functions: Mapping[str, ToolFunction]
     limits: ToolLimits
     approve: Approve | None
+    needs_approval: ApprovalPolicy
     on_event: ToolSink | None
 
     async def emit(self, event: ToolEvent) -> None:
@@ -132,17 +174,23 @@ class ToolExecutor:
         """Execute a call, unless the journal has its result."""
         answer = state.journal.recall(state.step, call)
         if answer is None:
-            job = await self._prepare(call, state, env)
+            job = self._prepare(call)
+            cleared = await self._clear(call, job.unwrap(), state, env) if is_successful(job) else Success(_Clearance())
+            if not is_successful(cleared):
+                return Failure(cleared.failure())
+            clearance = cleared.unwrap()
+            if clearance.waits:
+                return Success(_waiting(call, clearance))
             await checkpoint_if_cancelled()  # nothing more runs after a cancellation
             noted = await run(state.journal.begin_call(state.step, call), env)
             if not is_successful(noted):
                 return Failure(noted.failure())
-            answer = noted.unwrap() or await self._run_job(call, job, state, env)
+            answer = noted.unwrap() or await self._run_job(call, job, clearance, state, env)
         await self.emit(ToolFinished(state.step, answer))
         return Success(answer)
 
-    async def _prepare(self, call: ToolCall, state: RunState, env: LLMEnv) -> Result[_Job, ToolOutput]:
-        """Find the function of a call, read its arguments, and have it approved if it is dangerous."""
+    def _prepare(self, call: ToolCall) -> Result[_Job, ToolOutput]:
+        """Find the function of a call, and read its arguments."""
         function = self.functions.get(call.name)
         if function is None:
             remedy = suggestion(call.name, self.functions, "the tools")
@@ -151,41 +199,102 @@ class ToolExecutor:
         if not is_successful(arguments):
             problems = "".join(f"\n- {problem}" for problem in arguments.failure()[:MAX_PROBLEMS])
             return Failure(ToolOutput(f"the arguments do not fit:{problems}", ToolOutcome.BAD_ARGUMENTS))
-        refusal = await self._refusal(call, state, env) if function.dangerous else None
-        return Success((function, arguments.unwrap())) if refusal is None else Failure(refusal)
+        return Success(_Job(function, arguments.unwrap()))
 
-    async def _refusal(self, call: ToolCall, state: RunState, env: LLMEnv) -> ToolOutput | None:
-        """Return why a call may not run; anything but an approval refuses, even an effect that fails."""
+    async def _clear(self, call: ToolCall, job: _Job, state: RunState, env: LLMEnv) -> Result[_Clearance, LLMError]:
+        """Have a call approved if it needs that: by the caller, or by a decision that is kept."""
+        if self.needs_approval is dangerous_calls and not job.function.dangerous:
+            return Success(_Clearance())
+        earlier = await _earlier_messages(state, env)
+        if not is_successful(earlier):
+            return Failure(earlier.failure())
+        seen = (*earlier.unwrap(), *(message for step in state.steps for message in step.messages))
+        proposed = ProposedCall(call=call, risk=job.function.risk, untrusted=untrusted_tools(seen))
+        reason = self.needs_approval(proposed)
+        return Success(_Clearance()) if reason is None else await self._decide(proposed, job, reason, state, env)
+
+    async def _decide(
+        self, proposed: ProposedCall, job: _Job, reason: str, state: RunState, env: LLMEnv
+    ) -> Result[_Clearance, LLMError]:
+        """Return the kept decision about a call that waited before; about any other ask the caller."""
+        shown = shown_arguments(job.function, job.arguments)
+        build = partial(approval_of, proposed, shown, step=state.step, kept=state.kept, env=env)
+        journal = state.journal
+        verdict: Verdict = Waiting()
+        if isinstance(journal, NoJournal) or not has_asked(journal, build(reason, journal=journal)):
+            verdict = await self._verdict(proposed.call, state, env)
+        if not isinstance(verdict, Waiting):
+            return Success(_clearance_by(verdict))
+        if isinstance(journal, NoJournal):
+            return Failure(InvalidRequest(message=NEEDS_RUN_ID))
+        approval = build(verdict.reason or reason, journal=journal)
+        return (await run(ask(journal, approval, state.kept), env)).map(_clearance_of)
+
+    async def _verdict(self, call: ToolCall, state: RunState, env: LLMEnv) -> Verdict:
+        """Return the verdict of the caller; anything but a verdict refuses, even an effect that fails."""
         if self.approve is None:
-            return ToolOutput(Refused().reason, ToolOutcome.REFUSED)
+            return Refused()
         async with state.approval_lock:
             result = await resolve(self.approve(call), env)
         verdict = result.unwrap() if is_successful(result) else None
-        if isinstance(verdict, Approved):
-            return None
-        reason = verdict.reason if isinstance(verdict, Refused) else "the approval failed"
-        return ToolOutput(f"refused: {reason}", ToolOutcome.REFUSED)
+        return verdict if isinstance(verdict, Approved | Refused | Waiting) else Refused("the approval failed")
 
-    async def _run_job(self, call: ToolCall, job: Result[_Job, ToolOutput], state: RunState, env: LLMEnv) -> ToolAnswer:
+    async def _run_job(
+        self, call: ToolCall, job: Result[_Job, ToolOutput], clearance: _Clearance, state: RunState, env: LLMEnv
+    ) -> ToolAnswer:
         """Run a prepared call and write its result to the journal."""
-        started = anyio.current_time()
-        if is_successful(job):
+        started, trusted = anyio.current_time(), True
+        output = clearance.refusal if is_successful(job) else job.failure()
+        if output is None:
             await self.emit(ToolStarted(state.step, call))
-            output = await _run_traced(call, *job.unwrap(), env)
-        else:
-            output = job.failure()
-        text = truncate(output.text, self.limits.result_chars)
+            function, trusted = job.unwrap().function, job.unwrap().function.trusted
+            output = await _run_traced(call, function, job.unwrap().arguments, env)
+        text, is_error = truncate(output.text, self.limits.result_chars), output.outcome is not ToolOutcome.DONE
         answer = ToolAnswer(
             call=call,
-            result=ToolResult(call.id, text, is_error=output.outcome is not ToolOutcome.DONE),
+            result=ToolResult(call.id, text, is_error=is_error, trusted=trusted),
             outcome=output.outcome,
             latency_ms=(anyio.current_time() - started) * 1000,
+            approval=clearance.approval,
         )
         stored = await run(state.journal.end_call(state.step, answer), env)
         if not is_successful(stored):
             problem = describe(stored.failure())
             state.warnings.append(f"tools: the result of {call.name} is not in the journal: {problem}")
         return answer
+
+
+NEEDS_RUN_ID: Final = "run_id: a run whose calls can wait for approval needs an id, by which it is continued"
+
+
+async def _earlier_messages(state: RunState, env: LLMEnv) -> Result[tuple[Message, ...], LLMError]:
+    """Return the messages before this run: of its request, and all of its conversation, which is read once."""
+    name, request = state.kept.conversation_id, state.kept.request
+    if state.earlier is None and name is not None:
+        history = await run(load_conversation(name, owner=request.owner), env)
+        if not is_successful(history):
+            return Failure(history.failure())
+        state.earlier = tuple(each.message for turn in history.unwrap().turns for each in turn.messages)
+    return Success((*request_messages(request), *(state.earlier or ())))
+
+
+def _clearance_by(verdict: Approved | Refused) -> _Clearance:
+    if isinstance(verdict, Approved):
+        return _Clearance()
+    return _Clearance(refusal=ToolOutput(f"refused: {verdict.reason}", ToolOutcome.REFUSED))
+
+
+def _clearance_of(approval: Approval) -> _Clearance:
+    """Return whether a call may run that waits, or waited."""
+    decision = approval.decision
+    if decision is None or decision.approved:
+        return _Clearance(approval=approval)
+    return evolve(_clearance_by(Refused(decision.reason)), approval=approval)
+
+
+def _waiting(call: ToolCall, clearance: _Clearance) -> ToolAnswer:
+    result = ToolResult(call.id, "This was not run: it waits for approval.", is_error=True)
+    return ToolAnswer(call=call, result=result, outcome=ToolOutcome.WAITING, approval=clearance.approval)
 
 
 def not_run(call: ToolCall, reason: str) -> ToolAnswer:

@@ -335,7 +335,11 @@ class ToolCall:
 @final
 @frozen
 class ToolResult:
-    """The result of the tool call ``call_id``."""
+    """The result of the tool call ``call_id``.
+
+    One that is not ``trusted`` holds content that others wrote, such as a web page or a mail. No model receives this
+    mark; policies of approval do.
+    """
 
     __repr__ = shown
 
@@ -343,6 +347,7 @@ class ToolResult:
     content: str = field(default="", validator=_ANY_TEXT)
     is_error: bool = field(default=False, validator=instance(bool))
     cache: bool = field(default=False, validator=instance(bool), kw_only=True)
+    trusted: bool = field(default=True, validator=instance(bool), kw_only=True)
 
 
 Part: TypeAlias = Text | Image | Document | Reasoning | ToolCall | ToolResult

@@ -46,7 +46,9 @@ from llm_effects.tools import (
     Verdict,
     tool_with_schema,
 )
+from llm_effects.tools.approvals import dangerous_calls
 from llm_effects.tools.journal import RunJournal, call_key
+from llm_effects.tools.steps import KeptRun
 from llm_effects.tools.tool_executor import RunState, ToolExecutor
 from llm_effects.values.conversations import JournalEntry
 from llm_effects.values.requests import Tool
@@ -357,9 +359,12 @@ async def test_no_call_runs_beside_one_that_may_have_happened() -> None:
     disk = CountingTool()
     begun = JournalEntry(key=call_key(1, "c1"), intent=b"{}")
     journal = RunJournal(run_id="r", owner=None, entries={begun.key: begun})
-    state = RunState(journal=journal, run_id="r", name="r", started=0.0, deadline=math.inf)
+    kept = KeptRun(request=QUESTION, max_steps=1, limits=ToolLimits())
+    state = RunState(journal=journal, kept=kept, run_id="r", name="r", started=0.0, deadline=math.inf)
     functions = {each.tool.name: each for each in toolkit(disk.free).functions}
-    executor = ToolExecutor(functions=functions, limits=ToolLimits(), approve=None, on_event=None)
+    executor = ToolExecutor(
+        functions=functions, limits=ToolLimits(), approve=None, needs_approval=dangerous_calls, on_event=None
+    )
     calls = [ToolCall("c1", "free", '{"path": "/"}'), ToolCall("c2", "free", '{"path": "/"}')]
     answers = (await executor.execute(calls, state, scripted_env())).unwrap()
     assert [each.outcome for each in answers] == [ToolOutcome.UNKNOWN, ToolOutcome.NOT_RUN]
