@@ -248,4 +248,13 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     204: ("a typed answer was invisible until it was whole", "each field as soon as it is finished and fits"),
     205: ("reading a growing answer anew for each piece is quadratic", "each character once; lists are not copied"),
     206: ("half a number or half an escape would be shown as a value", "only what is sure; anew after a restart"),
+    # Approvals
+    230: ("a decision had to come while the process of the run was alive", "the run waits in the store, for days"),
+    231: ("two people who decide at once would both count", "the first decision stays; the other one is an error"),
+    232: ("two processes that resume a run at once would both run its call", "one runs it"),
+    233: ("a kill between approval and run would lose the call or repeat it", "neither: it runs, or is unknown"),
+    234: ("approval of one call would let another one run", "bound to what the function receives"),
+    235: ("invisible characters and escapes would hide what is approved", "visible, as the function receives it"),
+    236: ("content that others wrote led to a dangerous call unseen", "its results are marked; a policy asks"),
+    237: ("another owner could see or decide about a call", "there is no such call for them"),
 }
