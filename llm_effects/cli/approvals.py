@@ -30,13 +30,16 @@ approvals: typer.Typer = typer.Typer(
 program.add_typer(approvals, name="approvals", no_args_is_help=True)
 
 IdArgument = Annotated[
-    str, typer.Argument(metavar="ID", help="The id of the approval, or how only that one begins.", show_default=False)
+    str, typer.Argument(metavar="ID", help="The id of the approval, or its beginning.", show_default=False)
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 ByOption = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides: by default the user of this machine.")]
 
 SHORT_ID: Final = 12
 """How many characters of an id a table shows."""
+
+MIN_ID: Final = 4
+"""How many characters of an id a command needs."""
 
 SHORT_ARGUMENTS: Final = 80
 """How many characters of the arguments a table shows."""
@@ -117,6 +120,8 @@ def _details(approval: Approval) -> Table:
 
 def _find(session: Session, approval_id: str, owner: str | None) -> Approval:
     """Return the one approval whose id begins so, or exit."""
+    if len(approval_id) < MIN_ID:
+        session.fail(InvalidRequest(message=f"approval: write at least {MIN_ID} characters of its id"))
     found = [each for each in session.run(list_approvals(owner=owner, decided=True)) if each.id.startswith(approval_id)]
     if len(found) == 1:
         return found[0]

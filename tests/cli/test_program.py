@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import typer
 
+from llm_effects import ToolCall
 from llm_effects.cli import COMMANDS as MODULES
 from llm_effects.cli import ExitCode, load_program
 from llm_effects.cli.display import shown
 from llm_effects.cli.program import ORDER, open_session
 from llm_effects.values.extras import install_command
+from tests.fixtures.approvals import wait
 from tests.fixtures.chaos import DONE, HEAD, STOP, STREAM, WHOLE, Chaos, chunk, holds, piece, says
 from tests.fixtures.cli import CONFIG, Cli, clean_environ, process, terminal
 from tests.fixtures.house import ROOT, run_python
@@ -23,6 +25,10 @@ from tests.fixtures.servers import chunked, reply_json
 GUIDE = (ROOT / "docs/guides/command-line.md").read_text(encoding="utf-8")
 
 COMMANDS = (
+    "approvals approve",
+    "approvals list",
+    "approvals refuse",
+    "approvals show",
     "ask",
     "batch",
     "cache clear",
@@ -67,10 +73,15 @@ def test_the_examples_of_the_guide_run(cli: Cli, monkeypatch: pytest.MonkeyPatch
     storage = {"LLM_CONFIG": str(cli.config)}
     cli.config.write_text(CONFIG + '[storage]\nurl = "sqlite:///llm.db"\n')
     (cli.folder / "new.toml").write_text(cli.config.read_text())
-    lines = examples_of_the_guide()
+    lines, replies = examples_of_the_guide(), cli.clients
+    calls = [ToolCall(name, "erase", '{"path": "/tmp"}') for name in ("a", "b")]
+    waiting = dict(zip(("3f2a91c07b5e", "90be4d27a1c8"), wait(cli, *calls), strict=True))
+    cli.clients = replies
     assert len(lines) > 12
     for line in lines:
         command = line.rpartition("| ")[2].partition(" > ")[0]
+        for short, approval in waiting.items():
+            command = command.replace(short, approval.id)
         done = cli.run(*shlex.split(command)[1:], input="a line\n", config=False, **storage)
         assert (line, done.exit_code) == (line, 0), done.output
 
