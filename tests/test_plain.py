@@ -50,12 +50,14 @@ from llm_effects import (
     open_env,
     scripted_env,
     succeed,
+    tool,
     toolkit,
 )
 from llm_effects.config import RoutingConfig, StorageConfig
 from llm_effects.effects import tasks
 from llm_effects.effects.tasks import LoopStopped, LoopThread
 from llm_effects.testing import Chunks, Scripted, calling
+from llm_effects.tools import Approved, ToolEnd, ask_later
 from llm_effects.values import TurnState
 from tests.fixtures.house import ROOT
 from tests.fixtures.servers import Server, answering, chunked, reply_json, sending, serving
@@ -299,6 +301,13 @@ def test_every_operation_returns_its_value() -> None:
         assert llm.run(succeed(1)) == 1
     with LLM(scripted_env(calling(ToolCall("c", "free_space", '{"path": "/"}')), "Nearly full.")) as llm:
         assert llm.run_tools("How is the disk?", toolkit(free_space)).response.content == "Nearly full."
+    kit = toolkit(tool(free_space, dangerous=True))
+    with LLM(scripted_env(calling(ToolCall("c", "free_space", '{"path": "/"}')), "Nearly full.")) as llm:
+        assert llm.run_tools("?", kit, approve=ask_later, run_id="r").end is ToolEnd.WAITING
+        [approval] = llm.list_approvals()
+        decided = llm.decide_approval(approval.id, Approved())
+        assert llm.resume_tools("r", kit).response.content == "Nearly full."
+        assert llm.list_approvals(decided=True) == (decided,)
 
 
 @pytest.mark.anyio
@@ -312,6 +321,13 @@ async def test_every_operation_of_an_async_one_returns_its_value() -> None:
         assert await llm.run(succeed(1)) == 1
     async with AsyncLLM(scripted_env(calling(ToolCall("c", "free_space", '{"path": "/"}')), "Nearly full.")) as llm:
         assert (await llm.run_tools("How is the disk?", toolkit(free_space))).response.content == "Nearly full."
+    kit = toolkit(tool(free_space, dangerous=True))
+    async with AsyncLLM(scripted_env(calling(ToolCall("c", "free_space", '{"path": "/"}')), "Nearly full.")) as llm:
+        assert (await llm.run_tools("?", kit, approve=ask_later, run_id="r")).end is ToolEnd.WAITING
+        [approval] = await llm.list_approvals()
+        decided = await llm.decide_approval(approval.id, Approved())
+        assert (await llm.resume_tools("r", kit)).response.content == "Nearly full."
+        assert await llm.list_approvals(decided=True) == (decided,)
 
 
 @pytest.mark.anyio

@@ -56,7 +56,7 @@ def after_untrusted(proposed: ProposedCall) -> str | None:
 
 
 async def ask_later(_: ToolCall) -> Verdict:
-    """Let every call that needs approval wait: the run ends as ``WAITING``, and ``resume_tools`` continues it."""
+    """Return ``Waiting`` for every call that needs approval, which ends its run; ``resume_tools`` continues it."""
     return Waiting()
 
 

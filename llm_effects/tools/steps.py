@@ -154,7 +154,7 @@ class ToolRun:
 
     @property
     def waiting(self) -> tuple[Approval, ...]:
-        """What the calls of the last step wait for."""
+        """The approvals that calls of the last step wait for."""
         waits = (each.approval for each in self.steps[-1].answers if each.outcome is ToolOutcome.WAITING)
         return tuple(approval for approval in waits if approval is not None)
 
@@ -259,7 +259,7 @@ class ToolLimits:
 @final
 @frozen(kw_only=True)
 class KeptRun:
-    """What a run that waits is continued from, in its journal."""
+    """The arguments of a run that waits, from which it is continued; they are in its journal."""
 
     request: LLMRequest
     max_steps: int

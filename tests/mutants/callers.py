@@ -8,6 +8,8 @@ window = of("conversations/window.py", "conversations/test_window.py")
 lifecycle = of("conversations/turn_lifecycle.py", "conversations/test_converse.py")
 converse = of("conversations/converse.py", "conversations/test_converse.py")
 executor = of("tools/tool_executor.py", "tools/test_tool_executor.py")
+waiting = of("tools/tool_executor.py", "tools/test_approvals.py")
+approvals = of("tools/approvals.py", "tools/test_approvals.py")
 journal = of("tools/journal.py", "tools/test_journal.py")
 tools = of("tools/run.py", "tools/test_run.py")
 decoding = of("structured/decoding.py", "structured/test_decoding.py")
@@ -57,8 +59,8 @@ CALLERS: tuple[Mutant, ...] = (
     ),
     executor(
         "executor-runs-dangerous-tools-unasked",
-        "refusal = await self._refusal(call, state, env) if function.dangerous else None",
-        "refusal = None",
+        "return Success(_Clearance()) if reason is None else",
+        "return Success(_Clearance()) if True else",
     ),
     executor(
         "executor-runs-after-an-unknown-call",
@@ -70,6 +72,15 @@ CALLERS: tuple[Mutant, ...] = (
         "verdict = result.unwrap() if is_successful(result) else None",
         "verdict = result.unwrap() if is_successful(result) else Approved()",
     ),
+    waiting("executor-runs-a-call-that-waits", "if clearance.waits:", "if False:"),
+    waiting("executor-forgets-who-wrote-a-result", ", job.unwrap().function.trusted", ", True"),
+    waiting("executor-forgets-what-a-conversation-read", ", *(state.earlier or ()))", ", *())"),
+    approvals("approvals-are-not-bound-to-defaults", "call.arguments, arguments]", "call.arguments]"),
+    approvals("approvals-are-not-compared-with-the-call", "if kept is None or (dump", "if kept is None and (dump"),
+    approvals(
+        "approvals-hide-what-cannot-be-seen", "if each.isprintable() and not _BLANK.match(each) else", "if True else"
+    ),
+    approvals("approvals-may-be-of-another-decision", "if stored.decision.approved is approved:", "if True:"),
     journal("journal-runs-a-started-call-again", "None if entry.fresh else _load_result(call, entry)", "None"),
     journal("journal-answers-another-question", "if entry.intent != question.encode():", "if False:"),
     tools(

@@ -326,7 +326,7 @@ async def test_fault_234_a_call_that_was_changed_in_the_store_needs_a_new_approv
     started = run_tools(QUESTION, toolkit(desk.erase, wipe), approve=ask_later, run_id="r")
     [approval] = (await run(started, env)).unwrap().waiting
     (await run(decide_approval(approval.id, Approved()), env)).unwrap()
-    journal = memory._journal[None, "r"]
+    journal = memory._journal[None, "r"]  # pyright: ignore[reportPrivateUsage]
     journal["1"] = evolve(journal["1"], result=dump_entry(Entry(response=calling(changed))))
     again = (await run(resume_tools("r", toolkit(desk.erase, wipe)), env)).unwrap()
     assert (again.end, again.waiting[0].call, desk.done) == (ToolEnd.WAITING, changed, [])
@@ -337,7 +337,7 @@ async def test_fault_234_an_approval_that_was_changed_in_the_store_is_none() -> 
     env = evolve(scripted_env(calling(ERASE), "Erased."), conversations=memory)
     started = run_tools(QUESTION, toolkit(desk.erase), approve=ask_later, run_id="r")
     [approval] = (await run(started, env)).unwrap().waiting
-    kept = memory._journal[None, APPROVALS_RUN]
+    kept = memory._journal[None, APPROVALS_RUN]  # pyright: ignore[reportPrivateUsage]
     harmless = evolve(approval, arguments='{"path":"/dev/null"}')
     kept[approval.id] = evolve(kept[approval.id], intent=dump_value(harmless).encode())
     (await run(decide_approval(approval.id, Approved()), env)).unwrap()
