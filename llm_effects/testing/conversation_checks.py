@@ -59,7 +59,7 @@ _PARTS: Final = (
     Image(url="https://host/picture.png"),
     Reasoning("hm", opaque='{"signature": "x"}', origin=Origin("anthropic", "m")),
     ToolCall("call", "find", '{"a": [1, null]}'),
-    ToolResult("call", "found", is_error=True),
+    ToolResult("call", "found", is_error=True, trusted=False),
 )
 
 _PROVENANCE: Final = Provenance(

@@ -187,8 +187,8 @@ def list_approvals(*, owner: str | None = None, decided: bool = False) -> Effect
     """
 
     def known(entries: tuple[JournalEntry, ...]) -> tuple[Approval, ...]:
-        approvals = (each for each in map(_load, entries) if each is not None)
-        return tuple(each for each in approvals if decided or each.decision is None)
+        wanted = (_load(each) for each in entries if decided or each.result is None)
+        return tuple(each for each in wanted if each is not None)
 
     entries = from_service(lambda env: env.conversations.journal(APPROVALS_RUN, owner))
     return in_time(entries, "reading the approvals").map(known)

@@ -34,7 +34,7 @@ from llm_effects.tools.approvals import (
     shown_arguments,
     untrusted_tools,
 )
-from llm_effects.tools.journal import NoJournal, RunJournal
+from llm_effects.tools.journal import NoJournal, RunJournal, in_time
 from llm_effects.tools.signatures import Arguments, Handler
 from llm_effects.tools.steps import (
     Approval,
@@ -271,7 +271,7 @@ async def _earlier_messages(state: RunState, env: LLMEnv) -> Result[tuple[Messag
     """Return the messages before this run: of its request, and all of its conversation, which is read once."""
     name, request = state.kept.conversation_id, state.kept.request
     if state.earlier is None and name is not None:
-        history = await run(load_conversation(name, owner=request.owner), env)
+        history = await run(in_time(load_conversation(name, owner=request.owner), "reading the conversation"), env)
         if not is_successful(history):
             return Failure(history.failure())
         state.earlier = tuple(each.message for turn in history.unwrap().turns for each in turn.messages)

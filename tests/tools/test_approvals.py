@@ -1,6 +1,7 @@
 """Approvals that outlive their run: which calls wait, what people see of them, and how a run goes on."""
 
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from typing import Literal
 
 import msgspec
@@ -32,6 +33,7 @@ from llm_effects.policies.cache import request_key
 from llm_effects.stores.conversations.memory import MemoryConversations
 from llm_effects.testing import scripted
 from llm_effects.testing.scripted import EPOCH, Reply, Scripted, calling
+from llm_effects.testing.strategies import requests
 from llm_effects.tools import (
     Approved,
     Decision,
@@ -52,10 +54,11 @@ from llm_effects.tools import (
     tool_with_schema,
 )
 from llm_effects.tools.approvals import APPROVALS_RUN, shown_arguments, visible
+from llm_effects.tools.steps import KeptRun
 from llm_effects.values import InvalidValue, Tool
 from llm_effects.values.conversations import JournalEntry
 from llm_effects.values.errors import LLMError
-from llm_effects.values.serialization import Entry, dump_entry, dump_value
+from llm_effects.values.serialization import Entry, dump_entry, dump_value, load_value
 from tests.fixtures.tool_calls import QUESTION, call
 
 pytestmark = pytest.mark.anyio
@@ -163,6 +166,13 @@ async def test_what_a_run_was_started_with_is_kept() -> None:
     assert finished.answers[0].result.content.startswith("erase\n[The result was cut")
     asked_again = model.requests[-1]
     assert (asked_again.system, asked_again.tags, asked_again.task_type) == ("Be brief.", ("night",), "analysis")
+
+
+@given(requests(), st.integers(1, 99), st.sampled_from([None, Decimal("0.10")]))
+def test_every_request_is_kept_as_it_is(request: LLMRequest, steps: int, cost: Decimal | None) -> None:
+    limits = ToolLimits(max_cost=cost, timeout_s=1.5, answer_last=True)
+    kept = KeptRun(request=request, max_steps=steps, limits=limits, conversation_id="c")
+    assert load_value(dump_value(kept), KeptRun) == kept
 
 
 async def test_a_run_of_a_conversation_goes_on_there() -> None:
