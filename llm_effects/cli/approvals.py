@@ -122,14 +122,18 @@ def _find(session: Session, approval_id: str, owner: str | None) -> Approval:
     """Return the one approval whose id begins so, or exit."""
     if len(approval_id) < MIN_ID:
         session.fail(InvalidRequest(message=f"approval: write at least {MIN_ID} characters of its id"))
-    lists = (session.run(list_approvals(owner=owner, decided=decided)) for decided in (False, True))
-    beginning = ([each for each in known if each.id.startswith(approval_id)] for known in lists)
-    found = next(filter(None, beginning), [])  # those that wait, else those that are decided
+    found = _beginning(session, approval_id, owner, decided=False)  # few
+    found = found or _beginning(session, approval_id, owner, decided=True)
     if len(found) == 1:
         return found[0]
     problem = f"{len(found)} begin with {approval_id!r}" if found else f"there is no {approval_id!r}"
     remedy = "" if owner is not None or found else " without an owner: pass --owner"
     return session.fail(InvalidRequest(message=f"approval: {problem}{remedy}"))
+
+
+def _beginning(session: Session, text: str, owner: str | None, *, decided: bool) -> list[Approval]:
+    known = session.run(list_approvals(owner=owner, decided=decided))
+    return [each for each in known if each.id.startswith(text)]
 
 
 @approvals.command()
