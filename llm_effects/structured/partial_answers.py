@@ -41,7 +41,7 @@ _Wanted = TypeVar("_Wanted")
 
 
 @final
-class Grown(Sequence[object]):
+class Grown(Sequence[object]):  # noqa: PLW1641 - like a list, it has no hash
     """The first items of a list that grows behind it, without a copy of them, and perhaps one that is still open."""
 
     __slots__ = ("_count", "_items", "_open")
@@ -66,8 +66,6 @@ class Grown(Sequence[object]):
         return (
             isinstance(other, Sequence) and not isinstance(other, str) and [*self] == [*cast("Sequence[object]", other)]
         )
-
-    __hash__ = None  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
 
     def __repr__(self) -> str:
         return repr([*self])

@@ -240,8 +240,8 @@ class RotatingKey:
     __slots__ = ("_ends", "_kept", "_previous", "flight", "lock", "masks", "source", "sure_masks")
 
     def __init__(self, source: KeySource) -> None:
-        self.source = source
-        self.lock = Lock()
+        self.source: KeySource = source
+        self.lock: Lock = Lock()
         self.flight: object | None = None
         self.masks: tuple[str, ...] = ()
         self.sure_masks: tuple[str, ...] = ()
