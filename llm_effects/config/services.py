@@ -30,6 +30,9 @@ class CacheConfig:
     ``keep`` lists the finish reasons of answers to store: ``stop``, and if wanted ``length`` (cut off at the limit) or
     ``tool_calls``. Configurations with different ``namespace`` share no entry; without one, those whose models have
     different headers share none.
+
+    ``lease_seconds`` is for a cache that processes share on a Redis server: one of them at a time asks for a missing
+    answer, and when it dies, another one does so after this time; 0 lets each ask for itself.
     """
 
     __repr__ = shown
@@ -37,6 +40,7 @@ class CacheConfig:
     enabled: bool = field(default=True, validator=instance(bool))
     ttl_seconds: float | None = field(default=3600, validator=number(at_least=0))
     stale_seconds: float = field(default=0.0, validator=number(at_least=0))
+    lease_seconds: float = field(default=10.0, validator=number(at_least=0))
     max_size: int = field(default=1000, validator=number(at_least=1, whole=True))
     url: str | Secret = field(default="memory://", converter=to_url, validator=valid_url, repr=hide_password)
     keep: tuple[str, ...] = field(default=("stop",), converter=_keep, validator=each_of(*KEEPABLE))

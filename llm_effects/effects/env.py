@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from enum import Enum, unique
 from functools import partial
 from secrets import token_hex
 from typing import Final, Protocol, TypeAlias, final, runtime_checkable
 
 from attrs import field, frozen
 from returns.future import FutureResult
+from returns.result import Result
 
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
@@ -199,7 +201,8 @@ class Cache(Protocol):
     so.
 
     One that waits may have ``get_within``, an async function of a key and seconds that returns the result of ``get``
-    within that time: it needs no other time limit, and calls begin with it, before they prepare to ask a model.
+    within that time: it needs no other time limit, and calls begin with it, before they prepare to ask a model. One
+    that processes share may have ``leases``.
     """
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
@@ -224,6 +227,33 @@ class Cache(Protocol):
 
     def aclose(self) -> Awaitable[None]:
         """Close files, connections and threads; closing twice is fine."""
+        ...
+
+
+@final
+@unique
+class Lease(Enum):
+    """The state of an entry that was missed: stored since, or under the lease of this call, another call or none."""
+
+    STORED = "stored"
+    OURS = "ours"
+    THEIRS = "theirs"
+    UNSHARED = "unshared"
+
+
+class Leases(Protocol):
+    """The right to ask for a missing entry, which one call of all processes has at a time. A failure shares nothing."""
+
+    async def take(self, key: str, holder: str, seconds: float) -> Result[Lease, LLMError]:
+        """Acquire the lease of an entry for some seconds; the value is what there was."""
+        ...
+
+    async def renew(self, key: str, holder: str, seconds: float) -> Result[bool, LLMError]:
+        """Prolong a lease to ``seconds`` from now; the value is whether it is still there."""
+        ...
+
+    def end(self, key: str, holder: str, *, answered: bool) -> None:
+        """End a lease, without waiting: without an entry all that wait ask at once if ``answered``, else one does."""
         ...
 
 

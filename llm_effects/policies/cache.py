@@ -31,8 +31,9 @@ from llm_effects.effects.effect import (
     proceed,
     result_of,
 )
-from llm_effects.effects.env import Cache, LLMEnv
+from llm_effects.effects.env import Cache, Lease, Leases, LLMEnv
 from llm_effects.effects.tasks import Pacer, task_group
+from llm_effects.policies.leases import await_entry, under_lease
 from llm_effects.providers.draft import events_of
 from llm_effects.providers.registry import cached_per_config, ready_targets
 from llm_effects.providers.target import Target
@@ -158,7 +159,22 @@ async def _cached(next: Generate, call: Call, env: LLMEnv) -> Answer:
         return await (_use_stale(next, call, env, key, entry) if _is_stale(entry, env) else _replay(entry, call))
     if policy is CachePolicy.ONLY or _misconfigured(stored):
         return Failure(_no_answer(stored))
+    leases: Leases | None = getattr(env.cache, "leases", None)
+    alone = policy is CachePolicy.REFRESH or call.sink is not None or not is_successful(stored)  # a stream sees more
+    if leases is not None and env.config.cache.lease_seconds and not alone:
+        return await _ask_as_one(leases, next, call, env, key)
     return await _ask_and_store(next, call, env, key, _read_warning(stored, call))
+
+
+async def _ask_as_one(leases: Leases, next: Generate, call: Call, env: LLMEnv, key: str) -> Answer:
+    """Return the answer that another process stores, or ask a model, alone or while others wait."""
+    lease = await await_entry(leases, key, call, env)
+    found = await look_up(env, key, call.deadline) if lease is Lease.STORED else Success(None)
+    entry = found.value_or(None)
+    if entry is not None:
+        return await _replay(entry, call)
+    ask = partial(_ask_and_store, next, call, env, key, ())
+    return await (under_lease(leases, key, call, env, ask) if lease is Lease.OURS else ask())
 
 
 async def _stored(call: Call, env: LLMEnv, key: str) -> Result[Entry | None, LLMError]:

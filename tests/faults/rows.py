@@ -257,4 +257,9 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     235: ("invisible characters and escapes would hide what is approved", "visible, as the function receives it"),
     236: ("content that others wrote led to a dangerous call unseen", "its results are marked; a policy asks"),
     237: ("another owner could see or decide about a call", "there is no such call for them"),
+    # A cache that processes share
+    256: ("a hundred processes that missed the same answer all paid for it", "one asks, the others wait for its entry"),
+    257: ("a process that is killed or cancelled would hold up the others", "its lease ends, and one of them asks"),
+    258: ("answers that are not stored would be awaited one after the other", "all that wait ask at once"),
+    259: ("waiting would use up the time of a call", "half of it at most"),
 }

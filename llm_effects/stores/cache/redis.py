@@ -6,13 +6,15 @@ trio alike, and need no background task.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from secrets import token_hex
 from typing import Final, Protocol, TypeVar, cast, final
 
 from returns.future import FutureResult
 from returns.result import Result
 
+from llm_effects.effects.env import Lease
 from llm_effects.stores.cache.memory import CacheCounters
 from llm_effects.stores.redis import as_result, passwords_of, redis_client
 from llm_effects.stores.worker_threads import Worker
@@ -37,6 +39,40 @@ _BATCH: Final = 1000
 _Value = TypeVar("_Value")
 
 
+_KEYS: Final = "local entry, lease = KEYS[1], KEYS[2]\n"
+
+TAKE: Final = (
+    _KEYS
+    + """
+    if redis.call('EXISTS', entry) == 1 then return 'stored' end
+    if redis.call('SET', lease, ARGV[1], 'NX', 'PX', ARGV[2]) then return 'ours' end
+    local holder = redis.call('GET', lease)
+    if holder == ARGV[1] then return 'ours' elseif holder == '' then return 'unshared' else return 'theirs' end
+    """
+)
+"""Take a lease, unless the entry or another lease is there; the holder of one that shares nothing is empty."""
+
+RENEW: Final = _KEYS + "return redis.call('GET', lease) == ARGV[1] and redis.call('PEXPIRE', lease, ARGV[2]) or 0"
+
+END: Final = (
+    _KEYS
+    + """
+    if redis.call('GET', lease) ~= ARGV[1] then return 0 end
+    if ARGV[2] == '0' or redis.call('EXISTS', entry) == 1 then return redis.call('DEL', lease) end
+    redis.call('SET', lease, '', 'PX', ARGV[2])
+    return 1
+    """
+)
+"""End one's own lease; without an entry, those that wait see for some milliseconds that nothing is shared."""
+
+UNSHARED_S: Final = 1.0
+"""How long those that wait can see that an answer was not stored, in seconds: longer than they pause."""
+
+
+class _Script(Protocol):
+    def __call__(self, keys: Sequence[str], args: Sequence[str | int]) -> bytes | int: ...
+
+
 class Client(Protocol):
     """The part of the client that the cache uses; each method may raise ``RedisError`` or ``OSError``."""
 
@@ -54,6 +90,10 @@ class Client(Protocol):
 
     def scan(self, cursor: int, /, *, match: str, count: int) -> tuple[int, list[bytes]]:
         """Return the next cursor (0 at the end) and some keys."""
+        ...
+
+    def register_script(self, script: str, /) -> _Script:
+        """Return a function that runs a Lua script."""
         ...
 
     def close(self) -> None:
@@ -99,6 +139,7 @@ class RedisCache:
         self._secrets = secrets
         self._counters = CacheCounters()
         self._worker = Worker("llm-effects-redis", THREADS)
+        self.leases: Final = RedisLeases(client, prefix, self._worker, timeout_seconds, secrets)
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
         """Return the entry, or ``None`` if there is none or it has expired."""
@@ -149,3 +190,46 @@ class RedisCache:
             cursor, names = self._client.scan(cursor, match=pattern, count=_BATCH)
             deleted += self._client.unlink(*names) if names else 0
         return deleted
+
+
+@final
+class RedisLeases:
+    """Leases beside the entries, which the server expires."""
+
+    def __init__(
+        self, client: Client, prefix: str, worker: Worker, timeout_seconds: float, secrets: tuple[Secret, ...]
+    ) -> None:
+        self._take, self._renew, self._end = map(client.register_script, (TAKE, RENEW, END))
+        self._prefix, self._worker, self._timeout, self._secrets = prefix, worker, timeout_seconds, secrets
+        self._process = token_hex(8)  # the ids of calls may repeat in another process
+
+    async def take(self, key: str, holder: str, seconds: float) -> Result[Lease, LLMError]:
+        """Acquire the lease of an entry for some seconds; the value is what there was."""
+        reply = await self._run("take", self._take, key, holder, math.ceil(seconds * 1000))
+        return reply.map(lambda each: Lease(cast("bytes", each).decode()))
+
+    async def renew(self, key: str, holder: str, seconds: float) -> Result[bool, LLMError]:
+        """Prolong a lease to ``seconds`` from now; the value is whether it is still there."""
+        reply = await self._run("renew", self._renew, key, holder, math.ceil(seconds * 1000))
+        return reply.map(lambda each: each == 1)
+
+    def end(self, key: str, holder: str, *, answered: bool) -> None:
+        """End a lease, in a thread: without an entry all that wait ask at once if ``answered``, else one does."""
+        self._worker.post(self._job("end", self._end, key, holder, math.ceil(UNSHARED_S * 1000) if answered else 0))
+
+    async def _run(
+        self, operation: str, script: _Script, key: str, holder: str, argument: int
+    ) -> Result[bytes | int, LLMError]:
+        return await self._worker.run(operation, self._job(operation, script, key, holder, argument), self._timeout)
+
+    def _job(
+        self, operation: str, script: _Script, key: str, holder: str, argument: int
+    ) -> Callable[[], Result[bytes | int, LLMError]]:
+        entry = self._prefix + key
+        lease = f"lease:{{{entry}}}"  # in the same slot of a cluster
+        return partial(
+            as_result,
+            operation,
+            partial(script, [entry, lease], [f"{self._process}:{holder}", argument]),
+            self._secrets,
+        )
