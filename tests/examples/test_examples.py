@@ -58,6 +58,7 @@ SCRIPTS: dict[str, tuple[tuple[Reply, ...], str]] = {
     "generate_ui_component": ((DESIGN,), "<h2>All services</h2>"),
     "manage_config": ((PROPOSAL,), "+p99_ms = 200.0"),
     "service": (("Logs.", '{"severity": "high", "likely_cause": "deployment"}'), "200 POST /analyses"),
+    "fleet": (("The deployment.",), ": The deployment."),
     "failover_mid_stream": (
         (Chunks(("Disks fill",), then=MalformedResponse()), "They are full of logs."),
         "shown at the end: They are full of logs.",

@@ -262,4 +262,8 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     257: ("a process that is killed or cancelled would hold up the others", "its lease ends, and one of them asks"),
     258: ("answers that are not stored would be awaited one after the other", "all that wait ask at once"),
     259: ("waiting would use up the time of a call", "half of it at most"),
+    # A fleet without its servers
+    260: ("calls would fail or wait while Redis is gone", "limits of each process, a warning, and back by itself"),
+    261: ("a budget or a conversation without Postgres would be skipped", "StorageFailed, before a model is asked"),
+    262: ("calls would fail while the ledger is gone", "they go on; its rows are kept, and written later"),
 }
