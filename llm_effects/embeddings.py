@@ -27,7 +27,7 @@ from llm_effects.policies.deadline import with_deadline
 from llm_effects.policies.limits import with_limits
 from llm_effects.policies.recording import with_recording
 from llm_effects.policies.retries import with_retries
-from llm_effects.providers.registry import targets_of
+from llm_effects.providers.registry import must_stay, targets_of, why_it_leaves
 from llm_effects.providers.target import Preset, Target
 from llm_effects.values.errors import (
     ConfigurationError,
@@ -38,7 +38,7 @@ from llm_effects.values.errors import (
     describe,
 )
 from llm_effects.values.json import dump, repair_surrogates
-from llm_effects.values.messages import Message, Text
+from llm_effects.values.messages import Message, Stays, Text
 from llm_effects.values.requests import CachePolicy, LLMRequest, Preferences, TaskType
 from llm_effects.values.responses import Attempt, Cost, LLMResponse, Usage, Vector, Vectors, total_cost
 from llm_effects.values.validation import is_a, to_tuple
@@ -58,7 +58,7 @@ class Embeddings:
     """Vectors in the order of the texts, all of one ``model`` and one length.
 
     ``cached`` is the number of distinct texts found in the cache, which cost nothing; ``usage`` and ``cost`` (USD) are
-    for the others, over all ``attempts``.
+    for the others, over all ``attempts``. The vectors of texts that stay on this machine stay there too.
     """
 
     vectors: tuple[Vector, ...] = field(repr=False)
@@ -69,6 +69,7 @@ class Embeddings:
     cached: int = 0
     attempts: tuple[Attempt, ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
+    stays: Stays | None = None
 
 
 def embed(
@@ -80,13 +81,14 @@ def embed(
     cache: CachePolicy | str = CachePolicy.USE,
     owner: str | None = None,
     tags: Iterable[str] = (),
+    stays: Stays | None = None,
 ) -> Effect[Embeddings]:
     """Embed each text with ``model``, or with the first configured model that embeds.
 
     Texts are sent in batches of the size that the server accepts, ``concurrency`` batches at once; duplicates are sent
     once, and cached texts not at all. A batch that fails is retried as any call is, but only with the same model: the
     vectors of another model are in another space. ``dimensions`` is the length of the vectors, for models that offer a
-    choice.
+    choice. With ``stays="machine"`` only models that run on this machine are asked.
 
     >>> import anyio
     >>> from llm_effects import LLMConfig, ModelConfig, run, scripted_env
@@ -104,6 +106,7 @@ def embed(
         cache=cache,
         owner=owner,
         tags=to_tuple("tags", tags),
+        stays=stays,
         preferences=Preferences(max_tokens=1),  # there is no answer to reserve tokens for
     )
     request = EmbeddingRequest(
@@ -132,7 +135,7 @@ async def _embed(request: EmbeddingRequest, env: LLMEnv) -> Result[Embeddings, L
     error = _text_error(request.texts)
     if error is not None:
         return Failure(error)
-    target = embedding_target(env.config, request.model)
+    target = embedding_target(env.config, request.model, request.template.stays, proxied=env.proxied)
     if not is_successful(target):
         return Failure(target.failure())
     return await _embed_with(target.unwrap(), evolve(request, texts=tuple(map(repair_surrogates, request.texts))), env)
@@ -152,7 +155,12 @@ async def _embed_with(target: Target, request: EmbeddingRequest, env: LLMEnv) ->
     policy = request.template.cache
     cached = is_cached(request.template, env.config) and _is_fixed(target)
     vector_cache = VectorCache(
-        env, target, request.dimensions, request.template.owner, writable=cached and policy in _WRITING
+        env,
+        target,
+        request.dimensions,
+        request.template.owner,
+        writable=cached and policy in _WRITING,
+        stays=request.template.stays,
     )
     distinct = tuple(dict.fromkeys(request.texts))
     known = await vector_cache.find(distinct if cached and policy in _READING else ())
@@ -186,6 +194,7 @@ def _combined(
         cached=len(known),
         attempts=sent.attempts,
         warnings=(*sent.warnings, *dict.fromkeys(warnings)),
+        stays=request.template.stays,
     )
     return Success(embeddings)
 
@@ -193,8 +202,12 @@ def _combined(
 # The model: always one, never another in its place.
 
 
-def embedding_target(config: LLMConfig, model: str | None) -> Result[Target, LLMError]:
+def embedding_target(
+    config: LLMConfig, model: str | None, stays: Stays | None = None, *, proxied: bool = False
+) -> Result[Target, LLMError]:
     """Return the named model, or the first that embeds; a model is only used if it is known to embed.
+
+    For texts that stay on this machine, only models that run on it are used.
 
     >>> from llm_effects import ModelConfig
     >>> config = LLMConfig(
@@ -211,10 +224,14 @@ def embedding_target(config: LLMConfig, model: str | None) -> Result[Target, LLM
     targets = targets_of(config)
     if not is_successful(targets):
         return Failure(targets.failure())
+    excluded = dict[str, str]()
     for target in targets.unwrap():
         if target.capabilities.embeddings and (model is None or model in target.names):
-            return Success(target)
-    return Failure(_no_model_error(config, model))
+            why = "" if stays is None else why_it_leaves(target, proxied=proxied)
+            if not why:
+                return Success(target)
+            excluded[target.name] = why
+    return Failure(must_stay(excluded) if excluded else _no_model_error(config, model))
 
 
 def _no_model_error(config: LLMConfig, model: str | None) -> LLMError:
@@ -408,13 +425,15 @@ class VectorCache:
     dimensions: int | None
     owner: str | None
     writable: bool
+    stays: Stays | None = None
     warnings: list[str] = field(factory=list[str])
 
     def key(self, text: str) -> str:
         """Return the key of a text, with the model, its endpoint, the namespace, the dimensions and the owner."""
         namespace = namespace_of(self.target, self.env.config)
         model = (self.target.preset.name, self.target.endpoint, self.target.wire_model, namespace)
-        shape = {"version": KEY_VERSION, "text": text, "model": model, "asked": (self.dimensions, self.owner)}
+        asked = (self.dimensions, self.owner) if self.stays is None else (self.dimensions, self.owner, self.stays)
+        shape = {"version": KEY_VERSION, "text": text, "model": model, "asked": asked}
         return PREFIX + hashlib.sha256(dump(shape)).hexdigest()
 
     async def find(self, texts: Iterable[str]) -> Mapping[str, Vector]:

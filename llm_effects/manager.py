@@ -33,7 +33,7 @@ from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
 from llm_effects.pipeline import generate, open_stream, stream
 from llm_effects.policies.cache import background_tasks
 from llm_effects.policies.routing import no_model_remedy
-from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of, targets_of
+from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of, targets_of, why_it_leaves
 from llm_effects.providers.target import Target
 from llm_effects.routing.candidates import RoutingContext, RoutingDecision
 from llm_effects.routing.prices import PriceList, not_listed, price_list
@@ -568,7 +568,7 @@ def _only_local(config: LLMConfig) -> LLMConfig:
 
     def is_kept(name: str, model: ModelConfig) -> bool:
         target = target_of(name, model)
-        return not is_successful(target) or is_on_this_machine(target.unwrap())
+        return not is_successful(target) or not why_it_leaves(target.unwrap(), proxied=False)
 
     return evolve(config, models={name: model for name, model in config.models.items() if is_kept(name, model)})
 

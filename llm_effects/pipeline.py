@@ -57,8 +57,9 @@ from llm_effects.routing.router import route, task_warnings
 from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError, RequestTimeout, request_of
 from llm_effects.values.events import Completed, Failed, Restarted, Started, StreamEvent, TextDelta
+from llm_effects.values.messages import Stays
 from llm_effects.values.requests import LLMRequest
-from llm_effects.values.responses import Attempt, LLMResponse, total_cost
+from llm_effects.values.responses import Attempt, LLMResponse, staying_answer, total_cost
 
 __all__ = [
     "complete",
@@ -266,6 +267,7 @@ def _ended(
     cached: bool,
 ) -> LLMResponse:
     """Copy a response with what the whole call adds, as ``evolve`` does in twice the time: 4.5 microseconds."""
+    response = staying_answer(response, request.stays)  # whatever a layer made of it
     return LLMResponse(
         content=response.content,
         parts=response.parts,
@@ -284,6 +286,7 @@ def _ended(
         doubtful=response.doubtful,
         skipped=response.skipped,
         request_id=response.request_id,
+        stays=response.stays,
     )
 
 
@@ -321,11 +324,12 @@ def open_stream(
 @final
 @define(eq=False, repr=False)
 class ReceivedAnswer:
-    """The part of an answer that its consumer has received: the ``model`` and the text."""
+    """The part of an answer that its consumer has received: the ``model``, the text, and whether that ``stays``."""
 
     model: str = ""
     pieces: list[str] = field(factory=list[str])
     noted: int = 0
+    stays: Stays | None = None
 
     def note(self, number: int, event: StreamEvent) -> None:
         """Add an event, unless it was noted already: by its sender, or by its receiver."""

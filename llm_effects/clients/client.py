@@ -545,14 +545,14 @@ class LiveClients:
         engine = self.engines.get(call.model)
         if engine is not None:
             return ask_engine(engine, target, call)
-        if isinstance(target.config.api_key, RotatingKey):
-            return self._with_key(target, call, lambda transport: ask_server(transport, target, call))
+        if call.request.stays is not None or isinstance(target.config.api_key, RotatingKey):
+            return self._checked(target, call, lambda transport: ask_server(transport, target, call))
         return ask_server(self.transport, target, call)
 
-    async def _with_key(self, target: Target, call: Call, send: "Send[_T]") -> Result[_T, LLMError]:
-        from llm_effects.clients.credentials import send_with_key
+    async def _checked(self, target: Target, call: Call, send: "Send[_T]") -> Result[_T, LLMError]:
+        from llm_effects.clients.credentials import send_checked
 
-        return await send_with_key(self.transport, target, call.attempt.record, self.now, send)
+        return await send_checked(self.transport, target, call, self.now, send)
 
     def embed(self, call: Call, texts: tuple[str, ...], dimensions: int | None) -> FutureResult[Vectors, LLMError]:
         """Ask the model of ``call`` once for a vector of each text, of ``dimensions`` numbers if given."""
@@ -561,7 +561,7 @@ class LiveClients:
             engine = self.engines.get(call.model)
             if engine is not None:
                 return await embed_in_engine(engine, target, call, texts, dimensions)
-            return await self._with_key(target, call, lambda at: embed_at_server(at, target, call, texts, dimensions))
+            return await self._checked(target, call, lambda at: embed_at_server(at, target, call, texts, dimensions))
 
         return FutureResult(_at(call.model, self.config.models[call.model], embed_at))
 

@@ -1,4 +1,7 @@
-"""Keys that rotate: the function behind one is called by one caller at a time, for all event loops and threads."""
+"""What an attempt needs before it is sent: the key of the moment, and a server on this machine if its data stays here.
+
+The function behind a key that rotates is called by one caller at a time, for all event loops and threads.
+"""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -6,6 +9,7 @@ from inspect import isawaitable, iscoroutinefunction
 from math import isfinite
 from os import environ
 from typing import Final, TypeAlias, TypeVar, cast, final
+from urllib.parse import urlsplit
 
 import anyio
 from attrs import define, evolve, field, frozen
@@ -13,10 +17,11 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.clients.transport.transport import StreamedResponse, Transport
-from llm_effects.effects.call import AttemptRecord
+from llm_effects.effects.call import Call
 from llm_effects.effects.env import Now
 from llm_effects.effects.tasks import OnSent, Signal, in_daemon_thread, no_listener
-from llm_effects.providers.target import Target, rotating_key, token_header
+from llm_effects.providers.registry import must_stay, why_it_leaves
+from llm_effects.providers.target import Target, is_loopback, rotating_key, token_header
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
 from llm_effects.values.errors import AuthenticationFailed, ConfigurationError, LLMError, cause_of
 from llm_effects.values.secrets import FreshKey, KeySource, RotatingKey, Secret, key_problem, secrets_of_environment
@@ -164,18 +169,20 @@ async def keyed_transport(transport: Transport, target: Target, now: Now) -> Res
     return Success(KeyedTransport(transport, token_header(target, secret.unwrap())))
 
 
-async def send_with_key(
-    transport: Transport,
-    target: Target,
-    record: AttemptRecord,
-    now: Now,
-    send: Send[_T],
+async def send_checked(
+    transport: Transport, target: Target, call: Call, now: Now, send: Send[_T]
 ) -> Result[_T, LLMError]:
-    """Send an attempt with the key of the moment; a key that the server rejects is not used again.
+    """Send an attempt with the key of the moment, unless its data would leave the machine on which it must stay.
 
-    Until the key is there, the attempt counts as queued: an error of the function is no attempt at the model.
+    A key that the server rejects is not used again. Until both are settled, the attempt counts as queued: an error of
+    the function is no attempt at the model, and nothing was sent of data that stays.
     """
-    key = rotating_key(target)
+    record, key = call.attempt.record, rotating_key(target)
+    if call.request.stays is not None:
+        record.queued_since = anyio.current_time()
+        why = why_it_leaves(target, proxied=transport.proxied) or await _where_localhost_is(target)
+        if why:
+            return Failure(evolve(must_stay({target.name: why}), provider=target.preset.name))
     if key is None:
         return await send(transport)
     record.queued_since = anyio.current_time()
@@ -186,6 +193,19 @@ async def send_with_key(
     if not is_successful(answer) and _is_rejected(answer.failure()):
         key.reject(secret.unwrap(), now())
     return answer
+
+
+async def _where_localhost_is(target: Target) -> str:
+    """Return the problem if ``localhost``, a name that files and servers of names may point anywhere, is not here."""
+    host = urlsplit(target.endpoint).hostname or ""
+    if not host.isalpha():
+        return ""
+    try:
+        found = await anyio.getaddrinfo(host, None)
+    except OSError:
+        return f"{host} has no address"
+    elsewhere = next((str(each[4][0]) for each in found if not is_loopback(str(each[4][0]))), None)
+    return "" if elsewhere is None else f"{host} is at {elsewhere}, which is not a loopback address"
 
 
 def _is_rejected(error: LLMError) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Final, final
 
 import anyio
@@ -33,7 +34,7 @@ from llm_effects.policies.routing import routing_context
 from llm_effects.routing.router import Ranked, order
 from llm_effects.values.conversations import History, Provenance, StoredMessage, Summary, TurnState
 from llm_effects.values.errors import ContextTooLarge, LLMError, MalformedResponse, describe
-from llm_effects.values.messages import Document, Image, Part, Reasoning, Text, ToolCall, ToolResult
+from llm_effects.values.messages import Document, Image, Part, Reasoning, Stays, Text, ToolCall, ToolResult, stays_of
 from llm_effects.values.requests import LLMRequest, Preferences, request_messages
 from llm_effects.values.responses import LLMResponse
 from llm_effects.values.tokens import CHARACTERS_PER_TOKEN, message_tokens
@@ -78,8 +79,9 @@ def _question(started: StartedTurn) -> LLMRequest:
     """Return the request of this turn alone; its own system text overrides that of the conversation."""
     question, system = started.request.question, started.history.conversation.system
     messages = tuple(each.message for each in started.turn.messages)
-    name = question.conversation or started.request.conversation_id
-    return evolve(question, prompt=None, messages=messages, system=question.system or system, conversation=name)
+    name, stays = question.conversation or started.request.conversation_id, started.history.conversation.stays
+    whole = evolve(question, prompt=None, messages=messages, system=question.system or system, conversation=name)
+    return evolve(whole, stays=whole.stays or stays)
 
 
 async def _build(
@@ -165,6 +167,7 @@ def _counted(stored: StoredMessage, model: str) -> int | None:
 
 def _budget_of(started: StartedTurn, question: LLMRequest, limit: float, env: LLMEnv) -> Result[TokenBudget, LLMError]:
     turn = TurnContext(started.request.conversation_id, started.history.conversation.last_model)
+    question = evolve(question, stays=question.stays or started.history.stays)  # as the prompt will probably be
     ranked = order(question, env.config, routing_context(question, env, turn))
     return ranked.map(lambda candidates: _token_budget(question, candidates[0], limit, env))
 
@@ -280,8 +283,9 @@ def summarise(started: StartedTurn, known: Summary | None, old: Sequence[Exchang
 
     async def ask(env: LLMEnv) -> Result[Summary, LLMError]:
         text, response = known.text if known is not None else "", None
+        stays = _stays(started, known, old)
         for chunk in _chunks(old, max(256, tokens - 2 * length) * CHARACTERS_PER_TOKEN):
-            request = _summary_request(started, text, chunk, length, env)
+            request = evolve(_summary_request(started, text, chunk, length, env), stays=stays)
             result = await run(run_call(started.request.pipeline, request), env)
             if not is_successful(result):
                 return Failure(result.failure())
@@ -289,9 +293,15 @@ def summarise(started: StartedTurn, known: Summary | None, old: Sequence[Exchang
             text = response.content.strip()
         if response is None or not text:
             return Failure(MalformedResponse(message="the summary is empty"))
-        return Success(Summary(upto=old[-1].upto, text=text, provenance=provenance_of(response)))
+        return Success(Summary(upto=old[-1].upto, text=text, provenance=provenance_of(response), stays=response.stays))
 
     return effect(ask)
+
+
+def _stays(started: StartedTurn, known: Summary | None, old: Iterable[Exchange]) -> Stays | None:
+    """Return the label of a summary: that of its conversation, or of anything that it covers."""
+    parts = chain.from_iterable(each.message.parts for exchange in old for each in exchange.messages)
+    return started.history.conversation.stays or (None if known is None else known.stays) or stays_of(parts)
 
 
 def _summary_request(started: StartedTurn, summary: str, chunk: str, length: int, env: LLMEnv) -> LLMRequest:

@@ -28,7 +28,7 @@ from llm_effects.providers.draft import events_of
 from llm_effects.values.conversations import Provenance, StoredMessage, Turn, TurnState
 from llm_effects.values.errors import ContextTooLarge, InvalidRequest, LLMError, RequestTimeout, checked
 from llm_effects.values.events import Started, StreamEvent
-from llm_effects.values.messages import Message, Part, Reasoning, Text
+from llm_effects.values.messages import Message, Part, Reasoning, Text, stays_of
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import CANCELLED, Cost, FinishReason, LLMResponse, Usage, total_cost
 from llm_effects.values.tokens import message_tokens
@@ -212,6 +212,7 @@ async def _ask(
         context = await run(context_of(started, limit), env)
         if not is_successful(context):
             return Failure(context.failure())
+        consumer.received.stays = consumer.received.stays or context.unwrap().request.stays
         scope.deadline = math.inf  # the call keeps the deadline itself, and reports what became of each attempt
         answer = await run(_call(started, context.unwrap(), consumer.sink, deadline), env)
         if is_successful(answer) or tries == MAX_TRIES or not _may_shorten(answer.failure(), context.unwrap(), env):
@@ -279,7 +280,7 @@ def turn_result(
 
 def _whole_answer(request: TurnRequest, answer: AnswerInContext, env: LLMEnv) -> StoredMessage:
     response = answer.response
-    parts = response.parts or (Text(response.content),)
+    parts = response.parts or (Text(response.content, stays=response.stays),)
     sealed = any(isinstance(part, Reasoning) and part.opaque for part in parts)
     return _stored(request, parts, provenance_of(response, answer.context.prefix if sealed else None), env)
 
@@ -294,7 +295,7 @@ def _partial_answer(
         usage=(error.usage if error is not None else None) or Usage(),
         cost=Cost.UNKNOWN if error is None else total_cost(each.cost for each in error.attempts),
     )
-    return _stored(request, (Text(received.visible_text(env)),), source, env)
+    return _stored(request, (Text(received.visible_text(env), stays=received.stays),), source, env)
 
 
 def _stored(request: TurnRequest, parts: tuple[Part, ...], source: Provenance, env: LLMEnv) -> StoredMessage:
@@ -328,6 +329,7 @@ def stored_answer(turn: Turn) -> Result[LLMResponse, LLMError]:
         usage=source.usage,
         cost=Cost.ZERO,
         cached=True,
+        stays=stays_of(last.message.parts),
     )
     if turn.state is TurnState.FINISHED:
         return Success(response)

@@ -21,7 +21,7 @@ from llm_effects.effects.effect import Effect, effect, from_env, from_result, fr
 from llm_effects.effects.env import LLMEnv, NewId
 from llm_effects.values.conversations import UNREADABLE, Conversation, History, StoredMessage, Summary, Turn, TurnState
 from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked, retry_limit
-from llm_effects.values.messages import Message
+from llm_effects.values.messages import Message, Stays, staying
 from llm_effects.values.responses import CANCELLED
 from llm_effects.values.serialization import dump_value, parse_value
 from llm_effects.values.tokens import message_tokens
@@ -45,10 +45,12 @@ def start_conversation(
     system: str | None = None,
     metadata: Mapping[str, str] | None = None,
     owner: str | None = None,
+    stays: Stays | None = None,
 ) -> Effect[Conversation]:
     """Create a conversation, with a new id if none is given; an id that exists is a ``ConversationConflict``.
 
-    ``system`` goes before every prompt of it; ``metadata`` never reaches a model.
+    ``system`` goes before every prompt of it; ``metadata`` never reaches a model. With ``stays="machine"`` all of it
+    stays on this machine: only models that run on it are asked.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
@@ -68,6 +70,7 @@ def start_conversation(
             owner=owner,
             system=system,
             metadata=metadata or {},
+            stays=stays,
         )
 
     return then(then(from_env(build), from_result), _store_new)
@@ -138,6 +141,13 @@ def _finished_turn(messages: Iterable[Message], turn_id: str, pinned: bool, env:
     return Turn(id=turn_id, begun_at=now, lease_until=now, state=TurnState.FINISHED, messages=stored)
 
 
+def staying_turn(turn: Turn, stays: Stays | None) -> Turn:
+    """Return a turn of which each message has the label, if there is one."""
+    if stays is None:
+        return turn
+    return evolve(turn, messages=tuple(evolve(each, message=staying(each.message, stays)) for each in turn.messages))
+
+
 def stored_message(message: Message, at: datetime, pinned: bool, new_id: NewId) -> StoredMessage:
     """Return a message as it is stored, with a new id and its estimated tokens."""
     return StoredMessage(id=new_id(), message=message, at=at, pinned=pinned, tokens=message_tokens(message))
@@ -145,8 +155,8 @@ def stored_message(message: Message, at: datetime, pinned: bool, new_id: NewId) 
 
 def _append_turn(conversation_id: str, owner: str | None, turn: Turn) -> Effect[Conversation]:
     def append(history: History) -> Effect[Conversation]:
-        version = history.conversation.version
-        return from_service(lambda env: env.conversations.append(conversation_id, owner, version, (turn,)))
+        version, labelled = history.conversation.version, staying_turn(turn, history.conversation.stays)
+        return from_service(lambda env: env.conversations.append(conversation_id, owner, version, (labelled,)))
 
     return then(load_conversation(conversation_id, owner=owner, newest=1), append)
 

@@ -15,7 +15,13 @@ from attrs import frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.conversations.operations import STORE_TIMEOUT_S, load_conversation, retry_conflicts, stored_message
+from llm_effects.conversations.operations import (
+    STORE_TIMEOUT_S,
+    load_conversation,
+    retry_conflicts,
+    staying_turn,
+    stored_message,
+)
 from llm_effects.effects.effect import Effect, Generate, effect, from_env, from_service, result_of, run, then
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.conversations import History, StoredMessage, Turn, TurnState
@@ -75,7 +81,8 @@ def _new_turn(request: TurnRequest, env: LLMEnv) -> Turn:
         stored_message(each, now, request.pinned, env.new_id) for each in request_messages(request.question)
     )
     lease_until = now + timedelta(seconds=env.config.storage.lease_seconds)
-    return Turn(id=request.turn_id, begun_at=now, lease_until=lease_until, writer=env.new_id(), messages=messages)
+    turn = Turn(id=request.turn_id, begun_at=now, lease_until=lease_until, writer=env.new_id(), messages=messages)
+    return staying_turn(turn, request.question.stays)
 
 
 def _begin_once(request: TurnRequest, new_turn: Turn) -> Effect[StartedTurn]:
@@ -88,7 +95,7 @@ def _begin_once(request: TurnRequest, new_turn: Turn) -> Effect[StartedTurn]:
 
 
 def _store_question(request: TurnRequest, history: History, new_turn: Turn) -> Effect[StartedTurn]:
-    version = history.conversation.version
+    version, new_turn = history.conversation.version, staying_turn(new_turn, history.conversation.stays)
     stored = from_service(
         lambda env: env.conversations.begin_turn(request.conversation_id, request.owner, version, new_turn)
     )

@@ -141,7 +141,7 @@ def with_summary(summary: Summary, exchanges: Sequence[Exchange], history: Histo
 
 def _summary_message(summary: Summary, history: History) -> StoredMessage:
     """Return a summary as a user's message: the words of users must not get the authority of the system text."""
-    message = Message("user", SUMMARY_HEADING + summary.text)
+    message = Message("user", Text(SUMMARY_HEADING + summary.text, stays=summary.stays))
     at = history.conversation.created_at
     return StoredMessage(id="summary", message=message, at=at, pinned=True, tokens=message_tokens(message))
 
@@ -214,6 +214,7 @@ def extend_digest(digest: bytes, message: Message) -> bytes:
 
 def _unmarked(fields: dict[str, object]) -> dict[str, object]:
     fields.pop("cache", None)
+    fields.pop("stays", None)
     return fields
 
 

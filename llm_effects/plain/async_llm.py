@@ -44,7 +44,7 @@ from llm_effects.tools.steps import Approval, ApprovalPolicy, Approve, ToolLimit
 from llm_effects.tools.tool import Toolkit
 from llm_effects.values.conversations import Conversation, History
 from llm_effects.values.errors import LLMError
-from llm_effects.values.messages import Message
+from llm_effects.values.messages import Message, Stays
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.requests import CachePolicy
 from llm_effects.values.responses import LLMResponse
@@ -183,10 +183,15 @@ class AsyncLLM:
         return AsyncEventStream(partial(self._opened, turn))
 
     async def start_conversation(
-        self, conversation_id: str | None = None, *, system: str | None = None, owner: str | None = None
+        self,
+        conversation_id: str | None = None,
+        *,
+        system: str | None = None,
+        owner: str | None = None,
+        stays: Stays | None = None,
     ) -> Conversation:
         """Create a conversation, with a new id if none is given."""
-        return await self.run(start_conversation(conversation_id, system=system, owner=owner))
+        return await self.run(start_conversation(conversation_id, system=system, owner=owner, stays=stays))
 
     async def load_conversation(
         self, conversation_id: str, *, owner: str | None = None, newest: int | None = None
@@ -207,9 +212,10 @@ class AsyncLLM:
         model: str | None = None,
         dimensions: int | None = None,
         cache: CachePolicy | str = CachePolicy.USE,
+        stays: Stays | None = None,
     ) -> Embeddings:
         """Embed each text, with ``model`` or with the first configured model that embeds."""
-        return await self.run(embed(texts, model=model, dimensions=dimensions, cache=cache))
+        return await self.run(embed(texts, model=model, dimensions=dimensions, cache=cache, stays=stays))
 
     async def explain(
         self, request: Request, *, streamed: bool = False, **fields: Unpack[RequestFields]

@@ -18,7 +18,7 @@ from llm_effects.effects.env import LLMEnv
 from llm_effects.manager import LLMManager
 from llm_effects.pipeline import check_request
 from llm_effects.values.errors import ConfigurationError, LLMError, checked, describe, request_of
-from llm_effects.values.messages import Message
+from llm_effects.values.messages import Message, Stays
 from llm_effects.values.requests import CachePolicy, LLMRequest, Preferences, ReasoningEffort
 from llm_effects.values.responses import LLMResponse
 
@@ -62,6 +62,7 @@ class RequestFields(TypedDict, total=False):
     temperature: float | None
     reasoning_effort: ReasoningEffort | None
     timeout_ms: float | None
+    stays: Stays | None
 
 
 class TurnFields(RequestFields, total=False):

@@ -449,10 +449,10 @@ _newest_key: tuple[ref[LLMRequest], LLMConfig, str, str] | None = None
 def cache_key(request: LLMRequest, config: LLMConfig, layers: str = "") -> str:
     """Return the key of a question: a hash of everything that shapes its answer, equal in every process.
 
-    It covers the messages, system, task, preferences, tools, schema, pinned model and owner of the request, the sorted
-    configured candidates (their endpoints, models, headers and sampling), the namespace, and the ``layers`` of a
-    pipeline that are not the library's own. It leaves out keys, deadlines, tags, metadata, and the health and order of
-    the candidates.
+    It covers the messages, system, task, preferences, tools, schema, pinned model and owner of the request, whether it
+    stays on this machine, the sorted configured candidates (their endpoints, models, headers and sampling), the
+    namespace, and the ``layers`` of a pipeline that are not the library's own. It leaves out keys, deadlines, tags,
+    metadata, and the health and order of the candidates.
 
     >>> from llm_effects import ModelConfig
     >>> config = LLMConfig(models={"studio": ModelConfig(provider="lm-studio")})
@@ -510,6 +510,7 @@ def _shape(request: LLMRequest) -> Mapping[str, object]:
         "model": request.model,
         "owner": request.owner,
         "allow": sorted(each.value for each in request.allow) if request.allow else (),
+        **({} if request.stays is None else {"stays": request.stays}),
     }
 
 
@@ -523,6 +524,7 @@ def _tagged(part: object) -> tuple[str, object]:
     fields = cast("dict[str, object]", msgspec.to_builtins(part))
     for mark in ("cache", "trusted"):  # they shape the price of an answer, or what may follow it, not the answer
         fields.pop(mark, None)
+    fields.pop("stays", None)  # the label of the whole request is part of its shape
     return type(part).__name__, fields
 
 

@@ -22,7 +22,7 @@ from llm_effects.values.errors import RequestTimeout
 from llm_effects.values.events import StreamEvent
 from llm_effects.values.messages import Document, Image, Message, Part, Reasoning, Text
 from llm_effects.values.requests import LLMRequest, request_messages
-from llm_effects.values.responses import LLMResponse, Usage
+from llm_effects.values.responses import LLMResponse, Usage, staying_answer
 from llm_effects.values.tokens import CHARACTERS_PER_TOKEN, message_tokens
 from llm_effects.values.validation import short_repr
 
@@ -75,6 +75,7 @@ async def _ask(call: Call, env: LLMEnv) -> Answer:
     if isinstance(answer, Success):
         response = answer.unwrap()
         checked = await calibrated(with_plausible_usage(response, call, env), call, env)
+        checked = staying_answer(checked, call.request.stays)
         return answer if checked is response else Success(checked)
     error = answer.failure()
     usage = None if error.usage is None else _plausible(error.usage, (Text(error.partial),), call, env)

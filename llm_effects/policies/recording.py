@@ -13,6 +13,7 @@ from llm_effects.effects.call import AttemptRecord, Call
 from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.tracing import begin_attempt, end_attempt
+from llm_effects.providers.registry import models_here
 from llm_effects.values.errors import Blame, LLMError, RequestTimeout, blame_for, was_sent
 from llm_effects.values.records import LedgerRow, Statistics
 from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, Usage
@@ -67,7 +68,7 @@ def _record(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer |
     call.history.attempts.append(attempt)
     if _is_evidence(outcome) and not (_is_hurried(outcome, call) and _too_soon(attempt, env)):
         env.health.observe(attempt, at)
-    env.ledger.record(_row(call, attempt, at, outcome))
+    env.ledger.record(_row(call, attempt, at, outcome, env))
     return attempt
 
 
@@ -94,7 +95,7 @@ def _too_soon(attempt: Attempt, env: LLMEnv) -> bool:
     return attempt.latency_ms < min(usual, default=0.0)
 
 
-def _row(call: Call, attempt: Attempt, at: datetime, outcome: Answer | None) -> LedgerRow:
+def _row(call: Call, attempt: Attempt, at: datetime, outcome: Answer | None, env: LLMEnv) -> LedgerRow:
     served = None if outcome is None or not is_successful(outcome) else outcome.unwrap().served_model
     return LedgerRow(
         id=f"{call.id}.{len(call.history.attempts)}",
@@ -106,6 +107,7 @@ def _row(call: Call, attempt: Attempt, at: datetime, outcome: Answer | None) -> 
         served_model=served,
         owner=call.request.owner,
         tags=call.request.tags,
+        left_machine=call.model not in models_here(env.config, proxied=env.proxied),
     )
 
 

@@ -144,6 +144,7 @@ def routing_context(
         streamed=streamed,
         open_until=env.limits.opened(),
         in_flight=env.health.in_flight(),
+        proxied=env.proxied,
     )
 
 
@@ -215,7 +216,7 @@ def joined(attempt: Call, config: LLMConfig, response: LLMResponse) -> LLMRespon
     """Return the whole answer: what was delivered before this attempt, and this attempt's part."""
     text = hide_all_keys(config, attempt.history.partial)
     note = f"the beginning is another model's; {attempt.model} continued it"
-    parts = (Text(text), *(part for part in response.parts if not isinstance(part, Text)))
+    parts = (Text(text, stays=response.stays), *(part for part in response.parts if not isinstance(part, Text)))
     return evolve(response, content=text, parts=parts, warnings=(*response.warnings, note))
 
 

@@ -21,7 +21,7 @@ from llm_effects.providers.target import Preset, Target, Wire, hide_keys, is_loo
 from llm_effects.values.errors import ConfigurationError, LLMError
 from llm_effects.values.messages import Document
 from llm_effects.values.requests import LLMRequest
-from llm_effects.values.validation import METADATA_HOST, is_metadata_host
+from llm_effects.values.validation import METADATA_HOST, is_metadata_host, short_repr
 
 
 @lru_cache(maxsize=1024)
@@ -259,3 +259,58 @@ def hide_all_keys(config: LLMConfig, text: str) -> str:
 def is_on_this_machine(target: Target) -> bool:
     """Return whether a model runs on this machine: in this process, or at a loopback address."""
     return target.preset.wire == "llama" or is_loopback(urlsplit(target.endpoint).hostname or "")
+
+
+# Data that stays on this machine.
+
+
+def why_it_leaves(target: Target, *, proxied: bool) -> str:
+    """Return why what is sent to a model leaves this machine, or an empty text where it stays.
+
+    It stays in this process, and at a loopback address that no ``proxied`` request reaches through another machine.
+
+    >>> why_it_leaves(target_of("mini", ModelConfig(provider="lm-studio")).unwrap(), proxied=False)
+    ''
+    >>> cloud = ModelConfig(provider="ollama", model="gpt-oss:120b-cloud")
+    >>> why_it_leaves(target_of("large", cloud).unwrap(), proxied=False)
+    "its server passes 'gpt-oss:120b-cloud' on to another machine"
+    """
+    if target.preset.wire == "llama":
+        return ""
+    if not is_on_this_machine(target):
+        return "it is on another machine"
+    if _is_passed_on(target.wire_model or ""):
+        return f"its server passes {short_repr(target.wire_model)} on to another machine"
+    return "requests go through a proxy on another machine" if proxied else ""
+
+
+def _is_passed_on(model: str) -> bool:
+    """Return whether Ollama runs a model in its cloud: it has the tag ``cloud``, or one that ends with ``-cloud``."""
+    return any(tag == "cloud" or tag.endswith("-cloud") for tag in model.lower().split(":")[1:])
+
+
+def models_here(config: LLMConfig, *, proxied: bool) -> frozenset[str]:
+    """Return the names of the models where what is sent to them stays on this machine."""
+    return _here(config)[proxied]
+
+
+@cached_per_config
+def _here(config: LLMConfig) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the models here, without and with a proxy."""
+    targets = ready_targets(config)
+    without, behind = (
+        frozenset(name for name, target in targets.items() if not why_it_leaves(target, proxied=proxied))
+        for proxied in (False, True)
+    )
+    return without, behind
+
+
+def must_stay(reasons: Mapping[str, str]) -> ConfigurationError:
+    """Return the error of data that must stay on this machine, by why each model that was to receive it is excluded."""
+    listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    model = next(iter(reasons)) if len(reasons) == 1 else None
+    remedy = (
+        "use a model on this machine, by a literal loopback address such as http://127.0.0.1:1234/v1 or in this "
+        "process, or remove the label where the data may leave"
+    )
+    return ConfigurationError(model=model, message=f"stays: this data must stay on this machine ({listed}): {remedy}")

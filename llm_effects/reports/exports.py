@@ -121,4 +121,5 @@ def _ledger_line(row: LedgerRow) -> dict[str, Cell]:
         "cost_usd": None if attempt.cost.usd is None else f"{attempt.cost.usd:f}",
         "cache_write_1h_tokens": usage.cache_write_1h_tokens,
         "service_tier": usage.service_tier,
+        "left_machine": row.left_machine,
     }

@@ -25,7 +25,7 @@ from llm_effects.values.records import LedgerRow
 from llm_effects.values.responses import SUCCESS, Usage
 from llm_effects.values.validation import short_repr, suggestion
 
-Dimension: TypeAlias = Literal["model", "provider", "task", "day", "owner", "tag"]
+Dimension: TypeAlias = Literal["model", "provider", "task", "day", "owner", "tag", "left_machine"]
 """A dimension that a report can group by."""
 
 _Group: TypeAlias = tuple[str, ...]
@@ -135,7 +135,8 @@ def usage_report(
 ) -> Effect[UsageReport]:
     """Sum up the ledger from ``since`` up to ``until``: tokens, cost (USD), latency (milliseconds), outcomes.
 
-    ``by`` groups the rows: ``model``, ``provider``, ``task``, ``day`` (UTC), ``owner``, ``tag``, or several of them.
+    ``by`` groups the rows: ``model``, ``provider``, ``task``, ``day`` (UTC), ``owner``, ``tag``, ``left_machine``
+    (``yes`` if the attempt was sent to another machine, else ``no``; ``""`` is not known), or several of them.
     Times without a time zone, and an unknown ``by``, are an ``InvalidRequest``; a ledger that cannot be read is a
     ``StorageFailed``.
 
@@ -227,6 +228,7 @@ GROUPS: Final[Mapping[Dimension, Callable[[LedgerRow], tuple[str, ...]]]] = {
     "day": lambda row: (row.at.astimezone(UTC).date().isoformat(),),
     "owner": lambda row: (row.owner or "",),
     "tag": lambda row: tuple(dict.fromkeys(row.tags)) or ("",),
+    "left_machine": lambda row: ("" if row.left_machine is None else "yes" if row.left_machine else "no",),
 }
 """The groups of a row, for each dimension."""
 

@@ -10,6 +10,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.config.routing import Strategy
 from llm_effects.effects.env import Prices
 from llm_effects.providers.capabilities import unsupported_media
+from llm_effects.providers.registry import must_stay, why_it_leaves
 from llm_effects.providers.target import Target
 from llm_effects.values.display import escaped, milliseconds, names, shown, table
 from llm_effects.values.errors import ContextTooLarge, InvalidRequest, LLMError
@@ -32,7 +33,8 @@ class RoutingContext:
     ``tokens`` is the estimate of the prompt, ``last_model`` the model that its conversation used last, ``calls`` the
     number of calls routed before, and ``drawn`` a number from 0 up to 1 that decides about exploring. ``open_until``
     is until when circuit breakers are open; like ``Statistics.cooldown_until`` it is on the clock of ``now``. ``at``
-    is the date, for prices and for the decay of statistics. ``in_flight`` counts the calls under way by model.
+    is the date, for prices and for the decay of statistics. ``in_flight`` counts the calls under way by model, and
+    ``proxied`` is whether requests go through a proxy on another machine.
     """
 
     __repr__ = shown
@@ -48,6 +50,7 @@ class RoutingContext:
     streamed: bool = False
     open_until: Mapping[str, float] = field(factory=dict[str, float])
     in_flight: Mapping[str, int] = field(factory=dict[str, int])
+    proxied: bool = False
 
 
 @final
@@ -167,23 +170,26 @@ class Filtered:
 @final
 @frozen
 class _Requirements:
-    """The requirements of a request: a window for ``tokens``, and support for its ``attachments``."""
+    """The requirements of a request: a window for ``tokens``, support for its ``attachments``, and where it stays."""
 
     __repr__ = shown
 
     request: LLMRequest
     tokens: int
     attachments: tuple[Image | Document, ...]
+    proxied: bool
 
 
-def _requirements_of(request: LLMRequest, tokens: int) -> _Requirements:
+def _requirements_of(request: LLMRequest, tokens: int, proxied: bool) -> _Requirements:
     parts = (part for message in request.messages for part in message.parts)  # a bare prompt has no attachments
-    return _Requirements(request, tokens, tuple(part for part in parts if isinstance(part, Image | Document)))
+    return _Requirements(request, tokens, tuple(part for part in parts if isinstance(part, Image | Document)), proxied)
 
 
-def filter_candidates(request: LLMRequest, targets: tuple[Target, ...], tokens: int) -> Result[Filtered, LLMError]:
+def filter_candidates(
+    request: LLMRequest, targets: tuple[Target, ...], tokens: int, *, proxied: bool = False
+) -> Result[Filtered, LLMError]:
     """Separate the models that can take a request of ``tokens`` tokens from the others; fail if there is none."""
-    requirements = _requirements_of(request, tokens)
+    requirements = _requirements_of(request, tokens, proxied)
     reasons = [(target, _exclusion_reason(requirements, target)) for target in targets]
     candidates = tuple(target for target, reason in reasons if not reason)
     excluded = tuple(Excluded(target.name, reason) for target, reason in reasons if reason)
@@ -197,6 +203,8 @@ def _exclusion_reason(requirements: _Requirements, target: Target) -> str:
         return f"the request is pinned to {request.model!r}"
     if can.embeddings:
         return "it returns embeddings, not answers"
+    if request.stays is not None and (why := why_it_leaves(target, proxied=requirements.proxied)):
+        return f"{why}, and this request stays on this machine"
     needed = requirements.tokens + (request.preferences.max_tokens or 0)
     if can.context_length is not None and needed > can.context_length:
         return f"about {needed} tokens do not fit its window of {can.context_length}"
@@ -227,6 +235,11 @@ def _no_candidate(requirements: _Requirements, reasons: list[tuple[Target, str]]
         names = ", ".join(target.name for target, _ in reasons)
         message = f"model: {request.model!r} is not configured; configured are {names}"
         return InvalidRequest(message=message, request=request)
+    if request.stays is not None:
+        answering = [each for each, _ in matching if not each.capabilities.embeddings]
+        leaving = {each.name: why_it_leaves(each, proxied=requirements.proxied) for each in answering}
+        if leaving and all(leaving.values()):
+            return must_stay(leaving)
     explanation = "; ".join(f"{target.name}: {reason}" for target, reason in matching)
     too_small = [each for each, _ in matching if not _exclusion_reason(requirements, _without_window(each))]
     if too_small:

@@ -205,7 +205,8 @@ def _models_of(config: LLMConfig) -> _Models:
 
 def _fits_everywhere(request: LLMRequest, known: _Models, tokens: int) -> bool:
     """Return whether every model takes a request, because it asks for nothing that one of them may lack."""
-    special = request.model is not None or request.tools or request.response_schema is not None
+    confined = request.model is not None or request.stays is not None
+    special = confined or request.tools or request.response_schema is not None
     if special or not known.answering or tokens + (request.preferences.max_tokens or 0) > known.window:
         return False
     parts = (part for message in request.messages for part in message.parts)
@@ -221,7 +222,7 @@ def _filter(request: LLMRequest, config: LLMConfig, context: RoutingContext) -> 
     targets = targets_of(config)
     if not is_successful(targets):
         return Failure(targets.failure())
-    return filter_candidates(request, targets.unwrap(), context.tokens)
+    return filter_candidates(request, targets.unwrap(), context.tokens, proxied=context.proxied)
 
 
 def _decision(

@@ -196,11 +196,13 @@ def mask_of(config: LLMConfig) -> _Mask:
 
 
 def request_bodies(request: LLMRequest, config: LLMConfig) -> Attributes:
-    """Return the attributes with a request's messages, system text and tools.
+    """Return the attributes with a request's messages, system text and tools; none of what stays on this machine.
 
     >>> request_bodies(LLMRequest(prompt="why?"), LLMConfig(models={}))
     {'gen_ai.input.messages': '[{"role":"user","parts":[{"type":"text","content":"why?"}]}]'}
     """
+    if request.stays is not None:
+        return {}
     mask = mask_of(config)
     attributes = {INPUT_MESSAGES: _json([_message(each, mask) for each in request_messages(request)])}
     if request.system is not None:
@@ -211,12 +213,14 @@ def request_bodies(request: LLMRequest, config: LLMConfig) -> Attributes:
 
 
 def response_body(response: LLMResponse, config: LLMConfig) -> Attributes:
-    """Return the attribute with a model's answer.
+    """Return the attribute with a model's answer, unless that stays on this machine.
 
     >>> from llm_effects.testing.scripted import answer
     >>> response_body(answer("so"), LLMConfig(models={}))["gen_ai.output.messages"]
     '[{"role":"assistant","parts":[{"type":"text","content":"so"}],"finish_reason":"stop"}]'
     """
+    if response.stays is not None:
+        return {}
     reason = _FINISH_REASONS.get(response.finish_reason, response.finish_reason.value)
     message = {"role": "assistant", "parts": _parts(response.parts, mask_of(config)), "finish_reason": reason}
     return {OUTPUT_MESSAGES: _json([message])}

@@ -97,15 +97,17 @@ def _in_words(request: LLMRequest) -> LLMRequest:
 
 def _text(part: Part) -> Part:
     if isinstance(part, ToolCall):
-        return Text(dump({"next": {"tool": part.name, "arguments": parse(part.arguments)}}).decode())
-    return Text(f"The tool says: {part.content}") if isinstance(part, ToolResult) else part
+        text = dump({"next": {"tool": part.name, "arguments": parse(part.arguments)}}).decode()
+        return Text(text, stays=part.stays)
+    return Text(f"The tool says: {part.content}", stays=part.stays) if isinstance(part, ToolResult) else part
 
 
 def _read(response: LLMResponse) -> LLMResponse:
     """Read the call or the answer in a response; one that was cut off stays as it is."""
     step = as_object(as_object(parse(response.content)).get("next"))
     if "tool" in step:
-        call = ToolCall("call_0", as_string(step["tool"]), dump(step.get("arguments")).decode())
+        arguments = dump(step.get("arguments")).decode()
+        call = ToolCall("call_0", as_string(step["tool"]), arguments, stays=response.stays)
         return evolve(response, content="", parts=(call,), finish_reason=FinishReason.TOOL_CALLS)
     text = as_string(step.get("answer"))
-    return evolve(response, content=text, parts=(Text(text),)) if text else response
+    return evolve(response, content=text, parts=(Text(text, stays=response.stays),)) if text else response

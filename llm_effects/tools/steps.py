@@ -110,7 +110,8 @@ class ToolStep:
     @property
     def messages(self) -> tuple[Message, ...]:
         """The answer and the results, as they go back to the model."""
-        answer = Message("assistant", self.response.parts or (Text(self.response.content),))
+        text = Text(self.response.content, stays=self.response.stays)
+        answer = Message("assistant", self.response.parts or (text,))
         results = tuple(each.result for each in self.answers)
         return (answer, Message("tool", results)) if results else (answer,)
 

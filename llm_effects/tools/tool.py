@@ -12,6 +12,7 @@ from returns.result import Result
 from llm_effects.structured.decoding import Problems
 from llm_effects.tools.signatures import Arguments, Handler, checked_name, read_any_object, signature_of
 from llm_effects.tools.steps import Risk
+from llm_effects.values.messages import Stays, valid_stays
 from llm_effects.values.requests import Tool
 from llm_effects.values.validation import instance, instances, invalid, number, one_of, to_tuple
 
@@ -26,7 +27,8 @@ class ToolFunction:
 
     ``read`` parses the model's arguments (JSON text) into the function's, or lists what is wrong with them. ``risk`` is
     what a call may do: a ``dangerous`` one runs only with approval. The results of a tool that is not ``trusted`` hold
-    content that others wrote. ``timeout_s`` is in seconds, ``None`` for no limit.
+    content that others wrote. ``timeout_s`` is in seconds, ``None`` for no limit. The results of a tool that ``stays``
+    remain on this machine: after one, only models that run on it are asked.
     """
 
     tool: Tool
@@ -35,6 +37,7 @@ class ToolFunction:
     risk: Risk = field(default="write", validator=one_of(*get_args(Risk)))
     trusted: bool = field(default=True, validator=instance(bool))
     timeout_s: float | None = field(default=TIMEOUT_S, validator=number(above=0))
+    stays: Stays | None = field(default=None, validator=valid_stays)
 
     @property
     def dangerous(self) -> bool:
@@ -59,6 +62,7 @@ def tool(
     dangerous: bool = ...,
     trusted: bool = ...,
     timeout_s: float | None = ...,
+    stays: Stays | None = ...,
 ) -> ToolFunction: ...
 @overload
 def tool(
@@ -69,6 +73,7 @@ def tool(
     dangerous: bool = ...,
     trusted: bool = ...,
     timeout_s: float | None = ...,
+    stays: Stays | None = ...,
 ) -> Callable[[Handler], ToolFunction]: ...
 def tool(
     function: Handler | None = None,
@@ -80,6 +85,7 @@ def tool(
     dangerous: bool = False,
     trusted: bool = True,
     timeout_s: float | None = TIMEOUT_S,
+    stays: Stays | None = None,
 ) -> ToolFunction | Callable[[Handler], ToolFunction]:
     """Make a tool of a typed function: plain, ``async``, or one that returns an ``Effect`` or a ``Result``.
 
@@ -111,6 +117,7 @@ def tool(
             risk=_risk(risk, dangerous=dangerous),
             trusted=trusted,
             timeout_s=timeout_s,
+            stays=stays,
         )
 
     return make if function is None else make(function)
@@ -124,6 +131,7 @@ def tool_with_schema(
     dangerous: bool = False,
     trusted: bool = True,
     timeout_s: float | None = TIMEOUT_S,
+    stays: Stays | None = None,
 ) -> ToolFunction:
     """Make a tool whose schema comes from elsewhere, for example from a server of tools.
 
@@ -145,6 +153,7 @@ def tool_with_schema(
         risk=_risk(risk, dangerous=dangerous),
         trusted=trusted,
         timeout_s=timeout_s,
+        stays=stays,
     )
 
 

@@ -58,7 +58,7 @@ from llm_effects.tools.steps import (
 from llm_effects.tools.tool import ToolFunction
 from llm_effects.values.errors import InvalidRequest, LLMError, cause_of, describe
 from llm_effects.values.json import dump, repair_surrogates
-from llm_effects.values.messages import Message, ToolCall, ToolResult
+from llm_effects.values.messages import Message, Stays, Text, ToolCall, ToolResult
 from llm_effects.values.requests import request_messages
 from llm_effects.values.responses import CANCELLED, LLMResponse
 from llm_effects.values.validation import suggestion
@@ -104,10 +104,11 @@ class RunState:
 @final
 @frozen
 class ToolOutput:
-    """The text that the model sees of a call, and the outcome behind it."""
+    """The text that the model sees of a call, the outcome behind it, and the label of what the tool returned."""
 
     text: str
     outcome: ToolOutcome
+    stays: Stays | None = None
 
 
 @final
@@ -186,8 +187,15 @@ class ToolExecutor:
             if not is_successful(noted):
                 return Failure(noted.failure())
             answer = noted.unwrap() or await self._run_job(call, job, clearance, state, env)
+        answer = self._staying(answer)  # one from the journal too, which the caller may have resolved
         await self.emit(ToolFinished(state.step, answer))
         return Success(answer)
+
+    def _staying(self, answer: ToolAnswer) -> ToolAnswer:
+        """Return an answer whose result stays on this machine if its tool or its call does."""
+        function = self.functions.get(answer.call.name)
+        stays = answer.call.stays or (None if function is None else function.stays)
+        return answer if stays is None else evolve(answer, result=evolve(answer.result, stays=stays))
 
     def _prepare(self, call: ToolCall) -> Result[_Job, ToolOutput]:
         """Find the function of a call, and read its arguments."""
@@ -252,11 +260,12 @@ class ToolExecutor:
         text, is_error = truncate(output.text, self.limits.result_chars), output.outcome is not ToolOutcome.DONE
         answer = ToolAnswer(
             call=call,
-            result=ToolResult(call.id, text, is_error=is_error, trusted=trusted),
+            result=ToolResult(call.id, text, is_error=is_error, trusted=trusted, stays=output.stays),
             outcome=output.outcome,
             latency_ms=(anyio.current_time() - started) * 1000,
             approval=clearance.approval,
         )
+        answer = self._staying(answer)
         stored = await run(state.journal.end_call(state.step, answer), env)
         if not is_successful(stored):
             problem = describe(stored.failure())
@@ -385,10 +394,11 @@ async def _output_of(result: Result[Result[object, object], BaseException]) -> T
     outcome = ToolOutcome.DONE if is_successful(returned) else ToolOutcome.FAILED
     value = returned.unwrap() if is_successful(returned) else _error_value(returned.failure())
     text = await _catching(partial(_text_of, value))
+    stays = value.stays if isinstance(value, Text | LLMResponse) else None
     if is_successful(text):
-        return ToolOutput(text.unwrap(), outcome)
+        return ToolOutput(text.unwrap(), outcome, stays)
     problem = f"the tool ran, but its result is not JSON: {_exception_text(text.failure())}"
-    return ToolOutput(problem, ToolOutcome.FAILED)
+    return ToolOutput(problem, ToolOutcome.FAILED, stays)
 
 
 def _exception_text(problem: BaseException) -> str:
@@ -406,6 +416,8 @@ def _error_value(error: object) -> object:
 
 
 async def _text_of(value: object) -> str:
+    if isinstance(value, Text):
+        value = value.text
     if isinstance(value, str):
         return repair_surrogates(str.__str__(value))  # the value of an enumeration's member
     return dump(msgspec.to_builtins(value, str_keys=True, enc_hook=_to_builtins)).decode()

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum, unique
+from itertools import chain
 from typing import Final, final
 
 from attrs import field, frozen
 
 from llm_effects.values.display import count, shown
-from llm_effects.values.messages import Message
+from llm_effects.values.messages import Message, Stays, stays_of, valid_stays
 from llm_effects.values.responses import Cost, FinishReason, Usage
 from llm_effects.values.validation import instance, text, to_metadata, valid_id, valid_owner
 
@@ -20,8 +21,8 @@ class Conversation:
 
     ``id`` is opaque; only its ``owner`` can read it. ``version`` increases with every turn that begins or ends.
     ``turns`` counts the turns, ``last_model`` is the configured model that answered last. ``forked_from`` is the
-    original conversation and the message after which this one continues. An ``unreadable`` one in a list is a row that
-    this version cannot read: it has only ids and counts.
+    original conversation and the message after which this one continues. All of a conversation that ``stays`` on this
+    machine does. An ``unreadable`` one in a list is a row that this version cannot read: it has only ids and counts.
     """
 
     __repr__ = shown
@@ -37,6 +38,7 @@ class Conversation:
     last_model: str | None = None
     forked_from: tuple[str, str] | None = None
     unreadable: bool = False
+    stays: Stays | None = field(default=None, validator=valid_stays)
 
 
 @final
@@ -131,7 +133,7 @@ class Turn:
 @final
 @frozen(kw_only=True)
 class Summary:
-    """A model's summary of the turns up to number ``upto``."""
+    """A model's summary of the turns up to number ``upto``; it stays where one of them does."""
 
     __repr__ = shown
 
@@ -139,6 +141,7 @@ class Summary:
     text: str
     tokens: int = 0
     provenance: Provenance | None = None
+    stays: Stays | None = field(default=None, validator=valid_stays)
 
 
 @final
@@ -157,6 +160,13 @@ class History:
     complete: bool = True
     pinned: tuple[Turn, ...] = field(default=(), repr=count)
     summary: Summary | None = None
+
+    @property
+    def stays(self) -> Stays | None:
+        """The label of its conversation, or of any part or summary that it holds."""
+        known = (each.message.parts for turn in (*self.pinned, *self.turns) for each in turn.messages)
+        summary = None if self.summary is None else self.summary.stays
+        return self.conversation.stays or summary or stays_of(chain.from_iterable(known))
 
 
 @final

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final, Literal, TypeAlias, final, get_args
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from attrs import field, frozen
+from attrs import Attribute, evolve, field, frozen
 
 from llm_effects.values import caps
 from llm_effects.values.display import shown
@@ -24,6 +24,18 @@ from llm_effects.values.validation import (
     text,
     to_tuple,
 )
+
+# The label of what must not leave this machine.
+
+Stays: TypeAlias = Literal["machine"]
+"""Where some content stays: on this ``machine``. Only models that run on it receive that, or what is made of it."""
+
+
+def valid_stays(_: object, attribute: "Attribute[Stays | None]", value: object) -> None:
+    """Accept the label or ``None``; a validator of attrs."""
+    if value is not None and value != "machine":
+        invalid(attribute.name, f"must be 'machine' or None, not {short_repr(value)}")
+
 
 # Media: the type of some bytes, the size of a picture, the pages of a document.
 
@@ -149,6 +161,7 @@ class Image:
     media_type: str | None = field(default=None, validator=text())
     url: str | None = field(default=None, validator=text())
     cache: bool = field(default=False, validator=instance(bool), kw_only=True)
+    stays: Stays | None = field(default=None, validator=valid_stays, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         _check_source(self)
@@ -172,6 +185,7 @@ class Document:
     title: str | None = field(default=None, validator=text())
     cite: bool = field(default=False, validator=instance(bool))
     cache: bool = field(default=False, validator=instance(bool), kw_only=True)
+    stays: Stays | None = field(default=None, validator=valid_stays, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         _check_source(self)
@@ -291,8 +305,9 @@ def _citations(value: Iterable[Citation]) -> tuple[Citation, ...]:
 class Text:
     """Plain text; the text of an answer may have ``citations``.
 
-    ``cache`` marks the end of a prefix that later requests share, for providers that cache at marks; the
-    other parts that a user sends have it too.
+    ``cache`` marks the end of a prefix that later requests share, for providers that cache at marks. ``stays`` keeps
+    the text, and all that is made of it, on this machine: only models that run on it are asked. The other parts have
+    both too, where they make sense.
 
     >>> Text("disk is 97 % full").text
     'disk is 97 % full'
@@ -303,6 +318,7 @@ class Text:
     text: str = field(validator=_ANY_TEXT)
     citations: tuple[Citation, ...] = field(default=(), converter=_citations, validator=instances(Citation), repr=False)
     cache: bool = field(default=False, validator=instance(bool), kw_only=True)
+    stays: Stays | None = field(default=None, validator=valid_stays, kw_only=True)
 
 
 @final
@@ -318,6 +334,7 @@ class Reasoning:
     text: str = field(default="", validator=_ANY_TEXT)
     opaque: str | None = field(default=None, validator=_ANY_TEXT, repr=False)
     origin: Origin | None = field(default=None, validator=instance(Origin))
+    stays: Stays | None = field(default=None, validator=valid_stays, kw_only=True)
 
 
 @final
@@ -330,6 +347,7 @@ class ToolCall:
     id: str = field(validator=text())
     name: str = field(validator=text())
     arguments: str = field(default="{}", validator=_ANY_TEXT)
+    stays: Stays | None = field(default=None, validator=valid_stays, kw_only=True)
 
 
 @final
@@ -348,6 +366,7 @@ class ToolResult:
     is_error: bool = field(default=False, validator=instance(bool))
     cache: bool = field(default=False, validator=instance(bool), kw_only=True)
     trusted: bool = field(default=True, validator=instance(bool), kw_only=True)
+    stays: Stays | None = field(default=None, validator=valid_stays, kw_only=True)
 
 
 Part: TypeAlias = Text | Image | Document | Reasoning | ToolCall | ToolResult
@@ -398,3 +417,26 @@ def text_of(parts: Iterable[Part]) -> str:
     'ab'
     """
     return "".join(part.text for part in parts if isinstance(part, Text))
+
+
+def stays_of(parts: Iterable[Part]) -> Stays | None:
+    """Return the label of some parts together: that of any of them.
+
+    >>> stays_of((Text("a"), Text("b", stays="machine"))), stays_of((Text("a"),))
+    ('machine', None)
+    """
+    return next((part.stays for part in parts if part.stays is not None), None)
+
+
+def staying(message: Message, stays: Stays | None) -> Message:
+    """Return a message of which each part has the label, if there is one.
+
+    >>> staying(Message("user", "why?"), "machine").parts
+    (Text(text='why?', stays='machine'),)
+    """
+    return message if stays is None else evolve(message, parts=staying_parts(message.parts, stays))
+
+
+def staying_parts(parts: Iterable[Part], stays: Stays | None) -> tuple[Part, ...]:
+    """Return the parts, each with the label if there is one."""
+    return tuple(part if stays in {None, part.stays} else evolve(part, stays=stays) for part in parts)

@@ -89,7 +89,7 @@ class LedgerRow:
     """One attempt in the ledger, ``at`` a time of ``env.now``.
 
     ``id`` is the id of the call and the number of the attempt in it; ``served_model`` is the model that the provider
-    reports.
+    reports. ``left_machine`` is whether the attempt was sent to another machine; ``None`` where that is not known.
     """
 
     __repr__ = shown
@@ -103,6 +103,7 @@ class LedgerRow:
     served_model: str | None = None
     owner: str | None = None
     tags: tuple[str, ...] = ()
+    left_machine: bool | None = None
 
 
 Attributes: TypeAlias = Mapping[str, str | bool | int | float | Sequence[str]]

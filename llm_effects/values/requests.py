@@ -8,7 +8,7 @@ from attrs import field, fields, frozen
 
 from llm_effects.values.display import shown
 from llm_effects.values.json import to_json_object
-from llm_effects.values.messages import Message, Text
+from llm_effects.values.messages import Message, Stays, Text, valid_stays
 from llm_effects.values.validation import (
     explain_arguments,
     instance,
@@ -191,7 +191,8 @@ class LLMRequest:
     ``response_schema`` is a JSON Schema of the answer. ``owner`` and ``tags`` are for the ledger and budgets,
     ``metadata`` for custom layers; no model receives them. ``cache``, ``recovery`` and ``allow`` also accept their
     choices as texts. ``conversation`` names what the request is a part of: its requests share the provider's prompt
-    cache, for which ``prompt_cache`` replaces the setting of the model.
+    cache, for which ``prompt_cache`` replaces the setting of the model. ``stays`` keeps all of it on this machine, and
+    all that is made of it: only models that run on it are asked. A request with a part that stays has it by itself.
 
     >>> LLMRequest(prompt="why is p99 up?", task_type="analysis").task_type
     TaskType('analysis')
@@ -218,6 +219,7 @@ class LLMRequest:
     owner: str | None = field(default=None, validator=valid_owner)
     conversation: str | None = field(default=None, validator=text(), repr=False)
     prompt_cache: PromptCache | None = field(default=None, validator=one_of(*get_args(PromptCache)))
+    stays: Stays | None = field(default=None, validator=valid_stays)
     tags: tuple[str, ...] = field(default=(), converter=_tags, validator=instances(str))
     metadata: Mapping[str, str] = field(
         factory=dict[str, str], converter=to_metadata, validator=instances(str), repr=False
@@ -229,6 +231,8 @@ class LLMRequest:
         if self.prompt is not None and self.messages:
             invalid("prompt", "give either prompt or messages, not both: put the prompt last among the messages")
         _check_tools(self)
+        if self.messages and any(part.stays is not None for turn in self.messages for part in turn.parts):
+            object.__setattr__(self, "stays", "machine")  # once, for every layer; a copy keeps it
 
 
 explain_arguments(
@@ -265,7 +269,9 @@ def request_messages(request: LLMRequest) -> tuple[Message, ...]:
     >>> request_messages(LLMRequest(prompt="hello"))
     (Message(role='user', parts=(Text(text='hello'),)),)
     """
-    return (Message("user", (Text(request.prompt),)),) if request.prompt is not None else request.messages
+    if request.prompt is None:
+        return request.messages
+    return (Message("user", (Text(request.prompt, stays=request.stays),)),)
 
 
 def is_growing(request: LLMRequest) -> bool:

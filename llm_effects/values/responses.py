@@ -7,10 +7,10 @@ from decimal import Decimal
 from enum import Enum, unique
 from typing import ClassVar, Final, Literal, TypeAlias, final, overload
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, evolve, field, frozen
 
 from llm_effects.values.display import escaped, milliseconds, names, paragraphs, shown
-from llm_effects.values.messages import Part, ToolCall
+from llm_effects.values.messages import Part, Stays, ToolCall, staying_parts
 from llm_effects.values.requests import TaskType
 from llm_effects.values.validation import invalid, is_a
 
@@ -152,7 +152,8 @@ class LLMResponse:
     ``latency_ms`` (milliseconds) covers the whole call; ``cost`` is the sum over ``attempts``; ``warnings`` lists what
     was dropped or is doubtful. An answer is ``doubtful`` if the model may not have read the whole prompt or finished;
     the cache does not store it. A ``cached`` answer is ``stale`` past its time to live. ``skipped`` names the models
-    that were to answer, but that a budget did not permit.
+    that were to answer, but that a budget did not permit. The answer to a request that ``stays`` on this machine stays
+    there too, with all of its parts.
     """
 
     __repr__ = shown
@@ -174,6 +175,7 @@ class LLMResponse:
     doubtful: bool = field(default=False, repr=False)
     skipped: tuple[str, ...] = ()
     request_id: str | None = None
+    stays: Stays | None = None
 
     def _repr_markdown_(self) -> str:
         usage, doubts = self.usage, [f"- {escaped(warning)}" for warning in self.warnings]
@@ -186,6 +188,11 @@ class LLMResponse:
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The tool calls of the answer, in order."""
         return tuple(part for part in self.parts if isinstance(part, ToolCall))
+
+
+def staying_answer(response: LLMResponse, stays: Stays | None) -> LLMResponse:
+    """Return an answer to a request with this label: it stays where the request does, and so do its parts."""
+    return response if stays is None else evolve(response, stays=stays, parts=staying_parts(response.parts, stays))
 
 
 def _origin(response: LLMResponse) -> str | None:

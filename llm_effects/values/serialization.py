@@ -75,8 +75,17 @@ def _plain(entry: Entry) -> object:
 
 def _known_before(entry: _Table) -> _Table:
     """Leave out what earlier versions reject, where it says nothing: they share stores with this one."""
-    response = {name: value for name, value in cast("_Table", entry["response"]).items() if name != "stale"}
+    fields = cast("_Table", entry["response"])
+    response = _unlabelled({name: value for name, value in fields.items() if name != "stale"})
+    response["parts"] = [*map(_unlabelled, cast("list[_Table]", response["parts"]))]
     return {name: value for name, value in {**entry, "response": response}.items() if value is not None}
+
+
+def _unlabelled(value: _Table) -> _Table:
+    """Leave out the label of what may leave this machine: there is none."""
+    if value.get("stays", "") is None:
+        del value["stays"]
+    return value
 
 
 def _tagged(value: object) -> dict[str, object]:

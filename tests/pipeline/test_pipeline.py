@@ -200,11 +200,13 @@ async def test_the_answer_of_a_call_keeps_every_field_of_the_answer_of_its_model
         cost=Cost.ZERO,
         latency_ms=-1.0,
         cached=True,
+        stale=True,
         warnings=("old",),
         doubtful=True,
         skipped=("dear",),
         stale=True,
         request_id="id",
+        stays="machine",
     )
     assert not [each.name for each in fields(LLMResponse) if each.name != "attempts" and _is_default(full, each)]
     response = (await run(generate(LLMRequest(prompt="why?")), scripted_env(full))).unwrap()

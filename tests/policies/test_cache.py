@@ -83,6 +83,7 @@ SHAPING: dict[str, LLMRequest] = {
     "model": evolve(ASK, model="one"),
     "owner": evolve(ASK, owner="alice"),
     "allow": evolve(ASK, allow=(Allow.CHEAPER_MODEL,)),
+    "stays": evolve(ASK, stays="machine"),
 }
 
 
@@ -567,6 +568,7 @@ def test_an_entry_is_written_without_the_converter_as_with_it() -> None:
     for entry in (Entry(response=whole, events=events), Entry(response=pictured)):
         body, known = json.loads(dump_entry(entry))["body"], json.loads(dump_value(entry))
         assert (known.pop("fresh_until"), known["response"].pop("stale")) == (None, False)
+        assert {part.pop("stays") for part in (known["response"], *known["response"]["parts"])} == {None}
         assert body == known
         assert load_entry(dump_entry(entry)) == evolve(entry, response=evolve(entry.response, content="x\ufffd"))
 

@@ -66,7 +66,7 @@ async def test_a_report_shows_what_prompt_caches_saved() -> None:
 
 
 def test_each_dimension_has_its_groups() -> None:
-    each = row(owner="alice", tags=("b", "a", "b"))
+    each = evolve(row(owner="alice", tags=("b", "a", "b")), left_machine=True)
     groups = {name: groups_of(each) for name, groups_of in GROUPS.items()}
     assert groups == {
         "model": ("gpt",),
@@ -75,8 +75,10 @@ def test_each_dimension_has_its_groups() -> None:
         "day": ("2026-11-23",),
         "owner": ("alice",),
         "tag": ("b", "a"),
+        "left_machine": ("yes",),
     }
-    assert (GROUPS["owner"](row()), GROUPS["tag"](row())) == (("",), ("",))
+    assert (GROUPS["owner"](row()), GROUPS["tag"](row()), GROUPS["left_machine"](row())) == (("",), ("",), ("",))
+    assert GROUPS["left_machine"](evolve(row(), left_machine=False)) == ("no",)
 
 
 def test_days_are_in_utc() -> None:
@@ -159,7 +161,7 @@ async def test_invalid_arguments_are_an_invalid_request() -> None:
     unknown = (await run(usage_report(by="modle"), env)).failure()  # type: ignore[arg-type]
     assert unknown.message == "by: 'modle': did you mean model?"  # type: ignore[union-attr]
     foreign = (await run(usage_report(by="foo"), env)).failure()  # type: ignore[arg-type]
-    assert foreign.message == "by: 'foo': the groups are model, provider, task, day, owner, tag"  # type: ignore[union-attr]
+    assert foreign.message == "by: 'foo': the groups are model, provider, task, day, owner, tag, left_machine"  # type: ignore[union-attr]
 
 
 @pytest.mark.anyio

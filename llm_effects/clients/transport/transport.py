@@ -18,6 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar, final, get_args
+from urllib.parse import urlsplit
 
 import anyio
 from anyio import to_thread
@@ -40,6 +41,7 @@ from llm_effects.clients.transport.connections import (
 )
 from llm_effects.config.services import TransportKind
 from llm_effects.effects.tasks import OnSent, no_listener
+from llm_effects.providers.target import is_loopback
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
 from llm_effects.values import caps
 from llm_effects.values.display import shown
@@ -381,6 +383,12 @@ class Transport:
     def reaches_network(self) -> bool:
         """Whether requests leave by a library itself: neither a pool of one's own nor a mock stands in its place."""
         return self.make_pool is None and (self.kind == "fast" or is_httpx_itself())
+
+    @property
+    def proxied(self) -> bool:
+        """Whether requests go through a proxy that is not on this machine, by its literal address."""
+        address = _revealed(self.proxy)
+        return address is not None and not is_loopback(urlsplit(address).hostname or "")
 
     def exchange(
         self, request: WireRequest, limits: Timeouts, admitted: OnSent = no_listener

@@ -368,6 +368,7 @@ def _columns(row: LedgerRow) -> dict[str, object]:
         **{name: _bounded(getattr(usage, name)) for name in _BUCKETS},
         "estimated": int(usage.estimated),
         "service_tier": usage.service_tier,
+        "left_machine": None if row.left_machine is None else int(row.left_machine),
         "cost_usd": None if attempt.cost.usd is None else f"{attempt.cost.usd:f}",
     }
 
@@ -383,7 +384,7 @@ def _clean(text: str | None) -> str | None:
 
 
 def _to_row(values: Sequence[Any]) -> LedgerRow:
-    at, name, call_id, conversation_id, owner, task, tags, served_model, *attempt = values
+    at, name, call_id, conversation_id, owner, task, tags, served_model, *attempt, left = values
     return LedgerRow(
         id=name,
         at=datetime.fromisoformat(at),
@@ -394,6 +395,7 @@ def _to_row(values: Sequence[Any]) -> LedgerRow:
         served_model=served_model,
         owner=owner,
         tags=() if tags == "[]" else tuple(msgspec.json.decode(tags, type=list[str])),
+        left_machine=None if left is None else bool(left),
     )
 
 

@@ -108,6 +108,7 @@ LEDGER: Final = Table(
     Column("estimated", Integer),
     Column("cache_write_1h_tokens", BigInteger),
     Column("service_tier", Text),
+    Column("left_machine", Integer),
 )
 """The columns are in the order in which rows are read."""
 
@@ -328,5 +329,7 @@ _PROMPT_CACHING: Final = Migration(
     ),
 )
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_CONVERSATIONS, _LEDGER, _PROMPT_CACHING)
+_LEFT_MACHINE: Final = Migration("left machine", ("ALTER TABLE llm_ledger ADD COLUMN left_machine INTEGER",))
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (_CONVERSATIONS, _LEDGER, _PROMPT_CACHING, _LEFT_MACHINE)
 """All steps in order, numbered from 1. Add a step at the end; never change one."""
