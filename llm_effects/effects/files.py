@@ -19,7 +19,7 @@ from llm_effects.effects.effect import Effect, effect
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values import caps
 from llm_effects.values.errors import InvalidRequest, LLMError, cause_of, checked
-from llm_effects.values.messages import Document, Image, media_type_of
+from llm_effects.values.messages import Document, Image, Stays, media_type_of
 
 StrPath: TypeAlias = str | os.PathLike[str]
 """The path of a file."""
@@ -27,21 +27,23 @@ StrPath: TypeAlias = str | os.PathLike[str]
 _Part = TypeVar("_Part", Image, Document)
 
 
-def read_image(path: StrPath) -> Effect[Image]:
+def read_image(path: StrPath, *, stays: Stays | None = None) -> Effect[Image]:
     """Read an image; its media type follows from its bytes, else from its name. A bad file is an ``InvalidRequest``.
+
+    With ``stays="machine"`` it is shown only to models that run on this machine.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
     >>> anyio.run(run, read_image("/no/such.png"), scripted_env()).failure().message
     '/no/such.png: cannot be read (No such file or directory): give the path of a file'
     """
-    return _read(path, lambda data: checked(Image, data, media_type_of(data) or _media_type(path)))
+    return _read(path, lambda data: checked(Image, data, media_type_of(data) or _media_type(path), stays=stays))
 
 
-def read_document(path: StrPath, *, cite: bool = False) -> Effect[Document]:
+def read_document(path: StrPath, *, cite: bool = False, stays: Stays | None = None) -> Effect[Document]:
     """Read a document, titled by the file's name; with ``cite`` the model is asked to cite it.
 
-    A bad file is an ``InvalidRequest``.
+    With ``stays="machine"`` it is shown only to models that run on this machine. A bad file is an ``InvalidRequest``.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
@@ -49,7 +51,7 @@ def read_document(path: StrPath, *, cite: bool = False) -> Effect[Document]:
     'InvalidRequest'
     """
     title = Path(path).name
-    return _read(path, lambda data: checked(Document, data, _media_type(path), title=title, cite=cite))
+    return _read(path, lambda data: checked(Document, data, _media_type(path), title=title, cite=cite, stays=stays))
 
 
 def _media_type(path: StrPath) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Itera
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, TypeAlias, cast, final
+from urllib.parse import urlsplit
 from weakref import ref
 
 import anyio
@@ -36,7 +37,7 @@ from llm_effects.effects.tasks import Pacer, task_group
 from llm_effects.policies.leases import await_entry, under_lease
 from llm_effects.providers.draft import events_of
 from llm_effects.providers.registry import cached_per_config, ready_targets
-from llm_effects.providers.target import Target
+from llm_effects.providers.target import Target, is_loopback
 from llm_effects.telemetry.logs import log_cache_trouble
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed, describe
 from llm_effects.values.events import (
@@ -52,7 +53,7 @@ from llm_effects.values.json import dump
 from llm_effects.values.records import CacheStats
 from llm_effects.values.requests import CachePolicy, LLMRequest
 from llm_effects.values.responses import Cost, FinishReason, LLMResponse
-from llm_effects.values.secrets import public_headers
+from llm_effects.values.secrets import public_headers, reveal
 from llm_effects.values.serialization import VERSION, Entry, dump_entry, load_entry
 
 KEY_VERSION: Final = 3
@@ -284,9 +285,19 @@ async def background_tasks(on_defect: Callable[[Exception], object]) -> AsyncGen
 
 
 def is_cached(request: LLMRequest, config: LLMConfig) -> bool:
-    """Return whether a request uses the cache at all; if it does not, it is not coalesced either."""
+    """Return whether a request uses the cache at all; if it does not, it is not coalesced either.
+
+    What stays on this machine is not stored in a cache on another one.
+    """
     enabled = config.cache.enabled and config.cache.ttl_seconds != 0
-    return enabled and request.cache is not CachePolicy.BYPASS
+    may_be_stored = request.stays is None or _is_cache_here(config)
+    return enabled and may_be_stored and request.cache is not CachePolicy.BYPASS
+
+
+@cached_per_config
+def _is_cache_here(config: LLMConfig) -> bool:
+    url = reveal(config.cache.url)
+    return url.partition(":")[0].lower() in {"memory", "sqlite"} or is_loopback(urlsplit(url).hostname or "")
 
 
 def _read_warning(stored: Result[Entry | None, LLMError], call: Call) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ from llm_effects.values.messages import Message as Message
 from llm_effects.values.messages import Origin as Origin
 from llm_effects.values.messages import Part as Part
 from llm_effects.values.messages import Reasoning as Reasoning
+from llm_effects.values.messages import Stays as Stays
 from llm_effects.values.messages import Text as Text
 from llm_effects.values.messages import ToolCall as ToolCall
 from llm_effects.values.messages import ToolResult as ToolResult

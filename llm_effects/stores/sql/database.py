@@ -4,14 +4,16 @@ The database comes first, then its engines (how to connect), then the SQLite fil
 """
 
 import errno
+import os
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Final, Generic, TypeVar, final
+from typing import Final, Generic, TypeVar, cast, final
 from urllib.parse import quote
 
 from attrs import frozen
@@ -23,6 +25,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
+from llm_effects.providers.target import is_loopback
 from llm_effects.stores.sql.driver_errors import CommitLost, Refused, error_of, problem_of, uncertain_commit
 from llm_effects.stores.sql.tables import MIGRATIONS, migrate
 from llm_effects.stores.sqlite_files import create, enable_wal, protect, sqlite_file
@@ -300,8 +303,43 @@ def postgres_engines(url: URL) -> Engines:
         hide_parameters=True,
     )
     event.listen(engine, "begin", limit_lock_wait)
+    if not is_here(url):
+        event.listen(engine, "before_cursor_execute", _refuse_labelled)
     reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     return Engines(reading, engine.execution_options(isolation_level="READ COMMITTED", writes=True), _no_check)
+
+
+def is_here(url: URL) -> bool:
+    """Return whether a server is on this machine: at literal loopback addresses, or at sockets in the file system.
+
+    >>> is_here(make_url("postgresql://127.0.0.1/name")), is_here(make_url("postgresql://db.example/name"))
+    (True, False)
+    """
+    named = (url.host, *(url.normalized_query.get(name, ()) for name in ("host", "hostaddr", "service")))
+    hosts = [host for each in named for host in ((each,) if isinstance(each, str) else each or ())]
+    if not hosts:  # what libpq takes in its place
+        hosts = [os.environ[name] for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE") if os.environ.get(name)]
+    return all(host.startswith("/") or is_loopback(host) for listed in hosts for host in listed.split(","))
+
+
+_LABELLED: Final = '"stays":"machine"'
+"""The label as documents hold it; in the text of a message its quotes are escaped."""
+
+_MUST_STAY: Final = (
+    "stays: this data must stay on this machine, and storage.url is on another one: use sqlite:///file, or a server at "
+    "a literal loopback address"
+)
+
+
+def _refuse_labelled(
+    _connection: Connection, _cursor: object, _statement: str, parameters: object, _context: object, many: bool
+) -> None:
+    """Raise ``Refused`` before labelled data is sent to a server on another machine."""
+    rows = cast("Sequence[Sequence[object] | Mapping[str, object]]", parameters if many else (parameters,))
+    values = chain.from_iterable(row.values() if isinstance(row, Mapping) else row for row in rows)
+    texts = (each.decode(errors="replace") if isinstance(each, bytes) else each for each in values)
+    if any(isinstance(each, str) and _LABELLED in each for each in texts):
+        raise Refused(ConfigurationError(message=_MUST_STAY))
 
 
 def _passwords(url: URL) -> dict[str, str]:
