@@ -248,6 +248,14 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     204: ("a typed answer was invisible until it was whole", "each field as soon as it is finished and fits"),
     205: ("reading a growing answer anew for each piece is quadratic", "each character once; lists are not copied"),
     206: ("half a number or half an escape would be shown as a value", "only what is sure; anew after a restart"),
+    # Data that stays on this machine
+    207: ("a fallback, hedge, repair, summary or vector sent private data away", "models elsewhere are left out"),
+    208: ("a layer or a pinned name chose a model on another machine", "refused before it is sent, with the remedy"),
+    209: ("what was made of private data had lost its label", "answers, turns, summaries and results keep it"),
+    210: ("a private call shared a flight or a stored answer with others", "each has keys of its own"),
+    211: ("localhost, a proxy or a server's cloud model led elsewhere", "not this machine; nothing is sent"),
+    212: ("no record says what has left the machine", "every row of the ledger does, and reports by it"),
+    213: ("a cache, a database or traces elsewhere kept private data", "not stored there; no bodies in traces"),
     # Approvals
     230: ("a decision had to come while the process of the run was alive", "the run waits in the store, for days"),
     231: ("two people who decide at once would both count", "the first decision stays; the other one is an error"),

@@ -337,9 +337,12 @@ def _refuse_labelled(
     """Raise ``Refused`` before labelled data is sent to a server on another machine."""
     rows = cast("Sequence[Sequence[object] | Mapping[str, object]]", parameters if many else (parameters,))
     values = chain.from_iterable(row.values() if isinstance(row, Mapping) else row for row in rows)
-    texts = (each.decode(errors="replace") if isinstance(each, bytes) else each for each in values)
-    if any(isinstance(each, str) and _LABELLED in each for each in texts):
+    if any(_is_labelled(getattr(each, "obj", each)) for each in values):  # the driver wraps bytes
         raise Refused(ConfigurationError(message=_MUST_STAY))
+
+
+def _is_labelled(value: object) -> bool:
+    return _LABELLED in value if isinstance(value, str) else isinstance(value, bytes) and _LABELLED.encode() in value
 
 
 def _passwords(url: URL) -> dict[str, str]:
