@@ -79,9 +79,8 @@ def _question(started: StartedTurn) -> LLMRequest:
     """Return the request of this turn alone; its own system text overrides that of the conversation."""
     question, system = started.request.question, started.history.conversation.system
     messages = tuple(each.message for each in started.turn.messages)
-    name, stays = question.conversation or started.request.conversation_id, started.history.conversation.stays
-    whole = evolve(question, prompt=None, messages=messages, system=question.system or system, conversation=name)
-    return evolve(whole, stays=whole.stays or stays)
+    name = question.conversation or started.request.conversation_id
+    return evolve(question, prompt=None, messages=messages, system=question.system or system, conversation=name)
 
 
 async def _build(

@@ -65,7 +65,7 @@ from llm_effects.effects.effect import Answer, result_of
 from llm_effects.effects.env import Embedder
 from llm_effects.manager import new_memory
 from llm_effects.pipeline import complete, layer, layered, run_call, standard_pipeline, with_recording
-from llm_effects.policies.cache import is_cached
+from llm_effects.policies.cache import cache_key, is_cached, look_up
 from llm_effects.providers.registry import models_here
 from llm_effects.reports.exports import to_csv
 from llm_effects.stores.cache.memory import MemoryCache
@@ -73,7 +73,7 @@ from llm_effects.stores.open import open_storage
 from llm_effects.stores.sql.database import is_here
 from llm_effects.telemetry.spans import request_bodies, response_body
 from llm_effects.testing import Chunks, Delayed, calling, run_in_virtual_time, scripted
-from llm_effects.testing.scripted import EPOCH, answer
+from llm_effects.testing.scripted import EPOCH, Scripted, answer
 from llm_effects.testing.virtual_time import Backend
 from llm_effects.values import InvalidValue, Secret
 from llm_effects.values.events import StreamEvent
@@ -399,6 +399,15 @@ async def test_fault_209_stored_turns_stay_and_so_does_what_is_exported_and_fork
 
 
 @pytest.mark.anyio
+async def test_fault_209_every_message_of_a_labelled_request_is_stored_with_its_label() -> None:
+    env = scripted_env("7")
+    await run(start_conversation("c"), env)
+    await run(converse("c", ask(messages=(Message("user", "?"), Message("user", "??")), stays="machine")), env)
+    (turn,) = (await run(load_conversation("c"), env)).unwrap().turns
+    assert [each.message.parts[0].stays for each in turn.messages] == ["machine"] * 3
+
+
+@pytest.mark.anyio
 async def test_fault_209_all_of_a_labelled_conversation_stays() -> None:
     model = scripted("Hello.")
     env = scripted_env(config=config_of("drop", ("gpt",)), clients=model)
@@ -429,6 +438,8 @@ async def test_fault_209_an_interrupted_answer_and_a_summary_stay() -> None:
     summary = (await run(load_conversation("c"), talkative)).unwrap().summary
     assert summary is not None
     assert summary.stays == "machine"
+    assert isinstance(talkative.clients, Scripted)
+    assert {request.stays for request in talkative.clients.requests} == {"machine"}
 
 
 @pytest.mark.anyio
@@ -492,6 +503,9 @@ async def test_fault_210_labelled_calls_have_flights_and_entries_of_their_own() 
     assert {answers[None].content, answers["machine"].content} == {"one", "two"}
     for stays, first in [*answers.items()]:
         await one(stays)
+        entry = (await look_up(env, cache_key(ask(prompt="?", stays=stays), env.config))).unwrap()
+        assert entry is not None
+        assert (entry.response.stays, entry.response.parts[0].stays) == (stays, stays)
         assert (answers[stays].content, answers[stays].cached, answers[stays].stays) == (first.content, True, stays)
 
 
