@@ -62,7 +62,10 @@ def usage(
     *,
     by: Annotated[
         str,
-        typer.Option(metavar="NAMES", help="Group by model, provider, task, day, owner, tag, or several: day,model."),
+        typer.Option(
+            metavar="NAMES",
+            help="Group by model, provider, task, day, owner, tag, left_machine, or several: day,model.",
+        ),
     ] = "model",
     since: Annotated[
         str, typer.Option(metavar="TIME", help="From when on: 24h, 7d, 4w ago, a date such as 2026-11-01, or all.")

@@ -223,6 +223,7 @@ async def a_row_is_returned_as_it_was_recorded(ledger: Ledger) -> None:
         served_model="gpt-6-luna-2026-10-01",
         owner="alice",
         tags=("nightly", 'a "quoted" one', "sp\u00e4t"),
+        left_machine=True,
     )
     ledger.record(full)
     ledger.record(empty)
