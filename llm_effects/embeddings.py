@@ -27,7 +27,7 @@ from llm_effects.policies.deadline import with_deadline
 from llm_effects.policies.limits import with_limits
 from llm_effects.policies.recording import with_recording
 from llm_effects.policies.retries import with_retries
-from llm_effects.providers.registry import must_stay, targets_of, why_it_leaves
+from llm_effects.providers.registry import is_proxied, must_stay, targets_of, why_it_leaves
 from llm_effects.providers.target import Preset, Target
 from llm_effects.values.errors import (
     ConfigurationError,
@@ -135,7 +135,7 @@ async def _embed(request: EmbeddingRequest, env: LLMEnv) -> Result[Embeddings, L
     error = _text_error(request.texts)
     if error is not None:
         return Failure(error)
-    target = embedding_target(env.config, request.model, request.template.stays, proxied=env.proxied)
+    target = embedding_target(env.config, request.model, request.template.stays, proxied=is_proxied(env.clients))
     if not is_successful(target):
         return Failure(target.failure())
     return await _embed_with(target.unwrap(), evolve(request, texts=tuple(map(repair_surrogates, request.texts))), env)

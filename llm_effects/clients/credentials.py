@@ -1,4 +1,4 @@
-"""What an attempt needs before it is sent: the key of the moment, and a server on this machine if its data stays here.
+"""The checks of an attempt before it is sent: its key of the moment, and that its data stays where it must.
 
 The function behind a key that rotates is called by one caller at a time, for all event loops and threads.
 """

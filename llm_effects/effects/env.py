@@ -492,8 +492,3 @@ class LLMEnv:
     draw: Draw = field(repr=False)
     new_id: NewId = field(repr=False)
     background: Background | None = field(default=None, repr=False)
-
-    @property
-    def proxied(self) -> bool:
-        """Whether requests go through a proxy on another machine, as far as the ``transport`` of the clients knows."""
-        return getattr(getattr(self.clients, "transport", None), "proxied", False)

@@ -289,9 +289,10 @@ def is_cached(request: LLMRequest, config: LLMConfig) -> bool:
 
     What stays on this machine is not stored in a cache on another one.
     """
+    if request.stays is not None and not _is_cache_here(config):
+        return False
     enabled = config.cache.enabled and config.cache.ttl_seconds != 0
-    may_be_stored = request.stays is None or _is_cache_here(config)
-    return enabled and may_be_stored and request.cache is not CachePolicy.BYPASS
+    return enabled and request.cache is not CachePolicy.BYPASS
 
 
 @cached_per_config

@@ -13,7 +13,7 @@ from llm_effects.effects.call import AttemptRecord, Call
 from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.tracing import begin_attempt, end_attempt
-from llm_effects.providers.registry import models_here
+from llm_effects.providers.registry import is_proxied, models_here
 from llm_effects.values.errors import Blame, LLMError, RequestTimeout, blame_for, was_sent
 from llm_effects.values.records import LedgerRow, Statistics
 from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, Usage
@@ -107,7 +107,7 @@ def _row(call: Call, attempt: Attempt, at: datetime, outcome: Answer | None, env
         served_model=served,
         owner=call.request.owner,
         tags=call.request.tags,
-        left_machine=call.model not in models_here(env.config, proxied=env.proxied),
+        left_machine=call.model not in models_here(env.config, proxied=is_proxied(env.clients)),
     )
 
 

@@ -15,7 +15,7 @@ from llm_effects.config import LLMConfig
 from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, TurnContext
 from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
-from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, ready_targets
+from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, is_proxied, ready_targets
 from llm_effects.routing.candidates import RoutingContext
 from llm_effects.routing.router import Ranked, Ranking, available, fallbacks_after, order
 from llm_effects.routing.statistics import cooldown_after, ended_too_soon, time_share
@@ -144,7 +144,7 @@ def routing_context(
         streamed=streamed,
         open_until=env.limits.opened(),
         in_flight=env.health.in_flight(),
-        proxied=env.proxied,
+        proxied=is_proxied(env.clients),
     )
 
 

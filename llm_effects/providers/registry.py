@@ -289,6 +289,11 @@ def _is_passed_on(model: str) -> bool:
     return any(tag == "cloud" or tag.endswith("-cloud") for tag in model.lower().split(":")[1:])
 
 
+def is_proxied(clients: object) -> bool:
+    """Return whether requests go through a proxy on another machine, as far as the ``transport`` of the clients knows."""
+    return getattr(getattr(clients, "transport", None), "proxied", False)
+
+
 def models_here(config: LLMConfig, *, proxied: bool) -> frozenset[str]:
     """Return the names of the models where what is sent to them stays on this machine."""
     return _here(config)[proxied]
