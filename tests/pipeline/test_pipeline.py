@@ -204,7 +204,6 @@ async def test_the_answer_of_a_call_keeps_every_field_of_the_answer_of_its_model
         warnings=("old",),
         doubtful=True,
         skipped=("dear",),
-        stale=True,
         request_id="id",
         stays="machine",
     )
