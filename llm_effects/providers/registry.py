@@ -290,7 +290,7 @@ def _is_passed_on(model: str) -> bool:
 
 
 def is_proxied(clients: object) -> bool:
-    """Return whether requests go through a proxy on another machine, as far as the ``transport`` of the clients knows."""
+    """Return whether requests go through a proxy on another machine, as far as the clients' ``transport`` knows."""
     return getattr(getattr(clients, "transport", None), "proxied", False)
 
 

@@ -406,7 +406,10 @@ class Message:
 explain_arguments(
     Message,
     'Message("user", "why?")',
-    dict.fromkeys(("content", "text"), 'the text is its parts, as in Message("user", "why?")'),
+    {
+        **dict.fromkeys(("content", "text"), 'the text is its parts, as in Message("user", "why?")'),
+        "stays": 'write it on a part, as in Text("why?", stays="machine")',
+    },
 )
 
 

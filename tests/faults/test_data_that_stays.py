@@ -2,7 +2,9 @@
 
 import base64
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, Final, TypeAlias
@@ -17,6 +19,8 @@ from returns.pipeline import is_successful
 from sqlalchemy.engine import make_url
 
 from llm_effects import (
+    LLM,
+    AsyncLLM,
     ConfigurationError,
     Document,
     Effect,
@@ -38,6 +42,7 @@ from llm_effects import (
     generate_as,
     generate_many,
     load_conversation,
+    make_llm_manager,
     make_model_router,
     open_env,
     run,
@@ -63,6 +68,7 @@ from llm_effects.effects import Call, Generate
 from llm_effects.effects.call import AttemptContext
 from llm_effects.effects.effect import Answer, result_of
 from llm_effects.effects.env import Embedder
+from llm_effects.effects.files import read_document
 from llm_effects.manager import new_memory
 from llm_effects.pipeline import complete, layer, layered, run_call, standard_pipeline, with_recording
 from llm_effects.policies.cache import cache_key, is_cached, look_up
@@ -70,7 +76,8 @@ from llm_effects.providers.registry import models_here
 from llm_effects.reports.exports import to_csv
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.open import open_storage
-from llm_effects.stores.sql.database import is_here
+from llm_effects.stores.sql.database import is_here, sqlite_engines
+from llm_effects.stores.sql.tables import MIGRATIONS, migrate
 from llm_effects.telemetry.spans import request_bodies, response_body
 from llm_effects.testing import Chunks, Delayed, calling, run_in_virtual_time, scripted
 from llm_effects.testing.scripted import EPOCH, Scripted, answer
@@ -683,3 +690,52 @@ def test_fault_213_traces_hold_no_body_of_what_stays() -> None:
     config = config_of("drop", ())
     assert request_bodies(ask(messages=(labelled(),)), config) == {}
     assert response_body(evolve(answer(SECRET), stays="machine"), config) == {}
+
+
+# The other faces, files, and ledgers of before.
+
+
+def test_fault_209_the_blocking_face_takes_the_label(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(SECRET)
+    model = scripted("7")
+    with LLM(scripted_env(config=config_of("drop", ("gpt",)), clients=model)) as llm:
+        assert llm.generate("?", task_type="work").model == "gpt"
+        assert llm.generate("?", task_type="work", stays="machine").stays == "machine"
+        assert llm.embed([SECRET], stays="machine").stays == "machine"
+        llm.start_conversation("c", stays="machine")
+        assert llm.converse("c", "?", task_type="work").stays == "machine"
+        document = llm.run(read_document(tmp_path / "a.txt", stays="machine"))
+        assert document.stays == "machine"
+    assert [call.model for call in model.calls] == ["gpt", "studio", "near", "studio"]
+
+
+@pytest.mark.anyio
+async def test_fault_209_the_async_face_and_the_manager_take_the_label() -> None:
+    env = scripted_env("7", config=config_of("drop", ("gpt",)))
+    async with AsyncLLM(env) as llm:
+        await llm.start_conversation("c", stays="machine")
+        assert (await llm.converse("c", "?")).stays == "machine"
+        assert (await llm.embed([SECRET], stays="machine")).stays == "machine"
+    manager = make_llm_manager(env.config, lambda _: env)
+    assert (await manager.generate(ask(prompt=SECRET, stays="machine"))).unwrap()._inner_value.model == "studio"
+
+
+def test_fault_212_rows_of_before_are_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    engines = sqlite_engines(path)
+    migrate(engines.reading, engines.writing, MIGRATIONS[:3])
+    engines.dispose()
+    texts = ("2026-01-01T00:00:00.000000+00:00", "a.1", "a", "t", "[]", "m", "p", "success")
+    values = (*map(repr, texts), *"11000000")
+    names = "at, id, call_id, task, tags, model, provider, outcome, latency_ms, wait_ms, cache_read_tokens, "
+    rest = "cache_write_tokens, reasoning_tokens, estimated, input_tokens, output_tokens"
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute(f"INSERT INTO llm_ledger ({names}{rest}) VALUES ({', '.join(values)})")
+
+    async def groups() -> list[Any]:
+        ledger = open_storage(StorageConfig(url=f"sqlite:///{path}"), new_memory()).unwrap().ledger
+        report = (await run(usage_report(by="left_machine"), evolve(scripted_env(), ledger=ledger))).unwrap()
+        await ledger.aclose()
+        return [row.group for row in report.rows]
+
+    assert anyio.run(groups) == [("",)]

@@ -55,7 +55,11 @@ STAYING: tuple[Mutant, ...] = (
         '**({} if request.stays is None else {"stays": request.stays}),',
         "",
     ),
-    cache("staying-answers-go-to-a-cache-elsewhere", "if request.stays is not None and not _is_cache_here(config):", "if False:"),
+    cache(
+        "staying-answers-go-to-a-cache-elsewhere",
+        "if request.stays is not None and not _is_cache_here(config):",
+        "if False:",
+    ),
     lifecycle("staying-questions-are-stored-without-it", "staying_turn(turn, request.question.stays)", "turn"),
     lifecycle(
         "staying-turns-of-a-labelled-conversation-have-none",
@@ -77,7 +81,9 @@ STAYING: tuple[Mutant, ...] = (
     database("staying-a-database-elsewhere-stores-all", "    if not is_here(url):\n", "    if False:\n"),
     database("staying-a-journal-elsewhere-stores-all", 'getattr(each, "obj", each)', "each"),
     recording(
-        "staying-the-ledger-says-no-always", "call.model not in models_here(env.config, proxied=is_proxied(env.clients))", "False"
+        "staying-the-ledger-says-no-always",
+        "call.model not in models_here(env.config, proxied=is_proxied(env.clients))",
+        "False",
     ),
     embeddings(
         "staying-vectors-are-made-anywhere", '"" if stays is None else why_it_leaves(target, proxied=proxied)', '""'
