@@ -138,7 +138,11 @@ async def _embed(request: EmbeddingRequest, env: LLMEnv) -> Result[Embeddings, L
     target = embedding_target(env.config, request.model, request.template.stays, proxied=is_proxied(env.clients))
     if not is_successful(target):
         return Failure(target.failure())
-    return await _embed_with(target.unwrap(), evolve(request, texts=tuple(map(repair_surrogates, request.texts))), env)
+    texts = tuple(map(repair_surrogates, request.texts))
+    redacted = Success(texts) if env.redact is None else await env.redact.texts(texts, request.template.owner, env)
+    if not is_successful(redacted):
+        return Failure(redacted.failure())
+    return await _embed_with(target.unwrap(), evolve(request, texts=redacted.unwrap()), env)
 
 
 def _text_error(texts: tuple[str, ...]) -> LLMError | None:

@@ -9,7 +9,7 @@ To leave a layer out or to add your own, compose another pipeline:
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Final, TypeAlias, final
@@ -35,7 +35,7 @@ from llm_effects.effects.effect import (
     ready_of,
     run,
 )
-from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.env import Asked, LLMEnv
 from llm_effects.effects.mistakes import entered_by, not_a_request
 from llm_effects.effects.tasks import loop_clock
 from llm_effects.policies.budget import with_budget
@@ -212,12 +212,12 @@ def run_call(
     ready, layers = ready_of(pipeline) if sink is None else None, pipeline_name(pipeline)
 
     async def send(env: LLMEnv) -> Answer:
-        clock = loop_clock()
-        started = clock()
+        if env.redact is not None:
+            return await _redacted(pipeline, Asked(request, sink, validator), deadline, turn, env)
+        started = (clock := loop_clock())()
         stored = None if ready is None else ready(request, env, layers, deadline)
         looked_up = None if stored is None or isinstance(stored, LLMResponse) else await stored
-        known = stored if isinstance(stored, LLMResponse) else _answer_of(looked_up)
-        if known is not None:
+        if (known := stored if isinstance(stored, LLMResponse) else _answer_of(looked_up)) is not None:
             return Success(_replayed(known, request, env, (clock() - started) * 1000))
         history = CallHistory(clock=clock, began=None if looked_up is None else started, looked_up=looked_up)
         call = Call(
@@ -234,6 +234,18 @@ def run_call(
 
     send.__qualname__ = "generate"  # the name in a warning that it was never run or never awaited
     return effect(send)
+
+
+def _redacted(
+    pipeline: Generate, asked: Asked, deadline: float, turn: TurnContext | None, env: LLMEnv
+) -> Awaitable[Answer]:
+    """Send a request as ``run_call`` does, but redacted, and restore its answer."""
+
+    def ask(asked: Asked, inner: LLMEnv) -> Awaitable[Answer]:
+        rest = partial(run_call, pipeline, deadline=deadline, turn=turn, validator=asked.validator)
+        return run(rest(asked.request, asked.sink), inner)
+
+    return ask(asked, env) if env.redact is None else env.redact.answer(asked, env, ask)
 
 
 def _answer_of(looked_up: LookedUp | None) -> LLMResponse | None:

@@ -6,7 +6,7 @@ Nothing is lost: the question is stored before any money is spent, and the answe
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final, final
@@ -21,7 +21,7 @@ from llm_effects.conversations.context import Context, context_of, provenance_of
 from llm_effects.conversations.turn_lifecycle import StartedTurn, TurnRequest, begin, finish
 from llm_effects.effects.call import Sink, TurnContext
 from llm_effects.effects.effect import Answer, Effect, Generate, effect, from_env, from_result, run, then
-from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.env import Asked, LLMEnv
 from llm_effects.effects.tasks import in_own_task
 from llm_effects.pipeline import ReceivedAnswer, deliver_ending, pulled, run_call, standard_pipeline
 from llm_effects.providers.draft import events_of
@@ -164,17 +164,29 @@ def _recording(sink: Sink, received: ReceivedAnswer) -> Sink:
 def _take_turn(request: TurnRequest, consumer: Consumer) -> Effect[LLMResponse]:
     """Begin a turn and answer it, or return its stored answer, within the time limit of the whole call.
 
-    It runs in a task of its own, where even asyncio's own cancellation cannot keep it from storing its end.
+    It runs in a task of its own, where even asyncio's own cancellation cannot keep it from storing its end. Where the
+    environment redacts, the question is redacted before it is stored, and the answer is restored after that.
     """
 
-    async def take(env: LLMEnv) -> Answer:
-        limit_ms = request.question.preferences.timeout_ms or env.config.routing.timeout_ms
-        with anyio.CancelScope(deadline=anyio.current_time() + limit_ms / 1000) as scope:
-            return await run(then(begin(request), lambda started: _answer(started, consumer, scope)), env)
-        partial_text = consumer.received.visible_text(env)
-        return Failure(RequestTimeout(timeout_ms=limit_ms, phase="total", partial=partial_text))
+    def take(asked: Asked, env: LLMEnv) -> Awaitable[Answer]:
+        asked_turn = evolve(request, question=asked.request, hide=asked.hide)
+        return in_own_task(partial(_take_in_time, asked_turn, evolve(consumer, sink=asked.sink), env))
 
-    return effect(lambda env: in_own_task(partial(take, env)))
+    def taken(env: LLMEnv) -> Awaitable[Answer]:
+        asked = Asked(request=request.question, sink=consumer.sink)
+        if env.redact is None:
+            return take(asked, env)
+        return env.redact.answer(asked, env, take, request.conversation_id)
+
+    return effect(taken)
+
+
+async def _take_in_time(request: TurnRequest, consumer: Consumer, env: LLMEnv) -> Answer:
+    limit_ms = request.question.preferences.timeout_ms or env.config.routing.timeout_ms
+    with anyio.CancelScope(deadline=anyio.current_time() + limit_ms / 1000) as scope:
+        return await run(then(begin(request), lambda started: _answer(started, consumer, scope)), env)
+    partial_text = request.hide(consumer.received.visible_text(env))
+    return Failure(RequestTimeout(timeout_ms=limit_ms, phase="total", partial=partial_text))
 
 
 def _answer(started: StartedTurn, consumer: Consumer, scope: anyio.CancelScope) -> Effect[LLMResponse]:
@@ -295,7 +307,7 @@ def _partial_answer(
         usage=(error.usage if error is not None else None) or Usage(),
         cost=Cost.UNKNOWN if error is None else total_cost(each.cost for each in error.attempts),
     )
-    return _stored(request, (Text(received.visible_text(env), stays=received.stays),), source, env)
+    return _stored(request, (Text(request.hide(received.visible_text(env)), stays=received.stays),), source, env)
 
 
 def _stored(request: TurnRequest, parts: tuple[Part, ...], source: Provenance, env: LLMEnv) -> StoredMessage:

@@ -5,7 +5,7 @@ Neither is lost to cancellation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from typing import Final, final
@@ -45,13 +45,17 @@ _TOO_LONG: Final = f"no answer within {STORE_TIMEOUT_S:g} s"
 @final
 @frozen
 class TurnRequest:
-    """The question of a turn, with its messages and owner, and the ``pipeline`` that answers it."""
+    """The question of a turn, with its messages and owner, and the ``pipeline`` that answers it.
+
+    ``hide`` redacts what was received of the answer, before it is stored.
+    """
 
     conversation_id: str
     turn_id: str
     question: LLMRequest
     pipeline: Generate
     pinned: bool = False
+    hide: Callable[[str], str] = str
 
     @property
     def owner(self) -> str | None:

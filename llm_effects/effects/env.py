@@ -13,14 +13,14 @@ from functools import partial
 from secrets import token_hex
 from typing import Final, Protocol, TypeAlias, final, runtime_checkable
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 from returns.future import FutureResult
 from returns.result import Result
 
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
 from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
-from llm_effects.effects.call import Call
+from llm_effects.effects.call import Call, ResponseValidator, Sink
 from llm_effects.limits.budgets import Hold
 from llm_effects.limits.circuit_breaker import BreakerPermit
 from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
@@ -455,6 +455,46 @@ class Background(Protocol):
         ...
 
 
+@final
+@frozen
+class Asked:
+    """A question as a redactor passes it on: with the sink of its answer, and the conditions on that.
+
+    ``hide`` redacts a text that the sink has received, before it is stored.
+    """
+
+    request: LLMRequest
+    sink: Sink | None = field(default=None, repr=False)
+    validator: ResponseValidator | None = field(default=None, repr=False)
+    hide: Callable[[str], str] = field(default=str, repr=False)
+
+
+AskedAnswer: TypeAlias = "Callable[[Asked, LLMEnv], Awaitable[Result[LLMResponse, LLMError]]]"
+"""Answers a question in an environment."""
+
+
+class Redact(Protocol):
+    """Rewrites the texts of requests before anything else sees them, and restores them in answers: a ``Redaction``."""
+
+    def answer(
+        self, asked: Asked, env: LLMEnv, ask: AskedAnswer, conversation: str | None = None
+    ) -> Awaitable[Result[LLMResponse, LLMError]]:
+        """Answer a question, or a turn of a conversation, by ``ask``, which receives it rewritten."""
+        ...
+
+    def texts(
+        self, texts: Sequence[str], owner: str | None, env: LLMEnv
+    ) -> Awaitable[Result[tuple[str, ...], LLMError]]:
+        """Rewrite texts that no answer returns, such as those to embed."""
+        ...
+
+
+def _valid_redact(_: object, __: Attribute[Redact | None], redact: Redact | None) -> None:
+    if redact is not None and not hasattr(redact, "answer"):
+        msg = f"redact must be a Redaction of llm_effects.policies.redaction, not {type(redact).__name__}"
+        raise TypeError(msg)
+
+
 Now: TypeAlias = Callable[[], datetime]
 """Wall time with its zone, for TTLs, the ledger and dates only."""
 
@@ -492,3 +532,4 @@ class LLMEnv:
     draw: Draw = field(repr=False)
     new_id: NewId = field(repr=False)
     background: Background | None = field(default=None, repr=False)
+    redact: Redact | None = field(default=None, repr=False, validator=_valid_redact)

@@ -17,7 +17,7 @@ from llm_effects.config import LLMConfig
 from llm_effects.conversations.converse import converse, open_converse
 from llm_effects.conversations.operations import list_conversations, load_conversation, start_conversation
 from llm_effects.effects.effect import Effect
-from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.env import LLMEnv, Redact
 from llm_effects.embeddings import Embeddings, embed
 from llm_effects.pipeline import explain, generate, open_stream
 from llm_effects.plain.fields import (
@@ -58,8 +58,9 @@ class AsyncLLM:
 
     ``source`` is a configuration, the path of a TOML file, or an environment, which stays open; without one, the
     environment variables are read. With ``check``, the first use fails with every problem that is known at once, as
-    ``open_env`` describes. Use it with ``async with``, which keeps connections open between calls, or directly and
-    close it with ``aclose()``. Fields of a request, such as ``max_tokens``, may be keywords of a call.
+    ``open_env`` describes; with ``redact``, a ``Redaction``, its calls are redacted. Use it with ``async with``, which
+    keeps connections open between calls, or directly and close it with ``aclose()``. Fields of a request, such as
+    ``max_tokens``, may be keywords of a call.
 
     >>> import anyio
     >>> from llm_effects import scripted_env
@@ -70,9 +71,9 @@ class AsyncLLM:
     'Logs.'
     """
 
-    def __init__(self, source: Source = None, *, check: bool = False) -> None:
+    def __init__(self, source: Source = None, *, check: bool = False, redact: Redact | None = None) -> None:
         known = loaded(source)
-        self._manager, self._unchecked = manager_of(known), check and isinstance(known, LLMConfig)
+        self._manager, self._unchecked = manager_of(known, redact), check and isinstance(known, LLMConfig)
         self._source = known
 
     def __repr__(self) -> str:

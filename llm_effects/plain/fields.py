@@ -14,7 +14,7 @@ from returns.result import Result, Success
 from llm_effects.config import LLMConfig
 from llm_effects.config.loading import load_config
 from llm_effects.effects.effect import Answer
-from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.env import LLMEnv, Redact
 from llm_effects.manager import LLMManager
 from llm_effects.pipeline import check_request
 from llm_effects.values.errors import ConfigurationError, LLMError, checked, describe, request_of
@@ -113,11 +113,14 @@ def value_of(result: Result[_Value, LLMError]) -> _Value:
     raise LLMFailure(result.failure())
 
 
-def manager_of(source: LLMConfig | LLMEnv) -> LLMManager:
+def manager_of(source: LLMConfig | LLMEnv, redact: Redact | None = None) -> LLMManager:
     """Return a manager; that of an environment has nothing of its own to open or close."""
-    if isinstance(source, LLMConfig):
-        return LLMManager(Success(source))
-    return LLMManager(Success(LLMConfig(models={})), lambda _: source)
+
+    def adapted(env: LLMEnv) -> LLMEnv:
+        known = env if isinstance(source, LLMConfig) else source
+        return known if redact is None else evolve(known, redact=redact)
+
+    return LLMManager(Success(source if isinstance(source, LLMConfig) else LLMConfig(models={})), adapted)
 
 
 def loaded(source: Source) -> LLMConfig | LLMEnv:

@@ -13,6 +13,7 @@ from llm_effects.clients.health_checks import check_health
 from llm_effects.conversations.converse import converse
 from llm_effects.conversations.operations import list_conversations, load_conversation, start_conversation
 from llm_effects.effects.effect import Effect
+from llm_effects.effects.env import Redact
 from llm_effects.effects.tasks import LoopStopped, LoopThread
 from llm_effects.embeddings import Embeddings, embed
 from llm_effects.pipeline import explain, generate
@@ -53,7 +54,8 @@ _Value = TypeVar("_Value")
 class LLM:
     """Models for code that is not async: each method returns an answer or raises ``LLMFailure``.
 
-    It has the methods of ``AsyncLLM``, and takes the same ``source``; with ``check`` it is checked at once. Its event
+    It has the methods of ``AsyncLLM``, and takes the same ``source``; with ``check`` it is checked at once, and with
+    ``redact`` its calls are redacted. Its event
     loop runs in a thread of its own, so it works in any thread, also where another event loop runs, and after a fork.
     Ctrl-C cancels the call. Use it with ``with``, or directly and close it with ``close()``; one that is not closed is
     closed when it is collected, or when the interpreter exits.
@@ -65,8 +67,8 @@ class LLM:
 
     _loop: LoopThread | None = None
 
-    def __init__(self, source: Source = None, *, check: bool = False) -> None:
-        self._source, self._check = loaded(source), check
+    def __init__(self, source: Source = None, *, check: bool = False, redact: Redact | None = None) -> None:
+        self._source, self._check, self._redact = loaded(source), check, redact
         self._llm: AsyncLLM | None = None
         self._lock, self._closed = threading.Lock(), False
         renew_after_fork(self)
@@ -247,7 +249,7 @@ class LLM:
             if self._closed:
                 raise LLMFailure(CLOSED)
             if self._llm is None or self._loop is None:
-                self._llm = AsyncLLM(self._source, check=self._check)
+                self._llm = AsyncLLM(self._source, check=self._check, redact=self._redact)
                 self._loop = LoopThread(self._llm)
             return self._llm, self._loop
 

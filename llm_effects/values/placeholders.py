@@ -1,0 +1,234 @@
+"""Placeholders: names for sensitive values in what is sent and stored, which answers are restored from."""
+
+import hmac
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from string import ascii_lowercase
+from typing import Final, NoReturn, TypeAlias, final
+
+from attrs import field, frozen
+
+from llm_effects.values.secrets import Secret
+from llm_effects.values.validation import invalid, number, text
+
+
+@final
+@frozen
+class Finding:
+    """A sensitive part of a text, from the character ``start`` up to ``end``, and its ``kind``, such as ``EMAIL``."""
+
+    start: int = field(validator=number(at_least=0, whole=True))
+    end: int = field(validator=number(at_least=1, whole=True))
+    kind: str = field(default="VALUE", validator=text())
+
+    def __attrs_post_init__(self) -> None:
+        if self.end <= self.start:
+            invalid("end", f"must be after start, which is {self.start}, not {self.end}")
+
+
+Change: TypeAlias = Callable[[str], str]
+"""A function that rewrites a text."""
+
+PLACEHOLDER: Final = re.compile(r"\[[A-Z](?:[A-Z_]{0,18}[A-Z])?_[a-z]{12}\]")
+"""Letters in brackets: JSON does not escape them, and nothing that looks for numbers finds one in them."""
+
+SPREAD_CHARACTERS: Final = 4
+"""Length from which a value is replaced wherever it stands; shorter ones only where they were found."""
+
+LITERAL: Final = "LITERAL"
+"""The kind of a text that looks like a placeholder, but was there before."""
+
+_LONGEST: Final = 35  # characters of a placeholder
+_NAME_LETTERS: Final = 12
+
+
+@final
+class Replacements:
+    """The placeholders of some values, and the values of these placeholders, neither of which a repr shows.
+
+    A placeholder is a keyed hash of its value and the owner: the same in every text, request and process with the same
+    key, and no hint at the value without it. Only what has a placeholder here is ever restored.
+
+    >>> known = Replacements(Secret("a key of your own"), owner=None)
+    >>> name = known.placeholder("ada@example.org", "EMAIL")
+    >>> name == known.placeholder("ada@example.org", "EMAIL"), known.restore(f"To {name}, not [EMAIL_zzzzzzzzzzzz].")
+    (True, 'To ada@example.org, not [EMAIL_zzzzzzzzzzzz].')
+    >>> known
+    Replacements(1 value)
+    """
+
+    __slots__ = ("__key", "__names", "__owner", "__values")
+
+    def __init__(self, key: Secret, owner: str | None) -> None:
+        self.__key = key
+        self.__owner = owner
+        self.__names: dict[str, str] = {}
+        self.__values: dict[str, str] = {}
+
+    def placeholder(self, value: str, kind: str) -> str:
+        """Return the placeholder of a value; a value that is known keeps the kind that it was first found with."""
+        known = self.__names.get(value)
+        if known is not None:
+            return known
+        tries = 0
+        while self.__values.get(name := self._name(value, kind, tries), value) != value:
+            tries += 1
+        self.__names[value], self.__values[name] = name, value
+        return name
+
+    def _name(self, value: str, kind: str, tries: int) -> str:
+        message = json.dumps([self.__owner, value, tries]).encode()
+        digest = hmac.digest(self.__key.reveal().encode("utf-8", "surrogatepass"), message, "sha256")
+        letters = "".join(ascii_lowercase[byte % 26] for byte in digest[:_NAME_LETTERS])
+        return f"[{_kind_name(kind)}_{letters}]"
+
+    def occurrences(self, text: str, values: Iterable[str] | None = None) -> Iterable[Finding]:
+        """Yield where some values stand in a text, by default all that are known; very short ones do not count."""
+        for value in tuple(self.__names) if values is None else values:
+            start = text.find(value) if len(value) >= SPREAD_CHARACTERS else -1
+            while start >= 0:
+                yield Finding(start, start + len(value))
+                start = text.find(value, start + 1)
+
+    def restore(self, text: str, *, in_json: bool = False) -> str:
+        """Return a text with the values of its placeholders; ``in_json`` escapes them for the JSON that it is."""
+        if not self.__values or "[" not in text:
+            return text
+
+        def value_of(match: re.Match[str]) -> str:
+            value = self.__values.get(match[0])
+            return match[0] if value is None else json_text(value)[1:-1] if in_json else value
+
+        return PLACEHOLDER.sub(value_of, text)
+
+    def hide(self, text: str) -> str:
+        """Return a text that was restored with its placeholders again, also where JSON escapes the values."""
+        for value in tuple(self.__names):
+            escaped = json_text(value)[1:-1]
+            if escaped != value and escaped in text:
+                self.placeholder(escaped, "ESCAPED")
+        return replaced(text, (), self)
+
+    def split(self, text: str) -> tuple[str, str]:
+        """Return a text up to where one of these placeholders may begin that is not complete yet, and the rest."""
+        start = text.rfind("[", -_LONGEST)
+        if start < 0:
+            return text, ""
+        beginning = text[start:]
+        unfinished = any(name.startswith(beginning) and name != beginning for name in self.__values)
+        return (text[:start], beginning) if unfinished else (text, "")
+
+    def __len__(self) -> int:
+        return len(self.__values)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"Replacements({len(self)} value{'' if len(self) == 1 else 's'})"
+
+    def __reduce__(self) -> NoReturn:
+        msg = "Replacements cannot be pickled: they hold what must not leave the process"
+        raise TypeError(msg)
+
+
+def _kind_name(kind: str) -> str:
+    return re.sub(r"[^A-Z]+", "_", kind.upper()).strip("_")[:20].strip("_") or "VALUE"
+
+
+def literals(text: str) -> Iterable[Finding]:
+    """Yield the parts of a text that look like placeholders.
+
+    >>> [*literals("the field [EMAIL_abcdefghijkl] and [EMAIL]")]
+    [Finding(start=10, end=30, kind='LITERAL')]
+    """
+    if "[" in text:
+        yield from (Finding(match.start(), match.end(), LITERAL) for match in PLACEHOLDER.finditer(text))
+
+
+def replaced(
+    text: str,
+    findings: Iterable[Finding],
+    known: Replacements,
+    values: Iterable[str] | None = None,
+    *,
+    kept: Sequence[Finding] = (),
+) -> str:
+    """Return a text with placeholders for its findings, and wherever else one of the ``values`` stands.
+
+    By default these are all known ones. Findings that overlap become one; what overlaps a ``kept`` part is left out.
+    """
+    spans = apart((*findings, *known.occurrences(text, values)), kept)
+    pieces, end = list[str](), 0
+    for span in merged(sorted(spans, key=lambda each: (each.start, -each.end))):
+        pieces += text[end : span.start], known.placeholder(text[span.start : span.end], span.kind)
+        end = span.end
+    return "".join((*pieces, text[end:])) if pieces else text
+
+
+def merged(spans: Iterable[Finding]) -> Iterable[Finding]:
+    """Yield findings in order, those that overlap as one, with the kind of the first.
+
+    >>> [*merged([Finding(0, 4, "NAME"), Finding(2, 6, "EMAIL"), Finding(6, 7)])]
+    [Finding(start=0, end=6, kind='NAME'), Finding(start=6, end=7, kind='VALUE')]
+    """
+    current: Finding | None = None
+    for span in spans:
+        if current is None or span.start >= current.end:
+            if current is not None:
+                yield current
+            current = span
+        elif span.end > current.end:
+            current = Finding(current.start, span.end, current.kind)
+    if current is not None:
+        yield current
+
+
+def apart(findings: Iterable[Finding], kept: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield the findings that overlap none of the ``kept`` parts."""
+    for each in findings:
+        if not any(each.start < other.end and other.start < each.end for other in kept):
+            yield each
+
+
+# Texts that are JSON: a placeholder stands for the value, not for how JSON writes it.
+
+
+_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*+"|-?\d[\d.eE+-]*+', re.DOTALL)
+
+
+def json_text(value: str) -> str:
+    """Return the JSON of a text, with characters outside ASCII as they are."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def is_json(text: str) -> bool:
+    """Return whether a text is a JSON object or array.
+
+    >>> is_json('{"to": "ada"}'), is_json("[1] says so")
+    (True, False)
+    """
+    if text.lstrip()[:1] not in {"{", "["}:
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def change_json(text: str, change: Change) -> str:
+    r"""Return JSON with its texts and numbers rewritten; what does not change keeps its spelling.
+
+    >>> change_json('{"to":  "ada", "n": 12}', lambda part: part.replace("ada", "[A]\n"))
+    '{"to":  "[A]\\n", "n": 12}'
+    """
+
+    def changed(match: re.Match[str]) -> str:
+        token = match[0]
+        old: str = json.loads(token) if token[0] == '"' else token
+        new = change(old)
+        return token if new == old else json_text(new)
+
+    return _TOKEN.sub(changed, text)
