@@ -79,7 +79,7 @@ class Redaction:
     """
 
     def __init__(self, find: Find | None = None, *, key: str | Secret | None = None) -> None:
-        if not callable(cast("object", find or _default_find)):
+        if find is not None and not callable(cast("object", find)):
             msg = f"a Redaction needs a function of a text, not {type(find).__name__}"
             raise TypeError(msg)
         self._find: Find = _default_find() if find is None else find

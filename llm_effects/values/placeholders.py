@@ -39,7 +39,9 @@ SPREAD_CHARACTERS: Final = 4
 LITERAL: Final = "LITERAL"
 """The kind of a text that looks like a placeholder, but was there before."""
 
-_LONGEST: Final = 35  # characters of a placeholder
+LONGEST: Final = 35
+"""The most characters of a placeholder, and so of the text of a stream that waits for what follows."""
+
 _NAME_LETTERS: Final = 12
 
 
@@ -112,7 +114,7 @@ class Replacements:
 
     def split(self, text: str) -> tuple[str, str]:
         """Return a text up to where one of these placeholders may begin that is not complete yet, and the rest."""
-        start = text.rfind("[", -_LONGEST)
+        start = text.rfind("[", -LONGEST)
         if start < 0:
             return text, ""
         beginning = text[start:]

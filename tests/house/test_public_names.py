@@ -62,7 +62,8 @@ def test_every_public_name_is_documented() -> None:
 
 def test_the_environment_has_these_services_and_no_others() -> None:
     services = (
-        "background cache clients config conversations draw health ledger limits new_id now prices redact telemetry tokens"
+        "background cache clients config conversations draw health ledger limits new_id now prices redact telemetry "
+        "tokens"
     )
     assert sorted(each.name for each in attrs.fields(llm_effects.LLMEnv)) == services.split()
 
