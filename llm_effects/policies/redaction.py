@@ -31,11 +31,11 @@ from llm_effects.values.placeholders import (
     Change,
     Finding,
     Replacements,
+    ValueIndex,
     apart,
     change_json,
     is_json,
     literals,
-    replaced,
 )
 from llm_effects.values.requests import LLMRequest, Tool
 from llm_effects.values.responses import LLMResponse
@@ -258,7 +258,7 @@ def _is_found(found: object, text: str) -> bool:
 
 def _rewritten(texts: Sequence[str], found: Sequence[Found], known: Replacements, *, stored: bool) -> Mapping[str, str]:
     """Return the rewritten form of each text: a value that is found in one of them leaves all of them."""
-    sources, values = list[tuple[str, tuple[Finding, ...], tuple[Finding, ...]]](), dict[str, None]()
+    sources, here = list[tuple[str, tuple[Finding, ...], tuple[Finding, ...]]](), ValueIndex()
     for text, each in zip(texts, found, strict=True):
         source, spans = (each, ()) if isinstance(each, str) else (text, tuple(each))
         marks = tuple(literals(source))
@@ -266,12 +266,13 @@ def _rewritten(texts: Sequence[str], found: Sequence[Found], known: Replacements
         sources.append((source, spans, kept))
         for span in spans:
             known.placeholder(source[span.start : span.end], span.kind)
-            values[source[span.start : span.end]] = None
-    spread = None if stored else tuple(values)
-    return {
-        text: replaced(source, spans, known, spread, kept=kept)
-        for text, (source, spans, kept) in zip(texts, sources, strict=True)
-    }
+            here.add(source[span.start : span.end])
+
+    def rewritten(source: str, spans: tuple[Finding, ...], kept: tuple[Finding, ...]) -> str:
+        others = known.spans(source) if stored else (Finding(*place) for place in here.find(source))
+        return known.replace(source, (*spans, *apart(others, kept)))
+
+    return {text: rewritten(*each) for text, each in zip(texts, sources, strict=True)}
 
 
 # Every text of a request.

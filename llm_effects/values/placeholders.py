@@ -33,8 +33,8 @@ Change: TypeAlias = Callable[[str], str]
 PLACEHOLDER: Final = re.compile(r"\[[A-Z](?:[A-Z_]{0,18}[A-Z])?_[a-z]{12}\]")
 """Letters in brackets: JSON does not escape them, and nothing that looks for numbers finds one in them."""
 
-SPREAD_CHARACTERS: Final = 4
-"""Length from which a value is replaced wherever it stands; shorter ones only where they were found."""
+WORD_CHARACTERS: Final = 4
+"""Length from which a value is replaced wherever it stands; a shorter one where it was found, and as a whole word."""
 
 LITERAL: Final = "LITERAL"
 """The kind of a text that looks like a placeholder, but was there before."""
@@ -43,6 +43,58 @@ LONGEST: Final = 35
 """The most characters of a placeholder, and so of the text of a stream that waits for what follows."""
 
 _NAME_LETTERS: Final = 12
+
+
+@final
+class ValueIndex:
+    """Values by their first characters: a search takes time linear in the text, however many values there are.
+
+    >>> index = ValueIndex(("Ada", "ada@example.org"))
+    >>> [*index.find("Adam or Ada, ada@example.org")]
+    [(8, 11), (13, 28)]
+    """
+
+    __slots__ = ("__first", "__lengths", "__values")
+
+    def __init__(self, values: Iterable[str] = ()) -> None:
+        self.__values: set[str] = set()
+        self.__lengths: dict[str, set[int]] = {}
+        self.__first: set[str] = set()
+        for value in values:
+            self.add(value)
+
+    def add(self, value: str) -> None:
+        """Add a value to find."""
+        self.__values.add(value)
+        self.__lengths.setdefault(value[:WORD_CHARACTERS], set()).add(len(value))
+        self.__first.add(value[0])
+
+    def find(self, text: str, *, in_words: bool = False) -> Iterator[tuple[int, int]]:
+        """Yield where values start and end in a text: short ones only as whole words, unless also ``in_words``."""
+        if not self.__first:
+            return
+        for match in re.finditer(f"[{''.join(map(re.escape, sorted(self.__first)))}]", text):
+            start = match.start()
+            for end in self._ends(text, start):
+                if end - start >= WORD_CHARACTERS or in_words or _is_word(text, start, end):
+                    yield start, end
+
+    def _ends(self, text: str, start: int) -> Iterator[int]:
+        """Yield where the values end that begin at a place."""
+        for head in range(1, min(WORD_CHARACTERS, len(text) - start) + 1):
+            for length in self.__lengths.get(text[start : start + head], ()):
+                value = text[start : start + length]
+                if len(value) == length and min(length, WORD_CHARACTERS) == head and value in self.__values:
+                    yield start + length
+
+
+def _is_word(text: str, start: int, end: int) -> bool:
+    before, after = text[max(0, start - 1) : start], text[end : end + 1]
+    return not (_continues(before, text[start]) or _continues(text[end - 1], after))
+
+
+def _continues(before: str, after: str) -> bool:
+    return all(each.isalnum() or each == "_" for each in (before, after))
 
 
 @final
@@ -60,13 +112,14 @@ class Replacements:
     Replacements(1 value)
     """
 
-    __slots__ = ("__key", "__names", "__owner", "__values")
+    __slots__ = ("__index", "__key", "__names", "__owner", "__values")
 
     def __init__(self, key: Secret, owner: str | None) -> None:
         self.__key = key
         self.__owner = owner
         self.__names: dict[str, str] = {}
         self.__values: dict[str, str] = {}
+        self.__index = ValueIndex()
 
     def placeholder(self, value: str, kind: str) -> str:
         """Return the placeholder of a value; a value that is known keeps the kind that it was first found with."""
@@ -77,6 +130,7 @@ class Replacements:
         while self.__values.get(name := self._name(value, kind, tries), value) != value:
             tries += 1
         self.__names[value], self.__values[name] = name, value
+        self.__index.add(value)
         return name
 
     def _name(self, value: str, kind: str, tries: int) -> str:
@@ -84,14 +138,6 @@ class Replacements:
         digest = hmac.digest(self.__key.reveal().encode("utf-8", "surrogatepass"), message, "sha256")
         letters = "".join(ascii_lowercase[byte % 26] for byte in digest[:_NAME_LETTERS])
         return f"[{_kind_name(kind)}_{letters}]"
-
-    def occurrences(self, text: str, values: Iterable[str] | None = None) -> Iterable[Finding]:
-        """Yield where some values stand in a text, by default all that are known; very short ones do not count."""
-        for value in tuple(self.__names) if values is None else values:
-            start = text.find(value) if len(value) >= SPREAD_CHARACTERS else -1
-            while start >= 0:
-                yield Finding(start, start + len(value))
-                start = text.find(value, start + 1)
 
     def restore(self, text: str, *, in_json: bool = False) -> str:
         """Return a text with the values of its placeholders; ``in_json`` escapes them for the JSON that it is."""
@@ -110,7 +156,19 @@ class Replacements:
             escaped = json_text(value)[1:-1]
             if escaped != value and escaped in text:
                 self.placeholder(escaped, "ESCAPED")
-        return replaced(text, (), self)
+        return self.replace(text, self.spans(text, in_words=True))
+
+    def spans(self, text: str, *, in_words: bool = False) -> Iterator[Finding]:
+        """Yield where known values stand in a text, as ``ValueIndex.find`` does."""
+        yield from (Finding(*place) for place in self.__index.find(text, in_words=in_words))
+
+    def replace(self, text: str, findings: Iterable[Finding]) -> str:
+        """Return a text with placeholders for its findings; those that overlap become one."""
+        pieces, end = list[str](), 0
+        for span in merged(sorted(findings, key=lambda each: (each.start, -each.end))):
+            pieces += text[end : span.start], self.placeholder(text[span.start : span.end], span.kind)
+            end = span.end
+        return "".join((*pieces, text[end:])) if pieces else text
 
     def split(self, text: str) -> tuple[str, str]:
         """Return a text up to where one of these placeholders may begin that is not complete yet, and the rest."""
@@ -147,26 +205,6 @@ def literals(text: str) -> Iterable[Finding]:
     """
     if "[" in text:
         yield from (Finding(match.start(), match.end(), LITERAL) for match in PLACEHOLDER.finditer(text))
-
-
-def replaced(
-    text: str,
-    findings: Iterable[Finding],
-    known: Replacements,
-    values: Iterable[str] | None = None,
-    *,
-    kept: Sequence[Finding] = (),
-) -> str:
-    """Return a text with placeholders for its findings, and wherever else one of the ``values`` stands.
-
-    By default these are all known ones. Findings that overlap become one; what overlaps a ``kept`` part is left out.
-    """
-    spans = apart((*findings, *known.occurrences(text, values)), kept)
-    pieces, end = list[str](), 0
-    for span in merged(sorted(spans, key=lambda each: (each.start, -each.end))):
-        pieces += text[end : span.start], known.placeholder(text[span.start : span.end], span.kind)
-        end = span.end
-    return "".join((*pieces, text[end:])) if pieces else text
 
 
 def merged(spans: Iterable[Finding]) -> Iterable[Finding]:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -11,14 +12,15 @@ from hypothesis import strategies as st
 from llm_effects.values.placeholders import (
     LONGEST,
     PLACEHOLDER,
-    SPREAD_CHARACTERS,
+    WORD_CHARACTERS,
     Finding,
     Replacements,
+    ValueIndex,
+    apart,
     change_json,
     is_json,
     json_text,
     literals,
-    replaced,
 )
 from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import InvalidValue
@@ -34,7 +36,7 @@ def redact(text: str, findings: list[Finding], into: Replacements) -> str:
     found = (*literals(text), *findings)
     for each in found:
         into.placeholder(text[each.start : each.end], each.kind)
-    return replaced(text, found, into)
+    return into.replace(text, (*found, *into.spans(text)))
 
 
 # Texts of everything that may confuse: brackets, kinds, letters, and placeholders that are really those of a value.
@@ -61,7 +63,9 @@ def test_fault_217_what_is_redacted_is_restored_whatever_was_there_before(
     into = known()
     sent = redact(text, findings, into)
     assert into.restore(sent) == text
-    assert into.hide(into.restore(sent)) == replaced(text, (), into)
+    hidden = into.hide(text)
+    assert into.restore(hidden) == text
+    assert not any(text[each.start : each.end] in PLACEHOLDER.sub("", hidden) for each in findings)
 
 
 @given(marked())
@@ -71,7 +75,7 @@ def test_fault_217_every_placeholder_in_what_is_sent_is_ours(given_text: Marked)
     assert all(into.restore(each) != each for each in PLACEHOLDER.findall(sent))
 
 
-@given(st.lists(st.text("0123456789", min_size=SPREAD_CHARACTERS, max_size=8), min_size=1, max_size=3), st.data())
+@given(st.lists(st.text("0123456789", min_size=WORD_CHARACTERS, max_size=8), min_size=1, max_size=3), st.data())
 def test_fault_214_no_found_value_stands_anywhere_in_what_is_sent(values: list[str], data: st.DataObject) -> None:
     text = "".join(data.draw(st.lists(st.sampled_from([*values, "[", "x", " "]), max_size=8))) + values[0]
     into = known()
@@ -152,7 +156,25 @@ def test_a_finding_has_a_length(span: tuple[int, int]) -> None:
 def test_what_is_kept_is_not_replaced() -> None:
     into, text = known(), f"EMAIL {REAL}"
     into.placeholder("EMAIL", "WORD")
-    assert replaced(text, (), into, kept=tuple(literals(text))).endswith(REAL)
+    assert into.replace(text, apart(into.spans(text), tuple(literals(text)))).endswith(f" {REAL}")
+
+
+def test_a_short_value_is_replaced_as_a_whole_word_and_a_long_one_anywhere() -> None:
+    into = known()
+    for value in ("Ada", "C-3", "0123"):
+        into.placeholder(value, "NAME")
+    text = "Ada, Adam, _Ada, Ada-Bo, (Ada) C-3 xC-3 C-3! a0123b"
+    found = [text[each.start : each.end] for each in into.spans(text)]
+    assert found == ["Ada", "Ada", "Ada", "C-3", "C-3", "0123"]
+    assert len([*into.spans(text, in_words=True)]) == 9
+
+
+def test_a_search_for_many_values_is_linear_in_the_text() -> None:
+    values = [f"+4915{number:07}" for number in range(20_000)]
+    text, index = " ".join(values), ValueIndex(values)
+    began = time.process_time()
+    assert len([*index.find(text)]) == len(values)
+    assert time.process_time() - began < 5
 
 
 # JSON
