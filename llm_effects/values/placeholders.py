@@ -58,16 +58,18 @@ class ValueIndex:
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         self.__values: set[str] = set()
-        self.__lengths: dict[str, set[int]] = {}
+        self.__lengths: dict[str, tuple[int, ...]] = {}  # tuples: another thread may search meanwhile
         self.__first: set[str] = set()
         for value in values:
             self.add(value)
 
     def add(self, value: str) -> None:
         """Add a value to find."""
+        head, length = value[:WORD_CHARACTERS], len(value)
         self.__values.add(value)
-        self.__lengths.setdefault(value[:WORD_CHARACTERS], set()).add(len(value))
         self.__first.add(value[0])
+        if length not in (known := self.__lengths.get(head, ())):
+            self.__lengths[head] = (*known, length)
 
     def find(self, text: str, *, in_words: bool = False) -> Iterator[tuple[int, int]]:
         """Yield where values start and end in a text: short ones only as whole words, unless also ``in_words``."""
@@ -176,7 +178,7 @@ class Replacements:
         if start < 0:
             return text, ""
         beginning = text[start:]
-        unfinished = any(name.startswith(beginning) and name != beginning for name in self.__values)
+        unfinished = any(name.startswith(beginning) and name != beginning for name in tuple(self.__values))
         return (text[:start], beginning) if unfinished else (text, "")
 
     def __len__(self) -> int:

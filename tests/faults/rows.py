@@ -256,6 +256,13 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     211: ("localhost, a proxy or a server's cloud model led elsewhere", "not this machine; nothing is sent"),
     212: ("no record says what has left the machine", "every row of the ledger does, and reports by it"),
     213: ("a cache, a database or traces elsewhere kept private data", "not stored there; no bodies in traces"),
+    # Redaction
+    214: ("a secret in a prompt was sent, cached, stored and traced", "a placeholder; the value only in the answer"),
+    215: ("a placeholder cut over chunks would reach the consumer", "restored; ordinary text never waits"),
+    216: ("a redactor that raised, hung or returned nonsense", "an error value, in time, and nothing is sent"),
+    217: ("text that looks like a placeholder would become a value", "only what was replaced is restored"),
+    218: ("a value would have another name in each turn", "the same one; the prefix stays, byte for byte"),
+    219: ("a value with quotes would break JSON, or leak in a repair", "escaped for JSON; repairs quote no value"),
     # Approvals
     230: ("a decision had to come while the process of the run was alive", "the run waits in the store, for days"),
     231: ("two people who decide at once would both count", "the first decision stays; the other one is an error"),

@@ -78,6 +78,7 @@ from llm_effects.values.placeholders import PLACEHOLDER, Finding
 from llm_effects.values.records import Attributes, Measure
 from llm_effects.values.requests import Tool
 from llm_effects.values.validation import InvalidValue
+from tests.fixtures.house import run_python
 
 pytestmark = pytest.mark.anyio
 
@@ -834,3 +835,34 @@ def test_the_oldest_conversation_is_forgotten(monkeypatch: pytest.MonkeyPatch) -
     assert redaction.known("a") is first
     redaction.known("b")
     assert redaction.known("a") is not first
+
+
+async def test_a_short_value_is_hidden_in_arguments_and_in_what_was_received() -> None:
+    def find_ada(text: str) -> list[Finding]:
+        return [Finding(match.start(1), match.end(1), "NAME") for match in re.finditer(r"I am (Ada)", text)]
+
+    name = name_of("Ada", "NAME")
+    env, model = redacting(calling(ToolCall("c1", "greet", f'{{"who":"{name}"}}')), echo, using=find_ada)
+    (await run(run_tools("I am Ada", toolkit(greet)), env)).unwrap()
+    assert "Ada" not in repr(model.requests)
+    env, _ = redacting(Chunks((f"x{name}y", "z"), NetworkError()), using=find_ada)
+    (await run(start_conversation("c"), env)).unwrap()
+    _, sink = noting()
+    assert (await run(converse("c", "I am Ada", sink=sink), env)).failure().partial == "xAdayz"
+    assert await stored_texts(env) == [f"I am {name}", f"x{name}yz"]
+
+
+def greet(who: str) -> str:
+    """Greet somebody."""
+    return f"Hello {who}"
+
+
+def test_a_call_without_redaction_does_not_import_it() -> None:
+    loaded = run_python(
+        "import sys, anyio\n"
+        "from llm_effects import generate, run, scripted_env\n"
+        "anyio.run(run, generate('?'), scripted_env('yes'))\n"
+        "print(*sys.modules)"
+    ).split()
+    assert "llm_effects.pipeline" in loaded
+    assert {"llm_effects.policies.redaction", "llm_effects.values.placeholders"} & set(loaded) == set()
