@@ -79,6 +79,7 @@ from llm_effects.values.records import Attributes, Measure
 from llm_effects.values.requests import Tool
 from llm_effects.values.validation import InvalidValue
 from tests.fixtures.house import run_python
+from tests.fixtures.servers import answering, reply_json, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -173,6 +174,7 @@ def test_fault_214_no_body_of_any_protocol_has_a_value(request: LLMRequest, valu
     texts = texts_of(request)
     chosen = data.draw(st.sampled_from(texts))
     request = change_request(request, lambda text: f"{text} {value}!" if text == chosen else text)
+    request = evolve(request, preferences=evolve(request.preferences, timeout_ms=None))
     env, model = redacting("done")
     answered = anyio.run(run, generate(request), env)
     assert is_successful(answered)
@@ -183,6 +185,30 @@ def test_fault_214_no_body_of_any_protocol_has_a_value(request: LLMRequest, valu
             assert text.encode() not in encoded.map(lambda wire: wire.body).value_or(b"")
 
 
+COMPLETION = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "model": "stub",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": f"To {NAME}."}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 12, "completion_tokens": 2, "total_tokens": 14},
+}
+
+
+async def test_fault_214_no_byte_of_a_value_reaches_a_server() -> None:
+    with serving(answering(reply_json(COMPLETION))) as server:
+        model = ModelConfig(provider="openai-compatible", model="stub", endpoint=server.url)
+        async with open_env(LLMConfig(models={"stub": model})) as live:
+            env = evolve(live, redact=Redaction(find, key=KEY))
+            request = LLMRequest(prompt=f"Mail {ADA} {SECRET}", system=ADA, conversation=ADA, owner=ADA, tags=(ADA,))
+            own = evolve(request, owner=None)
+            contents = [(await run(generate(each), env)).unwrap().content for each in (request, own)]
+    assert contents == [f"To {NAME}.", f"To {ADA}."], "each owner has placeholders of its own"
+    sent = b"".join(server.requests)
+    assert NAME.encode() in sent
+    assert ADA.encode() not in sent
+    assert b"w0rd" not in sent
+
+
 async def test_a_value_that_is_found_in_one_text_leaves_all_of_them() -> None:
     def find_after_colon(text: str) -> list[Finding]:
         return [Finding(match.start(1), match.end(1), "NAME") for match in re.finditer(r"name: (\w+)", text)]
@@ -190,6 +216,13 @@ async def test_a_value_that_is_found_in_one_text_leaves_all_of_them() -> None:
     env, model = redacting("done", using=find_after_colon)
     await run(generate(LLMRequest(prompt="Is Lovelace well?", system="name: Lovelace")), env)
     assert "Lovelace" not in repr(model.requests)
+
+
+async def test_citations_of_a_redacted_text_are_left_out() -> None:
+    cited = Text(f"By {ADA}", (Citation(start=0, end=2, quote=ADA),))
+    env, model = redacting("done")
+    await run(generate(LLMRequest(messages=(Message("user", "Who?"), Message("assistant", cited)))), env)
+    assert model.requests[0].messages[1].parts == (Text(f"By {NAME}"),)
 
 
 async def test_a_function_may_rewrite_a_text_for_good() -> None:
@@ -455,6 +488,17 @@ async def test_fault_218_a_value_has_the_same_placeholder_in_every_turn() -> Non
     ]
 
 
+async def test_fault_218_a_value_inside_a_placeholder_leaves_it_whole() -> None:
+    def find_word(text: str) -> list[Finding]:
+        return [*find(text), *(Finding(each.start(), each.end(), "WORD") for each in re.finditer("EMAIL", text))]
+
+    env, model = redacting(echo, using=find_word)
+    (await run(start_conversation("c"), env)).unwrap()
+    for question in (f"{ADA} has EMAIL", "Has it?"):
+        assert (await run(converse("c", question), env)).unwrap().content == f"<{question}>"
+    assert model.requests[1].messages[0] == model.requests[0].messages[0]
+
+
 async def test_fault_218_a_later_answer_restores_what_an_earlier_turn_named() -> None:
     env, _ = redacting("ok", lambda request: f"You are {request.messages[0].text[5:]}")
     (await run(start_conversation("c"), env)).unwrap()
@@ -606,21 +650,24 @@ async def test_fault_219_a_repair_quotes_no_value() -> None:
     assert ADA not in repr(model.requests)
 
 
-async def test_fault_219_an_answer_that_fits_only_with_placeholders_is_repaired_without_a_value() -> None:
-    env, model = redacting(f'["{NAME}"]', '["yes"]')
+@frozen
+class Word:
+    """A word that is no address."""
 
-    @frozen
-    class Short:
-        word: str = field()
+    word: str = field()
 
-        @word.validator
-        def _check(self, _: object, value: str) -> None:
-            if "example" in value:
-                raise ValueError(value)
+    @word.validator
+    def _check(self, _: object, value: str) -> None:
+        if "@" in value:
+            msg = f"{value} is an address"
+            raise ValueError(msg)
 
-    typed = (await run(generate_as(ADA, list[Short | str]), env)).unwrap()
-    assert typed.value
+
+async def test_fault_219_an_answer_that_fits_only_with_its_placeholder_is_repaired_without_the_value() -> None:
+    env, model = redacting(f'{{"word": "{NAME}"}}', '{"word": "yes"}')
+    assert (await run(generate_as(ADA, Word), env)).unwrap().value == Word("yes")
     assert ADA not in repr(model.requests)
+    assert "does not fit once its placeholders are replaced" in model.requests[1].messages[-1].text
 
 
 async def test_generate_many_and_embed_are_redacted() -> None:
