@@ -3,7 +3,9 @@
 import hmac
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from string import ascii_lowercase
 from typing import Final, NoReturn, TypeAlias, final
 
@@ -228,10 +230,20 @@ def merged(spans: Iterable[Finding]) -> Iterable[Finding]:
 
 
 def apart(findings: Iterable[Finding], kept: Sequence[Finding]) -> Iterator[Finding]:
-    """Yield the findings that overlap none of the ``kept`` parts."""
+    """Yield what of each finding is outside the ``kept`` parts, which are in order.
+
+    >>> [*apart([Finding(0, 9), Finding(3, 4)], [Finding(2, 5)])]
+    [Finding(start=0, end=2, kind='VALUE'), Finding(start=5, end=9, kind='VALUE')]
+    """
+    starts = [each.start for each in kept]
     for each in findings:
-        if not any(each.start < other.end and other.start < each.end for other in kept):
-            yield each
+        start = each.start
+        for part in islice(kept, max(0, bisect_right(starts, start) - 1), bisect_left(starts, each.end)):
+            if start < part.start:
+                yield Finding(start, part.start, each.kind)
+            start = max(start, part.end)
+        if start < each.end:
+            yield Finding(start, each.end, each.kind)
 
 
 # Texts that are JSON: a placeholder stands for the value, not for how JSON writes it.

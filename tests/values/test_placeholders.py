@@ -21,6 +21,7 @@ from llm_effects.values.placeholders import (
     is_json,
     json_text,
     literals,
+    merged,
 )
 from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import InvalidValue
@@ -175,6 +176,14 @@ def test_a_search_for_many_values_is_linear_in_the_text() -> None:
     began = time.process_time()
     assert len([*index.find(text)]) == len(values)
     assert time.process_time() - began < 5
+
+
+@given(marked(), marked())
+def test_what_is_apart_is_all_but_what_is_kept(one: Marked, other: Marked) -> None:
+    kept = [*merged(sorted(other[1], key=lambda each: (each.start, -each.end)))]
+    places = {place for each in one[1] for place in range(each.start, each.end)}
+    outside = places - {place for each in kept for place in range(each.start, each.end)}
+    assert {place for each in apart(one[1], kept) for place in range(each.start, each.end)} == outside
 
 
 # JSON
