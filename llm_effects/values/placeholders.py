@@ -5,7 +5,6 @@ import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from string import ascii_lowercase
 from typing import Final, NoReturn, TypeAlias, final
 
@@ -238,7 +237,7 @@ def apart(findings: Iterable[Finding], kept: Sequence[Finding]) -> Iterator[Find
     starts = [each.start for each in kept]
     for each in findings:
         start = each.start
-        for part in islice(kept, max(0, bisect_right(starts, start) - 1), bisect_left(starts, each.end)):
+        for part in kept[max(0, bisect_right(starts, start) - 1) : bisect_left(starts, each.end)]:
             if start < part.start:
                 yield Finding(start, part.start, each.kind)
             start = max(start, part.end)
