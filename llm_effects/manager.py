@@ -353,7 +353,8 @@ async def warm_up(env: LLMEnv) -> None:
     with anyio.move_on_after(WARM_UP_S):
         rows = await result_of(env.ledger.rows(env.now() - HISTORY, newest=HISTORY_ROWS))
         for row in rows.value_or(()):
-            env.health.observe(row.attempt, row.at)
+            if row.attempt.usage.service_tier != "batch":  # whose latency is that of a queue
+                env.health.observe(row.attempt, row.at)
 
 
 # The manager.

@@ -14,12 +14,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias, TypeVar, final
 
+import anyio
 import msgspec
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.effects.effect import result_of
+from llm_effects.effects.effect import Answer, result_of
 from llm_effects.effects.env import Conversations, LLMEnv
 from llm_effects.policies.cache import request_key
 from llm_effects.stores.sqlite_files import owner_problem
@@ -51,6 +52,18 @@ class OpenJournal(Protocol):
         """Store an answer durably."""
         ...
 
+    async def notes(self) -> Result[tuple[JournalEntry, ...], LLMError]:
+        """Return every step that was noted, in order."""
+        ...
+
+    async def intend(self, key: str, intent: bytes) -> Result[JournalEntry, LLMError]:
+        """Note a step before it is taken, in JSON; one that was noted is returned unchanged, and not ``fresh``."""
+        ...
+
+    async def conclude(self, key: str, result: bytes) -> Result[None, LLMError]:
+        """Note the result of a step, in JSON; the first result stays."""
+        ...
+
 
 Journal: TypeAlias = Callable[[LLMEnv], AbstractAsyncContextManager[Result[OpenJournal, LLMError]]]
 """Opens a journal, for one run at a time."""
@@ -69,6 +82,28 @@ class _NoJournal:
 
     async def save(self, number: int, request: LLMRequest, answer: LLMResponse) -> Result[None, LLMError]:  # noqa: ARG002
         return Success(None)
+
+    async def notes(self) -> Result[tuple[JournalEntry, ...], LLMError]:
+        return Success(())
+
+    async def intend(self, key: str, intent: bytes) -> Result[JournalEntry, LLMError]:
+        return Success(JournalEntry(key=key, intent=intent, fresh=True))
+
+    async def conclude(self, key: str, result: bytes) -> Result[None, LLMError]:  # noqa: ARG002 - the protocol
+        return Success(None)
+
+
+SAVING_S: Final = 30.0
+"""How long storing an answer in the journal may take, in seconds; cancellation does not cut that short."""
+
+
+async def save_answer(journal: OpenJournal, number: int, request: LLMRequest, answer: Answer) -> Result[None, LLMError]:
+    """Store an answer before it is returned. Failures are not stored, so that another start of the run retries them."""
+    if not is_successful(answer):
+        return Success(None)
+    with anyio.move_on_after(SAVING_S, shield=True):
+        return await journal.save(number, request, answer.unwrap())
+    return Failure(StorageFailed(operation="journal", message="storing an answer took too long", transient=True))
 
 
 def _stored_answer(entry: bytes | None) -> Lookup:
@@ -147,6 +182,15 @@ class _FileJournal:
         line = Line(number, request_key(request), msgspec.Raw(dump_entry(Entry(response=answer))))
         return await self._run(lambda: self.file.add(line))
 
+    async def notes(self) -> Result[tuple[JournalEntry, ...], LLMError]:
+        return await self._run(lambda: tuple(self.file.notes.values()))
+
+    async def intend(self, key: str, intent: bytes) -> Result[JournalEntry, LLMError]:
+        return await self._run(lambda: self.file.intend(key, intent))
+
+    async def conclude(self, key: str, result: bytes) -> Result[None, LLMError]:
+        return await self._run(lambda: self.file.conclude(key, result))
+
     async def _run(self, work: Callable[[], _Value]) -> Result[_Value, LLMError]:
         return await self.thread.run("journal", lambda: _catch_file_errors(self.path, work), WRITING_S)
 
@@ -175,15 +219,26 @@ class Line(msgspec.Struct, frozen=True):
 
 
 @final
+class NoteLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The intent of the step ``note``, or its result; versions without such steps ignore the line."""
+
+    note: str
+    intent: msgspec.Raw = msgspec.Raw()
+    result: msgspec.Raw = msgspec.Raw()
+
+
+@final
 @define(eq=False)
 class JournalFile:
     """An open journal file, locked until it is closed or its process ends.
 
-    ``_places`` maps each number to the start and size of its last line, until that line is read. A last line that was
-    torn by a crash or a full disk is removed on opening; a damaged line is ignored.
+    ``_places`` maps each number to the start and size of its last line, until that line is read, and ``notes`` holds
+    the steps that were noted. A last line that was torn by a crash or a full disk is removed on opening; a damaged line
+    is ignored.
     """
 
     _file: FileIO
+    notes: dict[str, JournalEntry] = field(factory=dict[str, JournalEntry], init=False)
     _places: dict[int, tuple[int, int]] = field(factory=dict[int, tuple[int, int]])
     _end: int = 0
 
@@ -213,9 +268,11 @@ class JournalFile:
         self._end = len(HEADER)
         for start, data in _whole_lines(self._file, self._end):
             self._end = start + len(data)
-            line = _decoded(data)
+            line = _decoded(data, Line)
             if line is not None:
                 self._places[line.number] = start, len(data)
+            elif (note := _decoded(data, NoteLine)) is not None:
+                self._keep(note)
         self._file.truncate(self._end)
 
     def find(self, number: int) -> Line | None:
@@ -225,7 +282,32 @@ class JournalFile:
             return None
         start, size = place
         self._file.seek(start)
-        return _decoded(self._file.read(size))
+        return _decoded(self._file.read(size), Line)
+
+    def intend(self, key: str, intent: bytes) -> JournalEntry:
+        """Append the intent of a step and return it, or return the one that is there."""
+        if key not in self.notes:
+            self._note(NoteLine(key, intent=msgspec.Raw(intent)))
+            return evolve(self.notes[key], fresh=True)
+        return self.notes[key]
+
+    def conclude(self, key: str, result: bytes) -> None:
+        """Append the result of a step that has none."""
+        if self.notes[key].result is None:
+            self._note(NoteLine(key, result=msgspec.Raw(result)))
+
+    def _note(self, line: NoteLine) -> None:
+        self._append(msgspec.json.encode(line) + b"\n")
+        self._keep(line)
+
+    def _keep(self, line: NoteLine) -> None:
+        """Keep what a line adds to its step: the first intent and the first result."""
+        intent, result = bytes(line.intent), bytes(line.result)
+        entry = self.notes.get(line.note)
+        if entry is None and intent:
+            self.notes[line.note] = JournalEntry(key=line.note, intent=intent)
+        elif entry is not None and entry.result is None and result:
+            self.notes[line.note] = evolve(entry, result=result)
 
     def add(self, line: Line) -> None:
         """Append an answer, and return when it is on disk."""
@@ -255,9 +337,9 @@ def _whole_lines(file: FileIO, start: int) -> Iterator[tuple[int, bytes]]:
             start += len(line) + 1
 
 
-def _decoded(data: bytes) -> Line | None:
+def _decoded(data: bytes, kind: type[_Value]) -> _Value | None:
     try:
-        return msgspec.json.decode(data, type=Line)
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
 
@@ -320,6 +402,10 @@ async def _open_store(journal: OpenJournal) -> AsyncGenerator[Result[OpenJournal
     yield Success(journal)
 
 
+_NOTE: Final = "note/"
+"""How the keys of noted steps begin."""
+
+
 @final
 @frozen
 class _StoreJournal:
@@ -347,6 +433,20 @@ class _StoreJournal:
 
     async def _intend(self, step: str, key: str) -> Result[JournalEntry, LLMError]:
         return await result_of(self.store.intend(self.run_id, self.owner, step, key.encode()))
+
+    async def notes(self) -> Result[tuple[JournalEntry, ...], LLMError]:
+        entries = await result_of(self.store.journal(self.run_id, self.owner))
+        return entries.map(
+            lambda all_entries: tuple(
+                evolve(entry, key=entry.key.removeprefix(_NOTE)) for entry in all_entries if entry.key.startswith(_NOTE)
+            )
+        )
+
+    async def intend(self, key: str, intent: bytes) -> Result[JournalEntry, LLMError]:
+        return await result_of(self.store.intend(self.run_id, self.owner, f"{_NOTE}{key}", intent))
+
+    async def conclude(self, key: str, result: bytes) -> Result[None, LLMError]:
+        return await result_of(self.store.conclude(self.run_id, self.owner, f"{_NOTE}{key}", result))
 
     async def save(self, number: int, request: LLMRequest, answer: LLMResponse) -> Result[None, LLMError]:
         own = f"{VERSION}/{number}"

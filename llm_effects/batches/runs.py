@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sized
 from inspect import isawaitable
 from itertools import repeat
-from typing import Final, TypeAlias, final
+from typing import Final, Literal, TypeAlias, final, get_args
 
 import anyio
-from attrs import evolve, frozen
+from attrs import define, evolve, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.batches.journals import Journal, OpenJournal, no_journal
+from llm_effects.batches.journals import Journal, OpenJournal, no_journal, save_answer
 from llm_effects.config import LLMConfig
 from llm_effects.effects.combinators import at_least_one
 from llm_effects.effects.effect import Answer, Effect, effect, run
@@ -26,7 +26,6 @@ from llm_effects.values.errors import (
     RateLimitExceeded,
     RequestFailed,
     RequestTimeout,
-    StorageFailed,
     request_of,
 )
 from llm_effects.values.requests import CachePolicy, LLMRequest
@@ -55,11 +54,11 @@ class Progress:
 OnProgress: TypeAlias = Callable[[Progress], Awaitable[None] | None]
 """Called with the progress of the run after each request; it may be ``async``."""
 
+Via: TypeAlias = Literal["calls", "provider"]
+"""How requests are sent: one call each, or as batches of their providers, at half price and within a day."""
+
 Take: TypeAlias = Callable[[int, Answer], Awaitable[None] | None]
 """Called with the number of a request, from 0, and its answer; it may be ``async``."""
-
-SAVING_S: Final = 30.0
-"""How long storing an answer in the journal may take, in seconds; cancellation does not cut that short."""
 
 MOST_WAITS: Final = 1_000
 """How often a request waits for limits of our own: each time as long as they ask, or through one whole deadline."""
@@ -84,6 +83,7 @@ def generate_many(
     cache: CachePolicy | str | None = None,
     journal: Journal = no_journal,
     progress: OnProgress | None = None,
+    via: Via = "calls",
 ) -> Effect[tuple[Answer, ...]]:
     """Answer requests, at most ``concurrency`` at once, and return their results in order; an error affects only one.
 
@@ -92,6 +92,9 @@ def generate_many(
     the policy of each request: with ``bypass`` equal requests get independent samples instead of one shared answer.
     With a ``journal``, stored answers are not requested again; a journal that fails ends the run with a
     ``StorageFailed``.
+
+    With ``via="provider"`` they are submitted as batches, at half price, and waited for: up to a day, through failed
+    polls, and across restarts of the program if there is a ``journal``. See ``submit_batch``.
 
     >>> import anyio
     >>> from llm_effects import ContentRefused, run, scripted_env
@@ -102,7 +105,7 @@ def generate_many(
     >>> anyio.run(run, many, env).failure().tag
     'InvalidRequest'
     """
-    batch = _batch(requests, concurrency, cache, journal, progress)
+    batch = _batch(requests, concurrency, cache, journal, progress, via=via)
 
     async def collect(env: LLMEnv) -> Result[tuple[Answer, ...], LLMError]:
         answers: dict[int, Answer] = {}
@@ -120,6 +123,7 @@ def generate_each(
     cache: CachePolicy | str | None = None,
     journal: Journal = no_journal,
     progress: OnProgress | None = None,
+    via: Via = "calls",
 ) -> Effect[Progress]:
     """Answer requests as ``generate_many`` does, but pass each result to ``take`` as it arrives, and keep none.
 
@@ -132,7 +136,7 @@ def generate_each(
     0 because
     1
     """
-    batch = _batch(requests, concurrency, cache, journal, progress)
+    batch = _batch(requests, concurrency, cache, journal, progress, via=via)
     return effect(lambda env: _run(batch, take, env))
 
 
@@ -146,6 +150,7 @@ class _Batch:
     cache: CachePolicy | None
     journal: Journal
     on_progress: OnProgress | None
+    via: Via
 
 
 def _batch(
@@ -154,12 +159,16 @@ def _batch(
     cache: CachePolicy | str | None,
     journal: Journal,
     progress: OnProgress | None,
+    *,
+    via: Via,
 ) -> _Batch:
     if is_a(requests, str):
         invalid("requests", "must be a list of texts or requests, not one text: use generate")
     sources = iter((requests,)) if isinstance(requests, Iterator) else repeat(requests)
     policy = None if cache is None else to_member("cache", CachePolicy, cache)
-    return _Batch(sources, at_least_one("concurrency", concurrency), policy, journal, progress)
+    if via not in get_args(Via):
+        invalid("via", f"must be one of {', '.join(get_args(Via))}")
+    return _Batch(sources, at_least_one("concurrency", concurrency), policy, journal, progress, via)
 
 
 async def _run(batch: _Batch, take: Take, env: LLMEnv) -> Result[Progress, LLMError]:
@@ -167,29 +176,62 @@ async def _run(batch: _Batch, take: Take, env: LLMEnv) -> Result[Progress, LLMEr
         if not is_successful(journal):
             return Failure(journal.failure())
         requests = next(batch.sources, None)
-        return Failure(_EXHAUSTED) if requests is None else await _run_all(batch, requests, journal.unwrap(), take, env)
+        if requests is None:
+            return Failure(_EXHAUSTED)
+        tally = _Tally(Progress(total=len(requests) if isinstance(requests, Sized) else None), take, batch.on_progress)
+        run_all = _run_by_provider if batch.via == "provider" else _run_all
+        return await run_all(batch, requests, journal.unwrap(), tally, env)
+
+
+async def _run_by_provider(
+    batch: _Batch,  # noqa: ARG001 - as _run_all
+    requests: Iterable[str | LLMRequest],
+    journal: OpenJournal,
+    tally: _Tally,
+    env: LLMEnv,
+) -> Result[Progress, LLMError]:
+    from llm_effects.batches.provider_batches import answer_by_provider
+
+    async def report(number: int, answer: Answer, *, resumed: bool, changed: bool) -> None:
+        told = answer.map(_with_changed_warning) if changed else answer
+        await tally.add(number, _Item(told, resumed=resumed, changed=changed))
+
+    ended = await answer_by_provider(journal, requests, report, env)
+    return ended.map(lambda _: tally.progress)
 
 
 async def _run_all(
-    batch: _Batch, requests: Iterable[str | LLMRequest], journal: OpenJournal, take: Take, env: LLMEnv
+    batch: _Batch, requests: Iterable[str | LLMRequest], journal: OpenJournal, tally: _Tally, env: LLMEnv
 ) -> Result[Progress, LLMError]:
-    total = len(requests) if isinstance(requests, Sized) else None
-    progress, errors = Progress(total=total), list[LLMError]()
+    total, errors = tally.progress.total, list[LLMError]()
 
     async def run_one(number: int, request: str | LLMRequest) -> bool:
-        nonlocal progress
         sent = request_of(request).map(lambda asked: asked if batch.cache is None else evolve(asked, cache=batch.cache))
         result = await _run_item(journal, number, sent, env)
         if not is_successful(result):
             errors.append(result.failure())
             return True
-        progress = current = _advanced(progress, result.unwrap())
-        await _finish(take(number, result.unwrap().answer))
-        await _finish(None if batch.on_progress is None else batch.on_progress(current))
+        await tally.add(number, result.unwrap())
         return False
 
     await in_parallel(requests, batch.workers if total is None else min(batch.workers, total), run_one)
-    return Failure(errors[0]) if errors else Success(progress)
+    return Failure(errors[0]) if errors else Success(tally.progress)
+
+
+@final
+@define(eq=False)
+class _Tally:
+    """The ``progress`` of a run, and what receives its answers."""
+
+    progress: Progress
+    take: Take
+    on_progress: OnProgress | None
+
+    async def add(self, number: int, item: _Item) -> None:
+        """Pass on an answer, then the progress with it."""
+        self.progress = current = _advanced(self.progress, item)
+        await _finish(self.take(number, item.answer))
+        await _finish(None if self.on_progress is None else self.on_progress(current))
 
 
 async def _finish(hook: Awaitable[None] | None) -> None:
@@ -225,7 +267,7 @@ async def _run_item(
         return Success(_Item(Success(stored.answer), resumed=True))
     result = await _answer(request, env)
     answer = result.map(_with_changed_warning) if stored.changed else result
-    saved = await _save(journal, number, request, answer)
+    saved = await save_answer(journal, number, request, answer)
     return saved.map(lambda _: _Item(answer, changed=stored.changed))
 
 
@@ -270,15 +312,6 @@ def _is_limited(name: str | None, config: LLMConfig) -> bool:
 
 def _with_changed_warning(answer: LLMResponse) -> LLMResponse:
     return evolve(answer, warnings=(*answer.warnings, _CHANGED))
-
-
-async def _save(journal: OpenJournal, number: int, request: LLMRequest, answer: Answer) -> Result[None, LLMError]:
-    """Store an answer before it is returned. Failures are not stored, so that another start of the run retries them."""
-    if not is_successful(answer):
-        return Success(None)
-    with anyio.move_on_after(SAVING_S, shield=True):
-        return await journal.save(number, request, answer.unwrap())
-    return Failure(StorageFailed(operation="journal", message="storing an answer took too long", transient=True))
 
 
 def _advanced(progress: Progress, item: _Item) -> Progress:

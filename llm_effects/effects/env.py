@@ -35,7 +35,16 @@ from llm_effects.values.conversations import (
 )
 from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
-from llm_effects.values.records import Attributes, CacheStats, LedgerRow, Measure, ModelHealth, Statistics
+from llm_effects.values.records import (
+    Attributes,
+    BatchJob,
+    BatchLine,
+    CacheStats,
+    LedgerRow,
+    Measure,
+    ModelHealth,
+    Statistics,
+)
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, LLMResponse, Usage, Vectors
 
@@ -189,6 +198,48 @@ class Embedder(Protocol):
     def embed(self, call: Call, texts: tuple[str, ...], dimensions: int | None) -> FutureResult[Vectors, LLMError]:
         """Ask ``call.model`` once for a vector of each text, of ``dimensions`` numbers if given."""
         ...
+
+
+@runtime_checkable
+class BatchJobs(Protocol):
+    """Batches at providers. Clients that can submit them have one as ``batches``; the live clients have their own.
+
+    ``model`` is a name from the configuration.
+    """
+
+    def submit(self, model: str, lines: Sequence[BatchLine], submission: str) -> FutureResult[BatchJob, LLMError]:
+        """Submit a batch under the id ``submission``; each ``custom_id`` begins with that id and ``-``."""
+        ...
+
+    def find(
+        self, model: str, submission: str, requests: int, since: datetime
+    ) -> FutureResult[BatchJob | None, LLMError]:
+        """Return the batch of so many ``requests`` that was submitted under an id at the time ``since``, if it was.
+
+        An error that may pass means that this is not known yet.
+        """
+        ...
+
+    def status(self, model: str, job_id: str) -> FutureResult[BatchJob, LLMError]:
+        """Return the batch as it is now."""
+        ...
+
+    def cancel(self, model: str, job_id: str) -> FutureResult[BatchJob, LLMError]:
+        """Cancel what has not begun, and return the batch; one that has ended stays as it is."""
+        ...
+
+    def results(
+        self, job: BatchJob, requests: Mapping[str, LLMRequest], take: TakeResult
+    ) -> FutureResult[None, LLMError]:
+        """Pass each result of a batch that has ended to ``take``, in any order; the requests are by ``custom_id``.
+
+        A line that is unreadable or belongs to no request is skipped; one may come twice, or be missing.
+        """
+        ...
+
+
+TakeResult: TypeAlias = Callable[[str, Result[LLMResponse, LLMError]], Awaitable[None]]
+"""Receives a ``custom_id`` and the result of its request."""
 
 
 class Cache(Protocol):

@@ -21,7 +21,7 @@ from llm_effects.limits.budgets import Account, Hold, accounts_of
 from llm_effects.limits.quotas import lease_seconds
 from llm_effects.policies.limits import expected_usage
 from llm_effects.values.errors import BudgetExceeded, LLMError
-from llm_effects.values.responses import Cost
+from llm_effects.values.responses import Cost, ServiceTier
 
 
 @layer
@@ -54,9 +54,9 @@ def _spent(hold: Hold, cost: Cost) -> Decimal:
     return hold.amount if cost.usd is None else cost.usd
 
 
-def expected_cost(call: Call, env: LLMEnv, at: datetime) -> Cost:
+def expected_cost(call: Call, env: LLMEnv, at: datetime, tier: ServiceTier | None = None) -> Cost:
     """Estimate the cost of an attempt: its prompt and the longest answer it allows, as text or as reasoning."""
-    answered = expected_usage(call, env)
+    answered = evolve(expected_usage(call, env), service_tier=tier)
     reasoned = evolve(answered, reasoning_tokens=answered.output_tokens or 0)
     costs = (env.prices.cost(call.model, usage, at) for usage in (answered, reasoned))
     return max(costs, key=lambda cost: cost.usd or Decimal(0))
@@ -66,13 +66,14 @@ async def _reserve(
     call: Call, env: LLMEnv, accounts: tuple[Account, ...], estimate: Cost, now: datetime
 ) -> Result[Hold, LLMError]:
     if estimate.usd is None:
-        first = accounts[0]
-        return Failure(
-            BudgetExceeded(
-                model=call.model, budget=first.budget, spent=Cost.UNKNOWN, limit=Cost(first.limit), estimate=estimate
-            )
-        )
+        return Failure(unknown_price(call.model, accounts[0]))
     expires_at = now + timedelta(seconds=lease_seconds(call.deadline, anyio.current_time()))
     hold = Hold(id=env.new_id(), accounts=accounts, amount=estimate.usd, at=now, expires_at=expires_at)
     reserved = await result_of(env.ledger.reserve(hold))
     return reserved.alt(lambda error: evolve(error, model=call.model))
+
+
+def unknown_price(model: str, account: Account) -> BudgetExceeded:
+    """Return the error of a model whose price is unknown: no budget covers it."""
+    limit = Cost(account.limit)
+    return BudgetExceeded(model=model, budget=account.budget, spent=Cost.UNKNOWN, limit=limit, estimate=Cost.UNKNOWN)

@@ -27,6 +27,7 @@ def _gpt(name: str, *, wire: Wire = "openai-chat", responses: bool = False) -> P
         needs_model=True,
         limit_field="max_completion_tokens",
         prompt_cache_key=True,
+        batches="openai",
         **_OPENAI_EMBEDDINGS,
     )
 
@@ -50,6 +51,7 @@ _CLAUDE: Final = Preset(
     needs_key=True,
     needs_model=True,
     key_header="x-api-key",
+    batches="anthropic",
 )
 
 _AZURE: Final = Preset(

@@ -37,6 +37,7 @@ class Preset:
     - ``embedded_texts`` and ``embedded_tokens`` bound one request for embeddings; ``packed_embeddings``: it may ask
       for base64.
     - ``prompt_cache_key``: a key may say which requests share a prompt cache.
+    - ``batches``: the protocol by which the server takes batches.
     """
 
     __repr__ = shown
@@ -59,6 +60,7 @@ class Preset:
     embedded_tokens: int = 8_000
     packed_embeddings: bool = False
     prompt_cache_key: bool = False
+    batches: Literal["openai", "anthropic"] | None = None
 
 
 @final

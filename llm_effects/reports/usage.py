@@ -263,7 +263,7 @@ class _Sums:
             self.unknown_costs += 1
         else:
             self.cost_usd += attempt.cost.usd
-        if attempt.succeeded:
+        if attempt.succeeded and attempt.usage.service_tier != "batch":  # whose latency is that of a queue
             self.latency_ms.append(attempt.latency_ms)
             if attempt.first_content_ms is not None:
                 self.first_content_ms.append(attempt.first_content_ms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import count
 from math import hypot
@@ -16,8 +16,9 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
-from llm_effects.effects.call import Call, opening_of
-from llm_effects.effects.env import Clients, LLMEnv, NewId
+from llm_effects.effects.call import AttemptContext, Call, opening_of
+from llm_effects.effects.effect import result_of
+from llm_effects.effects.env import Clients, LLMEnv, NewId, TakeResult
 from llm_effects.providers.draft import events_of
 from llm_effects.routing.prices import PriceList, prices_of
 from llm_effects.stores.conversations.memory import MemoryConversations
@@ -25,10 +26,10 @@ from llm_effects.stores.disabled import NoCache, NoTelemetry
 from llm_effects.stores.health import MemoryHealth
 from llm_effects.stores.ledger.memory import MemoryLedger
 from llm_effects.stores.limits.memory import MemoryLimits
-from llm_effects.values.errors import LLMError
+from llm_effects.values.errors import InvalidRequest, LLMError
 from llm_effects.values.events import Restarted, Started, StreamEvent, TextDelta
 from llm_effects.values.messages import Text, ToolCall
-from llm_effects.values.records import ModelHealth
+from llm_effects.values.records import BatchJob, BatchLine, ModelHealth
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import FinishReason, LLMResponse, Usage, Vector, Vectors
 from llm_effects.values.tokens import EstimatedTokens, estimate_tokens
@@ -94,6 +95,10 @@ class Scripted:
 
     replies: tuple[Reply, ...]
     calls: list[Call] = field(factory=list[Call])
+    batches: ScriptedBatches = field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.batches = ScriptedBatches(self)
 
     @property
     def requests(self) -> tuple[LLMRequest, ...]:
@@ -130,6 +135,59 @@ class Scripted:
             events = tuple(TextDelta(piece) for piece in reply.pieces)
             return await _deliver(call, events, reply.then or answer("".join(reply.pieces)), reply.pause)
         return await _deliver(call, events_of(reply) if isinstance(reply, LLMResponse) else (), reply)
+
+
+@final
+@define(eq=False, repr=False)
+class ScriptedBatches:
+    """Batches that end at once; the script answers their requests in order when the results are read."""
+
+    model: Scripted
+    submitted: dict[str, tuple[BatchJob, Sequence[BatchLine]]] = field(
+        factory=dict[str, tuple[BatchJob, "Sequence[BatchLine]"]], init=False
+    )
+
+    def submit(self, model: str, lines: Sequence[BatchLine], submission: str) -> FutureResult[BatchJob, LLMError]:
+        """Keep a batch, whose id is that of its submission."""
+        job = BatchJob(id=submission, model=model, state="completed", requests=len(lines), succeeded=len(lines))
+        self.submitted[submission] = job, lines
+        return FutureResult.from_value(job)
+
+    def find(
+        self,
+        model: str,  # noqa: ARG002 - the protocol, and below
+        submission: str,
+        requests: int,  # noqa: ARG002
+        since: datetime,  # noqa: ARG002
+    ) -> FutureResult[BatchJob | None, LLMError]:
+        """Return the batch of a submission."""
+        found: BatchJob | None = self.submitted[submission][0] if submission in self.submitted else None
+        return FutureResult.from_value(found)
+
+    def status(self, model: str, job_id: str) -> FutureResult[BatchJob, LLMError]:
+        """Return a batch; an unknown one is an ``InvalidRequest``."""
+        if job_id in self.submitted:
+            return FutureResult.from_value(self.submitted[job_id][0])
+        return FutureResult.from_failure(InvalidRequest(model=model, message="no such batch", status=404))
+
+    def cancel(self, model: str, job_id: str) -> FutureResult[BatchJob, LLMError]:
+        """Return a batch, which has ended."""
+        return self.status(model, job_id)
+
+    def results(
+        self, job: BatchJob, requests: Mapping[str, LLMRequest], take: TakeResult
+    ) -> FutureResult[None, LLMError]:
+        """Answer the requests of a batch."""
+
+        async def read() -> Result[None, LLMError]:
+            for line in self.submitted[job.id][1]:
+                if line.custom_id in requests:
+                    context = AttemptContext(model=job.model)
+                    call = Call(id=line.custom_id, request=requests[line.custom_id], attempt=context)
+                    await take(line.custom_id, await result_of(self.model.complete(call)))
+            return Success(None)
+
+        return FutureResult(read())
 
 
 async def _deliver(

@@ -38,6 +38,9 @@ ANSWER_BYTES: Final = 32 * 2**20
 STREAM_BYTES: Final = 64 * 2**20
 """Largest stream, in bytes of all its events."""
 
+BATCH_BYTES: Final = 4 * 2**30
+"""Largest file of results of a batch, in bytes: it is read line by line."""
+
 CONTENT_CHARACTERS: Final = 8 * 2**20
 """Most characters of text, reasoning and arguments in one stream."""
 

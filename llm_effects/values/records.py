@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, final
 from attrs import field, frozen
 
 from llm_effects.values.display import milliseconds, shown, table
-from llm_effects.values.requests import TaskType
+from llm_effects.values.requests import LLMRequest, TaskType
 from llm_effects.values.responses import Attempt
 from llm_effects.values.secrets import hide_password
 
@@ -140,3 +140,56 @@ class CacheStats:
     misses: int = 0
     evictions: int = 0
     failures: int = 0
+
+
+# Batches at a provider.
+
+
+@final
+@frozen
+class BatchLine:
+    """A request of a batch, encoded for its provider: the ``path`` of the operation, and the ``body`` in JSON."""
+
+    __repr__ = shown
+
+    custom_id: str
+    request: LLMRequest = field(repr=False)
+    path: str
+    body: bytes = field(repr=False)
+
+
+BatchState: TypeAlias = Literal[
+    "validating", "in_progress", "finalizing", "cancelling", "completed", "expired", "cancelled", "failed"
+]
+"""The state of a batch; from ``completed`` on it has ended. A ``failed`` one was refused, and nothing of it ran."""
+
+
+@final
+@frozen(kw_only=True)
+class BatchJob:
+    """A batch at a provider, with the ``model`` from the configuration that its requests were encoded for.
+
+    ``requests`` counts all, ``succeeded`` and ``failed`` those that ended, as far as the provider says.
+    ``created_at`` and ``expires_at`` are by its clock. ``files`` hold its results, ``code`` and ``message`` say why it
+    failed. ``submission`` is the id under which it was submitted, if the provider reports that.
+    """
+
+    __repr__ = shown
+
+    id: str
+    model: str
+    state: BatchState = "in_progress"
+    requests: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    files: tuple[str, ...] = field(default=(), repr=False)
+    code: str = ""
+    message: str = ""
+    submission: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it will run any more."""
+        return self.state in {"completed", "expired", "cancelled", "failed"}

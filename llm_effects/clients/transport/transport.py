@@ -398,14 +398,23 @@ class Transport:
 
     @asynccontextmanager
     async def stream(
-        self, request: WireRequest, limits: Timeouts, admitted: OnSent = no_listener
+        self,
+        request: WireRequest,
+        limits: Timeouts,
+        admitted: OnSent = no_listener,
+        *,
+        method: Method = "POST",
+        max_bytes: int | None = None,
     ) -> AsyncGenerator[StreamedResponse]:
-        """Send a POST request and stream its response; leaving early closes the connection."""
-        outgoing, pool = self._prepare("POST", request, limits), self._pools.enter()
+        """Send a request and stream its response; leaving early closes the connection.
+
+        ``max_bytes`` replaces ``max_stream_bytes``.
+        """
+        outgoing, pool = self._prepare(method, request, limits), self._pools.enter()
         try:
             incoming = await pool.send(outgoing, functools.partial(self._admit, admitted))
             try:
-                yield self._respond(incoming)
+                yield self._respond(incoming, max_bytes or self.max_stream_bytes)
             finally:
                 await incoming.aclose()
         finally:
@@ -467,12 +476,12 @@ class Transport:
         if headers.get("content-encoding", "").lower() in _PLAIN:
             body = await _read_plain(incoming, self.max_bytes)
         else:
-            body = await self._respond(incoming).read()
+            body = await self._respond(incoming, self.max_stream_bytes).read()
         return WireResponse(status=incoming.status, headers=headers, body=body, received=received)
 
-    def _respond(self, incoming: Incoming) -> StreamedResponse:
+    def _respond(self, incoming: Incoming, max_bytes: int) -> StreamedResponse:
         headers = _merged_headers(incoming.headers)
-        decoder = Decoder(headers.get("content-encoding", "").lower(), self.max_stream_bytes)
+        decoder = Decoder(headers.get("content-encoding", "").lower(), max_bytes)
         return StreamedResponse(incoming.status, headers, datetime.now(UTC), Body(incoming, decoder), self.max_bytes)
 
     def _require_open(self) -> None:
