@@ -19,7 +19,7 @@ from llm_effects.batches.submissions import Report, Session, begin, collect, set
 from llm_effects.effects.effect import Answer, Effect, effect, result_of
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.display import shown
-from llm_effects.values.errors import InvalidRequest, LLMError, ModelUnavailable, is_retryable
+from llm_effects.values.errors import InvalidRequest, LLMError, ModelUnavailable, RateLimitExceeded, is_retryable
 from llm_effects.values.records import BatchJob
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.validation import invalid, is_a
@@ -220,7 +220,8 @@ async def _wait(session: Session) -> Result[None, LLMError]:
         if session.failure is not None or not session.open:
             return Success(None) if session.failure is None else Failure(session.failure)
         problem = next((each for each in problems if each is not None), None)
-        failures = 0 if problem is None else failures + 1
+        queued = isinstance(problem, RateLimitExceeded) and bool(session.uncollected)
+        failures = 0 if problem is None or queued else failures + 1
         if problem is not None and (failures > MOST_FAILURES or not is_retryable(problem)):
             return Failure(problem)
         asked = 0.0 if problem is None else problem.retry_after or 0.0

@@ -39,6 +39,7 @@ from llm_effects.values.errors import (
     InvalidRequest,
     LLMError,
     MalformedResponse,
+    ModelUnavailable,
     RateLimitExceeded,
     StorageFailed,
     is_retryable,
@@ -54,6 +55,9 @@ SETTLING_S: Final = 60.0
 
 HOLD: Final = timedelta(days=2)
 """How long a batch reserves its cost in the budgets: a provider takes a day, and the results are collected later."""
+
+QUEUE_FULL_S: Final = 600.0
+"""The pause before requests are submitted again that did not fit into a provider's queue, in seconds."""
 
 MOST_READS: Final = 3
 """How often results that lack a line are read before its request fails."""
@@ -452,7 +456,8 @@ async def _fail(session: Session, group: Group, job: BatchJob) -> LLMError | Non
     problem = await _close(session, group, dict.fromkeys((number for number, _ in group.submission.items), Cost.ZERO))
     message = f"the provider refused the batch: {job.message or job.code or 'without a reason'}"
     if job.code == _QUEUE_FULL:
-        return problem or session.blame(group, RateLimitExceeded(model=job.model, message=message, code=job.code))
+        full = RateLimitExceeded(model=job.model, message=message, code=job.code, retry_after=QUEUE_FULL_S)
+        return problem or session.blame(group, full)
     return problem or await _refuse(session, group, InvalidRequest(model=job.model, message=message, code=job.code))
 
 
@@ -465,7 +470,7 @@ async def _read_results(session: Session, group: Group, job: BatchJob) -> LLMErr
     reading = _Reading(session, group, msgspec.json.decode(noted.unwrap().intent, type=datetime))
     read = await result_of(session.jobs.results(job, reading.requests, reading.take))
     if session.failure is not None or not is_successful(read):
-        return session.failure or session.blame(group, read.failure())
+        return session.failure or session.blame(group, _unread(read.failure()))
     missing = [number for number in session.numbers(group) if number not in reading.costs]
     if missing and job.state not in {"expired", "cancelled"}:
         return await _miss(session, group, [number for number in missing if number in session.open])
@@ -474,6 +479,17 @@ async def _read_results(session: Session, group: Group, job: BatchJob) -> LLMErr
         if number in session.open:
             await session.finish(number, Failure(not_run(ready_targets(session.env.config)[job.model], job.state)))
     return await _close(session, group, reading.costs)
+
+
+def _unread(error: LLMError) -> LLMError:
+    """Return the error of results that could not be read; those of a batch that has ended may come a little later."""
+    if error.status not in _NOT_READY:
+        return error
+    message = "the batch has ended, and its results are not there: collect them again later"
+    return ModelUnavailable(model=error.model, message=message, reason="loading", status=error.status)
+
+
+_NOT_READY: Final = frozenset({404, 409, 425})
 
 
 async def _miss(session: Session, group: Group, missing: Sequence[int]) -> LLMError | None:

@@ -55,8 +55,8 @@ ASKING_S: Final = 60.0
 READING_S: Final = 3_600.0
 """How long downloading the results of a batch may take, in seconds."""
 
-CLOCK_SKEW: Final = timedelta(hours=1)
-"""How far the clock of a provider may be behind ours."""
+CLOCK_SKEW: Final = timedelta(days=1)
+"""How far the clock of a provider may be behind ours: an older batch is not looked at."""
 
 MOST_PAGES: Final = 100
 """How many pages of batches are looked through for a lost one."""

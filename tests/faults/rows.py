@@ -263,6 +263,17 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     217: ("text that looks like a placeholder would become a value", "only what was replaced is restored"),
     218: ("a value would have another name in each turn", "the same one; the prefix stays, byte for byte"),
     219: ("a value with quotes would break JSON, or leak in a repair", "escaped for JSON; repairs quote no value"),
+    # Batches at a provider
+    220: ("a process killed between a submission and its note pays twice", "found again by its id: each is paid once"),
+    221: ("a submission whose answer was lost is sent again", "looked for first, after a minute"),
+    222: ("a submission that is rejected, or a queue that is full, loses requests", "waited for; nothing is lost"),
+    223: ("failed polls, or results that are not ready, end a wait of a day", "it goes on; a restart goes on too"),
+    224: ("results come in any order, twice, or of other programs", "each once, in the place of its request"),
+    225: ("a line that is truncated or missing loses a paid batch", "an error for its request, which is read again"),
+    226: ("a batch expires half way", "what ran is kept; the rest costs nothing and is submitted again"),
+    227: ("a batch is cancelled half way, by another process", "what ran is kept; the rest costs nothing"),
+    228: ("more requests than a provider takes in a batch", "divided by its limits, and halved after a 413"),
+    229: ("a batch that is refused keeps its budget reserved", "given back; each request has the reason"),
     # Approvals
     230: ("a decision had to come while the process of the run was alive", "the run waits in the store, for days"),
     231: ("two people who decide at once would both count", "the first decision stays; the other one is an error"),
