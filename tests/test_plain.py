@@ -53,6 +53,7 @@ from llm_effects import (
     tool,
     toolkit,
 )
+from llm_effects.batches import store_journal
 from llm_effects.config import RoutingConfig, StorageConfig
 from llm_effects.effects import tasks
 from llm_effects.effects.tasks import LoopStopped, LoopThread
@@ -344,6 +345,32 @@ def test_many_requests_give_answers_and_errors_in_order() -> None:
         answers = llm.generate_many(["1?", LLMRequest(prompt="2?"), "3?", " "], concurrency=1)
     shown = [each.content if isinstance(each, LLMResponse) else each.tag for each in answers]
     assert shown == ["one", "ContentRefused", "three", "InvalidRequest"]
+
+
+BATCHES = LLMConfig(models={"gpt": ModelConfig(provider="openai", model="gpt-6-luna", api_key="sk-x")})
+
+
+def test_batches_of_a_provider() -> None:
+    journal = store_journal("nightly")
+    with LLM(scripted_env("one", ContentRefused(), config=BATCHES)) as llm:
+        assert llm.submit_batch(["1?", "2?"], journal).jobs[0].requests == 2
+        assert llm.batch_status(journal).ended
+        assert llm.cancel_batch(journal).ended
+        one, two = llm.collect_batch(["1?", "2?"], journal)
+        assert isinstance(one, LLMResponse)
+        assert isinstance(two, ContentRefused)
+        assert llm.generate_many(["1?"], journal=journal, via="provider") == (one,)
+
+
+@pytest.mark.anyio
+async def test_batches_of_a_provider_with_await() -> None:
+    journal = store_journal("nightly")
+    async with AsyncLLM(scripted_env("one", config=BATCHES)) as llm:
+        assert (await llm.submit_batch(["1?"], journal)).jobs[0].requests == 1
+        assert (await llm.batch_status(journal)).ended
+        assert (await llm.cancel_batch(journal)).ended
+        answers = await llm.collect_batch(["1?"], journal)
+        assert await llm.generate_many(["1?"], journal=journal, via="provider") == answers
 
 
 def test_conversations() -> None:

@@ -13,7 +13,7 @@ from returns.result import Failure, Result, Success
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from llm_effects.batches import Progress, file_journal, generate_each
+from llm_effects.batches import Progress, Via, file_journal, generate_each
 from llm_effects.batches.journals import no_journal
 from llm_effects.cli import ExitCode
 from llm_effects.cli.ask import ModelOption
@@ -47,6 +47,10 @@ def batch(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Answer equal requests one by one, without the cache.")
     ] = False,
+    via: Annotated[
+        Via,
+        typer.Option(help="provider: submit batches at half price, and wait for them, up to a day."),
+    ] = "calls",
     config: ConfigOption = None,
 ) -> None:
     """Answer many requests from a file, in a run that can be resumed.
@@ -60,6 +64,8 @@ def batch(
     session = open_session(ctx, config, many_calls=True)
     items = session.value(read_items(_lines_of(session, source), model))
     path = Path(f"{target}.journal") if journal is None and target != "-" else journal
+    if via == "provider" and path is None:
+        session.fail(InvalidRequest(message="journal: --via provider needs one: name an OUTPUT, or use --journal"))
     _check_target(session, source, target)
     run = generate_each(
         [item.request for item in items],
@@ -68,6 +74,7 @@ def batch(
         cache=CachePolicy.BYPASS if no_cache else None,
         journal=no_journal if path is None else file_journal(path),
         progress=(bar := ProgressBar(session, len(items), target)).update,
+        via=via,
     )
     try:
         with writer, bar:

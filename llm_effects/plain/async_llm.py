@@ -11,7 +11,9 @@ from typing import Self, TypeVar, Unpack, final, overload
 
 from returns.context import RequiresContext
 
-from llm_effects.batches.runs import generate_many
+from llm_effects.batches.journals import Journal, no_journal
+from llm_effects.batches.provider_batches import BatchStatus, batch_status, cancel_batch, collect_batch, submit_batch
+from llm_effects.batches.runs import Via, generate_many
 from llm_effects.clients.health_checks import check_health
 from llm_effects.config import LLMConfig
 from llm_effects.conversations.converse import converse, open_converse
@@ -123,10 +125,33 @@ class AsyncLLM:
         return AsyncPartialStream(partial(self._opened, answers))
 
     async def generate_many(
-        self, requests: Iterable[Request], concurrency: int = 8, *, cache: CachePolicy | str | None = None
+        self,
+        requests: Iterable[Request],
+        concurrency: int = 8,
+        *,
+        cache: CachePolicy | str | None = None,
+        journal: Journal = no_journal,
+        via: Via = "calls",
     ) -> tuple[LLMResponse | LLMError, ...]:
         """Answer requests, at most ``concurrency`` at once; a request that fails is its ``LLMError``, not raised."""
-        return await self.run(generate_many(requests, concurrency, cache=cache).map(plain_results))
+        many = generate_many(requests, concurrency, cache=cache, journal=journal, via=via)
+        return await self.run(many.map(plain_results))
+
+    async def submit_batch(self, requests: Iterable[Request], journal: Journal) -> BatchStatus:
+        """Submit requests as batches of their providers, at half price, each once."""
+        return await self.run(submit_batch(requests, journal))
+
+    async def batch_status(self, journal: Journal) -> BatchStatus:
+        """Ask the providers for the state of a submitted batch."""
+        return await self.run(batch_status(journal))
+
+    async def collect_batch(self, requests: Iterable[Request], journal: Journal) -> tuple[LLMResponse | LLMError, ...]:
+        """Return the results of a submitted batch in order; one that is not there is its ``LLMError``, not raised."""
+        return await self.run(collect_batch(requests, journal).map(plain_results))
+
+    async def cancel_batch(self, journal: Journal) -> BatchStatus:
+        """Cancel what has not begun of a submitted batch."""
+        return await self.run(cancel_batch(journal))
 
     async def run_tools(
         self,

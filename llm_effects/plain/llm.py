@@ -8,7 +8,9 @@ from datetime import datetime
 from functools import partial
 from typing import Self, TypeVar, Unpack, final, overload
 
-from llm_effects.batches.runs import generate_many
+from llm_effects.batches.journals import Journal, no_journal
+from llm_effects.batches.provider_batches import BatchStatus, batch_status, cancel_batch, collect_batch, submit_batch
+from llm_effects.batches.runs import Via, generate_many
 from llm_effects.clients.health_checks import check_health
 from llm_effects.conversations.converse import converse
 from llm_effects.conversations.operations import list_conversations, load_conversation, start_conversation
@@ -120,10 +122,33 @@ class LLM:
         return PartialStream(self._open()[0].stream_as(request, kind, growing=growing, **fields), self._wait)
 
     def generate_many(
-        self, requests: Iterable[Request], concurrency: int = 8, *, cache: CachePolicy | str | None = None
+        self,
+        requests: Iterable[Request],
+        concurrency: int = 8,
+        *,
+        cache: CachePolicy | str | None = None,
+        journal: Journal = no_journal,
+        via: Via = "calls",
     ) -> tuple[LLMResponse | LLMError, ...]:
         """Answer requests, at most ``concurrency`` at once; a request that fails is its ``LLMError``, not raised."""
-        return self.run(generate_many(requests, concurrency, cache=cache).map(plain_results))
+        many = generate_many(requests, concurrency, cache=cache, journal=journal, via=via)
+        return self.run(many.map(plain_results))
+
+    def submit_batch(self, requests: Iterable[Request], journal: Journal) -> BatchStatus:
+        """Submit requests as batches of their providers, at half price, each once."""
+        return self.run(submit_batch(requests, journal))
+
+    def batch_status(self, journal: Journal) -> BatchStatus:
+        """Ask the providers for the state of a submitted batch."""
+        return self.run(batch_status(journal))
+
+    def collect_batch(self, requests: Iterable[Request], journal: Journal) -> tuple[LLMResponse | LLMError, ...]:
+        """Return the results of a submitted batch in order; one that is not there is its ``LLMError``, not raised."""
+        return self.run(collect_batch(requests, journal).map(plain_results))
+
+    def cancel_batch(self, journal: Journal) -> BatchStatus:
+        """Cancel what has not begun of a submitted batch."""
+        return self.run(cancel_batch(journal))
 
     def run_tools(
         self,

@@ -111,6 +111,25 @@ def test_a_journal_in_use_leaves_the_output_alone(cli: Cli, source: Path) -> Non
     assert out.read_text() == "earlier\n"
 
 
+def test_batches_of_a_provider_are_waited_for(cli: Cli, source: Path) -> None:
+    cli.config.write_text('[models.gpt]\nprovider = "openai"\nmodel = "gpt-6-luna"\napi_key = "sk-x"\n')
+    cli.answers(echo)
+    arguments = ("batch", str(source), str(cli.folder / "out.jsonl"), "--via", "provider")
+    done = cli.run(*arguments)
+    assert (done.exit_code, len(cli.clients.batches.submitted)) == (0, 1)
+    lines = [json.loads(line) for line in (cli.folder / "out.jsonl").read_text().splitlines()]
+    assert [line["response"]["usage"]["service_tier"] for line in lines] == ["batch", "batch"]
+    assert "2 from the journal" in cli.run(*arguments).stderr
+    assert len(cli.clients.batches.submitted) == 1
+
+
+def test_a_batch_of_a_provider_needs_a_journal(cli: Cli, source: Path) -> None:
+    done = cli.run("batch", str(source), "--via", "provider")
+    assert done.exit_code == 2
+    assert "journal: --via provider needs one" in done.stderr
+    assert cli.requests == ()
+
+
 def test_ctrl_c_says_how_to_resume_and_the_next_run_pays_only_for_the_rest(
     cli: Cli, chaos: Chaos, source: Path
 ) -> None:
