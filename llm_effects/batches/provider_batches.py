@@ -6,7 +6,7 @@ The journal is the handle of a batch: it says what was submitted, and holds the 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Final, TypeVar, final
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import anyio
 from attrs import evolve, frozen
@@ -15,7 +15,6 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.batches.journals import Journal, OpenJournal
-from llm_effects.batches.submissions import Report, Session, begin, collect, settle, submit
 from llm_effects.effects.effect import Answer, Effect, effect, result_of
 from llm_effects.effects.env import LLMEnv
 from llm_effects.values.display import shown
@@ -23,6 +22,9 @@ from llm_effects.values.errors import InvalidRequest, LLMError, ModelUnavailable
 from llm_effects.values.records import BatchJob
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.validation import invalid, is_a
+
+if TYPE_CHECKING:  # and imported when a batch is, which takes some milliseconds
+    from llm_effects.batches.submissions import Report, Session
 
 _Value = TypeVar("_Value")
 
@@ -42,7 +44,7 @@ MOST_FAILURES: Final = 100
 @final
 @frozen(kw_only=True)
 class BatchStatus:
-    """What the providers say of a batch: the ``jobs`` that are not collected yet.
+    """The state of a batch, as its providers report it: the ``jobs`` that are not collected yet.
 
     Requests of several models, or too many for one batch, make several jobs. ``collected`` counts those that were.
     ``unknown`` counts submissions that were cut off and not looked for yet: ``submit_batch`` does. ``refused`` are
@@ -83,6 +85,8 @@ def submit_batch(requests: Iterable[str | LLMRequest], journal: Journal) -> Effe
     asked = _listed(requests)
 
     async def perform(env: LLMEnv) -> Result[BatchStatus, LLMError]:
+        from llm_effects.batches.submissions import submit
+
         answers = dict[int, Answer]()
 
         async def work(session: Session) -> Result[BatchStatus, LLMError]:
@@ -112,13 +116,16 @@ def collect_batch(requests: Iterable[str | LLMRequest], journal: Journal) -> Eff
     asked = _listed(requests)
 
     async def perform(env: LLMEnv) -> Result[tuple[Answer, ...], LLMError]:
+        from llm_effects.batches.results import collect
+
         answers = dict[int, Answer]()
 
         async def work(session: Session) -> Result[tuple[Answer, ...], LLMError]:
             await collect(session)
             if session.failure is not None:
                 return Failure(session.failure)
-            answers.update((number, Failure(_reason(session, number))) for number in session.open)
+            waiting = session.submitted
+            answers.update((number, Failure(_reason(session, number, waiting))) for number in session.open)
             return Success(tuple(answers[number] for number in range(len(asked))))
 
         return await _in_session(asked, journal, _keeping(answers), env, work)
@@ -133,6 +140,8 @@ def cancel_batch(journal: Journal) -> Effect[BatchStatus]:
     """
 
     async def work(session: Session) -> Result[BatchStatus, LLMError]:
+        from llm_effects.batches.submissions import settle
+
         for group in session.unsettled:
             problem = await settle(session, group)
             if problem is not None:
@@ -166,6 +175,8 @@ async def _in_session(
     env: LLMEnv,
     work: Callable[[Session], Awaitable[Result[_Value, LLMError]]],
 ) -> Result[_Value, LLMError]:
+    from llm_effects.batches.submissions import begin
+
     async with journal(env) as opened:
         if not is_successful(opened):
             return Failure(opened.failure())
@@ -191,12 +202,11 @@ async def _asked(
     return Success(BatchStatus(jobs=tuple(jobs), collected=collected, unknown=len(session.unsettled)))
 
 
-def _reason(session: Session, number: int) -> LLMError:
+def _reason(session: Session, number: int, waiting: set[int]) -> LLMError:
     """Return why a request has no result yet."""
     if number in session.problems:
         return session.problems[number]
-    submitted = any(number in session.numbers(group) for group in session.groups if not group.closed)
-    if not submitted:
+    if number not in waiting:
         return InvalidRequest(message="this request was not submitted: call submit_batch with it first")
     message = "the batch has not ended: collect it again later"
     return ModelUnavailable(message=message, code="batch_not_ended", retry_after=LONGEST_PAUSE_S)
@@ -209,11 +219,16 @@ async def answer_by_provider(
     journal: OpenJournal, requests: Iterable[str | LLMRequest], report: Report, env: LLMEnv
 ) -> Result[None, LLMError]:
     """Submit requests, wait for their batches and report each result; only the journal and the providers can fail."""
+    from llm_effects.batches.submissions import begin
+
     session = await begin(journal, tuple(requests), report, env)
     return await _wait(session.unwrap()) if is_successful(session) else Failure(session.failure())
 
 
 async def _wait(session: Session) -> Result[None, LLMError]:
+    from llm_effects.batches.results import collect
+    from llm_effects.batches.submissions import submit
+
     pause, failures = FIRST_PAUSE_S, 0
     while True:
         problems = (await submit(session), await collect(session))

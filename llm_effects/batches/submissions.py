@@ -15,11 +15,12 @@ from typing import Final, Protocol, final
 
 import anyio
 import msgspec
+from anyio.lowlevel import checkpoint
 from attrs import define, evolve, field
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.batches.journals import OpenJournal, save_answer
+from llm_effects.batches.journals import OpenJournal
 from llm_effects.clients.batch_client import UPLOAD, batch_jobs_of
 from llm_effects.effects.call import AttemptContext, Call
 from llm_effects.effects.effect import Answer, result_of
@@ -27,40 +28,29 @@ from llm_effects.effects.env import BatchJobs, LLMEnv
 from llm_effects.limits.budgets import Account, Hold, accounts_of
 from llm_effects.policies.budget import expected_cost, unknown_price
 from llm_effects.policies.cache import request_key
-from llm_effects.policies.complete import calibrated, with_plausible_usage
 from llm_effects.policies.routing import routing_context
-from llm_effects.providers.batch_files import NOT_RUN, batch_limits, line_of, not_run, split_lines
+from llm_effects.providers.batch_files import batch_limits, line_of, split_lines
 from llm_effects.providers.registry import ready_targets
 from llm_effects.providers.target import Target
 from llm_effects.routing.router import route
 from llm_effects.values.conversations import JournalEntry
 from llm_effects.values.errors import (
     ConfigurationError,
-    InvalidRequest,
     LLMError,
-    MalformedResponse,
-    ModelUnavailable,
-    RateLimitExceeded,
     StorageFailed,
     is_retryable,
     request_of,
     was_sent,
 )
-from llm_effects.values.records import BatchJob, BatchLine, LedgerRow
+from llm_effects.values.records import BatchJob, BatchLine
 from llm_effects.values.requests import LLMRequest
-from llm_effects.values.responses import SUCCESS, Attempt, Cost, LLMResponse, Usage
+from llm_effects.values.responses import Cost, LLMResponse
 
 SETTLING_S: Final = 60.0
 """How long after its intent a batch that the provider does not list counts as never submitted, in seconds."""
 
 HOLD: Final = timedelta(days=2)
 """How long a batch reserves its cost in the budgets: a provider takes a day, and the results are collected later."""
-
-QUEUE_FULL_S: Final = 600.0
-"""The pause before requests are submitted again that did not fit into a provider's queue, in seconds."""
-
-MOST_READS: Final = 3
-"""How often results that lack a line are read before its request fails."""
 
 _STORING: Final = "journal"
 
@@ -78,7 +68,7 @@ class Report(Protocol):
 
 @final
 class Share(msgspec.Struct, frozen=True):
-    """What a submission reserves in some budgets, for the requests with these numbers."""
+    """The amount that a submission reserves in some budgets, for the requests with these ``numbers``."""
 
     hold: Hold
     numbers: tuple[int, ...]
@@ -120,8 +110,11 @@ class Group:
     reads: int = 0
 
 
-_END: Final = "/end"
-_READ: Final = "/read"
+END: Final = "/end"
+"""How the key of the note ends that a group was collected."""
+
+READ: Final = "/read"
+"""How the key of the note ends of when a group was first read, which dates its rows in the ledger."""
 
 
 def groups_of(notes: Iterable[JournalEntry]) -> Result[list[Group], LLMError]:
@@ -129,10 +122,10 @@ def groups_of(notes: Iterable[JournalEntry]) -> Result[list[Group], LLMError]:
     groups: dict[str, Group] = {}
     try:
         for entry in notes:
-            if entry.key.endswith(_END):
-                group = groups[entry.key.removesuffix(_END)]
+            if entry.key.endswith(END):
+                group = groups[entry.key.removesuffix(END)]
                 group.closed = group.collected = True
-            elif not entry.key.endswith(_READ):
+            elif not entry.key.endswith(READ):
                 groups[entry.key] = _group_of(entry)
     except (msgspec.DecodeError, KeyError, UnicodeError):
         message = "it holds a batch that this version cannot read: use the version that submitted it"
@@ -183,6 +176,11 @@ class Session:
     def uncollected(self) -> list[Group]:
         """The groups that were submitted and not collected."""
         return [group for group in self.groups if not group.closed and group.job_id]
+
+    @property
+    def submitted(self) -> set[int]:
+        """The requests in a group that is not closed."""
+        return {number for group in self.groups if not group.closed for number in self.numbers(group)}
 
     async def finish(self, number: int, answer: Answer) -> None:
         """Report the result of an open request."""
@@ -260,9 +258,10 @@ async def settle(session: Session, group: Group) -> LLMError | None:
 
 async def _plan(session: Session) -> list[tuple[Target, tuple[BatchLine, ...]]]:
     """Divide what is open, and in no batch yet, into batches; the id of a line is the number of its request."""
-    taken = {number for group in session.groups if not group.closed for number in session.numbers(group)}
+    taken = session.submitted
     encoded: dict[Target, list[BatchLine]] = {}
     for number in [number for number in session.open if number not in taken]:
+        await checkpoint()
         request = session.requests[number]
         target = target_for(request, session.env)
         line = target.bind(partial(line_of, custom_id=f"{number}", request=request))
@@ -305,16 +304,17 @@ def _affordable(request: LLMRequest, target: Target, env: LLMEnv) -> Result[Targ
 def _expected(request: LLMRequest, model: str, env: LLMEnv, at: datetime) -> tuple[tuple[Account, ...], Cost]:
     """Return the budgets that a request is charged to, and what it will cost in a batch."""
     accounts = accounts_of(env.config.budgets, request, at)
-    return accounts, expected_cost(_call(request, model), env, at, "batch") if accounts else Cost.ZERO
+    return accounts, expected_cost(call_of(request, model), env, at, "batch") if accounts else Cost.ZERO
 
 
-def _call(request: LLMRequest, model: str, name: str = "") -> Call:
+def call_of(request: LLMRequest, model: str, name: str = "") -> Call:
+    """Return the call that a request of a batch would be, for estimates and checks."""
     return Call(id=name, request=request, attempt=AttemptContext(model=model))
 
 
 async def _submit(session: Session, target: Target, lines: tuple[BatchLine, ...]) -> LLMError | None:
     """Submit one batch, at most once: its intent comes first, its budgets second."""
-    submission = _intent(session, target.name, tuple(int(line.custom_id) for line in lines))
+    submission = await _intent(session, target.name, tuple(int(line.custom_id) for line in lines))
     group = Group(f"batch/{len(session.groups)}", submission)
     noted = await session.journal.intend(group.key, msgspec.json.encode(submission))
     session.failure = session.failure or _note_problem(noted)
@@ -323,7 +323,7 @@ async def _submit(session: Session, target: Target, lines: tuple[BatchLine, ...]
     session.groups.append(group)
     reserved = await _reserve(session, submission)
     if reserved is not None:
-        return await _void(session, group, reserved.tag) or await _refuse(session, group, reserved)
+        return await _void(session, group, reserved.tag) or await refuse(session, group, reserved)
     named = tuple(evolve(line, custom_id=submission.custom_id(int(line.custom_id))) for line in lines)
     sent = await result_of(session.jobs.submit(target.name, named, submission.id))
     if is_successful(sent):
@@ -350,7 +350,7 @@ async def _handle(
         return await _submit(session, target, lines[:half]) or await _submit(session, target, lines[half:])
     if problem is not None or is_retryable(error):
         return problem or session.blame(group, error)
-    return await _refuse(session, group, error)
+    return await refuse(session, group, error)
 
 
 _TOO_LARGE: Final = 413
@@ -363,17 +363,19 @@ def _is_certain(error: LLMError) -> bool:
     return rejected or error.code == UPLOAD or not was_sent(error)
 
 
-async def _refuse(session: Session, group: Group, error: LLMError) -> LLMError | None:
+async def refuse(session: Session, group: Group, error: LLMError) -> LLMError | None:
+    """Report the same error for every request of a group."""
     for number in session.numbers(group):
         await session.finish(number, Failure(error))
     return None
 
 
-def _intent(session: Session, model: str, numbers: tuple[int, ...]) -> Submission:
+async def _intent(session: Session, model: str, numbers: tuple[int, ...]) -> Submission:
     env, at = session.env, session.env.now()
     name = hashlib.sha256(f"{env.new_id()} {session.keys[numbers[0]]}".encode()).hexdigest()[:_KEY_LENGTH]
     shares: dict[tuple[Account, ...], dict[int, Decimal]] = {}
     for number in numbers if env.config.budgets else ():
+        await checkpoint()
         accounts, cost = _expected(session.requests[number], model, env, at)
         if cost.usd:
             shares.setdefault(accounts, {})[number] = cost.usd
@@ -425,183 +427,4 @@ async def _note(session: Session, group: Group, outcome: Outcome) -> LLMError | 
     with anyio.CancelScope(shield=True):
         noted = await session.journal.conclude(group.key, msgspec.json.encode(outcome))
     session.failure = session.failure or (None if is_successful(noted) else noted.failure())
-    return session.failure
-
-
-# Collecting.
-
-
-async def collect(session: Session) -> LLMError | None:
-    """Report the results of every batch that has ended; return the first error that may pass."""
-    problems = [await _collect(session, group) for group in session.uncollected]
-    return session.failure or next((each for each in problems if each is not None), None)
-
-
-async def _collect(session: Session, group: Group) -> LLMError | None:
-    asked = await result_of(session.jobs.status(group.submission.model, group.job_id))
-    if not is_successful(asked):
-        return session.blame(group, asked.failure())
-    job = asked.unwrap()
-    if not job.ended:
-        return None
-    return await (_fail(session, group, job) if job.state == "failed" else _read_results(session, group, job))
-
-
-_QUEUE_FULL: Final = "token_limit_exceeded"
-"""The code of a batch that OpenAI refused because too many tokens are enqueued."""
-
-
-async def _fail(session: Session, group: Group, job: BatchJob) -> LLMError | None:
-    """Report a batch that its provider refused as a whole: nothing of it ran."""
-    problem = await _close(session, group, dict.fromkeys((number for number, _ in group.submission.items), Cost.ZERO))
-    message = f"the provider refused the batch: {job.message or job.code or 'without a reason'}"
-    if job.code == _QUEUE_FULL:
-        full = RateLimitExceeded(model=job.model, message=message, code=job.code, retry_after=QUEUE_FULL_S)
-        return problem or session.blame(group, full)
-    return problem or await _refuse(session, group, InvalidRequest(model=job.model, message=message, code=job.code))
-
-
-async def _read_results(session: Session, group: Group, job: BatchJob) -> LLMError | None:
-    now = msgspec.json.encode(session.env.now())
-    noted = await session.journal.intend(f"{group.key}{_READ}", now)
-    if not is_successful(noted):
-        session.failure = noted.failure()
-        return session.failure
-    reading = _Reading(session, group, msgspec.json.decode(noted.unwrap().intent, type=datetime))
-    read = await result_of(session.jobs.results(job, reading.requests, reading.take))
-    if session.failure is not None or not is_successful(read):
-        return session.failure or session.blame(group, _unread(read.failure()))
-    missing = [number for number in session.numbers(group) if number not in reading.costs]
-    if missing and job.state not in {"expired", "cancelled"}:
-        return await _miss(session, group, [number for number in missing if number in session.open])
-    for number in missing:
-        reading.costs[number] = Cost.ZERO
-        if number in session.open:
-            await session.finish(number, Failure(not_run(ready_targets(session.env.config)[job.model], job.state)))
-    return await _close(session, group, reading.costs)
-
-
-def _unread(error: LLMError) -> LLMError:
-    """Return the error of results that could not be read; those of a batch that has ended may come a little later."""
-    if error.status not in _NOT_READY:
-        return error
-    message = "the batch has ended, and its results are not there: collect them again later"
-    return ModelUnavailable(model=error.model, message=message, reason="loading", status=error.status)
-
-
-_NOT_READY: Final = frozenset({404, 409, 425})
-
-
-async def _miss(session: Session, group: Group, missing: Sequence[int]) -> LLMError | None:
-    """Handle results without a line for some requests: they are read again, and never submitted again."""
-    group.reads += 1
-    message = f"the results of batch {group.job_id} have no line for this request, which may have been paid for"
-    error = MalformedResponse(model=group.submission.model, message=message)
-    if group.reads < MOST_READS:
-        return session.blame(group, error)
-    for number in missing:
-        await session.finish(number, Failure(error))
-    return None
-
-
-@final
-@define(eq=False)
-class _Reading:
-    """A reading of the results of a group, noted ``at`` a time, with the ``costs`` of those that came."""
-
-    session: Session
-    group: Group
-    at: datetime
-    costs: dict[int, Cost] = field(factory=dict[int, Cost])
-
-    @property
-    def requests(self) -> dict[str, LLMRequest]:
-        """The requests of the group by their ids at the provider."""
-        name = self.group.submission.custom_id
-        return {name(number): self.session.requests[number] for number in self.session.numbers(self.group)}
-
-    async def take(self, custom_id: str, answer: Answer) -> None:
-        """Book, store and report a result: the first of a request counts, and one in the journal is booked already."""
-        session, number = self.session, int(custom_id.rpartition("-")[2])
-        if number in self.costs or session.failure is not None:
-            return
-        if number not in session.open:
-            self.costs[number] = session.costs.get(number, Cost.ZERO)
-            return
-        booked, self.costs[number] = await self._book(number, custom_id, answer)
-        session.costs[number] = self.costs[number]
-        saved = await save_answer(session.journal, number, session.requests[number], booked)
-        if not is_successful(saved):
-            session.failure = saved.failure()
-            return
-        await session.finish(number, booked)
-
-    async def _book(self, number: int, custom_id: str, answer: Answer) -> tuple[Answer, Cost]:
-        """Price a result and record it in the ledger, unless its request was never sent to the model."""
-        env, request, model = self.session.env, self.session.requests[number], self.group.submission.model
-        if is_successful(answer):
-            call = _call(request, model, custom_id)
-            answer = Success(await calibrated(with_plausible_usage(answer.unwrap(), call, env), call, env))
-        elif answer.failure().code in NOT_RUN:
-            return answer, Cost.ZERO
-        attempt = self._attempt(answer)
-        env.ledger.record(_row(custom_id, request, attempt, self.at, answer))
-        return _booked(answer, request, attempt), attempt.cost
-
-    def _attempt(self, answer: Answer) -> Attempt:
-        env, submission = self.session.env, self.group.submission
-        usage = answer.unwrap().usage if is_successful(answer) else answer.failure().usage
-        in_batch = evolve(usage or Usage(), service_tier="batch")
-        unbilled = usage is None and not is_successful(answer) and not isinstance(answer.failure(), MalformedResponse)
-        return Attempt(
-            model=submission.model,
-            provider=env.config.models[submission.model].provider,
-            outcome=SUCCESS if is_successful(answer) else answer.failure().tag,
-            latency_ms=(self.at - submission.at).total_seconds() * 1000,
-            usage=in_batch,
-            cost=Cost.ZERO if unbilled else env.prices.cost(submission.model, in_batch, self.at),
-        )
-
-
-def _row(custom_id: str, request: LLMRequest, attempt: Attempt, at: datetime, answer: Answer) -> LedgerRow:
-    return LedgerRow(
-        id=custom_id,
-        at=at,
-        call_id=custom_id,
-        task_type=request.task_type,
-        attempt=attempt,
-        served_model=answer.unwrap().served_model if is_successful(answer) else None,
-        owner=request.owner,
-        tags=request.tags,
-    )
-
-
-def _booked(answer: Answer, request: LLMRequest, attempt: Attempt) -> Answer:
-    if not is_successful(answer):
-        return Failure(evolve(answer.failure(), attempts=(attempt,)))
-    return Success(
-        evolve(
-            answer.unwrap(),
-            task_type=request.task_type,
-            usage=attempt.usage,
-            cost=attempt.cost,
-            latency_ms=attempt.latency_ms,
-            attempts=(attempt,),
-        )
-    )
-
-
-def _spent(share: Share, costs: dict[int, Cost]) -> Decimal:
-    estimate = share.hold.amount / len(share.numbers)
-    known = (costs.get(number, Cost.UNKNOWN).usd for number in share.numbers)
-    return sum((estimate if usd is None else usd for usd in known), Decimal(0))
-
-
-async def _close(session: Session, group: Group, costs: dict[int, Cost]) -> LLMError | None:
-    """Settle a group with the budgets; a request whose cost is unknown is charged its share of the estimate."""
-    for share in group.submission.shares:
-        await session.env.ledger.commit(share.hold, _spent(share, costs))
-    noted = await session.journal.intend(f"{group.key}{_END}", b"{}")
-    session.failure = session.failure or (None if is_successful(noted) else noted.failure())
-    group.closed = group.collected = session.failure is None
     return session.failure
