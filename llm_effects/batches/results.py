@@ -126,9 +126,9 @@ class _Reading:
         return {name(number): self.session.requests[number] for number in self.session.numbers(self.group)}
 
     async def take(self, custom_id: str, answer: Answer) -> None:
-        """Book, store and report a result: the first of a request counts, and one in the journal is booked already."""
+        """Book, store and report a result; a request that has one, in the journal or in this reading, is done."""
         session, number = self.session, int(custom_id.rpartition("-")[2])
-        if number in self.costs or session.failure is not None:
+        if session.failure is not None:
             return
         if number not in session.open:
             self.costs[number] = session.costs.get(number, Cost.ZERO)

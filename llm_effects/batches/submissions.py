@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Awaitable, Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import partial
 from typing import Final, Protocol, final
 
 import anyio
@@ -20,7 +19,7 @@ from attrs import define, evolve, field
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.batches.journals import OpenJournal
+from llm_effects.batches.journals import SAVING_S, OpenJournal
 from llm_effects.clients.batch_client import UPLOAD, batch_jobs_of
 from llm_effects.effects.call import AttemptContext, Call
 from llm_effects.effects.effect import Answer, result_of
@@ -201,9 +200,12 @@ async def begin(
     if jobs is None:
         return Failure(ConfigurationError(message="the clients of this environment have no batches"))
     notes = await journal.notes()
-    session = notes.bind(groups_of).map(partial(Session, env, jobs, journal, report))
-    problem = await _read_requests(session.unwrap(), requests) if is_successful(session) else None
-    return session if problem is None else Failure(problem)
+    groups = groups_of(notes.unwrap()) if is_successful(notes) else Failure(notes.failure())
+    if not is_successful(groups):
+        return Failure(groups.failure())
+    session = Session(env, jobs, journal, report, groups.unwrap())
+    problem = await _read_requests(session, requests)
+    return Success(session) if problem is None else Failure(problem)
 
 
 _KEY_LENGTH: Final = 24
@@ -258,23 +260,30 @@ async def settle(session: Session, group: Group) -> LLMError | None:
 
 async def _plan(session: Session) -> list[tuple[Target, tuple[BatchLine, ...]]]:
     """Divide what is open, and in no batch yet, into batches; the id of a line is the number of its request."""
-    taken = session.submitted
-    encoded: dict[Target, list[BatchLine]] = {}
+    taken, encoded = session.submitted, dict[Target, list[BatchLine]]()
     for number in [number for number in session.open if number not in taken]:
         await checkpoint()
-        request = session.requests[number]
-        target = target_for(request, session.env)
-        line = target.bind(partial(line_of, custom_id=f"{number}", request=request))
-        if is_successful(line):
-            encoded.setdefault(target.unwrap(), []).append(line.unwrap())
+        placed = _place(session, number)
+        if is_successful(placed):
+            target, line = placed.unwrap()
+            encoded.setdefault(target, []).append(line)
         else:
-            await session.finish(number, Failure(line.failure()))
+            await session.finish(number, Failure(placed.failure()))
     return [
         (target, part)
         for target, lines in encoded.items()
         if (limits := batch_limits(target)) is not None
         for part in split_lines(lines, limits)
     ]
+
+
+def _place(session: Session, number: int) -> Result[tuple[Target, BatchLine], LLMError]:
+    """Return the server of a request, and its line."""
+    request = session.requests[number]
+    target = target_for(request, session.env)
+    if not is_successful(target):
+        return Failure(target.failure())
+    return line_of(target.unwrap(), f"{number}", request).map(lambda line: (target.unwrap(), line))
 
 
 def target_for(request: LLMRequest, env: LLMEnv) -> Result[Target, LLMError]:
@@ -424,7 +433,12 @@ async def _void(session: Session, group: Group, reason: str) -> LLMError | None:
 
 
 async def _note(session: Session, group: Group, outcome: Outcome) -> LLMError | None:
-    with anyio.CancelScope(shield=True):
+    """Note an outcome, whatever happens to the caller; return the failure of the journal."""
+    problem: LLMError = StorageFailed(operation=_STORING, message="noting a batch took too long", transient=True)
+    with anyio.move_on_after(SAVING_S, shield=True):
         noted = await session.journal.conclude(group.key, msgspec.json.encode(outcome))
-    session.failure = session.failure or (None if is_successful(noted) else noted.failure())
+        if is_successful(noted):
+            return session.failure
+        problem = noted.failure()
+    session.failure = session.failure or problem
     return session.failure

@@ -154,9 +154,9 @@ class LiveBatches:
                     return Success(job)
                 unsure = unsure or owned.unwrap() is None
             if not more or not jobs or _is_old(target, jobs[-1], since):
-                return Failure(_unsure(target)) if unsure else Success(None)
+                return Failure(_unsure(target, _MAYBE)) if unsure else Success(None)
             after = jobs[-1].id
-        return Failure(_unsure(target))
+        return Failure(_unsure(target, f"it is not among the newest batches, on {MOST_PAGES} pages"))
 
     async def _is_of(
         self, target: Target, job: BatchJob, submission: str, requests: int, since: datetime
@@ -336,6 +336,9 @@ def _is_old(target: Target, job: BatchJob, since: datetime) -> bool:
     return ordered and job.created_at is not None and job.created_at < since - CLOCK_SKEW
 
 
-def _unsure(target: Target) -> LLMError:
-    message = "a batch that may be the one whose submission was cut off has not ended: ask again later"
+def _unsure(target: Target, reason: str) -> LLMError:
+    message = f"it is not known yet whether a submission that was cut off has arrived: {reason}"
     return _named(target, ModelUnavailable(message=message, code="batch_unsure", retry_after=60.0))
+
+
+_MAYBE: Final = "a batch that may be the one has not ended"

@@ -326,6 +326,9 @@ def _openai_outcome(target: Target, line: Mapping[str, object]) -> Result[WireRe
     code = as_string(error.get("code"))
     if code in NOT_RUN:
         return Failure(not_run(target, code.removeprefix("batch_")))
+    if code == "request_timeout":
+        late = RequestTimeout(message=redact(target, as_string(error.get("message"))), phase="server", code=code)
+        return Failure(evolve(late, model=target.name, provider=target.preset.name))
     return Failure(classify_error_object(target, {"error": error}))
 
 
