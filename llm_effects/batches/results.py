@@ -24,6 +24,7 @@ from llm_effects.values.errors import (
     MalformedResponse,
     ModelUnavailable,
     RateLimitExceeded,
+    is_retryable,
 )
 from llm_effects.values.records import BatchJob, LedgerRow
 from llm_effects.values.requests import LLMRequest
@@ -45,11 +46,16 @@ async def collect(session: Session) -> LLMError | None:
 async def _collect(session: Session, group: Group) -> LLMError | None:
     asked = await result_of(session.jobs.status(group.submission.model, group.job_id))
     if not is_successful(asked):
-        return session.blame(group, asked.failure())
+        return await _give_up(session, group, asked.failure())
     job = asked.unwrap()
     if not job.ended:
         return None
     return await (_fail(session, group, job) if job.state == "failed" else _read_results(session, group, job))
+
+
+async def _give_up(session: Session, group: Group, error: LLMError) -> LLMError | None:
+    """Report an error that will not pass, such as a rejected key; the batch can be collected all the same later."""
+    return session.blame(group, error) if is_retryable(error) else await refuse(session, group, error)
 
 
 _QUEUE_FULL: Final = "token_limit_exceeded"
@@ -75,7 +81,7 @@ async def _read_results(session: Session, group: Group, job: BatchJob) -> LLMErr
     reading = _Reading(session, group, msgspec.json.decode(noted.unwrap().intent, type=datetime))
     read = await result_of(session.jobs.results(job, reading.requests, reading.take))
     if session.failure is not None or not is_successful(read):
-        return session.failure or session.blame(group, _unread(read.failure()))
+        return session.failure or await _give_up(session, group, _unread(read.failure()))
     missing = [number for number in session.numbers(group) if number not in reading.costs]
     if missing and job.state not in {"expired", "cancelled"}:
         return await _miss(session, group, [number for number in missing if number in session.open])

@@ -375,7 +375,8 @@ def _is_certain(error: LLMError) -> bool:
 async def refuse(session: Session, group: Group, error: LLMError) -> LLMError | None:
     """Report the same error for every request of a group."""
     for number in session.numbers(group):
-        await session.finish(number, Failure(error))
+        if number in session.open:
+            await session.finish(number, Failure(error))
     return None
 
 

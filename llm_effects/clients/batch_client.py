@@ -153,8 +153,10 @@ class LiveBatches:
                 if owned.unwrap():
                     return Success(job)
                 unsure = unsure or owned.unwrap() is None
-            if not more or not jobs or _is_old(target, jobs[-1], since):
+            if not more or (jobs and _is_old(target, jobs[-1], since)):
                 return Failure(_unsure(target, _MAYBE)) if unsure else Success(None)
+            if not jobs:
+                return Failure(_unsure(target, "the list of batches is unreadable"))
             after = jobs[-1].id
         return Failure(_unsure(target, f"it is not among the newest batches, on {MOST_PAGES} pages"))
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import anyio
 import pytest
 from attrs import evolve
+from returns.future import FutureResult
 from returns.pipeline import is_successful
 
-from llm_effects import LLMEnv, LLMRequest, generate_many, run, usage_report
+from llm_effects import LLMEnv, LLMRequest, StorageFailed, generate_many, run, usage_report
 from llm_effects.batches import (
     BatchStatus,
     Progress,
@@ -21,7 +22,7 @@ from llm_effects.batches import (
     store_journal,
     submit_batch,
 )
-from llm_effects.batches.journals import Journal
+from llm_effects.batches.journals import HEADER, Journal
 from llm_effects.config.services import BudgetConfig
 from tests.fixtures.batch_server import PROTOCOLS, BatchServer, Protocol, config_of, env_of, model_of
 
@@ -274,3 +275,106 @@ async def test_a_hold_outlives_the_process(protocol: Protocol, tmp_path: Path) -
     later = evolve(env_of(server, config, after=env), now=lambda: env.now() + timedelta(hours=20))
     assert await collected(later, journal) == [f"answer to {prompt}" for prompt in PROMPTS]
     assert sorted(env.ledger._totals.values()) == [Decimal("0.0045")]  # type: ignore[attr-defined]
+
+
+# Journals and providers that fail.
+
+
+async def test_a_text_is_no_list_of_requests(journal: Journal) -> None:
+    with pytest.raises(ValueError, match="must be a list of texts or requests, not one text"):
+        submit_batch("why?", journal)
+    with pytest.raises(ValueError, match="must be a list of texts or requests, not one text"):
+        collect_batch("why?", journal)
+
+
+async def test_a_journal_that_cannot_be_opened_submits_nothing() -> None:
+    server = BatchServer()
+    env = env_of(server, config_of("openai"))
+    nowhere = file_journal("/no/such/folder/run.jsonl")
+    for operation in (submit_batch(PROMPTS, nowhere), batch_status(nowhere), collect_batch(PROMPTS, nowhere)):
+        assert (await run(operation, env)).failure().tag == "StorageFailed"  # type: ignore[arg-type]
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("note", ['{"note":"batch/0","intent":{"id":7}}', '{"note":"batch/0/end","intent":{}}'])
+async def test_a_journal_of_another_version_submits_nothing(note: str, tmp_path: Path) -> None:
+    server, path = BatchServer(), tmp_path / "run.jsonl"
+    path.write_bytes(HEADER + note.encode() + b"\n")
+    failed = (await run(submit_batch(PROMPTS, file_journal(path)), env_of(server, config_of("openai")))).failure()
+    assert (failed.tag, server.asked) == ("StorageFailed", [])
+
+
+class Failing:
+    """A store of conversations whose operation ``name`` fails after so many times."""
+
+    def __init__(self, store: object, name: str, after: int) -> None:
+        self.store, self.name, self.left = store, name, after
+
+    def __getattr__(self, name: str) -> object:
+        if name == self.name:
+            self.left -= 1
+            if self.left < 0:
+                return lambda *_: FutureResult.from_failure(StorageFailed(operation=name))
+        return getattr(self.store, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [("journal", 0), ("intend", 0), ("intend", 3), ("conclude", 0), ("intend", 4), ("conclude", 1), ("intend", 8)],
+)
+async def test_a_journal_that_fails_loses_and_repeats_nothing(protocol: Protocol, name: str, after: int) -> None:
+    server, journal = BatchServer(), store_journal("run")
+    server.on_created = lambda: server.end(server.jobs["batch_0"])
+    env = env_of(server, config_of(protocol))
+    broken = evolve(env, conversations=Failing(env.conversations, name, after))  # type: ignore[arg-type]
+    failures = [
+        result.failure().tag
+        for result in (
+            await run(submit_batch(PROMPTS, journal), broken),
+            await run(collect_batch(PROMPTS, journal), broken),
+        )
+        if not is_successful(result)
+    ]
+    assert failures
+    assert set(failures) == {"StorageFailed"}
+    well = evolve(env, now=lambda: env.now() + timedelta(minutes=2))
+    await submitted(well, journal)
+    assert await collected(well, journal) == [f"answer to {prompt}" for prompt in PROMPTS]
+    assert server.billed == dict.fromkeys(PROMPTS, 1)
+
+
+async def test_a_provider_that_does_not_answer_is_an_error(protocol: Protocol, journal: Journal) -> None:
+    server = BatchServer()
+    env = env_of(server, config_of(protocol))
+    await submitted(env, journal)
+    server.failing_polls = 3
+    assert (await run(batch_status(journal), env)).failure().tag == "ModelUnavailable"
+    assert (await run(submit_batch(PROMPTS, journal), env)).failure().tag == "ModelUnavailable"
+    results = (await run(collect_batch(PROMPTS, journal), env)).unwrap()
+    assert [each.failure().status for each in results] == [503] * 3
+    assert await collected(env, journal) == [f"answer to {prompt}" for prompt in PROMPTS]
+
+
+async def test_a_batch_that_is_gone_is_not_submitted_again(protocol: Protocol, journal: Journal) -> None:
+    server = BatchServer()
+    env = env_of(server, config_of(protocol))
+    await submitted(env, journal)
+    kept = server.jobs.copy()
+    server.jobs.clear()
+    results = (await run(generate_many(PROMPTS, journal=journal, via="provider"), env)).unwrap()
+    assert [each.failure().status for each in results] == [404] * 3
+    assert server.jobs == {}
+    server.jobs.update(kept)
+    assert await collected(env, journal) == [f"answer to {prompt}" for prompt in PROMPTS]
+
+
+async def test_a_submission_that_was_cut_off_is_cancelled_too(protocol: Protocol, journal: Journal) -> None:
+    server = BatchServer(lose_answers=1, polls_until_end=5)
+    env = env_of(server, config_of(protocol))
+    await run(submit_batch(PROMPTS, journal), env)
+    later = evolve(env, now=lambda: env.now() + timedelta(minutes=2))
+    cancelled = await run(cancel_batch(journal), later)
+    if protocol == "anthropic":
+        assert cancelled.failure().code == "batch_unsure"
+    else:
+        assert [job.state for job in cancelled.unwrap().jobs] == ["cancelling"]

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import anyio
+import httpx
 import pytest
 from attrs import evolve
 from returns.pipeline import is_successful
@@ -16,7 +18,7 @@ from llm_effects.providers import batch_files
 from llm_effects.providers.batch_files import BatchLimits
 from llm_effects.testing import run_in_virtual_time
 from llm_effects.testing.virtual_time import Backend
-from tests.fixtures.batch_server import PROTOCOLS, BatchServer, Job, Protocol, Reply, config_of, env_of
+from tests.fixtures.batch_server import PROTOCOLS, BatchServer, Job, Protocol, Reply, config_of, env_of, reaching
 from tests.fixtures.provider_worker import PROMPTS, killed_at
 from tests.fixtures.servers import serving
 
@@ -115,6 +117,35 @@ async def test_fault_220_a_lost_batch_is_found_among_many(protocol: Protocol) ->
 
 def _body() -> dict[str, object]:
     return {"model": "m", "messages": [{"role": "user", "content": "other"}]}
+
+
+class Death(BaseException):
+    """The end of a process, which no code survives."""
+
+
+@pytest.mark.parametrize("handled", [False, True], ids=["before it is handled", "after"])
+@pytest.mark.parametrize("exchange", range(6))
+def test_fault_220_wherever_a_process_dies_each_request_is_paid_once(
+    protocol: Protocol, clock: Backend, exchange: int, handled: bool
+) -> None:
+    server, journal, exchanges = BatchServer(polls_until_end=2), store_journal("run"), count()
+    env = env_of(server, config_of(protocol))
+
+    def die(request: httpx.Request) -> httpx.Response:
+        if next(exchanges) < exchange:
+            return server.handle(request)
+        if handled:
+            server.handle(request)
+        raise Death
+
+    try:
+        answers = waited(reaching(die, env), clock, journal)[0]
+    except Death:
+        for job in server.jobs.values():
+            server.end(job)
+        answers = waited(env, clock, journal)[0]
+    assert answers == ANSWERS
+    assert server.billed == dict.fromkeys(PROMPTS, 1)
 
 
 def test_fault_221_a_submission_whose_answer_is_lost_is_looked_for(protocol: Protocol, clock: Backend) -> None:
