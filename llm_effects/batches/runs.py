@@ -193,8 +193,8 @@ async def _run_by_provider(
     from llm_effects.batches.provider_batches import answer_by_provider
 
     async def report(number: int, answer: Answer, *, resumed: bool, changed: bool) -> None:
-        told = answer.map(_with_changed_warning) if changed else answer
-        await tally.add(number, _Item(told, resumed=resumed, changed=changed))
+        warned = answer.map(_with_changed_warning) if changed else answer
+        await tally.add(number, _Item(warned, resumed=resumed, changed=changed))
 
     ended = await answer_by_provider(journal, requests, report, env)
     return ended.map(lambda _: tally.progress)
