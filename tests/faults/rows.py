@@ -292,4 +292,12 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     260: ("calls would fail or wait while Redis is gone", "limits of each process, a warning, and back by itself"),
     261: ("a budget or a conversation without Postgres would be skipped", "StorageFailed, before a model is asked"),
     262: ("calls would fail while the ledger is gone", "they go on; its rows are kept, and written later"),
+    # Servers of tools
+    238: ("a tool server that died ended the run, or stayed dead", "a tool error; started again for the next call"),
+    239: ("a tool server that hung held the run", "a time-out, a cancellation, a new one if it shows no life"),
+    240: ("long results and floods of notifications filled memory", "bounded, slowed down, passed over"),
+    241: ("a result against its schema, or of another call, was believed", "an error of its call"),
+    242: ("one odd name or schema made a provider refuse all tools", "made valid, or left out and said"),
+    243: ("a tool server got every key of its parent", "only what it is given, over TLS, masked in texts"),
+    244: ("descriptions and results steered terminals and readers", "plain and bounded; hints only add care"),
 }
