@@ -131,7 +131,10 @@ def _headers(values: Values) -> dict[str, Secret]:
 @final
 @define(eq=False)
 class _Session:
-    """A session. ``gone`` is set to end it, or when the server is; ``doubtful`` after a call that was given up."""
+    """A session. ``gone`` is set to end it, or when the server is; ``doubtful`` after a call that was given up.
+
+    ``expired`` is why no other call may use it, while those under way still may end.
+    """
 
     scope: anyio.CancelScope = field(factory=anyio.CancelScope)
     gone: anyio.Event = field(factory=anyio.Event)
@@ -141,8 +144,13 @@ class _Session:
     client: ClientSession | None = None
     problem: str = "it was closed"
     details: str = ""
+    expired: str = ""
     doubtful: bool = False
     useful: bool = False
+
+    def expire(self, problem: str) -> None:
+        """Let the next call begin another session."""
+        self.expired = problem
 
     def end(self, problem: str, details: str = "") -> None:
         """End the session for a reason, with details that no model sees; the first reason stays."""
@@ -341,6 +349,8 @@ class McpServer:
         """Return the session, or begin one; at most one task does so."""
         async with self._lock:
             session = self._session
+            if session is not None and session.expired:
+                session.end(session.expired)
             if session is not None and session.doubtful and not session.gone.is_set():
                 await _ping(session)
             if session is None or session.gone.is_set():
@@ -402,7 +412,7 @@ class McpServer:
             env = {name: value.reveal() for name, value in self.env.items()}
             return process_streams(self.server, env, self.cwd, session.end)
         headers = {name: value.reveal() for name, value in self.headers.items()}
-        return http_streams(self.server, headers, self.timeout_s, session.end)
+        return http_streams(self.server, headers, self.timeout_s, session.expire)
 
     async def _listed(self, client: ClientSession) -> McpListing:
         """List all tools, page by page; what is wrong with some of them does not cost the others."""

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, final
 
@@ -34,6 +34,7 @@ from mcp_types import (
 )
 
 from llm_effects.effects.tasks import task_group
+from llm_effects.providers.sse import EventParser
 from llm_effects.values import caps
 from llm_effects.values.json import Unreadable, as_object, as_string, parse
 from llm_effects.values.validation import printable
@@ -71,6 +72,7 @@ _HEARD: Final = frozenset(
 _FIRST_ID: Final = re.compile(rb'[^\[\]{}]*\{[^\[\]{}]*?"id"\s*:\s*(\d{1,15})\b')
 """The id of a message, where it comes before its contents."""
 
+_LISTEN: Final = "subscriptions/listen"
 _STDERR_CHARACTERS: Final = 2000
 _POLL_S: Final = 0.01
 
@@ -323,12 +325,15 @@ def _close_transport(process: Process) -> None:
 
 @asynccontextmanager
 async def http_streams(
-    url: str, headers: Mapping[str, str], timeout_s: float | None, ended: Ended
+    url: str, headers: Mapping[str, str], timeout_s: float | None, expired: Callable[[str], object]
 ) -> AsyncGenerator[TransportStreams]:
-    """Connect to a server by streamable HTTP; redirects are followed within its origin only."""
+    """Connect to a server by streamable HTTP; redirects are followed within its origin only.
+
+    ``expired`` is called with the reason when the server knows the session no longer.
+    """
     silence = max(SILENCE_S, (timeout_s or 0) + CONNECT_S)
     client = httpx2.AsyncClient(
-        transport=BoundedTransport(httpx2.AsyncHTTPTransport(), ended),
+        transport=BoundedTransport(httpx2.AsyncHTTPTransport(), expired),
         headers={**headers, "accept-encoding": "identity"},
         timeout=httpx2.Timeout(CONNECT_S, read=silence),
     )
@@ -342,7 +347,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
     """A transport whose answers are bounded, and whose failures are answers, which the client can read."""
 
     _inner: httpx2.AsyncBaseTransport
-    _ended: Ended
+    _expired: Callable[[str], object]
     _next_get: float = 0.0
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -366,23 +371,27 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
     async def _bounded(self, request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         problem = self._problem(request, response, kind)
-        if problem is None and kind == "text/event-stream":
+        if problem is not None:
+            await response.aclose()
+            return _refusal(request, problem)
+        if kind == "text/event-stream" and (request.method == "GET" or _envelope_of(request).method == _LISTEN):
             response.stream = _PacedStream(response.stream)
             return response
-        if problem is None and not response.is_redirect:
-            body = await _body(response)
-            problem = None if body is not None else f"its answer has more than {MESSAGE_BYTES} bytes"
-            if body is not None and kind == "application/json" and request.method == "POST":
-                return _checked(request, response, body)
+        read = _answer_in if kind == "text/event-stream" else _body
+        body = b"" if response.is_redirect else await read(response.stream)
         await response.aclose()
-        bare = httpx2.Response(response.status_code, headers=_without_length(response), request=request)
-        return bare if problem is None else _refusal(request, problem)
+        if isinstance(body, str):
+            return _refusal(request, body)
+        is_answer = kind in {"application/json", "text/event-stream"} and not response.is_redirect
+        if is_answer and request.method == "POST":
+            return _checked(request, response, body)
+        return httpx2.Response(response.status_code, headers=_plain_headers(response), request=request)
 
     def _problem(self, request: httpx2.Request, response: httpx2.Response, kind: str) -> str | None:
         if response.headers.get("content-encoding", "identity") != "identity":
             return "its answer is compressed, though that was not asked for"
         if response.status_code == 404 and "mcp-session-id" in request.headers and request.method == "POST":
-            self._ended("it has forgotten this session")
+            self._expired("it has forgotten this session")
             return "it has forgotten this session, and did not run this"
         if response.status_code >= 400 and kind != "application/json" and request.method == "POST":
             return f"HTTP status {response.status_code}"
@@ -393,46 +402,90 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-def _without_length(response: httpx2.Response) -> list[tuple[str, str]]:
-    dropped = {"content-length", "transfer-encoding", "content-encoding"}
-    return [(name, value) for name, value in response.headers.multi_items() if name.lower() not in dropped]
+def _plain_headers(response: httpx2.Response, **changed: str) -> list[tuple[str, str]]:
+    """Return the headers without those of the body."""
+    dropped = {"content-length", "transfer-encoding", "content-encoding", *changed}
+    return [*((name, value) for name, value in response.headers.multi_items() if name.lower() not in dropped)]
 
 
-async def _body(response: httpx2.Response) -> bytes | None:
-    """Return the whole body; ``None`` if it is too long."""
+_Stream: TypeAlias = httpx2.AsyncByteStream | httpx2.SyncByteStream
+
+
+async def _chunks(stream: _Stream, take: Callable[[bytes], float | None]) -> None:
+    """Pass on each chunk until ``take`` returns ``None``; what it returns is a pause, in seconds.
+
+    A stream that is left early is cancelled: trio warns of a generator that nobody has run to its end.
+    """
+    assert isinstance(stream, httpx2.AsyncByteStream)  # noqa: S101 - of an async transport
+    with anyio.CancelScope() as scope:
+        async for chunk in stream:
+            pause = None if scope.cancel_called else take(chunk)
+            if pause is None:
+                scope.cancel()
+            elif pause:
+                await anyio.sleep(pause)
+
+
+async def _body(stream: _Stream) -> bytes | str:
+    """Return the whole body, or what is wrong with it."""
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > MESSAGE_BYTES:
-            return None
-    return bytes(body)
+
+    def take(chunk: bytes) -> float | None:
+        body.extend(chunk)
+        return 0 if len(body) <= MESSAGE_BYTES else None
+
+    await _chunks(stream, take)
+    return bytes(body) if len(body) <= MESSAGE_BYTES else f"its answer has more than {MESSAGE_BYTES} bytes"
+
+
+async def _answer_in(stream: _Stream) -> bytes | str:
+    """Return the answer among the events of a stream, or what is wrong with it; other messages are passed over."""
+    parser, found, noise = EventParser(limit=MESSAGE_BYTES), list[bytes](), 0
+
+    def take(chunk: bytes) -> float | None:
+        nonlocal noise
+        for event in parser.feed(chunk):
+            message = message_of(event.data.encode())
+            if isinstance(message, JSONRPCResponse | JSONRPCError):
+                found.append(event.data.encode())
+            noise += 1
+        noise, pause = (0, PAUSE_S) if noise >= BURST else (noise, 0.0)
+        return None if found or parser.fault is not None else pause
+
+    await _chunks(stream, take)
+    problem = _CUT_OFF if parser.fault is None else parser.fault.message
+    return found[0] if found else f"{problem}: it may or may not have taken effect"
+
+
+_CUT_OFF: Final = "its stream ended without an answer"
 
 
 def _checked(request: httpx2.Request, response: httpx2.Response, body: bytes) -> httpx2.Response:
     """Return the answer to a request, bounded like a line of a process."""
-    expected, message = _id_of(request), message_of(body)
-    if expected is None:
-        return httpx2.Response(response.status_code, headers=_without_length(response), request=request)
+    expected, message = _envelope_of(request).id, message_of(body)
+    if expected is None or _envelope_of(request).method is None:  # the client sent no request
+        return httpx2.Response(response.status_code, headers=_plain_headers(response), request=request)
     if isinstance(message, JSONRPCError):
         message = message.model_copy(update={"id": expected})
     if not isinstance(message, JSONRPCResponse | JSONRPCError):
         return _refusal(request, f"HTTP status {response.status_code}, and its answer is no JSON-RPC")
     if message.id != expected:
         return _refusal(request, "its answer has the id of another request")
+    headers = [*_plain_headers(response, **{"content-type": ""}), ("content-type", "application/json")]
     content = message.model_dump_json(by_alias=True, exclude_unset=True).encode()
-    return httpx2.Response(200, headers=_without_length(response), content=content, request=request)
+    return httpx2.Response(200, headers=headers, content=content, request=request)
 
 
-def _id_of(request: httpx2.Request) -> int | str | None:
+def _envelope_of(request: httpx2.Request) -> _Envelope:
     with suppress(msgspec.DecodeError, httpx2.RequestNotRead):
-        envelope = msgspec.json.decode(request.content, type=_Envelope)
-        return envelope.id if envelope.method is not None else None
-    return None
+        return msgspec.json.decode(request.content, type=_Envelope)
+    return _Envelope()
 
 
 def _refusal(request: httpx2.Request, message: str) -> httpx2.Response:
     """Return the answer that a server would send that refuses a request: the client goes on after it."""
-    request_id = _id_of(request)
+    asked = _envelope_of(request)
+    request_id = asked.id if asked.method is not None else None
     if request.method != "POST":
         return httpx2.Response(405, request=request)
     if request_id is None:
@@ -446,7 +499,7 @@ def _refusal(request: httpx2.Request, message: str) -> httpx2.Response:
 class _PacedStream(httpx2.AsyncByteStream):
     """A stream of events, read at a bounded pace."""
 
-    def __init__(self, inner: httpx2.AsyncByteStream | httpx2.SyncByteStream) -> None:
+    def __init__(self, inner: _Stream) -> None:
         self._inner = inner
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

@@ -231,7 +231,9 @@ async def test_fault_240_answers_by_http_are_bounded() -> None:
     packed = await failure_by_http(lambda message: reply(b"?" * 20, "200 OK", "content-encoding: gzip"))
     assert "its answer is compressed" in packed
     events = b"data: " + b"x" * (transports.MESSAGE_BYTES + 100) + b"\n\n"
-    assert "SSE" in await failure_by_http(lambda message: chunked(events))
+    assert "an event of the stream is larger" in await failure_by_http(lambda message: chunked(events))
+    noise = b'data: {"jsonrpc": "2.0", "method": "notifications/message"}\n\n' * 1200
+    assert "its stream ended without an answer" in await failure_by_http(lambda message: chunked(noise))
 
 
 # 241: answers that are not true.
