@@ -47,6 +47,8 @@ PLACES: Final = {
     "conversations": "",
     "structured": "",
     "tools": "",
+    "tools.mcp": "McpServer mcp_toolkit",
+    "tools.mcp_tools": "McpListing McpTool",
     "batches": "",
     "embeddings": "Embeddings embed",
     "policies.cache": "cache_key cache_stats clear invalidate",

@@ -13,7 +13,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Final, TypeAlias, cast, final
 from urllib.parse import urlsplit
 
 import anyio
@@ -41,7 +41,7 @@ from llm_effects.tools.tool import TIMEOUT_S, ToolFunction, Toolkit
 from llm_effects.values import caps
 from llm_effects.values.extras import install_command
 from llm_effects.values.secrets import Secret, secret_values, secrets_of_environment
-from llm_effects.values.validation import invalid, number, printable, text, to_table, to_tuple
+from llm_effects.values.validation import invalid, is_a, number, printable, text, to_table, to_tuple
 
 if TYPE_CHECKING:
     import mcp_types as wire
@@ -451,7 +451,7 @@ class McpServer:
 
 def _check_server(server: McpServer) -> None:
     if isinstance(server.server, tuple):
-        if not server.server or not all(isinstance(each, str) for each in server.server):
+        if not server.server or not all(is_a(each, str) for each in server.server):
             invalid("server", "must be a URL, or a command line such as ['uvx', 'mcp-server-git']")
         if server.headers:
             invalid("headers", "a process has no headers: pass env")
@@ -542,5 +542,5 @@ def _change_class() -> type[wire.ToolListChangedNotification]:
 def _reason(problem: BaseException) -> str:
     """Return the innermost reason of a failure in one line."""
     while isinstance(problem, BaseExceptionGroup):
-        problem = problem.exceptions[0]
+        problem = cast("BaseExceptionGroup[BaseException]", problem).exceptions[0]
     return shortened(printable(str(problem)) or type(problem).__name__, caps.MESSAGE_CHARACTERS)

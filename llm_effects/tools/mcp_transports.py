@@ -37,7 +37,7 @@ from llm_effects.effects.tasks import task_group
 from llm_effects.providers.sse import EventParser
 from llm_effects.values import caps
 from llm_effects.values.json import Unreadable, as_object, as_string, parse
-from llm_effects.values.validation import printable
+from llm_effects.values.validation import is_table, printable
 
 if TYPE_CHECKING:
     from mcp.client._transport import TransportStreams
@@ -127,7 +127,7 @@ def message_of(line: bytes) -> JSONRPCMessage | None:
 
 def _from_server(envelope: _Envelope, method: str) -> JSONRPCMessage | None:
     params = parse(bytes(envelope.params))
-    known = as_object(params) if isinstance(params, dict) else None
+    known = as_object(params) if is_table(params) else None
     if envelope.id is not None:
         return JSONRPCRequest(jsonrpc="2.0", id=envelope.id, method=method, params=known)
     return JSONRPCNotification(jsonrpc="2.0", method=method, params=known) if method in _HEARD else None
@@ -143,7 +143,7 @@ def _answer(envelope: _Envelope, request_id: int | str) -> JSONRPCMessage:
     result = parse(bytes(raw)) if isinstance(raw, msgspec.Raw) else None
     if isinstance(result, Unreadable):
         return _error(request_id, f"its answer cannot be read: {result.reason}")
-    if not isinstance(result, dict):
+    if not is_table(result):
         return _error(request_id, "its answer is not an object")
     return JSONRPCResponse(jsonrpc="2.0", id=request_id, result=as_object(result))
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from importlib import import_module
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
 from attrs import define, field, frozen
 from returns.result import Failure, Result, Success
@@ -18,10 +20,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.values import caps
 from llm_effects.values.json import as_list, as_object, dump, to_json_object
 from llm_effects.values.secrets import mask_all
-from llm_effects.values.validation import InvalidValue, join_path, printable
-
-if TYPE_CHECKING:
-    from jsonschema.protocols import Validator
+from llm_effects.values.validation import InvalidValue, is_list, is_table, join_path, printable
 
 Schema: TypeAlias = Mapping[str, object]
 
@@ -79,9 +78,9 @@ def accepted_schema(schema: object, masks: tuple[str, ...] = ()) -> Result[dict[
 def _plain_texts(value: object, masks: tuple[str, ...]) -> object:
     if isinstance(value, str):
         return plain(value, masks)
-    if isinstance(value, dict):
-        return {plain(key, masks): _plain_texts(each, masks) for key, each in as_object(value).items()}
-    return [_plain_texts(each, masks) for each in as_list(value)] if isinstance(value, list) else value
+    if is_table(value):
+        return {plain(str(key), masks): _plain_texts(each, masks) for key, each in value.items()}
+    return [_plain_texts(each, masks) for each in value] if is_list(value) else value
 
 
 def _wrong_reference(schema: dict[str, object]) -> str | None:
@@ -115,7 +114,7 @@ def _not_a_schema(schema: dict[str, object]) -> str | None:
     try:
         Draft202012Validator.check_schema(_without_patterns(schema))
     except SchemaError as problem:
-        return f"its schema is not valid: {shortened(printable(problem.message), caps.NAME_CHARACTERS)}"
+        return f"its schema is not valid: {_message(problem.message)}"
     return None
 
 
@@ -125,13 +124,13 @@ def _without_patterns(schema: object) -> dict[str, object]:
 
 
 def _cleaned(value: object, *, names: bool) -> object:
-    if isinstance(value, dict):
-        kept = ((name, each) for name, each in as_object(value).items() if names or name not in _NEVER_RUN)
+    if is_table(value):
         return {
             name: each if not names and name in _COMPARED else _cleaned(each, names=not names and name in _NAMES)
-            for name, each in kept
+            for name, each in value.items()
+            if names or name not in _NEVER_RUN
         }
-    return [_cleaned(each, names=False) for each in as_list(value)] if isinstance(value, list) else value
+    return [_cleaned(each, names=False) for each in value] if is_list(value) else value
 
 
 # The check of a value.
@@ -161,7 +160,7 @@ class _Count:
 
 
 def _length(value: object) -> int:
-    return len(value) if isinstance(value, list | dict) else 0
+    return len(value) if is_table(value) or is_list(value) else 0
 
 
 @final
@@ -181,34 +180,24 @@ class SchemaCheck:
         from referencing.exceptions import Unresolvable
 
         try:
-            errors = islice(_validator(self.schema).iter_errors(value), 20)
-            return tuple(f"{_path(each.absolute_path)}: {_message(each.message)}" for each in errors)
+            return tuple(islice(_problems(self.schema, value), 20))
         except (_TooLong, Unresolvable, RecursionError):
             return ()
 
 
-def _path(steps: Iterator[str | int]) -> str:
-    path = "$"
-    for step in steps:
-        path = join_path(path, step)
-    return shortened(printable(path), caps.NAME_CHARACTERS)
+def _problems(schema: Schema, value: object) -> Iterator[str]:
+    jsonschema: Any = import_module("jsonschema")  # its types are not complete
+    draft, count = jsonschema.Draft202012Validator, _Count()
+    keywords = {name: _counted(name, check, count) for name, check in draft.VALIDATORS.items()}
+    counting = jsonschema.validators.extend(draft, keywords)
+    nothing_fetched = import_module("referencing").Registry()
+    for error in counting(_without_patterns(schema), registry=nothing_fetched).iter_errors(value):
+        path = reduce(join_path, error.absolute_path, "$")
+        yield f"{shortened(printable(path), caps.NAME_CHARACTERS)}: {_message(error.message)}"
 
 
 def _message(text: str) -> str:
     return shortened(printable(text), caps.NAME_CHARACTERS)
-
-
-def _validator(schema: Schema) -> Validator:
-    """Return a validator of the schema whose keywords are counted."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.validators import extend
-    from referencing import Registry
-
-    count = _Count()
-    keywords = {name: _counted(name, check, count) for name, check in Draft202012Validator.VALIDATORS.items()}
-    counting = extend(Draft202012Validator, keywords)
-    validator: Validator = counting(_without_patterns(schema), registry=Registry())
-    return validator
 
 
 _Keyword: TypeAlias = Callable[[Any, Any, Any, Any], Any]
