@@ -104,7 +104,7 @@ def names_for(prefix: str, names: Iterable[str]) -> dict[str, str]:
     """Return a name for each tool that every provider accepts, all different; a digest marks those that were cut.
 
     >>> names_for("web", ["search", "read.page", "read/page"])
-    {'search': 'web_search', 'read.page': 'web_read_page_9ff98a', 'read/page': 'web_read_page_e62ea4'}
+    {'search': 'web_search', 'read.page': 'web_read_page_4b0560', 'read/page': 'web_read_page_94449e'}
     """
     simple = {name: re.sub(r"[^a-zA-Z0-9_-]", "_", f"{prefix}_{name}") for name in names}
     count = Counter(simple.values())
