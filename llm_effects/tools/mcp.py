@@ -227,7 +227,8 @@ class McpServer:
             tool=tool.tool,
             function=partial(self._call, tool),
             read=partial(read_arguments, SchemaCheck(tool.tool.parameters)),
-            dangerous=tool.destructive is True,
+            risk="dangerous" if tool.destructive is True else "write",
+            trusted=False,
             timeout_s=self.timeout_s,
         )
 

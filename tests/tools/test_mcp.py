@@ -48,6 +48,9 @@ async def test_hints_are_shown_and_only_make_a_call_more_careful() -> None:
     async with server as tools:
         shown = {each.name: each for each in server.listing.tools}
         dangerous = [each.tool.name for each in tools.functions if each.dangerous]
+        assert {each.risk for each in tools.functions if not each.dangerous} == {"write"}
+        answer = await answer_of(function_of(tools, "add"), '{"left": 1, "right": 2}')
+        assert not answer.result.trusted
     assert (shown["add"].read_only, shown["add"].destructive) == (True, False)
     assert (shown["wipe"].read_only, shown["wipe"].destructive, shown["fail"].destructive) == (None, True, None)
     assert dangerous == ["t_wipe"]
