@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from types import TracebackType
@@ -20,7 +20,8 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from anyio.lowlevel import EventLoopToken, current_token
-from attrs import define, field, frozen
+from attrs import define, field, fields, frozen
+from attrs.validators import optional
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
@@ -40,13 +41,14 @@ from llm_effects.tools.signatures import checked_name
 from llm_effects.tools.tool import TIMEOUT_S, ToolFunction, Toolkit
 from llm_effects.values import caps
 from llm_effects.values.extras import install_command
-from llm_effects.values.secrets import Secret, secret_values, secrets_of_environment
+from llm_effects.values.secrets import Secret, secret_values, secrets_of_environment, valid_headers
 from llm_effects.values.validation import invalid, is_a, number, printable, text, to_table, to_tuple
 
 if TYPE_CHECKING:
     import mcp_types as wire
     from mcp import Client, ClientSession
     from mcp.client import Transport
+    from pydantic import TypeAdapter
 
 CONNECT_S: Final = 30.0
 """Longest time until a server has listed its tools, in seconds."""
@@ -149,7 +151,7 @@ class _Session:
     useful: bool = False
 
     def expire(self, problem: str) -> None:
-        """Let the next call begin another session."""
+        """Make the next call begin another session."""
         self.expired = problem
 
     def end(self, problem: str, details: str = "") -> None:
@@ -162,7 +164,7 @@ class _Session:
 @final
 @frozen
 class _Home:
-    """What a server that is open lives in: the event loop, its tasks, and the way there from other event loops."""
+    """The event loop that holds an open server, its tasks there, and the way to it from other event loops."""
 
     token: EventLoopToken
     tasks: TaskGroup
@@ -193,7 +195,7 @@ class McpServer:
     env: Mapping[str, Secret] = field(converter=_env)
     headers: Mapping[str, Secret] = field(converter=_headers)
     cwd: str | None = None
-    timeout_s: float | None = field(validator=number(above=0))
+    timeout_s: float | None = field(validator=optional(number(above=0)))
     connect_s: float = field(validator=number(above=0))
     listing: McpListing = field(factory=McpListing, init=False)
     _home: _Home | None = field(default=None, init=False)
@@ -307,14 +309,11 @@ class McpServer:
     ) -> Result[wire.CallToolResult, str]:
         import mcp_types as wire
         from mcp import MCPError
-        from pydantic import TypeAdapter, ValidationError
+        from pydantic import ValidationError
 
         request = wire.CallToolRequest(params=wire.CallToolRequestParams(name=tool.name, arguments=dict(arguments)))
-        kinds = TypeAdapter[wire.CallToolResult | wire.InputRequiredResult](
-            wire.CallToolResult | wire.InputRequiredResult
-        )
         try:
-            answer = await client.send_request(request, kinds)
+            answer = await client.send_request(request, _answer_kinds())
         except anyio.get_cancelled_exc_class():
             session.doubtful = True
             raise
@@ -460,6 +459,7 @@ def _check_server(server: McpServer) -> None:
     url = urlsplit(server.server)
     if url.scheme not in {"http", "https"} or not url.hostname:
         invalid("server", "must be a URL with http or https, or a command line such as ['uvx', 'mcp-server-git']")
+    valid_headers(server, fields(McpServer).headers, tuple(server.headers.items()))
     if server.env:
         invalid("env", "a server at a URL has no environment: pass headers")
     if "@" in url.netloc:
@@ -532,6 +532,14 @@ async def _listen(session: _Session, client: Client) -> None:
             pass
         await anyio.sleep(_RELISTEN_S)
         session.changed.set()  # there is no replay
+
+
+@cache
+def _answer_kinds() -> TypeAdapter[wire.CallToolResult | wire.InputRequiredResult]:
+    import mcp_types as wire
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(wire.CallToolResult | wire.InputRequiredResult)
 
 
 def _change_class() -> type[wire.ToolListChangedNotification]:

@@ -52,7 +52,7 @@ PAUSE_S: Final = 0.1
 """The pause after a burst, in seconds."""
 
 GRACE_S: Final = 2.0
-"""How long a process may take to end, in seconds: after its input is closed, and again after it is told to."""
+"""How long a process may take to end, in seconds: after its input is closed, and again after ``SIGTERM``."""
 
 CONNECT_S: Final = 10.0
 """Longest time to connect to a server by HTTP, and to send it a request, in seconds."""
@@ -414,7 +414,7 @@ _Stream: TypeAlias = httpx2.AsyncByteStream | httpx2.SyncByteStream
 async def _chunks(stream: _Stream, take: Callable[[bytes], float | None]) -> None:
     """Pass on each chunk until ``take`` returns ``None``; what it returns is a pause, in seconds.
 
-    A stream that is left early is cancelled: trio warns of a generator that nobody has run to its end.
+    A stream that is left early is cancelled, since trio warns of a generator that has not run to its end.
     """
     assert isinstance(stream, httpx2.AsyncByteStream)  # noqa: S101 - of an async transport
     with anyio.CancelScope() as scope:

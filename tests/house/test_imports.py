@@ -8,6 +8,8 @@ HEAVY = ("aiohttp", "httpx", "ssl", "msgspec", "cattrs", "sqlalchemy", "typer", 
 EXTRAS = (
     "aiohttp",
     "genai_prices",
+    "httpx2",
+    "mcp",
     "opentelemetry",
     "psycopg",
     "pydantic",

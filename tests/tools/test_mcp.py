@@ -1,16 +1,24 @@
 """Tools of MCP servers: real processes and HTTP, and servers that die, hang and lie."""
 
+import re
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llm_effects import LLM, AsyncLLM, ToolCall, Toolkit, run, run_tools, scripted_env
 from llm_effects.testing.scripted import calling
 from llm_effects.tools import Approved, ToolOutcome, Verdict
+from llm_effects.tools import mcp as mcp_module
 from llm_effects.tools.mcp import mcp_toolkit
+from llm_effects.tools.mcp_tools import names_for
+from llm_effects.values import InvalidValue
 from tests.fixtures.mcp_server import make_server
 from tests.fixtures.mcp_servers import COMMAND, LONG_S, alive, call, ended, function_of, liar, process_of, until
 from tests.fixtures.tool_calls import QUESTION, answer_of
@@ -169,6 +177,61 @@ def test_a_call_from_another_event_loop_ends_in_time() -> None:
         assert added.result.content == "3"
     closed = anyio.run(answer_of, function_of(tools, "add"), '{"left": 1, "right": 2}')
     assert closed.result.content.startswith("the MCP server t is closed")
+
+
+def test_a_call_under_way_when_the_block_is_left_is_an_error_value(tmp_path: Path) -> None:
+    note, results = tmp_path / "note", list[Any]()
+    with mcp_toolkit("t", COMMAND, timeout_s=None) as tools:
+        hang = function_of(tools, "hang")
+        thread = threading.Thread(target=lambda: results.append(anyio.run(answer_of, hang, f'{{"note": "{note}"}}')))
+        thread.start()
+        wait_until = time.monotonic() + LONG_S
+        while not note.exists() and time.monotonic() < wait_until:
+            time.sleep(0.01)
+    thread.join(LONG_S)
+    assert [each.outcome for each in results] == [ToolOutcome.FAILED]
+
+
+# What is rejected before anything starts.
+
+
+@pytest.mark.parametrize(
+    ("server", "options", "problem"),
+    [
+        ([], {}, "server: must be a URL, or a command line"),
+        (["a", 1], {}, "server: must be a URL, or a command line"),
+        ("uvx mcp-server-git", {}, "server: must be a URL with http or https"),
+        ("https://me:secret@example.com/mcp", {}, "server: must not hold a password: pass headers"),
+        ("https://example.com/mcp", {"env": {"A": "b"}}, "env: a server at a URL has no environment"),
+        (["a"], {"headers": {"a": "b"}}, "headers: a process has no headers"),
+        ("https://example.com/mcp", {"headers": {"a": "b\nc"}}, "headers: a contains a line break"),
+        (["a"], {"timeout_s": 0}, "timeout_s: must be above 0"),
+        (["a"], {"env": 3}, "env: must be"),
+    ],
+)
+def test_a_mistake_is_named_at_once(server: Any, options: Any, problem: str) -> None:
+    with pytest.raises(InvalidValue, match=problem) as raised:
+        mcp_toolkit("t", server, **options)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_name_has_to_suit_providers() -> None:
+    with pytest.raises(InvalidValue, match="must be at most 64 letters"):
+        mcp_toolkit("my server", ["a"])
+
+
+def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_module, "find_spec", lambda _: None)
+    with pytest.raises(InvalidValue, match=r"the MCP client is not installed: pip install .*\[mcp\]"):
+        mcp_toolkit("t", ["a"])
+
+
+@given(names=st.lists(st.text(min_size=1), unique=True), prefix=st.from_regex(r"[a-zA-Z0-9_-]{1,64}", fullmatch=True))
+def test_names_are_valid_and_different(names: list[str], prefix: str) -> None:
+    made = names_for(prefix, names)
+    assert list(made) == names
+    assert len(set(made.values())) == len(names)
+    assert all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", each) for each in made.values())
 
 
 # HTTP.
