@@ -444,7 +444,7 @@ class McpServer:
                 try:
                     self.listing = await self._listed(client)
                 except (MCPError, ValidationError) as problem:
-                    kept = f"the list could not be renewed: {shortened(printable(str(problem)), 200)}"
+                    kept = self._text(f"the list of tools could not be renewed: {problem}")
                     self.listing = McpListing(self.listing.tools, (kept,))
             await anyio.sleep(_RELIST_S)
 
