@@ -21,6 +21,7 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "batch": ("batch",),
     "setup": ("models", "config"),
     "approvals": ("approvals",),
+    "serve": ("serve",),
     "stored": ("usage", "backtest", "conversations", "cache"),
 }
 """The commands of each module."""

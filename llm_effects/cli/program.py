@@ -40,7 +40,7 @@ _Value = TypeVar("_Value")
 
 
 ORDER: Final = (
-    *("ask", "explain", "chat", "batch", "models", "config"),
+    *("ask", "explain", "chat", "batch", "serve", "models", "config"),
     *("usage", "backtest", "conversations", "approvals", "cache"),
 )
 """The commands as people meet them."""
@@ -143,7 +143,7 @@ Exit codes:
   1    failed: a line on standard error says why
   2    wrong usage: an option, an argument or a request
   3    a wrong configuration, or a rejected key
-  4    the extra [cli] is not installed
+  4    the extra [cli] is not installed, or [asgi] for serve
   5    a batch is done, but some of its requests failed
   130  interrupted (Ctrl-C)
   141  the reader of the output left (| head)

@@ -17,6 +17,7 @@ from llm_effects.config.services import KEEPABLE as KEEPABLE
 from llm_effects.config.services import BudgetConfig as BudgetConfig
 from llm_effects.config.services import CacheConfig as CacheConfig
 from llm_effects.config.services import LimitsConfig as LimitsConfig
+from llm_effects.config.services import ServeConfig as ServeConfig
 from llm_effects.config.services import StorageConfig as StorageConfig
 from llm_effects.config.services import TelemetryConfig as TelemetryConfig
 from llm_effects.config.services import TransportKind as TransportKind

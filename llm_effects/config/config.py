@@ -13,6 +13,7 @@ from llm_effects.config.services import (
     BudgetConfig,
     CacheConfig,
     LimitsConfig,
+    ServeConfig,
     StorageConfig,
     TelemetryConfig,
     TransportKind,
@@ -78,6 +79,7 @@ class LLMConfig:
     limits: LimitsConfig = field(factory=LimitsConfig, validator=instance(LimitsConfig))
     budgets: tuple[BudgetConfig, ...] = field(default=(), converter=_budgets, validator=_valid_budgets)
     telemetry: TelemetryConfig = field(factory=TelemetryConfig, validator=instance(TelemetryConfig))
+    serve: ServeConfig = field(factory=ServeConfig, validator=instance(ServeConfig))
     transport: TransportKind = field(default="auto", validator=one_of(*get_args(TransportKind)))
 
     def __attrs_post_init__(self) -> None:

@@ -202,6 +202,7 @@ TEMPLATE: Final[Mapping[str, _Template]] = {
         "url": _env("LLM_CACHE_URL"),
     },
     "storage": {"url": _env("LLM_STORAGE_URL")},
+    "serve": {"keys": {"default": _env("LLM_SERVE_KEY")}},
     "transport": _env("LLM_TRANSPORT"),
 }
 """A configuration with variables in place of values."""

@@ -1,6 +1,6 @@
-"""The configuration of the services: cache, storage, limits, budgets, telemetry, transport."""
+"""The configuration of the services: cache, storage, limits, budgets, telemetry, endpoint, transport."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final, Literal, TypeAlias, final, get_args
 
@@ -9,8 +9,19 @@ from attrs import field, frozen
 
 from llm_effects.config.fields import to_dollars, valid_amount
 from llm_effects.values.display import shown
-from llm_effects.values.secrets import Secret, hide_password, to_url, valid_url
-from llm_effects.values.validation import each_of, instance, invalid, number, one_of, short_repr, text, to_tuple
+from llm_effects.values.secrets import Secret, hide_password, key_problem, to_url, valid_url
+from llm_effects.values.validation import (
+    check_id,
+    each_of,
+    instance,
+    invalid,
+    number,
+    one_of,
+    short_repr,
+    text,
+    to_table,
+    to_tuple,
+)
 
 KEEPABLE: Final = ("stop", "length", "tool_calls")
 """Finish reasons of answers that the cache may store; filtered answers are never stored."""
@@ -123,6 +134,41 @@ class TelemetryConfig:
 
     enabled: bool = field(default=True, validator=instance(bool))
     bodies: bool = field(default=False, validator=instance(bool))
+
+
+def _owners(value: Mapping[str, str | Secret]) -> Mapping[str, Secret]:
+    keys = to_table("keys", value)
+    return {owner: Secret(key) if isinstance(key, str) else key for owner, key in keys.items()}
+
+
+def _valid_keys(_: object, attribute: "attrs.Attribute[Any]", keys: Mapping[str, Secret]) -> None:
+    """Reject an owner that no store could index, a key that no client could send, and a key of two owners."""
+    for owner, key in keys.items():
+        check_id(f"{attribute.name}: the owner {short_repr(owner)}", owner)
+        is_key = isinstance(key, Secret)
+        problem = key_problem(key.reveal()) if is_key else f"must be a text or a Secret, not {type(key).__name__}"
+        if problem:
+            invalid(attribute.name, f"the key of {short_repr(owner)} {problem}")
+    if len(set(keys.values())) < len(keys):
+        invalid(attribute.name, "two owners have the same key: each needs one of its own")
+
+
+@final
+@frozen(kw_only=True)
+class ServeConfig:
+    """The keys of an endpoint (``llm_effects.asgi``) by their owners, and its largest request in ``body_bytes``.
+
+    The owner of a key is the owner of its requests, to whom budgets and the cache belong. Without a key the endpoint
+    serves only programs on this machine.
+
+    >>> ServeConfig(keys={"ada": "a-long-random-text"})
+    ServeConfig(keys={'ada': Secret('***')})
+    """
+
+    __repr__ = shown
+
+    keys: Mapping[str, Secret] = field(factory=dict[str, Secret], converter=_owners, validator=_valid_keys)
+    body_bytes: int = field(default=32 * 2**20, validator=number(at_least=1, whole=True))
 
 
 TransportKind: TypeAlias = Literal["auto", "httpx", "fast"]

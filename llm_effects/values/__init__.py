@@ -53,7 +53,10 @@ from llm_effects.values.messages import ToolResult as ToolResult
 from llm_effects.values.openai import ChatChoice as ChatChoice
 from llm_effects.values.openai import ChatCompletion as ChatCompletion
 from llm_effects.values.openai import messages_from as messages_from
+from llm_effects.values.openai import schema_from as schema_from
 from llm_effects.values.openai import to_openai as to_openai
+from llm_effects.values.openai import tool_choice_from as tool_choice_from
+from llm_effects.values.openai import tools_from as tools_from
 from llm_effects.values.records import CacheStats as CacheStats
 from llm_effects.values.records import Check as Check
 from llm_effects.values.records import LedgerRow as LedgerRow

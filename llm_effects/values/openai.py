@@ -1,4 +1,4 @@
-"""Messages and answers as dictionaries in the shape of OpenAI's chat completions."""
+"""Messages, tools and answers as dictionaries in the shape of OpenAI's chat completions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypedDict, TypeVar
 
 from llm_effects.values.messages import Document, Image, Message, Part, Reasoning, Role, Text, ToolCall, ToolResult
+from llm_effects.values.requests import Tool
 from llm_effects.values.responses import LLMResponse, Usage
 from llm_effects.values.validation import InvalidValue, invalid, is_list, is_table, join_path, short_repr, to_tuple
 
-_Made = TypeVar("_Made", bound=Part)
+_Made = TypeVar("_Made", bound=Part | Tool)
 
 _ROLES: Final[Mapping[str, Role]] = {
     "system": "system",
@@ -68,7 +69,7 @@ def _part(place: str, part: object) -> Part:
         return _image(f"{place}.image_url", table.get("image_url"))
     if kind == "file":
         return _file(f"{place}.file", _table(f"{place}.file", table.get("file")))
-    if kind not in {"text", "refusal"}:
+    if kind not in ("text", "refusal"):
         invalid(f"{place}.type", f"must be text, image_url or file, not {short_repr(kind)}")
     return Text(_text(f"{place}.{kind}", table.get(kind)))
 
@@ -144,6 +145,66 @@ def _text(place: str, value: object) -> str:
     if not isinstance(value, str):
         invalid(place, "is missing: give a text" if value is None else f"must be a text, not {type(value).__name__}")
     return value
+
+
+# Tools, and the form of the answer.
+
+
+def tools_from(tools: Iterable[object]) -> tuple[Tool, ...]:
+    """Return tools in the shape of OpenAI's chat completions as values of ``Tool``; only functions are known.
+
+    ``strict`` is left out: each provider gets the form that it enforces. What cannot be read raises ``InvalidValue``.
+
+    >>> tools_from([{"type": "function", "function": {"name": "clock"}}])[0].name
+    'clock'
+    """
+    return tuple(_tool(f"tools[{index}]", each) for index, each in enumerate(to_tuple("tools", tools)))
+
+
+def _tool(place: str, tool: object) -> Tool:
+    table = _table(place, tool)
+    if table.get("type") != "function":
+        invalid(f"{place}.type", f"must be function, not {short_repr(table.get('type'))}")
+    function = _table(f"{place}.function", table.get("function"))
+    named = {name: function[name] for name in ("description", "parameters") if function.get(name) is not None}
+    return _made(f"{place}.function", Tool, name=_text(f"{place}.function.name", function.get("name")), **named)
+
+
+def tool_choice_from(choice: object) -> str | None:
+    """Return the choice of a tool in the shape of OpenAI's chat completions: a word, or the name of a function.
+
+    >>> tool_choice_from("auto"), tool_choice_from({"type": "function", "function": {"name": "clock"}})
+    ('auto', 'clock')
+    """
+    if choice is None or isinstance(choice, str):
+        return choice
+    table = _table("tool_choice", choice)
+    if table.get("type") != "function":
+        invalid("tool_choice.type", f"must be function, not {short_repr(table.get('type'))}")
+    return _text("tool_choice.function.name", _table("tool_choice.function", table.get("function")).get("name"))
+
+
+ANY_OBJECT: Final[Mapping[str, object]] = {"type": "object"}
+"""The schema of an answer that is any JSON object."""
+
+
+def schema_from(response_format: object) -> Mapping[str, object] | None:
+    """Return the JSON Schema of an answer by OpenAI's ``response_format``, or ``None`` for plain text.
+
+    >>> schema_from({"type": "text"}), schema_from({"type": "json_object"})
+    (None, {'type': 'object'})
+    """
+    if response_format is None:
+        return None
+    table = _table("response_format", response_format)
+    kind = table.get("type")
+    if kind not in ("text", "json_object", "json_schema"):
+        invalid("response_format.type", f"must be text, json_object or json_schema, not {short_repr(kind)}")
+    if kind != "json_schema":
+        return ANY_OBJECT if kind == "json_object" else None
+    form = _table("response_format.json_schema", table.get("json_schema"))
+    schema = _table("response_format.json_schema.schema", form.get("schema", ANY_OBJECT))
+    return {str(name): value for name, value in schema.items()}
 
 
 # Answers.

@@ -16,7 +16,9 @@ EXTRAS = (
     "redis",
     "rich",
     "sqlalchemy",
+    "starlette",
     "typer",
+    "uvicorn",
     "xllamacpp",
 )
 
