@@ -31,6 +31,7 @@ class Room(NamedTuple):
 ROOMS = {
     "cli": Room(832, 0, "llm-effects"),
     "plain": Room(624, 1, "LLM, AsyncLLM"),
+    "asgi": Room(810, 1, "OpenAI's endpoint"),
     "tools": Room(424, 2, "tool, run_tools"),
     "manager": Room(832, 2, "LLMManager"),
     "testing": Room(996, 1, "doubles, replay"),

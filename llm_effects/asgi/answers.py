@@ -172,7 +172,7 @@ class Exchange:
         return {"index": event.index, "id": event.id, "type": "function", "function": function}
 
     async def _send_delta(self, delta: dict[str, object], finish_reason: str | None = None, **extras: object) -> None:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        choice: dict[str, object] = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         await self._write(_event(self._chunk([choice], **extras)))
 
     def _chunk(self, choices: list[dict[str, object]], **extras: object) -> dict[str, object]:

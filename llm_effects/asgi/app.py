@@ -103,7 +103,7 @@ def _env_of(request: Request) -> LLMEnv:
 @final
 @frozen
 class Gate:
-    """The access to an endpoint: who may ask is the owner of a key, or without keys a program on this machine."""
+    """The access to an endpoint: for the owner of a key, or without keys for a program on this machine."""
 
     identify: Identify | None = None
     allow_anyone: bool = False

@@ -65,7 +65,8 @@ def _listening(session: Session, host: str, port: int) -> Generator[socket.socke
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as problem:
-        session.err.print(f"Cannot listen on {host}, port {port}: {problem.strerror}", style="red", soft_wrap=True)
+        reason = f"{problem.strerror}".partition(" (")[0]  # which repeats the address
+        session.err.print(f"Cannot listen on {host}, port {port}: {reason}", style="red", soft_wrap=True)
         raise typer.Exit(ExitCode.FAILED) from None
     with listening:
         yield listening
@@ -99,11 +100,15 @@ def _server_of(session: Session, env: "LLMEnv", *, allow_anyone: bool) -> "Serve
     return Server(settings)
 
 
+def _ignore(*_: object) -> None:
+    pass
+
+
 @contextmanager
 def _signals_handled() -> Generator[None]:
     """Ignore the signals that uvicorn raises again after it has stopped for them: what it serves is still to close."""
     stopping = (signal.SIGINT, signal.SIGTERM)
-    before = {each: signal.signal(each, lambda *_: None) for each in stopping}
+    before = {each: signal.signal(each, _ignore) for each in stopping}
     try:
         yield
     finally:

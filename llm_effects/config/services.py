@@ -15,6 +15,7 @@ from llm_effects.values.validation import (
     each_of,
     instance,
     invalid,
+    is_a,
     number,
     one_of,
     short_repr,
@@ -145,8 +146,7 @@ def _valid_keys(_: object, attribute: "attrs.Attribute[Any]", keys: Mapping[str,
     """Reject an owner that no store could index, a key that no client could send, and a key of two owners."""
     for owner, key in keys.items():
         check_id(f"{attribute.name}: the owner {short_repr(owner)}", owner)
-        is_key = isinstance(key, Secret)
-        problem = key_problem(key.reveal()) if is_key else f"must be a text or a Secret, not {type(key).__name__}"
+        problem = key_problem(key.reveal()) if is_a(key, Secret) else f"must be a text, not {type(key).__name__}"
         if problem:
             invalid(attribute.name, f"the key of {short_repr(owner)} {problem}")
     if len(set(keys.values())) < len(keys):

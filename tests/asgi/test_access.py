@@ -76,7 +76,7 @@ def test_fault_253_a_key_is_shown_nowhere() -> None:
         ({"ada": " "}, "keys: the key of 'ada' must not be blank"),
         ({"": ADA}, "keys: the owner '': must not be blank"),
         ({"ada": "<key>"}, "keys: the key of 'ada' is a placeholder"),
-        ({"ada": 7}, "keys: the key of 'ada' must be a text or a Secret, not int"),
+        ({"ada": 7}, "keys: the key of 'ada' must be a text, not int"),
         ({"ada": ADA, "bob": ADA}, "keys: two owners have the same key"),
         ([ADA], "keys: must be a table, not list"),
     ],

@@ -42,6 +42,7 @@ COMMANDS = (
     "conversations show",
     "explain",
     "models",
+    "serve",
     "usage",
 )
 
@@ -62,9 +63,14 @@ def test_the_guide_has_the_help_of_each_command(cli: Cli, command: str) -> None:
 
 
 def examples_of_the_guide() -> list[str]:
-    """Return every line of the guide's shell blocks that runs the program."""
+    """Return every line of the guide's shell blocks that runs the program to an end."""
     blocks = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if "llm-effects " in line]
+    return [
+        line
+        for block in blocks
+        for line in block.splitlines()
+        if "llm-effects " in line and "effects serve" not in line
+    ]
 
 
 def test_the_examples_of_the_guide_run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

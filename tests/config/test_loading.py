@@ -19,7 +19,7 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.loading import TEMPLATE, embedded_model, load_config, select_models, substitute_variables
 from llm_effects.config.models import Capabilities, ModelConfig, Price
 from llm_effects.config.routing import RoutingConfig
-from llm_effects.config.services import BudgetConfig, CacheConfig, StorageConfig, TelemetryConfig
+from llm_effects.config.services import BudgetConfig, CacheConfig, ServeConfig, StorageConfig, TelemetryConfig
 from llm_effects.values.errors import ConfigurationError
 from llm_effects.values.secrets import Secret
 
@@ -425,6 +425,7 @@ EVERYTHING = {
     "LLM_CACHE_MAX_SIZE": "7",
     "LLM_CACHE_URL": "sqlite:///cache.db",
     "LLM_STORAGE_URL": "sqlite:///llm.db",
+    "LLM_SERVE_KEY": "key-of-the-endpoint",
     "LLM_TRANSPORT": "httpx",
 }
 LM_STUDIO = ModelConfig(provider="lm-studio", endpoint="http://localhost:1234/v1")
@@ -462,6 +463,7 @@ def test_every_variable_sets_its_field() -> None:
         routing=RoutingConfig(strategy="cost"),
         cache=CacheConfig(enabled=False, ttl_seconds=1.5, max_size=7, url="sqlite:///cache.db"),
         storage=StorageConfig(url="sqlite:///llm.db"),
+        serve=ServeConfig(keys={"default": "key-of-the-endpoint"}),
         transport="httpx",
     )
 

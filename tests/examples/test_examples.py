@@ -59,6 +59,7 @@ SCRIPTS: dict[str, tuple[tuple[Reply, ...], str]] = {
     "manage_config": ((PROPOSAL,), "+p99_ms = 200.0"),
     "service": (("Logs.", '{"severity": "high", "likely_cause": "deployment"}'), "200 POST /analyses"),
     "fleet": (("The deployment.",), ": The deployment."),
+    "serve": (("Logs.", "Old logs."), "whole, 200: Logs.\nstreamed, 200: Old logs."),
     "failover_mid_stream": (
         (Chunks(("Disks fill",), then=MalformedResponse()), "They are full of logs."),
         "shown at the end: They are full of logs.",
@@ -83,7 +84,7 @@ async def test_an_example_runs_with_scripted_models(name: str) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"health", "service"}))  # a service shows it to its client
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"health", "serve", "service"}))  # a client sees it
 async def test_an_example_returns_its_error_as_a_value(name: str) -> None:
     main: Main = load(name).main
     assert (await main(scripted_env(AuthenticationFailed()))).failure().tag == "AuthenticationFailed"

@@ -300,4 +300,13 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     242: ("one odd name or schema made a provider refuse all tools", "made valid, or left out and said"),
     243: ("a tool server got every key of its parent", "only what it is given, over TLS, masked in texts"),
     244: ("descriptions and results steered terminals and readers", "plain and bounded; hints only add care"),
+    # The endpoint
+    248: ("a client that left, or read nothing, went on costing money", "its call ends; the model's connection closes"),
+    249: ("an error of a stream had status 200, or no shape", "its own status; after content, the last event"),
+    250: ("clients retried what the pipeline had retried", "x-should-retry: false, unless a pause is known to help"),
+    251: ("a body of any length, without an end or compressed was read", "413, 408 or 415 as soon as that is known"),
+    252: ("without keys, other machines and web pages could spend", "this machine only, by address, Host and Origin"),
+    253: ("a key could be guessed by the time of a refusal", "constant time, every key compared; shown nowhere"),
+    254: ("a proxy cut the stream of a model that thinks", "a comment after ten seconds of silence"),
+    255: ("fields without effect were dropped without a word", "refused, or named in a header that they cannot break"),
 }
