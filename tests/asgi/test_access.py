@@ -224,7 +224,8 @@ async def test_fault_251_a_body_that_does_not_arrive_is_refused(monkeypatch: pyt
     monkeypatch.setattr(app_module, "BODY_S", 0.02)
 
     async with client_of(scripted_env("never")) as client:
-        assert (await client.send(posting(Pieces(stalls=True)))).status_code == 408
+        with anyio.fail_after(20):
+            assert (await client.send(posting(Pieces(stalls=True)))).status_code == 408
 
 
 @pytest.mark.anyio

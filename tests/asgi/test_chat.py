@@ -42,11 +42,13 @@ from llm_effects import (
     TaskType,
     Text,
     ToolCall,
+    ToolCallDelta,
     ToolResult,
     scripted_env,
 )
+from llm_effects.asgi import ChatRequest, create_app, read_chat_request, status_of
 from llm_effects.asgi import answers as answers_module
-from llm_effects.asgi import create_app, read_chat_request, status_of
+from llm_effects.asgi.answers import Exchange
 from llm_effects.config import Capabilities, RoutingConfig
 from llm_effects.effects.effect import result_of
 from llm_effects.testing import Chunks, Delayed, answer, calling
@@ -342,6 +344,15 @@ async def test_the_usage_of_a_stream_comes_last_if_it_is_asked_for() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_model_with_several_keys_has_one_name() -> None:
+    gpt = ModelConfig(provider="openai", model="gpt-6-luna", api_keys=("sk-1", "sk-2"))
+    async with client_of(scripted_env("ok", config=LLMConfig(models={"gpt": gpt}))) as client:
+        whole, streamed = await ask(client), await ask(client, stream=True)
+    chunks = [chunk for chunk in events_of(streamed.text) if chunk != "[DONE]"]
+    assert {whole.json()["model"], *(chunk["model"] for chunk in chunks)} == {"gpt"}
+
+
+@pytest.mark.anyio
 async def test_reasoning_and_tool_calls_are_streamed_with_each_id_once() -> None:
     parts = (Reasoning("hm"), Text("so"), ToolCall("c1", "clock", '{"a":1}'), ToolCall("c2", "clock"))
     thoughtful = evolve(answer("so"), parts=parts, finish_reason=FinishReason.TOOL_CALLS)
@@ -354,6 +365,22 @@ async def test_reasoning_and_tool_calls_are_streamed_with_each_id_once() -> None
     assert [call["id"] for call in calls if "id" in call] == ["c1", "c2"]
     assert "".join(call["function"]["arguments"] for call in calls if call["index"] == 0) == '{"a":1}'
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.anyio
+async def test_the_id_and_the_name_of_a_call_in_pieces_are_sent_once() -> None:
+    sent = list[Any]()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    exchange = Exchange(ChatRequest(LLMRequest(prompt="why?")), scripted_env(), {}, anyio.sleep_forever, send)
+    for piece in ('{"a":', "1}"):
+        await exchange.deliver(ToolCallDelta(0, "c1", "clock", piece))
+    first, second = (events_of(message["body"].decode())[0]["choices"][0]["delta"] for message in sent[1:])
+    function = {"name": "clock", "arguments": '{"a":'}
+    assert first == {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": function}]}
+    assert second == {"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]}
 
 
 @pytest.mark.anyio
@@ -505,7 +532,7 @@ class Connection:
             return {
                 "type": "http.request",
                 "body": msgspec.json.encode({**QUESTION, **self.fields}),
-                "more_body": False,
+                "more_body": self.halts,
             }
         await (anyio.sleep_forever() if self.raises else self.gone.wait())
         return {"type": "http.disconnect"}
