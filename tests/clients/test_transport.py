@@ -22,6 +22,7 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from llm_effects.clients.transport.connections import TransportFault
+from llm_effects.clients.transport.network import Network
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.providers.wire import Timeouts, WireRequest
 from llm_effects.values.errors import LLMError
@@ -676,16 +677,15 @@ async def test_fault_104_a_call_cancelled_as_its_connection_is_made_leaves_the_d
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scopes = list[anyio.CancelScope]()
-    for network in (httpcore.AnyIOBackend, httpcore.TrioBackend):
-        connect = network.connect_tcp
+    connect = Network.connect_tcp
 
-        async def cancelling(*args: Any, connect: Any = connect, **named: Any) -> httpcore.AsyncNetworkStream:
-            made: httpcore.AsyncNetworkStream = await connect(*args, **named)
-            if scopes:
-                scopes.pop().cancel()
-            return made
+    async def cancelling(*args: Any, **named: Any) -> httpcore.AsyncNetworkStream:
+        made = await connect(*args, **named)
+        if scopes:
+            scopes.pop().cancel()
+        return made
 
-        monkeypatch.setattr(network, "connect_tcp", cancelling)
+    monkeypatch.setattr(Network, "connect_tcp", cancelling)
     transport = Transport(max_connections=1, pool_size=1)
     with serving(answering()) as server:
         async with transport.scope():
@@ -701,22 +701,20 @@ async def test_fault_104_a_call_cancelled_as_its_connection_is_made_leaves_the_d
 async def test_a_request_is_written_at_once_and_a_large_one_in_two_parts(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = list[int]()
-    for network in (httpcore.AnyIOBackend, httpcore.TrioBackend):
-        connect = network.connect_tcp
+    written, connect = list[int](), Network.connect_tcp
 
-        async def counting(*args: Any, connect: Any = connect, **named: Any) -> httpcore.AsyncNetworkStream:
-            made: Any = await connect(*args, **named)
-            write = made.write
+    async def counting(*args: Any, **named: Any) -> httpcore.AsyncNetworkStream:
+        made: Any = await connect(*args, **named)
+        write = made._stream.write
 
-            async def counted(buffer: bytes, timeout: float | None = None) -> None:
-                written.append(len(buffer))
-                await write(buffer, timeout)
+        async def counted(buffer: bytes, timeout: float | None = None) -> None:
+            written.append(len(buffer))
+            await write(buffer, timeout)
 
-            made.write = counted
-            return cast("httpcore.AsyncNetworkStream", made)
+        made._stream.write = counted
+        return cast("httpcore.AsyncNetworkStream", made)
 
-        monkeypatch.setattr(network, "connect_tcp", counting)
+    monkeypatch.setattr(Network, "connect_tcp", counting)
     with serving(answering()) as server:
         async with Transport().scope():
             await Transport().exchange(asking(server.url, b"x" * size), LIMITS)
