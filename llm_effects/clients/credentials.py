@@ -23,7 +23,7 @@ from llm_effects.effects.tasks import OnSent, Signal, in_daemon_thread, no_liste
 from llm_effects.providers.registry import must_stay, why_it_leaves
 from llm_effects.providers.target import Target, is_loopback, rotating_key, token_header
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
-from llm_effects.values.errors import AuthenticationFailed, ConfigurationError, LLMError, cause_of
+from llm_effects.values.errors import AuthenticationFailed, ConfigurationError, LLMError, RequestTimeout, cause_of
 from llm_effects.values.secrets import FreshKey, KeySource, RotatingKey, Secret, key_problem, secrets_of_environment
 from llm_effects.values.validation import is_a
 
@@ -177,22 +177,37 @@ async def send_checked(
     A key that the server rejects is not used again. Until both are settled, the attempt counts as queued: an error of
     the function is no attempt at the model, and nothing was sent of data that stays.
     """
-    record, key = call.attempt.record, rotating_key(target)
-    if call.request.stays is not None:
-        record.queued_since = anyio.current_time()
-        why = why_it_leaves(target, proxied=transport.proxied) or await _where_localhost_is(target)
-        if why:
-            return Failure(evolve(must_stay({target.name: why}), provider=target.preset.name))
-    if key is None:
+    key = rotating_key(target)
+    if key is None and call.request.stays is None:
         return await send(transport)
-    record.queued_since = anyio.current_time()
-    secret = await current_key(key, now)
-    if not is_successful(secret):
-        return Failure(_at_model(target, secret.failure()))
-    answer = await send(KeyedTransport(transport, token_header(target, secret.unwrap())))
+    settled = await _settled(transport, target, call, key, now)
+    if not is_successful(settled):
+        return Failure(settled.failure())
+    secret = settled.unwrap()
+    if key is None or secret is None:
+        return await send(transport)
+    answer = await send(KeyedTransport(transport, token_header(target, secret)))
     if not is_successful(answer) and _is_rejected(answer.failure()):
-        key.reject(secret.unwrap(), now())
+        key.reject(secret, now())
     return answer
+
+
+async def _settled(
+    transport: Transport, target: Target, call: Call, key: RotatingKey | None, now: Now
+) -> Result[Secret | None, LLMError]:
+    """Return the key of the moment, if there is one, within the candidate's share of the time."""
+    began = call.attempt.record.queued_since = anyio.current_time()
+    with anyio.CancelScope(deadline=call.attempt.first_content_by):
+        if call.request.stays is not None:
+            why = why_it_leaves(target, proxied=transport.proxied) or await _where_localhost_is(target)
+            if why:
+                return Failure(evolve(must_stay({target.name: why}), provider=target.preset.name))
+        if key is None:
+            return Success(None)
+        secret = await current_key(key, now)
+        return secret if is_successful(secret) else Failure(_at_model(target, secret.failure()))
+    share_ms = (call.attempt.first_content_by - began) * 1000
+    return Failure(_at_model(target, RequestTimeout(timeout_ms=share_ms, phase="attempt")))
 
 
 async def _where_localhost_is(target: Target) -> str:

@@ -1,23 +1,26 @@
-"""One call on its way through the layers: ``Call``, the attempt under way, and the history of the call."""
+"""One call on its way through the layers: ``Call``, the attempt under way, its timers, and its history."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Hashable
 from itertools import pairwise
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 import anyio
 from attrs import define, evolve, field, frozen
 from returns.result import Result
 
 from llm_effects.config import LLMConfig
+from llm_effects.config.models import ModelConfig
+from llm_effects.effects.tasks import loop_clock
 from llm_effects.limits.quotas import RateLimits
 from llm_effects.values.display import shown
-from llm_effects.values.errors import LLMError
+from llm_effects.values.errors import LLMError, RequestTimeout, TimeoutPhase
 from llm_effects.values.events import ReasoningDelta, Restarted, Started, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, LLMResponse
+from llm_effects.values.validation import new_list
 
 Sink: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
 """Receives the events of a stream. Each is awaited, so a slow sink slows the model."""
@@ -47,6 +50,96 @@ class AttemptRecord:
     cost: Cost = Cost.UNKNOWN
 
 
+# The timers of one attempt: until its first content, between contents, and for all of it.
+#
+# Only waiting for the model counts: the timers are paused while the call is queued, and while the consumer handles
+# events; plain code is not timed. Pings and other events without content do not reset them.
+#
+# A single cancel scope covers the whole attempt. Setting its deadline costs more than reading an event, so it is set a
+# little late and then left alone for a while: a timer fires on time or up to a tenth of its limit later.
+
+TIMER_SLACK: Final = 0.1
+"""How late a timer may fire, as a share of its limit."""
+
+
+@final
+@define(eq=False, repr=False)
+class Timers:
+    """The timers of an attempt: ``phase`` is what it waits for, and ``scope`` ends the wait.
+
+    No timer runs before ``start``. A response that is not ``streamed`` only has the limit of the attempt. ``share_by``
+    is when the candidate's share of the time ends, queue included; a stream's first content ends it before.
+    """
+
+    config: ModelConfig
+    record: AttemptRecord
+    streamed: bool
+    share_by: float = math.inf
+    phase: TimeoutPhase = "queue"
+    scope: anyio.CancelScope = field(factory=anyio.CancelScope)
+    _attempt_deadline: float = math.inf
+    clock: Callable[[], float] = field(factory=loop_clock)
+    _paused_at: float = 0.0
+    _made_at: float = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._made_at = self.clock()
+        self.record.queued_since = self.record.queued_since or self._made_at  # since it waits for a key, if it does
+        self.scope.deadline = self.share_by
+
+    def start(self) -> None:
+        """Start the timers, because the call has left the queue."""
+        now = self.clock()
+        queued_since = now if self.record.queued_since is None else self.record.queued_since
+        self.record.queued_s, self.record.queued_since = now - queued_since, None
+        self.record.sent_at = now
+        self._attempt_deadline = now + self.config.timeout_ms / 1000
+        self.phase = "first_content" if self.streamed else "attempt"
+        first_content = now + self.config.first_content_ms / 1000 if self.streamed else math.inf
+        self.scope.deadline = min(first_content, self._attempt_deadline, self.share_by)
+
+    def pause(self) -> None:
+        """Pause the timers while the consumer has events."""
+        self.phase, self._paused_at, self.share_by = "sink", self.clock(), math.inf
+
+    def wait_for_consumer(self) -> None:
+        """Start the consumer's own limit: it waits for something before it is done with an event."""
+        limit = self.config.sink_ms / 1000
+        self._set_deadline(self.clock() + limit, limit * TIMER_SLACK)
+
+    def wait_for_model(self) -> None:
+        """Resume the timers for the model's next content."""
+        now = self.clock()
+        if self.phase == "sink":
+            self._attempt_deadline += now - self._paused_at
+        self.phase = "between_content"
+        limit, attempt = self.config.between_content_ms / 1000, self.config.timeout_ms / 1000
+        if now + limit <= self._attempt_deadline:
+            self._set_deadline(now + limit, limit * TIMER_SLACK)
+        else:
+            self._set_deadline(self._attempt_deadline, min(limit, attempt) * TIMER_SLACK)
+
+    def _set_deadline(self, due: float, slack: float) -> None:
+        if not due <= self.scope.deadline <= due + slack:
+            self.scope.deadline = min(due + slack, self.share_by)
+
+    def expired(self) -> RequestTimeout:
+        """Return the error of the timer that fired."""
+        if self.clock() >= self.share_by < self._attempt_deadline:
+            return RequestTimeout(timeout_ms=(self.share_by - self._made_at) * 1000, phase="attempt")
+        if self.phase != "sink" and self.clock() >= self._attempt_deadline:
+            return RequestTimeout(timeout_ms=self.config.timeout_ms, phase="attempt")
+        limits = {
+            "sink": self.config.sink_ms,
+            "first_content": self.config.first_content_ms,
+            "between_content": self.config.between_content_ms,
+        }
+        return RequestTimeout(timeout_ms=limits.get(self.phase, self.config.timeout_ms), phase=self.phase)
+
+
+# The history of a call, and the call itself.
+
+
 @final
 @define
 class CallHistory:
@@ -64,15 +157,15 @@ class CallHistory:
 
     __repr__ = shown
 
-    attempts: list[Attempt] = field(factory=list[Attempt])
-    errors: list[LLMError] = field(factory=list[LLMError])
+    attempts: list[Attempt] = field(factory=new_list)
+    errors: list[LLMError] = field(factory=new_list)
     contents: int = 0
-    pieces: list[str] = field(factory=list[str])
+    pieces: list[str] = field(factory=new_list)
     acted: bool = False
     queued: int = 0
     racing: int = 0
     current: AttemptRecord | None = None
-    stages: list[tuple[float, str, str]] = field(factory=list[tuple[float, str, str]])
+    stages: list[tuple[float, str, str]] = field(factory=new_list)
     drain: Callable[[], Awaitable[None]] | None = field(default=None, repr=False)
     traced: bool | None = None
     clock: Callable[[], float] = field(default=anyio.current_time, repr=False, eq=False)

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum, unique
 from functools import partial
-from secrets import token_hex
 from typing import Final, Protocol, TypeAlias, final, runtime_checkable
 
 from attrs import Attribute, field, frozen
@@ -47,6 +46,7 @@ from llm_effects.values.records import (
 )
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, LLMResponse, Usage, Vectors
+from llm_effects.values.secrets import random_hex
 
 # Load: limits and circuit breakers, budgets of retries and of hedges.
 
@@ -423,7 +423,10 @@ class Health(Protocol):
         ...
 
     def in_flight(self) -> Mapping[str, int]:
-        """Return the calls in flight by model; routing prefers the least busy of equal models."""
+        """Return the calls in flight by model; routing prefers the least busy of equal models.
+
+        Leave models without any out: an empty mapping saves routing the comparison.
+        """
         ...
 
     def calls(self) -> int:
@@ -558,7 +561,7 @@ NewId: TypeAlias = Callable[[], str]
 wall_clock: Final[Now] = partial(datetime.now, UTC)
 """The wall clock of this machine, in UTC."""
 
-new_id: Final[NewId] = partial(token_hex, 16)
+new_id: Final[NewId] = random_hex
 """Random ids of 32 hexadecimal digits."""
 
 

@@ -60,6 +60,14 @@ class Refusal:
     retry_after: float
 
 
+_FIRST_EPOCH: Final = BreakerPermit()
+
+
+def closed_permit(breaker: Breaker) -> BreakerPermit:
+    """Return the permit of a closed breaker: until it first opens the same one for every call."""
+    return BreakerPermit("counted", breaker.epoch) if breaker.epoch else _FIRST_EPOCH
+
+
 def request_permit(
     breaker: Breaker, now: float, lease: float, *, force: bool = False
 ) -> tuple[Breaker, BreakerPermit | Refusal]:
@@ -70,7 +78,7 @@ def request_permit(
     (Refusal(retry_after=20.0), 'probe')
     """
     if breaker.open_until is None:
-        return breaker, BreakerPermit("counted", breaker.epoch)
+        return breaker, closed_permit(breaker)
     if breaker.open_until <= now and breaker.probing_until <= now:
         return evolve(breaker, probing_until=now + lease), BreakerPermit("probe", breaker.epoch)
     wait = breaker.open_until - now if breaker.open_until > now else PROBE_WAIT_S

@@ -31,18 +31,20 @@ from llm_effects.values.validation import short_repr
 def complete(call: Call, env: LLMEnv) -> Awaitable[Answer]:
     """Ask ``call.model`` once, within the time of one attempt (``ModelConfig.timeout_ms``).
 
-    The live clients keep that time themselves (``keeps_time``), since time in their queue is not the model's; others
-    are timed here. A stream is timed where it is read, so that the time of its consumer does not count.
+    The live clients keep that time themselves (``keeps_time``), since time in their queue is not the model's, and the
+    candidate's share of the time (``keeps_share``); others are timed here. A stream is timed where it is read, so that
+    the time of its consumer does not count.
     """
-    return _ask_in_time(call, env) if call.attempt.first_content_by == math.inf else _ask_within_share(call, env)
+    shared = call.attempt.first_content_by < math.inf and not getattr(env.clients, "keeps_share", False)
+    return _ask_within_share(call, env) if shared else _ask_in_time(call, env)
 
 
 async def _ask_within_share(call: Call, env: LLMEnv) -> Answer:
     """Ask within the candidate's share of the time: without content by its end, the next one is asked instead."""
     started = current_time()
     with CancelScope(deadline=call.attempt.first_content_by) as share:
-        sink = None if call.sink is None else _ending_at(call.sink, share)
-        return await _ask_in_time(evolve(call, sink=sink), env)
+        shared = call if call.sink is None else evolve(call, sink=_ending_at(call.sink, share))
+        return await _ask_in_time(shared, env)
     limit_ms = (call.attempt.first_content_by - started) * 1000
     return Failure(RequestTimeout(model=call.model, timeout_ms=limit_ms, phase="attempt"))
 
@@ -165,7 +167,8 @@ async def calibrated(response: LLMResponse, call: Call, env: LLMEnv) -> LLMRespo
 
 def comparable(request: LLMRequest) -> bool:
     """Return whether estimate and count are comparable: images vary widely, and reasoning is often not sent back."""
-    return not any(isinstance(part, Image | Document | Reasoning) for turn in request.messages for part in turn.parts)
+    parts = (part for turn in request.messages for part in turn.parts)
+    return not request.messages or not any(isinstance(part, Image | Document | Reasoning) for part in parts)
 
 
 async def _has_more_words(request: LLMRequest, counted: int) -> bool:

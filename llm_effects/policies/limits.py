@@ -74,7 +74,7 @@ def _queue_seconds(call: Call, env: LLMEnv) -> float:
     """Return how long a call may queue: at most until the end of the candidate's share of the time."""
     if call.attempt.first_content_by == inf:
         return env.config.limits.queue_seconds
-    share_s = call.attempt.first_content_by - anyio.current_time()
+    share_s = call.attempt.first_content_by - call.history.clock()
     return min(env.config.limits.queue_seconds, max(0.0, share_s))
 
 

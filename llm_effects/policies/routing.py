@@ -48,7 +48,11 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: Ran
     while True:
         attempt = _attempt_at(chosen, rest, call, env)
         recorded = len(call.history.errors)
-        result = await _counted(next, attempt, env)
+        env.health.add_in_flight(attempt.model, 1)  # from its choice to its end: others see how busy its model is
+        try:
+            result = await proceed(next, attempt, env)
+        finally:
+            env.health.add_in_flight(attempt.model, -1)
         if is_successful(result):
             if attempt.attempt.continues:
                 await call.history.drained()
@@ -71,15 +75,6 @@ def _cool_down(attempt: Call, error: LLMError, env: LLMEnv) -> None:
     shared = attempt.attempt.first_content_by < math.inf
     if cool_down_s and not (shared and ended_too_soon(error, known, streamed=attempt.sink is not None)):
         env.health.cool_down(attempt.model, anyio.current_time() + cool_down_s)
-
-
-async def _counted(next: Generate, attempt: Call, env: LLMEnv) -> Answer:
-    """Run an attempt, counted as in flight from its choice to its end: others see how busy its model is."""
-    env.health.add_in_flight(attempt.model, 1)
-    try:
-        return await proceed(next, attempt, env)
-    finally:
-        env.health.add_in_flight(attempt.model, -1)
 
 
 def _final(error: LLMError, call: Call) -> LLMError:
@@ -156,7 +151,7 @@ def _end_of_share(chosen: Ranked, following: Ranked, call: Call, env: LLMEnv) ->
     share = env.config.routing.candidate_share
     if share == 1:
         return math.inf
-    now, known = anyio.current_time(), chosen.context.statistics
+    now, known = call.history.clock(), chosen.ranking.context.statistics
     left, streamed = call.deadline - now, call.sink is not None
     seconds = time_share(left, share, known.get(chosen.model), known.get(following.model), streamed=streamed)
     return math.inf if seconds == left else now + seconds

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count, islice, pairwise
-from typing import Any, Final, Literal, TypeAlias, cast, final
+from typing import Final, Literal, TypeAlias, final
 
 from attrs import define, evolve, field
 from returns.result import Failure, Result, Success
@@ -20,6 +20,7 @@ from llm_effects.values.events import ContentEvent, ReasoningDelta, StreamEvent,
 from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, json_text, parse
 from llm_effects.values.messages import Citation, Origin, Part, Reasoning, Text, ToolCall
 from llm_effects.values.responses import NO_USAGE, FinishReason, LLMResponse, Usage
+from llm_effects.values.validation import new_dict, new_list
 
 Object: TypeAlias = dict[str, object]
 """A JSON object from a server."""
@@ -37,10 +38,6 @@ Passage: TypeAlias = tuple[int, list[object]]
 
 # --- The draft and its parts
 
-# A draft is made for every call, and ``list[str]()`` takes eight times as long as ``list()``.
-_new_list: Final = cast("Callable[[], list[Any]]", list)
-_new_dict: Final = cast("Callable[[], dict[Any, Any]]", dict)
-
 
 @final
 @define(kw_only=True)
@@ -56,15 +53,15 @@ class PartDraft:
     __repr__ = shown
 
     kind: PartKind
-    pieces: list[str] = field(factory=_new_list)
+    pieces: list[str] = field(factory=new_list)
     id: str = ""
     name: str = ""
     opaque: str | None = None
     index: int = 0
-    passages: list[Passage] = field(factory=_new_list)
+    passages: list[Passage] = field(factory=new_list)
     citations: tuple[Citation, ...] = ()
     checks: int = 0
-    signature: list[str] = field(factory=_new_list)
+    signature: list[str] = field(factory=new_list)
     _measured: tuple[int, int] = field(default=(0, 0), init=False)
 
     @property
@@ -98,23 +95,23 @@ class Draft:
     __repr__ = shown
 
     target: Target
-    parts: list[PartDraft] = field(factory=_new_list)
-    calls: list[PartDraft] = field(factory=_new_list)
-    slots: dict[int | str, PartDraft] = field(factory=_new_dict)
+    parts: list[PartDraft] = field(factory=new_list)
+    calls: list[PartDraft] = field(factory=new_list)
+    slots: dict[int | str, PartDraft] = field(factory=new_dict)
     usage: Usage = NO_USAGE
     finish_reason: FinishReason | None = None
     done: bool = False
     refusal: str | None = None
-    refusal_text: list[str] = field(factory=_new_list)
+    refusal_text: list[str] = field(factory=new_list)
     served_model: str | None = None
     request_id: str | None = None
-    warnings: list[str] = field(factory=_new_list)
+    warnings: list[str] = field(factory=new_list)
     doubtful: bool = False
-    sources: list[object] = field(factory=_new_list)
-    annotations: list[object] = field(factory=_new_list)
-    sealed: dict[str, list[object]] = field(factory=_new_dict)
-    unread: list[str] = field(factory=_new_list)
-    served_tools: list[object] = field(factory=_new_list)
+    sources: list[object] = field(factory=new_list)
+    annotations: list[object] = field(factory=new_list)
+    sealed: dict[str, list[object]] = field(factory=new_dict)
+    unread: list[str] = field(factory=new_list)
+    served_tools: list[object] = field(factory=new_list)
     cited: int = 0
     thinking: Literal["unknown", "opened", "inside", "after", "over"] = "unknown"
     held: str = ""

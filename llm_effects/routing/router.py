@@ -5,12 +5,13 @@ same inputs give the same decision, which ``explain`` shows and ``generate`` fol
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
+from itertools import accumulate, chain, repeat
 from typing import Final, Protocol, TypeAlias, TypeVar, final, overload
 
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
@@ -27,6 +28,7 @@ from llm_effects.routing.candidates import (
     RoutingDecision,
     filter_candidates,
 )
+from llm_effects.routing.prices import KeptRates, PriceList
 from llm_effects.routing.statistics import confidence_at, expected_error_rate
 from llm_effects.values.display import shown
 from llm_effects.values.errors import Fallback, LLMError, fallback_for
@@ -59,6 +61,9 @@ ASSUMED_MS: Final = 1_000.0
 EXPLORERS: Final = 3
 """Calls in flight at a model without measurements, above which ``performance`` asks others first."""
 
+SUBSETS: Final = 256
+"""How many sets of the models that requests leave are kept."""
+
 _NO_STATISTICS: Final = Statistics()
 _NONE: Final = frozenset[str]()
 
@@ -74,10 +79,18 @@ class Ranked:
     __repr__ = shown
 
     target: Target
-    score: float
-    request: LLMRequest = field(repr=False)
-    context: RoutingContext = field(repr=False)
-    unavailable: bool = False
+    position: int
+    ranking: "Ranking" = field(repr=False)
+
+    @property
+    def score(self) -> float:
+        """The number that decides its place."""
+        return self.ranking.scores[self.position]
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether it is asked after all others for now."""
+        return self.target.name in self.ranking.unavailable
 
     @property
     def model(self) -> str:
@@ -92,23 +105,25 @@ class Ranked:
     @property
     def estimated_cost(self) -> Cost:
         """The estimated cost of the request at this model."""
-        return estimated_cost(self.request, self.target, self.context)
+        return estimated_cost(self.ranking.request, self.target, self.ranking.context)
 
     def to_candidate(self) -> Candidate:
         """Return the candidate with every number."""
-        source = self.context.prices.source(self.model, self.context.at)
-        measured = measured_candidate(self.target, self.context)
-        caching = describe_caching(self.target, self.request, self.context.tokens)
+        request, context = self.ranking.request, self.ranking.context
+        source = context.prices.source(self.model, context.at)
+        measured = measured_candidate(self.target, context)
+        caching = describe_caching(self.target, request, context.tokens)
         known = evolve(measured, score=self.score, estimated_cost=self.estimated_cost, price_source=source)
         return evolve(known, prompt_cache=caching)
 
 
 @final
-@frozen(eq=False)
+@define(eq=False)
 class Ranking(Sequence[Ranked]):
     """Candidates in order, each made when it is asked for: making 100 of them takes 80 microseconds.
 
-    ``positions`` are those of ``targets`` and ``scores``, in the order of the candidates.
+    ``positions`` are those of ``targets`` and ``scores``, in the order of the candidates. Nothing changes one; freezing
+    it would take another microsecond of every call.
     """
 
     request: LLMRequest
@@ -130,9 +145,7 @@ class Ranking(Sequence[Ranked]):
             left = self.positions[index]
             return Ranking(self.request, self.context, self.targets, self.scores, left, self.unavailable)
         position = self.positions[index]
-        target = self.targets[position]
-        unavailable = target.name in self.unavailable
-        return Ranked(target, self.scores[position], self.request, self.context, unavailable)
+        return Ranked(self.targets[position], position, self)
 
 
 def available(candidates: Sequence[Ranked]) -> Sequence[Ranked]:
@@ -144,73 +157,105 @@ def available(candidates: Sequence[Ranked]) -> Sequence[Ranked]:
 
 def order(request: LLMRequest, config: LLMConfig, context: RoutingContext) -> Result[Ranking, LLMError]:
     """Return the candidates of a request in order, computing only what decides it."""
-    known = _models_of(config)
+    known = _models_of(config) if request.model is None else _named(_models_of(config), request.model)
     if _fits_everywhere(request, known, context.tokens):
-        return Success(_rank_known(request, known.answering, config, context))
+        return Success(rank(request, known, config.routing, context))
     return _filter(request, config, context).map(
-        lambda filtered: _rank_known(request, filtered.candidates, config, context)
+        lambda filtered: rank(request, _among(_models_of(config), filtered.candidates), config.routing, context)
     )
 
 
-def _rank_known(
-    request: LLMRequest, targets: tuple[Target, ...], config: LLMConfig, context: RoutingContext
-) -> Ranking:
-    if len(targets) == 1:  # nothing to compare it with
-        name = targets[0].name
-        unavailable = frozenset({name}) if is_unavailable(name, context) else _NONE
-        return Ranking(request, context, targets, (0.0,), (0,), unavailable)
-    known, routing = _models_of(config), config.routing
-    settled = routing.strategy == "balanced" and known.distinct and targets is known.answering
-    if not settled or context.last_model is not None or _unavailable(context):
-        return rank(request, targets, routing, context, distinct=known.distinct)
-    table = _table(request.task_type, routing)
-    settled_order = known.balanced.get(table)
-    if settled_order is None:
-        ranked = rank(request, targets, routing, context, distinct=True)
-        settled_order = known.balanced[table] = (ranked.scores, ranked.positions)
-    return Ranking(request, context, targets, *settled_order)
+# What is the same for every call of a configuration. With 100 models it saves up to 400 microseconds a call.
 
 
-# What is the same for every call of a configuration. With 100 models it saves 120 of 250 microseconds.
+_Scored: TypeAlias = tuple[Sequence[float], Sequence[int]]
+"""The scores of models by their position, and the positions in their order."""
 
 
 @final
-@frozen(eq=False)
+@define(eq=False, repr=False)
 class _Models:
-    """The models of a configuration that answer, the smallest of their windows, and whether no two are equal.
+    """Models that answer, and what every call would derive from them again.
 
-    There are none where one of them is misconfigured: every call then fails with the whole list of problems.
-    ``balanced`` has scores and positions by the table of a task, for while all models are available.
+    ``window`` is the smallest of their windows, and ``use_tools`` is false if one of them cannot. ``grouped`` are their
+    positions with equal models side by side, ``equals`` the places in it of those that have an equal. ``answers`` are
+    their tokens of an answer without ``max_tokens``. ``places`` has their positions in a table of names and families,
+    ``settled`` scores and order by a table, while no load decides, and ``subsets`` the models that a request leaves.
     """
 
-    __repr__ = shown
-
-    answering: tuple[Target, ...]
+    targets: tuple[Target, ...]
+    names: tuple[str, ...]
     window: float
-    distinct: bool
-    balanced: dict[tuple[str, ...], tuple[Sequence[float], Sequence[int]]]
+    use_tools: bool
+    grouped: tuple[int, ...]
+    equals: tuple[slice, ...]
+    last_resorts: frozenset[str]
+    answers: tuple[int, ...]
+    places: dict[tuple[str, ...], Sequence[float]] = field(factory=dict[tuple[str, ...], Sequence[float]])
+    settled: dict[tuple[str, ...], _Scored] = field(factory=dict[tuple[str, ...], _Scored])
+    subsets: "dict[str | tuple[Target, ...], _Models]" = field(factory=dict["str | tuple[Target, ...]", "_Models"])
+    rates: KeptRates | None = None
 
 
 @cached_per_config
 def _models_of(config: LLMConfig) -> _Models:
-    answering = tuple(each for each in targets_of(config).value_or(()) if not each.capabilities.embeddings)
-    windows = (each.capabilities.context_length for each in answering)
+    """Return the models that answer; none where one of them is misconfigured: every call fails with the problems."""
+    return _models(tuple(each for each in targets_of(config).value_or(()) if not each.capabilities.embeddings))
+
+
+def _models(targets: tuple[Target, ...]) -> _Models:
+    windows = (each.capabilities.context_length for each in targets)
+    groups = _groups(targets)
+    starts = accumulate(map(len, groups), initial=0)
     return _Models(
-        answering=answering,
+        targets=targets,
+        names=tuple(each.name for each in targets),
         window=min((window for window in windows if window is not None), default=math.inf),
-        distinct=len({*map(_identity, answering)}) == len(answering),
-        balanced={},
+        use_tools=all(each.capabilities.tools is not False for each in targets),
+        grouped=tuple(chain(*groups)),
+        equals=tuple(slice(at, at + len(each)) for at, each in zip(starts, groups, strict=False) if len(each) > 1),
+        last_resorts=frozenset(each.name for each in targets if each.config.last_resort),
+        answers=tuple(each.config.max_tokens or EXPECTED_ANSWER_TOKENS for each in targets),
     )
+
+
+def _groups(targets: Sequence[Target]) -> Sequence[Sequence[int]]:
+    """Return the positions of equal models together: the same provider, model and price."""
+    groups = dict[Hashable, list[int]]()
+    for position, target in enumerate(targets):
+        groups.setdefault((target.preset.name, target.wire_model, target.config.price), []).append(position)
+    return tuple(groups.values())
+
+
+def _named(known: _Models, name: str) -> _Models:
+    """Return the models to which a request may be pinned by a name."""
+    if name in known.subsets:
+        return known.subsets[name]
+    named = _among(known, tuple(each for each in known.targets if name in each.names))
+    if named.targets:  # a name without models may be any text: it is not kept
+        known.subsets[name] = named
+    return named
+
+
+def _among(known: _Models, targets: tuple[Target, ...]) -> _Models:
+    """Return some of the models; kept, since most requests leave the same ones."""
+    if len(targets) == len(known.targets):
+        return known
+    if targets not in known.subsets:
+        if len(known.subsets) >= SUBSETS:
+            known.subsets.clear()
+        known.subsets[targets] = _models(targets)
+    return known.subsets[targets]
 
 
 def _fits_everywhere(request: LLMRequest, known: _Models, tokens: int) -> bool:
     """Return whether every model takes a request, because it asks for nothing that one of them may lack."""
-    confined = request.model is not None or request.stays is not None
-    special = confined or request.tools or request.response_schema is not None
-    if special or not known.answering or tokens + (request.preferences.max_tokens or 0) > known.window:
+    lacking = request.tools and not known.use_tools
+    special = lacking or request.stays is not None or request.response_schema is not None
+    if special or not known.targets or tokens + (request.preferences.max_tokens or 0) > known.window:
         return False
     parts = (part for message in request.messages for part in message.parts)
-    return not any(isinstance(part, Image | Document) for part in parts)
+    return not request.messages or not any(isinstance(part, Image | Document) for part in parts)
 
 
 def route(request: LLMRequest, config: LLMConfig, context: RoutingContext) -> Result[RoutingDecision, LLMError]:
@@ -231,7 +276,7 @@ def _decision(
     return RoutingDecision(
         task_type=request.task_type,
         strategy=routing.strategy,
-        candidates=tuple(each.to_candidate() for each in rank(request, filtered.candidates, routing, context)),
+        candidates=tuple(each.to_candidate() for each in rank(request, _models(filtered.candidates), routing, context)),
         excluded=filtered.excluded,
         drawn=context.drawn,
         exploring=is_exploring(routing, context.drawn),
@@ -259,60 +304,68 @@ def _nearly_known(task: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"task_type: {short_repr(str(task))} is no known task: did you mean {name}?" for name in near)
 
 
-def rank(
-    request: LLMRequest,
-    targets: tuple[Target, ...],
+def rank(request: LLMRequest, models: _Models, routing: RoutingConfig, context: RoutingContext) -> Ranking:
+    """Return the models in the order in which they are asked, each with its score."""
+    if len(models.targets) == 1:  # nothing to compare it with
+        unavailable = frozenset(models.names) if is_unavailable(models.names[0], context) else _NONE
+        return Ranking(request, context, models.targets, _scores(request, models, routing, context), (0,), unavailable)
+    (scores, positions), unavailable = _by_score(request, models, routing, context), _unavailable(context)
+    if context.last_model is not None or unavailable or models.last_resorts or routing.fallback_order:
+        positions = _adjusted([*positions], models, routing, context.last_model, unavailable)
+    return Ranking(request, context, models.targets, scores, positions, unavailable)
+
+
+def _adjusted(
+    positions: list[int],
+    models: _Models,
     routing: RoutingConfig,
-    context: RoutingContext,
-    *,
-    distinct: bool = False,
-) -> Ranking:
-    """Return the models in the order in which they are asked, each with its score.
-
-    ``distinct`` models are known to have no equal, between which load would decide.
-    """
-    scores, unavailable = _scores(request, targets, routing, context, distinct=distinct), _unavailable(context)
-    positions = [*range(len(targets))]
-    first_of = {} if distinct else _first_of_equals(targets)
-
-    def availability(at: int) -> tuple[bool, bool]:
-        return targets[at].config.last_resort, targets[at].name in unavailable
-
+    last_model: str | None,
+    unavailable: frozenset[str],
+) -> Sequence[int]:
+    """Return positions by score with the conversation's model first, and last resorts and unavailable ones last."""
     # Sorting is stable: models that tie keep the order of the configuration. So each key sorts within the one after it.
-    if len(first_of) < len(targets) and first_of:
-        positions.sort(key=lambda at: (first_of[_identity(targets[at])], _load(targets[at], context)))
-    positions.sort(key=scores.__getitem__)
-    if context.last_model is not None:
-        positions.sort(key=lambda at: targets[at].name != context.last_model)
-    if unavailable or any(each.config.last_resort for each in targets):
-        positions.sort(key=availability)
+    if last_model in models.names:
+        last = models.names.index(last_model)
+        positions.remove(last)
+        positions.insert(0, last)
+    late = [2 * (name in models.last_resorts) + (name in unavailable) for name in models.names]
+    positions.sort(key=late.__getitem__)
     if routing.fallback_order:
-        fallback = _positions_in(routing.fallback_order)
-        positions[1:] = sorted(positions[1:], key=lambda at: (availability(at), fallback(targets[at])))
-    return Ranking(request, context, targets, scores, positions, unavailable)
+        fallback = _places(models, routing.fallback_order)
+        positions[1:] = sorted(positions[1:], key=lambda at: (late[at], fallback[at]))
+    return positions
 
 
-def _first_of_equals(targets: Sequence[Target]) -> dict[Hashable, int]:
-    """Return the position of the first of each kind of equal models: the least busy of them is asked first."""
-    first_of = dict[Hashable, int]()
-    for position, target in enumerate(targets):
-        first_of.setdefault(_identity(target), position)
-    return first_of
+def _by_score(request: LLMRequest, models: _Models, routing: RoutingConfig, context: RoutingContext) -> _Scored:
+    """Return the scores, and the positions by them; of equal models the least busy comes first."""
+    busy = models.equals and context.in_flight
+    table = _table(request.task_type, routing) if routing.strategy == "balanced" and not busy else None
+    settled = None if table is None else models.settled.get(table)
+    if settled is not None:
+        return settled
+    scores = _scores(request, models, routing, context)
+    positions = _by_load(models, context.in_flight) if busy else [*models.grouped]
+    positions.sort(key=scores.__getitem__)
+    if table is not None:
+        models.settled[table] = scores, positions
+    return scores, positions
 
 
-def _identity(target: Target) -> Hashable:
-    """Return what equal models have in common: provider, model and price."""
-    return target.preset.name, target.wire_model, target.config.price
-
-
-def _load(target: Target, context: RoutingContext) -> float:
-    return context.in_flight.get(target.name, 0) / target.config.weight
+def _by_load(models: _Models, in_flight: Mapping[str, int]) -> list[int]:
+    """Return the positions with equal models side by side, the least busy of them first."""
+    positions = [*models.grouped]
+    loads = [in_flight.get(each.name, 0) / each.config.weight for each in models.targets]
+    for equal in models.equals:
+        positions[equal] = sorted(positions[equal], key=loads.__getitem__)
+    return positions
 
 
 def _unavailable(context: RoutingContext) -> frozenset[str]:
     """Return the models that are cooled down or whose circuit breaker is open: usually none."""
-    known, now = context.statistics, context.now
-    cooled_down = (name for name, each in known.items() if each.cooldown_until > now)
+    now = context.now
+    cooled_down = [name for name, each in context.statistics.items() if each.cooldown_until > now]
+    if not cooled_down and not context.open_until:
+        return _NONE
     return frozenset((*cooled_down, *(name for name, until in context.open_until.items() if until > now)))
 
 
@@ -331,27 +384,19 @@ def is_exploring(routing: RoutingConfig, drawn: float) -> bool:
 # The score of each strategy: the position in a table, the estimated cost, or the expected wait.
 
 
-def _scores(
-    request: LLMRequest,
-    targets: Sequence[Target],
-    routing: RoutingConfig,
-    context: RoutingContext,
-    *,
-    distinct: bool,
-) -> list[float]:
+def _scores(request: LLMRequest, models: _Models, routing: RoutingConfig, context: RoutingContext) -> Sequence[float]:
     match routing.strategy:
         case "balanced":
-            return [*map(_positions_in(_table(request.task_type, routing)), targets)]
+            return _places(models, _table(request.task_type, routing))
         case "cost":
-            return _costs(request, targets, context)
+            return _costs(request, models, context)
         case "performance":
-            waits = _known_times(targets, context) or _waits(
-                [_measures_of(each.name, context) for each in targets], streamed=context.streamed
+            waits = _known_times(models, context) or _waits(
+                [_measures_of(name, context) for name in models.names], streamed=context.streamed
             )
             if is_exploring(routing, context.drawn):
-                trusts = (trust(measured_candidate(each, context)) for each in targets)
-                waits = [wait * share for wait, share in zip(waits, trusts, strict=True)]
-            return waits if distinct else _shared_scores(targets, waits)
+                waits = [wait * _trust_of(name, context) for wait, name in zip(waits, models.names, strict=True)]
+            return _shared_scores(models, waits)
 
 
 def _table(task: TaskType, routing: RoutingConfig) -> tuple[str, ...]:
@@ -359,25 +404,25 @@ def _table(task: TaskType, routing: RoutingConfig) -> tuple[str, ...]:
     return routing.tasks.get(task) or TASK_ORDER.get(task, TASK_ORDER[TaskType.GENERAL])
 
 
-def _shared_scores(targets: Sequence[Target], scores: Sequence[float]) -> list[float]:
+def _places(models: _Models, table: tuple[str, ...]) -> Sequence[float]:
+    """Return the first position of each model in a table of names and families; absent models come last."""
+    if table not in models.places:
+        position, last = {name: float(at) for at, name in reversed([*enumerate(table)])}.get, float(len(table))
+        models.places[table] = [
+            min(position(each.name, last), position(each.entry, last), position(each.preset.family, last))
+            for each in models.targets
+        ]
+    return models.places[table]
+
+
+def _shared_scores(models: _Models, scores: list[float]) -> list[float]:
     """Return the scores with equal models at the best among them, so that load decides which is asked."""
-    best = dict[Hashable, float]()
-    for target, score in zip(targets, scores, strict=True):
-        best[_identity(target)] = min(score, best.get(_identity(target), math.inf))
-    return [best[_identity(target)] for target in targets]
-
-
-def _positions_in(table: tuple[str, ...]) -> Callable[[Target], float]:
-    """Return a function to a model's first position in a table of names and families; absent models come last."""
-    position, last = _positions(table).get, float(len(table))
-    return lambda target: min(
-        position(target.name, last), position(target.entry, last), position(target.preset.family, last)
-    )
-
-
-@lru_cache(maxsize=1024)
-def _positions(table: tuple[str, ...]) -> Mapping[str, float]:
-    return {name: float(position) for position, name in reversed([*enumerate(table)])}
+    for equal in models.equals:
+        positions = models.grouped[equal]
+        best = min(scores[at] for at in positions)
+        for at in positions:
+            scores[at] = best
+    return scores
 
 
 def estimated_cost(request: LLMRequest, target: Target, context: RoutingContext) -> Cost:
@@ -390,17 +435,16 @@ def _longest_answer(request: LLMRequest, target: Target) -> int:
     return request.preferences.max_tokens or target.config.max_tokens or EXPECTED_ANSWER_TOKENS
 
 
-def _costs(request: LLMRequest, targets: Sequence[Target], context: RoutingContext) -> list[float]:
-    """Return the estimated cost of a request at each model, infinite if unknown; equal usages are made once."""
-    price, at, usages = context.prices.cost, context.at, dict[int, Usage]()
-    costs = list[float]()
-    for target in targets:
-        answer = _longest_answer(request, target)
-        if answer not in usages:
-            usages[answer] = Usage(input_tokens=context.tokens, output_tokens=answer)
-        usd = price(target.name, usages[answer], at).usd
-        costs.append(math.inf if usd is None else float(usd))
-    return costs
+def _costs(request: LLMRequest, models: _Models, context: RoutingContext) -> list[float]:
+    """Return the estimated cost of a request at each model, infinite if unknown."""
+    prices, longest = context.prices, request.preferences.max_tokens
+    if isinstance(prices, PriceList):
+        if models.rates is None or not models.rates.hold(prices, context.at):
+            models.rates = prices.rates(models.names, context.at)
+        if context.tokens <= models.rates.most_tokens:
+            return models.rates.usd(context.tokens, models.answers if longest is None else repeat(longest))
+    costs = (estimated_cost(request, each, context).usd for each in models.targets)
+    return [math.inf if usd is None else float(usd) for usd in costs]
 
 
 def measured_candidate(target: Target, context: RoutingContext) -> Candidate:
@@ -428,13 +472,18 @@ def measured_candidate(target: Target, context: RoutingContext) -> Candidate:
     )
 
 
-def trust(candidate: Candidate) -> float:
+def trust(confidence: float, calls_since: int) -> float:
     """Return the share (0 to 1) of its expected wait that an exploring call assumes of a model.
 
     It shrinks as the measurements of the model age, in time and in calls to other models.
     """
-    confidence = candidate.confidence * math.exp2(-candidate.calls_since / HALF_LIFE_CALLS)
-    return confidence / (confidence + DOUBT)
+    left = confidence * math.exp2(-calls_since / HALF_LIFE_CALLS)
+    return left / (left + DOUBT)
+
+
+def _trust_of(name: str, context: RoutingContext) -> float:
+    known = context.statistics.get(name, _NO_STATISTICS)
+    return trust(confidence_at(known, context.at), context.calls - known.calls if known.attempts else 0)
 
 
 def expected_waits(candidates: Sequence[Candidate], *, streamed: bool) -> list[float]:
@@ -465,12 +514,16 @@ def _measures_of(name: str, context: RoutingContext) -> _Measures:
     return (*times, errors, context.in_flight.get(name, 0))
 
 
-def _known_times(targets: Sequence[Target], context: RoutingContext) -> list[float]:
-    """Return the waits of models that have all been measured and never failed, in a third of the time: their times."""
-    known = [context.statistics.get(target.name, _NO_STATISTICS) for target in targets]
-    times = [each.first_content_ms if context.streamed else each.latency_ms for each in known if not each.error_rate]
-    waits = [time for time in times if time is not None]
-    return waits if len(waits) == len(targets) else []
+def _known_times(models: _Models, context: RoutingContext) -> list[float]:
+    """Return the waits of models that have all been measured and never failed, in a fifth of the time: their times."""
+    statistics, streamed, waits = context.statistics, context.streamed, list[float]()
+    for name in models.names:
+        known = statistics.get(name, _NO_STATISTICS)
+        time = known.first_content_ms if streamed else known.latency_ms
+        if time is None or known.error_rate:
+            return []
+        waits.append(time)
+    return waits
 
 
 def _waits(models: Sequence[_Measures], *, streamed: bool) -> list[float]:

@@ -23,12 +23,16 @@ KEPT: Final = 128
 """How many of a model's newest latencies are kept, to estimate percentiles."""
 
 
+_UNKNOWN: Final = Statistics()
+
 # A value for each event loop.
 
 
 @final
 class LoopLocal(Generic[_Item]):
-    """A value for each event loop, made on its first use there; it ends with the loop or with this object.
+    """A value for each event loop, made on its first use there.
+
+    It ends with this object, or with the loop and the next use in another one.
 
     >>> import anyio
     >>> counts = LoopLocal(list[int])
@@ -41,13 +45,19 @@ class LoopLocal(Generic[_Item]):
 
     def __init__(self, make: Callable[[], _Item]) -> None:
         self._make = make
+        self._newest: tuple[Callable[[], object], _Item] | None = None
 
     def get(self) -> _Item:
         """Return the value of this event loop; outside of any there is none, but a ``NoEventLoopError``."""
-        values = _values_here()
+        loop, newest = running_loop(), self._newest
+        if loop is not None and newest is not None and newest[0]() is loop:  # 0.6 microseconds instead of 1.2
+            return newest[1]
+        values = _values_here(loop)
         value: _Item | None = values.get(self)
         if value is None:
             value = values[self] = self._make()
+        if loop is not None:
+            self._newest = ref(loop), value
         return value
 
 
@@ -59,9 +69,8 @@ _LOOP_VALUES: Final[RunVar[_Values]] = RunVar("llm_effects_loop_values")
 _KNOWN_LOOPS: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[_Values]]] = WeakKeyDictionary()
 
 
-def _values_here() -> _Values:
-    """Return the values of the event loop that runs this code."""
-    loop = running_loop()
+def _values_here(loop: asyncio.AbstractEventLoop | None) -> _Values:
+    """Return the values of the event loop that runs this code, ``loop`` if it is one of asyncio."""
     if loop is None:
         return _values_by_anyio()
     known = _KNOWN_LOOPS.get(loop)
@@ -98,10 +107,12 @@ class MemoryHealth:
 
     def observe(self, attempt: Attempt, at: datetime) -> None:
         """Learn from an attempt that ended ``at``, a time of ``env.now``."""
-        self._known[attempt.model] = learn(self._known.get(attempt.model, Statistics()), attempt, at, self._calls)
+        self._known[attempt.model] = learn(self._known.get(attempt.model, _UNKNOWN), attempt, at, self._calls)
         if attempt.succeeded:
-            streamed = attempt.first_content_ms is not None
-            newest = self._newest.setdefault((attempt.model, streamed), deque(maxlen=KEPT))
+            key = attempt.model, attempt.first_content_ms is not None
+            newest = self._newest.get(key)
+            if newest is None:
+                newest = self._newest[key] = deque(maxlen=KEPT)
             newest.append(attempt.latency_ms if attempt.first_content_ms is None else attempt.first_content_ms)
 
     def cool_down(self, model: str, until: float) -> None:
@@ -114,7 +125,7 @@ class MemoryHealth:
         cooldowns = self._active_cooldowns() if self._cooled else None
         if not cooldowns:
             return self._known
-        known = {name: self._known.get(name, Statistics()) for name in {*self._known, *cooldowns}}
+        known = {name: self._known.get(name, _UNKNOWN) for name in {*self._known, *cooldowns}}
         return {
             name: evolve(each, cooldown_until=cooldowns.get(name, each.cooldown_until)) for name, each in known.items()
         }
@@ -125,7 +136,11 @@ class MemoryHealth:
 
     def add_in_flight(self, model: str, change: int) -> None:
         """Add 1 or -1 to the calls in flight at a model."""
-        self._in_flight[model] = self._in_flight.get(model, 0) + change
+        count = self._in_flight.get(model, 0) + change
+        if count:
+            self._in_flight[model] = count
+        else:  # so that a mapping that is not empty means that load decides
+            self._in_flight.pop(model, None)
 
     def in_flight(self) -> Mapping[str, int]:
         """Return the calls in flight by model."""

@@ -20,10 +20,9 @@ from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
-from llm_effects.clients.client import Timers
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
-from llm_effects.effects.call import Call, opening_of
+from llm_effects.effects.call import Call, Timers, opening_of
 from llm_effects.effects.effect import Answer, Effect, effect, result_of, run
 from llm_effects.effects.env import Ledger, LLMEnv
 from llm_effects.effects.tasks import task_group

@@ -15,6 +15,7 @@ from llm_effects.values.validation import (
     instances,
     invalid,
     is_a,
+    new_dict,
     number,
     one_of,
     short_repr,
@@ -221,9 +222,7 @@ class LLMRequest:
     prompt_cache: PromptCache | None = field(default=None, validator=one_of(*get_args(PromptCache)))
     stays: Stays | None = field(default=None, validator=valid_stays)
     tags: tuple[str, ...] = field(default=(), converter=_tags, validator=instances(str))
-    metadata: Mapping[str, str] = field(
-        factory=dict[str, str], converter=to_metadata, validator=instances(str), repr=False
-    )
+    metadata: Mapping[str, str] = field(factory=new_dict, converter=to_metadata, validator=instances(str), repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.prompt is None and not self.messages:

@@ -25,6 +25,10 @@ JSONObject: TypeAlias = Mapping[str, object]
 _Item = TypeVar("_Item")
 _Choice = TypeVar("_Choice", bound=Enum)
 
+# Every call makes some, and ``list[str]()`` takes eight times as long as ``list()``, half of a microsecond.
+new_list: Final = cast("Callable[[], list[Any]]", list)
+new_dict: Final = cast("Callable[[], dict[Any, Any]]", dict)
+
 Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 """An attrs validator."""
 

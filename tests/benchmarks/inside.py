@@ -153,6 +153,7 @@ class Instant:
     """Clients whose models answer at once."""
 
     keeps_time: ClassVar[bool] = True
+    keeps_share: ClassVar[bool] = True
 
     async def answer(self, call: Call) -> Answer:
         parts, usage = (Text("Light is scattered."),), Usage(input_tokens=12, output_tokens=9)

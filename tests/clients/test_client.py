@@ -1,7 +1,9 @@
 """The live clients, through every layer, with mocked HTTP."""
 
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+import anyio
 import httpx
 import pytest
 from pytest_httpx import HTTPXMock
@@ -22,8 +24,14 @@ from llm_effects import (
     generate,
     open_env,
     run,
+    scripted_env,
+    stream,
 )
-from llm_effects.config import Capabilities, RoutingConfig
+from llm_effects.clients.client import LiveClients
+from llm_effects.clients.transport.transport import Transport
+from llm_effects.config import CacheConfig, Capabilities, RoutingConfig
+from llm_effects.effects.call import Sink
+from llm_effects.testing import run_in_virtual_time
 from llm_effects.values.errors import LLMError
 from llm_effects.values.responses import LLMResponse
 
@@ -146,3 +154,89 @@ async def test_keys_are_not_sent_over_plain_http() -> None:
     assert isinstance(error, ConfigurationError)
     assert error.message.startswith("models.exposed.endpoint: keys are never sent over plain HTTP")
     assert "canary" not in repr(error)
+
+
+# The share of the time that a candidate has while others follow it: kept by the timer of its attempt.
+
+IN_40_S = LLMRequest(prompt="why?", preferences=Preferences(timeout_ms=40_000))
+
+
+class Pieces(httpx.AsyncByteStream):
+    """The body of a streamed answer, each piece after a pause in seconds."""
+
+    def __init__(self, *pieces: tuple[float, str]) -> None:
+        self._pieces = pieces
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for pause, text in self._pieces:
+            await anyio.sleep(pause)
+            yield self._event({"content": text}) if text else b": ping\n\n"
+        yield self._event({}, "stop") + b"data: [DONE]\n\n"
+
+    def _event(self, delta: dict[str, str], finish: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+
+
+def candidates_answering(
+    first: Callable[[], Awaitable[httpx.Response]], sink: Sink | None = None, model: ModelConfig | None = None
+) -> LLMResponse:
+    """Ask two live models in virtual time, of which the first answers in its own way and the second at once."""
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "first":
+            return await first()
+        return httpx.Response(200, stream=Pieces((0, "second"))) if sink else httpx.Response(200, json=CHAT)
+
+    async def main() -> LLMResponse:
+        plain = [ModelConfig(provider="lm-studio", endpoint=f"http://{name}/v1") for name in ("first", "second")]
+        models = {"first": model or plain[0], "second": plain[1]}
+        config = LLMConfig(models=models, cache=CacheConfig(enabled=False))
+        transport = Transport(make_pool=lambda _: httpx.MockTransport(answer))
+        env = scripted_env(config=config, clients=LiveClients(config=config, transport=transport))
+        operation = generate(IN_40_S) if sink is None else stream(IN_40_S, sink)
+        return (await run(operation, env)).unwrap()
+
+    return run_in_virtual_time(main)
+
+
+async def never() -> httpx.Response:
+    await anyio.sleep_forever()
+    return httpx.Response(200)
+
+
+async def ignore(_: object) -> None: ...
+
+
+@pytest.mark.parametrize("sink", [None, ignore])
+def test_a_live_model_without_an_answer_ends_with_its_share_of_the_time(sink: Sink | None) -> None:
+    response = candidates_answering(never, sink)
+    (stalled, answered) = response.attempts
+    assert (stalled.model, stalled.outcome, stalled.latency_ms) == ("first", "TimeoutError", 20_000)
+    assert (answered.model, answered.outcome) == ("second", "success")
+
+
+def test_a_live_stream_without_content_ends_with_its_share_of_the_time() -> None:
+    async def pinging() -> httpx.Response:
+        return httpx.Response(200, stream=Pieces(*[(1.0, "")] * 100))
+
+    (stalled, answered) = candidates_answering(pinging, ignore).attempts
+    assert (stalled.outcome, stalled.latency_ms, answered.model) == ("TimeoutError", 20_000, "second")
+
+
+def test_a_live_stream_with_content_goes_on_after_its_share_of_the_time() -> None:
+    async def slow() -> httpx.Response:
+        return httpx.Response(200, stream=Pieces((10.0, "be"), (15.0, "cause")))
+
+    response = candidates_answering(slow, ignore)
+    assert (response.content, response.model, response.latency_ms) == ("because", "first", 25_000)
+
+
+def test_a_key_that_does_not_come_ends_with_the_share_of_the_time_of_its_model() -> None:
+    async def hang() -> str:
+        await anyio.sleep_forever()
+        return ""
+
+    keyed = ModelConfig(provider="lm-studio", endpoint="https://first/v1", api_key=hang)
+    response = candidates_answering(never, model=keyed)
+    assert ([each.model for each in response.attempts], response.latency_ms) == (["second"], 20_000)

@@ -33,10 +33,9 @@ from llm_effects import (
     run,
     stream,
 )
-from llm_effects.clients.client import Timers, opening_of
 from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import CacheConfig, RoutingConfig
-from llm_effects.effects.call import AttemptContext, AttemptRecord, Call, CallHistory
+from llm_effects.effects.call import AttemptContext, AttemptRecord, Call, CallHistory, Timers, opening_of
 from llm_effects.testing import run_in_virtual_time
 from llm_effects.values import caps
 from llm_effects.values.errors import LLMError, NetworkError

@@ -3,6 +3,8 @@
 from tests.mutants.mutant import Mutant, of
 
 client = of("clients/client.py", "clients/test_exchange.py")
+timers = of("effects/call.py", "clients/test_exchange.py")
+shares = of("effects/call.py", "clients/test_client.py")
 opening = of("effects/call.py", "clients/test_exchange.py")
 window = of("conversations/window.py", "conversations/test_window.py")
 lifecycle = of("conversations/turn_lifecycle.py", "conversations/test_converse.py")
@@ -16,12 +18,17 @@ decoding = of("structured/decoding.py", "structured/test_decoding.py")
 spans = of("telemetry/spans.py", "telemetry/test_spans.py")
 
 CALLERS: tuple[Mutant, ...] = (
-    client(
+    timers(
         "client-ignores-the-time-of-the-first-content",
-        "self.scope.deadline = min(first_content, self._attempt_deadline)",
-        "self.scope.deadline = self._attempt_deadline",
+        "self.scope.deadline = min(first_content, self._attempt_deadline, self.share_by)",
+        "self.scope.deadline = min(self._attempt_deadline, self.share_by)",
     ),
-    client(
+    shares(
+        "client-ignores-the-share-of-a-candidate",
+        "self.scope.deadline = min(first_content, self._attempt_deadline, self.share_by)",
+        "self.scope.deadline = min(first_content, self._attempt_deadline)",
+    ),
+    timers(
         "client-counts-the-time-of-the-consumer",
         "self._attempt_deadline += now - self._paused_at",
         "pass",

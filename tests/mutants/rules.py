@@ -75,8 +75,8 @@ RULES: tuple[Mutant, ...] = (
     router("router-asks-cooled-down-models-first", "return frozenset((*cooled_down, *(", "return frozenset((*(), *("),
     router(
         "router-ignores-the-load-of-equal-models",
-        "return context.in_flight.get(target.name, 0) / target.config.weight",
-        "return 0.0",
+        "in_flight.get(each.name, 0) / each.config.weight",
+        "0.0",
     ),
     router("router-sends-every-call-to-an-unmeasured-model", "EXPLORERS: Final = 3", "EXPLORERS: Final = 1_000_000"),
     router(

@@ -41,8 +41,8 @@ STAYING: tuple[Mutant, ...] = (
     credentials("staying-the-client-sends-all", "        if why:\n", "        if False:\n"),
     credentials(
         "staying-what-was-not-sent-is-an-attempt",
-        "    if call.request.stays is not None:\n        record.queued_since = anyio.current_time()\n",
-        "    if call.request.stays is not None:\n",
+        "began = call.attempt.record.queued_since = anyio.current_time()",
+        "began = anyio.current_time()",
     ),
     credentials("staying-localhost-is-not-looked-up", "    if not host.isalpha():\n", "    if True:\n"),
     complete(

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from math import inf
 from pathlib import Path
 from typing import get_args
 
@@ -319,3 +320,34 @@ def test_without_the_package_prices_are_unknown(monkeypatch: pytest.MonkeyPatch)
 def test_an_unconfigured_model_has_no_price() -> None:
     assert PriceList().cost("it", Usage(input_tokens=1, output_tokens=1), NOW) == Cost.UNKNOWN
     assert PriceList().source("it", NOW) == ""
+
+
+RATES = st.decimals(0, 1000, places=6)
+RATED = st.builds(
+    lambda rates, tier, tiered: Price(
+        input=rates[0],
+        output=rates[1],
+        tiers=[PriceTier(above_tokens=tier, input=rates[2], output=rates[0])] if tiered else (),
+    ),
+    st.tuples(RATES, RATES, RATES),
+    st.integers(10, 1000),
+    st.booleans(),
+)
+
+
+@given(st.dictionaries(st.sampled_from("abcde"), RATED), st.integers(0, 10**6), st.integers(1, 10**6))
+def test_kept_rates_give_the_same_costs(priced: dict[str, Price], tokens: int, answer: int) -> None:
+    prices = PriceList(priced)
+    rates = prices.rates("abcde", NOW)
+    assert rates.most_tokens == min((tier.above_tokens for each in priced.values() for tier in each.tiers), default=inf)
+    asked = min(tokens, int(min(rates.most_tokens, 10**6)))
+    usage = Usage(input_tokens=asked, output_tokens=answer)
+    costs = [prices.cost(name, usage, NOW).usd for name in "abcde"]
+    assert rates.usd(asked, [answer] * 5) == [inf if usd is None else float(usd) for usd in costs]
+
+
+def test_rates_are_kept_for_a_minute_of_one_list() -> None:
+    prices = PriceList({"it": FREE})
+    rates = prices.rates(["it"], NOW + timedelta(seconds=20))
+    held = [rates.hold(prices, NOW + timedelta(seconds=at)) for at in (-1, 0, 59, 60)]
+    assert (held, rates.hold(PriceList({"it": FREE}), NOW)) == ([False, True, True, False], False)

@@ -30,7 +30,7 @@ from llm_effects import (
     Usage,
     make_model_router,
 )
-from llm_effects.config import Capabilities, Price, RoutingConfig
+from llm_effects.config import Capabilities, Price, PriceChange, RoutingConfig
 from llm_effects.providers.registry import targets_of
 from llm_effects.routing import RoutingDecision
 from llm_effects.routing.candidates import Candidate, RoutingContext
@@ -218,7 +218,7 @@ def test_a_decision_shows_every_number_behind_it() -> None:
     assert (gpt.cooled_down, gpt.cooldown_s, gpt.open, gpt.open_s) == (True, 20.0, True, 5.0)
     assert by_name["claude"].open is False
     wait = expected_waits([gpt], streamed=False)[0]
-    assert gpt.score == pytest.approx(wait * trust(gpt))
+    assert gpt.score == pytest.approx(wait * trust(gpt.confidence, gpt.calls_since))
 
 
 def test_a_model_with_an_open_breaker_is_ranked_last_until_it_closes() -> None:
@@ -379,11 +379,20 @@ def test_after_an_error_only_useful_fallbacks_remain() -> None:
     ),
     task=st.sampled_from([TaskType.ANALYSIS, TaskType.GENERAL, TaskType("triage")]),
     drawn=st.sampled_from([0.5, 0.99]),
+    wanted=st.sampled_from([{}, {"model": "gpt"}, {"model": "gpt-6.1-terra"}, {"tools": (Tool("f", "d", {}),)}]),
     streamed=st.booleans(),
     last_model=st.sampled_from([None, "gpt"]),
+    in_flight=st.dictionaries(st.sampled_from(["gpt", "twin"]), st.integers(1, 3)),
 )
 def test_the_order_of_a_call_is_that_of_its_explanation(
-    strategy: Any, twin: bool, fallback: tuple[str, ...], measured: dict[str, Statistics], task: TaskType, **known: Any
+    *,
+    strategy: Any,
+    twin: bool,
+    fallback: tuple[str, ...],
+    measured: dict[str, Statistics],
+    task: TaskType,
+    wanted: dict[str, Any],
+    **known: Any,
 ) -> None:
     models = {**MODELS, "twin": GPT} if twin else MODELS
     config = _CONFIGS.setdefault(
@@ -392,8 +401,8 @@ def test_the_order_of_a_call_is_that_of_its_explanation(
     )
     prices = PriceList({"claude": Price(input=3, output=15), "gpt": Price(input=2, output=8)})
     context = RoutingContext(statistics=measured, prices=prices, tokens=100, now=50.0, **known)
-    ranking = ordered(ask(task), config, context).unwrap()
-    explained = route(ask(task), config, context).unwrap().candidates
+    ranking = ordered(ask(task, **wanted), config, context).unwrap()
+    explained = route(ask(task, **wanted), config, context).unwrap().candidates
     assert [(each.model, each.score) for each in ranking] == [(each.model, each.score) for each in explained]
     assert [each.model for each in ranking[1:]] == [each.model for each in explained[1:]]
     assert [each.model for each in available(ranking)] == [each.model for each in explained if not each.cooled_down]
@@ -410,6 +419,34 @@ def test_a_window_of_the_same_size_is_no_fallback_for_a_prompt_that_was_too_larg
 def test_the_least_busy_of_equal_models_is_asked_first() -> None:
     equal = {"a": STUDIO, "b": STUDIO, "heavy": evolve(STUDIO, weight=4)}
     assert order(ask(), models=equal, in_flight={"a": 2, "b": 1, "heavy": 5}) == ["b", "heavy", "a"]
+
+
+def test_what_is_kept_of_a_configuration_changes_no_order() -> None:
+    config = LLMConfig(models={name: evolve(STUDIO, endpoint=f"http://{name}:1/v1") for name in "abc"})
+
+    def first(**known: Any) -> str:
+        context = RoutingContext(statistics={}, prices=PriceList(), **known)
+        return ordered(ask(), config, context).unwrap()[0].model
+
+    orders = [first(), first(in_flight={"a": 1}), first(last_model="c"), first(), first(open_until={"a": 1.0}), first()]
+    assert orders == ["a", "b", "c", "a", "b", "a"]
+    pinned = ordered(ask(model="b"), config, RoutingContext(statistics={}, prices=PriceList())).unwrap()
+    assert ([each.model for each in pinned], first()) == (["b"], "a")
+
+
+def test_the_order_by_cost_follows_prices_that_change() -> None:
+    dear = Price(input=9, output=9, changes=[PriceChange(since="2026-11-24", input=1, output=1)])
+    config = LLMConfig(models={"gpt": GPT, "claude": CLAUDE}, routing=RoutingConfig(strategy="cost"))
+    prices = PriceList({"gpt": dear, "claude": Price(input=2, output=10)})
+    days = [datetime(2026, 11, day, 23, 59, 59, tzinfo=UTC) for day in (22, 23)]
+    midnight = datetime(2026, 11, 24, tzinfo=UTC)
+
+    def first(at: datetime, prices: PriceList) -> str:
+        context = RoutingContext(statistics={}, prices=prices, tokens=100, at=at)
+        return ordered(ask(), config, context).unwrap()[0].model
+
+    assert [first(at, prices) for at in (*days, midnight, *days)] == ["claude", "claude", "gpt", "claude", "claude"]
+    assert first(midnight, PriceList({"claude": Price(input=2, output=10)})) == "claude"
 
 
 def test_only_a_few_calls_at_once_try_a_model_without_measurements() -> None:

@@ -18,7 +18,15 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
 from llm_effects.effects.env import Hedges, Retries
-from llm_effects.limits.circuit_breaker import Breaker, BreakerPermit, Refusal, record_outcome, request_permit
+from llm_effects.effects.tasks import loop_clock
+from llm_effects.limits.circuit_breaker import (
+    Breaker,
+    BreakerPermit,
+    Refusal,
+    closed_permit,
+    record_outcome,
+    request_permit,
+)
 from llm_effects.limits.quotas import (
     NO_DEMAND,
     ActualUsage,
@@ -213,12 +221,13 @@ class ModelState:
     limiter: LimiterState = field(default=_UNLIMITED, init=False)
     breaker: Breaker = field(factory=Breaker, init=False)
     shut_until: float | None = field(default=None, init=False)
+    _clock: Callable[[], float] = field(factory=loop_clock, init=False)
 
     def ask(self, quota: Quota, demand: Demand, ahead: Demand = NO_DEMAND) -> Permit | float:
         """Ask for a permit, as ``TryEnter`` does; nothing is awaited between taking and returning it."""
         if quota.unlimited and self.limiter is _UNLIMITED:
             return Permit(model=self.model, quota=quota, demand=demand)
-        now = anyio.current_time()
+        now = self._clock()
         wait = wait_time(self.limiter, quota, demand, now, ahead)
         if wait or ahead.requests or not has_free_slot(self.limiter, quota):
             return wait or inf
@@ -236,19 +245,21 @@ class ModelState:
 
     def admit(self, deadline: float, *, force: bool) -> BreakerPermit | Refusal:
         """Ask this process's breaker for a permit."""
-        now = anyio.current_time()
+        if self.breaker.open_until is None:
+            return closed_permit(self.breaker)
+        now = self._clock()
         self.breaker, answer = request_permit(self.breaker, now, lease_seconds(deadline, now), force=force)
         return answer
 
     def record(self, config: BreakerConfig, permit: BreakerPermit, *, failed: bool | None) -> None:
         """Record the outcome of a permitted call in this process's breaker."""
-        self.breaker = record_outcome(self.breaker, config, permit, anyio.current_time(), failed=failed)
+        self.breaker = record_outcome(self.breaker, config, permit, self._clock(), failed=failed)
         if self.breaker.open_until is not None:
             self.opened.set()
 
     def shut(self, seconds: float) -> None:
         """Note for how long a shared breaker stays open; 0 is closed."""
-        self.shut_until = anyio.current_time() + seconds if seconds else None
+        self.shut_until = self._clock() + seconds if seconds else None
         if seconds:
             self.opened.set()
 

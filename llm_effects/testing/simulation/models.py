@@ -14,9 +14,8 @@ from attrs import define, evolve, field, frozen
 from returns.future import FutureResult
 from returns.result import Failure, Success
 
-from llm_effects.clients.client import Timers
 from llm_effects.config.models import ModelConfig
-from llm_effects.effects.call import Call, opening_of
+from llm_effects.effects.call import Call, Timers, opening_of
 from llm_effects.effects.effect import Answer
 from llm_effects.providers.draft import events_of
 from llm_effects.testing.simulation.invariants import NO_USAGE, Exchange, Watch
