@@ -64,7 +64,7 @@ def usage(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Group by model, provider, task, day, owner, tag, left_machine, or several: day,model.",
+            help="Group by model, provider, task, hour, day, owner, tag, left_machine, or several: day,model.",
         ),
     ] = "model",
     since: Annotated[

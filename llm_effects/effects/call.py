@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Hashable
 from itertools import pairwise
+from os import urandom
+from time import time_ns
 from typing import Final, TypeAlias, final
 
 import anyio
@@ -27,6 +29,15 @@ Sink: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
 
 LookedUp: TypeAlias = Result[LLMResponse | None, LLMError]
 """What a cache returned: an answer, ``None`` for a miss, or its failure."""
+
+
+def new_id() -> str:
+    """Return an id of 32 hexadecimal digits: 12 of the time, so that indexes grow at their end, and 20 random ones.
+
+    >>> len(new_id()), new_id() == new_id()
+    (32, False)
+    """
+    return f"{time_ns() // 1_000_000:012x}{urandom(10).hex()}"
 
 
 @final

@@ -20,6 +20,7 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.models import ModelConfig
 from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
 from llm_effects.effects.call import Call, ResponseValidator, Sink
+from llm_effects.effects.call import new_id as new_id  # noqa: PLC0414 - for those who build environments
 from llm_effects.limits.budgets import Hold
 from llm_effects.limits.circuit_breaker import BreakerPermit
 from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
@@ -46,7 +47,6 @@ from llm_effects.values.records import (
 )
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, LLMResponse, Usage, Vectors
-from llm_effects.values.secrets import random_hex
 
 # Load: limits and circuit breakers, budgets of retries and of hedges.
 
@@ -136,7 +136,11 @@ class Limits(Protocol):
 
 
 class Ledger(Protocol):
-    """The record of spending, one row for each attempt, and what is left of the budgets."""
+    """The record of spending, one row for each attempt, and what is left of the budgets.
+
+    A ledger that also has a method ``usage``, as ``SqlLedger`` has, adds up its rows for reports itself; of others,
+    reports read the ``rows``.
+    """
 
     def record(self, row: LedgerRow) -> None:
         """Record a row without waiting. No two rows share both time and ``id``."""
@@ -560,9 +564,6 @@ NewId: TypeAlias = Callable[[], str]
 
 wall_clock: Final[Now] = partial(datetime.now, UTC)
 """The wall clock of this machine, in UTC."""
-
-new_id: Final[NewId] = random_hex
-"""Random ids of 32 hexadecimal digits."""
 
 
 @final

@@ -36,7 +36,7 @@ from llm_effects.plain.fields import (
     value_of,
 )
 from llm_effects.plain.streams import AsyncEventStream, AsyncPartialStream
-from llm_effects.reports.usage import Dimension, UsageReport, usage_report
+from llm_effects.reports.usage import UsageReport, usage_report
 from llm_effects.routing.candidates import RoutingDecision
 from llm_effects.structured.partial_answers import open_stream_as
 from llm_effects.structured.typed_answers import Structured, generate_as
@@ -50,6 +50,7 @@ from llm_effects.values.messages import Message, Stays
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.requests import CachePolicy
 from llm_effects.values.responses import LLMResponse
+from llm_effects.values.usage import Dimension
 
 _Value = TypeVar("_Value")
 

@@ -34,7 +34,7 @@ from llm_effects.plain.fields import (
     repr_of,
 )
 from llm_effects.plain.streams import EventStream, PartialStream
-from llm_effects.reports.usage import Dimension, UsageReport, usage_report
+from llm_effects.reports.usage import UsageReport, usage_report
 from llm_effects.routing.candidates import RoutingDecision
 from llm_effects.stores.worker_threads import leave_to_parent, renew_after_fork
 from llm_effects.structured.typed_answers import Structured, generate_as
@@ -48,6 +48,7 @@ from llm_effects.values.messages import Message, Stays
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.requests import CachePolicy
 from llm_effects.values.responses import LLMResponse
+from llm_effects.values.usage import Dimension
 
 _Value = TypeVar("_Value")
 

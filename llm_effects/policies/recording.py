@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from decimal import Decimal
 from typing import Final
 
 import anyio
@@ -14,6 +15,7 @@ from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.policies.tracing import begin_attempt, end_attempt
 from llm_effects.providers.registry import is_proxied, models_here
+from llm_effects.routing.prices import saving_of
 from llm_effects.values.errors import Blame, LLMError, RequestTimeout, blame_for, was_sent
 from llm_effects.values.records import LedgerRow, Statistics
 from llm_effects.values.responses import CANCELLED, SUCCESS, Attempt, Cost, Usage
@@ -108,7 +110,15 @@ def _row(call: Call, attempt: Attempt, at: datetime, outcome: Answer | None, env
         owner=call.request.owner,
         tags=call.request.tags,
         left_machine=call.model not in models_here(env.config, proxied=is_proxied(env.clients)),
+        cache_saved_usd=_cache_saved(env, attempt, at),
     )
+
+
+def _cache_saved(env: LLMEnv, attempt: Attempt, at: datetime) -> Decimal | None:
+    usage = attempt.usage
+    if not (usage.cache_read_tokens or usage.cache_write_tokens):
+        return None
+    return saving_of(env.prices, attempt.model, usage, attempt.cost, at)
 
 
 def _attempt(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer | None) -> Attempt:

@@ -7,10 +7,10 @@ from llm_effects.reports.backtests import backtest_page as backtest_page
 from llm_effects.reports.exports import to_csv as to_csv
 from llm_effects.reports.exports import to_json_lines as to_json_lines
 from llm_effects.reports.html import usage_page as usage_page
-from llm_effects.reports.usage import Dimension as Dimension
-from llm_effects.reports.usage import Percentiles as Percentiles
 from llm_effects.reports.usage import UsageOverview as UsageOverview
 from llm_effects.reports.usage import UsageReport as UsageReport
 from llm_effects.reports.usage import UsageRow as UsageRow
 from llm_effects.reports.usage import usage_overview as usage_overview
 from llm_effects.reports.usage import usage_report as usage_report
+from llm_effects.values.usage import Dimension as Dimension
+from llm_effects.values.usage import Percentiles as Percentiles

@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from io import StringIO
 from typing import Final, TypeAlias
 
-from llm_effects.reports.usage import Percentiles, UsageReport, UsageRow
+from llm_effects.reports.usage import UsageReport, UsageRow
 from llm_effects.values.json import dump
 from llm_effects.values.records import LedgerRow
 from llm_effects.values.requests import TaskType
 from llm_effects.values.responses import Attempt
+from llm_effects.values.usage import Percentiles
 from llm_effects.values.validation import printable
 
 Cell: TypeAlias = str | int | float | bool | Sequence[str] | Mapping[str, int] | None
@@ -28,8 +29,7 @@ def to_csv(source: UsageReport | Sequence[LedgerRow]) -> str:
     that a spreadsheet would run as a formula is prefixed with ``'``, and control characters become spaces. JSON lines
     contain such a text unchanged.
 
-    >>> from llm_effects.reports.usage import UsageSums
-    >>> to_csv(UsageSums(("model",)).report()).splitlines()[0][:44]
+    >>> to_csv(UsageReport(by=("model",))).splitlines()[0][:44]
     'model,requests,attempts,successes,failures,i'
     """
     lines, text = _lines(source), StringIO()
@@ -122,4 +122,5 @@ def _ledger_line(row: LedgerRow) -> dict[str, Cell]:
         "cache_write_1h_tokens": usage.cache_write_1h_tokens,
         "service_tier": usage.service_tier,
         "left_machine": row.left_machine,
+        "cache_saved_usd": None if row.cache_saved_usd is None else f"{row.cache_saved_usd:f}",
     }

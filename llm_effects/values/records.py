@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Literal, TypeAlias, final
 
 from attrs import field, frozen
@@ -90,6 +91,8 @@ class LedgerRow:
 
     ``id`` is the id of the call and the number of the attempt in it; ``served_model`` is the model that the provider
     reports. ``left_machine`` is whether the attempt was sent to another machine; ``None`` where that is not known.
+    ``cache_saved_usd`` is what the provider's prompt cache saved of the cost (USD) at the prices of that time, negative
+    where writing took more than reading saved; ``None`` lets a report compute it at the prices it knows.
     """
 
     __repr__ = shown
@@ -104,6 +107,7 @@ class LedgerRow:
     owner: str | None = None
     tags: tuple[str, ...] = ()
     left_machine: bool | None = None
+    cache_saved_usd: Decimal | None = None
 
 
 Attributes: TypeAlias = Mapping[str, str | bool | int | float | Sequence[str]]

@@ -8,7 +8,6 @@ from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
-from os import urandom
 from threading import Lock
 from typing import Any, Final, NoReturn, TypeAlias, final
 from urllib.parse import quote, quote_plus
@@ -18,15 +17,6 @@ import attrs
 from llm_effects.values.validation import invalid, is_a
 
 MASK: Final = "***"
-
-
-def random_hex() -> str:
-    """Return 32 random hexadecimal digits, for an id: ``secrets.token_hex`` takes 1 microsecond more.
-
-    >>> len(random_hex())
-    32
-    """
-    return urandom(16).hex()
 
 
 @final

@@ -23,7 +23,7 @@ from llm_effects.values.errors import ConfigurationError
 from llm_effects.values.records import CacheStats, LedgerRow
 from tests.fixtures.browser import Browser, browser
 from tests.fixtures.holds import NOON
-from tests.fixtures.usage_rows import env_with, row
+from tests.fixtures.usage_rows import env_with, report_of, row
 
 __all__ = ["browser"]
 
@@ -295,12 +295,9 @@ def test_only_no_cost_is_0_dollars(amount) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 400), st.sampled_from(["0", "1e-9", "3", None]))))
 def test_any_rows_make_a_page(attempts: list[tuple[str, int, str | None]]) -> None:
-    from llm_effects.reports.usage import UsageSums
-
-    sums = UsageSums(("model", "day"))
-    sums.add(row(str(day), model, cost=cost, latency=day, at=on_day(day)) for model, day, cost in attempts)
-    by_model, by_day = sums.regrouped("model").report(), sums.regrouped("day").report()
-    overview = UsageOverview(at=NOON, by_model=by_model, by_day=by_day, by_model_and_day=sums.report())
+    rows = [row(str(day), model, cost=cost, latency=day, at=on_day(day)) for model, day, cost in attempts]
+    by_model, by_day, both = (report_of(*rows, by=by) for by in (["model"], ["day"], ["model", "day"]))
+    overview = UsageOverview(at=NOON, by_model=by_model, by_day=by_day, by_model_and_day=both)
     assert "nan" not in " ".join(
         str(value) for each in parsed(usage_page(overview)).elements for value in each.attributes.values()
     )

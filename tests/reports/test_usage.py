@@ -21,10 +21,12 @@ from llm_effects import (
 from llm_effects.config import Price
 from llm_effects.reports import Percentiles
 from llm_effects.reports import usage as reports
-from llm_effects.reports.usage import GROUPS, percentiles, usage_overview
+from llm_effects.reports.usage import usage_overview
 from llm_effects.routing.prices import PriceList, cost_of
 from llm_effects.stores.disabled import unusable_ledger
 from llm_effects.values.errors import ConfigurationError
+from llm_effects.values.records import LedgerRow
+from llm_effects.values.usage import GROUPS, Times, key_of, percentiles, time_code, time_value
 from tests.fixtures.holds import NOON
 from tests.fixtures.usage_rows import env_with, report_of, row
 
@@ -65,27 +67,55 @@ async def test_a_report_shows_what_prompt_caches_saved() -> None:
     assert overview.by_model.total.cache_saved_usd == overview.by_model.rows[0].cache_saved_usd == Decimal("3.4")
 
 
+def groups_of(each: LedgerRow) -> dict[str, tuple[str, ...]]:
+    key = key_of(each)
+    return {name: of(getattr(key, field)) for name, (field, of) in GROUPS.items()}
+
+
 def test_each_dimension_has_its_groups() -> None:
-    each = evolve(row(owner="alice", tags=("b", "a", "b")), left_machine=True)
-    groups = {name: groups_of(each) for name, groups_of in GROUPS.items()}
-    assert groups == {
+    assert groups_of(evolve(row(owner="alice", tags=("b", "a", "b")), left_machine=True)) == {
         "model": ("gpt",),
         "provider": ("openai",),
         "task": ("analysis",),
+        "hour": ("2026-11-23T12:00Z",),
         "day": ("2026-11-23",),
         "owner": ("alice",),
         "tag": ("b", "a"),
         "left_machine": ("yes",),
     }
-    assert (GROUPS["owner"](row()), GROUPS["tag"](row()), GROUPS["left_machine"](row())) == (("",), ("",), ("",))
-    assert GROUPS["left_machine"](evolve(row(), left_machine=False)) == ("no",)
+    nothing = groups_of(row())
+    assert (nothing["owner"], nothing["tag"], nothing["left_machine"]) == (("",), ("",), ("",))
+    assert groups_of(evolve(row(), left_machine=False))["left_machine"] == ("no",)
 
 
-def test_days_are_in_utc() -> None:
+def test_hours_and_days_are_in_utc() -> None:
     from zoneinfo import ZoneInfo
 
-    late = datetime(2026, 11, 24, 5, tzinfo=ZoneInfo("Asia/Tokyo"))
-    assert GROUPS["day"](row(at=late)) == ("2026-11-23",)
+    late = row(at=datetime(2026, 11, 24, 5, 59, tzinfo=ZoneInfo("Asia/Kolkata")))
+    assert (groups_of(late)["hour"], groups_of(late)["day"]) == (("2026-11-24T00:00Z",), ("2026-11-24",))
+    early = row(at=datetime(2026, 11, 24, 5, 29, tzinfo=ZoneInfo("Asia/Kolkata")))
+    assert (groups_of(early)["hour"], groups_of(early)["day"]) == (("2026-11-23T23:00Z",), ("2026-11-23",))
+
+
+@given(st.floats(0, 1e8))
+def test_times_are_exact_to_three_significant_digits(ms: float) -> None:
+    assert abs(time_value(time_code(ms)) - ms) <= max(0.005 * ms, 0.000501)
+
+
+@given(st.floats(0), st.floats(0))
+def test_codes_of_times_have_their_order(first: float, second: float) -> None:
+    assert (time_code(first) <= time_code(second)) or first > second
+    assert 0 <= time_code(first) < 2**16
+
+
+@given(TIMES)
+def test_counted_percentiles_are_those_of_the_times(times: list[float]) -> None:
+    counted, many = Times(), Times()
+    counted.extend(map(time_code, times))
+    for _ in range(2_000):  # more than are kept as they are
+        many.merge(counted)
+    exact = percentiles(time_value(time_code(each)) for each in times)
+    assert counted.percentiles() == many.percentiles() == exact
 
 
 def test_an_attempt_with_two_tags_counts_for_both_and_once_in_the_total() -> None:
@@ -161,7 +191,8 @@ async def test_invalid_arguments_are_an_invalid_request() -> None:
     unknown = (await run(usage_report(by="modle"), env)).failure()  # type: ignore[arg-type]
     assert unknown.message == "by: 'modle': did you mean model?"  # type: ignore[union-attr]
     foreign = (await run(usage_report(by="foo"), env)).failure()  # type: ignore[arg-type]
-    assert foreign.message == "by: 'foo': the groups are model, provider, task, day, owner, tag, left_machine"  # type: ignore[union-attr]
+    groups = "model, provider, task, hour, day, owner, tag, left_machine"
+    assert foreign.message == f"by: 'foo': the groups are {groups}"  # type: ignore[union-attr]
 
 
 @pytest.mark.anyio

@@ -24,6 +24,7 @@ from llm_effects.effects.effect import result_of
 from llm_effects.limits.budgets import Hold
 from llm_effects.stores.ledger.memory import within
 from llm_effects.stores.ledger.sql_budgets import BudgetQueue, BudgetStep, timestamp
+from llm_effects.stores.ledger.sql_usage import Period, read_usage, sum_up_hours, unsummed_hours
 from llm_effects.stores.sql.database import Database
 from llm_effects.stores.sql.tables import LEDGER, insert_all_new
 from llm_effects.stores.worker_threads import ended
@@ -32,6 +33,7 @@ from llm_effects.values.json import dump
 from llm_effects.values.records import LedgerRow
 from llm_effects.values.requests import TaskType
 from llm_effects.values.responses import Attempt, Cost, Usage
+from llm_effects.values.usage import TOKENS, Dimension, Saving, UsageSums
 
 LOGGER: Final = logging.getLogger("llm_effects")
 
@@ -75,6 +77,7 @@ class SqlLedger:
         self._flush_seconds = flush_seconds
         self._timer: Timer | None = None
         self._closed = False
+        self._newest_hour = ""
         self._lock = Lock()
         self._budgets = BudgetQueue(database)
         database.on_fork(self._after_fork)
@@ -106,6 +109,32 @@ class SqlLedger:
             return stored.map(lambda rows: _merge(rows, waiting, query))
 
         return FutureResult(run())
+
+    def usage(
+        self,
+        bys: Sequence[tuple[Dimension, ...]],
+        since: datetime | None,
+        until: datetime | None,
+        saving: Saving,
+    ) -> FutureResult[Sequence[UsageSums], LLMError]:
+        """Return the sums of all rows that ``rows`` returns, added up by the database.
+
+        Hours that are not summed up yet are, first; where that cannot be written, their rows are read.
+        """
+
+        async def run() -> Result[Sequence[UsageSums], LLMError]:
+            await self._sum_up_all()
+            waiting = [_columns(row) for row in self._buffer.held()]
+            period = Period(since=since, until=until, waiting=waiting)
+            work = partial(read_usage, bys=bys, period=period, saving=saving)
+            return await result_of(self._database.read("usage", work))
+
+        return FutureResult(run())
+
+    async def _sum_up_all(self) -> None:
+        left = await result_of(self._database.read("usage", _is_unsummed))
+        while is_successful(left) and left.unwrap():
+            left = await result_of(self._database.write("usage", sum_up_hours))
 
     def reserve(self, hold: Hold) -> FutureResult[Hold, LLMError]:
         """Reserve an amount in all accounts or in none, atomically across processes."""
@@ -170,10 +199,21 @@ class SqlLedger:
             self._timer = None
         self._write_batch(self._buffer.start())
 
+    def _sum_up_later(self, rows: _Rows) -> None:
+        """Sum up the hours before that of some rows, if these are the first of their hour in this process."""
+        newest = max((timestamp(row.at)[:13] for row in rows), default="")
+        if newest > self._newest_hour:
+            self._newest_hour = newest
+            self._sum_up_next(Success(True))
+
+    def _sum_up_next(self, left: Result[bool, LLMError]) -> None:
+        if is_successful(left) and left.unwrap():
+            self._database.post("usage", sum_up_hours, self._sum_up_next, durable=False)
+
     def _on_batch_written(self, result: Result[None, LLMError]) -> None:
         """Note the outcome of the running batch; called in a thread."""
         if is_successful(result):
-            self._buffer.written()
+            self._sum_up_later(self._buffer.written())
             if self._buffer.held():
                 self._flush_later(self._flush_seconds)
             return
@@ -183,6 +223,10 @@ class SqlLedger:
         LOGGER.warning(
             "the ledger could not be written: %s; %d rows wait, %d were dropped", result.failure().tag, held, dropped
         )
+
+
+def _is_unsummed(connection: Connection) -> Result[bool, LLMError]:
+    return Success(next(unsummed_hours(connection), None) is not None)
 
 
 async def _outcome(step: "BudgetStep", *, shield: bool = True) -> Result[Hold, LLMError]:
@@ -273,11 +317,12 @@ class RowBuffer:
         self._waiting, self._running, self._lock = [], (), Lock()
         self._oldest_at, self._due_at = None, self.batch
 
-    def written(self) -> None:
-        """Forget the running batch: it is stored."""
+    def written(self) -> _Rows:
+        """Forget the running batch, and return it: it is stored."""
         with self._lock:
-            self._running = ()
+            rows, self._running = self._running, ()
             self._due_at = self.batch
+            return rows
 
     def failed(self) -> None:
         """Keep the running batch for another try, after as many new rows as a batch has or some time."""
@@ -309,15 +354,6 @@ class RowBuffer:
 
 
 _MAX_INTEGER: Final = 2**63 - 1
-
-_BUCKETS: Final = (
-    "input_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-    "cache_write_1h_tokens",
-)
 
 
 def insert_rows(connection: Connection, rows: Sequence[LedgerRow]) -> Result[None, LLMError]:
@@ -365,11 +401,12 @@ def _columns(row: LedgerRow) -> dict[str, object]:
         "latency_ms": attempt.latency_ms,
         "first_content_ms": attempt.first_content_ms,
         "wait_ms": attempt.wait_ms,
-        **{name: _bounded(getattr(usage, name)) for name in _BUCKETS},
+        **{name: _bounded(getattr(usage, name)) for name in TOKENS},
         "estimated": int(usage.estimated),
         "service_tier": usage.service_tier,
         "left_machine": None if row.left_machine is None else int(row.left_machine),
         "cost_usd": None if attempt.cost.usd is None else f"{attempt.cost.usd:f}",
+        "cache_saved_usd": None if row.cache_saved_usd is None else f"{row.cache_saved_usd:f}",
     }
 
 
@@ -384,7 +421,7 @@ def _clean(text: str | None) -> str | None:
 
 
 def _to_row(values: Sequence[Any]) -> LedgerRow:
-    at, name, call_id, conversation_id, owner, task, tags, served_model, *attempt, left = values
+    at, name, call_id, conversation_id, owner, task, tags, served_model, *attempt, left, saved = values
     return LedgerRow(
         id=name,
         at=datetime.fromisoformat(at),
@@ -396,6 +433,7 @@ def _to_row(values: Sequence[Any]) -> LedgerRow:
         owner=owner,
         tags=() if tags == "[]" else tuple(msgspec.json.decode(tags, type=list[str])),
         left_machine=None if left is None else bool(left),
+        cache_saved_usd=None if saved is None else Decimal(saved),
     )
 
 

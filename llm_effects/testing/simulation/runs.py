@@ -20,8 +20,6 @@ from llm_effects.effects.effect import Generate, run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import task_group
 from llm_effects.pipeline import standard_pipeline
-from llm_effects.reports import Percentiles
-from llm_effects.reports.usage import percentiles
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.testing.scripted import scripted_env
 from llm_effects.testing.simulation.callers import Actor, Seen, check_conversations
@@ -36,6 +34,7 @@ from llm_effects.testing.simulation.invariants import (
 from llm_effects.testing.simulation.models import SimulatedClients
 from llm_effects.testing.simulation.world import CONVERSATIONS, Caller, Fault, Scenario, World, drawn
 from llm_effects.testing.virtual_time import living_tasks, run_seeded
+from llm_effects.values.usage import Percentiles, percentiles
 
 EnvOf: TypeAlias = Callable[[LLMConfig], LLMEnv]
 """Makes a fresh environment for a configuration, whose stores a run uses."""
