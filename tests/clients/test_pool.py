@@ -15,9 +15,9 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects.clients.transport.connections import JoinedChunks, join_chunks
+from llm_effects.clients.transport.connections import JoinedChunks, LoopPools, join_chunks
 from llm_effects.clients.transport.pool import ShardedPool, http_pool
-from llm_effects.clients.transport.transport import ConnectionLimiter, LoopPools
+from llm_effects.clients.transport.transport import ConnectionLimiter
 
 pytestmark = pytest.mark.anyio
 

@@ -10,13 +10,15 @@ import select
 import socket
 import ssl
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from functools import cache, lru_cache
 from importlib import import_module
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Protocol, TypeAlias, TypeVar, cast, final
 
-from attrs import define, frozen
+from anyio.lowlevel import EventLoopToken, current_token
+from attrs import define, field, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
@@ -201,6 +203,49 @@ class Connections(Protocol):
     async def aclose(self) -> None:
         """Close the idle connections now; the others close after their use."""
         ...
+
+
+_Connections = TypeVar("_Connections", bound=Connections)
+
+
+@final
+@define(eq=False, repr=False)
+class LoopPools(Generic[_Connections]):
+    """The connections of each event loop in use, so that none meets another loop than its own."""
+
+    open: Callable[[EventLoopToken], _Connections]
+    _loops: dict[EventLoopToken, _Connections] = field(factory=dict[EventLoopToken, _Connections], init=False)
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncGenerator[_Connections]:
+        """Hold the connections of the running loop; their last holder closes them."""
+        pool = self.enter()
+        try:
+            yield pool
+        finally:
+            await self.leave(pool)
+
+    def enter(self) -> _Connections:
+        """Return the connections of the running loop; leave them once."""
+        loop = current_token()
+        pool = self._loops.get(loop)
+        if pool is None:
+            pool = self._loops[loop] = self.open(loop)
+        pool.users += 1
+        return pool
+
+    async def leave(self, pool: _Connections) -> None:
+        """Leave the connections of the running loop, and close them after their last holder."""
+        pool.users -= 1
+        if not pool.users:
+            del self._loops[current_token()]
+            await pool.aclose()
+
+    async def aclose(self) -> None:
+        """Close the idle connections of the running loop; the others close after their use."""
+        pool = self._loops.get(current_token())
+        if pool is not None:
+            await pool.aclose()
 
 
 @final

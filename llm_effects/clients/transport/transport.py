@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar, final, get_args
+from typing import TYPE_CHECKING, Final, Protocol, final, get_args
 from urllib.parse import urlsplit
 
 import anyio
@@ -30,6 +30,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.clients.transport.connections import (
     Connections,
     Incoming,
+    LoopPools,
     Method,
     NoConnections,
     Outgoing,
@@ -295,49 +296,6 @@ class ConnectionLimiter:
         self._queue.pop(waiter, None)
         if waiter in self._assigned:
             self.release(self._assigned.pop(waiter))
-
-
-_Connections = TypeVar("_Connections", bound=Connections)
-
-
-@final
-@define(eq=False, repr=False)
-class LoopPools(Generic[_Connections]):
-    """The connections of each event loop in use, so that none meets another loop than its own."""
-
-    open: Callable[[EventLoopToken], _Connections]
-    _loops: dict[EventLoopToken, _Connections] = field(factory=dict[EventLoopToken, _Connections], init=False)
-
-    @asynccontextmanager
-    async def hold(self) -> AsyncGenerator[_Connections]:
-        """Hold the connections of the running loop; their last holder closes them."""
-        pool = self.enter()
-        try:
-            yield pool
-        finally:
-            await self.leave(pool)
-
-    def enter(self) -> _Connections:
-        """Return the connections of the running loop; leave them once."""
-        loop = current_token()
-        pool = self._loops.get(loop)
-        if pool is None:
-            pool = self._loops[loop] = self.open(loop)
-        pool.users += 1
-        return pool
-
-    async def leave(self, pool: _Connections) -> None:
-        """Leave the connections of the running loop, and close them after their last holder."""
-        pool.users -= 1
-        if not pool.users:
-            del self._loops[current_token()]
-            await pool.aclose()
-
-    async def aclose(self) -> None:
-        """Close the idle connections of the running loop; the others close after their use."""
-        pool = self._loops.get(current_token())
-        if pool is not None:
-            await pool.aclose()
 
 
 @final
