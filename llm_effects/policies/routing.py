@@ -17,7 +17,7 @@ from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, is_proxied, ready_targets
 from llm_effects.routing.candidates import RoutingContext
-from llm_effects.routing.router import Ranked, Ranking, available, fallbacks_after, order
+from llm_effects.routing.router import Ranked, Ranking, available, fallbacks_after, first_of, order
 from llm_effects.routing.statistics import cooldown_after, ended_too_soon, time_share
 from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, NetworkError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta
@@ -146,14 +146,15 @@ def routing_context(
 # Shares of the time: one slow model never costs the call.
 
 
-def _end_of_share(chosen: Ranked, following: Ranked, call: Call, env: LLMEnv) -> float:
+def _end_of_share(chosen: Ranked, following: str, call: Call, env: LLMEnv) -> float:
     """Return when a candidate that others follow must have its first content."""
     share = env.config.routing.candidate_share
     if share == 1:
         return math.inf
-    now, known = call.history.clock(), chosen.ranking.context.statistics
+    context = chosen.ranking.context
+    known, now = context.statistics, call.history.clock() if call.history.errors else context.now
     left, streamed = call.deadline - now, call.sink is not None
-    seconds = time_share(left, share, known.get(chosen.model), known.get(following.model), streamed=streamed)
+    seconds = time_share(left, share, known.get(chosen.model), known.get(following), streamed=streamed)
     return math.inf if seconds == left else now + seconds
 
 
@@ -171,7 +172,7 @@ def _attempt_at(chosen: Ranked, rest: Sequence[Ranked], call: Call, env: LLMEnv)
         model=model,
         alternatives=len(others),
         delivered=history.contents,
-        first_content_by=_end_of_share(chosen, others[0], call, env) if others else math.inf,
+        first_content_by=_end_of_share(chosen, first_of(others), call, env) if others else math.inf,
     )
     resumable = call.request.recovery is Recovery.RESUME and not history.acted and history.partial.strip()
     # Before an error of this call, the content is that of another call, which it followed: begin again.

@@ -155,6 +155,13 @@ def available(candidates: Sequence[Ranked]) -> Sequence[Ranked]:
     return [each for each in candidates if not each.unavailable]
 
 
+def first_of(candidates: Sequence[Ranked]) -> str:
+    """Return the name of the first candidate, without making that: a microsecond less for each call."""
+    if isinstance(candidates, Ranking):
+        return candidates.targets[candidates.positions[0]].name
+    return candidates[0].model
+
+
 def order(request: LLMRequest, config: LLMConfig, context: RoutingContext) -> Result[Ranking, LLMError]:
     """Return the candidates of a request in order, computing only what decides it."""
     known = _models_of(config) if request.model is None else _named(_models_of(config), request.model)
