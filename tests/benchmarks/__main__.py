@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from tests.benchmarks import plots, report
 from tests.benchmarks.bars import CASES, OVER, Case, Figures, too_slow
-from tests.benchmarks.workers import PEERS, ROOT, Client, Worker, install, measure, samples_of, servers, started
+from tests.benchmarks.workers import OURS, PEERS, ROOT, Client, Worker, install, measure, samples_of, servers, started
 
 CANCELS = 20_000
 EVERYWHERE = {case.key: case for case in CASES if case.key in {"call", "stream", "100"}}
@@ -59,7 +59,8 @@ Outcome: TypeAlias = tuple[Figures, Mapping[str, str], Mapping[str, str]]
 def compare_clients(chosen: argparse.Namespace, urls: Mapping[str, str]) -> Outcome:
     """Measure the cases by this library, by bare httpx, and by the peers that are chosen."""
     peers = [] if chosen.peers is None else [install(name) for name in chosen.peers or PEERS]
-    with started([*map(Client, ("bare", *OVER)), *peers], urls) as workers:
+    clean = install(OURS).python if peers else None  # the tools of developers import more, such as trio
+    with started([*(Client(name, clean=clean) for name in ("bare", *OVER)), *peers], urls) as workers:
         cases = cases_of(chosen)
         figures = measure(cases, workers, urls, chosen.scale)
         failing = confirmed(figures, workers, urls) if chosen.quick else {}

@@ -35,21 +35,29 @@ PEERS: Final[Mapping[str, tuple[str, ...]]] = {
     "any-llm": ("any-llm-sdk[openai]",),
 }
 
+OURS: Final = "llm-effects"
+"""The environment for first calls: this library as users install it, without the tools of its developers."""
+
 Lines: TypeAlias = "subprocess.Popen[str]"
 
 
 @final
 @frozen
 class Client:
-    """A client that is measured: its name in ``clients.py``, its interpreter, and its event loop."""
+    """A client that is measured: its name in ``clients.py``, its interpreter, and its event loop.
+
+    ``clean`` is the interpreter of its first calls, where that is another one.
+    """
 
     name: str
     python: str = sys.executable
     loop: str = "asyncio"
+    clean: str | None = None
 
     def command(self, urls: Mapping[str, str], *, first: bool = False) -> list[str]:
         servers = (f"{name}={url}" for name, url in urls.items())
-        module = [self.python, "-m", "tests.benchmarks.clients", *(["first"] if first else [])]
+        python = self.clean if first and self.clean else self.python
+        module = [python, "-m", "tests.benchmarks.clients", *(["first"] if first else [])]
         return [*module, self.name, self.loop, *servers]
 
 
@@ -63,13 +71,15 @@ class Worker(NamedTuple):
 
 
 def install(name: str, cache: Path = CACHE) -> Client:
-    """Return a peer, whose environment is created unless it is there."""
+    """Return a peer, or this library in an environment of its own, which is created unless it is there."""
     folder = cache / name
     python = folder / "bin" / "python"
     if not (folder / "installed").exists():
         print(f"installing {name} in {folder}", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEERS[name]], check=True)
+        subprocess.run(
+            [str(python), "-m", "pip", "install", "--quiet", *PEERS.get(name, ("-e", f"{ROOT}[fast]"))], check=True
+        )
         (folder / "installed").touch()
     return Client(name, str(python))
 
