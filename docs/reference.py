@@ -34,6 +34,7 @@ MANY: Final = 30
 PLACES: Final = {
     "plain": "LLM AsyncLLM LLMFailure EventStream AsyncEventStream PartialStream AsyncPartialStream RequestFields "
     "TurnFields",
+    "plain.datasets": "COLUMNS dataset_progress generate_dataset",
     "asgi": "",
     "pipeline": "",
     "manager": "LLMManager create_default_llm_manager create_default_local_client make_llm_manager make_model_router "

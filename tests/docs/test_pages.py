@@ -22,12 +22,12 @@ from llm_effects import Attempt, LLMError, LLMRequest, LLMResponse, Preferences,
 from llm_effects.providers.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDS_A_SERVER = "coming-from.md"
-"""Its blocks run in ``test_coming_from.py``, beside those of other libraries."""
+ELSEWHERE = {"coming-from.md", "ray.md"}
+"""Their blocks run in ``test_coming_from.py``, beside those of other libraries, and in ``tests/plain``, with Ray."""
 
 PAGES = [
     ROOT / "README.md",
-    *sorted(path for path in ROOT.glob("docs/**/*.md") if "_build" not in path.parts and path.name != NEEDS_A_SERVER),
+    *sorted(path for path in ROOT.glob("docs/**/*.md") if "_build" not in path.parts and path.name not in ELSEWHERE),
 ]
 SYBIL = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()])
 

@@ -292,6 +292,10 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     260: ("calls would fail or wait while Redis is gone", "limits of each process, a warning, and back by itself"),
     261: ("a budget or a conversation without Postgres would be skipped", "StorageFailed, before a model is asked"),
     262: ("calls would fail while the ledger is gone", "they go on; its rows are kept, and written later"),
+    # Bulk work on Ray
+    263: ("one row that raises, or a defect, would end a job of a million", "a value in the columns of its row"),
+    264: ("a job that is killed would pay for its answers again", "what was written is left out; failures go again"),
+    265: ("a key would travel with the job through Ray's stores and logs", "refused; each actor loads its own"),
     # Servers of tools
     238: ("a tool server that died ended the run, or stayed dead", "a tool error; started again for the next call"),
     239: ("a tool server that hung held the run", "a time-out, a cancellation, a new one if it shows no life"),
