@@ -158,7 +158,7 @@ def _library(name: str) -> Any:  # noqa: ANN401 - Ray and Arrow are extras, whic
 @final
 @frozen
 class _Job:
-    """What every actor does."""
+    """The work of every actor."""
 
     request_of: RequestOf
     load: Load
