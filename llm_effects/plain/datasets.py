@@ -115,6 +115,7 @@ def generate_dataset(
     if not isinstance(rows, data.Dataset):
         msg = f"generate_dataset needs a ray.data.Dataset, not {type(rows).__name__}"
         raise TypeError(msg)
+    _warn_of_waiting(actors * cpus)
     answered = None if done is None else _library("ray").put(_sorted_keys(_answered(_read_all(done))))
     compute = data.ActorPoolStrategy(
         size=actors, max_concurrent_calls_per_actor=CALLS_PER_ACTOR, enable_true_multi_threading=True
@@ -143,6 +144,14 @@ def dataset_progress(folder: str | os.PathLike[str]) -> Progress:
         if written.error is None:
             answered.add(row)
     return Progress(done=len(rows), failed=len(rows) - len(answered), cost=cost)
+
+
+def _warn_of_waiting(cpus: float) -> None:
+    """Warn if actors reserve all CPUs of a cluster: its rows could not be read."""
+    there = _library("ray").cluster_resources().get("CPU", 0.0)
+    if cpus > there - 1:
+        message = f"actors reserve {cpus:g} of {there:g} CPUs, and reading needs one more: use fewer, or less `cpus`"
+        warnings.warn(message, stacklevel=3)
 
 
 def _library(name: str) -> Any:  # noqa: ANN401 - Ray and Arrow are extras, which type checkers may not find
