@@ -16,8 +16,8 @@ from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, Tu
 from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, is_proxied, ready_targets
-from llm_effects.routing.candidates import RoutingContext
-from llm_effects.routing.router import Ranked, Ranking, available, fallbacks_after, first_of, order
+from llm_effects.routing.candidates import RoutingContext, fallbacks_after
+from llm_effects.routing.router import Ranked, Ranking, available, first_of, order
 from llm_effects.routing.statistics import cooldown_after, ended_too_soon, time_share
 from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, NetworkError, RequestFailed, fallback_for
 from llm_effects.values.events import StreamEvent, TextDelta

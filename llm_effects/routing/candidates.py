@@ -1,8 +1,8 @@
-"""Routing decisions as values, and the filter that excludes models which cannot take a request."""
+"""Routing decisions as values, the filter of models that cannot take a request, and what is left after a failure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Final, final
+from typing import Final, Protocol, TypeVar, final
 
 from attrs import evolve, field, frozen
 from returns.result import Failure, Result, Success
@@ -13,10 +13,10 @@ from llm_effects.providers.capabilities import unsupported_media
 from llm_effects.providers.registry import must_stay, why_it_leaves
 from llm_effects.providers.target import Target
 from llm_effects.values.display import escaped, milliseconds, names, shown, table
-from llm_effects.values.errors import ContextTooLarge, InvalidRequest, LLMError
+from llm_effects.values.errors import ContextTooLarge, Fallback, InvalidRequest, LLMError, fallback_for
 from llm_effects.values.messages import Document, Image
 from llm_effects.values.records import Statistics
-from llm_effects.values.requests import LLMRequest, TaskType
+from llm_effects.values.requests import Allow, LLMRequest, TaskType
 from llm_effects.values.responses import Cost
 
 EXPECTED_ANSWER_TOKENS: Final = 512
@@ -250,3 +250,51 @@ def _no_candidate(requirements: _Requirements, reasons: list[tuple[Target, str]]
 
 def _without_window(target: Target) -> Target:
     return evolve(target, capabilities=evolve(target.capabilities, context_length=None))
+
+
+# Fallback: the candidates that remain after a failure.
+
+
+class FallbackCandidate(Protocol):
+    """The properties of a candidate that decide whether it may be tried after another one failed."""
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of the model's window, if known."""
+        ...
+
+    @property
+    def estimated_cost(self) -> Cost:
+        """The estimated cost of the request at this model."""
+        ...
+
+
+_Candidate = TypeVar("_Candidate", bound=FallbackCandidate)
+
+
+def fallbacks_after(
+    error: LLMError, failed: _Candidate, rest: Iterable[_Candidate], allow: frozenset[Allow]
+) -> tuple[_Candidate, ...]:
+    """Return the candidates of ``rest`` that may be tried after ``failed``, as ``fallback_for`` decides."""
+    match fallback_for(error):
+        case Fallback.ANY:
+            return tuple(rest)
+        case Fallback.NEVER:
+            return ()
+        case Fallback.IF_ALLOWED:
+            return tuple(rest) if Allow.FALLBACK_ON_REFUSAL in allow else ()
+        case Fallback.LARGER_WINDOW:
+            return tuple(each for each in rest if _is_larger(each, failed))
+        case Fallback.CHEAPER:
+            return tuple(each for each in rest if _is_cheaper(each, failed)) if Allow.CHEAPER_MODEL in allow else ()
+
+
+def _is_larger(other: FallbackCandidate, failed: FallbackCandidate) -> bool:
+    if other.context_length is None or failed.context_length is None:
+        return True
+    return other.context_length > failed.context_length
+
+
+def _is_cheaper(other: FallbackCandidate, failed: FallbackCandidate) -> bool:
+    failed_usd, other_usd = failed.estimated_cost.usd, other.estimated_cost.usd
+    return other_usd is not None and (failed_usd is None or other_usd < failed_usd)

@@ -5,11 +5,11 @@ same inputs give the same decision, which ``explain`` shows and ``generate`` fol
 """
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import accumulate, chain, repeat
-from typing import Final, Protocol, TypeAlias, TypeVar, final, overload
+from typing import Final, TypeAlias, final, overload
 
 from attrs import define, evolve, field, frozen
 from returns.pipeline import is_successful
@@ -31,10 +31,10 @@ from llm_effects.routing.candidates import (
 from llm_effects.routing.prices import KeptRates, PriceList
 from llm_effects.routing.statistics import confidence_at, expected_error_rate
 from llm_effects.values.display import shown
-from llm_effects.values.errors import Fallback, LLMError, fallback_for
+from llm_effects.values.errors import LLMError
 from llm_effects.values.messages import Document, Image
 from llm_effects.values.records import Statistics
-from llm_effects.values.requests import Allow, LLMRequest, TaskType
+from llm_effects.values.requests import LLMRequest, TaskType
 from llm_effects.values.responses import Cost, Usage
 from llm_effects.values.validation import short_repr
 
@@ -556,51 +556,3 @@ def _expected_wait(model: _Measures, time: float | None, slowest: float) -> floa
         return 0.0 if in_flight < EXPLORERS else slowest * (1 + in_flight)
     answer = slowest if time is None else time
     return answer + errors / max(1 - errors, 1e-9) * max(failure or 0.0, answer)
-
-
-# Fallback: the candidates that remain after a failure.
-
-
-class FallbackCandidate(Protocol):
-    """The properties of a candidate that decide whether it may be tried after another one failed."""
-
-    @property
-    def context_length(self) -> int | None:
-        """Tokens of the model's window, if known."""
-        ...
-
-    @property
-    def estimated_cost(self) -> Cost:
-        """The estimated cost of the request at this model."""
-        ...
-
-
-_Candidate = TypeVar("_Candidate", bound=FallbackCandidate)
-
-
-def fallbacks_after(
-    error: LLMError, failed: _Candidate, rest: Iterable[_Candidate], allow: frozenset[Allow]
-) -> tuple[_Candidate, ...]:
-    """Return the candidates of ``rest`` that may be tried after ``failed``, as ``fallback_for`` decides."""
-    match fallback_for(error):
-        case Fallback.ANY:
-            return tuple(rest)
-        case Fallback.NEVER:
-            return ()
-        case Fallback.IF_ALLOWED:
-            return tuple(rest) if Allow.FALLBACK_ON_REFUSAL in allow else ()
-        case Fallback.LARGER_WINDOW:
-            return tuple(each for each in rest if _is_larger(each, failed))
-        case Fallback.CHEAPER:
-            return tuple(each for each in rest if _is_cheaper(each, failed)) if Allow.CHEAPER_MODEL in allow else ()
-
-
-def _is_larger(other: FallbackCandidate, failed: FallbackCandidate) -> bool:
-    if other.context_length is None or failed.context_length is None:
-        return True
-    return other.context_length > failed.context_length
-
-
-def _is_cheaper(other: FallbackCandidate, failed: FallbackCandidate) -> bool:
-    failed_usd, other_usd = failed.estimated_cost.usd, other.estimated_cost.usd
-    return other_usd is not None and (failed_usd is None or other_usd < failed_usd)

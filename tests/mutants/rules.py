@@ -79,13 +79,13 @@ RULES: tuple[Mutant, ...] = (
         "0.0",
     ),
     router("router-sends-every-call-to-an-unmeasured-model", "EXPLORERS: Final = 3", "EXPLORERS: Final = 1_000_000"),
-    router(
+    candidates(
         "router-falls-back-to-an-equal-window",
         "return other.context_length > failed.context_length",
         "return other.context_length >= failed.context_length",
     ),
-    router("router-takes-a-cheaper-model-unasked", " if Allow.CHEAPER_MODEL in allow else ()", ""),
-    router(
+    candidates("router-takes-a-cheaper-model-unasked", " if Allow.CHEAPER_MODEL in allow else ()", ""),
+    candidates(
         "router-falls-back-after-a-refusal-unasked",
         "return tuple(rest) if Allow.FALLBACK_ON_REFUSAL in allow else ()",
         "return tuple(rest)",

@@ -33,9 +33,9 @@ from llm_effects import (
 from llm_effects.config import Capabilities, Price, PriceChange, RoutingConfig
 from llm_effects.providers.registry import targets_of
 from llm_effects.routing import RoutingDecision
-from llm_effects.routing.candidates import Candidate, RoutingContext
+from llm_effects.routing.candidates import Candidate, RoutingContext, fallbacks_after
 from llm_effects.routing.prices import PriceList
-from llm_effects.routing.router import available, expected_waits, fallbacks_after, route, trust
+from llm_effects.routing.router import available, expected_waits, route, trust
 from llm_effects.routing.router import order as ordered
 from llm_effects.routing.statistics import HALF_LIFE_S
 from llm_effects.values import Statistics, Tool
