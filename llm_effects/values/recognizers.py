@@ -36,7 +36,8 @@ _ASSIGNED: Final = (
     rf"{_NAMES}[\w-]{{0,30}}[\"']?[ \t]{{0,4}}[:=][ \t]{{0,4}}[\"']?(?={_NO_WORD})([^\s\"',;<>{{}}\[\]]{{6,200}})"
 )
 
-_PEM: Final = r"(?:[A-Z]{1,12} ){0,2}PRIVATE KEY"
+# Each run of letters is read once, not from each "eyJ" in it.
+_BEFORE_JWT: Final = r"(?<![\w-])(?=[\w-]*+\.eyJ[\w-]{8,}+\.)[\w-]*?"
 
 _SECRETS: Final = _patterns(
     (
@@ -50,7 +51,7 @@ _SECRETS: Final = _patterns(
     ("KEY", r"\bxox[abeoprs]-[\w-]{10,}|\bxapp-[\w-]{10,}|\bhooks\.slack\.com/services/([\w/]{20,})"),
     ("KEY", r"\bhf_[A-Za-z0-9]{30,}|\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{50,}|\bdo[opr]_v1_[a-f0-9]{60,}"),
     ("KEY", r"\bSG\.[\w-]{16,40}\.[\w-]{16,}|\bwhsec_[A-Za-z0-9+/]{20,}"),  # SendGrid, webhooks of Stripe
-    ("TOKEN", r"\beyJ[\w-]{8,}+\.eyJ[\w-]{8,}+\.[\w-]*+"),  # RFC 7519
+    ("TOKEN", rf"{_BEFORE_JWT}\b(eyJ[\w-]{{8,}}+\.eyJ[\w-]{{8,}}+\.[\w-]*+)"),  # RFC 7519
     ("TOKEN", r"\b[Bb]earer[ \t]{1,4}([\w.~+/-]{16,}+=*+)"),
     ("PASSWORD", r"://[^\s/:@]{0,100}:([^\s/@]{1,200})@"),
     ("PASSWORD", _ASSIGNED),
