@@ -26,12 +26,12 @@ from llm_effects.config.models import ModelConfig
 from llm_effects.effects.call import Sink
 from llm_effects.effects.combinators import gather
 from llm_effects.effects.effect import Answer, Effect, effect, fail, from_env, from_service, result_of, run, then
-from llm_effects.effects.env import Background, Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
+from llm_effects.effects.env import Cache, Limits, LLMEnv, Telemetry, new_id, wall_clock
 from llm_effects.effects.mistakes import check_config, entered_by
 from llm_effects.effects.tasks import task_group
 from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
 from llm_effects.pipeline import generate, open_stream, stream
-from llm_effects.policies.cache import background_tasks
+from llm_effects.policies.cache import held_tasks
 from llm_effects.policies.routing import no_model_remedy
 from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of, targets_of, why_it_leaves
 from llm_effects.providers.target import Target
@@ -110,23 +110,23 @@ async def _open(config: LLMConfig, transport: Transport, *, check: bool, warm: b
             if problems:
                 raise InvalidValue(problems)
         await _load(env, transport)
-        async with transport.scope(), _background(config) as background:
+        async with transport.scope(), _refreshing(env) as opened:
             if warm:
                 await _warm_connections(env, clients)
-            yield env if background is None else evolve(env, background=background)
+            yield opened
     finally:
         with anyio.CancelScope(shield=True):
             await _close(env, clients)
 
 
 @asynccontextmanager
-async def _background(config: LLMConfig) -> AsyncGenerator[Background | None]:
-    """Open a scope for refreshes, if the cache returns stale answers: it must be left in the task that entered it."""
-    if not (config.cache.enabled and config.cache.stale_seconds):
-        yield None
+async def _refreshing(env: LLMEnv) -> AsyncGenerator[LLMEnv]:
+    """Open a scope for refreshes, if the cache returns stale answers and the environment has none."""
+    if not (env.config.cache.enabled and env.config.cache.stale_seconds) or env.background is not None:
+        yield env
         return
-    async with background_tasks(log_refresh_defect) as tasks:
-        yield tasks
+    async with held_tasks(log_refresh_defect) as background:
+        yield evolve(env, background=background)
 
 
 def transport_of(config: LLMConfig) -> Transport:
@@ -477,7 +477,7 @@ class LLMManager:
         if self._closed:
             self._open()
         await _load(self._env, self._transport)
-        scope = self._transport.scope()
+        scope = self._scope()
         await scope.__aenter__()
         self._scopes.append((current_token(), scope))
         if self._warm:
@@ -495,6 +495,14 @@ class LLMManager:
         _, scope = self._scopes.pop(last)
         with anyio.CancelScope(shield=True):
             await scope.__aexit__(None, None, None)
+
+    @asynccontextmanager
+    async def _scope(self) -> AsyncGenerator[None]:
+        async with self._transport.scope(), _refreshing(self._env) as opened:
+            before, self._env = self._env, opened
+            yield
+            if opened is not before:
+                self._env = before
 
     def __repr__(self) -> str:
         return f"<LLMManager: {self._config.map(_model_names).value_or('its configuration is wrong')}>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, TypeAlias, cast, final
@@ -33,7 +33,7 @@ from llm_effects.effects.effect import (
     result_of,
 )
 from llm_effects.effects.env import Cache, Lease, Leases, LLMEnv
-from llm_effects.effects.tasks import Pacer, task_group
+from llm_effects.effects.tasks import HeldOpen, Pacer, task_group
 from llm_effects.policies.leases import await_entry, under_lease
 from llm_effects.providers.draft import events_of
 from llm_effects.providers.registry import cached_per_config, ready_targets
@@ -282,6 +282,24 @@ async def background_tasks(on_defect: Callable[[Exception], object]) -> AsyncGen
         finally:
             tasks.closed = True
             group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def held_tasks(on_defect: Callable[[Exception], object]) -> AsyncGenerator[BackgroundTasks | None]:
+    """Open such a scope in a task of its own, so that another task than the one that entered it may leave it."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[AsyncIterator[BackgroundTasks]]:
+        send, receive = anyio.create_memory_object_stream[BackgroundTasks](1)
+        async with send, receive, background_tasks(on_defect) as tasks:
+            send.send_nowait(tasks)
+            yield receive
+
+    held = HeldOpen(opened)
+    try:
+        yield await held.next_item()
+    finally:
+        await held.aclose()
 
 
 def is_cached(request: LLMRequest, config: LLMConfig) -> bool:

@@ -1,7 +1,8 @@
 """Answers past their time to live: returned at once within a bound, while a fresh one is fetched in a scope."""
 
 import logging
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,8 @@ from returns.future import FutureResult
 from returns.result import Failure, Success
 
 from llm_effects import (
+    LLM,
+    AsyncLLM,
     CachePolicy,
     LLMConfig,
     LLMEnv,
@@ -22,6 +25,7 @@ from llm_effects import (
     ModelUnavailable,
     StreamEvent,
     generate,
+    make_llm_manager,
     open_env,
     run,
     scripted_env,
@@ -284,3 +288,57 @@ def test_entries_without_a_bound_are_written_as_before() -> None:
     assert b"fresh_until" not in dump_entry(entry)
     bounded = evolve(entry, fresh_until=12.5)
     assert load_entry(dump_entry(bounded)) == bounded
+
+
+async def test_fault_201_a_scope_may_be_left_in_another_task() -> None:
+    opened = open_env(CONFIG)
+    background = (await opened.__aenter__()).background
+    assert background is not None
+    assert background.start("forever", anyio.sleep_forever)
+    async with anyio.create_task_group() as group:
+        group.start_soon(opened.__aexit__, None, None, None)
+    assert not background.start("late", anyio.sleep_forever)
+
+
+def changed(here: World) -> Callable[[LLMEnv], LLMEnv]:
+    return lambda live: evolve(live, cache=here.env.cache, clients=here.model, now=here.env.now)
+
+
+async def test_fault_199_a_manager_that_is_entered_returns_stale_answers_at_once() -> None:
+    here = world()
+    manager = make_llm_manager(CONFIG, changed(here))
+    for opening in range(2):  # it can be entered again
+        async with manager, manager:
+            first = (await manager.run(generate(ASK))).unwrap()
+            here.clock[0] += TTL_S
+            here.model.gate = anyio.Event()
+            stale = (await manager.run(generate(ASK))).unwrap()
+            assert (stale.content, stale.stale) == (first.content, True)
+            here.model.gate.set()
+            await anyio.wait_all_tasks_blocked()
+            fresh = (await manager.run(generate(ASK))).unwrap()
+            assert (fresh.content, fresh.stale) == (f"{opening + 2}", False)
+        assert manager.env.background is None
+
+
+async def test_fault_199_async_llm_returns_stale_answers_at_once() -> None:
+    here = world()
+    async with AsyncLLM(here.env) as llm:
+        assert (await llm.generate(ASK)).content == "1"
+        here.clock[0] = TTL_S
+        here.model.gate = anyio.Event()
+        assert (await llm.generate(ASK)).stale
+        await anyio.wait_all_tasks_blocked()
+    assert (len(here.model.calls), here.model.cancelled) == (2, 1)
+
+
+def test_fault_199_llm_returns_stale_answers_at_once() -> None:
+    here = world()
+    with LLM(here.env) as llm:
+        assert llm.generate(ASK).content == "1"
+        here.clock[0] = TTL_S
+        assert llm.generate(ASK).stale
+        deadline = time.monotonic() + 30
+        while (answered := llm.generate(ASK)).content != "2" and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert (answered.content, answered.stale) == ("2", False)
