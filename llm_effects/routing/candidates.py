@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Final, Protocol, TypeVar, final
 
 from attrs import evolve, field, frozen
@@ -62,7 +63,8 @@ class Candidate:
     ``None`` if unknown. ``error_rate`` and ``confidence`` (from 0 to 1) come from ``attempts`` attempts and decay with
     time; ``calls_since`` counts the calls routed since then, to any model, and ``in_flight`` those under way here.
     ``estimated_cost`` is for this request, at the price of ``price_source`` without a prompt cache; ``prompt_cache``
-    says whether the provider would cache the beginning of the prompt, and why not. ``context_length`` is tokens.
+    says whether the provider would cache the beginning of the prompt, and why not, and ``cache_saving_usd`` what each
+    later request that begins with it then saves; 0 if the price is unknown. ``context_length`` is tokens.
     A ``cooled_down`` model asked for a pause that lasts ``cooldown_s`` more seconds; the circuit breaker of an ``open``
     model stays open for ``open_s`` more seconds.
     """
@@ -89,6 +91,7 @@ class Candidate:
     open_s: float = 0.0
     last_resort: bool = field(default=False, repr=False)
     prompt_cache: str = field(default="", repr=False)
+    cache_saving_usd: Decimal = field(default=Decimal(0), repr=False)
 
     @property
     def cooled_down(self) -> bool:
@@ -143,11 +146,12 @@ class RoutingDecision:
 
 
 def _candidate_row(each: Candidate) -> tuple[object, ...]:
+    saving = f", which saves ${each.cache_saving_usd:f} of each later request" if each.cache_saving_usd else ""
     notes = (
         f"cooled down for {each.cooldown_s:.0f} s" if each.cooled_down else "",
         f"circuit breaker open for {each.open_s:.0f} s" if each.open else "",
         "last resort" if each.last_resort else "",
-        f"prompt cache: {each.prompt_cache}" if each.prompt_cache.startswith("yes") else "",
+        f"prompt cache: {each.prompt_cache}{saving}" if each.prompt_cache.startswith("yes") else "",
     )
     numbers = (f"{each.score:.4g}", each.estimated_tokens, each.estimated_cost, milliseconds(each.expected_latency_ms))
     return (each.model, *numbers, f"{each.error_rate:.0%}" if each.attempts else None, "; ".join(filter(None, notes)))

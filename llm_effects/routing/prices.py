@@ -103,6 +103,12 @@ def saving_of(prices: Prices, model: str, usage: Usage, cost: Cost, at: datetime
     return Decimal(0) if fresh is None else fresh - cost.usd
 
 
+def saving_of_reading(prices: Prices, model: str, tokens: int, at: datetime) -> Decimal:
+    """Return what a request saves (USD) by reading so many tokens from the provider's cache; 0 for unknown."""
+    read = Usage(input_tokens=0, cache_read_tokens=tokens, output_tokens=0)
+    return saving_of(prices, model, read, prices.cost(model, read, at), at)
+
+
 @final
 @frozen
 class PriceList:

@@ -28,7 +28,7 @@ from llm_effects.routing.candidates import (
     RoutingDecision,
     filter_candidates,
 )
-from llm_effects.routing.prices import KeptRates, PriceList
+from llm_effects.routing.prices import KeptRates, PriceList, saving_of_reading
 from llm_effects.routing.statistics import confidence_at, expected_error_rate
 from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
@@ -113,8 +113,10 @@ class Ranked:
         source = context.prices.source(self.model, context.at)
         measured = measured_candidate(self.target, context)
         caching = describe_caching(self.target, request, context.tokens)
+        kept = context.tokens if caching.startswith("yes") else 0
+        saving = saving_of_reading(context.prices, self.model, kept, context.at)
         known = evolve(measured, score=self.score, estimated_cost=self.estimated_cost, price_source=source)
-        return evolve(known, prompt_cache=caching)
+        return evolve(known, prompt_cache=caching, cache_saving_usd=saving)
 
 
 @final

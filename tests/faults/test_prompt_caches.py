@@ -8,7 +8,7 @@ from attrs import evolve
 
 from llm_effects import LLMRequest, Message, Text, explain, generate, open_env, run, start_conversation, usage_report
 from llm_effects.conversations import converse
-from tests.fixtures.claude_cache import RULES, TURNS, ClaudeServer, config_of, tool_loop
+from tests.fixtures.claude_cache import RULES, TURNS, ClaudeServer, config_of, price_of_model, tool_loop
 from tests.fixtures.servers import serving
 
 pytestmark = pytest.mark.anyio
@@ -95,3 +95,15 @@ async def test_fault_193_single_prompts_write_nothing_and_marked_ones_are_read()
     assert [each.usage.cache_read_tokens + each.usage.cache_write_tokens for each in unmarked] == [0, 0]
     assert marked[0].usage.cache_write_tokens == marked[1].usage.cache_read_tokens > 0
     assert [each.prompt_cache.partition(":")[0] for each in decisions] == ["no", "yes"]
+
+
+async def test_explain_says_what_later_requests_save() -> None:
+    single = LLMRequest(system=RULES * 60, prompt="Why?")
+    async with open_env(config_of("http://127.0.0.1:9")) as env:
+        decisions = [(await run(explain(evolve(single, conversation=name)), env)).unwrap() for name in (None, "c")]
+    [alone], [growing] = (each.candidates for each in decisions)
+    assert alone.cache_saving_usd == 0
+    price = price_of_model()
+    assert growing.cache_saving_usd == growing.estimated_tokens * (price.input - price.cache_read) / 1_000_000
+    shown = decisions[1]._repr_markdown_().replace("\\", "")
+    assert f"which saves ${growing.cache_saving_usd:f} of each later request" in shown
