@@ -3,7 +3,8 @@
 ``python -m tests.benchmarks.engine [rounds]`` sends the same requests in turn to the engine's own API, in threads of
 this process, and through the library, which runs the engine in a process of its own: 1, 4 and 8 at once, each in a
 slot. Processor time counts both processes. Before that it watches the event loop while a model loads, answers and
-closes, and while there is nothing to do.
+closes, and while there is nothing to do. ``python -m tests.benchmarks.engine turns`` measures what a slot that keeps
+its prefix saves of the second turn of a conversation.
 """
 
 import json
@@ -15,9 +16,21 @@ from statistics import median
 from typing import Any, Final, TypeAlias
 
 import anyio
-from attrs import define, field
+from attrs import define, evolve, field, frozen
 
-from llm_effects import LLMConfig, LLMRequest, ModelConfig, Preferences, StreamEvent, TextDelta, open_env, run, stream
+from llm_effects import (
+    LLMConfig,
+    LLMRequest,
+    ModelConfig,
+    Preferences,
+    StreamEvent,
+    TextDelta,
+    converse,
+    open_env,
+    run,
+    start_conversation,
+    stream,
+)
 from llm_effects.clients.engine_process import LoadedEngine
 from llm_effects.clients.local_engine import Settings, parameters
 from llm_effects.config.services import CacheConfig
@@ -208,13 +221,62 @@ async def gaps(rounds: int) -> None:
         print(f"{name:<38} " + " ".join(f"{median(column):>8.1f} {max(column):>7.1f}" for column in columns))
 
 
-async def main(rounds: int = 9) -> None:
+# The prefix that a slot keeps.
+
+
+@frozen
+class Turns:
+    """The first two turns of a conversation: seconds to their first content, and the tokens of the second one."""
+
+    first_s: float
+    second_s: float
+    kept: int
+    fresh: int
+
+
+async def two_turns(env: LLMEnv, name: str, repeats: int) -> Turns:
+    """Begin a conversation with a long system text, which differs by its name."""
+    system = (
+        f"Incident {name}. " + "The disks of db-1 are full on Fridays, and the checkout waits for a lock. " * repeats
+    )
+    (await run(start_conversation(name, system=system), env)).unwrap()
+    seconds = list[float]()
+    for question in ("Why is it slow?", "Since when?"):
+        asked = LLMRequest(prompt=question, preferences=Preferences(max_tokens=2, temperature=0, timeout_ms=600_000))
+        began, contents = time.perf_counter(), list[float]()
+
+        async def sink(event: StreamEvent, contents: list[float] = contents) -> None:
+            contents.extend([time.perf_counter()] if isinstance(event, TextDelta) else [])
+
+        usage = (await run(converse(name, asked, sink=sink), env)).unwrap().usage
+        seconds.append(contents[0] - began)
+    return Turns(*seconds, kept=usage.cache_read_tokens, fresh=usage.input_tokens or 0)
+
+
+async def turns(conversations: int = 3, repeats: int = 40) -> None:
+    """Print the time to the first content of both turns."""
+    model = evolve(MODEL, slots=2, context_length=4096)
+    async with open_env(evolve(CONFIG, models={"tiny": model})) as env:
+        for number in range(conversations):
+            each = await two_turns(env, f"{number}", repeats)
+            share = f"{each.second_s / each.first_s:.1%}: {each.kept} tokens kept, {each.fresh} read anew"
+            print(f"first turn {each.first_s:.2f} s, second {each.second_s:.2f} s, {share}", flush=True)
+
+
+async def main(rounds: str) -> None:
     if (problem := missing()) is not None:
         print(problem)
         return
+    if rounds == "turns":
+        await turns()
+        return
+    await measure(int(rounds))
+
+
+async def measure(rounds: int) -> None:
     await gaps(max(1, rounds // 3))
     await compare(rounds)
 
 
 if __name__ == "__main__":
-    anyio.run(main, *map(int, sys.argv[1:]))
+    anyio.run(main, (sys.argv[1:] or ["9"])[0])

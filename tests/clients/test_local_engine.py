@@ -27,17 +27,20 @@ from attrs import evolve
 from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
+from llm_effects import LLMConfig, open_env
 from llm_effects.clients import engine_process
 from llm_effects.clients.client import ask_engine
 from llm_effects.clients.engine_process import EngineProcess, LoadedEngine, Receiver, Script, Server
 from llm_effects.clients.local_engine import Engine, special_tokens
 from llm_effects.config.models import Capabilities, ModelConfig
+from llm_effects.config.services import CacheConfig
 from llm_effects.effects.call import AttemptContext, Call
 from llm_effects.providers.llama import as_plain_text
 from llm_effects.providers.target import Preset, Target
 from llm_effects.values.errors import ConfigurationError, InvalidRequest, ModelUnavailable
 from llm_effects.values.extras import install_command
 from llm_effects.values.requests import LLMRequest
+from tests.benchmarks.engine import two_turns
 from tests.fixtures.llama_server import model_or_skip
 
 CONTEXT = 1024
@@ -960,3 +963,16 @@ def test_fault_176_tokens_that_overlap_are_all_split() -> None:
     [message] = json.loads(as_plain_text(body, special))["messages"]
     assert special.search(message["content"]) is None
     assert message["content"].replace(" ", "") == "[A]BAAA"
+
+
+# The prefix that a slot keeps.
+
+
+@pytest.mark.anyio
+async def test_the_second_turn_of_a_conversation_begins_in_a_third_of_the_time(model_file: Path) -> None:
+    model = ModelConfig(provider="llama", model_path=str(model_file), slots=2, threads=1, context_length=2048)
+    config = LLMConfig(models={"tiny": model}, cache=CacheConfig(enabled=False))
+    async with open_env(config) as env:
+        conversations = [await two_turns(env, f"{number}", 15) for number in range(2)]
+    assert all(each.kept > 10 * each.fresh for each in conversations)
+    assert min(each.second_s / each.first_s for each in conversations) < 1 / 3  # it is 1/20: the machine may be busy
