@@ -15,7 +15,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.clients.client import LiveClients
-from llm_effects.clients.credentials import UNAUTHORIZED, current_key
+from llm_effects.clients.credentials import UNAUTHORIZED, Header, current_key, send_keyed
 from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import StreamedResponse, Transport
 from llm_effects.config import LLMConfig
@@ -40,7 +40,6 @@ from llm_effects.values import caps
 from llm_effects.values.errors import ConfigurationError, LLMError, ModelUnavailable, RequestTimeout
 from llm_effects.values.records import BatchJob, BatchLine
 from llm_effects.values.requests import LLMRequest
-from llm_effects.values.secrets import RotatingKey, Secret
 
 _T = TypeVar("_T")
 
@@ -241,12 +240,12 @@ class LiveBatches:
         self,
         target: Target,
         limit_s: float,
-        send: "Callable[[tuple[str, Secret] | None], Awaitable[WireResponse]]",
+        send: Callable[[Header | None], Awaitable[WireResponse]],
         read: "_Read[_T]",
     ) -> Result[_T, LLMError]:
         with anyio.move_on_after(limit_s):
             try:
-                response = await self._send(target, send)
+                response = await send_keyed(target, self.now, send, _is_rejected)
             except TransportFault as fault:
                 return Failure(_named(target, fault.error))
             if not is_successful(response):
@@ -257,35 +256,17 @@ class LiveBatches:
             return Failure(provider_of(target).classify(target, whole))
         return Failure(_too_late(target, limit_s))
 
-    async def _send(
-        self, target: Target, send: "Callable[[tuple[str, Secret] | None], Awaitable[WireResponse]]"
-    ) -> Result[WireResponse, LLMError]:
-        """Send a request; one whose key was rejected is sent again with a fresh key, if that rotates."""
-        rotating = rotating_key(target)
-        if rotating is None:
-            return Success(await send(None))
-        response = await self._send_keyed(target, rotating, send)
-        rejected = is_successful(response) and response.unwrap().status == UNAUTHORIZED
-        return await self._send_keyed(target, rotating, send) if rejected else response
-
-    async def _send_keyed(
-        self, target: Target, rotating: RotatingKey, send: Callable[[tuple[str, Secret]], Awaitable[WireResponse]]
-    ) -> Result[WireResponse, LLMError]:
-        key = await current_key(rotating, self.now)
-        if not is_successful(key):
-            return Failure(_named(target, key.failure()))
-        response = await send(token_header(target, key.unwrap()))
-        if response.status == UNAUTHORIZED:
-            rotating.reject(key.unwrap(), self.now())
-        return Success(response)
-
-    async def _key(self, target: Target) -> Result[tuple[str, Secret] | None, LLMError]:
+    async def _key(self, target: Target) -> Result[Header | None, LLMError]:
         """Return the header of a key that rotates, if the target has one."""
         rotating = rotating_key(target)
         if rotating is None:
             return Success(None)
         secret = await current_key(rotating, self.now)
         return secret.map(lambda key: token_header(target, key)).alt(partial(_named, target))
+
+
+def _is_rejected(response: WireResponse) -> bool:
+    return response.status == UNAUTHORIZED
 
 
 _Read = Callable[[Target, WireResponse], Result[_T, LLMError]]

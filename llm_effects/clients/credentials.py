@@ -158,15 +158,31 @@ Send: TypeAlias = Callable[[Sender], Awaitable[Result[_T, LLMError]]]
 """Makes one attempt with what sends its requests."""
 
 
-async def keyed_transport(transport: Transport, target: Target, now: Now) -> Result[Sender, LLMError]:
-    """Return the transport for a target: with the key of the moment, if that rotates."""
+Header: TypeAlias = tuple[str, Secret]
+
+
+async def send_keyed(
+    target: Target, now: Now, send: Callable[[Header | None], Awaitable[_T]], rejected: Callable[[_T], bool]
+) -> Result[_T, LLMError]:
+    """Send something that is no attempt: what a server rejects is sent once more with a fresh key, if that rotates."""
     key = rotating_key(target)
     if key is None:
-        return Success(transport)
+        return Success(await send(None))
+    answer = await _send_once(target, key, now, send, rejected)
+    is_rejected = is_successful(answer) and rejected(answer.unwrap())
+    return await _send_once(target, key, now, send, rejected) if is_rejected else answer
+
+
+async def _send_once(
+    target: Target, key: RotatingKey, now: Now, send: Callable[[Header], Awaitable[_T]], rejected: Callable[[_T], bool]
+) -> Result[_T, LLMError]:
     secret = await current_key(key, now)
     if not is_successful(secret):
         return Failure(_at_model(target, secret.failure()))
-    return Success(KeyedTransport(transport, token_header(target, secret.unwrap())))
+    answer = await send(token_header(target, secret.unwrap()))
+    if rejected(answer):
+        key.reject(secret.unwrap(), now())
+    return Success(answer)
 
 
 async def send_checked(

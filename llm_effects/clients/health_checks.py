@@ -3,16 +3,17 @@
 Reachable and ready are different answers: a server without a loaded model is reachable, but not ready.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import anyio
 import anyio.to_thread
 from attrs import evolve
 from returns.pipeline import is_successful
-from returns.result import Failure, Result, Success
+from returns.result import Result, Success
 
-from llm_effects.clients.credentials import Sender, keyed_transport
+from llm_effects.clients.credentials import Header, KeyedTransport, Sender, send_keyed
 from llm_effects.clients.local_engine import Engine
 from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import Transport
@@ -25,7 +26,14 @@ from llm_effects.providers.registry import provider_of
 from llm_effects.providers.target import Target, fixed_headers, key_headers, redact
 from llm_effects.providers.wire import Timeouts, WireResponse
 from llm_effects.values import caps
-from llm_effects.values.errors import ConfigurationError, LLMError, ModelUnavailable, RequestTimeout, describe
+from llm_effects.values.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    LLMError,
+    ModelUnavailable,
+    RequestTimeout,
+    describe,
+)
 from llm_effects.values.records import ModelHealth
 
 PROBE_SECONDS: Final = 5.0
@@ -98,11 +106,19 @@ async def probe_server(transport: Transport, target: Target, now: Now = wall_clo
     started = anyio.current_time()
     health = _health(target, message=f"no answer within {PROBE_SECONDS:g} seconds", error=RequestTimeout.tag)
     with anyio.move_on_after(PROBE_SECONDS):
-        keyed = await keyed_transport(transport, target, now)
-        if not is_successful(keyed):
-            return Failure(keyed.failure())
-        health = await _probe_in_order(keyed.unwrap(), target)
+        probed = await send_keyed(target, now, partial(_probe_keyed, transport, target), _is_rejected)
+        if not is_successful(probed):
+            return probed
+        health = probed.unwrap()
     return Success(evolve(health, latency_ms=(anyio.current_time() - started) * 1000))
+
+
+def _probe_keyed(transport: Transport, target: Target, key: Header | None) -> Awaitable[ModelHealth]:
+    return _probe_in_order(transport if key is None else KeyedTransport(transport, key), target)
+
+
+def _is_rejected(health: ModelHealth) -> bool:
+    return health.error == AuthenticationFailed.tag
 
 
 async def _probe_in_order(transport: Sender, target: Target) -> ModelHealth:

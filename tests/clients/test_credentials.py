@@ -133,6 +133,16 @@ async def test_fault_194_an_async_function_streams_embeddings_and_health_checks_
     assert len(keys_of(server)) == len(server.requests)
 
 
+async def test_fault_195_a_health_check_asks_for_a_fresh_key_once() -> None:
+    for wrong, answered in ((("token-1",), True), (("token-1", "token-2"), False)):
+        tokens = Tokens(3600.0)
+        with serving(rejecting(*wrong)) as server:
+            async with open_env(config_of(server, tokens)) as env:
+                [health] = (await run(check_health(), env)).unwrap()
+        assert tokens.asked == 2
+        assert (health.error != "AuthenticationFailed") is answered
+
+
 async def test_fault_194_a_key_without_a_lifetime_is_asked_for_once() -> None:
     tokens = Tokens()
     with serving(rejecting()) as server:
