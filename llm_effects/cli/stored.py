@@ -224,8 +224,10 @@ def _footnotes(report: UsageReport) -> list[RenderableType]:
     total = report.total
     unknown = f"* without {total.unknown_costs} of {total.attempts} attempts, whose cost is unknown"
     outcomes = ", ".join(f"{number} {outcome}" for outcome, number in total.failures.items())
-    lines = (unknown if total.unknown_costs else "", f"failed attempts: {outcomes}" if outcomes else "")
-    return [shown(line) for line in lines if line]
+    saved = total.cache_saved_usd
+    prompt_caches = f"prompt caches saved {money(saved)}" if saved > 0 else f"prompt caches cost {money(-saved)} more"
+    lines = (unknown, total.unknown_costs), (prompt_caches, saved), (f"failed attempts: {outcomes}", outcomes)
+    return [shown(line) for line, is_known in lines if is_known]
 
 
 def _period(report: UsageReport) -> str:

@@ -237,3 +237,15 @@ def test_the_cache_is_counted_and_cleared(cli: Cli) -> None:
 def test_a_cache_in_memory_says_so(cli: Cli) -> None:
     done = cli.run("cache", "stats", config=False, LM_STUDIO_ENDPOINT="http://127.0.0.1:9/v1")
     assert "The cache is in memory" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("saved", "line"), [("0.26", "prompt caches saved $0.26"), ("-0.01", "prompt caches cost $0.010 more"), ("0", "")]
+)
+def test_usage_says_what_prompt_caches_saved(saved: str, line: str) -> None:
+    row = UsageRow(group=("claude",), requests=1, attempts=1, successes=1, cache_saved_usd=Decimal(saved))
+    console = new_console()
+    with console.capture() as captured:
+        console.print(usage_view(UsageReport(by=("model",), rows=(row,), total=row)))
+    assert ("prompt caches" in captured.get()) is bool(line)
+    assert line in captured.get()
