@@ -15,7 +15,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.clients.client import LiveClients
-from llm_effects.clients.credentials import UNAUTHORIZED, Header, current_key, send_keyed
+from llm_effects.clients.credentials import UNAUTHORIZED, Header, send_keyed
 from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import StreamedResponse, Transport
 from llm_effects.config import LLMConfig
@@ -34,7 +34,7 @@ from llm_effects.providers.batch_files import (
     upload_request,
 )
 from llm_effects.providers.registry import provider_of, target_of
-from llm_effects.providers.target import Target, rotating_key, token_header, wire_request
+from llm_effects.providers.target import Target, wire_request
 from llm_effects.providers.wire import Timeouts, WireRequest, WireResponse
 from llm_effects.values import caps
 from llm_effects.values.errors import ConfigurationError, LLMError, ModelUnavailable, RequestTimeout
@@ -211,10 +211,14 @@ class LiveBatches:
         self, target: Target, path: str, read: Callable[[AsyncIterator[bytes]], Awaitable[None]]
     ) -> Result[None, LLMError]:
         """Stream the lines of a file."""
-        key = await self._key(target)
-        if not is_successful(key):
-            return Failure(key.failure())
-        wire = evolve(wire_request(target, path, {}), body=b"", key=key.unwrap())
+        read_file = partial(self._read_keyed, target, path, read)
+        found = await send_keyed(target, self.now, read_file, _is_unread)
+        return found.unwrap() if is_successful(found) else Failure(found.failure())
+
+    async def _read_keyed(
+        self, target: Target, path: str, read: Callable[[AsyncIterator[bytes]], Awaitable[None]], key: Header | None
+    ) -> Result[None, LLMError]:
+        wire = evolve(wire_request(target, path, {}), body=b"", key=key)
         with anyio.move_on_after(READING_S):
             try:
                 async with self.transport.stream(
@@ -256,17 +260,13 @@ class LiveBatches:
             return Failure(provider_of(target).classify(target, whole))
         return Failure(_too_late(target, limit_s))
 
-    async def _key(self, target: Target) -> Result[Header | None, LLMError]:
-        """Return the header of a key that rotates, if the target has one."""
-        rotating = rotating_key(target)
-        if rotating is None:
-            return Success(None)
-        secret = await current_key(rotating, self.now)
-        return secret.map(lambda key: token_header(target, key)).alt(partial(_named, target))
-
 
 def _is_rejected(response: WireResponse) -> bool:
     return response.status == UNAUTHORIZED
+
+
+def _is_unread(found: Result[None, LLMError]) -> bool:
+    return not is_successful(found) and found.failure().status == UNAUTHORIZED
 
 
 _Read = Callable[[Target, WireResponse], Result[_T, LLMError]]

@@ -42,6 +42,19 @@ async def test_a_key_that_rotates_is_renewed_once() -> None:
     assert not keys
 
 
+async def test_a_key_that_is_rejected_before_the_results_is_renewed_too() -> None:
+    server, keys = BatchServer(key="first-key-1"), deque(["first-key-1", "fresh-key-2"])
+    server.jobs["batch_0"] = job = _submitted(server)
+    with serving(server.behave) as listening:
+        model = config_of("anthropic", listening.url).models["anthropic"]
+        async with open_env(LLMConfig(models={"anthropic": evolve(model, api_key=lambda: keys.popleft())})) as env:
+            found = await result_of(jobs_of(env.clients).status("anthropic", job.id))
+            server.key = "fresh-key-2"
+            read = await result_of(jobs_of(env.clients).results(found.unwrap(), {}, _ignore))
+    assert read.unwrap() is None
+    assert not keys
+
+
 def _submitted(server: BatchServer) -> Job:
     job = Job("batch_0", {"x": {"model": "m", "messages": [{"role": "user", "content": "a"}]}})
     server.end(job)
