@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Final, final
@@ -10,15 +10,27 @@ from typing import Final, final
 import msgspec
 from attrs import define, evolve, field
 from returns.pipeline import is_successful
-from returns.result import Failure, Success
+from returns.result import Failure, Result, Success
 
 from llm_effects.batches.journals import save_answer
-from llm_effects.batches.submissions import END, READ, Group, Session, Share, call_of, refuse
+from llm_effects.batches.submissions import (
+    END,
+    READ,
+    Group,
+    Session,
+    Share,
+    as_sent,
+    call_of,
+    redaction_of,
+    refuse,
+)
 from llm_effects.effects.effect import Answer, result_of
 from llm_effects.policies.complete import calibrated, with_plausible_usage
+from llm_effects.policies.redaction import Redacted
 from llm_effects.providers.batch_files import NOT_RUN, not_run
-from llm_effects.providers.registry import ready_targets
+from llm_effects.providers.registry import is_proxied, models_here, ready_targets
 from llm_effects.values.errors import (
+    ConfigurationError,
     InvalidRequest,
     LLMError,
     MalformedResponse,
@@ -28,7 +40,7 @@ from llm_effects.values.errors import (
 )
 from llm_effects.values.records import BatchJob, LedgerRow
 from llm_effects.values.requests import LLMRequest
-from llm_effects.values.responses import SUCCESS, Attempt, Cost, Usage
+from llm_effects.values.responses import SUCCESS, Attempt, Cost, Usage, staying_answer
 
 QUEUE_FULL_S: Final = 600.0
 """The pause before requests are submitted again that did not fit into a provider's queue, in seconds."""
@@ -73,12 +85,15 @@ async def _fail(session: Session, group: Group, job: BatchJob) -> LLMError | Non
 
 
 async def _read_results(session: Session, group: Group, job: BatchJob) -> LLMError | None:
+    sent = await _as_sent(session, group)
+    if not is_successful(sent):
+        return session.blame(group, sent.failure())
     now = msgspec.json.encode(session.env.now())
     noted = await session.journal.intend(f"{group.key}{READ}", now)
     if not is_successful(noted):
         session.failure = noted.failure()
         return session.failure
-    reading = _Reading(session, group, msgspec.json.decode(noted.unwrap().intent, type=datetime))
+    reading = _Reading(session, group, msgspec.json.decode(noted.unwrap().intent, type=datetime), sent.unwrap())
     read = await result_of(session.jobs.results(job, reading.requests, reading.take))
     if session.failure is not None or not is_successful(read):
         return session.failure or await _give_up(session, group, _unread(read.failure()))
@@ -90,6 +105,23 @@ async def _read_results(session: Session, group: Group, job: BatchJob) -> LLMErr
         if number in session.open:
             await session.finish(number, Failure(not_run(ready_targets(session.env.config)[job.model], job.state)))
     return await _close(session, group, reading.costs)
+
+
+async def _as_sent(session: Session, group: Group) -> Result[dict[int, Redacted], LLMError]:
+    """Return the requests of a group as they were sent, by their numbers."""
+    redacted, sent = group.submission.redaction, dict[int, Redacted]()
+    if redacted and redacted != redaction_of(session.env):
+        return Failure(ConfigurationError(model=group.submission.model, message=_OTHER_KEY))
+    env = session.env if redacted else evolve(session.env, redact=None)
+    for number in session.numbers(group):
+        request = await as_sent(session.requests[number], env)
+        if not is_successful(request):
+            return Failure(request.failure())
+        sent[number] = request.unwrap()
+    return Success(sent)
+
+
+_OTHER_KEY: Final = "redact: this batch was submitted with another key: collect it with the same Redaction(key=...)"
 
 
 def _unread(error: LLMError) -> LLMError:
@@ -118,18 +150,22 @@ async def _miss(session: Session, group: Group, missing: Sequence[int]) -> LLMEr
 @final
 @define(eq=False)
 class _Reading:
-    """A reading of the results of a group, noted ``at`` a time, with the ``costs`` of those that came."""
+    """A reading of the results of a group, noted ``at`` a time, with the ``costs`` of those that came.
+
+    ``sent`` are its requests as they were sent.
+    """
 
     session: Session
     group: Group
     at: datetime
+    sent: Mapping[int, Redacted]
     costs: dict[int, Cost] = field(factory=dict[int, Cost])
 
     @property
     def requests(self) -> dict[str, LLMRequest]:
-        """The requests of the group by their ids at the provider."""
+        """The requests of the group, as they were sent, by their ids at the provider."""
         name = self.group.submission.custom_id
-        return {name(number): self.session.requests[number] for number in self.session.numbers(self.group)}
+        return {name(number): sent.request for number, sent in self.sent.items()}
 
     async def take(self, custom_id: str, answer: Answer) -> None:
         """Book, store and report a result; a request that has one, in the journal or in this reading, is done."""
@@ -149,15 +185,17 @@ class _Reading:
 
     async def _book(self, number: int, custom_id: str, answer: Answer) -> tuple[Answer, Cost]:
         """Price a result and record it in the ledger, unless its request was never sent to the model."""
-        env, request, model = self.session.env, self.session.requests[number], self.group.submission.model
+        env, request, model = self.session.env, self.sent[number].request, self.group.submission.model
         if is_successful(answer):
             call = call_of(request, model, custom_id)
-            answer = Success(await calibrated(with_plausible_usage(answer.unwrap(), call, env), call, env))
+            checked = await calibrated(with_plausible_usage(answer.unwrap(), call, env), call, env)
+            answer = Success(staying_answer(checked, request.stays))
         elif answer.failure().code in NOT_RUN:
             return answer, Cost.ZERO
         attempt = self._attempt(answer)
-        env.ledger.record(_row(custom_id, request, attempt, self.at, answer))
-        return _booked(answer, request, attempt), attempt.cost
+        left = model not in models_here(env.config, proxied=is_proxied(env.clients))
+        env.ledger.record(evolve(_row(custom_id, request, attempt, self.at, answer), left_machine=left))
+        return self.sent[number].restore(_booked(answer, request, attempt)), attempt.cost
 
     def _attempt(self, answer: Answer) -> Attempt:
         env, submission = self.session.env, self.group.submission

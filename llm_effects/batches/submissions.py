@@ -27,6 +27,7 @@ from llm_effects.effects.env import BatchJobs, LLMEnv
 from llm_effects.limits.budgets import Account, Hold, accounts_of
 from llm_effects.policies.budget import expected_cost, unknown_price
 from llm_effects.policies.cache import request_key
+from llm_effects.policies.redaction import Redacted, Redaction
 from llm_effects.policies.routing import routing_context
 from llm_effects.providers.batch_files import batch_limits, line_of, split_lines
 from llm_effects.providers.registry import ready_targets
@@ -75,13 +76,17 @@ class Share(msgspec.Struct, frozen=True):
 
 @final
 class Submission(msgspec.Struct, frozen=True):
-    """The intent of a submission ``at`` a time: ``items`` are the numbers of its requests and their keys."""
+    """The intent of a submission ``at`` a time: ``items`` are the numbers of its requests and their keys.
+
+    ``redaction`` tells which key made its placeholders; it is empty where nothing was redacted.
+    """
 
     id: str
     model: str
     at: datetime
     items: tuple[tuple[int, str], ...]
     shares: tuple[Share, ...] = ()
+    redaction: str = ""
 
     def custom_id(self, number: int) -> str:
         """Return the id of a request at the provider: at most 64 letters, digits and dashes."""
@@ -263,7 +268,7 @@ async def _plan(session: Session) -> list[tuple[Target, tuple[BatchLine, ...]]]:
     taken, encoded = session.submitted, dict[Target, list[BatchLine]]()
     for number in [number for number in session.open if number not in taken]:
         await checkpoint()
-        placed = _place(session, number)
+        placed = await _place(session, number)
         if is_successful(placed):
             target, line = placed.unwrap()
             encoded.setdefault(target, []).append(line)
@@ -277,13 +282,33 @@ async def _plan(session: Session) -> list[tuple[Target, tuple[BatchLine, ...]]]:
     ]
 
 
-def _place(session: Session, number: int) -> Result[tuple[Target, BatchLine], LLMError]:
-    """Return the server of a request, and its line."""
+async def _place(session: Session, number: int) -> Result[tuple[Target, BatchLine], LLMError]:
+    """Return the server of a request, and its line, which is redacted if the environment redacts."""
     request = session.requests[number]
     target = target_for(request, session.env)
     if not is_successful(target):
         return Failure(target.failure())
-    return line_of(target.unwrap(), f"{number}", request).map(lambda line: (target.unwrap(), line))
+    sent = await as_sent(request, session.env)
+    if not is_successful(sent):
+        return Failure(sent.failure())
+    return line_of(target.unwrap(), f"{number}", sent.unwrap().request).map(lambda line: (target.unwrap(), line))
+
+
+async def as_sent(request: LLMRequest, env: LLMEnv) -> Result[Redacted, LLMError]:
+    """Return a request as it is sent in a batch, and what restores its answer, in any process with the same key."""
+    if env.redact is None:
+        return Success(Redacted(request, lambda answer: answer))
+    if not redaction_of(env) or not isinstance(env.redact, Redaction):
+        return Failure(ConfigurationError(message=_NO_KEY))
+    return await env.redact.redacted(request, env)
+
+
+def redaction_of(env: LLMEnv) -> str:
+    """Return what tells the key of the environment's redaction from others; empty without one that lasts."""
+    return env.redact.digest if isinstance(env.redact, Redaction) else ""
+
+
+_NO_KEY: Final = "redact: a batch may be collected by another process: give Redaction a key of your own"
 
 
 def target_for(request: LLMRequest, env: LLMEnv) -> Result[Target, LLMError]:
@@ -394,6 +419,7 @@ async def _intent(session: Session, model: str, numbers: tuple[int, ...]) -> Sub
         model=model,
         at=at,
         items=tuple((number, session.keys[number]) for number in numbers),
+        redaction=redaction_of(env),
         shares=tuple(
             Share(
                 Hold(

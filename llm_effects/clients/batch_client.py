@@ -15,7 +15,7 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.clients.client import LiveClients
-from llm_effects.clients.credentials import UNAUTHORIZED, Header, send_keyed
+from llm_effects.clients.credentials import UNAUTHORIZED, Header, check_stays, send_keyed
 from llm_effects.clients.transport.connections import TransportFault
 from llm_effects.clients.transport.transport import StreamedResponse, Transport
 from llm_effects.config import LLMConfig
@@ -115,6 +115,10 @@ class LiveBatches:
         return await work(target.unwrap()) if is_successful(target) else Failure(target.failure())
 
     async def _submit(self, target: Target, lines: Sequence[BatchLine], submission: str) -> Result[BatchJob, LLMError]:
+        if any(line.request.stays is not None for line in lines):
+            problem = await check_stays(self.transport, target)
+            if problem is not None:
+                return Failure(problem)
         if target.preset.batches == "anthropic":
             return await self._post(target, anthropic_batch_request(target, lines), SENDING_S, read_job)
         uploaded = await self._post(target, upload_request(target, lines, submission), SENDING_S, read_file_id)

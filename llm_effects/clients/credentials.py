@@ -215,15 +215,21 @@ async def _settled(
     began = call.attempt.record.queued_since = anyio.current_time()
     with anyio.CancelScope(deadline=call.attempt.first_content_by):
         if call.request.stays is not None:
-            why = why_it_leaves(target, proxied=transport.proxied) or await _where_localhost_is(target)
-            if why:
-                return Failure(evolve(must_stay({target.name: why}), provider=target.preset.name))
+            problem = await check_stays(transport, target)
+            if problem is not None:
+                return Failure(problem)
         if key is None:
             return Success(None)
         secret = await current_key(key, now)
         return secret if is_successful(secret) else Failure(_at_model(target, secret.failure()))
     share_ms = (call.attempt.first_content_by - began) * 1000
     return Failure(_at_model(target, RequestTimeout(timeout_ms=share_ms, phase="attempt")))
+
+
+async def check_stays(transport: Transport, target: Target) -> LLMError | None:
+    """Return the error of data that must stay on this machine, if it would leave that for a target."""
+    why = why_it_leaves(target, proxied=transport.proxied) or await _where_localhost_is(target)
+    return evolve(must_stay({target.name: why}), provider=target.preset.name) if why else None
 
 
 async def _where_localhost_is(target: Target) -> str:

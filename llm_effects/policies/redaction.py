@@ -6,6 +6,7 @@ layer of one pipeline.
 
 from __future__ import annotations
 
+import hmac
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -84,6 +85,7 @@ class Redaction:
             raise TypeError(msg)
         self._find: Find = _default_find() if find is None else find
         self._key = _valid_key(token_hex(32) if key is None else key)
+        self._digest = "" if key is None else _digest_of(self._key)
         self._known: LRUCache[tuple[str | None, str], Replacements] = LRUCache(MOST_CONVERSATIONS)
         self._lock = Lock()
 
@@ -103,6 +105,17 @@ class Redaction:
                 known = self._known[owner, conversation] = Replacements(self._key, owner)
             return known
 
+    @property
+    def digest(self) -> str:
+        """A digest that tells keys apart; empty for a random key, which no other process has."""
+        return self._digest
+
+    async def redacted(self, request: LLMRequest, env: LLMEnv) -> Result[Redacted, LLMError]:
+        """Return a request with placeholders, for an answer that comes later."""
+        known = self.known(None, request.owner)
+        sent = await self.rewritten(request, known, env)
+        return sent.map(lambda each: Redacted(each, partial(_restored_as_asked, asked=request, known=known)))
+
     async def answer(self, asked: Asked, env: LLMEnv, ask: AskedAnswer, conversation: str | None = None) -> Answer:
         """Answer a question by ``ask``, which sees placeholders only, and restore the answer.
 
@@ -113,8 +126,8 @@ class Redaction:
         if not is_successful(request):
             return Failure(request.failure())
         inner = evolve(env, redact=None if conversation is None else _WithinConversation(self, known))
-        answer = await _restored_answer(evolve(asked, request=request.unwrap()), known, inner, ask)
-        return answer.map(_with_warning) if _has_uncovered(asked.request) else answer
+        answer = await _answer_and_flush(evolve(asked, request=request.unwrap()), known, inner, ask)
+        return _restored_as_asked(answer, asked.request, known)
 
     async def rewritten(
         self, request: LLMRequest, known: Replacements, env: LLMEnv, *, stored: bool = False
@@ -144,6 +157,15 @@ class Redaction:
             return Failure(found.failure())
         work = partial(_rewritten, texts, found.unwrap(), known, stored=stored)
         return Success((await in_steps(work, sum(map(len, texts)))).__getitem__)
+
+
+@final
+@frozen
+class Redacted:
+    """A request as it is sent, and the function that restores its answer."""
+
+    request: LLMRequest
+    restore: Callable[[Answer], Answer]
 
 
 @final
@@ -213,6 +235,10 @@ def _valid_key(key: str | Secret) -> Secret:
     if len(secret.reveal()) < SHORTEST_KEY:
         invalid("key", f"must have at least {SHORTEST_KEY} characters: make one with secrets.token_hex(32)")
     return secret
+
+
+def _digest_of(key: Secret) -> str:
+    return hmac.digest(key.reveal().encode("utf-8", "surrogatepass"), b"llm_effects", "sha256").hex()[:24]
 
 
 def _name_of(find: Find) -> str:
@@ -379,7 +405,7 @@ def _with_warning(response: LLMResponse) -> LLMResponse:
 # The way back: an answer, the events of a stream, the conditions on an answer.
 
 
-async def _restored_answer(asked: Asked, known: Replacements, env: LLMEnv, ask: AskedAnswer) -> Answer:
+async def _answer_and_flush(asked: Asked, known: Replacements, env: LLMEnv, ask: AskedAnswer) -> Answer:
     in_json = asked.request.response_schema is not None
     restore = partial(restored, known=known, in_json=in_json)
     sink = None if asked.sink is None else RestoringSink(asked.sink, known, in_json)
@@ -387,7 +413,15 @@ async def _restored_answer(asked: Asked, known: Replacements, env: LLMEnv, ask: 
     answer = await ask(Asked(request=asked.request, sink=sink, validator=validator, hide=known.hide), env)
     if sink is not None:
         await sink.flush()
-    return answer.map(restore).alt(lambda error: evolve(error, partial=known.restore(error.partial, in_json=in_json)))
+    return answer
+
+
+def _restored_as_asked(answer: Answer, asked: LLMRequest, known: Replacements) -> Answer:
+    """Restore an answer to a request, or the partial text of its error."""
+    in_json = asked.response_schema is not None
+    whole = answer.map(partial(restored, known=known, in_json=in_json))
+    warned = whole.map(_with_warning) if _has_uncovered(asked) else whole
+    return warned.alt(lambda error: evolve(error, partial=known.restore(error.partial, in_json=in_json)))
 
 
 def restored(response: LLMResponse, known: Replacements, *, in_json: bool = False) -> LLMResponse:
