@@ -42,7 +42,7 @@ from llm_effects.tools.tool import TIMEOUT_S, ToolFunction, Toolkit
 from llm_effects.values import caps
 from llm_effects.values.extras import install_command
 from llm_effects.values.secrets import Secret, secret_values, secrets_of_environment, valid_headers
-from llm_effects.values.validation import invalid, is_a, number, printable, text, to_table, to_tuple
+from llm_effects.values.validation import instance, invalid, is_a, number, printable, text, to_table, to_tuple
 
 if TYPE_CHECKING:
     import mcp_types as wire
@@ -85,6 +85,7 @@ def mcp_toolkit(
     cwd: str | None = None,
     timeout_s: float | None = TIMEOUT_S,
     connect_s: float = CONNECT_S,
+    leaves_machine: bool | None = None,
 ) -> McpServer:
     """Return an MCP server whose tools a model may call, to be entered with ``async with`` or ``with``.
 
@@ -92,7 +93,8 @@ def mcp_toolkit(
     that speaks streamable HTTP. A model sees each tool as ``name_tool``. A process gets ``env`` and, of this process,
     only variables such as ``PATH`` and ``HOME``; a URL gets ``headers``. Their values stay hidden as a ``Secret`` does.
     ``timeout_s`` limits each call, ``connect_s`` the start, in seconds; entering raises ``ConnectionError`` if the
-    server does not list its tools by then. Needs the extra ``[mcp]``.
+    server does not list its tools by then. A URL counts as another machine unless its host is a loopback address, a
+    program as this one; ``leaves_machine`` says otherwise. Needs the extra ``[mcp]``.
 
     >>> mcp_toolkit("files", ["mcp-server-files", "/srv"], env={"TOKEN": "t-12345678"})
     McpServer('files', 'mcp-server-files')
@@ -111,6 +113,7 @@ def mcp_toolkit(
         cwd=cwd,
         timeout_s=timeout_s,
         connect_s=connect_s,
+        leaves_machine=leaves_machine,
     )
 
 
@@ -197,6 +200,7 @@ class McpServer:
     cwd: str | None = None
     timeout_s: float | None = field(validator=optional(number(above=0)))
     connect_s: float = field(validator=number(above=0))
+    leaves_machine: bool | None = field(default=None, validator=optional(instance(bool)))
     listing: McpListing = field(factory=McpListing, init=False)
     _home: _Home | None = field(default=None, init=False)
     _session: _Session | None = field(default=None, init=False)
@@ -232,7 +236,12 @@ class McpServer:
             risk="dangerous" if tool.destructive is True else "write",
             trusted=False,
             timeout_s=self.timeout_s,
+            leaves_machine=self._is_elsewhere if self.leaves_machine is None else self.leaves_machine,
         )
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        return isinstance(self.server, str) and not is_loopback(urlsplit(self.server).hostname or "")
 
     async def __aenter__(self) -> Toolkit:
         if self._home is not None or self._async_scope is not None:

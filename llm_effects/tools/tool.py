@@ -28,7 +28,8 @@ class ToolFunction:
     ``read`` parses the model's arguments (JSON text) into the function's, or lists what is wrong with them. ``risk`` is
     what a call may do: a ``dangerous`` one runs only with approval. The results of a tool that is not ``trusted`` hold
     content that others wrote. ``timeout_s`` is in seconds, ``None`` for no limit. The results of a tool that ``stays``
-    remain on this machine: after one, only models that run on it are asked.
+    remain on this machine: after one, only models that run on it are asked. A tool that ``leaves_machine`` sends its
+    arguments to another one: it never receives what is made of content that stays here.
     """
 
     tool: Tool
@@ -38,6 +39,7 @@ class ToolFunction:
     trusted: bool = field(default=True, validator=instance(bool))
     timeout_s: float | None = field(default=TIMEOUT_S, validator=number(above=0))
     stays: Stays | None = field(default=None, validator=valid_stays)
+    leaves_machine: bool = field(default=False, validator=instance(bool))
 
     @property
     def dangerous(self) -> bool:
@@ -63,6 +65,7 @@ def tool(
     trusted: bool = ...,
     timeout_s: float | None = ...,
     stays: Stays | None = ...,
+    leaves_machine: bool = ...,
 ) -> ToolFunction: ...
 @overload
 def tool(
@@ -74,6 +77,7 @@ def tool(
     trusted: bool = ...,
     timeout_s: float | None = ...,
     stays: Stays | None = ...,
+    leaves_machine: bool = ...,
 ) -> Callable[[Handler], ToolFunction]: ...
 def tool(
     function: Handler | None = None,
@@ -86,6 +90,7 @@ def tool(
     trusted: bool = True,
     timeout_s: float | None = TIMEOUT_S,
     stays: Stays | None = None,
+    leaves_machine: bool = False,
 ) -> ToolFunction | Callable[[Handler], ToolFunction]:
     """Make a tool of a typed function: plain, ``async``, or one that returns an ``Effect`` or a ``Result``.
 
@@ -93,7 +98,7 @@ def tool(
     A function that no model can call is an ``InvalidValue`` with the remedy. It is a decorator too: ``@tool`` or
     ``@tool(dangerous=True)``; the function itself is then ``its_name.function``. ``risk`` is ``read``, ``write`` (the
     default) or ``dangerous``, for which ``dangerous=True`` is short. ``trusted=False`` marks a tool whose results hold
-    content that others wrote.
+    content that others wrote, ``leaves_machine=True`` one that sends its arguments to another machine.
 
     >>> from typing import Literal
     >>> @tool
@@ -118,6 +123,7 @@ def tool(
             trusted=trusted,
             timeout_s=timeout_s,
             stays=stays,
+            leaves_machine=leaves_machine,
         )
 
     return make if function is None else make(function)
@@ -132,6 +138,7 @@ def tool_with_schema(
     trusted: bool = True,
     timeout_s: float | None = TIMEOUT_S,
     stays: Stays | None = None,
+    leaves_machine: bool = False,
 ) -> ToolFunction:
     """Make a tool whose schema comes from elsewhere, for example from a server of tools.
 
@@ -154,6 +161,7 @@ def tool_with_schema(
         trusted=trusted,
         timeout_s=timeout_s,
         stays=stays,
+        leaves_machine=leaves_machine,
     )
 
 

@@ -203,6 +203,8 @@ class ToolExecutor:
         if function is None:
             remedy = suggestion(call.name, self.functions, "the tools")
             return Failure(ToolOutput(f"there is no tool {call.name!r}: {remedy}", ToolOutcome.UNKNOWN_TOOL))
+        if function.leaves_machine and call.stays is not None:
+            return Failure(ToolOutput(_MUST_STAY, ToolOutcome.REFUSED))
         arguments = function.read(call.arguments)
         if not is_successful(arguments):
             problems = "".join(f"\n- {problem}" for problem in arguments.failure()[:MAX_PROBLEMS])
@@ -272,6 +274,10 @@ class ToolExecutor:
             state.warnings.append(f"tools: the result of {call.name} is not in the journal: {problem}")
         return answer
 
+
+_MUST_STAY: Final = (
+    "refused: this tool sends its arguments to another machine, and they are made of content that stays on this one"
+)
 
 NEEDS_RUN_ID: Final = "run_id: a run whose calls can wait for approval needs an id, by which it is continued"
 

@@ -32,6 +32,7 @@ from llm_effects import (
     ModelConfig,
     Text,
     ToolCall,
+    Toolkit,
     ToolResult,
     converse,
     effect,
@@ -82,6 +83,16 @@ from llm_effects.telemetry.spans import request_bodies, response_body
 from llm_effects.testing import Chunks, Delayed, calling, run_in_virtual_time, scripted
 from llm_effects.testing.scripted import EPOCH, Scripted, answer
 from llm_effects.testing.virtual_time import Backend
+from llm_effects.tools import (
+    Approved,
+    ToolEnd,
+    ToolOutcome,
+    Verdict,
+    ask_later,
+    decide_approval,
+    list_approvals,
+    resume_tools,
+)
 from llm_effects.values import InvalidValue, Secret
 from llm_effects.values.events import StreamEvent
 from llm_effects.values.records import LedgerRow
@@ -139,26 +150,33 @@ async def reply(fault: Fault, request: httpx.Request, body: dict[str, Any], *, k
         return httpx.Response(200, json={"data": vectors, "model": "v"})
     said = f"{SECRET} again" if knows else "nothing known"  # a model repeats what it has read
     call = fault == "tool" and bool(body.get("tools"))
-    answer = claude(said, call=call) if "/messages" in request.url.path else gpt(said, call=call)
+    names = (
+        tuple(each for each in ("read_payroll", "search_web") if each in json.dumps(body.get("tools"))) if call else ()
+    )
+    answer = claude(said, names) if "/messages" in request.url.path else gpt(said, names)
     return streamed(answer, body) if body.get("stream") and "choices" in answer else httpx.Response(200, json=answer)
 
 
-def gpt(said: str, *, call: bool) -> dict[str, Any]:
-    function = {"name": "read_payroll", "arguments": json.dumps({"name": said})}
-    calls = {"tool_calls": [{"id": "c1", "type": "function", "function": function}]} if call else {}
-    message = {"role": "assistant", "content": None if call else said, **calls}
+def gpt(said: str, names: Sequence[str]) -> dict[str, Any]:
+    calls = [
+        {"id": f"c{at}", "type": "function", "function": {"name": name, "arguments": json.dumps({"name": said})}}
+        for at, name in enumerate(names)
+    ]
+    message = {"role": "assistant", "content": None if calls else said, **({"tool_calls": calls} if calls else {})}
     return {
         "model": "m",
-        "choices": [{"index": 0, "finish_reason": "tool_calls" if call else "stop", "message": message}],
+        "choices": [{"index": 0, "finish_reason": "tool_calls" if calls else "stop", "message": message}],
     }
 
 
-def claude(said: str, *, call: bool) -> dict[str, Any]:
-    used = {"type": "tool_use", "id": "c1", "name": "read_payroll", "input": {"name": said}}
+def claude(said: str, names: Sequence[str]) -> dict[str, Any]:
+    calls = [
+        {"type": "tool_use", "id": f"c{at}", "name": name, "input": {"name": said}} for at, name in enumerate(names)
+    ]
     usage = {"input_tokens": 3, "output_tokens": 2}
-    content = [used] if call else [{"type": "text", "text": said}]
+    content = calls or [{"type": "text", "text": said}]
     known = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_sequence": None, "usage": usage}
-    return {**known, "content": content, "stop_reason": "tool_use" if call else "end_turn"}
+    return {**known, "content": content, "stop_reason": "tool_use" if calls else "end_turn"}
 
 
 def streamed(answer: dict[str, Any], body: dict[str, Any]) -> httpx.Response:
@@ -202,11 +220,21 @@ def read_payroll(name: str) -> str:
     return f"{name} or {SECRET}: 7"
 
 
+SEARCHED: Final[list[str]] = []
+
+
+def search_web(name: str) -> str:
+    """Search the web."""
+    SEARCHED.append(name)
+    return "nothing"
+
+
 async def ignore(_: StreamEvent) -> None:
     pass
 
 
 PAYROLL: Final = toolkit(tool(read_payroll, stays="machine"))
+WEB: Final = toolkit(tool(search_web, leaves_machine=True))
 DOCUMENT: Final = Document(SECRET.encode(), "text/plain", stays="machine")
 RESULT: Final = (
     Message("user", "?"),
@@ -237,6 +265,7 @@ OPERATIONS: Final[dict[str, Callable[[], Effect[Any]]]] = {
     "typed": lambda: generate_as(ask(messages=(labelled(),)), list[int]),
     "tools": lambda: run_tools(ask(prompt="what does Ada earn?", tags=()), PAYROLL, 3),
     "tools of a chat": lambda: run_tools(ask(prompt="and Bob?", tags=()), PAYROLL, 3, conversation_id="open"),
+    "tools elsewhere": lambda: run_tools(ask(prompt="what does Ada earn?", tags=()), PAYROLL | WEB, 3),
     "many": lambda: generate_many([ask(prompt=SECRET, stays="machine"), ask(messages=(labelled(),))]),
     "embed": lambda: embed([SECRET, "x"], stays="machine", tags=PRIVATE),
     "turn": lambda: turns("open", ask(messages=(labelled(),)), MORE, MORE, ask(prompt="again?", tags=())),
@@ -266,10 +295,12 @@ async def perform(names: Sequence[str], wire: Wire, config: LLMConfig) -> list[t
 def test_fault_207_no_byte_of_data_that_stays_is_sent_to_another_machine(
     names: list[str], faults: list[Fault], window: tuple[str, str | None], task: list[str], backend: Backend
 ) -> None:
+    SEARCHED.clear()
     wire = Wire(iter(faults), [])
     config = config_of(window[0], task, window[1])
     rows = run_in_virtual_time(perform, names, wire, config, backend=backend)
     assert wire.leaks == []
+    assert [each for each in SEARCHED if SECRET in each] == []
     assert {left for left, tags in rows if "private" in tags} <= {False}
 
 
@@ -483,6 +514,80 @@ async def test_fault_209_a_tool_may_label_what_it_returns_and_a_labelled_call_la
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("run_id", [None, "nightly"])
+async def test_fault_245_a_tool_elsewhere_gets_nothing_that_is_made_of_what_stays(run_id: str | None) -> None:
+    SEARCHED.clear()
+    public, private = ToolCall("c1", "search_web", '{"name": "Ada"}'), ToolCall("c3", "search_web", '{"name": "7"}')
+    asks = ToolCall("c2", "read_payroll", '{"name": "Ada"}')
+    model = scripted(calling(public), calling(asks), calling(private, evolve(asks, id="c4")), "7")
+    env = scripted_env(config=config_of("drop", ("gpt",)), clients=model)
+    tools = PAYROLL | toolkit(tool(search_web, leaves_machine=True, dangerous=True))
+    asked: list[ToolCall] = []
+
+    async def approve(call: ToolCall) -> Verdict:
+        asked.append(call)
+        return Approved()
+
+    for _ in range(1 if run_id is None else 2):  # the second time from the journal
+        finished = (await run(run_tools("?", tools, run_id=run_id, approve=approve), env)).unwrap()
+        searched, _, refused, local = finished.answers
+        assert (searched.outcome, refused.outcome, local.outcome) == (
+            ToolOutcome.DONE,
+            ToolOutcome.REFUSED,
+            ToolOutcome.DONE,
+        )
+        assert refused.result.content == (
+            "refused: this tool sends its arguments to another machine, and they are made of content that stays on "
+            "this one"
+        )
+        assert (refused.result.is_error, refused.result.stays) == (True, "machine")
+        assert (finished.end, finished.response.content) == (ToolEnd.ANSWERED, "7")
+    assert SEARCHED == ["Ada"]
+    assert asked == [public]  # a person cannot approve of it either
+
+
+@pytest.mark.anyio
+async def test_fault_245_a_labelled_conversation_or_request_keeps_tools_elsewhere_from_running() -> None:
+    SEARCHED.clear()
+    call = calling(ToolCall("c1", "search_web", '{"name": "Ada"}'))
+    env = scripted_env(call, "done", call, "done", config=config_of("drop", ()))
+    await run(start_conversation("c", stays="machine"), env)
+    for request, conversation in ((ask(prompt="?"), "c"), (ask(prompt="?", stays="machine"), None)):
+        finished = (await run(run_tools(request, WEB, conversation_id=conversation), env)).unwrap()
+        assert [each.outcome for each in finished.answers] == [ToolOutcome.REFUSED]
+    assert SEARCHED == []
+
+
+@pytest.mark.anyio
+async def test_fault_245_a_tool_that_was_allowed_runs() -> None:
+    SEARCHED.clear()
+    env = scripted_env(calling(ToolCall("c1", "search_web", '{"name": "Ada"}')), "done", config=config_of("drop", ()))
+    allowed = Toolkit(tuple(evolve(each, leaves_machine=False) for each in WEB.functions))
+    await run(run_tools(ask(prompt="?", stays="machine"), allowed), env)
+    assert SEARCHED == ["Ada"]
+
+
+@pytest.mark.anyio
+async def test_fault_209_calls_that_wait_for_approval_and_their_runs_stay(tmp_path: Path) -> None:
+    storage = open_storage(StorageConfig(url=f"sqlite:///{tmp_path}/runs.db"), new_memory()).unwrap()
+    erases = ToolCall("c1", "read_payroll", '{"name": "Ada"}')
+    model = scripted(calling(erases), "7")
+    env = scripted_env(config=config_of("drop", ("gpt",)), clients=model)
+    env = evolve(env, conversations=storage.conversations)
+    tools = toolkit(tool(read_payroll, dangerous=True))
+    asks = run_tools(ask(prompt=SECRET, stays="machine"), tools, approve=ask_later, run_id="nightly")
+    waiting = (await run(asks, env)).unwrap()
+    (kept,) = (await run(list_approvals(), env)).unwrap()
+    assert (waiting.end, waiting.response.stays, kept.call.stays) == (ToolEnd.WAITING, "machine", "machine")
+    decided = (await run(decide_approval(kept.id, Approved()), env)).unwrap()
+    assert decided.call.stays == "machine"
+    finished = (await run(resume_tools("nightly", tools), env)).unwrap()
+    assert (finished.answers[0].result.stays, finished.response.stays) == ("machine", "machine")
+    assert [call.model for call in model.calls] == ["studio", "studio"]
+    await env.conversations.aclose()
+
+
+@pytest.mark.anyio
 async def test_fault_209_vectors_and_batches_stay() -> None:
     env = scripted_env("because", config=config_of("drop", ()))
     assert (await run(embed([SECRET], stays="machine"), env)).unwrap().stays == "machine"
@@ -658,6 +763,27 @@ async def test_fault_213_a_database_elsewhere_refuses_what_stays(postgres_server
     assert "storage.url is on another one" in finished.response.warnings[0]
     documents = [str(postgres_server.execute(f"SELECT * FROM llm_{table}", url.rpartition("/")[2])) for table in TABLES]
     assert not [each for each in documents if SECRET in each]
+    await env.conversations.aclose()
+
+
+@pytest.mark.anyio
+async def test_fault_213_a_database_elsewhere_refuses_calls_that_wait_and_stay(postgres_server: Postgres) -> None:
+    url = postgres_server.new_url().replace("127.0.0.1", "127.1")
+    storage = open_storage(StorageConfig(url=url), new_memory()).unwrap()
+    call = calling(ToolCall("c1", "read_payroll", '{"name": "Ada"}'))
+    env = evolve(scripted_env(call), conversations=storage.conversations)
+    dangerous = toolkit(tool(read_payroll, dangerous=True))
+    for request, tools in (
+        (ask(prompt=SECRET, stays="machine"), dangerous),
+        (ask(prompt="?"), PAYROLL),  # from the second step on
+    ):
+        asks = run_tools(request, tools, 3, run_id=str(request.stays), approve=ask_later)
+        result: Any = await run(asks, env)
+        assert "storage.url is on another one" in result.failure().message
+    assert (await run(list_approvals(decided=True), env)).unwrap() == ()
+    stored = [str(postgres_server.execute(f"SELECT * FROM llm_{table}", url.rpartition("/")[2])) for table in TABLES]
+    assert not [each for each in stored if SECRET in each]
+    assert "Ada" in stored[-1]  # the call of the unlabelled first step
     await env.conversations.aclose()
 
 

@@ -9,16 +9,18 @@ from typing import Any
 
 import anyio
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_effects import LLM, AsyncLLM, ToolCall, Toolkit, run, run_tools, scripted_env
+from llm_effects import LLM, AsyncLLM, LLMRequest, ToolCall, Toolkit, run, run_tools, scripted_env
 from llm_effects.testing.scripted import calling
 from llm_effects.tools import Approved, ToolOutcome, Verdict
 from llm_effects.tools import mcp as mcp_module
 from llm_effects.tools.mcp import mcp_toolkit
-from llm_effects.tools.mcp_tools import names_for
+from llm_effects.tools.mcp_tools import McpListing, McpTool, names_for
 from llm_effects.values import InvalidValue
+from llm_effects.values.requests import Tool
 from tests.fixtures.mcp_server import make_server
 from tests.fixtures.mcp_servers import COMMAND, LONG_S, alive, call, ended, function_of, liar, process_of, until
 from tests.fixtures.tool_calls import QUESTION, answer_of
@@ -254,3 +256,36 @@ async def test_a_model_calls_the_tools_of_a_server_by_http(service: Service, tmp
         assert hanging.outcome is ToolOutcome.TIMED_OUT
         await until(lambda: (tmp_path / "note").read_text() == "cancelled")
         assert (await call(tools, "add", left=1, right=2)).unwrap() == "3"
+
+
+@pytest.mark.parametrize("allowed", [None, False])
+async def test_fault_245_a_server_elsewhere_gets_nothing_that_stays(
+    service: Service, allowed: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mcp_module, "is_loopback", lambda _: False)
+    url = f"{service.url}/mcp"
+    asked = LLMRequest(prompt="?", stays="machine")
+    async with mcp_toolkit("t", url, leaves_machine=allowed) as tools, mcp_toolkit("u", COMMAND) as every:
+        local = Toolkit(tuple(each for each in every.functions if each.tool.name == "u_add"))
+        assert {each.leaves_machine for each in tools.functions} == {allowed is None}
+        assert not any(each.leaves_machine for each in local.functions)
+        calls = (ToolCall(f"c{name}", f"{name}_add", '{"left": 1, "right": 2}') for name in "tu")
+        asks = run_tools(evolve(asked, tools=(function_of(tools, "add").tool, *local.tools)), tools | local)
+        finished = (await run(asks, scripted_env(calling(*calls), "3"))).unwrap()
+    elsewhere, here = finished.answers
+    assert (elsewhere.outcome is ToolOutcome.REFUSED) is (allowed is None)
+    assert (here.outcome, here.result.content) == (ToolOutcome.DONE, "3")
+
+
+def test_fault_245_a_server_counts_as_elsewhere_by_its_address_unless_one_says_otherwise() -> None:
+    for server, says, leaves in (
+        ("https://example.com/mcp", None, True),
+        ("https://example.com/mcp", False, False),
+        ("http://127.0.0.1:8000/mcp", None, False),
+        ("http://a.localhost:8000/mcp", None, True),
+        (["mcp-server-fetch"], None, False),
+        (["mcp-server-fetch"], True, True),
+    ):
+        made = mcp_toolkit("t", server, leaves_machine=says)
+        made.listing = McpListing((McpTool(tool=Tool("t_a"), name="a"),))
+        assert [each.leaves_machine for each in made.toolkit.functions] == [leaves]
