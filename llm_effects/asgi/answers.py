@@ -21,6 +21,7 @@ from llm_effects.effects.effect import run
 from llm_effects.effects.env import LLMEnv
 from llm_effects.effects.tasks import task_group
 from llm_effects.pipeline import generate, stream
+from llm_effects.providers.registry import MUST_STAY
 from llm_effects.values.errors import (
     AuthenticationFailed,
     BudgetExceeded,
@@ -218,7 +219,8 @@ def _event(value: object) -> bytes:
 def _extras(response: LLMResponse) -> dict[str, object]:
     """Return what OpenAI's shape has no place for; the cost is in US dollars, ``None`` where it is unknown."""
     cost = None if response.cost.usd is None else str(response.cost.usd)
-    return {"cached": response.cached, "cost_usd": cost, "warnings": response.warnings}
+    stays = {} if response.stays is None else {"stays": response.stays}
+    return {"cached": response.cached, "cost_usd": cost, "warnings": response.warnings, **stays}
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -258,6 +260,8 @@ def status_of(error: LLMError) -> ErrorStatus:
             return ErrorStatus(504, "server_error", error.tag)
         case NetworkError() | MalformedResponse() | SchemaMismatch() | AuthenticationFailed():
             return ErrorStatus(502, "server_error", error.tag)
+        case ConfigurationError() if error.code == MUST_STAY:
+            return ErrorStatus(400, "invalid_request_error", MUST_STAY)
         case ConfigurationError() | StorageFailed() | ConversationConflict():
             return ErrorStatus(500, "server_error", error.tag)
         case RequestFailed():

@@ -42,7 +42,8 @@ _CARRIED: Final = frozenset(
         *("stream", "stream_options", "prompt_cache_key", "llm_effects"),
     )
 )
-_OWN: Final = ("task_type", "tags", "cache", "timeout_ms")
+_FIELDS: Final = ("task_type", "tags", "cache", "stays")
+_OWN: Final = (*_FIELDS, "timeout_ms")
 
 _REFUSED: Final[Mapping[str, str]] = {
     "n": "must be 1: send a request for each answer",
@@ -78,8 +79,8 @@ def read_chat_request(body: bytes, config: LLMConfig, owner: str | None = None) 
     """Read the body of a chat completion; what is wrong is an ``InvalidRequest`` with its place and the remedy.
 
     A field that would change what the answer is, such as ``n``, is refused. Any other without an effect here is
-    ignored, and named in ``ignored``. ``llm_effects`` holds fields of this library: ``task_type``, ``tags``, ``cache``
-    and ``timeout_ms`` (milliseconds).
+    ignored, and named in ``ignored``. ``llm_effects`` holds fields of this library: ``task_type``, ``tags``, ``cache``,
+    ``stays`` and ``timeout_ms`` (milliseconds).
 
     >>> from llm_effects.testing.scripted import ONE_MODEL
     >>> body = b'{"model": "auto", "messages": [{"role": "user", "content": "Why?"}], "user": "u1"}'
@@ -145,7 +146,7 @@ def _request(fields: Mapping[str, object], own: Mapping[str, object], owner: str
         owner=owner,
         conversation=cast("str | None", fields.get("prompt_cache_key")),
         metadata=cast("Mapping[str, str]", fields.get("metadata", {})),
-        **cast("dict[str, Any]", {name: own[name] for name in ("task_type", "tags", "cache") if name in own}),
+        **cast("dict[str, Any]", {name: own[name] for name in _FIELDS if name in own}),
     )
 
 

@@ -310,6 +310,10 @@ def _here(config: LLMConfig) -> tuple[frozenset[str], frozenset[str]]:
     return without, behind
 
 
+MUST_STAY: Final = "must_stay"
+"""The code of the error of data that must stay on this machine."""
+
+
 def must_stay(reasons: Mapping[str, str]) -> ConfigurationError:
     """Return the error of data that must stay on this machine, by why each model that was to receive it is excluded."""
     listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -318,4 +322,5 @@ def must_stay(reasons: Mapping[str, str]) -> ConfigurationError:
         "use a model on this machine, by a literal loopback address such as http://127.0.0.1:1234/v1 or in this "
         "process, or remove the label where the data may leave"
     )
-    return ConfigurationError(model=model, message=f"stays: this data must stay on this machine ({listed}): {remedy}")
+    message = f"stays: this data must stay on this machine ({listed}): {remedy}"
+    return ConfigurationError(model=model, message=message, code=MUST_STAY)
