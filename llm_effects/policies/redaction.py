@@ -308,7 +308,7 @@ def texts_of(request: LLMRequest) -> Sequence[str]:
     """Return the texts that ``change_request`` rewrites, each once.
 
     >>> texts_of(LLMRequest(prompt="Why?", system="Be brief."))
-    ('Why?', 'Be brief.')
+    ('Be brief.', 'Why?')
     """
     texts = dict[str, None]()
 
@@ -323,13 +323,13 @@ def texts_of(request: LLMRequest) -> Sequence[str]:
 def change_request(request: LLMRequest, change: Change) -> LLMRequest:
     """Return a request with each of its texts rewritten: all that a model receives, but for names and attachments."""
     schema = request.response_schema
-    return evolve(
+    return evolve(  # in the order of a prompt: what comes later, in another turn, changes no placeholder before it
         request,
+        system=None if request.system is None else change(request.system),
+        tools=tuple(_changed_tool(each, change) for each in request.tools),
         prompt=None if request.prompt is None else change(request.prompt),
         messages=tuple(_changed_message(each, change) for each in request.messages),
-        system=None if request.system is None else change(request.system),
         preferences=evolve(request.preferences, stop=tuple(map(change, request.preferences.stop))),
-        tools=tuple(_changed_tool(each, change) for each in request.tools),
         response_schema=None if schema is None else _changed_object(schema, change),
     )
 

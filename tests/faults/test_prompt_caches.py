@@ -1,5 +1,6 @@
 """Prompt caches over the wire: a server that keeps one by Claude's published rules, refusals included."""
 
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from attrs import evolve
 
 from llm_effects import LLMRequest, Message, Text, explain, generate, open_env, run, start_conversation, usage_report
 from llm_effects.conversations import converse
+from llm_effects.policies.redaction import Redaction
+from llm_effects.values.placeholders import Finding
 from tests.fixtures.claude_cache import RULES, TURNS, ClaudeServer, config_of, price_of_model, tool_loop
 from tests.fixtures.servers import serving
 
@@ -62,6 +65,24 @@ async def test_fault_189_each_turn_of_a_conversation_reads_the_one_before() -> N
     for before, usage in zip([first, *later], later, strict=False):
         assert usage.cache_read_tokens == before.prompt_tokens
         assert usage.input_tokens == 0
+
+
+async def test_fault_189_each_turn_of_a_redacted_conversation_reads_the_one_before() -> None:
+    def find(text: str) -> list[Finding]:
+        kind = "OWNER" if text.startswith("Question") else "EMAIL"
+        return [Finding(each.start(), each.end(), kind) for each in re.finditer(r"\w+@example\.org", text)]
+
+    server = ClaudeServer()
+    with serving(server.behave) as listening:
+        async with open_env(config_of(listening.url)) as live:
+            env = evolve(live, redact=Redaction(find, key="a key for these tests"))
+            (await run(start_conversation("c", system=f"{RULES * 60} Mail a@example.org."), env)).unwrap()
+            asked = [f"Question {at}? Mail {name}@example.org." for at, name in enumerate("bacba")]
+            answers = [(await run(converse("c", each), env)).unwrap() for each in asked]
+    first, *later = (each.usage for each in answers)
+    assert first.cache_write_tokens == first.prompt_tokens
+    for before, usage in zip([first, *later], later, strict=False):
+        assert usage.cache_read_tokens == before.prompt_tokens
 
 
 async def test_fault_190_a_request_with_more_marks_than_four_is_answered() -> None:

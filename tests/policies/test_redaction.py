@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from attrs import define, evolve, field, frozen
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from returns.pipeline import is_successful
 
@@ -683,6 +683,52 @@ async def test_generate_many_and_embed_are_redacted() -> None:
         f"Not {NAME}",
         "Who?",
     }
+
+
+# The beginning of a prompt, by which providers cache it, is the same in every turn.
+
+
+def find_by_context(text: str) -> list[Finding]:
+    """Find the same values everywhere, of a kind that depends on the text."""
+    return [evolve(each, kind="LOGIN") if text.startswith("!") else each for each in find(text)]
+
+
+_PIECES = st.lists(st.sampled_from(["a word ", f"{ADA} ", f"{SECRET} ", f"x{ADA}", "[EMAIL_abcdefghijkl] ", '"'])).map(
+    "".join
+)
+_TEXTS = st.builds(str.__add__, st.sampled_from(["!", "- "]), _PIECES)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    system=_TEXTS,
+    tool=_TEXTS,
+    steps=st.lists(st.tuples(_TEXTS, _TEXTS, _TEXTS), min_size=2, max_size=4),
+    provider=st.sampled_from(sorted(PROTOCOLS)),
+)
+def test_fault_218_what_was_sent_before_is_sent_again_byte_for_byte(
+    system: str, tool: str, steps: list[tuple[str, str, str]], provider: str
+) -> None:
+    talk, sent = tuple[Message, ...](), list[dict[str, Any]]()
+    for at, (asked, called, returned) in enumerate(steps):
+        talk = (*talk, Message("user", asked))
+        request = LLMRequest(system=system, messages=talk, tools=(Tool("find", tool),), prompt_cache="off")
+        env, model = redacting("done", using=find_by_context)
+        assert is_successful(anyio.run(run, generate(request), env))
+        sent.append(sent_body(provider, model.requests[0]))
+        calls = Message("assistant", ToolCall(f"c{at}", "find", json.dumps({"what": called})))
+        talk = (*talk, calls, Message("tool", ToolResult(f"c{at}", returned)))
+    for before, after in pairwise(sent):
+        turns = "input" if provider == "openai-responses" else "messages"
+        earlier, later = before.pop(turns), after[turns]
+        assert later[: len(earlier)] == earlier
+        assert before == {name: value for name, value in after.items() if name != turns}
+
+
+def sent_body(provider: str, request: LLMRequest) -> dict[str, Any]:
+    target = target_of("it", ModelConfig(provider=provider, model="m", api_key="sk-canary")).unwrap()
+    body: dict[str, Any] = json.loads(PROTOCOLS[provider].encode(target, request, False).unwrap().body)
+    return body
 
 
 # A function that fails
