@@ -34,9 +34,11 @@ from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer
 from llm_effects.effects.env import Lease
 from llm_effects.policies.cache import cache_key
+from llm_effects.policies.redaction import Redaction
 from llm_effects.stores.cache.redis import RedisCache, open_redis
-from llm_effects.testing import answer
+from llm_effects.testing import answer, scripted
 from llm_effects.values.errors import LLMError
+from llm_effects.values.placeholders import Finding
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.requests import Preferences
 from llm_effects.values.responses import FinishReason
@@ -301,3 +303,58 @@ async def test_only_the_holder_renews_and_ends_a_lease(redis_server: str, reques
         while (await take(key, "b", LONG_S)).unwrap() is not Lease.UNSHARED:
             await anyio.sleep(0.01)
     await cache.aclose()
+
+
+# Together with other features.
+
+
+@pytest.mark.parametrize("here", [True, False])
+async def test_fault_213_what_stays_takes_no_lease_on_another_machine(
+    redis_server: str, request: pytest.FixtureRequest, here: bool
+) -> None:
+    url = redis_server if here else redis_server.replace("127.0.0.1", "127.1")  # the same server, by no literal address
+    model, private = Model(), evolve(question(request), stays="machine")
+    model.gate.set()
+    client = Redis.from_url(redis_server)
+    before = set(client.keys())
+    async with processes(model, 2, redis_server) as opened:
+        envs = [evolve(env, config=evolve(env.config, cache=evolve(env.config.cache, url=url))) for env in opened]
+        for asked, ask in ((1 if here else 2, private), (2 if here else 3, evolve(private, stays=None))):
+            for env in envs:
+                assert (await run(generate(ask), env)).unwrap().stays == ask.stays
+            assert model.asked == asked
+            known = [key for key in set(client.keys()) - before if cache_key(ask, envs[0].config).encode() in key]
+            assert bool(known) is (here or ask.stays is None)
+    client.close()
+
+
+async def test_fault_256_owners_wait_for_their_own_answers_only(
+    redis_server: str, request: pytest.FixtureRequest
+) -> None:
+    model, ask = Model(), question(request)
+    async with processes(model, 4, redis_server) as envs, anyio.create_task_group() as group:
+        for env, owner in zip(envs, ("ada", "ada", "bob", "bob"), strict=True):
+            group.start_soon(ask_all, [env], evolve(ask, owner=owner))
+        await until(lambda: model.asked == 2)
+        model.gate.set()
+    assert model.asked == 2
+
+
+async def test_fault_256_processes_with_one_key_of_redaction_share_an_answer(
+    redis_server: str, request: pytest.FixtureRequest
+) -> None:
+    def find(text: str) -> list[Finding]:
+        return [Finding(text.index("Ada"), text.index("Ada") + 3, "NAME")]
+
+    model = scripted(lambda request: f"<{request.prompt}>")
+    ask = evolve(question(request), prompt=f"{request.node.nodeid} Ada")
+    async with processes(Model(), 3, redis_server) as opened:
+        envs = [evolve(env, clients=model, redact=Redaction(find, key="a key for these tests")) for env in opened]
+        answers = [each.unwrap() for each in await ask_all(envs, ask)]
+        stored = Redis.from_url(redis_server)
+        values = [stored.get(key) for key in stored.scan_iter() if stored.type(key) == b"string"]
+        stored.close()
+    assert {each.content for each in answers} == {f"<{ask.prompt}>"}
+    assert sorted(each.cached for each in answers) == [False, True, True]
+    assert "Ada" not in repr(model.requests)
+    assert not [each for each in values if each is not None and b" Ada" in each]

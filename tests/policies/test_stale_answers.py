@@ -1,6 +1,7 @@
 """Answers past their time to live: returned at once within a bound, while a fresh one is fetched in a scope."""
 
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -36,11 +37,13 @@ from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, result_of
 from llm_effects.effects.env import Cache
 from llm_effects.policies.cache import REFRESH_PAUSE_S, REFRESH_TAG, background_tasks
+from llm_effects.policies.redaction import Redaction
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.cache.sqlite import SqliteCache
 from llm_effects.telemetry.logs import log_refresh_defect
-from llm_effects.testing import answer
+from llm_effects.testing import answer, scripted
 from llm_effects.values.errors import LLMError
+from llm_effects.values.placeholders import Finding
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.serialization import Entry, dump_entry, load_entry
 
@@ -342,3 +345,46 @@ def test_fault_199_llm_returns_stale_answers_at_once() -> None:
         while (answered := llm.generate(ASK)).content != "2" and time.monotonic() < deadline:
             time.sleep(0.01)
     assert (answered.content, answered.stale) == ("2", False)
+
+
+# Together with other features.
+
+ADA = "ada@example.org"
+
+
+def find(text: str) -> list[Finding]:
+    return [Finding(each.start(), each.end(), "EMAIL") for each in re.finditer(r"\w+@example\.org", text)]
+
+
+async def test_fault_214_a_stale_answer_and_its_refresh_hold_placeholders() -> None:
+    model = scripted(lambda request: f"{len(model.calls)}: {request.prompt}")
+    async with scoped(world()) as here:
+        env = evolve(here.env, clients=model, redact=Redaction(find, key="a key for these tests"))
+        seen = list[tuple[str, bool]]()
+        for _ in range(3):
+            response = (await run(generate(f"Mail {ADA}"), env)).unwrap()
+            seen.append((response.content, response.stale))
+            await anyio.wait_all_tasks_blocked()
+            here.clock[0] += TTL_S
+    assert seen == [(f"1: Mail {ADA}", False), (f"1: Mail {ADA}", True), (f"2: Mail {ADA}", True)]
+    assert ADA not in repr(model.requests)
+    assert len({request.prompt for request in model.requests}) == 1
+
+
+async def test_fault_207_a_refresh_of_what_stays_asks_only_models_here() -> None:
+    far = ModelConfig(provider="openai-chat", model="m", api_key="sk-12345678")
+    routing = RoutingConfig(max_retries=0, tasks={"general": ("far", "one")})
+    config = evolve(CONFIG, models={"far": far, **CONFIG.models}, routing=routing)
+    model = scripted(answer("1"), ModelUnavailable(status=503), answer("3"))
+    private = evolve(ASK, stays="machine")
+    async with scoped(world()) as here:
+        env = evolve(here.env, clients=model, config=config)
+        for stale in (False, True, True):  # the second refresh comes after one that failed
+            response = (await run(generate(private), env)).unwrap()
+            assert (response.content, response.stale, response.stays) == ("1", stale, "machine")
+            await anyio.wait_all_tasks_blocked()
+            here.clock[0] += TTL_S
+        assert (await run(generate(ASK), env)).unwrap().model == "far"
+        rows = (await result_of(env.ledger.rows())).unwrap()
+    assert [call.model for call in model.calls] == ["one", "one", "far"]
+    assert [row.left_machine for row in rows] == [False, False, True]

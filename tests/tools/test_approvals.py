@@ -1,5 +1,7 @@
 """Approvals that outlive their run: which calls wait, what people see of them, and how a run goes on."""
 
+import json
+import re
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Literal
@@ -21,6 +23,7 @@ from llm_effects import (
     ToolResult,
     converse,
     describe,
+    load_conversation,
     run,
     run_tools,
     scripted_env,
@@ -30,6 +33,7 @@ from llm_effects import (
 )
 from llm_effects.conversations.window import LATE_RESULTS
 from llm_effects.policies.cache import request_key
+from llm_effects.policies.redaction import Redaction
 from llm_effects.stores.conversations.memory import MemoryConversations
 from llm_effects.testing import scripted
 from llm_effects.testing.scripted import EPOCH, Reply, Scripted, calling
@@ -58,6 +62,7 @@ from llm_effects.tools.steps import KeptRun
 from llm_effects.values import InvalidValue, Tool
 from llm_effects.values.conversations import JournalEntry
 from llm_effects.values.errors import LLMError
+from llm_effects.values.placeholders import Finding
 from llm_effects.values.serialization import Entry, dump_entry, dump_value, load_value
 from tests.fixtures.tool_calls import QUESTION, call
 
@@ -491,3 +496,71 @@ def test_whether_a_result_is_trusted_changes_no_key() -> None:
         return request_key(LLMRequest(messages=[Message("assistant", ToolCall("c1", "x")), Message("tool", result)]))
 
     assert key(trusted=True) == key(trusted=False)
+
+
+# Together with redaction.
+
+ADA = "ada@example.org"
+KEY = "a key for these tests"
+
+
+def redaction(key: str = KEY) -> Redaction:
+    def find(text: str) -> list[Finding]:
+        return [Finding(each.start(), each.end(), "EMAIL") for each in re.finditer(r"\w+@example\.org", text)]
+
+    return Redaction(find, key=key)
+
+
+@pytest.mark.parametrize("conversation", [None, "c"])
+async def test_fault_219_an_approved_call_runs_with_its_values_in_another_process(conversation: str | None) -> None:
+    sent: list[str] = []
+
+    async def mail(to: str) -> str:
+        sent.append(to)
+        return f"sent to {to}"
+
+    name = redaction().known().placeholder(ADA, "EMAIL")
+    tools = toolkit(tool(mail, dangerous=True))
+    model = scripted(calling(ToolCall("c1", "mail", json.dumps({"to": name}))), f"I wrote to {name}.")
+    env = evolve(scripted_env(clients=model), redact=redaction())
+    (await run(start_conversation("c"), env)).unwrap()
+    request = LLMRequest(prompt=f"Mail {ADA}")
+    asks = run_tools(request, tools, approve=ask_later, run_id="r", conversation_id=conversation)
+    (approval,) = (await run(asks, env)).unwrap().waiting
+    assert approval.arguments == json.dumps({"to": ADA}, separators=(",", ":"))  # people decide about the values
+
+    env = evolve(env, redact=redaction())  # another process, which knows the key only
+    assert (await run(list_approvals(), env)).unwrap() == (approval,)
+    await run(decide_approval(approval.id, Approved()), env)
+    finished = (await run(resume_tools("r", tools), env)).unwrap()
+    assert (finished.end, finished.response.content) == (ToolEnd.ANSWERED, f"I wrote to {ADA}.")
+    assert sent == [ADA]
+    assert ADA not in repr(model.requests)
+    if conversation is not None:
+        history = (await run(load_conversation("c"), env)).unwrap()
+        assert ADA not in repr([each.message.parts for turn in history.turns for each in turn.messages])
+
+
+async def test_fault_219_a_value_of_an_earlier_turn_needs_another_approval_after_a_restart() -> None:
+    sent: list[str] = []
+
+    async def mail(to: str) -> str:
+        sent.append(to)
+        return f"sent to {to}"
+
+    name = redaction().known().placeholder(ADA, "EMAIL")
+    tools = toolkit(tool(mail, dangerous=True))
+    model = scripted("Noted.", calling(ToolCall("c1", "mail", json.dumps({"to": name}))), "Done.")
+    env = evolve(scripted_env(clients=model), redact=redaction())
+    (await run(start_conversation("c"), env)).unwrap()
+    (await run(converse("c", f"I am {ADA}"), env)).unwrap()
+    asks = run_tools(LLMRequest(prompt="Mail me."), tools, approve=ask_later, run_id="r", conversation_id="c")
+    (approval,) = (await run(asks, env)).unwrap().waiting
+    await run(decide_approval(approval.id, Approved()), env)
+
+    env = evolve(env, redact=redaction())
+    (again,) = (await run(resume_tools("r", tools), env)).unwrap().waiting
+    assert (again.call.arguments, sent) == (json.dumps({"to": name}), [])  # nothing runs with a placeholder unseen
+    env.redact.known("c").placeholder(ADA, "EMAIL")  # type: ignore[union-attr]
+    assert (await run(resume_tools("r", tools), env)).unwrap().end is ToolEnd.ANSWERED
+    assert sent == [ADA]
