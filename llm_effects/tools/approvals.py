@@ -24,7 +24,7 @@ from llm_effects.tools.steps import Approval, Approved, Decision, KeptRun, Propo
 from llm_effects.tools.tool import ToolFunction
 from llm_effects.values.conversations import JournalEntry
 from llm_effects.values.errors import InvalidRequest, LLMError, StorageFailed
-from llm_effects.values.json import dump
+from llm_effects.values.json import as_object, dump
 from llm_effects.values.messages import Message, ToolCall, ToolResult
 from llm_effects.values.serialization import dump_value, load_value
 
@@ -78,7 +78,9 @@ def untrusted_tools(messages: Iterable[Message]) -> tuple[str, ...]:
 
 def shown_arguments(function: ToolFunction, arguments: Arguments) -> str:
     """Return what a function receives as JSON text in which every character can be seen."""
-    value = arguments["arguments"] if function.read is read_any_object else arguments
+    named = as_object(function.tool.parameters.get("properties"))
+    is_whole = function.read is read_any_object or "arguments" not in named  # as tools of servers receive them
+    value = arguments.get("arguments", arguments) if is_whole else arguments
     return visible(dump(msgspec.to_builtins(value, str_keys=True, enc_hook=_plain)).decode())
 
 

@@ -399,6 +399,10 @@ async def test_fault_235_a_tool_with_a_schema_and_a_model_of_pydantic_are_shown_
     async def visit(address: Address) -> str:
         return address.host
 
+    async def search(arguments: str) -> str:
+        return arguments
+
+    assert await shown_of(search, '{"arguments": "all"}') == '{"arguments":"all"}'
     assert await shown_of(visit, '{"address": {"host": "a\u202eb"}}') == r'{"address":{"host":"a\u202eb"}}'
     other = tool_with_schema(Tool("it"), dict, dangerous=True)
     assert await shown_of(other, '{"b": [1], "a": "\u200b"}') == r'{"b":[1],"a":"\u200b"}'

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from llm_effects import LLM, AsyncLLM, LLMRequest, ToolCall, Toolkit, run, run_tools, scripted_env
 from llm_effects.testing.scripted import calling
-from llm_effects.tools import Approved, ToolOutcome, Verdict
+from llm_effects.tools import Approved, ToolOutcome, Verdict, ask_later, decide_approval, resume_tools
 from llm_effects.tools import mcp as mcp_module
 from llm_effects.tools.mcp import mcp_toolkit
 from llm_effects.tools.mcp_tools import McpListing, McpTool, names_for
@@ -289,3 +289,14 @@ def test_fault_245_a_server_counts_as_elsewhere_by_its_address_unless_one_says_o
         made = mcp_toolkit("t", server, leaves_machine=says)
         made.listing = McpListing((McpTool(tool=Tool("t_a"), name="a"),))
         assert [each.leaves_machine for each in made.toolkit.functions] == [leaves]
+
+
+async def test_fault_235_a_call_of_a_server_waits_for_approval_as_any_other() -> None:
+    env = scripted_env(calling(ToolCall("c1", "t_wipe", '{"disk": "b"}')), "Done.")
+    async with mcp_toolkit("t", COMMAND) as tools:
+        asks = run_tools("Wipe it.", tools, approve=ask_later, run_id="r")
+        (approval,) = (await run(asks, env)).unwrap().waiting
+        assert (approval.reason, approval.arguments) == ("it is dangerous", '{"disk":"b"}')
+        await run(decide_approval(approval.id, Approved()), env)
+        finished = (await run(resume_tools("r", tools), env)).unwrap()
+    assert finished.answers[0].result.content == "b is empty"
