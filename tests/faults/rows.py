@@ -304,6 +304,7 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     242: ("one odd name or schema made a provider refuse all tools", "made valid, or left out and said"),
     243: ("a tool server got every key of its parent", "only what it is given, over TLS, masked in texts"),
     244: ("descriptions and results steered terminals and readers", "plain and bounded; hints only add care"),
+    245: ("a model wrote private data into a call of a tool elsewhere", "refused, with the reason; nothing is sent"),
     # The endpoint
     248: ("a client that left, or read nothing, went on costing money", "its call ends; the model's connection closes"),
     249: ("an error of a stream had status 200, or no shape", "its own status; after content, the last event"),

@@ -19,6 +19,11 @@ database = of("stores/sql/database.py", TESTS)
 recording = of("policies/recording.py", TESTS)
 embeddings = of("embeddings.py", TESTS)
 spans = of("telemetry/spans.py", TESTS)
+submissions = of("batches/submissions.py", "batches/test_private_batches.py")
+results = of("batches/results.py", "batches/test_private_batches.py")
+batch_client = of("clients/batch_client.py", "batches/test_private_batches.py")
+mcp = of("tools/mcp.py", "tools/test_mcp.py")
+chat_requests = of("asgi/chat_requests.py", "asgi/test_private_chats.py")
 
 STAYING: tuple[Mutant, ...] = (
     requests(
@@ -38,7 +43,7 @@ STAYING: tuple[Mutant, ...] = (
         "if _is_passed_on(target.wire_model",
         "if False and _is_passed_on(target.wire_model",
     ),
-    credentials("staying-the-client-sends-all", "        if why:\n", "        if False:\n"),
+    credentials("staying-the-client-sends-all", "            if problem is not None:\n", "            if False:\n"),
     credentials(
         "staying-what-was-not-sent-is-an-attempt",
         "began = call.attempt.record.queued_since = anyio.current_time()",
@@ -89,4 +94,21 @@ STAYING: tuple[Mutant, ...] = (
         "staying-vectors-are-made-anywhere", '"" if stays is None else why_it_leaves(target, proxied=proxied)', '""'
     ),
     spans("staying-answers-are-traced", "    if response.stays is not None:\n", "    if False:\n"),
+    executor(
+        "staying-tools-elsewhere-receive-all", "if function.leaves_machine and call.stays is not None:", "if False:"
+    ),
+    mcp("staying-servers-of-tools-are-always-here", "self._is_elsewhere if", "False if"),
+    chat_requests("staying-labels-of-clients-are-dropped", "for name in _FIELDS if", "for name in _FIELDS[:3] if"),
+    batch_client(
+        "staying-batches-are-not-looked-at-again",
+        "if any(line.request.stays is not None for line in lines):",
+        "if False:",
+    ),
+    results("staying-answers-of-batches-are-free", "staying_answer(checked, request.stays)", "checked"),
+    results("staying-the-ledger-does-not-know-of-batches", "left_machine=left)", "left_machine=None)"),
+    results(
+        "batches-are-collected-with-any-key", "if redacted and redacted != redaction_of(session.env):", "if False:"
+    ),
+    submissions("batches-send-values", 'f"{number}", sent.unwrap().request)', 'f"{number}", request)'),
+    submissions("batches-take-a-random-key", "if not redaction_of(env) or", "if False or"),
 )
