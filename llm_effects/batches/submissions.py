@@ -78,7 +78,7 @@ class Share(msgspec.Struct, frozen=True):
 class Submission(msgspec.Struct, frozen=True):
     """The intent of a submission ``at`` a time: ``items`` are the numbers of its requests and their keys.
 
-    ``redaction`` tells which key made its placeholders; it is empty where nothing was redacted.
+    ``redaction`` is the digest of the key of its placeholders; it is empty where nothing was redacted.
     """
 
     id: str
@@ -304,7 +304,7 @@ async def as_sent(request: LLMRequest, env: LLMEnv) -> Result[Redacted, LLMError
 
 
 def redaction_of(env: LLMEnv) -> str:
-    """Return what tells the key of the environment's redaction from others; empty without one that lasts."""
+    """Return the digest of the key of the environment's redaction; empty without a key that lasts."""
     return env.redact.digest if isinstance(env.redact, Redaction) else ""
 
 

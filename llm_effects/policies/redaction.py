@@ -107,7 +107,7 @@ class Redaction:
 
     @property
     def digest(self) -> str:
-        """A digest that tells keys apart; empty for a random key, which no other process has."""
+        """Digest of the key, different for each key; empty for a random one, which no other process has."""
         return self._digest
 
     async def redacted(self, request: LLMRequest, env: LLMEnv) -> Result[Redacted, LLMError]:
