@@ -514,10 +514,14 @@ def key_of(call: Call, config: LLMConfig, pipeline: Generate) -> str:
 def request_key(request: LLMRequest) -> str:
     """Return the key of a question alone, whichever models may answer it.
 
+    The key of one that stays on this machine has the label, so that a store elsewhere refuses it: who guesses a short
+    question can check the guess by its digest.
+
     >>> request_key(LLMRequest(prompt="why?")) == request_key(LLMRequest(prompt="why?", tags=("a",)))
     True
     """
-    return hashlib.sha256(dump({"version": REQUEST_KEY_VERSION, "request": _shape(request)})).hexdigest()
+    digest = hashlib.sha256(dump({"version": REQUEST_KEY_VERSION, "request": _shape(request)})).hexdigest()
+    return digest if request.stays is None else f'{digest} "stays":"{request.stays}"'
 
 
 def _shape(request: LLMRequest) -> Mapping[str, object]:
