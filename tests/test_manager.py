@@ -171,17 +171,18 @@ async def test_the_same_model_over_http_and_in_process_gives_the_same_answer(lla
 @pytest.mark.anyio
 async def test_fault_160_the_last_of_two_scopes_closes_a_manager(server: Server) -> None:
     manager = manager_of(server)
-    left = anyio.Event()
+    entered, left = anyio.Event(), anyio.Event()
 
     async def other() -> None:
         async with manager:
+            entered.set()
             await left.wait()
             assert await ask(manager) == "hi"
 
     async with anyio.create_task_group() as group:
         async with manager:
             group.start_soon(other)
-            await anyio.wait_all_tasks_blocked()
+            await entered.wait()
             assert await ask(manager) == "hi"
         left.set()
     assert not is_successful(await manager.run(generate(ASK)))

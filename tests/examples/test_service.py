@@ -273,7 +273,7 @@ async def test_a_request_ends_after_its_turn_is_stored_even_if_it_is_cancelled_w
 @pytest.mark.anyio
 async def test_silence_of_a_model_is_bridged_by_comments(service: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "PING_S", 0.01)
-    async with in_process(service, scripted_env(Delayed(0.1, "because"))) as client:
+    async with in_process(service, scripted_env(Delayed(0.5, "because"))) as client:
         conversation = (await client.post("/conversations")).json()["id"]
         text = (await client.post(f"/conversations/{conversation}/turns", json={"text": "why?"})).text
     assert text.count(": still there\n\n") > 3
