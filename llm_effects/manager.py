@@ -23,6 +23,7 @@ from llm_effects.clients.transport.transport import Transport
 from llm_effects.config import LLMConfig
 from llm_effects.config.loading import load_config
 from llm_effects.config.models import ModelConfig
+from llm_effects.effects.background import held_tasks
 from llm_effects.effects.call import Sink
 from llm_effects.effects.combinators import gather
 from llm_effects.effects.effect import Answer, Effect, effect, fail, from_env, from_service, result_of, run, then
@@ -31,7 +32,6 @@ from llm_effects.effects.mistakes import check_config, entered_by
 from llm_effects.effects.tasks import task_group
 from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
 from llm_effects.pipeline import generate, open_stream, stream
-from llm_effects.policies.cache import held_tasks
 from llm_effects.policies.routing import no_model_remedy
 from llm_effects.providers.registry import is_on_this_machine, ready_targets, target_of, targets_of, why_it_leaves
 from llm_effects.providers.target import Target

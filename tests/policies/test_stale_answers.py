@@ -33,10 +33,11 @@ from llm_effects import (
     stream,
 )
 from llm_effects.config import CacheConfig, RoutingConfig
+from llm_effects.effects.background import background_tasks
 from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, result_of
 from llm_effects.effects.env import Cache
-from llm_effects.policies.cache import REFRESH_PAUSE_S, REFRESH_TAG, background_tasks
+from llm_effects.policies.cache import REFRESH_PAUSE_S, REFRESH_TAG
 from llm_effects.policies.redaction import Redaction
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.cache.sqlite import SqliteCache
