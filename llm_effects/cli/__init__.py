@@ -22,6 +22,7 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "setup": ("models", "config"),
     "approvals": ("approvals",),
     "serve": ("serve",),
+    "storage": ("storage",),
     "stored": ("usage", "backtest", "conversations", "cache"),
 }
 """The commands of each module."""

@@ -41,7 +41,7 @@ _Value = TypeVar("_Value")
 
 ORDER: Final = (
     *("ask", "explain", "chat", "batch", "serve", "models", "config"),
-    *("usage", "backtest", "conversations", "approvals", "cache"),
+    *("usage", "backtest", "conversations", "approvals", "cache", "storage"),
 )
 """The commands as people meet them."""
 

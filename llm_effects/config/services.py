@@ -14,6 +14,7 @@ from llm_effects.values.validation import (
     check_id,
     each_of,
     instance,
+    instances,
     invalid,
     is_a,
     number,
@@ -59,6 +60,25 @@ class CacheConfig:
     namespace: str | None = field(default=None, validator=text())
 
 
+@final
+@frozen(kw_only=True)
+class RetentionConfig:
+    """For how many days data is kept, each kind by itself; ``None`` is for ever.
+
+    The age of a conversation is that of its newest turn, the age of a run's journal that of its newest step.
+    """
+
+    __repr__ = shown
+
+    conversations_days: float | None = field(default=None, validator=number(above=0))
+    journals_days: float | None = field(default=None, validator=number(above=0))
+    ledger_days: float | None = field(default=None, validator=number(above=0))
+
+
+def _owner_retention(value: Mapping[str, RetentionConfig]) -> Mapping[str, RetentionConfig]:
+    return to_table("owner_retention", value)
+
+
 Window: TypeAlias = Literal["drop", "summarise", "fail"]
 """How to shorten a history that outgrows the model's window."""
 
@@ -71,6 +91,9 @@ class StorageConfig:
     ``window`` applies to a history that outgrows the model's window: ``drop`` whole exchanges from the oldest,
     ``summarise`` them by ``summary_model`` (``None``: by the model that routing chooses), or ``fail`` the turn with
     ``ContextTooLarge``. ``lease_seconds`` is how long an unfinished turn counts as in progress.
+
+    ``retention`` is what ``apply_retention`` erases by age; for an owner in ``owner_retention``, that rule stands in
+    its place.
     """
 
     __repr__ = shown
@@ -79,6 +102,10 @@ class StorageConfig:
     window: Window = field(default="drop", validator=one_of(*get_args(Window)))
     summary_model: str | None = field(default=None, validator=text())
     lease_seconds: float = field(default=600.0, validator=number(above=0))
+    retention: RetentionConfig = field(factory=RetentionConfig, validator=instance(RetentionConfig))
+    owner_retention: Mapping[str, RetentionConfig] = field(
+        factory=dict[str, RetentionConfig], converter=_owner_retention, validator=instances(RetentionConfig)
+    )
 
 
 @final

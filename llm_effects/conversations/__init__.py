@@ -2,6 +2,8 @@
 
 from llm_effects.conversations.converse import converse as converse
 from llm_effects.conversations.converse import open_converse as open_converse
+from llm_effects.conversations.erasure import apply_retention as apply_retention
+from llm_effects.conversations.erasure import erase_owner as erase_owner
 from llm_effects.conversations.operations import append_messages as append_messages
 from llm_effects.conversations.operations import delete_conversation as delete_conversation
 from llm_effects.conversations.operations import export_conversation as export_conversation

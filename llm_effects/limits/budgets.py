@@ -89,6 +89,15 @@ def _account(budget: BudgetConfig, subject: str, at: datetime) -> Account:
     return Account(budget=budget.name, key=short.decode(), limit=budget.limit_usd, ends=ends)
 
 
+def account_ending(owner: str) -> str:
+    """Return how the keys of an owner's accounts end.
+
+    >>> account_ending("alice")
+    ',"owner:alice"]'
+    """
+    return f",{dump(f'owner:{owner}').decode()}]"
+
+
 def period_of(period: Period, at: datetime) -> tuple[datetime, datetime]:
     """Return the start and the end of the hour, day or month that holds a time, in UTC.
 

@@ -17,9 +17,11 @@ from llm_effects.batches.runs import Via, generate_many
 from llm_effects.clients.health_checks import check_health
 from llm_effects.config import LLMConfig
 from llm_effects.conversations.converse import converse, open_converse
+from llm_effects.conversations.erasure import apply_retention, erase_owner
 from llm_effects.conversations.operations import list_conversations, load_conversation, start_conversation
 from llm_effects.effects.effect import Effect
 from llm_effects.effects.env import LLMEnv, Redact
+from llm_effects.effects.lifecycle import Receipt
 from llm_effects.embeddings import Embeddings, embed
 from llm_effects.pipeline import explain, generate, open_stream
 from llm_effects.plain.fields import (
@@ -231,6 +233,14 @@ class AsyncLLM:
     ) -> tuple[Conversation, ...]:
         """List an owner's conversations by id: at most ``limit``, beginning ``after`` an id."""
         return await self.run(list_conversations(owner=owner, limit=limit, after=after))
+
+    async def erase_owner(self, owner: str) -> Receipt:
+        """Erase everything of an owner in every store; the receipt counts it, and says what is left and why."""
+        return await self.run(erase_owner(owner))
+
+    async def apply_retention(self) -> Receipt:
+        """Erase what is older than ``storage.retention`` keeps it."""
+        return await self.run(apply_retention())
 
     async def embed(
         self,

@@ -13,9 +13,11 @@ from llm_effects.batches.provider_batches import BatchStatus, batch_status, canc
 from llm_effects.batches.runs import Via, generate_many
 from llm_effects.clients.health_checks import check_health
 from llm_effects.conversations.converse import converse
+from llm_effects.conversations.erasure import apply_retention, erase_owner
 from llm_effects.conversations.operations import list_conversations, load_conversation, start_conversation
 from llm_effects.effects.effect import Effect
 from llm_effects.effects.env import Redact
+from llm_effects.effects.lifecycle import Receipt
 from llm_effects.effects.tasks import LoopStopped, LoopThread
 from llm_effects.embeddings import Embeddings, embed
 from llm_effects.pipeline import explain, generate
@@ -226,6 +228,14 @@ class LLM:
     ) -> tuple[Conversation, ...]:
         """List an owner's conversations by id: at most ``limit``, beginning ``after`` an id."""
         return self.run(list_conversations(owner=owner, limit=limit, after=after))
+
+    def erase_owner(self, owner: str) -> Receipt:
+        """Erase everything of an owner in every store; the receipt counts it, and says what is left and why."""
+        return self.run(erase_owner(owner))
+
+    def apply_retention(self) -> Receipt:
+        """Erase what is older than ``storage.retention`` keeps it."""
+        return self.run(apply_retention())
 
     def embed(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final, TypeAlias, cast, final
 from urllib.parse import urlsplit
 from weakref import ref
@@ -429,9 +429,20 @@ def cache_key(request: LLMRequest, config: LLMConfig, layers: str = "") -> str:
     newest = _newest_key
     if newest is not None and newest[0]() is request and newest[1] is config and newest[2] == layers:
         return newest[3]
-    key = hashlib.sha256(_digest_of(config) + dump([layers, _shape(request)])).hexdigest()
+    digest = hashlib.sha256(_digest_of(config) + dump([layers, _shape(request)])).hexdigest()
+    key = digest if request.owner is None else owner_prefix(request.owner) + digest
     _newest_key = (ref(request), config, layers, key)
     return key
+
+
+@lru_cache(maxsize=1024)
+def owner_prefix(owner: str) -> str:
+    """Return how the keys of an owner's entries begin, by which all of them can be deleted: a digest of the owner.
+
+    >>> owner_prefix("alice")
+    '2bd806c97f0e00af1a1fc3328fa763a9:'
+    """
+    return f"{hashlib.sha256(owner.encode(errors='replace')).hexdigest()[:32]}:"
 
 
 @cached_per_config

@@ -41,6 +41,10 @@ class NoCache:
         """Return 0: there were no entries."""
         return FutureResult.from_value(0)
 
+    def delete_all(self, prefix: str) -> FutureResult[int, LLMError]:  # noqa: ARG002
+        """Return 0: there were no entries."""
+        return FutureResult.from_value(0)
+
     def stats(self) -> FutureResult[CacheStats, LLMError]:
         """Return the statistics of an empty cache."""
         return FutureResult.from_value(CacheStats(entries=0, bytes=0))
@@ -84,9 +88,10 @@ class _UnusableStore:
     def _fail(self, *_: object, **__: object) -> FutureResult[Never, LLMError]:
         return FutureResult.from_failure(self.problem)
 
-    get = put = delete = clear = stats = _fail  # of a cache
+    get = put = delete = delete_all = clear = stats = _fail  # of a cache
     start = start_copy = load = page = begin_turn = finish_turn = append = summarise = _fail  # of conversations
     intend = conclude = journal = _fail  # of journals
+    erase_conversations = erase_journals = erase_rows = _fail
     rows = reserve = _fail  # of a ledger
 
     def record(self, row: LedgerRow) -> None:

@@ -18,6 +18,7 @@ from returns.pipeline import is_successful
 
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Conversations
+from llm_effects.testing.lifecycle_checks import LIFECYCLE_CHECKS
 from llm_effects.testing.stored_chat import (
     DAY,
     Chat,
@@ -577,7 +578,7 @@ TURN_CHECKS: Final[tuple[Check, ...]] = (
 )
 
 
-CONVERSATION_CHECKS: Final[tuple[Check, ...]] = (*TURN_CHECKS, *RECORD_CHECKS, *TENANCY_CHECKS)
+CONVERSATION_CHECKS: Final[tuple[Check, ...]] = (*TURN_CHECKS, *RECORD_CHECKS, *TENANCY_CHECKS, *LIFECYCLE_CHECKS)
 """The checks for a store of conversations: run each of them on your own, under asyncio and under trio.
 
 >>> import anyio

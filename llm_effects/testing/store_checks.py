@@ -23,9 +23,11 @@ from returns.pipeline import is_successful
 from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Cache, Ledger, Limits
+from llm_effects.effects.lifecycle import Chosen, ErasableCache, ErasableLedger
 from llm_effects.limits.budgets import Account, Hold
 from llm_effects.limits.circuit_breaker import BreakerPermit
 from llm_effects.limits.quotas import ActualUsage, Demand, Permit, Quota
+from llm_effects.testing.lifecycle_checks import all_of
 from llm_effects.testing.stored_chat import ensure, expect, expect_failure, value_of
 from llm_effects.values.errors import BudgetExceeded, LLMError, RateLimitExceeded
 from llm_effects.values.records import LedgerRow
@@ -154,6 +156,20 @@ async def clear_deletes_all_entries(cache: Cache) -> None:
     ensure(await value_of(cache.clear()) in {0, None}, "a second clear found entries")
 
 
+async def entries_whose_keys_begin_alike_are_deleted_together(cache: Cache) -> None:
+    """Check that all of them are gone and no other is, whatever characters the prefix has; a cache may lack this."""
+    if not isinstance(cache, ErasableCache):
+        return
+    for prefix in (f"{_key()[:32]}:", f"{_key()[:8]}*:", f"{_key()[:8]}[a]?%_"):
+        keys = [f"{prefix}{_key()}" for _ in range(20)]
+        others = [_key(), prefix[:-1], f"{prefix[:-1]}x"]
+        for key in (*keys, *others):
+            await value_of(cache.put(key, b"x", 60))
+        expect(await value_of(cache.delete_all(prefix)), 20, "how many entries were deleted")
+        expect([await value_of(cache.get(key)) for key in keys], [None] * 20, "the entries")
+        expect([await value_of(cache.get(key)) for key in others], [b"x"] * 3, "other entries")
+
+
 CACHE_CHECKS: Final[tuple[CacheCheck, ...]] = (
     an_entry_is_returned_as_it_was_put,
     a_second_put_replaces_the_first,
@@ -165,6 +181,7 @@ CACHE_CHECKS: Final[tuple[CacheCheck, ...]] = (
     tasks_at_once_get_their_own_entries,
     a_cancelled_caller_leaves_the_cache_usable,
     clear_deletes_all_entries,
+    entries_whose_keys_begin_alike_are_deleted_together,
 )
 """Every check of a cache; the last one clears it."""
 
@@ -344,6 +361,37 @@ async def tasks_at_once_never_reserve_more_than_the_limit(ledger: Ledger) -> Non
     expect(sum(won), 10, "how many of the tasks reserved an amount")
 
 
+async def rows_are_erased_by_owner_and_age(ledger: Ledger) -> None:
+    """Check that only chosen rows are gone, also of those just recorded; a ledger may lack this."""
+    if not isinstance(ledger, ErasableLedger):
+        return
+    owner, other = uuid4().hex, uuid4().hex
+    began = datetime(2099, 1, 1, tzinfo=UTC)
+    rows = [evolve(row, owner=each) for row in _rows(began, 2) for each in (owner, other)]
+    rows = [evolve(row, id=f"{uuid4().hex}.1") for row in rows]
+    for row in rows:
+        ledger.record(row)
+    chosen = Chosen(owners=(owner,), before=rows[2].at)
+    expect((await all_of(ledger.erase_rows, chosen))["ledger_rows"], 1, "how many rows are older")
+    expect((await all_of(ledger.erase_rows, Chosen(owners=(owner,))))["ledger_rows"], 1, "how many rows are left")
+    stored = {row.id for row in await value_of(ledger.rows())}
+    expect([row.id in stored for row in rows], [False, True, False, True], "the rows")
+
+
+async def what_an_owner_has_spent_is_erased(ledger: Ledger) -> None:
+    """Check that a budget of the owner begins anew, and another does not; a late commit spends nothing."""
+    if not isinstance(ledger, ErasableLedger):
+        return
+    names = [uuid4().hex for _ in range(2)]
+    mine, other = (evolve(_accounts("1")[0], key=f'["each","{name}","owner:{name}"]') for name in names)
+    late = _hold("0.9", [mine, other])
+    ensure(await _reserved(ledger, late), "an empty account refused a reservation")
+    expect((await all_of(ledger.erase_rows, Chosen(owners=(names[0],))))["budgets"], 1, "how many budgets")
+    await ledger.commit(late, Decimal("0.9"))
+    ensure(await _reserved(ledger, _hold("1", [mine])), "the budget of an erased owner is not empty")
+    ensure(not await _reserved(ledger, _hold("0.2", [other])), "the budget of another owner begins anew")
+
+
 LEDGER_CHECKS: Final[tuple[LedgerCheck, ...]] = (
     a_row_is_returned_as_it_was_recorded,
     rows_are_paged_in_the_order_of_time,
@@ -354,6 +402,8 @@ LEDGER_CHECKS: Final[tuple[LedgerCheck, ...]] = (
     committing_twice_or_without_a_reservation_spends_once,
     sums_are_exact,
     tasks_at_once_never_reserve_more_than_the_limit,
+    rows_are_erased_by_owner_and_age,
+    what_an_owner_has_spent_is_erased,
 )
 """Every check of a ledger."""
 

@@ -18,6 +18,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.effects.effect import Effect, fail, from_env, from_service, then
 from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.lifecycle import APPROVALS_RUN
 from llm_effects.tools.journal import RunJournal, in_time
 from llm_effects.tools.signatures import Arguments, read_any_object
 from llm_effects.tools.steps import Approval, Approved, Decision, KeptRun, ProposedCall, Refused, Verdict, Waiting
@@ -27,9 +28,6 @@ from llm_effects.values.errors import InvalidRequest, LLMError, StorageFailed
 from llm_effects.values.json import as_object, dump
 from llm_effects.values.messages import Message, ToolCall, ToolResult
 from llm_effects.values.serialization import dump_value, load_value
-
-APPROVALS_RUN: Final = "llm_effects.approvals"
-"""The journal in which the approvals of an owner are kept; no run may have this id."""
 
 # Policies: which calls need approval, and why.
 

@@ -29,10 +29,11 @@ from llm_effects.effects.effect import (
     then,
 )
 from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.lifecycle import APPROVALS_RUN
 from llm_effects.effects.tasks import in_own_task
 from llm_effects.pipeline import check_request, deliver_ending, run_call, standard_pipeline
 from llm_effects.policies.cache import request_key
-from llm_effects.tools.approvals import APPROVALS_RUN, ask_later, dangerous_calls, kept_run
+from llm_effects.tools.approvals import ask_later, dangerous_calls, kept_run
 from llm_effects.tools.journal import open_journal
 from llm_effects.tools.steps import (
     ApprovalPolicy,

@@ -43,6 +43,8 @@ COMMANDS = (
     "explain",
     "models",
     "serve",
+    "storage erase-owner",
+    "storage prune",
     "usage",
 )
 

@@ -296,6 +296,11 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     263: ("one row that raises, or a defect, would end a job of a million", "a value in the columns of its row"),
     264: ("a job that is killed would pay for its answers again", "what was written is left out; failures go again"),
     265: ("a key would travel with the job through Ray's stores and logs", "refused; each actor loads its own"),
+    # Data that is to go
+    266: ("an owner who left stayed in the ledger, journals and cache", "erased in every store, with a receipt"),
+    267: ("a store that is gone would hide what is left", "the receipt names it; the others are erased"),
+    268: ("a row or an end of a turn that waits would come back", "erased with what is stored"),
+    269: ("data was kept for ever, or lost with that of another owner", "by age, with rules for single owners"),
     # Servers of tools
     238: ("a tool server that died ended the run, or stayed dead", "a tool error; started again for the next call"),
     239: ("a tool server that hung held the run", "a time-out, a cancellation, a new one if it shows no life"),

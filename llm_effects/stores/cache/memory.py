@@ -203,6 +203,13 @@ class MemoryCache:
             self._items.clear()
         return FutureResult.from_value(entries)
 
+    def delete_all(self, prefix: str) -> FutureResult[int, LLMError]:
+        """Delete the entries whose keys begin with a prefix; return how many there were."""
+        with self._lock:
+            keys = [key for key in self._items if key.startswith(prefix)]
+            deleted = sum(self._items.pop(key, None) is not None for key in keys)
+        return FutureResult.from_value(deleted)
+
     def stats(self) -> FutureResult[CacheStats, LLMError]:
         """Return what is stored, and the counts of look-ups."""
         with self._lock, self._items.timer:

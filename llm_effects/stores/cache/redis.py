@@ -155,7 +155,11 @@ class RedisCache:
 
     def clear(self) -> FutureResult[int | None, LLMError]:
         """Delete all entries with our prefix, and no other keys; return how many there were."""
-        return self._run("clear", self._clear, LONG_S)
+        return self._run("clear", self._delete_all, LONG_S)
+
+    def delete_all(self, prefix: str) -> FutureResult[int, LLMError]:
+        """Delete the entries whose keys begin with a prefix, by a scan of all keys; return how many there were."""
+        return self._run("delete_all", partial(self._delete_all, prefix), LONG_S)
 
     def stats(self) -> FutureResult[CacheStats, LLMError]:
         """Return this process's counts; the server could count entries only by reading every key."""
@@ -182,8 +186,8 @@ class RedisCache:
         else:
             self._client.unlink(name)
 
-    def _clear(self) -> int:
-        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", self._prefix) + "*"
+    def _delete_all(self, prefix: str = "") -> int:
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", self._prefix + prefix) + "*"
         cursor, names = self._client.scan(0, match=pattern, count=_BATCH)
         deleted = self._client.unlink(*names) if names else 0
         while cursor:

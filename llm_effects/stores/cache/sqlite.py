@@ -103,6 +103,10 @@ class SqliteCache:
         """Delete all entries; return how many there were."""
         return self._run("clear", _clear, LONG_S)
 
+    def delete_all(self, prefix: str) -> FutureResult[int, LLMError]:
+        """Delete the entries whose keys begin with a prefix, and overwrite them; return how many there were."""
+        return self._run("delete_all", partial(_delete_all, prefix=prefix), LONG_S)
+
     def stats(self) -> FutureResult[CacheStats, LLMError]:
         """Return what the file holds, expired entries included, and this process's counts of look-ups."""
         return self._run("stats", lambda file: self._counters.stats(*_totals(file)), self._timeout)
@@ -241,6 +245,14 @@ def _clear(file: sqlite3.Connection) -> int:
     with file:
         file.execute("BEGIN IMMEDIATE")
         return file.execute("DELETE FROM entries").rowcount
+
+
+def _delete_all(file: sqlite3.Connection, prefix: str) -> int:
+    file.execute("PRAGMA secure_delete = ON")
+    with file:
+        file.execute("BEGIN IMMEDIATE")
+        query = "DELETE FROM entries WHERE key >= ? AND key < ? || char(1114111)"
+        return file.execute(query, (prefix, prefix)).rowcount
 
 
 def _totals(file: sqlite3.Connection) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right, insort
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from threading import Lock
 from typing import TypeAlias, TypeVar, final
@@ -11,6 +12,8 @@ from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
+from llm_effects.effects.env import Now, wall_clock
+from llm_effects.effects.lifecycle import APPROVALS_RUN, Chosen, Counts
 from llm_effects.stores.conversations.rules import (
     DUPLICATE_MESSAGE_ID,
     added,
@@ -131,7 +134,7 @@ _Key: TypeAlias = tuple[_Owner, str]
 @final
 @define(eq=False, repr=False)
 class MemoryConversations:
-    """Conversations and journals in memory, for any number of event loops and threads.
+    """Conversations and journals in memory, for any number of event loops and threads; ``now`` dates the journals.
 
     >>> import anyio
     >>> from datetime import UTC, datetime
@@ -143,10 +146,14 @@ class MemoryConversations:
     <IOResult: <Success: None>>
     """
 
+    _now: Now = field(default=wall_clock, repr=False)
     _records: dict[_Key, ConversationRecord] = field(factory=dict[_Key, ConversationRecord], init=False, repr=False)
     _ids: dict[_Owner, list[str]] = field(factory=dict[_Owner, list[str]], init=False, repr=False)
     _journal: dict[_Key, dict[str, JournalEntry]] = field(
         factory=dict[_Key, dict[str, JournalEntry]], init=False, repr=False
+    )
+    _noted_at: dict[tuple[_Owner, str, str], datetime] = field(
+        factory=dict[tuple[_Owner, str, str], datetime], init=False, repr=False
     )
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
@@ -232,6 +239,7 @@ class MemoryConversations:
             if key in run:
                 return Success(run[key])
             run[key] = JournalEntry(key=key, intent=intent)
+            self._noted_at[owner, run_id, key] = self._now()
             return Success(evolve(run[key], fresh=True))
 
         return self._run(owner, work, run_id=run_id, key=key)
@@ -245,6 +253,7 @@ class MemoryConversations:
                 return Failure(no_intent(key))
             if run[key].result is None:
                 run[key] = evolve(run[key], result=result)
+                self._noted_at[owner, run_id, key] = self._now()
             return Success(None)
 
         return self._run(owner, work, run_id=run_id, key=key)
@@ -256,6 +265,42 @@ class MemoryConversations:
             return Success(tuple(self._journal.get((owner, run_id), {}).values()))
 
         return self._run(owner, work, run_id=run_id)
+
+    def erase_conversations(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
+        """Erase conversations with their messages."""
+
+        def work() -> Result[Counts, LLMError]:
+            doomed = [
+                key
+                for key, record in self._records.items()
+                if chosen.of(key[0]) and chosen.at(record.conversation.updated_at)
+            ]
+            messages = sum(len(self._records[key].message_ids) for key in doomed)
+            for owner, name in doomed:
+                del self._records[owner, name]
+                self._ids[owner].remove(name)
+            return Success({"conversations": len(doomed), "messages": messages})
+
+        return self._run(None, work)
+
+    def erase_journals(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
+        """Erase whole runs, and approvals one by one."""
+
+        def work() -> Result[Counts, LLMError]:
+            doomed = [each for key in self._journal if chosen.of(key[0]) for each in self._old_entries(key, chosen)]
+            for owner, run_id, key in doomed:
+                del self._noted_at[owner, run_id, key], self._journal[owner, run_id][key]
+                if not self._journal[owner, run_id]:
+                    del self._journal[owner, run_id]
+            approvals = sum(run_id == APPROVALS_RUN for _, run_id, _ in doomed)
+            return Success({"journal_entries": len(doomed) - approvals, "approvals": approvals})
+
+        return self._run(None, work)
+
+    def _old_entries(self, run: _Key, chosen: Chosen) -> list[tuple[_Owner, str, str]]:
+        entries = [(*run, key) for key in self._journal[run]]
+        old = [each for each in entries if chosen.at(self._noted_at[each])]
+        return old if run[1] == APPROVALS_RUN or len(old) == len(entries) else []
 
     async def aclose(self) -> None:
         """No-op: conversations last as long as the store object."""

@@ -1,6 +1,6 @@
 """The rules of conversations, as pure functions that every store shares, and the ends of turns that wait."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from datetime import datetime
 from typing import Final, TypeAlias, final
 
@@ -184,6 +184,11 @@ class KeptEndings:
         """Forget a turn whose end is stored, or can never be."""
         self._endings.pop(key, None)
         self._writers.pop(key, None)
+
+    def forget_all(self, of: Callable[[str | None], bool]) -> None:
+        """Forget the turns of some owners."""
+        for key in [key for key in (*self._endings, *self._writers) if of(key[0])]:
+            self.forget(key)
 
     def clear(self) -> None:
         """Forget all."""

@@ -5,6 +5,7 @@ The store comes first, then its operations, each one transaction. Every value is
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import Any, Final, TypeVar, final
 
@@ -16,6 +17,8 @@ from returns.result import Failure, Result, Success
 from sqlalchemy import Connection, delete, select, update
 
 from llm_effects.effects.effect import result_of
+from llm_effects.effects.env import Now, wall_clock
+from llm_effects.effects.lifecycle import Chosen, Counts
 from llm_effects.providers.wire import CLOSING_S
 from llm_effects.stores.conversations.rules import (
     DUPLICATE_MESSAGE_ID,
@@ -51,7 +54,8 @@ from llm_effects.stores.conversations.sql_rows import (
     update_conversation,
 )
 from llm_effects.stores.sql.database import Database
-from llm_effects.stores.sql.tables import CONVERSATIONS, JOURNAL, insert_new
+from llm_effects.stores.sql.erasing import erase_conversations, erase_journals
+from llm_effects.stores.sql.tables import CONVERSATIONS, JOURNAL, insert_new, timestamp
 from llm_effects.values.conversations import (
     Conversation,
     History,
@@ -79,6 +83,7 @@ class SqlConversations:
     """
 
     database: Database
+    now: Now = field(default=wall_clock, repr=False, eq=False)
     _kept: KeptEndings = field(factory=KeptEndings, init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
@@ -153,17 +158,27 @@ class SqlConversations:
 
     def intend(self, run_id: str, owner: str | None, key: str, intent: bytes) -> FutureResult[JournalEntry, LLMError]:
         """Record a step that a run is about to do."""
-        work = partial(intend, run_id=run_id, owner=owner, key=key, intent=intent)
+        work = partial(intend, run_id=run_id, owner=owner, key=key, intent=intent, at=self.now())
         return self._write("intend", work, owner, repeatable=False, run_id=run_id, key=key)
 
     def conclude(self, run_id: str, owner: str | None, key: str, result: bytes) -> FutureResult[None, LLMError]:
         """Record the result of a step; the first result stays."""
-        work = partial(conclude, run_id=run_id, owner=owner, key=key, result=result)
+        work = partial(conclude, run_id=run_id, owner=owner, key=key, result=result, at=self.now())
         return self._write("conclude", work, owner, run_id=run_id, key=key)
 
     def journal(self, run_id: str, owner: str | None) -> FutureResult[tuple[JournalEntry, ...], LLMError]:
         """Return all entries of a run, in order."""
         return self._read("journal", partial(journal, run_id=run_id, owner=owner), owner, run_id=run_id)
+
+    def erase_conversations(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
+        """Erase a batch of conversations with their messages."""
+        if chosen.before is None:
+            self._kept.forget_all(chosen.of)
+        return self.database.write("erase_conversations", partial(erase_conversations, chosen=chosen))
+
+    def erase_journals(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
+        """Erase a batch of whole runs, and of approvals."""
+        return self.database.write("erase_journals", partial(erase_journals, chosen=chosen))
 
     async def aclose(self) -> None:
         """Close the database."""
@@ -412,22 +427,24 @@ def delete_conversation(connection: Connection, conversation_id: str, owner: str
 
 
 def intend(
-    connection: Connection, run_id: str, owner: str | None, key: str, intent: bytes
+    connection: Connection, run_id: str, owner: str | None, key: str, intent: bytes, *, at: datetime
 ) -> Result[JournalEntry, LLMError]:
     """Record an intent, or return the entry that is stored."""
-    row = {"owner": owner_column(owner), "run": run_id, "key": key, "intent": intent}
+    row = {"owner": owner_column(owner), "run": run_id, "key": key, "intent": intent, "at": timestamp(at)}
     if insert_new(connection, JOURNAL, row):
         return Success(JournalEntry(key=key, intent=intent, fresh=True))
     return Success(read_journal(connection, run_id, owner, key)[0])
 
 
-def conclude(connection: Connection, run_id: str, owner: str | None, key: str, result: bytes) -> Result[None, LLMError]:
+def conclude(
+    connection: Connection, run_id: str, owner: str | None, key: str, result: bytes, *, at: datetime
+) -> Result[None, LLMError]:
     """Record a result, unless there is one."""
     if not read_journal(connection, run_id, owner, key):
         return Failure(no_intent(key))
     columns = JOURNAL.c
     query = update(JOURNAL).where(columns.owner == owner_column(owner), columns.run == run_id, columns.key == key)
-    connection.execute(query.where(columns.result.is_(None)).values(result=result))
+    connection.execute(query.where(columns.result.is_(None)).values(result=result, at=timestamp(at)))
     return Success(None)
 
 

@@ -11,7 +11,7 @@ from attrs import evolve
 from sqlalchemy import Column, ColumnElement, Connection, Row, Select, bindparam, insert, select, text, update
 
 from llm_effects.stores.sql.driver_errors import Refused
-from llm_effects.stores.sql.tables import CONVERSATIONS, JOURNAL, MESSAGES, SUMMARIES, TURNS, insert_new
+from llm_effects.stores.sql.tables import CONVERSATIONS, JOURNAL, MESSAGES, SUMMARIES, TURNS, insert_new, timestamp
 from llm_effects.values.conversations import (
     UNREADABLE,
     UNREADABLE_TEXT,
@@ -63,7 +63,7 @@ def changing_columns(conversation: Conversation) -> dict[str, object]:
     return {
         "version": conversation.version,
         "turns": conversation.turns,
-        "updated_at": conversation.updated_at.isoformat(),
+        "updated_at": timestamp(conversation.updated_at),
         "last_model": conversation.last_model,
     }
 

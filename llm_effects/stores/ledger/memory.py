@@ -7,11 +7,12 @@ from decimal import Decimal
 from threading import Lock
 from typing import Final, final
 
-from attrs import define, field
+from attrs import define, evolve, field
 from returns.future import FutureResult
 from returns.result import Failure, Result, Success
 
-from llm_effects.limits.budgets import Hold, check_budget
+from llm_effects.effects.lifecycle import Chosen, Counts
+from llm_effects.limits.budgets import Hold, account_ending, check_budget
 from llm_effects.values.errors import BudgetExceeded, LLMError
 from llm_effects.values.records import LedgerRow
 
@@ -35,7 +36,8 @@ class MemoryLedger:
 
     def record(self, row: LedgerRow) -> None:
         """Record a row; it replaces the oldest one when the ledger is full."""
-        self._rows.append(row)
+        with self._lock:
+            self._rows.append(row)
 
     def rows(
         self,
@@ -68,8 +70,29 @@ class MemoryLedger:
     async def commit(self, hold: Hold, cost: Decimal) -> None:
         """Spend the cost and release the hold, once."""
         with self._lock:
-            if self._holds.pop(hold.id, None) is not None:
-                self._add(hold, cost - hold.amount)
+            held = self._holds.pop(hold.id, None)
+            if held is not None:
+                self._add(held, cost - held.amount)
+
+    def erase_rows(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
+        """Erase rows, and what the chosen owners have spent."""
+        with self._lock:
+            kept = [row for row in self._rows if not (chosen.of(row.owner) and chosen.at(row.at))]
+            erased = len(self._rows) - len(kept)
+            self._rows.clear()
+            self._rows.extend(kept)
+            budgets = self._erase_accounts(chosen.owners or ()) if chosen.before is None else 0
+        return FutureResult.from_value({"ledger_rows": erased, "budgets": budgets})
+
+    def _erase_accounts(self, owners: Sequence[str | None]) -> int:
+        endings = tuple(account_ending(each) for each in owners if each is not None)
+        accounts = {key for key in self._totals if key.endswith(endings)} if endings else set[str]()
+        for key in accounts:
+            del self._totals[key], self._ends[key]
+        for hold in tuple(self._holds.values()) if accounts else ():
+            left = tuple(each for each in hold.accounts if each.key not in accounts)
+            self._holds[hold.id] = evolve(hold, accounts=left)
+        return len(accounts)
 
     async def aclose(self) -> None:
         """No-op: rows and budgets last as long as the ledger object."""

@@ -21,12 +21,14 @@ from returns.result import Failure, Result, Success
 from sqlalchemy import Connection, Select, select, tuple_
 
 from llm_effects.effects.effect import result_of
+from llm_effects.effects.lifecycle import Chosen, Counts
 from llm_effects.limits.budgets import Hold
 from llm_effects.stores.ledger.memory import within
-from llm_effects.stores.ledger.sql_budgets import BudgetQueue, BudgetStep, timestamp
+from llm_effects.stores.ledger.sql_budgets import BudgetQueue, BudgetStep
 from llm_effects.stores.ledger.sql_usage import Period, read_usage, sum_up_hours, unsummed_hours
 from llm_effects.stores.sql.database import Database
-from llm_effects.stores.sql.tables import LEDGER, insert_all_new
+from llm_effects.stores.sql.erasing import erase_rows
+from llm_effects.stores.sql.tables import LEDGER, insert_all_new, timestamp
 from llm_effects.stores.worker_threads import ended
 from llm_effects.values.errors import LLMError, StorageFailed
 from llm_effects.values.json import dump
@@ -45,6 +47,9 @@ FLUSH_S: Final = 1.0
 
 RETRY_S: Final = 5.0
 """How long after a failure the rows are written again, in seconds, even if no other call comes."""
+
+PAUSE_S: Final = 0.01
+"""How long erasing waits before it looks again whether a batch is written, in seconds."""
 
 _Value = TypeVar("_Value")
 _Rows: TypeAlias = tuple[LedgerRow, ...]
@@ -158,6 +163,24 @@ class SqlLedger:
         step = BudgetStep(hold, cost)
         self._budgets.add(step)
         await _outcome(step)
+
+    def erase_rows(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
+        """Erase a batch of rows, also those that wait to be written, and what the chosen owners have spent."""
+
+        async def run() -> Result[Counts, LLMError]:
+            waiting = await self._forget(chosen)
+            erased = await self._write("erase_rows", partial(erase_rows, chosen=chosen))
+            return erased.map(lambda counts: {**counts, "ledger_rows": counts["ledger_rows"] + waiting})
+
+        return FutureResult(run())
+
+    async def _forget(self, chosen: Chosen) -> int:
+        """Forget the rows that wait, once those that are being written are written, or wait again."""
+        forgotten = self._buffer.forget(chosen)
+        with anyio.move_on_after(TIMEOUT_S):
+            while any(chosen.of(row.owner) for row in self._buffer.running()):  # noqa: ASYNC110 - a thread ends it
+                await anyio.sleep(PAUSE_S)
+        return forgotten + self._buffer.forget(chosen)
 
     async def aclose(self) -> None:
         """Write the rows and commits that wait, and close the database; what cannot be written is logged."""
@@ -336,6 +359,17 @@ class RowBuffer:
         """Return all rows that are not known to be stored."""
         with self._lock:
             return (*self._running, *self._waiting)
+
+    def running(self) -> _Rows:
+        """Return the rows that are being written."""
+        return self._running
+
+    def forget(self, chosen: Chosen) -> int:
+        """Forget the chosen rows that wait, and return their number."""
+        with self._lock:
+            before = len(self._waiting)
+            self._waiting = [row for row in self._waiting if not (chosen.of(row.owner) and chosen.at(row.at))]
+            return before - len(self._waiting)
 
     def _start_batch(self) -> _Rows:
         self._running = tuple(self._waiting)

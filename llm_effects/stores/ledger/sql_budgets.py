@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from threading import Lock
@@ -18,7 +18,7 @@ from sqlalchemy import Connection, delete, select, text, update
 
 from llm_effects.limits.budgets import Account, Hold, check_budget
 from llm_effects.stores.sql.database import Database, limit_lock_wait
-from llm_effects.stores.sql.tables import BUDGETS, HOLDS, insert_all_new
+from llm_effects.stores.sql.tables import BUDGETS, HOLDS, insert_all_new, timestamp
 from llm_effects.values.errors import BudgetExceeded, LLMError, StorageFailed
 
 LOGGER: Final = logging.getLogger("llm_effects")
@@ -27,15 +27,6 @@ MAX_UNCOMMITTED: Final = 1_000
 """How many commits are kept while the database cannot be written."""
 
 _Commit: TypeAlias = tuple[Hold, Decimal]
-
-
-def timestamp(at: datetime) -> str:
-    """Format a time so that it sorts as text.
-
-    >>> timestamp(datetime(2026, 11, 23, tzinfo=UTC))
-    '2026-11-23T00:00:00.000000+00:00'
-    """
-    return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 # Budgets: steps that wait for the next transaction. One transaction of this process runs at a time and takes all steps

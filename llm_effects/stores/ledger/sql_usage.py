@@ -20,7 +20,6 @@ from attrs import define, field, frozen
 from returns.result import Result, Success
 from sqlalchemy import Connection, bindparam, insert, text
 
-from llm_effects.stores.ledger.sql_budgets import timestamp
 from llm_effects.stores.ledger.usage_documents import (
     FIELDS,
     REQUESTS,
@@ -32,7 +31,7 @@ from llm_effects.stores.ledger.usage_documents import (
     encode,
     without_owners,
 )
-from llm_effects.stores.sql.tables import UNSAVED, USAGE, USAGE_CALLS, USAGE_HOURS, USAGE_LOCK
+from llm_effects.stores.sql.tables import UNSAVED, USAGE, USAGE_CALLS, USAGE_HOURS, USAGE_LOCK, timestamp
 from llm_effects.values.errors import LLMError
 from llm_effects.values.json import dump
 from llm_effects.values.responses import Cost, Usage

@@ -395,6 +395,7 @@ def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
     file = sqlite3.connect(url, timeout=wait_seconds, isolation_level=None, uri=True, check_same_thread=False)
     file.execute("PRAGMA synchronous = FULL")
     file.execute("PRAGMA foreign_keys = ON")
+    file.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
     return file
 
 

@@ -1,0 +1,203 @@
+"""Erasing an owner, and what is too old: in memory, in a file and on a server, with every store of an environment."""
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define, evolve, field
+from returns.future import FutureResult
+
+from llm_effects import LLM, AsyncLLM, LLMConfig, LLMEnv, LLMRequest, generate, run, scripted_env
+from llm_effects.config import CacheConfig, StorageConfig
+from llm_effects.config.services import BudgetConfig, RetentionConfig
+from llm_effects.conversations import apply_retention, converse, erase_owner, list_conversations, start_conversation
+from llm_effects.effects.effect import result_of
+from llm_effects.effects.lifecycle import Receipt
+from llm_effects.limits.budgets import accounts_of
+from llm_effects.manager import new_memory
+from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.stores.cache.redis import open_redis
+from llm_effects.stores.cache.sqlite import SqliteCache
+from llm_effects.stores.open import open_storage
+from llm_effects.testing import calling
+from llm_effects.testing.scripted import EPOCH
+from llm_effects.testing.stored_chat import Chat, new_turn, value_of
+from llm_effects.tools import Toolkit, ask_later, run_tools, tool
+from llm_effects.values.errors import StorageFailed
+from llm_effects.values.messages import ToolCall
+from tests.fixtures.holds import hold
+from tests.fixtures.postgres_server import postgres_server
+from tests.fixtures.redis_server import redis_server
+
+__all__ = ["postgres_server", "redis_server"]
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    match request.param:
+        case "postgres":
+            yield request.getfixturevalue("postgres_server").new_url()
+        case kind:
+            yield "memory://" if kind == "memory" else f"sqlite:///{tmp_path}/talks.db"
+
+
+@pytest.fixture
+async def env(url: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LLMEnv]:
+    """An environment with real stores: answers cached in a file, or on a Redis server beside Postgres."""
+    storage = StorageConfig(url=url)
+    opened = open_storage(storage, new_memory()).unwrap()
+    scripted = scripted_env(*["because"] * 8)
+    on_server = url.startswith("postgres")
+    cache = (
+        open_redis(request.getfixturevalue("redis_server"), timeout_seconds=30.0).unwrap()
+        if on_server
+        else SqliteCache(tmp_path / "cache.db", scripted.now, lock_wait_seconds=30.0, timeout_seconds=30.0)
+    )
+    config = evolve(
+        scripted.config,
+        storage=storage,
+        cache=CacheConfig(url=f"sqlite:///{tmp_path}/cache.db"),
+        budgets=(BudgetConfig(name="each", limit_usd=1, scope="owner:*"),),
+    )
+    yield evolve(scripted, config=config, conversations=opened.conversations, ledger=opened.ledger, cache=cache)
+    for store in (opened.ledger, opened.conversations, cache):
+        await store.aclose()
+
+
+@tool(risk="dangerous")
+def erase(path: str) -> str:
+    """Erase a file."""
+    return path
+
+
+async def used_by(owner: str, env: LLMEnv) -> None:
+    """Let an owner have a conversation, a cached answer, and a run of tools that waits for approval."""
+    (await run(start_conversation("c", owner=owner), env)).unwrap()
+    (await run(converse("c", "why?", owner=owner), env)).unwrap()
+    (await run(generate(LLMRequest(prompt="how?", owner=owner)), env)).unwrap()
+    waiting = evolve(env, clients=scripted_env(calling(ToolCall("c1", "erase", '{"path": "/tmp"}'))).clients)
+    asked = LLMRequest(prompt="erase it", owner=owner)
+    accounts = accounts_of(env.config.budgets, asked, env.now())
+    await value_of(env.ledger.reserve(evolve(hold(f"hold of {owner}", "0.1"), accounts=accounts)))
+    (await run(run_tools(asked, Toolkit((erase,)), approve=ask_later, run_id="run"), waiting)).unwrap()
+
+
+async def test_fault_266_everything_of_an_owner_is_erased_and_nothing_of_another(env: LLMEnv) -> None:
+    for owner in ("alice", "bob"):
+        await used_by(owner, env)
+    receipt = (await run(erase_owner("alice"), env)).unwrap()
+    assert receipt.complete, receipt.kept
+    assert receipt.owner == "alice"
+    assert {name: number > 0 for name, number in receipt.erased.items()} == dict.fromkeys(
+        ("conversations", "messages", "journal_entries", "approvals", "ledger_rows", "budgets", "cache_entries"), True
+    )
+    rows = await value_of(env.ledger.rows())
+    assert {row.owner for row in rows} == {"bob"}
+    assert (await run(list_conversations(owner="alice"), env)).unwrap() == ()
+    assert len((await run(list_conversations(owner="bob"), env)).unwrap()) == 1
+    again = (await run(erase_owner("alice"), env)).unwrap()
+    assert not any(again.erased.values())
+    cached = LLMRequest(prompt="how?", owner="bob", cache="only")
+    assert (await run(generate(cached), env)).unwrap().cached
+    assert (await run(generate(evolve(cached, owner="alice")), env)).failure().tag == "StorageFailed"
+
+
+@define
+class Gone:
+    """A store whose erasing fails, around one that works."""
+
+    store: Any = field()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def erase_rows(self, _: object) -> FutureResult[Any, StorageFailed]:
+        return FutureResult.from_failure(StorageFailed(operation="erase_rows", message="the server is gone"))
+
+
+class OfOld:
+    """A cache that cannot delete by owner."""
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_fault_267_a_store_that_is_gone_is_in_the_receipt_and_the_others_are_erased() -> None:
+    scripted = scripted_env()
+    env: Any = evolve(scripted, ledger=Gone(scripted.ledger), cache=OfOld())
+    await Chat(env.conversations, owner="alice").start()
+    receipt: Receipt = (await run(erase_owner("alice"), env)).unwrap()
+    assert receipt.erased["conversations"] == 1
+    assert not receipt.complete
+    assert [each.store for each in receipt.kept] == ["ledger", "cache"]
+    assert "the server is gone" in receipt.kept[0].reason
+    assert "expires within 3600 s" in receipt.kept[1].reason
+
+
+async def test_a_cache_in_memory_says_that_other_processes_have_their_own() -> None:
+    env = evolve(scripted_env(), cache=MemoryCache())
+    [kept] = (await run(erase_owner("alice"), env)).unwrap().kept
+    assert kept.store == "cache"
+    assert "other processes" in kept.reason
+
+
+async def test_fault_269_data_is_kept_by_age_with_rules_for_single_owners(env: LLMEnv) -> None:
+    now = datetime.now(UTC)
+    for owner, days in (("alice", 100), ("bob", 100), ("carol", 10), (None, 100), ("dora", 5)):
+        chat = await Chat(env.conversations, owner=owner).start()
+        await chat.begin(evolve(new_turn("why?"), begun_at=now - timedelta(days=days), messages=()))
+    rules = {"bob": RetentionConfig(), "dora": RetentionConfig(conversations_days=3)}
+    storage = StorageConfig(
+        url=env.config.storage.url, retention=RetentionConfig(conversations_days=30), owner_retention=rules
+    )
+    dated = evolve(env, config=evolve(env.config, storage=storage), now=lambda: now)
+    receipt = (await run(apply_retention(), dated)).unwrap()
+    assert receipt.complete
+    assert receipt.erased["conversations"] == 3
+    left = [
+        owner
+        for owner in ("alice", "bob", "carol", None, "dora")
+        if (await result_of(env.conversations.page(owner, 9))).unwrap()
+    ]
+    assert left == ["bob", "carol"]
+
+
+async def test_the_ledger_and_journals_have_ages_of_their_own(env: LLMEnv) -> None:
+    await used_by("alice", env)
+    storage = StorageConfig(retention=RetentionConfig(ledger_days=30, journals_days=1))
+    later = evolve(env, config=evolve(env.config, storage=storage), now=lambda: datetime.now(UTC) + timedelta(days=2))
+    receipt = (await run(apply_retention(), later)).unwrap()
+    assert receipt.erased["journal_entries"] > 0
+    assert receipt.erased["approvals"] == 1
+    assert receipt.erased["ledger_rows"] > 0  # of the year of the scripted clock
+    assert "conversations" not in receipt.erased
+    assert datetime.now(UTC) > EPOCH
+
+
+def test_rules_are_read_from_a_configuration() -> None:
+    from llm_effects.config.loading import load_config
+
+    rules = {"retention": {"ledger_days": 400}, "owner_retention": {"legal": {"conversations_days": 2555}}}
+    config: LLMConfig = load_config({"models": {}, "storage": rules}).unwrap()
+    assert config.storage.retention == RetentionConfig(ledger_days=400)
+    assert config.storage.owner_retention == {"legal": RetentionConfig(conversations_days=2555)}
+    wrong = load_config({"models": {}, "storage": {"retention": {"ledger_days": 0}}}).failure()
+    assert "storage.retention.ledger_days" in str(wrong)
+
+
+async def test_the_plain_faces_erase() -> None:
+    async with AsyncLLM(scripted_env("because")) as llm:
+        await llm.start_conversation("c", owner="alice")
+        assert (await llm.erase_owner("alice")).erased["conversations"] == 1
+        assert (await llm.apply_retention()).erased == {}
+
+
+def test_the_blocking_face_erases() -> None:
+    with LLM(scripted_env("because")) as llm:
+        llm.start_conversation("c", owner="alice")
+        assert llm.erase_owner("alice").erased["conversations"] == 1
+        assert llm.apply_retention().complete
