@@ -23,11 +23,13 @@ from llm_effects.stores.cache.sqlite import SqliteCache
 from llm_effects.stores.open import open_storage
 from llm_effects.testing import calling
 from llm_effects.testing.scripted import EPOCH
-from llm_effects.testing.stored_chat import Chat, new_turn, value_of
+from llm_effects.testing.stored_chat import Chat, expect_failure, new_turn, value_of
 from llm_effects.tools import Toolkit, ask_later, run_tools, tool
+from llm_effects.values.conversations import TurnState
 from llm_effects.values.errors import StorageFailed
 from llm_effects.values.messages import ToolCall
 from tests.fixtures.holds import hold
+from tests.fixtures.ledger_rows import rows_of
 from tests.fixtures.postgres_server import postgres_server
 from tests.fixtures.redis_server import redis_server
 
@@ -143,6 +145,20 @@ async def test_a_cache_in_memory_says_that_other_processes_have_their_own() -> N
     [kept] = (await run(erase_owner("alice"), env)).unwrap().kept
     assert kept.store == "cache"
     assert "other processes" in kept.reason
+
+
+async def test_fault_268_what_waits_to_be_written_does_not_come_back(env: LLMEnv) -> None:
+    chat = await Chat(env.conversations, owner="alice").start()
+    turn = await chat.begin(new_turn("why?"))
+    for row in rows_of(3):
+        env.ledger.record(evolve(row, owner="alice"))
+    receipt = (await run(erase_owner("alice"), env)).unwrap()
+    assert receipt.erased["ledger_rows"] == 3
+    await expect_failure(
+        env.conversations.finish_turn(chat.id, "alice", turn.id, TurnState.FINISHED, ()), "InvalidRequest"
+    )
+    assert list(await value_of(env.ledger.rows())) == []
+    assert await value_of(env.conversations.page("alice", 9)) == ()
 
 
 async def test_fault_269_data_is_kept_by_age_with_rules_for_single_owners(env: LLMEnv) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 
 from llm_effects import Attempt, Cost, LLMEnv, TaskType, Usage, run, scripted_env, usage_report
 from llm_effects.config import Price, StorageConfig
+from llm_effects.effects.lifecycle import Chosen
 from llm_effects.manager import new_memory
 from llm_effects.reports import UsageOverview, UsageReport, usage_overview
 from llm_effects.routing.prices import PriceList
@@ -207,6 +208,23 @@ async def test_hours_before_the_newest_one_are_summed_up_and_change_with_their_r
         assert await total(ledger) == (17, 18)
         report = (await run(usage_report(by="owner"), env_of(ledger))).unwrap()
         assert next(row for row in report.rows if row.group == ("nobody",)).attempts == 1
+
+
+async def test_fault_266_the_sums_of_hours_forget_an_owner_who_is_erased(url: str) -> None:
+    rows = [evolve(call(number, number % 4), owner="alice" if number % 2 else "bob") for number in range(20)]
+    split = [evolve(call(99, hour, 1), id=f"99.{hour}", owner="alice") for hour in (0, 2)]
+    await written(url, [*rows, *split])
+    async with ledger_at(url) as ledger:
+        assert await total(ledger) == (21, 22)
+        erased = await given_by(ledger.erase_rows(Chosen(owners=("alice",))))
+        assert erased["ledger_rows"] == 12
+        with connected(url) as connection:
+            stale = "SELECT count(*) FROM llm_usage WHERE hour NOT IN (SELECT hour FROM llm_usage_hours)"
+            assert connection.execute(text(stale)).scalar_one() == 0
+            named = "SELECT count(*) FROM llm_usage_calls WHERE owner = 'alice'"
+            assert connection.execute(text(named)).scalar_one() == 0
+        report = (await run(usage_report(by="owner"), env_of(ledger))).unwrap()
+        assert [row.group for row in report.rows] == [("bob",)]
 
 
 async def test_an_hour_is_summed_up_when_the_next_one_begins(url: str) -> None:
