@@ -32,6 +32,7 @@ from llm_effects.conversations import (
     export_conversation,
     list_conversations,
     load_conversation,
+    search_conversations,
 )
 from llm_effects.effects.effect import Effect, from_env, from_result, then
 from llm_effects.effects.env import LLMEnv
@@ -239,7 +240,7 @@ def _period(report: UsageReport) -> str:
 # Conversations.
 
 conversations: typer.Typer = typer.Typer(
-    help="List, show, export and delete stored conversations.", rich_markup_mode=None
+    help="List, find, show, export and delete stored conversations.", rich_markup_mode=None
 )
 program.add_typer(conversations, name="conversations", no_args_is_help=True)
 
@@ -252,6 +253,9 @@ def list_all(
     *,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many at most.")] = 100,
     after: Annotated[str | None, typer.Option(metavar="ID", help="Begin after this id.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Only those with this metadata.")
+    ] = None,
     owner: OwnerOption = None,
     as_json: JsonOption = False,
     storage: StorageOption = None,
@@ -259,7 +263,11 @@ def list_all(
 ) -> None:
     """List conversations by id."""
     session = open_session(ctx, config, storage)
-    found = session.run(list_conversations(owner=owner, limit=limit, after=after))
+    pairs = [each.partition("=") for each in metadata or ()]
+    if not all(equals for _, equals, _ in pairs):
+        session.fail(InvalidRequest(message="metadata: must be written as NAME=VALUE"))
+    wanted = {name: value for name, _, value in pairs}
+    found = session.run(list_conversations(owner=owner, limit=limit, after=after, metadata=wanted))
     if as_json:
         session.write_json([_summary(each) for each in found])
     elif found:
@@ -289,6 +297,32 @@ def _summary(each: Conversation) -> dict[str, object]:
         "metadata": dict(each.metadata),
         "unreadable": each.unreadable,
     }
+
+
+@conversations.command()
+def search(
+    ctx: typer.Context,
+    text: Annotated[str, typer.Argument(metavar="WORDS", help="The words, in any order.", show_default=False)],
+    *,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many at most.")] = 20,
+    after: Annotated[str | None, typer.Option(metavar="CURSOR", help="Begin after this hit.")] = None,
+    owner: OwnerOption = None,
+    as_json: JsonOption = False,
+    storage: StorageOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Find messages that have every word, the newest first."""
+    session = open_session(ctx, config, storage)
+    hits = session.run(search_conversations(text, owner=owner, limit=limit, after=after))
+    if as_json:
+        session.write_json(hits)
+        return
+    for hit in hits:
+        _show_message(session, f"{hit.conversation_id}, {_heading(hit.message)}", hit.message.message.text)
+    if len(hits) == limit:
+        session.note(f"there may be more: --after {hits[-1].cursor}")
+    if not hits:
+        session.note(NOTHING_KEPT if is_in_memory(session.config.unwrap()) else "No message has all of these words.")
 
 
 @conversations.command()

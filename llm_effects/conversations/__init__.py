@@ -11,4 +11,5 @@ from llm_effects.conversations.operations import fork_conversation as fork_conve
 from llm_effects.conversations.operations import import_conversation as import_conversation
 from llm_effects.conversations.operations import list_conversations as list_conversations
 from llm_effects.conversations.operations import load_conversation as load_conversation
+from llm_effects.conversations.operations import search_conversations as search_conversations
 from llm_effects.conversations.operations import start_conversation as start_conversation

@@ -6,7 +6,7 @@ conversation of another owner does not exist for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Final, TypeVar, cast, final
@@ -14,13 +14,31 @@ from typing import Final, TypeVar, cast, final
 import anyio
 import msgspec
 from attrs import evolve, field, frozen
+from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.effect import Effect, effect, from_env, from_result, from_service, run, then
 from llm_effects.effects.env import LLMEnv, NewId
-from llm_effects.values.conversations import UNREADABLE, Conversation, History, StoredMessage, Summary, Turn, TurnState
-from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked, retry_limit
+from llm_effects.effects.lifecycle import SearchableConversations
+from llm_effects.values.conversations import (
+    UNREADABLE,
+    Conversation,
+    History,
+    SearchHit,
+    StoredMessage,
+    Summary,
+    Turn,
+    TurnState,
+)
+from llm_effects.values.errors import (
+    ConfigurationError,
+    ConversationConflict,
+    InvalidRequest,
+    LLMError,
+    checked,
+    retry_limit,
+)
 from llm_effects.values.messages import Message, Stays, staying
 from llm_effects.values.responses import CANCELLED
 from llm_effects.values.serialization import dump_value, parse_value
@@ -100,10 +118,52 @@ def load_conversation(conversation_id: str, *, owner: str | None = None, newest:
 
 
 def list_conversations(
-    *, owner: str | None = None, limit: int = 100, after: str | None = None
+    *,
+    owner: str | None = None,
+    limit: int = 100,
+    after: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Effect[tuple[Conversation, ...]]:
-    """List an owner's conversations by id: at most ``limit``, beginning ``after`` an id."""
-    return from_service(lambda env: env.conversations.page(owner, limit, after))
+    """List an owner's conversations by id: at most ``limit``, beginning ``after`` an id, with all of ``metadata``.
+
+    >>> import anyio
+    >>> from llm_effects import run, scripted_env, then
+    >>> started = then(start_conversation("c", metadata={"team": "a"}), lambda _: start_conversation("d"))
+    >>> listed = then(started, lambda _: list_conversations(metadata={"team": "a"}))
+    >>> [each.id for each in anyio.run(run, listed, scripted_env()).unwrap()]
+    ['c']
+    """
+    if not metadata:
+        return from_service(lambda env: env.conversations.page(owner, limit, after))
+    return _from_index(lambda store: store.page_by_metadata(owner, metadata, limit, after))
+
+
+def search_conversations(
+    text: str, *, owner: str | None = None, limit: int = 20, after: str | None = None
+) -> Effect[tuple[SearchHit, ...]]:
+    """Find an owner's messages that have every word of a text, the newest first; ``after`` is the cursor of a hit.
+
+    >>> import anyio
+    >>> from llm_effects import Message, run, scripted_env, then
+    >>> stored = then(start_conversation("c"), lambda _: append_messages("c", (Message("user", "Why is p99 up?"),)))
+    >>> found = then(stored, lambda _: search_conversations("up P99"))
+    >>> [each.message.message.text for each in anyio.run(run, found, scripted_env()).unwrap()]
+    ['Why is p99 up?']
+    """
+    return _from_index(lambda store: store.search(owner, text, limit, after))
+
+
+def _from_index(
+    find: Callable[[SearchableConversations], FutureResult[_Value, LLMError]],
+) -> Effect[_Value]:
+    def found(env: LLMEnv) -> FutureResult[_Value, LLMError]:
+        store = env.conversations
+        if isinstance(store, SearchableConversations):
+            return find(store)
+        message = "conversations: this store has no way to find by words or metadata (SearchableConversations)"
+        return FutureResult.from_failure(ConfigurationError(message=message))
+
+    return from_service(found)
 
 
 def delete_conversation(conversation_id: str, *, owner: str | None = None) -> Effect[bool]:

@@ -1,6 +1,7 @@
-"""What a store may do with data beside keeping it: erase it by owner and age, for receipts that say what is left.
+"""What a store may do beside keeping data: find it by metadata and words, erase it by owner and age.
 
-Stores need not implement these protocols; what a store lacks is in the receipt.
+Stores need not implement these protocols. A search of one that does not is an error, and what it cannot erase is in the
+receipt.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final, Protocol, TypeAlias, final, runtime_checkable
 from attrs import field, frozen
 from returns.future import FutureResult
 
+from llm_effects.values.conversations import Conversation, SearchHit
 from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
 
@@ -60,6 +62,27 @@ class ErasableConversations(Protocol):
 
     def erase_journals(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
         """Erase the ``journal_entries`` of whole runs, by their newest entry, and ``approvals`` one by one."""
+        ...
+
+
+@runtime_checkable
+class SearchableConversations(Protocol):
+    """Conversations that can be found by their metadata, and messages by their words."""
+
+    def page_by_metadata(
+        self, owner: str | None, metadata: Mapping[str, str], limit: int, after: str | None = None
+    ) -> FutureResult[tuple[Conversation, ...], LLMError]:
+        """Return an owner's conversations that have all of this metadata, as ``page`` does."""
+        ...
+
+    def search(
+        self, owner: str | None, text: str, limit: int, after: str | None = None
+    ) -> FutureResult[tuple[SearchHit, ...], LLMError]:
+        """Return an owner's messages that have every word of a text, in any order and case.
+
+        The newest conversation comes first, and in it the newest message; ``after`` is the cursor of a hit. A text
+        without a word, or a cursor of no hit, is an ``InvalidRequest``.
+        """
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -18,7 +18,12 @@ from llm_effects.clients.health_checks import check_health
 from llm_effects.config import LLMConfig
 from llm_effects.conversations.converse import converse, open_converse
 from llm_effects.conversations.erasure import apply_retention, erase_owner
-from llm_effects.conversations.operations import list_conversations, load_conversation, start_conversation
+from llm_effects.conversations.operations import (
+    list_conversations,
+    load_conversation,
+    search_conversations,
+    start_conversation,
+)
 from llm_effects.effects.effect import Effect
 from llm_effects.effects.env import LLMEnv, Redact
 from llm_effects.effects.lifecycle import Receipt
@@ -46,7 +51,7 @@ from llm_effects.tools.approvals import ask_later, dangerous_calls, decide_appro
 from llm_effects.tools.run import MAX_STEPS, NO_LIMITS, resume_tools, run_tools
 from llm_effects.tools.steps import Approval, ApprovalPolicy, Approve, ToolLimits, ToolRun, Verdict
 from llm_effects.tools.tool import Toolkit
-from llm_effects.values.conversations import Conversation, History
+from llm_effects.values.conversations import Conversation, History, SearchHit
 from llm_effects.values.errors import LLMError
 from llm_effects.values.messages import Message, Stays
 from llm_effects.values.records import ModelHealth
@@ -216,11 +221,14 @@ class AsyncLLM:
         conversation_id: str | None = None,
         *,
         system: str | None = None,
+        metadata: Mapping[str, str] | None = None,
         owner: str | None = None,
         stays: Stays | None = None,
     ) -> Conversation:
         """Create a conversation, with a new id if none is given."""
-        return await self.run(start_conversation(conversation_id, system=system, owner=owner, stays=stays))
+        return await self.run(
+            start_conversation(conversation_id, system=system, metadata=metadata, owner=owner, stays=stays)
+        )
 
     async def load_conversation(
         self, conversation_id: str, *, owner: str | None = None, newest: int | None = None
@@ -229,10 +237,21 @@ class AsyncLLM:
         return await self.run(load_conversation(conversation_id, owner=owner, newest=newest))
 
     async def list_conversations(
-        self, *, owner: str | None = None, limit: int = 100, after: str | None = None
+        self,
+        *,
+        owner: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> tuple[Conversation, ...]:
-        """List an owner's conversations by id: at most ``limit``, beginning ``after`` an id."""
-        return await self.run(list_conversations(owner=owner, limit=limit, after=after))
+        """List an owner's conversations with all of ``metadata`` by id: at most ``limit``, ``after`` an id."""
+        return await self.run(list_conversations(owner=owner, limit=limit, after=after, metadata=metadata))
+
+    async def search_conversations(
+        self, text: str, *, owner: str | None = None, limit: int = 20, after: str | None = None
+    ) -> tuple[SearchHit, ...]:
+        """Find an owner's messages that have every word of a text, the newest first."""
+        return await self.run(search_conversations(text, owner=owner, limit=limit, after=after))
 
     async def erase_owner(self, owner: str) -> Receipt:
         """Erase everything of an owner in every store; the receipt counts it, and says what is left and why."""

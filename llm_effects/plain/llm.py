@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Self, TypeVar, Unpack, final, overload
@@ -14,7 +14,12 @@ from llm_effects.batches.runs import Via, generate_many
 from llm_effects.clients.health_checks import check_health
 from llm_effects.conversations.converse import converse
 from llm_effects.conversations.erasure import apply_retention, erase_owner
-from llm_effects.conversations.operations import list_conversations, load_conversation, start_conversation
+from llm_effects.conversations.operations import (
+    list_conversations,
+    load_conversation,
+    search_conversations,
+    start_conversation,
+)
 from llm_effects.effects.effect import Effect
 from llm_effects.effects.env import Redact
 from llm_effects.effects.lifecycle import Receipt
@@ -44,7 +49,7 @@ from llm_effects.tools.approvals import ask_later, dangerous_calls, decide_appro
 from llm_effects.tools.run import MAX_STEPS, NO_LIMITS, resume_tools, run_tools
 from llm_effects.tools.steps import Approval, ApprovalPolicy, Approve, ToolLimits, ToolRun, Verdict
 from llm_effects.tools.tool import Toolkit
-from llm_effects.values.conversations import Conversation, History
+from llm_effects.values.conversations import Conversation, History, SearchHit
 from llm_effects.values.errors import LLMError
 from llm_effects.values.messages import Message, Stays
 from llm_effects.values.records import ModelHealth
@@ -211,11 +216,12 @@ class LLM:
         conversation_id: str | None = None,
         *,
         system: str | None = None,
+        metadata: Mapping[str, str] | None = None,
         owner: str | None = None,
         stays: Stays | None = None,
     ) -> Conversation:
         """Create a conversation, with a new id if none is given."""
-        return self.run(start_conversation(conversation_id, system=system, owner=owner, stays=stays))
+        return self.run(start_conversation(conversation_id, system=system, metadata=metadata, owner=owner, stays=stays))
 
     def load_conversation(
         self, conversation_id: str, *, owner: str | None = None, newest: int | None = None
@@ -224,10 +230,21 @@ class LLM:
         return self.run(load_conversation(conversation_id, owner=owner, newest=newest))
 
     def list_conversations(
-        self, *, owner: str | None = None, limit: int = 100, after: str | None = None
+        self,
+        *,
+        owner: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> tuple[Conversation, ...]:
-        """List an owner's conversations by id: at most ``limit``, beginning ``after`` an id."""
-        return self.run(list_conversations(owner=owner, limit=limit, after=after))
+        """List an owner's conversations with all of ``metadata`` by id: at most ``limit``, ``after`` an id."""
+        return self.run(list_conversations(owner=owner, limit=limit, after=after, metadata=metadata))
+
+    def search_conversations(
+        self, text: str, *, owner: str | None = None, limit: int = 20, after: str | None = None
+    ) -> tuple[SearchHit, ...]:
+        """Find an owner's messages that have every word of a text, the newest first."""
+        return self.run(search_conversations(text, owner=owner, limit=limit, after=after))
 
     def erase_owner(self, owner: str) -> Receipt:
         """Erase everything of an owner in every store; the receipt counts it, and says what is left and why."""

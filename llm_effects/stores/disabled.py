@@ -89,6 +89,7 @@ class _UnusableStore:
         return FutureResult.from_failure(self.problem)
 
     get = put = delete = delete_all = clear = stats = _fail  # of a cache
+    page_by_metadata = search = _fail
     start = start_copy = load = page = begin_turn = finish_turn = append = summarise = _fail  # of conversations
     intend = conclude = journal = _fail  # of journals
     erase_conversations = erase_journals = erase_rows = _fail

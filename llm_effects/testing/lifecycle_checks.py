@@ -1,4 +1,4 @@
-"""Checks of what a store of conversations may do beside storing them: erase by owner and age.
+"""Checks of what a store of conversations may do beside storing them: find them, and erase them by owner and age.
 
 They pass for a store that lacks the methods.
 """
@@ -15,7 +15,7 @@ from attrs import evolve
 from returns.future import FutureResult
 
 from llm_effects.effects.env import Conversations
-from llm_effects.effects.lifecycle import APPROVALS_RUN, Chosen, Counts, ErasableConversations
+from llm_effects.effects.lifecycle import APPROVALS_RUN, Chosen, Counts, ErasableConversations, SearchableConversations
 from llm_effects.testing.stored_chat import DAY, Chat, ensure, expect, expect_failure, new_message, new_turn, value_of
 from llm_effects.values.conversations import JournalEntry, Summary
 from llm_effects.values.errors import LLMError
@@ -102,9 +102,80 @@ async def journals_age_by_run(store: Conversations) -> None:
     expect(await value_of(store.journal("run", owner)), (), "the run")
 
 
+async def conversations_are_found_by_metadata(store: Conversations) -> None:
+    """Check that all of the metadata must be there, exactly, and that pages go on after an id."""
+    if not isinstance(store, SearchableConversations):
+        return
+    chat, metadata = Chat(store), {"team": "a", "odd": 'it\'s "quoted" %ü'}
+    for name, each in (("1", metadata), ("2", {"team": "a"}), ("3", metadata), ("4", {"team": "A"}), ("5", {})):
+        await value_of(store.start(evolve(chat.initial, id=name, metadata=each)))
+    found = await value_of(store.page_by_metadata(chat.owner, {"team": "a"}, 9))
+    expect([each.id for each in found], ["1", "2", "3"], "the conversations of a team")
+    for wanted in (metadata, {"odd": metadata["odd"]}):
+        found = await value_of(store.page_by_metadata(chat.owner, wanted, 9))
+        expect([each.id for each in found], ["1", "3"], "the conversations with all of it")
+    found = await value_of(store.page_by_metadata(chat.owner, {"team": "a"}, 1, after="1"))
+    expect([each.id for each in found], ["2"], "a page after an id")
+    for nothing in ({"team": "a", "other": ""}, {"a": "team"}, {"team": ""}):
+        expect(await value_of(store.page_by_metadata(chat.owner, nothing, 9)), (), "conversations without it")
+    expect(await value_of(store.page_by_metadata(uuid4().hex, {"team": "a"}, 9)), (), "those of another owner")
+
+
+async def messages_are_found_by_their_words(store: Conversations) -> None:
+    """Check that every word must be there, in any order and case, whole, and of this owner; the newest comes first."""
+    if not isinstance(store, SearchableConversations):
+        return
+    first = await Chat(store).start()
+    second = await Chat(store, owner=first.owner).start()
+    other = await Chat(store).start()
+    turn = await first.add_turn("Why is p99 up at the checkout?", "A lock: disk_full, in /var/log.")
+    await second.add_turn("Is the DISK full?", "Not any more. It's 90% full; 'twas \u00fcbervoll!")
+    await other.add_turn("the disk of another owner is full", "yes")
+    hits = await value_of(store.search(first.owner, "disk FULL", 9))
+    texts = [hit.message.message.text for hit in hits]
+    expect(texts, ["Is the DISK full?", "A lock: disk_full, in /var/log."], "what is found")
+    expect([hit.conversation_id for hit in hits], [second.id, first.id], "their conversations")
+    expect((hits[1].turn, hits[1].message), (1, turn.messages[1]), "the turn and the message")
+    page = await value_of(store.search(first.owner, "disk full", 1))
+    rest = await value_of(store.search(first.owner, "disk full", 9, after=page[0].cursor))
+    expect((*page, *rest), hits, "the same in two pages")
+    for words, count in (
+        ("\u00fcbervoll", 1),
+        ("full it s", 1),
+        ("var log", 1),
+        ("dis", 0),
+        ("disk p99", 0),
+        ("99", 0),
+    ):
+        expect(len(await value_of(store.search(first.owner, words, 9))), count, f"the hits of {words!r}")
+    await value_of(store.delete(second.id, second.owner))
+    expect(
+        [hit.conversation_id for hit in await value_of(store.search(first.owner, "disk full", 9))], [first.id], "hits"
+    )
+
+
+async def a_search_without_a_word_is_refused(store: Conversations) -> None:
+    """Check texts without letters and digits, cursors that are none, and syntax that a database may know."""
+    if not isinstance(store, SearchableConversations):
+        return
+    chat = await Chat(store).start()
+    await chat.add_turn("a NEAR b", "c OR d")
+    for text in ("", " ", "\"*'", "?!"):
+        await expect_failure(store.search(chat.owner, text, 9), "InvalidRequest")
+    for after in ("", "x", "1-2", "1-2-3-4", "-1-2-3", "1-2-03", "9" * 30 + "-1-1"):
+        await expect_failure(store.search(chat.owner, "a", 9, after=after), "InvalidRequest")
+    for text in ('a AND "b', "a* | b & !c", "a NOT b:*", "words:a) OR (b", "'; DROP TABLE llm_messages; --"):
+        expect(len(await value_of(store.search(chat.owner, text, 9))), 0, f"the hits of {text!r}")
+    expect(len(await value_of(store.search(chat.owner, "near a", 9))), 1, "the hits of words that are syntax")
+    expect(await value_of(store.search(chat.owner, "a", 0)), (), "no hits")
+
+
 LIFECYCLE_CHECKS: Final[tuple[Check, ...]] = (
     an_owner_is_erased_alone,
     a_turn_under_way_does_not_bring_an_erased_conversation_back,
     conversations_age_by_their_newest_turn,
     journals_age_by_run,
+    conversations_are_found_by_metadata,
+    messages_are_found_by_their_words,
+    a_search_without_a_word_is_refused,
 )

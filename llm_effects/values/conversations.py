@@ -146,6 +146,22 @@ class Summary:
 
 @final
 @frozen(kw_only=True)
+class SearchHit:
+    """A message that a search has found, and where: its conversation, and the number of its turn.
+
+    ``cursor`` is where the next page begins, after this one.
+    """
+
+    __repr__ = shown
+
+    conversation_id: str
+    turn: int
+    message: StoredMessage
+    cursor: str
+
+
+@final
+@frozen(kw_only=True)
 class History:
     """A consistent snapshot of a conversation: its newest turns, oldest first.
 

@@ -39,6 +39,7 @@ COMMANDS = (
     "conversations delete",
     "conversations export",
     "conversations list",
+    "conversations search",
     "conversations show",
     "explain",
     "models",

@@ -301,6 +301,7 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     267: ("a store that is gone would hide what is left", "the receipt names it; the others are erased"),
     268: ("a row or an end of a turn that waits would come back", "erased with what is stored"),
     269: ("data was kept for ever, or lost with that of another owner", "by age, with rules for single owners"),
+    270: ("who asked what could only be found by reading every conversation", "by words and metadata, with an index"),
     # Servers of tools
     238: ("a tool server that died ended the run, or stayed dead", "a tool error; started again for the next call"),
     239: ("a tool server that hung held the run", "a time-out, a cancellation, a new one if it shows no life"),

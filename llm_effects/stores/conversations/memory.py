@@ -1,9 +1,10 @@
 """Conversations in memory: they last as long as the store object."""
 
 from bisect import bisect_right, insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from threading import Lock
 from typing import TypeAlias, TypeVar, final
 
@@ -16,20 +17,26 @@ from llm_effects.effects.env import Now, wall_clock
 from llm_effects.effects.lifecycle import APPROVALS_RUN, Chosen, Counts
 from llm_effects.stores.conversations.rules import (
     DUPLICATE_MESSAGE_ID,
+    Place,
     added,
     advanced,
     begun,
+    checked_search,
+    cursor_of,
     ended,
     invalid_id,
     new_turns,
     no_conversation,
     no_intent,
     no_turn,
+    searched_text,
+    words_of,
 )
 from llm_effects.values.conversations import (
     Conversation,
     History,
     JournalEntry,
+    SearchHit,
     StoredMessage,
     Summary,
     Turn,
@@ -43,6 +50,7 @@ class ConversationRecord:
     """A conversation, its turns by number, and indexes of them."""
 
     conversation: Conversation
+    number: int = field(default=0, init=False)
     turns: list[Turn] = field(factory=list[Turn], init=False)
     index_by_id: dict[str, int] = field(factory=dict[str, int], init=False)
     message_ids: set[str] = field(factory=set[str], init=False)
@@ -155,6 +163,7 @@ class MemoryConversations:
     _noted_at: dict[tuple[_Owner, str, str], datetime] = field(
         factory=dict[tuple[_Owner, str, str], datetime], init=False, repr=False
     )
+    _started: int = field(default=0, init=False, repr=False)
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
     def start(self, conversation: Conversation) -> FutureResult[Conversation, LLMError]:
@@ -188,6 +197,48 @@ class MemoryConversations:
             return Success(tuple(self._records[owner, each].conversation for each in page))
 
         return self._run(owner, work, **({} if after is None else {"after": after}))
+
+    def page_by_metadata(
+        self, owner: str | None, metadata: Mapping[str, str], limit: int, after: str | None = None
+    ) -> FutureResult[tuple[Conversation, ...], LLMError]:
+        """Return an owner's conversations that have all of this metadata, as ``page`` does."""
+
+        def work() -> Result[tuple[Conversation, ...], LLMError]:
+            ids = self._ids.get(owner, [])
+            found = (
+                self._records[owner, each].conversation
+                for each in ids[0 if after is None else bisect_right(ids, after) :]
+                if metadata.items() <= self._records[owner, each].conversation.metadata.items()
+            )
+            return Success(tuple(islice(found, max(0, limit))))
+
+        return self._run(owner, work, **({} if after is None else {"after": after}))
+
+    def search(
+        self, owner: str | None, text: str, limit: int, after: str | None = None
+    ) -> FutureResult[tuple[SearchHit, ...], LLMError]:
+        """Return an owner's messages that have every word of a text, the newest first; every message is read."""
+
+        def work() -> Result[tuple[SearchHit, ...], LLMError]:
+            return checked_search(text, after).map(
+                lambda asked: tuple(islice(self._hits(owner, *asked), max(0, limit)))
+            )
+
+        return self._run(owner, work)
+
+    def _hits(self, owner: _Owner, words: Sequence[str], before: Place) -> Iterator[SearchHit]:
+        owned = [self._records[owner, each] for each in self._ids.get(owner, [])]
+        for record in sorted(owned, key=lambda record: -record.number):
+            for turn in reversed(record.turns):
+                for place, message in reversed(tuple(enumerate(turn.messages))):
+                    at = (record.number, turn.number, place)
+                    if at < before and set(words) <= set(words_of(searched_text(message.message))):
+                        yield SearchHit(
+                            conversation_id=record.conversation.id,
+                            turn=turn.number,
+                            message=message,
+                            cursor=cursor_of(at),
+                        )
 
     def begin_turn(
         self, conversation_id: str, owner: str | None, expected_version: int, turn: Turn
@@ -309,7 +360,7 @@ class MemoryConversations:
         key = (conversation.owner, conversation.id)
         if key in self._records:
             return Failure(ConversationConflict(conversation_id=conversation.id))
-        self._records[key] = ConversationRecord(conversation)
+        self._add(key, ConversationRecord(conversation))
         insort(self._ids.setdefault(conversation.owner, []), conversation.id)
         return Success(conversation)
 
@@ -319,8 +370,13 @@ class MemoryConversations:
             return Failure(record.failure())
         started = self._start(record.unwrap().conversation)
         if is_successful(started):
-            self._records[history.conversation.owner, history.conversation.id] = record.unwrap()
+            self._add((history.conversation.owner, history.conversation.id), record.unwrap())
         return started
+
+    def _add(self, key: _Key, record: ConversationRecord) -> None:
+        self._started += 1
+        record.number = self._started
+        self._records[key] = record
 
     def _on_record(
         self,

@@ -1,5 +1,6 @@
 """The rules of conversations, as pure functions that every store shares, and the ends of turns that wait."""
 
+import re
 from collections.abc import Callable, Container, Sequence
 from datetime import datetime
 from typing import Final, TypeAlias, final
@@ -11,6 +12,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.values.conversations import Conversation, History, StoredMessage, Turn, TurnState
 from llm_effects.values.display import shown
 from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked
+from llm_effects.values.messages import Message, Text
 from llm_effects.values.validation import check_id
 
 
@@ -105,6 +107,56 @@ def invalid_id(owner: str | None, **ids: str) -> LLMError | None:
     named = ids if owner is None else {"owner": owner, **ids}
     results = (checked(check_id, name, each) for name, each in named.items())
     return next((result.failure() for result in results if not is_successful(result)), None)
+
+
+# Search: the words of a text, and where a page begins.
+
+
+Place: TypeAlias = tuple[int, int, int]
+"""The place of a message: the number of its conversation in the store, that of its turn, and its place there."""
+
+_WORD: Final = re.compile(r"[^\W_]+")
+
+_END: Final[Place] = (2**62, 0, 0)
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case: letters and digits between anything else.
+
+    >>> words_of("Why's p99 up: disk_full?")
+    ['why', 's', 'p99', 'up', 'disk', 'full']
+    """
+    return _WORD.findall(text.lower())
+
+
+def checked_search(text: str, after: str | None) -> Result[tuple[list[str], Place], LLMError]:
+    """Return the words to search, and the place before which to search."""
+    words = words_of(text)
+    if not words:
+        return Failure(InvalidRequest(message="text: has no word to search for: letters or digits"))
+    if after is None:
+        return Success((words, _END))
+    numbers = [int(each) for each in after.split("-") if each.isdecimal() and len(each) < _MAX_DIGITS]
+    if len(numbers) != len(_END) or cursor_of(place := (numbers[0], numbers[1], numbers[2])) != after:
+        return Failure(InvalidRequest(message="after: is not the cursor of a hit"))
+    return Success((words, place))
+
+
+_MAX_DIGITS: Final = 19
+
+
+def searched_text(message: Message) -> str:
+    """Return what is searched of a message: its texts, up to a length."""
+    return " ".join(part.text for part in message.parts if isinstance(part, Text))[:SEARCHED]
+
+
+SEARCHED: Final = 100_000
+"""How many characters of a message are searched."""
+
+
+def cursor_of(place: Place) -> str:
+    """Return the cursor after a message."""
+    return "-".join(map(str, place))
 
 
 # The ends of turns that could not be written: a paid answer is kept until it can be.

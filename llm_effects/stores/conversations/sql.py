@@ -4,9 +4,10 @@ The store comes first, then its operations, each one transaction. Every value is
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, TypeVar, final
 
 import anyio
@@ -24,9 +25,12 @@ from llm_effects.stores.conversations.rules import (
     DUPLICATE_MESSAGE_ID,
     Ending,
     KeptEndings,
+    Place,
     added,
     advanced,
     begun,
+    checked_search,
+    cursor_of,
     invalid_id,
     new_turns,
     no_conversation,
@@ -55,18 +59,20 @@ from llm_effects.stores.conversations.sql_rows import (
 )
 from llm_effects.stores.sql.database import Database
 from llm_effects.stores.sql.erasing import erase_conversations, erase_journals
+from llm_effects.stores.sql.searching import find_messages, metadata_filter
 from llm_effects.stores.sql.tables import CONVERSATIONS, JOURNAL, insert_new, timestamp
 from llm_effects.values.conversations import (
     Conversation,
     History,
     JournalEntry,
+    SearchHit,
     StoredMessage,
     Summary,
     Turn,
     TurnState,
 )
 from llm_effects.values.errors import ConfigurationError, ConversationConflict, LLMError, StorageFailed
-from llm_effects.values.serialization import dump_value
+from llm_effects.values.serialization import dump_value, load_value
 
 LOGGER: Final = logging.getLogger("llm_effects")
 
@@ -114,6 +120,23 @@ class SqlConversations:
         """Return an owner's conversations in the order of their ids, at most ``limit`` after an id."""
         work = partial(page, owner=owner, limit=limit, after=after)
         return self._read("page", work, owner, **({} if after is None else {"after": after}))
+
+    def page_by_metadata(
+        self, owner: str | None, metadata: Mapping[str, str], limit: int, after: str | None = None
+    ) -> FutureResult[tuple[Conversation, ...], LLMError]:
+        """Return an owner's conversations that have all of this metadata, as ``page`` does."""
+        work = partial(page, owner=owner, limit=limit, after=after, metadata=metadata)
+        return self._read("page", work, owner, **({} if after is None else {"after": after}))
+
+    def search(
+        self, owner: str | None, text: str, limit: int, after: str | None = None
+    ) -> FutureResult[tuple[SearchHit, ...], LLMError]:
+        """Return an owner's messages that have every word of a text, the newest first."""
+        asked = checked_search(text, after)
+        if not is_successful(asked):
+            return FutureResult.from_failure(asked.failure())
+        words, before = asked.unwrap()
+        return self._read("search", partial(search, owner=owner, words=words, before=before, limit=limit), owner)
 
     def begin_turn(
         self, conversation_id: str, owner: str | None, expected_version: int, turn: Turn
@@ -325,14 +348,39 @@ def load(
 
 
 def page(
-    connection: Connection, owner: str | None, limit: int, after: str | None
+    connection: Connection,
+    owner: str | None,
+    limit: int,
+    after: str | None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> Result[tuple[Conversation, ...], LLMError]:
     """Read conversations in the order of their ids."""
     columns = CONVERSATIONS.c
     query = select(CONVERSATIONS).where(columns.owner == owner_column(owner))
+    query = query.where(metadata_filter(connection, metadata)) if metadata else query
     query = query if after is None else query.where(columns.id > after)
     rows = connection.execute(query.order_by(columns.id).limit(min(max(0, limit), _MAX_LIMIT)))
     return Success(tuple(map(to_listed, rows)))
+
+
+def search(
+    connection: Connection, owner: str | None, words: Sequence[str], before: Place, limit: int
+) -> Result[tuple[SearchHit, ...], LLMError]:
+    """Read messages that have every word; one that this version cannot read is left out."""
+    rows = find_messages(connection, owner_column(owner), words, before, min(max(0, limit), _MAX_LIMIT))
+    hits = ((row, load_value(row.document, StoredMessage)) for row in rows)
+    return Success(
+        tuple(
+            SearchHit(
+                conversation_id=row.id,
+                turn=row.turn,
+                message=message,
+                cursor=cursor_of((row.conversation, row.turn, row.place)),
+            )
+            for row, message in hits
+            if message is not None
+        )
+    )
 
 
 def begin_turn(
