@@ -362,8 +362,10 @@ async def test_a_turn_costs_the_same_in_long_conversations_and_large_stores(path
     before = await steps_of(store.database, short)
     await value_of(store.append(long.id, long.owner, 0, tuple(new_turn("x") for _ in range(3_000))))
     await value_of(store.begin_turn(short.id, short.owner, await short.version(), new_turn("x")))
-    assert await steps_of(store.database, long) == pytest.approx(before, rel=0.2)
-    assert await steps_of(store.database, short) == pytest.approx(before, rel=0.2)
+    for chat in (long, short):
+        loading, beginning = await steps_of(store.database, chat)
+        assert loading == pytest.approx(before[0], rel=0.2)
+        assert beginning < 2 * before[1]  # the index of words merges a few of its segments, whatever its size
     await store.aclose()
 
 
