@@ -1,5 +1,6 @@
 """The configuration of the services: cache, storage, limits, budgets, telemetry, endpoint, transport."""
 
+import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final, Literal, TypeAlias, final, get_args
@@ -75,6 +76,14 @@ class RetentionConfig:
     ledger_days: float | None = field(default=None, validator=number(above=0))
 
 
+_SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+
+def _valid_schema(_: object, attribute: "attrs.Attribute[Any]", value: str | None) -> None:
+    if value is not None and not (is_a(value, str) and _SCHEMA.fullmatch(value)):
+        invalid(attribute.name, f"must be lower-case letters, digits and underscores, not {short_repr(value)}")
+
+
 def _owner_retention(value: Mapping[str, RetentionConfig]) -> Mapping[str, RetentionConfig]:
     return to_table("owner_retention", value)
 
@@ -92,6 +101,12 @@ class StorageConfig:
     ``summarise`` them by ``summary_model`` (``None``: by the model that routing chooses), or ``fail`` the turn with
     ``ContextTooLarge``. ``lease_seconds`` is how long an unfinished turn counts as in progress.
 
+    Postgres: ``schema`` holds the tables, up to ``connections`` are open, and one that is older than
+    ``recycle_seconds`` is replaced. Operations that wait fail once none has succeeded for ``timeout_seconds``.
+
+    Without ``migrate`` the library never creates or changes tables: apply ``llm-effects storage migrate --sql``.
+    With ``read_only`` it writes nothing: open reports so.
+
     ``retention`` is what ``apply_retention`` erases by age; for an owner in ``owner_retention``, that rule stands in
     its place.
     """
@@ -102,6 +117,12 @@ class StorageConfig:
     window: Window = field(default="drop", validator=one_of(*get_args(Window)))
     summary_model: str | None = field(default=None, validator=text())
     lease_seconds: float = field(default=600.0, validator=number(above=0))
+    schema: str | None = field(default=None, validator=_valid_schema)
+    connections: int = field(default=12, validator=number(at_least=2, whole=True))
+    timeout_seconds: float = field(default=20.0, validator=number(above=0))
+    recycle_seconds: float | None = field(default=None, validator=number(above=0))
+    migrate: bool = field(default=True, validator=instance(bool))
+    read_only: bool = field(default=False, validator=instance(bool))
     retention: RetentionConfig = field(factory=RetentionConfig, validator=instance(RetentionConfig))
     owner_retention: Mapping[str, RetentionConfig] = field(
         factory=dict[str, RetentionConfig], converter=_owner_retention, validator=instances(RetentionConfig)

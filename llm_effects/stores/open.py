@@ -49,7 +49,7 @@ def open_storage(config: StorageConfig, memory: Storage) -> Result[Storage, Conf
     "storage.url: unknown scheme 'redis': use memory://, sqlite:///file or postgresql://host/name"
     """
     url = reveal(config.url)
-    database = partial(_database_storage, url)
+    database = partial(_database_storage, url, config)
     return _open(
         "storage.url",
         url,
@@ -128,14 +128,14 @@ def _wrong(path: str, message: str) -> Result[Never, ConfigurationError]:
     return Failure(ConfigurationError(message=f"{path}: {message}"))
 
 
-def _database_storage(url: str) -> Result[Storage, ConfigurationError]:
+def _database_storage(url: str, config: StorageConfig) -> Result[Storage, ConfigurationError]:
     try:
         from llm_effects.stores.conversations.sql import SqlConversations
         from llm_effects.stores.ledger.sql import SqlLedger
         from llm_effects.stores.sql.database import open_database
     except ModuleNotFoundError:
         return _wrong("storage.url", f"{_NO_SQL}: {install_command('sql')}")
-    return open_database(url).map(lambda database: Storage(SqlConversations(database), SqlLedger(database)))
+    return open_database(url, config).map(lambda database: Storage(SqlConversations(database), SqlLedger(database)))
 
 
 def _memory_cache(config: CacheConfig) -> Result[Cache, ConfigurationError]:

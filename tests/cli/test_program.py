@@ -45,7 +45,10 @@ COMMANDS = (
     "models",
     "serve",
     "storage erase-owner",
+    "storage grants",
+    "storage migrate",
     "storage prune",
+    "storage status",
     "usage",
 )
 

@@ -1,9 +1,12 @@
 """``storage``: erasing from the command line."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 
+from llm_effects.stores.sql.scripts import NEWEST
 from tests.fixtures.cli import Cli
 
 
@@ -37,3 +40,42 @@ def test_what_is_too_old_is_pruned(used: Cli) -> None:
     done = used.run("storage", "prune")
     assert done.exit_code == 0, done.stderr
     assert ["ledger", "rows", "0"] in [line.split() for line in done.stdout.splitlines()]
+
+
+def test_tables_are_migrated_and_their_version_is_shown(cli: Cli) -> None:
+    before = cli.run("storage", "status")
+    assert before.exit_code == 1
+    assert before.stdout.splitlines()[:2] == [f"version 0 of {NEWEST}", "pending: conversations"]
+    assert not (cli.folder / "llm.db").exists()
+    cli.config.write_text(cli.config.read_text() + "migrate = false\n")
+    assert cli.run("usage").exit_code == 3
+    assert cli.run("storage", "migrate").exit_code == 0
+    assert cli.run("storage", "status").stdout == f"version {NEWEST} of {NEWEST}\n"
+    assert json.loads(cli.run("storage", "status", "--json").stdout)["pending"] == []
+    assert cli.run("usage").exit_code == 0
+
+
+def test_the_sql_of_a_migration_is_printed(cli: Cli) -> None:
+    script = cli.run("storage", "migrate", "--sql").stdout
+    with closing(sqlite3.connect(cli.folder / "llm.db", isolation_level=None)) as file:
+        file.executescript(script)
+    assert cli.run("storage", "status").exit_code == 0
+    assert cli.run("storage", "migrate", "--sql").stdout == ""
+    on_server = cli.run("storage", "migrate", "--sql", "--dialect", "postgresql", "--from", "1").stdout
+    assert "CREATE TABLE llm_ledger" in on_server
+    assert "CREATE TABLE llm_conversations" not in on_server
+    assert cli.run("storage", "migrate", "--sql", "--dialect", "oracle").exit_code == 2
+
+
+def test_a_storage_in_memory_has_no_tables(cli: Cli) -> None:
+    for command in (("status",), ("migrate",), ("migrate", "--sql")):
+        done = cli.run("storage", *command, "--storage", "memory://")
+        assert done.exit_code == 3
+        assert "has no tables" in done.stderr
+
+
+def test_the_grants_of_a_role_are_printed(cli: Cli) -> None:
+    script = cli.run("storage", "grants", 'the "role"').stdout
+    assert 'TO "the ""role""";' in script
+    assert "llm_messages" not in script
+    assert "llm_messages" in cli.run("storage", "grants", "role", "--conversations").stdout

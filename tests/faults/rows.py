@@ -302,6 +302,10 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     268: ("a row or an end of a turn that waits would come back", "erased with what is stored"),
     269: ("data was kept for ever, or lost with that of another owner", "by age, with rules for single owners"),
     270: ("who asked what could only be found by reading every conversation", "by words and metadata, with an index"),
+    271: ("a team's own tool could not apply the migrations", "printed as SQL, with the same result"),
+    272: ("tables appeared in a database whose team makes them", "an error with the versions and the remedy"),
+    273: ("two applications in one database shared their tables", "a schema each, also behind a pooler"),
+    274: ("a report could create tables or write rows", "opened for reading, by a role that only reads"),
     # Servers of tools
     238: ("a tool server that died ended the run, or stayed dead", "a tool error; started again for the next call"),
     239: ("a tool server that hung held the run", "a time-out, a cancellation, a new one if it shows no life"),

@@ -92,7 +92,7 @@ class BudgetQueue:
             durable = any(step.cost is not None for step in self._waiting) or bool(self._uncommitted)
         apply = partial(self._apply, durable=durable)
         if not self._database.post("budget", apply, self._on_end, durable=durable):
-            self._on_end(Failure(StorageFailed(operation="budget", message="the ledger is closed")))
+            self._on_end(Failure(StorageFailed(operation="budget", message="the ledger is closed, or read-only")))
 
     def _take(self, *, commits: bool = True) -> None:
         """Make the steps that wait the batch, with or without commits."""

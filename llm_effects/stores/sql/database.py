@@ -4,6 +4,7 @@ The database comes first, then its engines (how to connect), then the SQLite fil
 """
 
 import errno
+import math
 import os
 import sqlite3
 import time
@@ -25,9 +26,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
+from llm_effects.config.services import StorageConfig
 from llm_effects.providers.target import is_loopback
 from llm_effects.stores.sql.driver_errors import CommitLost, Refused, error_of, problem_of, uncertain_commit
-from llm_effects.stores.sql.tables import MIGRATIONS, migrate
+from llm_effects.stores.sql.tables import MIGRATIONS, migrate, version_of
 from llm_effects.stores.sqlite_files import create, enable_wal, protect, sqlite_file
 from llm_effects.stores.worker_threads import Worker, leave_to_parent, renew_after_fork
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
@@ -53,6 +55,15 @@ PAUSES_S: Final = (0.01, 0.05, 0.2)
 
 RETRY_S: Final = 2.0
 """How long a transaction is retried, in seconds: one that waited long for a lock is not."""
+
+
+READ_ONLY: Final = ConfigurationError(message="storage.read_only: is set: nothing is written")
+"""The failure of every write to a database that is opened for reading."""
+
+_OUTDATED: Final = (
+    "storage.url: the tables are of version {} and must be of version {}: "
+    "apply what `llm-effects storage migrate --sql` prints, or run `llm-effects storage migrate`"
+)
 
 
 @final
@@ -100,7 +111,10 @@ class Database:
         connect: Callable[[], Engines],
         where: str,
         *,
+        readers: int = READERS,
         writers: int = 1,
+        migrates: bool = True,
+        read_only: bool = False,
         secrets: tuple[Secret, ...] = (),
         timeout_seconds: float = TIMEOUT_S,
     ) -> None:
@@ -108,7 +122,8 @@ class Database:
         self._where = where
         self._secrets = secrets
         self._timeout = timeout_seconds
-        self._readers = Worker("llm-effects-reading", READERS)
+        self._migrates, self._read_only = migrates, read_only
+        self._readers = Worker("llm-effects-reading", readers)
         self._writers = Worker("llm-effects-writing", writers)
         self._lock = Lock()
         self._engines: Engines | None = None
@@ -146,6 +161,8 @@ class Database:
         Only a ``repeatable`` one, whose second run changes nothing, is retried after the connection was lost during the
         commit. ``clash`` is the error of a duplicate key.
         """
+        if self._read_only:
+            return FutureResult.from_failure(READ_ONLY)
         unit = _Unit(operation=operation, work=work, repeatable=repeatable, clash=clash)
         return self._submit(self._writers, unit)
 
@@ -161,7 +178,7 @@ class Database:
         """Write as ``write`` does, without waiting; a thread calls ``done`` with the result.
 
         A write that is not ``durable`` does not wait for the disk of a SQLite file: it survives its process, but not
-        the machine. Return whether the write was accepted: not once the database is closed.
+        the machine. Return whether the write was accepted: not once the database is closed, nor if it is read-only.
         """
         unit = _Unit(operation=operation, work=work, durable=durable, clash=clash)
 
@@ -172,7 +189,7 @@ class Database:
             finally:  # also after a defect, or what waits for it would wait for ever
                 done(result)
 
-        return self._writers.post(write)
+        return not self._read_only and self._writers.post(write)
 
     def before_closing(self, write: Callable[[], Awaitable[None]]) -> None:
         """Add what is to be written before the database is closed, whichever of its stores is closed first."""
@@ -220,19 +237,37 @@ class Database:
     def _open(self) -> Engines:
         with self._lock:
             if self._engines is None:
-                self._engines = _migrated(self._connect())
+                self._engines = _current(self._connect(), migrates=self._migrates and not self._read_only)
         self._engines.check()
         return self._engines
+
+    def version(self) -> Result[int, LLMError]:
+        """Return the version of the tables, 0 if there are none, in this thread; nothing is created or changed."""
+        try:
+            with ExitStack() as stack:
+                engines = self._connect()
+                stack.callback(engines.dispose)
+                return Success(version_of(engines.reading, MIGRATIONS))
+        except FileNotFoundError:
+            return Success(0)
+        except Refused as refused:
+            return Failure(refused.error)
+        except (DBAPIError, OSError, sqlite3.DatabaseError) as exception:
+            return Failure(error_of("version", self._where, problem_of(exception, *self._secrets)))
 
     def _dispose(self) -> None:
         if self._engines is not None:
             self._engines.dispose()
 
 
-def _migrated(engines: Engines) -> Engines:
+def _current(engines: Engines, *, migrates: bool) -> Engines:
+    """Return engines of a database whose tables are of the newest version."""
     with ExitStack() as stack:
         stack.callback(engines.dispose)
-        migrate(engines.reading, engines.writing, MIGRATIONS)
+        if migrates:
+            migrate(engines.reading, engines.writing, MIGRATIONS)
+        elif (version := version_of(engines.reading, MIGRATIONS)) < len(MIGRATIONS):
+            raise Refused(ConfigurationError(message=_OUTDATED.format(version, len(MIGRATIONS))))
         stack.pop_all()
     return engines
 
@@ -258,12 +293,12 @@ def _commit(transaction: Transaction) -> None:
 # Engines: how to connect to a file and to a server.
 
 
-def sqlite_engines(path: Path, lock_wait_seconds: float = LOCK_WAIT_S) -> Engines:
-    """Open a file, or create it."""
-    check = prepare(path, lock_wait_seconds)
+def sqlite_engines(path: Path, lock_wait_seconds: float = LOCK_WAIT_S, *, read_only: bool = False) -> Engines:
+    """Open a file, or create it; one that is only read is neither created nor changed."""
+    check = opened_for_reading(path, lock_wait_seconds) if read_only else prepare(path, lock_wait_seconds)
     engine = create_engine(
         "sqlite://",
-        creator=partial(connect, path, lock_wait_seconds),
+        creator=partial(connect, path, lock_wait_seconds, "ro" if read_only else "rw"),
         poolclass=QueuePool,
         pool_size=READERS + 1,
         max_overflow=0,
@@ -281,6 +316,8 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")
 
 
+_DEFAULTS: Final = StorageConfig()
+
 _TIMEOUTS: Final[Mapping[str, str]] = {
     "application_name": "llm_effects",
     "connect_timeout": "5",  # s
@@ -288,7 +325,7 @@ _TIMEOUTS: Final[Mapping[str, str]] = {
 }
 
 
-def postgres_engines(url: URL) -> Engines:
+def postgres_engines(url: URL, config: StorageConfig = _DEFAULTS) -> Engines:
     """Create the engines of a server, without connecting; their ``repr`` hides every password of the URL."""
     hidden = _passwords(url)
     engine = create_engine(
@@ -298,9 +335,11 @@ def postgres_engines(url: URL) -> Engines:
             "prepare_threshold": None,  # a pooler gives each transaction another connection of the server
             **hidden,
         },
-        pool_size=READERS + WRITERS,
+        pool_size=config.connections,
+        pool_recycle=-1 if config.recycle_seconds is None else math.ceil(config.recycle_seconds),
         max_overflow=0,
         hide_parameters=True,
+        execution_options={} if config.schema is None else {"schema": config.schema},
     )
     event.listen(engine, "begin", limit_lock_wait)
     if not is_here(url):
@@ -351,9 +390,13 @@ def _passwords(url: URL) -> dict[str, str]:
 
 
 def limit_lock_wait(connection: Connection) -> None:
-    """Limit how long a writer waits, for this transaction only: a pooler lends the connection to others next."""
-    if connection.get_execution_options().get("writes"):
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
+    """Choose the schema, and limit how long a writer waits, for this transaction: a pooler lends the connection on."""
+    options = connection.get_execution_options()
+    settings = [f'SET LOCAL search_path TO "{options["schema"]}"'] if options.get("schema") else []
+    if options.get("writes"):
+        settings.append(f"SET LOCAL lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
+    if settings:
+        connection.exec_driver_sql("; ".join(settings))
 
 
 def _no_check() -> None:
@@ -380,7 +423,18 @@ def prepare(path: Path, wait_seconds: float) -> Callable[[], None]:
             enable_wal(file, time.monotonic() + wait_seconds)
             _mark(file)
         status = protect(path)
+    return _still_at(path, status)
 
+
+def opened_for_reading(path: Path, wait_seconds: float) -> Callable[[], None]:
+    """Check that a file is ours; return a check that it is still at the path."""
+    status = path.stat()
+    with closing(connect(path, wait_seconds, "ro")) as file:
+        _is_ours(file)
+    return _still_at(path, status)
+
+
+def _still_at(path: Path, status: os.stat_result) -> Callable[[], None]:
     def check() -> None:
         now = path.stat()
         if (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino):
@@ -389,9 +443,9 @@ def prepare(path: Path, wait_seconds: float) -> Callable[[], None]:
     return check
 
 
-def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
+def connect(path: Path, wait_seconds: float, mode: str = "rw") -> sqlite3.Connection:
     """Connect to an existing file; each commit reaches the disk before it returns."""
-    url = f"{path.absolute().as_uri()}?mode=rw"
+    url = f"{path.absolute().as_uri()}?mode={mode}"
     file = sqlite3.connect(url, timeout=wait_seconds, isolation_level=None, uri=True, check_same_thread=False)
     file.execute("PRAGMA synchronous = FULL")
     file.execute("PRAGMA foreign_keys = ON")
@@ -418,23 +472,33 @@ def _is_ours(file: sqlite3.Connection) -> bool:
 # URLs.
 
 
-def open_database(url: str) -> Result[Database, ConfigurationError]:
+def open_database(url: str, config: StorageConfig = _DEFAULTS) -> Result[Database, ConfigurationError]:
     """Open the database of a ``sqlite:///file`` or ``postgresql://`` URL; nothing is connected before its first use.
 
     >>> open_database("postgresql://me:hunter2@host:port/name").failure().message[:41]
     'storage.url: is not the URL of a Postgres'
     """
     is_file = url.partition("://")[0].lower() == "sqlite"
-    database = sqlite_file(url).map(file_database) if is_file else _server_database(url)
+    if is_file and config.schema is not None:
+        return Failure(ConfigurationError(message="storage.schema: is of Postgres: a file has no schemas"))
+    open_file = partial(
+        file_database, timeout_seconds=config.timeout_seconds, migrates=config.migrate, read_only=config.read_only
+    )
+    database = sqlite_file(url).map(open_file) if is_file else _server_database(url, config)
     return database.alt(lambda problem: ConfigurationError(message=f"storage.url: {problem}"))
 
 
 def file_database(
-    path: Path, *, lock_wait_seconds: float = LOCK_WAIT_S, timeout_seconds: float = TIMEOUT_S
+    path: Path,
+    *,
+    lock_wait_seconds: float = LOCK_WAIT_S,
+    timeout_seconds: float = TIMEOUT_S,
+    migrates: bool = True,
+    read_only: bool = False,
 ) -> Database:
     """Return the database of a file, with other time limits."""
-    connect = partial(sqlite_engines, path, lock_wait_seconds)
-    return Database(connect, str(path), timeout_seconds=timeout_seconds)
+    connect = partial(sqlite_engines, path, lock_wait_seconds, read_only=read_only)
+    return Database(connect, str(path), timeout_seconds=timeout_seconds, migrates=migrates, read_only=read_only)
 
 
 _NO_SERVER: Final = (
@@ -444,7 +508,7 @@ _NO_SERVER: Final = (
 _NO_DRIVER: Final = "the driver of Postgres is not installed"
 
 
-def _server_database(url: str) -> Result[Database, str]:
+def _server_database(url: str, config: StorageConfig) -> Result[Database, str]:
     try:
         from psycopg import Error
         from psycopg.conninfo import make_conninfo
@@ -460,6 +524,18 @@ def _server_database(url: str) -> Result[Database, str]:
     where = parts.set(password=None, query={}).render_as_string().partition("://")[2]
 
     def connect() -> Engines:  # a partial shows its arguments
-        return postgres_engines(parts)
+        return postgres_engines(parts, config)
 
-    return Success(Database(connect, where, writers=WRITERS, secrets=secrets))
+    readers = max(1, config.connections * READERS // (READERS + WRITERS))
+    return Success(
+        Database(
+            connect,
+            where,
+            readers=readers,
+            writers=config.connections - readers,
+            migrates=config.migrate,
+            read_only=config.read_only,
+            secrets=secrets,
+            timeout_seconds=config.timeout_seconds,
+        )
+    )

@@ -1,6 +1,5 @@
 """The tables of our databases: the migrations that create them, and their columns as queries use them."""
 
-import string
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, final
@@ -22,8 +21,10 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.schema import CreateSchema
 
 from llm_effects.stores.sql.driver_errors import Refused
+from llm_effects.stores.sql.word_index import WORDS_INDEX
 from llm_effects.values.errors import ConfigurationError
 
 # Columns, by name and type; keys and constraints are in the migrations.
@@ -239,7 +240,7 @@ class Migration:
         return (*common, *self.only.get(database, ()))
 
 
-_CREATE_MIGRATIONS: Final = """CREATE TABLE IF NOT EXISTS llm_migrations (
+CREATE_MIGRATIONS: Final = """CREATE TABLE IF NOT EXISTS llm_migrations (
     number INTEGER PRIMARY KEY, name TEXT NOT NULL, made_at TEXT NOT NULL
 )"""
 
@@ -247,10 +248,15 @@ _NEWER: Final = "was written by a newer version and is not touched: use that ver
 _UNKNOWN: Final = "has migrations that this version does not know, and is not touched"
 
 
+def version_of(reading: Engine, migrations: tuple[Migration, ...]) -> int:
+    """Return the version of the tables, 0 for none; a database of a newer one, or of another program, is refused."""
+    with reading.connect() as connection:
+        return _applied(connection, migrations)
+
+
 def migrate(reading: Engine, writing: Engine, migrations: tuple[Migration, ...]) -> None:
     """Bring the tables to the newest version; a database of a newer one is refused and not written."""
-    with reading.connect() as connection:
-        applied = _applied(connection, migrations)
+    applied = version_of(reading, migrations)
     while applied < len(migrations):
         with writing.begin() as connection:
             applied = _apply_next(connection, migrations)
@@ -259,7 +265,13 @@ def migrate(reading: Engine, writing: Engine, migrations: tuple[Migration, ...])
 def _apply_next(connection: Connection, migrations: tuple[Migration, ...]) -> int:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-    connection.execute(text(_CREATE_MIGRATIONS))
+        schema = connection.get_execution_options().get("schema")
+        if (
+            schema is not None
+            and connection.execute(text("SELECT to_regnamespace(:s)"), {"s": schema}).scalar() is None
+        ):
+            connection.execute(CreateSchema(schema))
+    connection.execute(text(CREATE_MIGRATIONS))
     applied = _applied(connection, migrations)  # another process may have been faster
     if applied == len(migrations):
         return applied
@@ -268,6 +280,13 @@ def _apply_next(connection: Connection, migrations: tuple[Migration, ...]) -> in
     entry = {"number": applied + 1, "name": migrations[applied].name, "at": datetime.now(UTC).isoformat()}
     connection.execute(text("INSERT INTO llm_migrations VALUES (:number, :name, :at)"), entry)
     return applied + 1
+
+
+def _create_schema(connection: Connection, schema: str | None) -> None:
+    """Create a schema that is missing: whoever may not create one can use one that is there."""
+    known = text("SELECT to_regnamespace(:name)")
+    if schema is not None and connection.execute(known, {"name": schema}).scalar() is None:
+        connection.execute(CreateSchema(schema))
 
 
 def _applied(connection: Connection, migrations: tuple[Migration, ...]) -> int:
@@ -496,89 +515,7 @@ _AGES: Final = Migration(
     ),
 )
 
-# Words of messages: an index of the texts in their documents, which triggers of SQLite and an index of Postgres keep.
-# It holds words and places, no texts. A document that is not ours, or is encrypted, has no words.
-SEARCHED: Final = 100_000
-"""How many characters of a message are searched."""
-
-PUNCTUATION: Final = string.punctuation
-"""The characters that end a word, beside white space, in every database."""
-
-_TEXT_OF_SQLITE: Final = f"""(
-        SELECT substr(group_concat(json_extract(value, '$.text'), ' '), 1, {SEARCHED})
-        FROM json_each(CASE WHEN json_valid(%s) THEN %s ELSE '{{}}' END, '$.message.parts')
-        WHERE json_extract(value, '$.type') = 'Text'
-    )"""  # noqa: S608 - our own names
-
-
-def _sqlite_text(document: str) -> str:
-    return _TEXT_OF_SQLITE % (document, document)
-
-
-_ADD_WORDS: Final = f"""INSERT INTO llm_search_rows (conversation, turn, place)
-            VALUES (new.conversation, new.turn, new.place);
-        INSERT INTO llm_search (rowid, words) SELECT id, {_sqlite_text("new.document")} FROM llm_search_rows
-            WHERE conversation = new.conversation AND turn = new.turn AND place = new.place;"""  # noqa: S608
-_DROP_WORDS: Final = f"""INSERT INTO llm_search (llm_search, rowid, words)
-            SELECT 'delete', id, {_sqlite_text("old.document")} FROM llm_search_rows
-            WHERE conversation = old.conversation AND turn = old.turn AND place = old.place;
-        DELETE FROM llm_search_rows
-            WHERE conversation = old.conversation AND turn = old.turn AND place = old.place;"""  # noqa: S608
-
-_quoted_punctuation: Final = PUNCTUATION.replace("'", "''")
-
-_WORDS: Final = Migration(
-    "words",
-    (),
-    only={
-        "sqlite": (
-            """CREATE TABLE llm_search_rows (
-                id INTEGER PRIMARY KEY AUTOINCREMENT,
-                conversation BIGINT NOT NULL,
-                turn BIGINT NOT NULL,
-                place BIGINT NOT NULL,
-                UNIQUE (conversation, turn, place)
-            )""",
-            """CREATE VIRTUAL TABLE llm_search USING fts5(
-                words, content='', tokenize="unicode61 remove_diacritics 0"
-            )""",
-            """INSERT INTO llm_search_rows (conversation, turn, place)
-                SELECT conversation, turn, place FROM llm_messages""",
-            f"""INSERT INTO llm_search (rowid, words)
-                SELECT r.id, {_sqlite_text("m.document")} FROM llm_search_rows AS r JOIN llm_messages AS m
-                ON m.conversation = r.conversation AND m.turn = r.turn AND m.place = r.place""",  # noqa: S608 - our own names
-            f"CREATE TRIGGER llm_messages_insert AFTER INSERT ON llm_messages BEGIN\n        {_ADD_WORDS}\n    END",
-            f"CREATE TRIGGER llm_messages_delete AFTER DELETE ON llm_messages BEGIN\n        {_DROP_WORDS}\n    END",
-            f"""CREATE TRIGGER llm_messages_update AFTER UPDATE ON llm_messages BEGIN
-        {_DROP_WORDS}
-        {_ADD_WORDS}
-    END""",
-        ),
-        "postgresql": (
-            f"""CREATE FUNCTION llm_words(document text) RETURNS tsvector
-                LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE COST 1000 AS $$
-            BEGIN
-                RETURN to_tsvector('pg_catalog.simple', translate(left((
-                    SELECT string_agg(part->>'text', ' ')
-                    FROM jsonb_array_elements(
-                        replace(document, '\\u0000', '\\ufffd')::jsonb->'message'->'parts'
-                    ) AS part
-                    WHERE part->>'type' = 'Text'
-                ), {SEARCHED}), '{_quoted_punctuation}', repeat(' ', {len(PUNCTUATION)})));
-            EXCEPTION WHEN others THEN RETURN NULL;
-            END $$""",  # noqa: S608 - our own names
-            """CREATE FUNCTION llm_metadata(document text) RETURNS jsonb
-                LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE COST 1000 AS $$
-            BEGIN
-                RETURN replace(document, '\\u0000', '\\ufffd')::jsonb->'metadata';
-            EXCEPTION WHEN others THEN RETURN NULL;
-            END $$""",
-            "CREATE INDEX llm_messages_by_word ON llm_messages USING gin (llm_words(document))",
-            """CREATE INDEX llm_conversations_by_metadata ON llm_conversations
-                USING gin (llm_metadata(document) jsonb_path_ops)""",
-        ),
-    },
-)
+_WORDS: Final = Migration("words", (), only=WORDS_INDEX)
 
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _CONVERSATIONS,
