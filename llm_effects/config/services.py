@@ -1,7 +1,7 @@
 """The configuration of the services: cache, storage, limits, budgets, telemetry, endpoint, transport."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final, Literal, TypeAlias, final, get_args
 
@@ -30,8 +30,32 @@ KEEPABLE: Final = ("stop", "length", "tool_calls")
 """Finish reasons of answers that the cache may store; filtered answers are never stored."""
 
 
+def _optional_encryption(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if value is not None and not isinstance(value, Encryption):
+        invalid(attribute.name, "must be an Encryption: a pair of functions, set in code")
+
+
 def _keep(value: Iterable[str]) -> tuple[str, ...]:
     return to_tuple("keep", value)
+
+
+def _valid_function(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if not callable(value):
+        invalid(attribute.name, "must be a function, set in code")
+
+
+@final
+@frozen(eq=False)
+class Encryption:
+    """A pair of functions that encrypt and decrypt what is stored; set it in code, as a file cannot hold functions.
+
+    ``encrypt`` returns the name of the key that it used, and the encrypted bytes. ``decrypt`` gets both; if it raises,
+    or returns ``None``, this one value is unreadable. To rotate, let ``encrypt`` use a new key, and keep the old ones
+    for ``decrypt``. Both run in the event loop: they must be fast and not wait.
+    """
+
+    encrypt: Callable[[bytes], tuple[str, bytes]] = field(repr=False, validator=_valid_function)
+    decrypt: Callable[[str, bytes], bytes | None] = field(repr=False, validator=_valid_function)
 
 
 @final
@@ -59,6 +83,7 @@ class CacheConfig:
     url: str | Secret = field(default="memory://", converter=to_url, validator=valid_url, repr=hide_password)
     keep: tuple[str, ...] = field(default=("stop",), converter=_keep, validator=each_of(*KEEPABLE))
     namespace: str | None = field(default=None, validator=text())
+    encryption: Encryption | None = field(default=None, validator=_optional_encryption)
 
 
 @final
@@ -121,6 +146,7 @@ class StorageConfig:
     connections: int = field(default=12, validator=number(at_least=2, whole=True))
     timeout_seconds: float = field(default=20.0, validator=number(above=0))
     recycle_seconds: float | None = field(default=None, validator=number(above=0))
+    encryption: Encryption | None = field(default=None, validator=_optional_encryption)
     migrate: bool = field(default=True, validator=instance(bool))
     read_only: bool = field(default=False, validator=instance(bool))
     retention: RetentionConfig = field(factory=RetentionConfig, validator=instance(RetentionConfig))

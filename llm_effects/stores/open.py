@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, Never, TypeVar, final
 
-from attrs import frozen
+from attrs import evolve, frozen
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
-from llm_effects.config.services import CacheConfig, StorageConfig
+from llm_effects.config.services import CacheConfig, Encryption, StorageConfig
 from llm_effects.effects.env import Cache, Conversations, Ledger, Limits, Now
 from llm_effects.stores.disabled import NoCache, unusable_conversations, unusable_ledger
 from llm_effects.stores.limits.memory import MemoryLimits
@@ -50,12 +50,19 @@ def open_storage(config: StorageConfig, memory: Storage) -> Result[Storage, Conf
     """
     url = reveal(config.url)
     database = partial(_database_storage, url, config)
-    return _open(
+    opened: Result[Storage, ConfigurationError] = _open(
         "storage.url",
         url,
         {"memory": lambda: Success(memory), "sqlite": database, "postgresql": database, "postgres": database},
         "use memory://, sqlite:///file or postgresql://host/name",
     )
+    return opened if config.encryption is None else opened.map(partial(_encrypted, config.encryption))
+
+
+def _encrypted(encryption: Encryption, storage: Storage) -> Storage:
+    from llm_effects.stores.encrypted import EncryptedConversations, Envelopes
+
+    return evolve(storage, conversations=EncryptedConversations(storage.conversations, Envelopes(encryption)))
 
 
 def usable(opened: Result[Storage, ConfigurationError]) -> Storage:
@@ -83,7 +90,7 @@ def open_cache(config: CacheConfig, now: Now) -> Result[Cache, ConfigurationErro
     if not config.enabled or config.ttl_seconds == 0:
         return Success(NoCache())
     redis = partial(_redis_cache, config)
-    return _open(
+    opened: Result[Cache, ConfigurationError] = _open(
         "cache.url",
         reveal(config.url),
         {
@@ -94,6 +101,13 @@ def open_cache(config: CacheConfig, now: Now) -> Result[Cache, ConfigurationErro
         },
         "use memory://, sqlite:///file, redis://host or rediss://host",
     )
+    return opened if config.encryption is None else opened.map(partial(_encrypted_cache, config.encryption))
+
+
+def _encrypted_cache(encryption: Encryption, cache: Cache) -> Cache:
+    from llm_effects.stores.encrypted import EncryptedCache, Envelopes
+
+    return EncryptedCache(cache, Envelopes(encryption))
 
 
 def open_limits(config: LLMConfig, memory: MemoryLimits) -> Result[Limits, ConfigurationError]:

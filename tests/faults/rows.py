@@ -306,6 +306,7 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     272: ("tables appeared in a database whose team makes them", "an error with the versions and the remedy"),
     273: ("two applications in one database shared their tables", "a schema each, also behind a pooler"),
     274: ("a report could create tables or write rows", "opened for reading, by a role that only reads"),
+    275: ("a lost key or a damaged value would cost a whole conversation", "one turn, one result or one answer"),
     # Servers of tools
     238: ("a tool server that died ended the run, or stayed dead", "a tool error; started again for the next call"),
     239: ("a tool server that hung held the run", "a time-out, a cancellation, a new one if it shows no life"),

@@ -1,0 +1,301 @@
+"""Stores that hold what they keep encrypted: conversations, journals and cached answers, around any other store.
+
+A value is encrypted by itself, under a key that it names. What cannot be decrypted is one unreadable message, one
+missing result or one miss. Values that were stored before encryption was set stay readable.
+"""
+
+from __future__ import annotations
+
+import logging
+from base64 import b64decode, b64encode
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, final
+
+from attrs import evolve, frozen
+from returns.future import FutureResult
+from returns.result import Result
+
+from llm_effects.config.services import Encryption
+from llm_effects.effects.env import Cache, Conversations
+from llm_effects.effects.lifecycle import (
+    Chosen,
+    Counts,
+    ErasableCache,
+    ErasableConversations,
+    SearchableConversations,
+)
+from llm_effects.values.conversations import (
+    UNREADABLE,
+    UNREADABLE_TEXT,
+    Conversation,
+    History,
+    JournalEntry,
+    SearchHit,
+    StoredMessage,
+    Summary,
+    Turn,
+    TurnState,
+)
+from llm_effects.values.errors import ConfigurationError, LLMError
+from llm_effects.values.messages import Message, Reasoning
+from llm_effects.values.records import CacheStats
+from llm_effects.values.serialization import dump_value, load_value
+
+LOGGER: Final = logging.getLogger("llm_effects")
+
+_MARK: Final = b"llm_effects.encrypted:1:"
+
+NO_SEARCH: Final = ConfigurationError(message="storage.encryption: is set: encrypted text cannot be searched")
+"""The failure of a search in encrypted conversations."""
+
+_NOT_ERASABLE: Final = ConfigurationError(message="the encrypted store has no way to erase by owner or age")
+
+
+@final
+@frozen
+class Envelopes:
+    """Bytes under a mark and the name of a key, and back."""
+
+    encryption: Encryption
+
+    def seal(self, plain: bytes) -> bytes:
+        """Encrypt some bytes under the current key."""
+        key, data = self.encryption.encrypt(plain)
+        return b"%s%s:%s" % (_MARK, b64encode(key.encode()), data)
+
+    def open(self, stored: bytes) -> bytes | None:
+        """Decrypt some bytes; return those that are not encrypted as they are, and ``None`` where it is impossible."""
+        if not stored.startswith(_MARK):
+            return stored
+        key, _, data = stored.removeprefix(_MARK).partition(b":")
+        try:
+            return self.encryption.decrypt(b64decode(key).decode(), data)
+        except Exception as problem:  # noqa: BLE001 - whatever a user's function raises, this value is unreadable
+            LOGGER.warning("a stored value cannot be decrypted: %s", type(problem).__name__)
+            return None
+
+    def seal_text(self, plain: str) -> str:
+        """Encrypt a text as a text."""
+        return b64encode(self.seal(plain.encode())).decode()
+
+    def open_text(self, stored: str) -> str | None:
+        """Decrypt a text that ``seal_text`` returned."""
+        try:
+            plain = self.open(b64decode(stored, validate=True))
+            return None if plain is None else plain.decode()
+        except ValueError:  # the row is damaged
+            return None
+
+
+@final
+@frozen
+class EncryptedConversations:
+    """Conversations and journals; the other store sees only ids, times, counts, metadata and system prompts."""
+
+    store: Conversations
+    envelopes: Envelopes
+
+    def start(self, conversation: Conversation) -> FutureResult[Conversation, LLMError]:
+        """Store a new conversation."""
+        return self.store.start(conversation)
+
+    def start_copy(self, history: History) -> FutureResult[Conversation, LLMError]:
+        """Store a new conversation with its turns and its summary."""
+        summary = history.summary and self._sealed_summary(history.summary)
+        return self.store.start_copy(evolve(history, turns=self._sealed_turns(history.turns), summary=summary))
+
+    def load(
+        self, conversation_id: str, owner: str | None, newest: int | None = None
+    ) -> FutureResult[History | None, LLMError]:
+        """Read a conversation; a turn with a message that cannot be decrypted is unreadable, and no other."""
+        return self.store.load(conversation_id, owner, newest).map(lambda found: found and self._history(found))
+
+    def page(
+        self, owner: str | None, limit: int, after: str | None = None
+    ) -> FutureResult[tuple[Conversation, ...], LLMError]:
+        """Return an owner's conversations in the order of their ids."""
+        return self.store.page(owner, limit, after)
+
+    def page_by_metadata(
+        self, owner: str | None, metadata: Mapping[str, str], limit: int, after: str | None = None
+    ) -> FutureResult[tuple[Conversation, ...], LLMError]:
+        """Return an owner's conversations that have all of this metadata, which is not encrypted."""
+        if isinstance(self.store, SearchableConversations):
+            return self.store.page_by_metadata(owner, metadata, limit, after)
+        return FutureResult.from_failure(NO_SEARCH)
+
+    def search(
+        self,
+        owner: str | None,  # noqa: ARG002
+        text: str,  # noqa: ARG002
+        limit: int,  # noqa: ARG002
+        after: str | None = None,  # noqa: ARG002
+    ) -> FutureResult[tuple[SearchHit, ...], LLMError]:
+        """Fail: encrypted text cannot be searched."""
+        return FutureResult.from_failure(NO_SEARCH)
+
+    def begin_turn(
+        self, conversation_id: str, owner: str | None, expected_version: int, turn: Turn
+    ) -> FutureResult[Turn, LLMError]:
+        """Store the question of a turn, before it is sent."""
+        [sealed] = self._sealed_turns((turn,))
+        return self.store.begin_turn(conversation_id, owner, expected_version, sealed).map(self._turn)
+
+    def finish_turn(
+        self,
+        conversation_id: str,
+        owner: str | None,
+        turn_id: str,
+        state: TurnState,
+        messages: tuple[StoredMessage, ...],
+        *,
+        error: str | None = None,
+    ) -> FutureResult[Turn, LLMError]:
+        """Store the end of a turn."""
+        sealed = tuple(map(self._sealed, messages))
+        return self.store.finish_turn(conversation_id, owner, turn_id, state, sealed, error=error).map(self._turn)
+
+    def append(
+        self, conversation_id: str, owner: str | None, expected_version: int, turns: tuple[Turn, ...]
+    ) -> FutureResult[Conversation, LLMError]:
+        """Store whole turns, all or none."""
+        return self.store.append(conversation_id, owner, expected_version, self._sealed_turns(turns))
+
+    def summarise(self, conversation_id: str, owner: str | None, summary: Summary) -> FutureResult[None, LLMError]:
+        """Store a summary, unless a stored one reaches further."""
+        return self.store.summarise(conversation_id, owner, self._sealed_summary(summary))
+
+    def delete(self, conversation_id: str, owner: str | None) -> FutureResult[bool, LLMError]:
+        """Delete a conversation; return whether there was one."""
+        return self.store.delete(conversation_id, owner)
+
+    def intend(self, run_id: str, owner: str | None, key: str, intent: bytes) -> FutureResult[JournalEntry, LLMError]:
+        """Record a step that a run is about to do."""
+        return self.store.intend(run_id, owner, key, self.envelopes.seal(intent)).map(self._entry)
+
+    def conclude(self, run_id: str, owner: str | None, key: str, result: bytes) -> FutureResult[None, LLMError]:
+        """Record the result of a step; the first result stays."""
+        return self.store.conclude(run_id, owner, key, self.envelopes.seal(result))
+
+    def journal(self, run_id: str, owner: str | None) -> FutureResult[tuple[JournalEntry, ...], LLMError]:
+        """Return the entries of a run; a result that cannot be decrypted is missing, so that its outcome is unknown."""
+        return self.store.journal(run_id, owner).map(lambda entries: tuple(map(self._entry, entries)))
+
+    def erase_conversations(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
+        """Erase a batch of conversations."""
+        if isinstance(self.store, ErasableConversations):
+            return self.store.erase_conversations(chosen)
+        return FutureResult.from_failure(_NOT_ERASABLE)
+
+    def erase_journals(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
+        """Erase a batch of journals."""
+        if isinstance(self.store, ErasableConversations):
+            return self.store.erase_journals(chosen)
+        return FutureResult.from_failure(_NOT_ERASABLE)
+
+    def aclose(self) -> Awaitable[None]:
+        """Close the other store."""
+        return self.store.aclose()
+
+    def _sealed(self, stored: StoredMessage) -> StoredMessage:
+        sealed = Reasoning("", opaque=self.envelopes.seal_text(dump_value(stored.message)))  # no index reads its text
+        return evolve(stored, message=Message(stored.message.role, sealed))
+
+    def _sealed_turns(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        return tuple(evolve(turn, messages=tuple(map(self._sealed, turn.messages))) for turn in turns)
+
+    def _sealed_summary(self, summary: Summary) -> Summary:
+        return evolve(summary, text=_SEALED_TEXT + self.envelopes.seal_text(summary.text))
+
+    def _history(self, stored: History) -> History:
+        summary = stored.summary and self._summary(stored.summary)
+        turns, pinned = tuple(map(self._turn, stored.turns)), tuple(map(self._turn, stored.pinned))
+        return evolve(stored, turns=turns, pinned=pinned, summary=summary)
+
+    def _summary(self, stored: Summary) -> Summary | None:
+        if not stored.text.startswith(_SEALED_TEXT):
+            return stored
+        plain = self.envelopes.open_text(stored.text.removeprefix(_SEALED_TEXT))
+        return None if plain is None else evolve(stored, text=plain)  # an unreadable one is made anew
+
+    def _turn(self, stored: Turn) -> Turn:
+        opened = [self._opened(each) for each in stored.messages]
+        messages = tuple(each or _unreadable(sealed) for each, sealed in zip(opened, stored.messages, strict=True))
+        if None in opened:
+            return evolve(stored, state=TurnState.FAILED, error=UNREADABLE, messages=messages)
+        return evolve(stored, messages=messages)
+
+    def _opened(self, stored: StoredMessage) -> StoredMessage | None:
+        [part, *others] = stored.message.parts
+        if others or not isinstance(part, Reasoning) or not part.opaque or not part.opaque.startswith(_SEALED):
+            return stored
+        plain = self.envelopes.open_text(part.opaque)
+        message = None if plain is None else load_value(plain, Message)
+        return None if message is None else evolve(stored, message=message)
+
+    def _entry(self, stored: JournalEntry) -> JournalEntry:
+        result = None if stored.result is None else self.envelopes.open(stored.result)
+        return evolve(stored, intent=self.envelopes.open(stored.intent) or b"", result=result)
+
+
+_SEALED: Final = b64encode(_MARK).decode()  # the mark is a multiple of three bytes long
+_SEALED_TEXT: Final = "llm_effects.encrypted:"
+
+
+def _unreadable(sealed: StoredMessage) -> StoredMessage:
+    return evolve(sealed, message=Message("user", UNREADABLE_TEXT))
+
+
+@final
+@frozen
+class EncryptedCache:
+    """A cache whose other store sees keys, sizes and times only."""
+
+    cache: Cache
+    envelopes: Envelopes
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what the other cache may have: of its own types
+        if name == "get_within":
+            within: Callable[[str, float], Awaitable[Result[bytes | None, LLMError]]] = self.cache.get_within  # type: ignore[attr-defined]
+
+            async def get_within(key: str, seconds: float) -> Result[bytes | None, LLMError]:
+                return (await within(key, seconds)).map(self._opened)
+
+            return get_within
+        if name in {"leases", "waits"}:
+            return getattr(self.cache, name)
+        msg = f"{type(self).__name__} has no attribute {name!r}"
+        raise AttributeError(msg)
+
+    def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
+        """Return the entry; one that cannot be decrypted is a miss."""
+        return self.cache.get(key).map(self._opened)
+
+    def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
+        """Store an entry for ``ttl_seconds``."""
+        return self.cache.put(key, self.envelopes.seal(entry), ttl_seconds)
+
+    def delete(self, key: str) -> FutureResult[bool, LLMError]:
+        """Delete an entry; return whether there was one."""
+        return self.cache.delete(key)
+
+    def delete_all(self, prefix: str) -> FutureResult[int, LLMError]:
+        """Delete the entries whose keys begin with a prefix."""
+        if isinstance(self.cache, ErasableCache):
+            return self.cache.delete_all(prefix)
+        return FutureResult.from_failure(_NOT_ERASABLE)
+
+    def clear(self) -> FutureResult[int | None, LLMError]:
+        """Delete all entries."""
+        return self.cache.clear()
+
+    def stats(self) -> FutureResult[CacheStats, LLMError]:
+        """Return what the other cache holds."""
+        return self.cache.stats()
+
+    def aclose(self) -> Awaitable[None]:
+        """Close the other cache."""
+        return self.cache.aclose()
+
+    def _opened(self, stored: bytes | None) -> bytes | None:
+        return None if stored is None else self.envelopes.open(stored)
