@@ -21,7 +21,7 @@ from llm_effects.effects.effect import Answer, Effect, Generate, effect, layered
 from llm_effects.effects.env import Embedder, LLMEnv
 from llm_effects.effects.tasks import in_parallel
 from llm_effects.policies.budget import with_budget
-from llm_effects.policies.cache import TIMEOUT_S, is_cached, namespace_of, owner_prefix
+from llm_effects.policies.cache import TIMEOUT_S, is_cached, namespace_of
 from llm_effects.policies.circuit_breaker import with_circuit_breaker
 from llm_effects.policies.deadline import with_deadline
 from llm_effects.policies.limits import with_limits
@@ -41,6 +41,7 @@ from llm_effects.values.json import dump, repair_surrogates
 from llm_effects.values.messages import Message, Stays, Text
 from llm_effects.values.requests import CachePolicy, LLMRequest, Preferences, TaskType
 from llm_effects.values.responses import Attempt, Cost, LLMResponse, Usage, Vector, Vectors, total_cost
+from llm_effects.values.serialization import owner_prefix
 from llm_effects.values.validation import is_a, to_tuple
 
 TASK: Final = TaskType("embeddings")
@@ -438,8 +439,7 @@ class VectorCache:
         model = (self.target.preset.name, self.target.endpoint, self.target.wire_model, namespace)
         asked = (self.dimensions, self.owner) if self.stays is None else (self.dimensions, self.owner, self.stays)
         shape = {"version": KEY_VERSION, "text": text, "model": model, "asked": asked}
-        owned = "" if self.owner is None else owner_prefix(self.owner)
-        return f"{owned}{PREFIX}{hashlib.sha256(dump(shape)).hexdigest()}"
+        return f"{owner_prefix(self.owner)}{PREFIX}{hashlib.sha256(dump(shape)).hexdigest()}"
 
     async def find(self, texts: Iterable[str]) -> Mapping[str, Vector]:
         """Return the stored vectors of these texts; damaged entries count as missing."""

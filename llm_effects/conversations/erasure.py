@@ -24,8 +24,8 @@ from llm_effects.effects.lifecycle import (
     Kept,
     Receipt,
 )
-from llm_effects.policies.cache import owner_prefix
 from llm_effects.values.errors import LLMError, checked, describe
+from llm_effects.values.serialization import owner_prefix
 from llm_effects.values.validation import check_id
 
 _Erase: TypeAlias = Callable[[Chosen], FutureResult[Counts, LLMError]]

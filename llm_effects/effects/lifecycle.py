@@ -1,4 +1,4 @@
-"""What a store may do beside keeping data: find it by metadata and words, erase it by owner and age.
+"""Optional abilities of stores: find data by metadata and words, erase it by owner and age, with a receipt.
 
 Stores need not implement these protocols. A search of one that does not is an error, and what it cannot erase is in the
 receipt.
@@ -107,7 +107,7 @@ class ErasableCache(Protocol):
 @final
 @frozen
 class Kept:
-    """What could not be erased: the ``store``, and the ``reason``."""
+    """A ``store`` in which something could not be erased, and the ``reason``."""
 
     store: str
     reason: str
@@ -124,7 +124,7 @@ OUTSIDE: Final = (
 @final
 @frozen(kw_only=True)
 class Receipt:
-    """What was erased ``at`` a time, by what it was, and what was ``kept`` although it was to be erased.
+    """The counts of what was erased ``at`` a time, by what it was, and what was ``kept`` although it was to be erased.
 
     ``owner`` is the one whose data was erased, or ``None`` if it was chosen by age. ``outside`` lists where data may be
     that no store of the library holds.

@@ -51,7 +51,7 @@ from llm_effects.values.records import CacheStats
 from llm_effects.values.requests import CachePolicy, LLMRequest
 from llm_effects.values.responses import Cost, FinishReason, LLMResponse
 from llm_effects.values.secrets import public_headers, reveal
-from llm_effects.values.serialization import VERSION, Entry, dump_entry, load_entry
+from llm_effects.values.serialization import VERSION, Entry, dump_entry, load_entry, owner_prefix
 
 KEY_VERSION: Final = 3
 """Version of the key's contents; entries stored under another version are never found."""
@@ -429,20 +429,9 @@ def cache_key(request: LLMRequest, config: LLMConfig, layers: str = "") -> str:
     newest = _newest_key
     if newest is not None and newest[0]() is request and newest[1] is config and newest[2] == layers:
         return newest[3]
-    digest = hashlib.sha256(_digest_of(config) + dump([layers, _shape(request)])).hexdigest()
-    key = digest if request.owner is None else owner_prefix(request.owner) + digest
+    key = owner_prefix(request.owner) + hashlib.sha256(_digest_of(config) + dump([layers, _shape(request)])).hexdigest()
     _newest_key = (ref(request), config, layers, key)
     return key
-
-
-@lru_cache(maxsize=1024)
-def owner_prefix(owner: str) -> str:
-    """Return how the keys of an owner's entries begin, by which all of them can be deleted: a digest of the owner.
-
-    >>> owner_prefix("alice")
-    '2bd806c97f0e00af1a1fc3328fa763a9:'
-    """
-    return f"{hashlib.sha256(owner.encode(errors='replace')).hexdigest()[:32]}:"
 
 
 @cached_per_config

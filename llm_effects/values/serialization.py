@@ -102,6 +102,16 @@ def _task_as_text(value: object) -> str:
     raise TypeError
 
 
+@lru_cache(maxsize=1024)
+def owner_prefix(owner: str | None) -> str:
+    """Return how the keys of an owner's entries begin, by which all of them can be deleted: a digest of the owner.
+
+    >>> owner_prefix("alice"), owner_prefix(None)
+    ('2bd806c97f0e00af1a1fc3328fa763a9:', '')
+    """
+    return "" if owner is None else f"{hashlib.sha256(owner.encode(errors='replace')).hexdigest()[:32]}:"
+
+
 def entry_size(entry: Entry) -> int:
     """Return about how many bytes an entry takes in memory, where a small event takes twice those of its JSON.
 

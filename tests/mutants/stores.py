@@ -25,7 +25,7 @@ STORES: tuple[Mutant, ...] = (
     sqlite_cache("sqlite-cache-takes-over-a-foreign-file", "if mark != MARK and (tables or version):", "if False:"),
     redis_cache(
         "redis-cache-clears-keys-of-others",
-        'pattern = re.sub(r"([*?\\[\\]\\\\])", r"\\\\\\1", self._prefix) + "*"',
+        'pattern = re.sub(r"([*?\\[\\]\\\\])", r"\\\\\\1", self._prefix + prefix) + "*"',
         'pattern = "*"',
     ),
     rules(
@@ -84,10 +84,10 @@ STORES: tuple[Mutant, ...] = (
     ),
     memory_ledger(
         "memory-ledger-commits-twice",
-        "if self._holds.pop(hold.id, None) is not None:",
-        "if self._holds.pop(hold.id, None) is not None or True:",
+        "            held = self._holds.pop(hold.id, None)\n",
+        "            held = self._holds.pop(hold.id, None) or hold\n",
     ),
-    memory_ledger("memory-ledger-drops-the-refund", "self._add(hold, cost - hold.amount)", "self._add(hold, cost)"),
+    memory_ledger("memory-ledger-drops-the-refund", "self._add(held, cost - held.amount)", "self._add(held, cost)"),
     memory_ledger(
         "memory-ledger-checks-the-first-budget-only",
         "for each in hold.accounts)\n        return next(",

@@ -34,7 +34,7 @@ def erase_conversations(connection: Connection, chosen: Chosen) -> Result[Counts
     """Erase the oldest conversations that are chosen, with everything that refers to them."""
     columns = CONVERSATIONS.c
     updated = in_c(connection, columns.updated_at)
-    query = select(columns.key).where(*_chosen(columns.owner, updated, chosen, nobody=""))
+    query = select(columns.key).where(*_chosen(columns.owner, updated, chosen, unowned=""))
     # a turn that is being written is waited for: its conversation is chosen by what it is then
     query = query.order_by(updated).limit(CONVERSATIONS_AT_ONCE).with_for_update()
     keys = connection.execute(query).scalars().all()
@@ -47,7 +47,7 @@ def erase_conversations(connection: Connection, chosen: Chosen) -> Result[Counts
 def erase_journals(connection: Connection, chosen: Chosen) -> Result[Counts, LLMError]:
     """Erase entries of runs that are chosen as a whole, and approvals."""
     columns = JOURNAL.c
-    chosen_rows = and_(*_chosen(columns.owner, columns.at, chosen, nobody=""))
+    chosen_rows = and_(*_chosen(columns.owner, columns.at, chosen, unowned=""))
     approvals = _erase_entries(connection, and_(chosen_rows, columns.run == APPROVALS_RUN))
     runs = select(columns.owner, columns.run).where(chosen_rows, columns.run != APPROVALS_RUN)
     if chosen.before is not None:
@@ -67,7 +67,7 @@ def _erase_entries(connection: Connection, condition: ColumnElement[bool]) -> in
 def erase_rows(connection: Connection, chosen: Chosen) -> Result[Counts, LLMError]:
     """Erase the oldest rows of the ledger that are chosen; those of all ages with what their owners have spent."""
     columns = LEDGER.c
-    rows = select(columns.at, columns.id).where(*_chosen(columns.owner, columns.at, chosen, nobody=None))
+    rows = select(columns.at, columns.id).where(*_chosen(columns.owner, columns.at, chosen, unowned=None))
     oldest = rows.order_by(columns.at, columns.id).limit(ROWS_AT_ONCE)
     erased = connection.execute(delete(LEDGER).where(tuple_(columns.at, columns.id).in_(oldest))).rowcount
     for sums in (USAGE, USAGE_CALLS):  # of hours that no longer count, as their rows are gone
@@ -87,14 +87,14 @@ def _erase_budgets(connection: Connection, owners: Sequence[str | None]) -> int:
 
 
 def _chosen(
-    owner: Column[str], changed: ColumnElement[Any], chosen: Chosen, *, nobody: str | None
+    owner: Column[str], changed: ColumnElement[Any], chosen: Chosen, *, unowned: str | None
 ) -> list[ColumnElement[bool]]:
-    """Return the conditions of a choice; ``nobody`` is how a column stores the owner ``None``."""
+    """Return the conditions of a choice; ``unowned`` is how a column stores the owner ``None``."""
     conditions = list[ColumnElement[bool]]()
     if chosen.owners is not None:
         names = [each for each in chosen.owners if each is not None]
-        unowned = owner.is_(None) if nobody is None else owner == nobody
-        conditions.append(or_(owner.in_(names), unowned) if None in chosen.owners else owner.in_(names))
+        without = owner.is_(None) if unowned is None else owner == unowned
+        conditions.append(or_(owner.in_(names), without) if None in chosen.owners else owner.in_(names))
     elif chosen.spared:
         conditions.append(or_(owner.is_(None), owner.not_in(chosen.spared)))
     if chosen.before is not None:

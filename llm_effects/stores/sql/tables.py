@@ -24,7 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateSchema
 
 from llm_effects.stores.sql.driver_errors import Refused
-from llm_effects.stores.sql.word_index import WORDS_INDEX
+from llm_effects.stores.sql.searching import WORDS_INDEX
 from llm_effects.values.errors import ConfigurationError
 
 # Columns, by name and type; keys and constraints are in the migrations.
@@ -283,7 +283,7 @@ def _apply_next(connection: Connection, migrations: tuple[Migration, ...]) -> in
 
 
 def _create_schema(connection: Connection, schema: str | None) -> None:
-    """Create a schema that is missing: whoever may not create one can use one that is there."""
+    """Create a schema that is missing; using one that is there needs no right to create one."""
     known = text("SELECT to_regnamespace(:name)")
     if schema is not None and connection.execute(known, {"name": schema}).scalar() is None:
         connection.execute(CreateSchema(schema))

@@ -8,8 +8,11 @@ import pytest
 from returns.result import Result, Success
 from sqlalchemy import Connection, text
 
+from llm_effects.config import StorageConfig
+from llm_effects.manager import new_memory
 from llm_effects.stores.conversations.sql import SqlConversations
 from llm_effects.stores.ledger.sql import SqlLedger
+from llm_effects.stores.open import open_storage
 from llm_effects.stores.sql.database import LOCK_WAIT_S, Database, open_database
 from llm_effects.testing.stored_chat import Chat, texts, value_of
 from llm_effects.values.errors import LLMError
@@ -83,3 +86,14 @@ async def test_a_pooler_in_transaction_mode_is_no_obstacle(postgres_server: Post
             for _ in range(6):
                 assert other.execute("SHOW lock_timeout").fetchone() == ("0",)
                 assert other.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+
+
+async def test_fault_273_a_schema_is_chosen_behind_a_pooler(postgres_server: Postgres) -> None:
+    name = postgres_server.new_url().rpartition("/")[2]
+    with pooled(postgres_server, name) as url:
+        for schema in ("tenant_a", "tenant_b"):
+            storage = open_storage(StorageConfig(url=url, schema=schema), new_memory()).unwrap()
+            chat = await Chat(storage.conversations, id="c", owner="alice").start()
+            await chat.add_turn(schema, "yes")
+            assert texts(await chat.read()) == [schema, "yes"]
+            await storage.ledger.aclose()
