@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Final, TypeAlias, cast, final
 from urllib.parse import urlsplit
 from weakref import ref

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, final
+from functools import partial
+from typing import Any, Final, TypeAlias, final
 
 from attrs import evolve, frozen
 from returns.future import FutureResult
@@ -42,6 +43,8 @@ from llm_effects.values.records import CacheStats
 from llm_effects.values.serialization import dump_value, load_value
 
 LOGGER: Final = logging.getLogger("llm_effects")
+
+_GetWithin: TypeAlias = Callable[[str, float], Awaitable[Result[bytes | None, LLMError]]]
 
 _MARK: Final = b"llm_effects.encrypted:1:"
 
@@ -256,16 +259,14 @@ class EncryptedCache:
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what the other cache may have: of its own types
         if name == "get_within":
-            within: Callable[[str, float], Awaitable[Result[bytes | None, LLMError]]] = self.cache.get_within  # type: ignore[attr-defined]
-
-            async def get_within(key: str, seconds: float) -> Result[bytes | None, LLMError]:
-                return (await within(key, seconds)).map(self._opened)
-
-            return get_within
+            return partial(self._get_within, getattr(self.cache, name))
         if name in {"leases", "waits"}:
             return getattr(self.cache, name)
         msg = f"{type(self).__name__} has no attribute {name!r}"
         raise AttributeError(msg)
+
+    async def _get_within(self, within: _GetWithin, key: str, seconds: float) -> Result[bytes | None, LLMError]:
+        return (await within(key, seconds)).map(self._opened)
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
         """Return the entry; one that cannot be decrypted is a miss."""

@@ -265,12 +265,7 @@ def migrate(reading: Engine, writing: Engine, migrations: tuple[Migration, ...])
 def _apply_next(connection: Connection, migrations: tuple[Migration, ...]) -> int:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-        schema = connection.get_execution_options().get("schema")
-        if (
-            schema is not None
-            and connection.execute(text("SELECT to_regnamespace(:s)"), {"s": schema}).scalar() is None
-        ):
-            connection.execute(CreateSchema(schema))
+        _create_schema(connection, connection.get_execution_options().get("schema"))
     connection.execute(text(CREATE_MIGRATIONS))
     applied = _applied(connection, migrations)  # another process may have been faster
     if applied == len(migrations):
