@@ -86,19 +86,22 @@ class CacheConfig:
     encryption: Encryption | None = field(default=None, validator=_optional_encryption)
 
 
+_DAYS: Final = number(above=0, at_most=365_000)  # a time that every calendar has
+
+
 @final
 @frozen(kw_only=True)
 class RetentionConfig:
-    """For how many days data is kept, each kind by itself; ``None`` is for ever.
+    """For how many days data is kept, each kind by itself, at most 365,000; ``None`` is for ever.
 
     The age of a conversation is that of its newest turn, the age of a run's journal that of its newest step.
     """
 
     __repr__ = shown
 
-    conversations_days: float | None = field(default=None, validator=number(above=0))
-    journals_days: float | None = field(default=None, validator=number(above=0))
-    ledger_days: float | None = field(default=None, validator=number(above=0))
+    conversations_days: float | None = field(default=None, validator=_DAYS)
+    journals_days: float | None = field(default=None, validator=_DAYS)
+    ledger_days: float | None = field(default=None, validator=_DAYS)
 
 
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
@@ -110,7 +113,11 @@ def _valid_schema(_: object, attribute: "attrs.Attribute[Any]", value: str | Non
 
 
 def _owner_retention(value: Mapping[str, RetentionConfig]) -> Mapping[str, RetentionConfig]:
-    return to_table("owner_retention", value)
+    """Copy the rules; a blank owner would stand for the owner ``None`` in some stores."""
+    rules = to_table("owner_retention", value)
+    for owner in rules:
+        check_id(f"owner_retention: the owner {short_repr(owner)}", owner)
+    return rules
 
 
 Window: TypeAlias = Literal["drop", "summarise", "fail"]

@@ -28,6 +28,7 @@ from llm_effects.tools import Toolkit, ask_later, run_tools, tool
 from llm_effects.values.conversations import TurnState
 from llm_effects.values.errors import StorageFailed
 from llm_effects.values.messages import ToolCall
+from llm_effects.values.validation import InvalidValue
 from tests.fixtures.holds import hold
 from tests.fixtures.ledger_rows import rows_of
 from tests.fixtures.postgres_server import postgres_server
@@ -203,6 +204,20 @@ def test_rules_are_read_from_a_configuration() -> None:
     assert config.storage.owner_retention == {"legal": RetentionConfig(conversations_days=2555)}
     wrong = load_config({"models": {}, "storage": {"retention": {"ledger_days": 0}}}).failure()
     assert "storage.retention.ledger_days" in str(wrong)
+
+
+@pytest.mark.parametrize("owner", ["", " ", "a\0"])
+def test_a_rule_of_no_owner_is_refused(owner: str) -> None:
+    with pytest.raises(InvalidValue, match="owner_retention: the owner"):
+        StorageConfig(owner_retention={owner: RetentionConfig(conversations_days=1)})
+
+
+async def test_the_longest_time_is_one_that_every_calendar_has(env: LLMEnv) -> None:
+    with pytest.raises(InvalidValue, match="conversations_days: must be at most 365000"):
+        RetentionConfig(conversations_days=1_000_000)
+    storage = StorageConfig(retention=RetentionConfig(conversations_days=365_000))
+    receipt = (await run(apply_retention(), evolve(env, config=evolve(env.config, storage=storage)))).unwrap()
+    assert receipt.erased == {"conversations": 0, "messages": 0}
 
 
 async def test_the_plain_faces_erase() -> None:
