@@ -70,7 +70,8 @@ class CacheConfig:
     different headers share none.
 
     ``lease_seconds`` is for a cache that processes share on a Redis server: one of them at a time asks for a missing
-    answer, and when it dies, another one does so after this time; 0 lets each ask for itself.
+    answer, and when it dies, another one does so after this time, of at least half a second; 0 lets each ask for
+    itself.
     """
 
     __repr__ = shown

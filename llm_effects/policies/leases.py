@@ -22,6 +22,9 @@ FIRST_PAUSE_S: Final = 0.02
 LONGEST_PAUSE_S: Final = 0.5
 """The pauses between two looks at the store by a process that waits, in seconds: each is half longer than the last."""
 
+SHORTEST_S: Final = 0.5
+"""The shortest lease, in seconds: a shorter one would end between its renewals, or load the store with them."""
+
 RENEWALS: Final = 3
 """How often a lease is renewed in its time."""
 
@@ -31,7 +34,7 @@ async def await_entry(leases: Leases, key: str, call: Call, env: LLMEnv) -> Leas
     until = anyio.current_time() + (call.deadline - anyio.current_time()) / 2
     pause = FIRST_PAUSE_S
     while True:
-        taken = await leases.take(key, call.id, env.config.cache.lease_seconds)
+        taken = await leases.take(key, call.id, _seconds(env))
         lease = taken.unwrap() if is_successful(taken) else Lease.UNSHARED
         if lease is not Lease.THEIRS:
             return lease
@@ -45,7 +48,7 @@ async def under_lease(
     leases: Leases, key: str, call: Call, env: LLMEnv, ask: Callable[[], Awaitable[Answer]]
 ) -> Answer:
     """Ask while the lease is renewed, and end it afterwards; a call that is cancelled leaves it to another process."""
-    seconds, answered = env.config.cache.lease_seconds, False
+    seconds, answered = _seconds(env), False
 
     async def renew() -> None:
         while True:
@@ -61,3 +64,7 @@ async def under_lease(
     finally:
         leases.end(key, call.id, answered=answered)
     return answer
+
+
+def _seconds(env: LLMEnv) -> float:
+    return max(env.config.cache.lease_seconds, SHORTEST_S)

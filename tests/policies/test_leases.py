@@ -13,7 +13,7 @@ import pytest
 from attrs import define, evolve, field
 from redis import Redis
 from returns.future import FutureResult
-from returns.result import Failure, Success
+from returns.result import Failure, Result, Success
 
 from llm_effects import (
     CachePolicy,
@@ -34,7 +34,9 @@ from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer
 from llm_effects.effects.env import Lease
 from llm_effects.policies.cache import cache_key
+from llm_effects.policies.leases import SHORTEST_S
 from llm_effects.policies.redaction import Redaction
+from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.cache.redis import RedisCache, open_redis
 from llm_effects.testing import answer, scripted
 from llm_effects.values.errors import LLMError
@@ -131,6 +133,37 @@ async def test_fault_256_of_many_processes_that_miss_one_asks(
     assert [each.unwrap().content for each in answers] == ["because"] * 8
     assert sorted(each.unwrap().cached for each in answers) == [False] + [True] * 7
     assert model.asked == 1
+
+
+@define
+class CountedLeases:
+    """Leases that are always free, and count how often they are renewed."""
+
+    seconds: list[float] = field(factory=list)
+    renewed: int = 0
+
+    async def take(self, key: str, holder: str, seconds: float) -> Result[Lease, LLMError]:
+        self.seconds.append(seconds)
+        return Success(Lease.OURS)
+
+    async def renew(self, key: str, holder: str, seconds: float) -> Result[bool, LLMError]:
+        self.renewed += 1
+        return Success(True)
+
+    def end(self, key: str, holder: str, *, answered: bool) -> None: ...
+
+
+async def test_a_tiny_lease_does_not_flood_the_store(request: pytest.FixtureRequest) -> None:
+    model, cache = Model(), MemoryCache()
+    leases = cache.leases = CountedLeases()  # type: ignore[attr-defined]
+    env = evolve(scripted_env(config=config(1e-9), clients=model), cache=cache)
+    async with anyio.create_task_group() as group:
+        group.start_soon(run, generate(question(request)), env)
+        await until(lambda: model.asked)
+        await anyio.sleep(0.05)
+        model.gate.set()
+    assert leases.seconds == [SHORTEST_S]
+    assert leases.renewed <= 1
 
 
 async def test_a_lease_ends_with_its_call(redis_server: str, request: pytest.FixtureRequest) -> None:
