@@ -38,7 +38,7 @@ from llm_effects.values.conversations import (
     TurnState,
 )
 from llm_effects.values.errors import ConfigurationError, LLMError
-from llm_effects.values.messages import Message, Reasoning
+from llm_effects.values.messages import Message, Reasoning, Stays
 from llm_effects.values.records import CacheStats
 from llm_effects.values.serialization import dump_value, load_value
 
@@ -47,6 +47,8 @@ LOGGER: Final = logging.getLogger("llm_effects")
 _GetWithin: TypeAlias = Callable[[str, float], Awaitable[Result[bytes | None, LLMError]]]
 
 _MARK: Final = b"llm_effects.encrypted:1:"
+_STAYS: Final = b'"stays":"machine"'
+"""The label of data that stays on this machine: it is not encrypted, so that a store elsewhere refuses the value."""
 
 NO_SEARCH: Final = ConfigurationError(message="storage.encryption: is set: encrypted text cannot be searched")
 """The failure of a search in encrypted conversations."""
@@ -63,14 +65,15 @@ class Envelopes:
 
     def seal(self, plain: bytes) -> bytes:
         """Encrypt some bytes under the current key."""
+        label = _STAYS + b":" if _STAYS in plain else b""
         key, data = self.encryption.encrypt(plain)
-        return b"%s%s:%s" % (_MARK, b64encode(key.encode()), data)
+        return b"%s%s%s:%s" % (_MARK, label, b64encode(key.encode()), data)
 
     def open(self, stored: bytes) -> bytes | None:
         """Decrypt some bytes; return those that are not encrypted as they are, and ``None`` where it is impossible."""
         if not stored.startswith(_MARK):
             return stored
-        key, _, data = stored.removeprefix(_MARK).partition(b":")
+        key, _, data = stored.removeprefix(_MARK).removeprefix(_STAYS + b":").partition(b":")
         try:
             return self.encryption.decrypt(b64decode(key).decode(), data)
         except Exception as problem:  # noqa: BLE001 - whatever a user's function raises, this value is unreadable
@@ -201,7 +204,9 @@ class EncryptedConversations:
         return self.store.aclose()
 
     def _sealed(self, stored: StoredMessage) -> StoredMessage:
-        sealed = Reasoning("", opaque=self.envelopes.seal_text(dump_value(stored.message)))  # no index reads its text
+        plain = dump_value(stored.message)
+        stays: Stays | None = "machine" if _STAYS.decode() in plain else None
+        sealed = Reasoning("", opaque=self.envelopes.seal_text(plain), stays=stays)  # no index reads its text
         return evolve(stored, message=Message(stored.message.role, sealed))
 
     def _sealed_turns(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:

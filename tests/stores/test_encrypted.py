@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve, field, frozen
@@ -21,14 +22,17 @@ from llm_effects.conversations import (
     search_conversations,
     start_conversation,
 )
+from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Cache, wall_clock
 from llm_effects.manager import new_memory
 from llm_effects.stores.open import Storage, open_cache, open_storage
 from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS, Check
 from llm_effects.testing.lifecycle_checks import a_search_without_a_word_is_refused, messages_are_found_by_their_words
 from llm_effects.testing.store_checks import CACHE_CHECKS, CacheCheck
-from llm_effects.testing.stored_chat import Chat, value_of
+from llm_effects.testing.stored_chat import Chat, new_message, new_turn, value_of
 from llm_effects.values.conversations import UNREADABLE, JournalEntry, Summary
+from llm_effects.values.messages import Text
+from llm_effects.values.serialization import dump_value
 from tests.fixtures.postgres_server import postgres_server
 
 __all__ = ["postgres_server"]
@@ -196,6 +200,31 @@ async def test_a_search_says_that_it_cannot_and_metadata_and_erasing_work(storag
     listed = (await run(list_conversations(owner="alice", metadata={"team": "a"}), env)).unwrap()
     assert [each.id for each in listed] == ["c"]
     assert (await run(erase_owner("alice"), env)).unwrap().erased["messages"] == 1
+
+
+async def test_what_stays_reaches_no_server_elsewhere_even_encrypted(postgres_server: Any) -> None:
+    storage = opened(postgres_server.new_url().replace("127.0.0.1", "127.1"), Keys())
+    env: LLMEnv = evolve(scripted_env(), conversations=storage.conversations)
+    (await run(start_conversation("c"), env)).unwrap()
+    message = Message("user", Text("needle", stays="machine"))
+    refused = [
+        await run(append_messages("c", (message,)), env),
+        await result_of(storage.conversations.intend("run", None, "k", dump_value(message).encode())),
+    ]
+    assert ["storage.url is on another one" in str(each.failure()) for each in refused] == [True, True]
+    (await run(append_messages("c", (Message("user", "why?"),)), env)).unwrap()
+    await storage.ledger.aclose()
+    await storage.conversations.aclose()
+
+
+async def test_what_stays_is_encrypted_on_this_machine(storage: Storage) -> None:
+    chat = await Chat(storage.conversations).start()
+    message = Message("user", Text("why?", stays="machine"))
+    await chat.begin(evolve(new_turn("?"), messages=(evolve(new_message("?"), message=message),)))
+    intent = dump_value(message).encode()
+    await value_of(storage.conversations.intend("run", None, "k", intent))
+    assert (await chat.read()).turns[0].messages[0].message == message
+    assert (await value_of(storage.conversations.journal("run", None)))[0].intent == intent
 
 
 def test_functions_are_set_in_code_only() -> None:
