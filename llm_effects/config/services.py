@@ -49,9 +49,10 @@ def _valid_function(_: object, attribute: "attrs.Attribute[Any]", value: object)
 class Encryption:
     """A pair of functions that encrypt and decrypt what is stored; set it in code, as a file cannot hold functions.
 
-    ``encrypt`` returns the name of the key that it used, and the encrypted bytes. ``decrypt`` gets both; if it raises,
-    or returns ``None``, this one value is unreadable. To rotate, let ``encrypt`` use a new key, and keep the old ones
-    for ``decrypt``. Both run in the event loop: they must be fast and not wait.
+    ``encrypt`` returns the name of the key that it used, and the encrypted bytes; if it raises, nothing is stored, and
+    that is a ``StorageFailed``. ``decrypt`` gets both; if it raises, or returns ``None``, this one value is unreadable.
+    To rotate, let ``encrypt`` use a new key, and keep the old ones for ``decrypt``. Both run in the event loop: they
+    must be fast and not wait.
     """
 
     encrypt: Callable[[bytes], tuple[str, bytes]] = field(repr=False, validator=_valid_function)

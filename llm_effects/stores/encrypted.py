@@ -10,7 +10,7 @@ import logging
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, TypeAlias, TypeVar, final
 
 from attrs import evolve, frozen
 from returns.future import FutureResult
@@ -37,12 +37,14 @@ from llm_effects.values.conversations import (
     Turn,
     TurnState,
 )
-from llm_effects.values.errors import ConfigurationError, LLMError
+from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
 from llm_effects.values.messages import Message, Reasoning, Stays
 from llm_effects.values.records import CacheStats
 from llm_effects.values.serialization import dump_value, load_value
 
 LOGGER: Final = logging.getLogger("llm_effects")
+
+_Value = TypeVar("_Value")
 
 _GetWithin: TypeAlias = Callable[[str, float], Awaitable[Result[bytes | None, LLMError]]]
 
@@ -57,6 +59,20 @@ _NOT_ERASABLE: Final = ConfigurationError(message="the encrypted store has no wa
 
 
 @final
+class _EncryptionError(Exception):
+    """A user's function has raised: nothing is stored."""
+
+
+def _sealing(operation: str, store: Callable[[], FutureResult[_Value, LLMError]]) -> FutureResult[_Value, LLMError]:
+    """Store what is encrypted on the way; a failure to encrypt is one of the store, and its text may hold a secret."""
+    try:
+        return store()
+    except _EncryptionError as problem:
+        message = f"encryption: encrypt raised {problem}"
+        return FutureResult.from_failure(StorageFailed(operation=operation, message=message))
+
+
+@final
 @frozen
 class Envelopes:
     """Bytes under a mark and the name of a key, and back."""
@@ -64,10 +80,13 @@ class Envelopes:
     encryption: Encryption
 
     def seal(self, plain: bytes) -> bytes:
-        """Encrypt some bytes under the current key."""
+        """Encrypt some bytes under the current key; where that is impossible, raise ``_EncryptionError``."""
         label = _STAYS + b":" if _STAYS in plain else b""
-        key, data = self.encryption.encrypt(plain)
-        return b"%s%s%s:%s" % (_MARK, label, b64encode(key.encode()), data)
+        try:
+            key, data = self.encryption.encrypt(plain)
+            return b"%s%s%s:%s" % (_MARK, label, b64encode(key.encode()), data)
+        except Exception as problem:
+            raise _EncryptionError(type(problem).__name__) from problem
 
     def open(self, stored: bytes) -> bytes | None:
         """Decrypt some bytes; return those that are not encrypted as they are, and ``None`` where it is impossible."""
@@ -107,8 +126,7 @@ class EncryptedConversations:
 
     def start_copy(self, history: History) -> FutureResult[Conversation, LLMError]:
         """Store a new conversation with its turns and its summary."""
-        summary = history.summary and self._sealed_summary(history.summary)
-        return self.store.start_copy(evolve(history, turns=self._sealed_turns(history.turns), summary=summary))
+        return _sealing("start_copy", lambda: self.store.start_copy(self._sealed_history(history)))
 
     def load(
         self, conversation_id: str, owner: str | None, newest: int | None = None
@@ -144,8 +162,12 @@ class EncryptedConversations:
         self, conversation_id: str, owner: str | None, expected_version: int, turn: Turn
     ) -> FutureResult[Turn, LLMError]:
         """Store the question of a turn, before it is sent."""
-        [sealed] = self._sealed_turns((turn,))
-        return self.store.begin_turn(conversation_id, owner, expected_version, sealed).map(self._turn)
+
+        def begin() -> FutureResult[Turn, LLMError]:
+            [sealed] = self._sealed_turns((turn,))
+            return self.store.begin_turn(conversation_id, owner, expected_version, sealed).map(self._turn)
+
+        return _sealing("begin_turn", begin)
 
     def finish_turn(
         self,
@@ -158,18 +180,26 @@ class EncryptedConversations:
         error: str | None = None,
     ) -> FutureResult[Turn, LLMError]:
         """Store the end of a turn."""
-        sealed = tuple(map(self._sealed, messages))
-        return self.store.finish_turn(conversation_id, owner, turn_id, state, sealed, error=error).map(self._turn)
+
+        def finish() -> FutureResult[Turn, LLMError]:
+            sealed = tuple(map(self._sealed, messages))
+            return self.store.finish_turn(conversation_id, owner, turn_id, state, sealed, error=error).map(self._turn)
+
+        return _sealing("finish_turn", finish)
 
     def append(
         self, conversation_id: str, owner: str | None, expected_version: int, turns: tuple[Turn, ...]
     ) -> FutureResult[Conversation, LLMError]:
         """Store whole turns, all or none."""
-        return self.store.append(conversation_id, owner, expected_version, self._sealed_turns(turns))
+        return _sealing(
+            "append", lambda: self.store.append(conversation_id, owner, expected_version, self._sealed_turns(turns))
+        )
 
     def summarise(self, conversation_id: str, owner: str | None, summary: Summary) -> FutureResult[None, LLMError]:
         """Store a summary, unless a stored one reaches further."""
-        return self.store.summarise(conversation_id, owner, self._sealed_summary(summary))
+        return _sealing(
+            "summarise", lambda: self.store.summarise(conversation_id, owner, self._sealed_summary(summary))
+        )
 
     def delete(self, conversation_id: str, owner: str | None) -> FutureResult[bool, LLMError]:
         """Delete a conversation; return whether there was one."""
@@ -177,11 +207,13 @@ class EncryptedConversations:
 
     def intend(self, run_id: str, owner: str | None, key: str, intent: bytes) -> FutureResult[JournalEntry, LLMError]:
         """Record a step that a run is about to do."""
-        return self.store.intend(run_id, owner, key, self.envelopes.seal(intent)).map(self._entry)
+        return _sealing(
+            "intend", lambda: self.store.intend(run_id, owner, key, self.envelopes.seal(intent)).map(self._entry)
+        )
 
     def conclude(self, run_id: str, owner: str | None, key: str, result: bytes) -> FutureResult[None, LLMError]:
         """Record the result of a step; the first result stays."""
-        return self.store.conclude(run_id, owner, key, self.envelopes.seal(result))
+        return _sealing("conclude", lambda: self.store.conclude(run_id, owner, key, self.envelopes.seal(result)))
 
     def journal(self, run_id: str, owner: str | None) -> FutureResult[tuple[JournalEntry, ...], LLMError]:
         """Return the entries of a run; a result that cannot be decrypted is missing, so that its outcome is unknown."""
@@ -211,6 +243,10 @@ class EncryptedConversations:
 
     def _sealed_turns(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
         return tuple(evolve(turn, messages=tuple(map(self._sealed, turn.messages))) for turn in turns)
+
+    def _sealed_history(self, history: History) -> History:
+        summary = history.summary and self._sealed_summary(history.summary)
+        return evolve(history, turns=self._sealed_turns(history.turns), summary=summary)
 
     def _sealed_summary(self, summary: Summary) -> Summary:
         return evolve(summary, text=_SEALED_TEXT + self.envelopes.seal_text(summary.text))
@@ -279,7 +315,7 @@ class EncryptedCache:
 
     def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
         """Store an entry for ``ttl_seconds``."""
-        return self.cache.put(key, self.envelopes.seal(entry), ttl_seconds)
+        return _sealing("put", lambda: self.cache.put(key, self.envelopes.seal(entry), ttl_seconds))
 
     def delete(self, key: str) -> FutureResult[bool, LLMError]:
         """Delete an entry; return whether there was one."""

@@ -202,6 +202,34 @@ async def test_a_search_says_that_it_cannot_and_metadata_and_erasing_work(storag
     assert (await run(erase_owner("alice"), env)).unwrap().erased["messages"] == 1
 
 
+async def test_a_failure_to_encrypt_is_a_value_and_costs_no_answer() -> None:
+    memory, working = new_memory(), [True]
+
+    def encrypt(plain: bytes) -> tuple[str, bytes]:
+        if not working[0]:
+            raise ConnectionError("the secret of the key store")
+        return Keys().encrypt(plain)
+
+    encryption = Encryption(encrypt, Keys().decrypt)
+    storage = open_storage(StorageConfig(encryption=encryption), memory).unwrap()
+    cache = open_cache(CacheConfig(encryption=encryption), wall_clock).unwrap()
+    env: LLMEnv = evolve(scripted_env("because", "because"), conversations=storage.conversations, cache=cache)
+    (await run(start_conversation("c"), env)).unwrap()
+    working[0] = False
+    answered = (await run(generate(LLMRequest(prompt="why?")), env)).unwrap()
+    assert answered.content == "because"
+    assert "ConnectionError" in str(answered.warnings)
+    refused = [
+        (await run(converse("c", "why?"), env)).failure(),
+        (await run(append_messages("c", (Message("user", "why?"),)), env)).failure(),
+        (await result_of(storage.conversations.summarise("c", None, Summary(upto=1, text="s")))).failure(),
+        (await result_of(storage.conversations.intend("run", None, "k", b"i"))).failure(),
+        (await result_of(storage.conversations.conclude("run", None, "k", b"r"))).failure(),
+    ]
+    assert {each.tag for each in refused} == {"StorageFailed"}
+    assert "secret" not in str([answered.warnings, *refused])
+
+
 async def test_what_stays_reaches_no_server_elsewhere_even_encrypted(postgres_server: Any) -> None:
     storage = opened(postgres_server.new_url().replace("127.0.0.1", "127.1"), Keys())
     env: LLMEnv = evolve(scripted_env(), conversations=storage.conversations)
