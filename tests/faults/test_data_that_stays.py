@@ -15,6 +15,7 @@ import pytest
 from attrs import evolve, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from returns.future import FutureResult
 from returns.pipeline import is_successful
 from sqlalchemy.engine import make_url
 
@@ -82,6 +83,7 @@ from llm_effects.stores.sql.tables import MIGRATIONS, migrate
 from llm_effects.telemetry.spans import request_bodies, response_body
 from llm_effects.testing import Chunks, Delayed, calling, run_in_virtual_time, scripted
 from llm_effects.testing.scripted import EPOCH, Scripted, answer
+from llm_effects.testing.stored_chat import Chat, new_message, new_turn, value_of
 from llm_effects.testing.virtual_time import Backend
 from llm_effects.tools import (
     Approved,
@@ -94,6 +96,8 @@ from llm_effects.tools import (
     resume_tools,
 )
 from llm_effects.values import InvalidValue, Secret
+from llm_effects.values.conversations import StoredMessage, TurnState
+from llm_effects.values.errors import LLMError, StorageFailed
 from llm_effects.values.events import StreamEvent
 from llm_effects.values.records import LedgerRow
 from llm_effects.values.requests import Recovery, TaskType
@@ -787,6 +791,41 @@ async def test_fault_213_a_database_elsewhere_refuses_calls_that_wait_and_stay(p
     assert not [each for each in stored if SECRET in each]
     assert "Ada" in stored[-1]  # the call of the unlabelled first step
     await env.conversations.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("closed", [True, False])
+async def test_fault_213_an_end_that_is_refused_holds_up_no_other(
+    postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    url = postgres_server.new_url().replace("127.0.0.1", "127.1")
+    store: Any = open_storage(StorageConfig(url=url), new_memory()).unwrap().conversations
+    chats = [await Chat(store).start() for _ in range(2)]
+    turns = [await chat.begin(new_turn("why?")) for chat in chats]
+    refused = evolve(new_message("?"), message=Message("assistant", Text(SECRET, stays="machine")))
+    answer_of = evolve(new_message("?"), message=Message("assistant", "Because."))
+
+    async def finish(number: int, message: StoredMessage) -> str:
+        chat = chats[number]
+        ended = store.finish_turn(chat.id, chat.owner, turns[number].id, TurnState.FINISHED, (message,))
+        error: LLMError = (await result_of(ended)).failure()
+        return error.tag
+
+    assert await finish(0, refused) == "ConfigurationError"
+    with monkeypatch.context() as broken:
+        gone = FutureResult.from_failure(StorageFailed(operation="finish_turn"))
+        broken.setattr(store.database, "write", lambda *_, **__: gone)
+        broken.setattr(store.database, "post", lambda *_, **__: False)
+        assert await finish(1, answer_of) == "StorageFailed"
+    other: Any = open_storage(StorageConfig(url=url), new_memory()).unwrap().conversations
+    if closed:
+        await store.aclose()
+    with anyio.fail_after(30):
+        while not (await value_of(other.load(chats[1].id, chats[1].owner))).turns[0].answered:
+            assert not closed
+            await value_of(store.page("x", 1))  # what waits is written with the next operation
+    await other.aclose()
+    await store.aclose()
 
 
 TABLES: Final = ("conversations", "turns", "messages", "journal")

@@ -237,6 +237,12 @@ class KeptEndings:
         self._endings.pop(key, None)
         self._writers.pop(key, None)
 
+    def postpone(self, key: _Key) -> None:
+        """Put the end of a turn after all others, so that they do not wait for one that is refused."""
+        ending = self._endings.pop(key, None)
+        if ending is not None:
+            self._endings[key] = ending
+
     def forget_all(self, of: Callable[[str | None], bool]) -> None:
         """Forget the turns of some owners."""
         for key in [key for key in (*self._endings, *self._writers) if of(key[0])]:

@@ -251,6 +251,8 @@ class SqlConversations:
     def _on_written(self, ending: Ending, result: Result[Turn, LLMError]) -> None:
         """Go on with the next end, unless the database still cannot be written; called in a thread."""
         if _is_unwritten(result):
+            if _is_refused(result):
+                self._kept.postpone(ending.key)
             self._kept.writing = False
         else:
             self._kept.forget(ending.key)
@@ -259,7 +261,8 @@ class SqlConversations:
     async def _write_the_rest(self) -> None:
         with anyio.move_on_after(CLOSING_S, shield=True):
             for ending in self._kept.all():
-                if _is_unwritten(await self._finish(ending)):
+                written = await self._finish(ending)
+                if _is_unwritten(written) and not _is_refused(written):
                     break
         if self._kept.all():
             LOGGER.warning("conversations were closed with %d turns whose end is not written", len(self._kept.all()))
@@ -294,6 +297,11 @@ class SqlConversations:
 def _is_unwritten(result: Result[Any, LLMError]) -> bool:
     """Return whether the store has failed, and not the operation."""
     return not is_successful(result) and isinstance(result.failure(), StorageFailed | ConfigurationError)
+
+
+def _is_refused(result: Result[Any, LLMError]) -> bool:
+    """Return whether the database may not store this, such as data that stays, whatever becomes of the others."""
+    return not is_successful(result) and isinstance(result.failure(), ConfigurationError)
 
 
 def _with_promise(error: LLMError) -> LLMError:
