@@ -426,7 +426,8 @@ _GROUPED: Final = """model TEXT NOT NULL,
             left_machine TEXT NOT NULL,
             tags TEXT NOT NULL"""
 
-_CHANGED_HOURS: Final = f"""CREATE FUNCTION llm_usage_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+_CHANGED_HOURS: Final = f"""CREATE FUNCTION llm_usage_changed() RETURNS trigger
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
     DECLARE changed text;
     BEGIN
         FOR changed IN

@@ -148,6 +148,26 @@ async def test_fault_273_two_schemas_of_a_database_share_nothing(server_url: str
     await again.ledger.aclose()
 
 
+async def test_other_programs_change_the_ledger_of_a_schema_from_any_search_path(server_url: str) -> None:
+    for name in ("tenant_a", "tenant_b"):
+        apply(server_url, migration_script("postgresql", schema=name))
+        apply(server_url, f"INSERT INTO {name}.llm_usage_hours VALUES ('2026-01-01T12')")
+    row = "'2026-01-01T12:00:00', 'i', 'c', 'chat', '[]', 'm', 'p', 'success', 1, 0, 0, 0, 0, 0"
+    columns = "at, id, call_id, task, tags, model, provider, outcome, latency_ms, wait_ms, cache_read_tokens"
+    columns += ", cache_write_tokens, reasoning_tokens, estimated"
+    for path in ("public", "tenant_b"):
+        change = f"INSERT INTO tenant_a.llm_ledger ({columns}) VALUES ({row}); DELETE FROM tenant_a.llm_ledger"
+        apply(server_url, f"SET search_path TO {path}; {change}")
+    engine = postgres_engines(make_url(server_url).set(drivername="postgresql+psycopg")).writing
+    with engine.begin() as connection:
+        left = [
+            connection.execute(text(f"SELECT count(*) FROM {name}.llm_usage_hours")).scalar_one()
+            for name in ("tenant_a", "tenant_b")
+        ]
+    engine.dispose()
+    assert left == [0, 1]
+
+
 async def test_the_sql_for_a_schema_makes_what_the_library_makes_there(server_url: str) -> None:
     apply(server_url, migration_script("postgresql", schema="tenant_a"))
     storage = opened(StorageConfig(url=server_url, schema="tenant_a", migrate=False))
