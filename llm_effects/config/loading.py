@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Final, Never, TypeAlias, TypeVar, final, get_args, get_origin
+from typing import Any, Final, Never, TypeAlias, TypeVar, cast, final, get_args, get_origin
 
 import attrs
 from attrs import evolve, field, frozen
@@ -27,7 +27,7 @@ from llm_effects.config.fields import to_date, to_dollars
 from llm_effects.config.models import Capabilities, ModelConfig
 from llm_effects.values.display import shown
 from llm_effects.values.errors import Cause, ConfigurationError, LLMError, cause_of
-from llm_effects.values.secrets import RotatingKey, Secret, scrub, secrets_of_environment, to_key
+from llm_effects.values.secrets import KeySource, RotatingKey, Secret, scrub, secrets_of_environment, to_key
 from llm_effects.values.validation import InvalidValue, is_list, is_table, join_path, short_repr, suggestion
 
 
@@ -416,7 +416,7 @@ def _read(kind: object, value: object, at: Place) -> _Read:
     if value is None and NoneType in options:
         return Success(None)
     if RotatingKey in options and (callable(value) or isinstance(value, RotatingKey)):
-        return Success(to_key(value))
+        return Success(to_key(cast("KeySource | RotatingKey", value)))  # what it returns is checked when it is asked
     expected = Secret if Secret in options and isinstance(value, Secret) else options[0]
     if isinstance(expected, type) and attrs.has(expected):
         return _read_record(expected, value, at)
