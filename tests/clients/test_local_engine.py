@@ -705,7 +705,8 @@ print(ended(before))
                 group.cancel_scope.cancel()
         finally:
             gc.enable()
-        assert gaps.longest < 0.1, f"the event loop stopped for {gaps.longest * 1000:.0f} ms"
+        assert gaps.longest < 0.02, f"the event loop stopped for {gaps.longest * 1000:.0f} ms"
+        assert gaps.of_process < 0.1, f"the process computed for {gaps.of_process * 1000:.0f} ms"  # all its threads
 
 
 def answers_of(written: bytes) -> tuple[list[str], Exception | str | None]:
@@ -824,16 +825,18 @@ class TestScript:
 
 
 class Gaps:
-    """The longest time that this process computed between two steps of its event loop, in seconds."""
+    """The longest times that the thread of an event loop, and the process, computed between two of its steps (s)."""
 
     longest = 0.0
+    of_process = 0.0
 
     async def watch(self) -> None:
-        last = time.process_time()
+        last, last_of_process = time.thread_time(), time.process_time()
         while True:
             await anyio.sleep(0.001)
-            now = time.process_time()
+            now, of_process = time.thread_time(), time.process_time()
             self.longest, last = max(self.longest, now - last), now
+            self.of_process, last_of_process = max(self.of_process, of_process - last_of_process), of_process
 
 
 def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
