@@ -91,7 +91,10 @@ class ErasableLedger(Protocol):
     """A ledger whose rows can be erased by owner and age, in batches as conversations are."""
 
     def erase_rows(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
-        """Erase ``ledger_rows``; if of any age, also ``budgets``: what these owners have spent of budgets by owner."""
+        """Erase ``ledger_rows``, and ``budgets``: what these owners have spent of budgets by owner.
+
+        Chosen by age, only what was spent in periods that ended before; of all owners, that of every budget.
+        """
         ...
 
 

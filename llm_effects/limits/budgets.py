@@ -84,18 +84,34 @@ def _subjects(scope: str | None, request: LLMRequest) -> Iterator[str]:
 
 def _account(budget: BudgetConfig, subject: str, at: datetime) -> Account:
     begins, ends = period_of(budget.period, at)
-    key = dump([budget.name, budget.period, f"{begins:%Y-%m-%dT%H}", subject])
-    short = key if len(key) <= _MAX_KEY_BYTES else hashlib.sha256(key).hexdigest().encode()
-    return Account(budget=budget.name, key=short.decode(), limit=budget.limit_usd, ends=ends)
+    period = (budget.period, period_start(begins))
+    key = dump([budget.name, *period, subject])
+    if len(key) > _MAX_KEY_BYTES:
+        key = dump([_digest(key), *period, _digest(subject.encode())])
+    return Account(budget=budget.name, key=key.decode(), limit=budget.limit_usd, ends=ends)
 
 
-def account_ending(owner: str) -> str:
-    """Return how the keys of an owner's accounts end.
+def _digest(text: bytes) -> str:
+    return f"sha256:{hashlib.sha256(text).hexdigest()}"
 
-    >>> account_ending("alice")
-    ',"owner:alice"]'
+
+def period_start(begins: datetime) -> str:
+    """Format the start of a period as the keys of its accounts hold it, third: it sorts as text.
+
+    >>> period_start(datetime(2026, 11, 23, tzinfo=UTC))
+    '2026-11-23T00'
     """
-    return f",{dump(f'owner:{owner}').decode()}]"
+    return f"{begins:%Y-%m-%dT%H}"
+
+
+def account_endings(owner: str) -> tuple[str, str]:
+    """Return how the keys of an owner's accounts end: with the owner, or a digest where that would be too long.
+
+    >>> account_endings("alice")[0], account_endings("alice")[1][:15]
+    (',"owner:alice"]', ',"sha256:d2db4d')
+    """
+    subject = f"owner:{owner}"
+    return f",{dump(subject).decode()}]", f",{dump(_digest(subject.encode())).decode()}]"
 
 
 def period_of(period: Period, at: datetime) -> tuple[datetime, datetime]:

@@ -1,10 +1,15 @@
 """Erasing an owner, and what is too old: in memory, in a file and on a server, with every store of an environment."""
 
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
+import psycopg
 import pytest
 from attrs import define, evolve, field
 from returns.future import FutureResult
@@ -14,7 +19,7 @@ from llm_effects.config import CacheConfig, StorageConfig
 from llm_effects.config.services import BudgetConfig, RetentionConfig
 from llm_effects.conversations import apply_retention, converse, erase_owner, list_conversations, start_conversation
 from llm_effects.effects.effect import result_of
-from llm_effects.effects.lifecycle import Receipt
+from llm_effects.effects.lifecycle import APPROVALS_RUN, Chosen, Receipt
 from llm_effects.limits.budgets import accounts_of
 from llm_effects.manager import new_memory
 from llm_effects.stores.cache.memory import MemoryCache
@@ -31,7 +36,7 @@ from llm_effects.values.messages import ToolCall
 from llm_effects.values.validation import InvalidValue
 from tests.fixtures.holds import hold
 from tests.fixtures.ledger_rows import rows_of
-from tests.fixtures.postgres_server import postgres_server
+from tests.fixtures.postgres_server import Postgres, postgres_server
 from tests.fixtures.redis_server import redis_server
 
 __all__ = ["postgres_server", "redis_server"]
@@ -193,6 +198,127 @@ async def test_the_ledger_and_journals_have_ages_of_their_own(env: LLMEnv) -> No
     assert receipt.erased["ledger_rows"] > 0  # of the year of the scripted clock
     assert "conversations" not in receipt.erased
     assert datetime.now(UTC) > EPOCH
+
+
+async def until_one_waits(server: Postgres, url: str) -> None:
+    """Wait until a transaction waits for a lock."""
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with anyio.fail_after(30):
+        while server.execute(waits, url.rpartition("/")[2]) == [(0,)]:  # noqa: ASYNC110 - another process
+            await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("run_id", ["run", APPROVALS_RUN])
+async def test_fault_280_a_run_that_goes_on_while_it_is_erased_is_kept_whole(postgres_server: Any, run_id: str) -> None:
+    url = postgres_server.new_url()
+    storage = open_storage(StorageConfig(url=url), new_memory()).unwrap()
+    store: Any = storage.conversations
+    for key in ("a", "b")[run_id == APPROVALS_RUN :]:
+        await value_of(store.intend(run_id, "alice", key, b""))
+    chosen, erased = Chosen(owners=("alice",), before=datetime.now(UTC) + timedelta(days=1)), list[object]()
+
+    async def erase_journals() -> None:
+        erased.append(await value_of(store.erase_journals(chosen)))
+
+    with closing(psycopg.connect(url)) as other:
+        other.execute("UPDATE llm_journal SET at = '2999-01-01' WHERE key = 'b'")
+        async with anyio.create_task_group() as group:
+            group.start_soon(erase_journals)
+            await until_one_waits(postgres_server, url)
+            other.commit()
+    left = [each.key for each in await value_of(store.journal(run_id, "alice"))]
+    await store.aclose()
+    assert erased == [{"journal_entries": 0, "approvals": 0}]
+    assert left == ["a", "b"][run_id == APPROVALS_RUN :]
+
+
+async def test_fault_280_a_result_of_an_erased_step_is_not_taken_for_stored(postgres_server: Any) -> None:
+    url = postgres_server.new_url()
+    store = open_storage(StorageConfig(url=url), new_memory()).unwrap().conversations
+    await value_of(store.intend("run", "alice", "a", b""))
+    with closing(psycopg.connect(url)) as other:
+        other.execute("DELETE FROM llm_journal")
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(expect_failure, store.conclude("run", "alice", "a", b"result"), "InvalidRequest"))
+            await until_one_waits(postgres_server, url)
+            other.commit()
+    await store.aclose()
+
+
+async def test_fault_281_what_an_older_program_writes_ages_from_the_first_retention(url: str) -> None:
+    if url == "memory://":
+        pytest.skip("memory has no older programs")
+    storage = open_storage(StorageConfig(url=url), new_memory()).unwrap()
+    for key in ("a", "b"):
+        await value_of(storage.conversations.intend("run", "alice", key, b""))
+    await value_of(storage.conversations.intend(APPROVALS_RUN, "alice", "c", b""))
+    execute(url, "UPDATE llm_journal SET at = NULL WHERE key IN ('b', 'c')")
+    execute(url, "UPDATE llm_journal SET at = '2020-01-01' WHERE key = 'a'")
+    env: LLMEnv = evolve(scripted_env(), conversations=storage.conversations, ledger=storage.ledger)
+    rules = StorageConfig(retention=RetentionConfig(journals_days=1))
+    env = evolve(env, config=evolve(env.config, storage=rules))
+    for days, left in ((0, 2), (0.9, 2), (1.1, 0)):
+        at = datetime.now(UTC) + timedelta(days=days)
+        (await run(apply_retention(), evolve(env, now=lambda at=at: at))).unwrap()
+        assert len(await value_of(storage.conversations.journal("run", "alice"))) == left
+        assert len(await value_of(storage.conversations.journal(APPROVALS_RUN, "alice"))) == left / 2
+    await storage.ledger.aclose()
+    await storage.conversations.aclose()
+
+
+def execute(url: str, statement: str) -> None:
+    """Execute a statement as another program."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file, file:
+            file.execute(statement)
+    else:
+        with psycopg.connect(url) as connection:
+            connection.execute(statement.encode())
+
+
+EACH = (
+    BudgetConfig(name="each", limit_usd=1, scope="owner:*", period="day"),
+    BudgetConfig(name="n" * 2000, limit_usd=1, scope="owner:*", period="month"),
+)
+
+
+async def reserve(env: LLMEnv, owner: str, at: datetime, budgets: tuple[BudgetConfig, ...] = EACH) -> None:
+    """Reserve in the accounts of an owner."""
+    accounts = accounts_of(budgets, LLMRequest(prompt="?", owner=owner), at)
+    await value_of(env.ledger.reserve(evolve(hold(f"{owner} {at}", "0.1"), accounts=accounts)))
+
+
+async def test_fault_283_accounts_with_long_keys_are_erased_with_their_owner(env: LLMEnv) -> None:
+    for owner in ("alice", '"' * 512, "bob"):
+        await reserve(env, owner, env.now())
+    for owner in ("alice", '"' * 512):
+        assert (await run(erase_owner(owner), env)).unwrap().erased["budgets"] == 2
+    left = evolve(hold("h", "1"), accounts=accounts_of(EACH, LLMRequest(prompt="?", owner="bob"), env.now()))
+    await expect_failure(env.ledger.reserve(left), "BudgetExceeded")
+
+
+async def test_fault_283_what_was_spent_in_old_periods_goes_with_the_rows_of_the_ledger(env: LLMEnv) -> None:
+    now = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    everyone = (*EACH, BudgetConfig(name="all", limit_usd=1))
+    for owner in ("alice", "bob"):
+        for days in (0, 20, 100):
+            await reserve(env, owner, now - timedelta(days=days), everyone)
+    storage = StorageConfig(retention=RetentionConfig(ledger_days=30), owner_retention={"bob": RetentionConfig()})
+    later = evolve(env, config=evolve(env.config, storage=storage), now=lambda: now)
+    assert (await run(apply_retention(), later)).unwrap().erased["budgets"] == 3  # of August: two of alice, one of all
+    assert (await run(erase_owner("bob"), env)).unwrap().erased["budgets"] == 5  # two months share an account
+    assert (await run(erase_owner("alice"), env)).unwrap().erased["budgets"] == 3
+
+
+async def test_fault_283_keys_of_an_earlier_version_that_name_nobody_are_erased_too(url: str) -> None:
+    if url == "memory://":
+        pytest.skip("memory has no earlier versions")
+    storage = open_storage(StorageConfig(url=url), new_memory()).unwrap()
+    await value_of(storage.ledger.rows())
+    execute(url, f"INSERT INTO llm_budgets VALUES ('{'0a' * 32}', '1', '0')")
+    env: LLMEnv = evolve(scripted_env(), conversations=storage.conversations, ledger=storage.ledger)
+    assert (await run(erase_owner("alice"), env)).unwrap().erased["budgets"] == 1
+    await storage.ledger.aclose()
 
 
 def test_rules_are_read_from_a_configuration() -> None:

@@ -201,7 +201,7 @@ class SqlConversations:
 
     def erase_journals(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
         """Erase a batch of whole runs, and of approvals."""
-        return self.database.write("erase_journals", partial(erase_journals, chosen=chosen))
+        return self.database.write("erase_journals", partial(erase_journals, chosen=chosen, at=self.now()))
 
     async def aclose(self) -> None:
         """Close the database."""
@@ -496,12 +496,12 @@ def conclude(
     connection: Connection, run_id: str, owner: str | None, key: str, result: bytes, *, at: datetime
 ) -> Result[None, LLMError]:
     """Record a result, unless there is one."""
-    if not read_journal(connection, run_id, owner, key):
-        return Failure(no_intent(key))
     columns = JOURNAL.c
     query = update(JOURNAL).where(columns.owner == owner_column(owner), columns.run == run_id, columns.key == key)
-    connection.execute(query.where(columns.result.is_(None)).values(result=result, at=timestamp(at)))
-    return Success(None)
+    concluded = connection.execute(query.where(columns.result.is_(None)).values(result=result, at=timestamp(at)))
+    if concluded.rowcount or read_journal(connection, run_id, owner, key):
+        return Success(None)
+    return Failure(no_intent(key))
 
 
 def journal(connection: Connection, run_id: str, owner: str | None) -> Result[tuple[JournalEntry, ...], LLMError]:

@@ -12,7 +12,7 @@ from returns.future import FutureResult
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.lifecycle import Chosen, Counts
-from llm_effects.limits.budgets import Hold, account_ending, check_budget
+from llm_effects.limits.budgets import Hold, account_endings, check_budget
 from llm_effects.values.errors import BudgetExceeded, LLMError
 from llm_effects.values.records import LedgerRow
 
@@ -81,12 +81,17 @@ class MemoryLedger:
             erased = len(self._rows) - len(kept)
             self._rows.clear()
             self._rows.extend(kept)
-            budgets = self._erase_accounts(chosen.owners or ()) if chosen.before is None else 0
+            budgets = self._erase_accounts(chosen)
         return FutureResult.from_value({"ledger_rows": erased, "budgets": budgets})
 
-    def _erase_accounts(self, owners: Sequence[str | None]) -> int:
-        endings = tuple(account_ending(each) for each in owners if each is not None)
-        accounts = {key for key in self._totals if key.endswith(endings)} if endings else set[str]()
+    def _erase_accounts(self, chosen: Chosen) -> int:
+        named = chosen.spared if chosen.owners is None else chosen.owners
+        endings = tuple(each for owner in named if owner is not None for each in account_endings(owner))
+        accounts = {
+            key
+            for key, ends in self._ends.items()
+            if chosen.at(ends) and key.endswith(endings) is (chosen.owners is not None)
+        }
         for key in accounts:
             del self._totals[key], self._ends[key]
         for hold in tuple(self._holds.values()) if accounts else ():

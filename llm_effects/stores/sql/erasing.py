@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from returns.result import Result, Success
-from sqlalchemy import Column, ColumnElement, Connection, and_, delete, exists, func, or_, select, tuple_
+from sqlalchemy import Column, ColumnElement, Connection, and_, delete, exists, func, or_, select, text, tuple_, update
 
 from llm_effects.effects.lifecycle import APPROVALS_RUN, Chosen, Counts
-from llm_effects.limits.budgets import account_ending
+from llm_effects.limits.budgets import account_endings, period_start
 from llm_effects.stores.sql.tables import (
     BUDGETS,
     CONVERSATIONS,
@@ -44,46 +44,73 @@ def erase_conversations(connection: Connection, chosen: Chosen) -> Result[Counts
     return Success({"conversations": len(keys), "messages": messages})
 
 
-def erase_journals(connection: Connection, chosen: Chosen) -> Result[Counts, LLMError]:
-    """Erase entries of runs that are chosen as a whole, and approvals."""
-    columns = JOURNAL.c
-    chosen_rows = and_(*_chosen(columns.owner, columns.at, chosen, unowned=""))
-    approvals = _erase_entries(connection, and_(chosen_rows, columns.run == APPROVALS_RUN))
-    runs = select(columns.owner, columns.run).where(chosen_rows, columns.run != APPROVALS_RUN)
+def erase_journals(connection: Connection, chosen: Chosen, *, at: datetime) -> Result[Counts, LLMError]:
+    """Erase entries of runs that are chosen as a whole, and approvals.
+
+    A program from before journals had ages writes none: what it wrote counts as written now, ``at`` a time.
+    """
+    columns, whole = JOURNAL.c, list[ColumnElement[bool]]()
     if chosen.before is not None:
+        connection.execute(update(JOURNAL).where(columns.at.is_(None)).values(at=timestamp(at)))
         newer = JOURNAL.alias()
         same = and_(newer.c.owner == columns.owner, newer.c.run == columns.run)
-        runs = runs.where(~exists().where(same, newer.c.at >= timestamp(chosen.before)))
+        whole = [~exists().where(same, newer.c.at >= timestamp(chosen.before))]
+    chosen_rows = and_(*_chosen(columns.owner, columns.at, chosen, unowned=""))
+    approvals = _erase_entries(connection, and_(chosen_rows, columns.run == APPROVALS_RUN))
+    runs = select(columns.owner, columns.run).where(chosen_rows, columns.run != APPROVALS_RUN, *whole)
     found = [(row.owner, row.run) for row in connection.execute(runs.distinct().limit(CONVERSATIONS_AT_ONCE))]
-    entries = connection.execute(delete(JOURNAL).where(tuple_(columns.owner, columns.run).in_(found))).rowcount
+    of_found = tuple_(columns.owner, columns.run).in_(found)
+    # a step that is being written is waited for: its run is chosen by what it is then
+    connection.execute(select(columns.place).where(of_found).order_by(columns.place).with_for_update())
+    entries = connection.execute(delete(JOURNAL).where(of_found, *whole)).rowcount
     return Success({"journal_entries": entries, "approvals": approvals})
 
 
 def _erase_entries(connection: Connection, condition: ColumnElement[bool]) -> int:
     places = select(JOURNAL.c.place).where(condition).limit(ROWS_AT_ONCE)
-    return connection.execute(delete(JOURNAL).where(JOURNAL.c.place.in_(places))).rowcount
+    # the condition twice: on a server, an entry may change in between
+    return connection.execute(delete(JOURNAL).where(JOURNAL.c.place.in_(places), condition)).rowcount
 
 
 def erase_rows(connection: Connection, chosen: Chosen) -> Result[Counts, LLMError]:
-    """Erase the oldest rows of the ledger that are chosen; those of all ages with what their owners have spent."""
+    """Erase the oldest rows of the ledger that are chosen, then what was spent: of these owners, in old periods."""
     columns = LEDGER.c
     rows = select(columns.at, columns.id).where(*_chosen(columns.owner, columns.at, chosen, unowned=None))
     oldest = rows.order_by(columns.at, columns.id).limit(ROWS_AT_ONCE)
     erased = connection.execute(delete(LEDGER).where(tuple_(columns.at, columns.id).in_(oldest))).rowcount
     for sums in (USAGE, USAGE_CALLS):  # of hours that no longer count, as their rows are gone
         connection.execute(delete(sums).where(sums.c.hour.not_in(select(USAGE_HOURS.c.hour))))
-    owners = chosen.owners if chosen.before is None else None
-    return Success({"ledger_rows": erased, "budgets": _erase_budgets(connection, owners or ())})
+    budgets = _erase_budgets(connection, chosen) if erased < ROWS_AT_ONCE else 0
+    return Success({"ledger_rows": erased, "budgets": budgets})
 
 
-def _erase_budgets(connection: Connection, owners: Sequence[str | None]) -> int:
-    """Erase the accounts whose keys name an owner; a key that is too long to be stored is a digest, and names none."""
-    erased = 0
-    for ending in (account_ending(owner) for owner in owners if owner is not None):
-        similar = select(BUDGETS.c.key).where(BUDGETS.c.key.endswith(ending, autoescape=True))
-        keys = [key for key in connection.execute(similar).scalars() if key.endswith(ending)]  # LIKE ignores case
-        erased += connection.execute(delete(BUDGETS).where(BUDGETS.c.key.in_(keys))).rowcount if keys else 0
-    return erased
+_LONGEST_PERIOD: Final = timedelta(days=31)
+
+_STARTED: Final = {
+    "sqlite": text("CASE WHEN key LIKE '[%' THEN json_extract(key, '$[2]') ELSE '' END < :start"),
+    "postgresql": text("CASE WHEN key LIKE '[%' THEN CAST(key AS jsonb)->>2 ELSE '' END < :start COLLATE \"C\""),
+}
+"""The condition that an account is of a period that began before a time."""
+
+_DIGEST_LENGTH: Final = 64
+"""Of the keys that earlier versions made of long ones: they name nobody, and nothing reads them any more."""
+
+
+def _erase_budgets(connection: Connection, chosen: Chosen) -> int:
+    """Erase accounts: those whose keys name an owner, if chosen by age those of periods that have ended."""
+    key, by_owner = BUDGETS.c.key, chosen.owners is not None
+    named = chosen.spared if chosen.owners is None else chosen.owners
+    endings = tuple(each for owner in named if owner is not None for each in account_endings(owner))
+    digests = and_(func.length(key) == _DIGEST_LENGTH, ~key.startswith("["))
+    query = select(key, digests)
+    if by_owner:
+        query = query.where(or_(digests, *(key.endswith(each, autoescape=True) for each in endings)))
+    if chosen.before is not None:
+        started = period_start(chosen.before.astimezone(UTC) - _LONGEST_PERIOD)
+        query = query.where(_STARTED[connection.dialect.name].bindparams(start=started))
+    similar = connection.execute(query).all()  # LIKE ignores case
+    keys = [key for key, is_digest in similar if is_digest or key.endswith(endings) is by_owner][:ROWS_AT_ONCE]
+    return connection.execute(delete(BUDGETS).where(key.in_(keys))).rowcount if keys else 0
 
 
 def _chosen(
