@@ -72,8 +72,12 @@ def _table(found: Sequence[Approval]) -> Table:
         cut = "" if len(each.arguments) <= SHORT_ARGUMENTS else f"… ({len(each.arguments):,} characters)"
         arguments = f"{each.arguments[:SHORT_ARGUMENTS]}{cut}"
         reason = each.reason if each.decision is None else decision_text(each.decision)
-        add_row(table, each.id[:SHORT_ID], visible(each.call.name), arguments, reason, moment(each.asked_at))
+        add_row(table, each.id[:SHORT_ID], visible(each.call.name), arguments, reason, _asked(each))
     return table
+
+
+def _asked(approval: Approval) -> str:
+    return "-" if approval.unreadable else moment(approval.asked_at)
 
 
 @approvals.command()
@@ -108,7 +112,7 @@ def _details(approval: Approval) -> Table:
         "untrusted": ", ".join(map(visible, approval.untrusted)) or "-",
         "run": f"{visible(approval.run_id)}, step {approval.step}",
         "conversation": visible(approval.conversation_id or "-"),
-        "asked": moment(approval.asked_at),
+        "asked": _asked(approval),
         "decision": decision,
     }
     table = new_table("", "", whole=[""])

@@ -152,6 +152,8 @@ def _script(session: Session, dialect: str | None, first: int | None) -> str:
     settings, scripts = session.value(session.config).storage, _scripts(session)
     if dialect not in {None, "sqlite", "postgresql"}:
         session.fail(InvalidRequest(message="dialect: must be sqlite or postgresql"))
+    if first is not None and first > scripts.NEWEST:
+        session.fail(InvalidRequest(message=f"from: there is no version {first}: name one from 0 to {scripts.NEWEST}"))
     if dialect is None:
         dialect, first = scripts.dialect_of(settings), _versions(session)[0] if first is None else first
     write: Callable[..., str] = scripts.migration_script

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from inspect import signature
 from typing import Any, Final, Literal, TypeAlias, final, get_args
 
 import attrs
@@ -39,9 +40,20 @@ def _keep(value: Iterable[str]) -> tuple[str, ...]:
     return to_tuple("keep", value)
 
 
-def _valid_function(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    if not callable(value):
-        invalid(attribute.name, "must be a function, set in code")
+def _takes(*arguments: str) -> "Callable[[object, attrs.Attribute[Any], object], None]":
+    """Return a validator: a function takes these arguments, by place."""
+
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+        if not callable(value):
+            invalid(attribute.name, "must be a function, set in code")
+        try:
+            signature(value).bind(*arguments)
+        except TypeError:
+            invalid(attribute.name, f"must take {', '.join(arguments)}")
+        except ValueError:  # a function of C may have no signature
+            pass
+
+    return check
 
 
 @final
@@ -49,14 +61,18 @@ def _valid_function(_: object, attribute: "attrs.Attribute[Any]", value: object)
 class Encryption:
     """A pair of functions that encrypt and decrypt what is stored; set it in code, as a file cannot hold functions.
 
-    ``encrypt`` returns the name of the key that it used, and the encrypted bytes; if it raises, nothing is stored, and
-    that is a ``StorageFailed``. ``decrypt`` gets both; if it raises, or returns ``None``, this one value is unreadable.
-    To rotate, let ``encrypt`` use a new key, and keep the old ones for ``decrypt``. Both run in the event loop: they
-    must be fast and not wait.
+    ``encrypt(plain, context)`` returns the name of the key that it used, and the encrypted bytes; if it raises, nothing
+    is stored, and that is a ``StorageFailed``. ``decrypt(key, data, context)`` gets them back; if it raises, or returns
+    ``None``, this one value is unreadable. To rotate, let ``encrypt`` use a new key, and keep the old ones for
+    ``decrypt``. Both run in the event loop: they must be fast and not wait.
+
+    ``context`` is where the value belongs, a JSON array of its kind, its owner (or ``null``) and its ids. Pass it on as
+    associated data, so that a value that was moved elsewhere cannot be decrypted there. It is empty for values that
+    were stored before there was one.
     """
 
-    encrypt: Callable[[bytes], tuple[str, bytes]] = field(repr=False, validator=_valid_function)
-    decrypt: Callable[[str, bytes], bytes | None] = field(repr=False, validator=_valid_function)
+    encrypt: Callable[[bytes, bytes], tuple[str, bytes]] = field(repr=False, validator=_takes("plain", "context"))
+    decrypt: Callable[[str, bytes, bytes], bytes | None] = field(repr=False, validator=_takes("key", "data", "context"))
 
 
 @final

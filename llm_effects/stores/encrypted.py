@@ -1,7 +1,8 @@
 """Stores that hold what they keep encrypted: conversations, journals and cached answers, around any other store.
 
-A value is encrypted by itself, under a key that it names. What cannot be decrypted is one unreadable message, one
-missing result or one miss. Values that were stored before encryption was set stay readable.
+A value is encrypted by itself, under a key that it names, and bound to its place: its kind, its owner and its ids. What
+cannot be decrypted is one unreadable message, one missing result or one miss. Values that were stored before encryption
+was set stay readable, and so do those from before values were bound.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final, TypeAlias, TypeVar, final
 
 from attrs import evolve, frozen
 from returns.future import FutureResult
-from returns.result import Result
+from returns.result import Failure, Result, Success
 
 from llm_effects.config.services import Encryption
 from llm_effects.effects.env import Cache, Conversations
@@ -38,9 +39,11 @@ from llm_effects.values.conversations import (
     TurnState,
 )
 from llm_effects.values.errors import ConfigurationError, LLMError, StorageFailed
+from llm_effects.values.json import dump
 from llm_effects.values.messages import Message, Reasoning, Stays
 from llm_effects.values.records import CacheStats
 from llm_effects.values.serialization import dump_value, load_value
+from llm_effects.values.validation import short_repr
 
 LOGGER: Final = logging.getLogger("llm_effects")
 
@@ -48,7 +51,8 @@ _Value = TypeVar("_Value")
 
 _GetWithin: TypeAlias = Callable[[str, float], Awaitable[Result[bytes | None, LLMError]]]
 
-_MARK: Final = b"llm_effects.encrypted:1:"
+_MARK: Final = b"llm_effects.encrypted:"
+_UNBOUND, _BOUND = b"1", b"2"  # the versions of an envelope
 _STAYS: Final = b'"stays":"machine"'
 """The label of data that stays on this machine: it is not encrypted, so that a store elsewhere refuses the value."""
 
@@ -72,6 +76,31 @@ def _sealing(operation: str, store: Callable[[], FutureResult[_Value, LLMError]]
         return FutureResult.from_failure(StorageFailed(operation=operation, message=message))
 
 
+def context_of(kind: str, owner: str | None, *ids: str | int) -> bytes:
+    """Return what a value is bound to: it can be decrypted in this place only.
+
+    >>> context_of("message", "alice", "incident-7", "turn-1", "message-1")
+    b'["message","alice","incident-7","turn-1","message-1"]'
+    """
+    return dump([kind, owner, *ids])
+
+
+@final
+@frozen
+class _Envelope:
+    """A version, the name of a key, and encrypted bytes."""
+
+    version: bytes
+    key: str
+    data: bytes
+
+
+def _envelope_of(stored: bytes) -> _Envelope:
+    version, _, labelled = stored.removeprefix(_MARK).partition(b":")
+    key, _, data = labelled.removeprefix(_STAYS + b":").partition(b":")
+    return _Envelope(version, b64decode(key).decode(), data)
+
+
 @final
 @frozen
 class Envelopes:
@@ -79,37 +108,46 @@ class Envelopes:
 
     encryption: Encryption
 
-    def seal(self, plain: bytes) -> bytes:
+    def seal(self, plain: bytes, context: bytes) -> bytes:
         """Encrypt some bytes under the current key; where that is impossible, raise ``_EncryptionError``."""
         label = _STAYS + b":" if _STAYS in plain else b""
         try:
-            key, data = self.encryption.encrypt(plain)
-            return b"%s%s%s:%s" % (_MARK, label, b64encode(key.encode()), data)
+            key, data = self.encryption.encrypt(plain, context)
+            return b"%s%s:%s%s:%s" % (_MARK, _BOUND, label, b64encode(key.encode()), data)
         except Exception as problem:
             raise _EncryptionError(type(problem).__name__) from problem
 
-    def open(self, stored: bytes) -> bytes | None:
+    def open(self, stored: bytes, context: bytes) -> bytes | None:
         """Decrypt some bytes; return those that are not encrypted as they are, and ``None`` where it is impossible."""
         if not stored.startswith(_MARK):
             return stored
-        key, _, data = stored.removeprefix(_MARK).removeprefix(_STAYS + b":").partition(b":")
         try:
-            return self.encryption.decrypt(b64decode(key).decode(), data)
+            sealed = _envelope_of(stored)
+            bound = {_UNBOUND: b"", _BOUND: context}[sealed.version]
+            return self.encryption.decrypt(sealed.key, sealed.data, bound)
         except Exception as problem:  # noqa: BLE001 - whatever a user's function raises, this value is unreadable
             LOGGER.warning("a stored value cannot be decrypted: %s", type(problem).__name__)
             return None
 
-    def seal_text(self, plain: str) -> str:
+    def seal_text(self, plain: str, context: bytes) -> str:
         """Encrypt a text as a text."""
-        return b64encode(self.seal(plain.encode())).decode()
+        return b64encode(self.seal(plain.encode(), context)).decode()
 
-    def open_text(self, stored: str) -> str | None:
+    def open_text(self, stored: str, context: bytes) -> str | None:
         """Decrypt a text that ``seal_text`` returned."""
         try:
-            plain = self.open(b64decode(stored, validate=True))
+            plain = self.open(b64decode(stored, validate=True), context)
             return None if plain is None else plain.decode()
         except ValueError:  # the row is damaged
             return None
+
+
+def _lost(stored: bytes) -> str:
+    """Return why a value is unreadable."""
+    try:
+        return f"it cannot be decrypted with its key {short_repr(_envelope_of(stored).key)}"
+    except ValueError:
+        return "it is damaged"
 
 
 @final
@@ -132,7 +170,9 @@ class EncryptedConversations:
         self, conversation_id: str, owner: str | None, newest: int | None = None
     ) -> FutureResult[History | None, LLMError]:
         """Read a conversation; a turn with a message that cannot be decrypted is unreadable, and no other."""
-        return self.store.load(conversation_id, owner, newest).map(lambda found: found and self._history(found))
+        return self.store.load(conversation_id, owner, newest).map(
+            lambda found: found and self._history(found, owner, conversation_id)
+        )
 
     def page(
         self, owner: str | None, limit: int, after: str | None = None
@@ -164,8 +204,9 @@ class EncryptedConversations:
         """Store the question of a turn, before it is sent."""
 
         def begin() -> FutureResult[Turn, LLMError]:
-            [sealed] = self._sealed_turns((turn,))
-            return self.store.begin_turn(conversation_id, owner, expected_version, sealed).map(self._turn)
+            [sealed] = self._sealed_turns((turn,), owner, conversation_id)
+            begun = self.store.begin_turn(conversation_id, owner, expected_version, sealed)
+            return begun.map(partial(self._turn, owner, conversation_id))
 
         return _sealing("begin_turn", begin)
 
@@ -182,8 +223,9 @@ class EncryptedConversations:
         """Store the end of a turn."""
 
         def finish() -> FutureResult[Turn, LLMError]:
-            sealed = tuple(map(self._sealed, messages))
-            return self.store.finish_turn(conversation_id, owner, turn_id, state, sealed, error=error).map(self._turn)
+            sealed = tuple(self._sealed(each, owner, conversation_id, turn_id) for each in messages)
+            finished = self.store.finish_turn(conversation_id, owner, turn_id, state, sealed, error=error)
+            return finished.map(partial(self._turn, owner, conversation_id))
 
         return _sealing("finish_turn", finish)
 
@@ -191,33 +233,48 @@ class EncryptedConversations:
         self, conversation_id: str, owner: str | None, expected_version: int, turns: tuple[Turn, ...]
     ) -> FutureResult[Conversation, LLMError]:
         """Store whole turns, all or none."""
-        return _sealing(
-            "append", lambda: self.store.append(conversation_id, owner, expected_version, self._sealed_turns(turns))
-        )
+
+        def append() -> FutureResult[Conversation, LLMError]:
+            sealed = self._sealed_turns(turns, owner, conversation_id)
+            return self.store.append(conversation_id, owner, expected_version, sealed)
+
+        return _sealing("append", append)
 
     def summarise(self, conversation_id: str, owner: str | None, summary: Summary) -> FutureResult[None, LLMError]:
         """Store a summary, unless a stored one reaches further."""
-        return _sealing(
-            "summarise", lambda: self.store.summarise(conversation_id, owner, self._sealed_summary(summary))
-        )
+
+        def summarise() -> FutureResult[None, LLMError]:
+            return self.store.summarise(conversation_id, owner, self._sealed_summary(summary, owner, conversation_id))
+
+        return _sealing("summarise", summarise)
 
     def delete(self, conversation_id: str, owner: str | None) -> FutureResult[bool, LLMError]:
         """Delete a conversation; return whether there was one."""
         return self.store.delete(conversation_id, owner)
 
     def intend(self, run_id: str, owner: str | None, key: str, intent: bytes) -> FutureResult[JournalEntry, LLMError]:
-        """Record a step that a run is about to do."""
-        return _sealing(
-            "intend", lambda: self.store.intend(run_id, owner, key, self.envelopes.seal(intent)).map(self._entry)
-        )
+        """Record a step that a run is about to do; a stored one that cannot be decrypted is a ``StorageFailed``."""
+
+        def intend() -> FutureResult[JournalEntry, LLMError]:
+            sealed = self.envelopes.seal(intent, context_of("intent", owner, run_id, key))
+            stored = self.store.intend(run_id, owner, key, sealed)
+            return stored.bind_result(lambda entry: _readable(self._entry(run_id, owner, entry)))
+
+        return _sealing("intend", intend)
 
     def conclude(self, run_id: str, owner: str | None, key: str, result: bytes) -> FutureResult[None, LLMError]:
         """Record the result of a step; the first result stays."""
-        return _sealing("conclude", lambda: self.store.conclude(run_id, owner, key, self.envelopes.seal(result)))
+
+        def conclude() -> FutureResult[None, LLMError]:
+            sealed = self.envelopes.seal(result, context_of("result", owner, run_id, key))
+            return self.store.conclude(run_id, owner, key, sealed)
+
+        return _sealing("conclude", conclude)
 
     def journal(self, run_id: str, owner: str | None) -> FutureResult[tuple[JournalEntry, ...], LLMError]:
         """Return the entries of a run; a result that cannot be decrypted is missing, so that its outcome is unknown."""
-        return self.store.journal(run_id, owner).map(lambda entries: tuple(map(self._entry, entries)))
+        entries = self.store.journal(run_id, owner)
+        return entries.map(lambda stored: tuple(self._entry(run_id, owner, each) for each in stored))
 
     def erase_conversations(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
         """Erase a batch of conversations."""
@@ -235,54 +292,75 @@ class EncryptedConversations:
         """Close the other store."""
         return self.store.aclose()
 
-    def _sealed(self, stored: StoredMessage) -> StoredMessage:
+    def _sealed(self, stored: StoredMessage, owner: str | None, conversation_id: str, turn_id: str) -> StoredMessage:
         plain = dump_value(stored.message)
         stays: Stays | None = "machine" if _STAYS.decode() in plain else None
-        sealed = Reasoning("", opaque=self.envelopes.seal_text(plain), stays=stays)  # no index reads its text
+        context = context_of("message", owner, conversation_id, turn_id, stored.id)
+        sealed = Reasoning("", opaque=self.envelopes.seal_text(plain, context), stays=stays)  # no index reads its text
         return evolve(stored, message=Message(stored.message.role, sealed))
 
-    def _sealed_turns(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-        return tuple(evolve(turn, messages=tuple(map(self._sealed, turn.messages))) for turn in turns)
+    def _sealed_turns(self, turns: tuple[Turn, ...], owner: str | None, conversation_id: str) -> tuple[Turn, ...]:
+        return tuple(
+            evolve(turn, messages=tuple(self._sealed(each, owner, conversation_id, turn.id) for each in turn.messages))
+            for turn in turns
+        )
 
     def _sealed_history(self, history: History) -> History:
-        summary = history.summary and self._sealed_summary(history.summary)
-        return evolve(history, turns=self._sealed_turns(history.turns), summary=summary)
+        owner, name = history.conversation.owner, history.conversation.id
+        summary = history.summary and self._sealed_summary(history.summary, owner, name)
+        return evolve(history, turns=self._sealed_turns(history.turns, owner, name), summary=summary)
 
-    def _sealed_summary(self, summary: Summary) -> Summary:
-        return evolve(summary, text=_SEALED_TEXT + self.envelopes.seal_text(summary.text))
+    def _sealed_summary(self, summary: Summary, owner: str | None, conversation_id: str) -> Summary:
+        context = context_of("summary", owner, conversation_id, summary.upto)
+        return evolve(summary, text=_SEALED_TEXT + self.envelopes.seal_text(summary.text, context))
 
-    def _history(self, stored: History) -> History:
-        summary = stored.summary and self._summary(stored.summary)
-        turns, pinned = tuple(map(self._turn, stored.turns)), tuple(map(self._turn, stored.pinned))
+    def _history(self, stored: History, owner: str | None, conversation_id: str) -> History:
+        summary = stored.summary and self._summary(stored.summary, owner, conversation_id)
+        turns, pinned = (
+            tuple(self._turn(owner, conversation_id, each) for each in part) for part in (stored.turns, stored.pinned)
+        )
         return evolve(stored, turns=turns, pinned=pinned, summary=summary)
 
-    def _summary(self, stored: Summary) -> Summary | None:
+    def _summary(self, stored: Summary, owner: str | None, conversation_id: str) -> Summary | None:
         if not stored.text.startswith(_SEALED_TEXT):
             return stored
-        plain = self.envelopes.open_text(stored.text.removeprefix(_SEALED_TEXT))
+        context = context_of("summary", owner, conversation_id, stored.upto)
+        plain = self.envelopes.open_text(stored.text.removeprefix(_SEALED_TEXT), context)
         return None if plain is None else evolve(stored, text=plain)  # an unreadable one is made anew
 
-    def _turn(self, stored: Turn) -> Turn:
-        opened = [self._opened(each) for each in stored.messages]
+    def _turn(self, owner: str | None, conversation_id: str, stored: Turn) -> Turn:
+        contexts = (context_of("message", owner, conversation_id, stored.id, each.id) for each in stored.messages)
+        opened = [self._opened(each, context) for each, context in zip(stored.messages, contexts, strict=True)]
         messages = tuple(each or _unreadable(sealed) for each, sealed in zip(opened, stored.messages, strict=True))
         if None in opened:
             return evolve(stored, state=TurnState.FAILED, error=UNREADABLE, messages=messages)
         return evolve(stored, messages=messages)
 
-    def _opened(self, stored: StoredMessage) -> StoredMessage | None:
+    def _opened(self, stored: StoredMessage, context: bytes) -> StoredMessage | None:
         [part, *others] = stored.message.parts
         if others or not isinstance(part, Reasoning) or not part.opaque or not part.opaque.startswith(_SEALED):
             return stored
-        plain = self.envelopes.open_text(part.opaque)
+        plain = self.envelopes.open_text(part.opaque, context)
         message = None if plain is None else load_value(plain, Message)
         return None if message is None else evolve(stored, message=message)
 
-    def _entry(self, stored: JournalEntry) -> JournalEntry:
-        result = None if stored.result is None else self.envelopes.open(stored.result)
-        return evolve(stored, intent=self.envelopes.open(stored.intent) or b"", result=result)
+    def _entry(self, run_id: str, owner: str | None, stored: JournalEntry) -> JournalEntry:
+        intent = self.envelopes.open(stored.intent, context_of("intent", owner, run_id, stored.key))
+        if intent is None:
+            return evolve(stored, intent=b"", result=None, unreadable=_lost(stored.intent))
+        if stored.result is None:
+            return evolve(stored, intent=intent)
+        result = self.envelopes.open(stored.result, context_of("result", owner, run_id, stored.key))
+        return evolve(stored, intent=intent, result=result, unreadable=_lost(stored.result) if result is None else None)
 
 
-_SEALED: Final = b64encode(_MARK).decode()  # the mark is a multiple of three bytes long
+def _readable(entry: JournalEntry) -> Result[JournalEntry, LLMError]:
+    if entry.unreadable is None:
+        return Success(entry)
+    return Failure(StorageFailed(operation="journal", message=f"the step {entry.key!r}: {entry.unreadable}"))
+
+
+_SEALED: Final = b64encode(_MARK[:-1]).decode()  # so much is a multiple of three bytes long
 _SEALED_TEXT: Final = "llm_effects.encrypted:"
 
 
@@ -307,15 +385,16 @@ class EncryptedCache:
         raise AttributeError(msg)
 
     async def _get_within(self, within: _GetWithin, key: str, seconds: float) -> Result[bytes | None, LLMError]:
-        return (await within(key, seconds)).map(self._opened)
+        return (await within(key, seconds)).map(partial(self._opened, key))
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:
         """Return the entry; one that cannot be decrypted is a miss."""
-        return self.cache.get(key).map(self._opened)
+        return self.cache.get(key).map(partial(self._opened, key))
 
     def put(self, key: str, entry: bytes, ttl_seconds: float | None) -> FutureResult[None, LLMError]:
         """Store an entry for ``ttl_seconds``."""
-        return _sealing("put", lambda: self.cache.put(key, self.envelopes.seal(entry), ttl_seconds))
+        context = context_of("cache", None, key)
+        return _sealing("put", lambda: self.cache.put(key, self.envelopes.seal(entry, context), ttl_seconds))
 
     def delete(self, key: str) -> FutureResult[bool, LLMError]:
         """Delete an entry; return whether there was one."""
@@ -339,5 +418,5 @@ class EncryptedCache:
         """Close the other cache."""
         return self.cache.aclose()
 
-    def _opened(self, stored: bytes | None) -> bytes | None:
-        return None if stored is None else self.envelopes.open(stored)
+    def _opened(self, key: str, stored: bytes | None) -> bytes | None:
+        return None if stored is None else self.envelopes.open(stored, context_of("cache", None, key))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
@@ -167,6 +168,8 @@ def _same_call(asked: Approval, entry: JournalEntry) -> Result[Approval, LLMErro
 
 
 def _load(entry: JournalEntry) -> Approval | None:
+    if entry.unreadable is not None:
+        return None
     approval = load_value(entry.intent.decode(errors="replace"), Approval)
     if approval is None or entry.result is None:
         return approval
@@ -180,6 +183,8 @@ def _load(entry: JournalEntry) -> Approval | None:
 def list_approvals(*, owner: str | None = None, decided: bool = False) -> Effect[tuple[Approval, ...]]:
     """List an owner's calls that wait for approval, oldest first; with ``decided`` those with a decision too.
 
+    One that cannot be read, such as after the loss of a key, is listed as ``unreadable`` with the reason.
+
     >>> import anyio
     >>> from llm_effects import run, scripted_env
     >>> anyio.run(run, list_approvals(), scripted_env()).unwrap()
@@ -187,11 +192,31 @@ def list_approvals(*, owner: str | None = None, decided: bool = False) -> Effect
     """
 
     def known(entries: tuple[JournalEntry, ...]) -> tuple[Approval, ...]:
-        wanted = (_load(each) for each in entries if decided or each.result is None)
-        return tuple(each for each in wanted if each is not None)
+        return tuple(_load(each) or _unreadable(each, owner) for each in entries if decided or each.result is None)
 
     entries = from_service(lambda env: env.conversations.journal(APPROVALS_RUN, owner))
     return in_time(entries, "reading the approvals").map(known)
+
+
+_UNKNOWN_TIME: Final = datetime.fromtimestamp(0, UTC)
+
+
+def _unreadable(entry: JournalEntry, owner: str | None) -> Approval:
+    return Approval(
+        id=entry.key,
+        run_id="",
+        step=0,
+        call=ToolCall(entry.key, "unreadable"),
+        arguments="",
+        reason=_reason(entry),
+        asked_at=_UNKNOWN_TIME,
+        owner=owner,
+        unreadable=True,
+    )
+
+
+def _reason(entry: JournalEntry) -> str:
+    return entry.unreadable or "this version cannot read it"
 
 
 def decide_approval(
@@ -200,7 +225,8 @@ def decide_approval(
     """Approve or refuse a call that waits; ``resume_tools`` then continues its run, also in another process.
 
     The first decision stays: another one is an ``InvalidRequest``, and so is an id that the owner does not have. The
-    same decision again changes nothing. ``by`` is the name of the person, for the record.
+    same decision again changes nothing. What is unreadable cannot be decided about: a ``StorageFailed``. ``by`` is the
+    name of the person, for the record.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
@@ -216,23 +242,31 @@ def decide_approval(
         return from_service(lambda env: env.conversations.conclude(APPROVALS_RUN, owner, approval_id, result))
 
     decision = from_env(lambda env: Decision(approved=approved, reason=reason, by=by, at=env.now()))
-    stored = then(decision, conclude).alt(partial(_without, approval_id))
+    asked = from_service(lambda env: env.conversations.journal(APPROVALS_RUN, owner))
+    known = asked.bind_result(partial(_known, approval_id))
+    stored = then(then(known, lambda _: decision), conclude)
     # an entry that exists is returned as it is
     entry = from_service(lambda env: env.conversations.intend(APPROVALS_RUN, owner, approval_id, b""))
     outcome = then(stored, lambda _: entry).bind_result(partial(_outcome, approved))
     return in_time(outcome, "storing the decision", shield=True)
 
 
-def _without(approval_id: str, error: LLMError) -> LLMError:
-    if not isinstance(error, InvalidRequest):
-        return error
-    return InvalidRequest(message=f"approval: there is no {approval_id!r} of this owner")
+def _known(approval_id: str, entries: tuple[JournalEntry, ...]) -> Result[Approval, LLMError]:
+    entry = next((each for each in entries if each.key == approval_id), None)
+    if entry is None:
+        return Failure(InvalidRequest(message=f"approval: there is no {approval_id!r} of this owner"))
+    stored = _load(entry)
+    return Failure(_unread(entry)) if stored is None else Success(stored)
+
+
+def _unread(entry: JournalEntry) -> StorageFailed:
+    return StorageFailed(operation="journal", message=f"the approval {entry.key} cannot be read: {_reason(entry)}")
 
 
 def _outcome(approved: bool, entry: JournalEntry) -> Result[Approval, LLMError]:
     stored = _load(entry)
     if stored is None or stored.decision is None:
-        return Failure(StorageFailed(operation="journal", message=f"the approval {entry.key} cannot be read"))
+        return Failure(_unread(entry))
     if stored.decision.approved is approved:
         return Success(stored)
     return Failure(InvalidRequest(message=f"approval: {entry.key} was {decision_text(stored.decision)} before"))
@@ -258,7 +292,8 @@ def kept_run(run_id: str, owner: str | None) -> Effect[KeptRun]:
         if entry is None:
             return Failure(InvalidRequest(message=f"run_id: no run {run_id!r} of this owner has waited for approval"))
         kept = load_value(entry.intent.decode(errors="replace"), KeptRun)
-        unreadable = StorageFailed(operation="journal", message=f"the run {run_id!r} cannot be read")
+        message = f"the run {run_id!r} cannot be read: {_reason(entry)}"
+        unreadable = StorageFailed(operation="journal", message=message)
         return Failure(unreadable) if kept is None else Success(kept)
 
     entries = from_service(lambda env: env.conversations.journal(run_id, owner))

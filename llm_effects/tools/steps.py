@@ -62,7 +62,8 @@ class Approval:
 
     ``arguments`` is JSON text of what the function receives, with characters that cannot be seen as escapes; show this
     to people. ``reason`` says why the call needs approval, ``untrusted`` names the tools with untrusted results that
-    the model has seen before. ``id`` is a digest of the run, the step and the exact call.
+    the model has seen before. ``id`` is a digest of the run, the step and the exact call. An ``unreadable`` one in a
+    list has only its ``id``, and the ``reason`` why.
     """
 
     __repr__ = shown
@@ -79,6 +80,7 @@ class Approval:
     owner: str | None = None
     conversation_id: str | None = None
     decision: Decision | None = None
+    unreadable: bool = False
 
 
 @final

@@ -191,7 +191,7 @@ class JournalEntry:
     """A step of a run that must not happen twice: its intent, and its result once known.
 
     ``fresh`` means that this call created the entry. An entry that is not fresh and has no ``result`` has an unknown
-    outcome: the step may or may not have happened.
+    outcome: the step may or may not have happened. ``unreadable`` says why the intent or the result cannot be read.
     """
 
     __repr__ = shown
@@ -200,3 +200,4 @@ class JournalEntry:
     intent: bytes = field(repr=False)
     result: bytes | None = field(default=None, repr=False)
     fresh: bool = False
+    unreadable: str | None = None

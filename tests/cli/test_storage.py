@@ -67,6 +67,14 @@ def test_the_sql_of_a_migration_is_printed(cli: Cli) -> None:
     assert cli.run("storage", "migrate", "--sql", "--dialect", "oracle").exit_code == 2
 
 
+def test_fault_285_a_version_that_does_not_exist_is_refused(cli: Cli) -> None:
+    for more in ((), ("--dialect", "postgresql")):
+        done = cli.run("storage", "migrate", "--sql", "--from", "99", *more)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert f"there is no version 99: name one from 0 to {NEWEST}" in done.stderr
+    assert cli.run("storage", "migrate", "--sql", "--from", str(NEWEST)).exit_code == 0
+
+
 def test_a_storage_in_memory_has_no_tables(cli: Cli) -> None:
     for command in (("status",), ("migrate",), ("migrate", "--sql")):
         done = cli.run("storage", *command, "--storage", "memory://")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from attrs import evolve, field, frozen
 
-from llm_effects import LLMEnv, LLMRequest, Message, generate, run, scripted_env
+from llm_effects import LLMEnv, LLMRequest, Message, ToolCall, generate, run, run_tools, scripted_env, tool
 from llm_effects.config import CacheConfig, StorageConfig
 from llm_effects.config.loading import load_config
 from llm_effects.config.services import Encryption
@@ -24,13 +24,18 @@ from llm_effects.conversations import (
 )
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Cache, wall_clock
+from llm_effects.effects.lifecycle import APPROVALS_RUN
 from llm_effects.manager import new_memory
+from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.stores.encrypted import EncryptedCache, Envelopes
 from llm_effects.stores.open import Storage, open_cache, open_storage
+from llm_effects.testing import calling
 from llm_effects.testing.conversation_checks import CONVERSATION_CHECKS, Check
 from llm_effects.testing.lifecycle_checks import a_search_without_a_word_is_refused, messages_are_found_by_their_words
 from llm_effects.testing.store_checks import CACHE_CHECKS, CacheCheck
-from llm_effects.testing.stored_chat import Chat, new_message, new_turn, value_of
-from llm_effects.values.conversations import UNREADABLE, JournalEntry, Summary
+from llm_effects.testing.stored_chat import Chat, expect_failure, new_message, new_turn, value_of
+from llm_effects.tools import Approved, Toolkit, ask_later, decide_approval, list_approvals, resume_tools
+from llm_effects.values.conversations import UNREADABLE, Summary
 from llm_effects.values.messages import Text
 from llm_effects.values.serialization import dump_value
 from tests.fixtures.postgres_server import postgres_server
@@ -52,14 +57,14 @@ class Keys:
 
     known: dict[str, int] = field(factory=lambda: {"one": 1})
 
-    def encrypt(self, plain: bytes) -> tuple[str, bytes]:
+    def encrypt(self, plain: bytes, context: bytes) -> tuple[str, bytes]:
         name = list(self.known)[-1]
-        return name, bytes((each + self.known[name]) % 256 for each in plain) + b"end"
+        return name, bytes((each + self.known[name]) % 256 for each in plain) + b"end" + context
 
-    def decrypt(self, name: str, data: bytes) -> bytes:
-        if not data.endswith(b"end"):
+    def decrypt(self, name: str, data: bytes, context: bytes) -> bytes:
+        if not data.endswith(b"end" + context):
             raise ValueError(name)
-        return bytes((each - self.known[name]) % 256 for each in data[:-3])
+        return bytes((each - self.known[name]) % 256 for each in data.removesuffix(b"end" + context))
 
     @property
     def encryption(self) -> Encryption:
@@ -162,7 +167,9 @@ async def test_fault_275_a_lost_key_makes_a_turn_unreadable_and_not_the_conversa
         assert [turn.error for turn in history.turns] == [UNREADABLE, None]
         assert history.summary is None
         done = (await value_of(store.journal("run", old.owner)))[0]
-        assert done == JournalEntry(key="done", intent=b"", result=None)
+        assert (done.intent, done.result) == (b"", None)
+        assert done.unreadable == "it cannot be decrypted with its key 'one'"
+        await expect_failure(store.intend("run", old.owner, "done", b"call"), "StorageFailed")
     assert [each.message.text for each in history.turns[1].messages] == ["two?", "two"]
     env = evolve(scripted_env("three"), conversations=store)
     answered = (await run(converse(old.id, "three?", owner=old.owner), env)).unwrap()
@@ -191,6 +198,124 @@ async def test_fault_275_a_damaged_row_is_one_turn_and_a_damaged_entry_a_miss(tm
     await cache.unwrap().aclose()
 
 
+@tool(risk="dangerous")
+def erase(path: str) -> str:
+    """Erase a file."""
+    return path
+
+
+async def waiting(env: LLMEnv) -> str:
+    """Let a call wait for approval, and return the id of the approval."""
+    asked = LLMRequest(prompt="erase it", owner="alice")
+    [approval] = (await run(run_tools(asked, Toolkit((erase,)), approve=ask_later, run_id="run"), env)).unwrap().waiting
+    return approval.id
+
+
+@pytest.mark.parametrize("lost", ["a key", "a decision", "a row"])
+async def test_fault_282_an_approval_that_cannot_be_read_is_listed_as_such(lost: str) -> None:
+    memory = new_memory()
+    answers = scripted_env(calling(ToolCall("c1", "erase", '{"path": "/tmp"}')), "done")
+    keys = Keys({"one": 1, "two": 2} if lost == "a decision" else {"two": 2})
+    before, after = (
+        evolve(answers, conversations=opened("memory://", each, memory).conversations) for each in (Keys(), keys)
+    )
+    name = await waiting(before)
+    if lost == "a decision":
+        await run(decide_approval(name, Approved(), owner="alice"), after)
+        after = evolve(answers, conversations=opened("memory://", Keys(), memory).conversations)
+    if lost == "a row":
+        after = evolve(answers, conversations=new_memory().conversations)
+        await value_of(after.conversations.intend(APPROVALS_RUN, "alice", name, b"{"))
+    [approval] = (await run(list_approvals(owner="alice"), after)).unwrap()
+    key = {"a key": "'one'", "a decision": "'two'", "a row": "this version"}[lost]
+    assert (approval.id, approval.unreadable) == (name, True)
+    assert key in approval.reason
+    error = (await run(decide_approval(name, Approved(), owner="alice"), after)).failure()
+    assert error.tag == "StorageFailed"
+    assert key in error.message
+    if lost == "a key":
+        resumed = (await run(resume_tools("run", Toolkit((erase,)), owner="alice"), after)).failure()
+        assert key in str(resumed)
+        [still] = (await run(list_approvals(owner="alice"), before)).unwrap()
+        assert still.decision is None  # what cannot be seen was not approved
+
+
+async def test_fault_282_an_answer_that_cannot_be_read_is_not_asked_for_again() -> None:
+    memory = new_memory()
+    env = evolve(scripted_env(calling(ToolCall("c1", "erase", '{"path": "/tmp"}'))), conversations=memory.conversations)
+    old = evolve(env, conversations=opened("memory://", Keys(), memory).conversations)
+    await waiting(old)
+    new = evolve(env, conversations=opened("memory://", Keys({"two": 2}), memory).conversations)
+    asked = LLMRequest(prompt="erase it", owner="alice")
+    error = (await run(run_tools(asked, Toolkit((erase,)), approve=ask_later, run_id="run"), new)).failure()
+    assert error.tag == "StorageFailed"
+    assert "'one'" in error.message
+
+
+async def test_fault_284_a_value_that_was_moved_cannot_be_decrypted(tmp_path: Path) -> None:
+    path = tmp_path / "talks.db"
+    storage = opened(f"sqlite:///{path}", Keys())
+    store = storage.conversations
+    chats = [await Chat(store, owner=owner).start() for owner in ("alice", "alice", "bob")]
+    for chat in chats:
+        await chat.add_turn(f"why {chat.id}?", f"because {chat.id}")
+        await value_of(store.summarise(chat.id, chat.owner, Summary(upto=1, text=f"summary {chat.id}")))
+    for owner, run_id, key in (("alice", "run", "a"), ("alice", "run", "b"), ("bob", "run", "a")):
+        await value_of(store.intend(run_id, owner, key, f"call of {owner}".encode()))
+        await value_of(store.conclude(run_id, owner, key, f"result of {owner}".encode()))
+    kept = await chats[0].read()
+    with closing(sqlite3.connect(path)) as file, file:
+        first = "(SELECT document FROM llm_{} WHERE conversation = 1 LIMIT 1)"
+        file.execute(
+            f"""UPDATE llm_messages SET document = json_set(document, '$.message.parts[0].opaque',
+            json_extract({first.format("messages")}, '$.message.parts[0].opaque'))
+            WHERE (conversation, place) <> (1, 0)"""
+        )
+        file.execute(
+            f"""UPDATE llm_summaries SET document = json_set(document, '$.text',
+            json_extract({first.format("summaries")}, '$.text')) WHERE conversation <> 1"""
+        )
+        file.execute("UPDATE llm_journal SET intent = result WHERE key = 'b'")
+        file.execute("UPDATE llm_journal SET result = (SELECT result FROM llm_journal LIMIT 1) WHERE place = 3")
+    for chat in chats[1:]:
+        history = await chat.read()
+        assert history.turns[0].error == UNREADABLE
+        assert history.summary is None
+        assert "why" not in str([each.message.text for each in history.turns[0].messages])
+    history = await chats[0].read()
+    assert history.turns[0].messages[0] == kept.turns[0].messages[0]
+    assert history.turns[0].error == UNREADABLE  # its question stands in the place of its answer
+    assert [each.unreadable is None for each in await value_of(store.journal("run", "alice"))] == [True, False]
+    assert [each.unreadable is None for each in await value_of(store.journal("run", "bob"))] == [False]
+    await storage.ledger.aclose()
+    await storage.conversations.aclose()
+
+
+async def test_fault_284_a_cached_answer_is_one_of_its_key() -> None:
+    plain = MemoryCache()
+    cache = EncryptedCache(plain, Envelopes(Keys().encryption))
+    await value_of(cache.put("a", b"answer", 60))
+    await value_of(plain.put("b", (await value_of(plain.get("a"))) or b"", 60))
+    assert await value_of(cache.get("a")) == b"answer"
+    assert await value_of(cache.get("b")) is None
+
+
+async def test_fault_284_what_was_encrypted_before_values_were_bound_stays_readable() -> None:
+    plain = MemoryCache()
+    cache = EncryptedCache(plain, Envelopes(Keys({"one": 1, "two": 2}).encryption))
+    for version, found in ((b"1", b"answer"), (b"2", None), (b"3", None)):
+        stored = b"llm_effects.encrypted:%s:b25l:%s" % (version, Keys().encrypt(b"answer", b"")[1])
+        await value_of(plain.put("a", stored, 60))
+        assert await value_of(cache.get("a")) == found
+
+
+def test_functions_that_take_no_context_are_refused() -> None:
+    with pytest.raises(ValueError, match="encrypt: must take plain, context"):
+        Encryption(lambda plain: ("one", plain), Keys().decrypt)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="decrypt: must take key, data, context"):
+        Encryption(Keys().encrypt, lambda key, data: data)  # type: ignore[arg-type]
+
+
 async def test_a_search_says_that_it_cannot_and_metadata_and_erasing_work(storage: Storage) -> None:
     env: LLMEnv = evolve(scripted_env(), conversations=storage.conversations, ledger=storage.ledger)
     (await run(start_conversation("c", owner="alice", metadata={"team": "a"}), env)).unwrap()
@@ -205,10 +330,10 @@ async def test_a_search_says_that_it_cannot_and_metadata_and_erasing_work(storag
 async def test_a_failure_to_encrypt_is_a_value_and_costs_no_answer() -> None:
     memory, working = new_memory(), [True]
 
-    def encrypt(plain: bytes) -> tuple[str, bytes]:
+    def encrypt(plain: bytes, context: bytes) -> tuple[str, bytes]:
         if not working[0]:
             raise ConnectionError("the secret of the key store")
-        return Keys().encrypt(plain)
+        return Keys().encrypt(plain, context)
 
     encryption = Encryption(encrypt, Keys().decrypt)
     storage = open_storage(StorageConfig(encryption=encryption), memory).unwrap()
