@@ -3,9 +3,9 @@
 Chats, typed and plain calls, streams (some left early), tool runs, batches and cancelled calls go through one
 environment with a Redis server (limits, breakers, cache) and a Postgres server (conversations, ledger, budgets,
 journals). A server in another process plays the models; it mishandles a tenth of all requests. Conversations are
-deleted after 20 turns, and once a minute everything that is older than two minutes, as a platform does it by its rules
-for retention. Memory, descriptors, threads, connections and the sizes of the tables are sampled every ten seconds. In
-the end each must be as large as it was after the first quarter, up to noise; the plot shows them all.
+deleted after 20 turns, and once a minute everything that is older than two minutes, by ``apply_retention``, as a
+platform does it. Memory, descriptors, threads, connections and the sizes of the tables are sampled every ten seconds.
+In the end each must be as large as it was after the first quarter, up to noise; the plot shows them all.
 """
 
 import asyncio
@@ -47,7 +47,10 @@ from llm_effects import (
 )
 from llm_effects.config import BudgetConfig, CacheConfig, LimitsConfig, StorageConfig
 from llm_effects.config.models import Price
+from llm_effects.config.services import RetentionConfig
+from llm_effects.conversations import apply_retention
 from llm_effects.conversations.operations import delete_conversation
+from llm_effects.effects.lifecycle import Counts
 from llm_effects.reports.charts import Markup, tag
 from tests.benchmarks.plots import STYLE
 from tests.benchmarks.report import DOCS
@@ -58,7 +61,6 @@ from tests.fixtures.postgres_server import Postgres
 PLOT: Final = "endurance.svg"
 SAMPLE_S: Final = 10.0
 KEEP_S: Final = 120
-ENTRIES: Final = 1_000
 TURNS: Final = 20
 FAULTS: Final = 0.1
 USAGE: Final = {"prompt_tokens": 12, "completion_tokens": 3}
@@ -236,11 +238,14 @@ def config_of(base: str, redis: str, postgres: str) -> LLMConfig:
         name: ModelConfig(endpoint=f"{base}/{name}/v1", concurrency=50, requests_per_minute=100_000, **model)  # type: ignore[arg-type]
         for name in ("one", "two")
     }
+    kept = KEEP_S / 86_400
     return LLMConfig(
         models=models,
         cache=CacheConfig(url=redis, ttl_seconds=KEEP_S),
         limits=LimitsConfig(url=redis),
-        storage=StorageConfig(url=postgres),
+        storage=StorageConfig(
+            url=postgres, retention=RetentionConfig(conversations_days=kept, journals_days=kept, ledger_days=kept)
+        ),
         budgets=(BudgetConfig(name="teams", limit_usd="1000", scope="owner:*"),),
     )
 
@@ -271,22 +276,22 @@ def sample(redis: "Redis[bytes]", postgres: Postgres, database: str, started: fl
     }
 
 
-def prune(postgres: Postgres, database: str) -> None:
-    """Delete what is old: rows of the ledger after two minutes, and all but the newest entries of journals."""
-    postgres.execute(f"DELETE FROM llm_ledger WHERE at::timestamptz < now() - interval '{KEEP_S} seconds'", database)
-    postgres.execute(
-        f"DELETE FROM llm_journal WHERE place < (SELECT max(place) FROM llm_journal) - {ENTRIES}", database
-    )
+async def prune(env: LLMEnv) -> Counts:
+    """Erase what is older than two minutes, and return the counts."""
+    receipt = (await run(apply_retention(), env)).unwrap()
+    assert receipt.complete, receipt.kept
+    return receipt.erased
 
 
 # The run.
 
 
 class Outcome(NamedTuple):
-    """The samples of a run, and how its calls ended."""
+    """The samples of a run, how its calls ended, and what retention erased."""
 
     samples: Sequence[Sample]
     ends: Counter[str]
+    erased: Mapping[str, int]
 
 
 async def endure(seconds: float, rate: float) -> Outcome:
@@ -301,12 +306,13 @@ async def endure(seconds: float, rate: float) -> Outcome:
         database, samples = url.rpartition("/")[2], list[Sample]()
         async with open_env(config_of(base, redis.url(), url)) as env:
             work, started = Work(env), time.monotonic()
+            erased = Counter[str]()
 
             async def watch() -> None:
                 for number in count():
                     await anyio.sleep_until(begun + number * SAMPLE_S)
                     if number % 6 == 5:
-                        await anyio.to_thread.run_sync(prune, postgres, database)
+                        erased.update(await prune(env))
                     samples.append(await anyio.to_thread.run_sync(sample, client, postgres, database, started))
                     print(json.dumps(samples[-1]), flush=True)
 
@@ -321,7 +327,7 @@ async def endure(seconds: float, rate: float) -> Outcome:
                         await anyio.sleep_until(due)
                         calls.start_soon(work.once)
                 group.cancel_scope.cancel()
-        return Outcome(samples, work.ends)
+        return Outcome(samples, work.ends, erased)
 
 
 def growth(samples: Sequence[Sample], name: str) -> tuple[float, float]:
@@ -334,6 +340,8 @@ def check(outcome: Outcome) -> None:
     """Print how the calls ended, and what was in use early and late; fail where it grew."""
     for name, number in sorted(outcome.ends.items()):
         print(f"{number:7,} {name}")
+    for name, number in outcome.erased.items():
+        print(f"{number:7,} {name} erased by age")
     for name in NAMES:
         early, late = growth(outcome.samples, name)
         print(f"{name}: {early:,.1f}, then {late:,.1f}")

@@ -16,14 +16,14 @@ def samples(grown: str = "") -> list[Sample]:
 
 
 def test_what_stays_the_same_passes(capsys: pytest.CaptureFixture[str]) -> None:
-    check(Outcome(samples(), Counter({"plain: answered": 3})))
+    check(Outcome(samples(), Counter({"plain: answered": 3}), {}))
     assert "3 plain: answered" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_grows_is_named(name: str) -> None:
     with pytest.raises(AssertionError, match=f"{name} grew from"):
-        check(Outcome(samples(name), Counter()))
+        check(Outcome(samples(name), Counter(), {}))
 
 
 def test_the_plot_has_a_line_for_each_series() -> None:

@@ -24,13 +24,12 @@ from llm_effects.stores.conversations.rules import (
     checked_search,
     cursor_of,
     ended,
+    has_words,
     invalid_id,
     new_turns,
     no_conversation,
     no_intent,
     no_turn,
-    searched_text,
-    words_of,
 )
 from llm_effects.values.conversations import (
     Conversation,
@@ -232,7 +231,7 @@ class MemoryConversations:
             for turn in reversed(record.turns):
                 for place, message in reversed(tuple(enumerate(turn.messages))):
                     at = (record.number, turn.number, place)
-                    if at < before and set(words) <= set(words_of(searched_text(message.message))):
+                    if at < before and has_words(message.message, words):
                         yield SearchHit(
                             conversation_id=record.conversation.id,
                             turn=turn.number,

@@ -150,6 +150,11 @@ def searched_text(message: Message) -> str:
     return " ".join(part.text for part in message.parts if isinstance(part, Text))[:SEARCHED]
 
 
+def has_words(message: Message, words: Sequence[str]) -> bool:
+    """Return whether a message has every word."""
+    return set(words) <= set(words_of(searched_text(message)))
+
+
 SEARCHED: Final = 100_000
 """How many characters of a message are searched."""
 

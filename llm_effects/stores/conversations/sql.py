@@ -4,9 +4,10 @@ The store comes first, then its operations, each one transaction. Every value is
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, final
 
@@ -15,7 +16,7 @@ from attrs import evolve, field, frozen
 from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, Row, delete, select, update
 
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Now, wall_clock
@@ -31,6 +32,7 @@ from llm_effects.stores.conversations.rules import (
     begun,
     checked_search,
     cursor_of,
+    has_words,
     invalid_id,
     new_turns,
     no_conversation,
@@ -59,7 +61,7 @@ from llm_effects.stores.conversations.sql_rows import (
 )
 from llm_effects.stores.sql.database import Database
 from llm_effects.stores.sql.erasing import erase_conversations, erase_journals
-from llm_effects.stores.sql.searching import find_messages, metadata_filter
+from llm_effects.stores.sql.searching import find_messages, is_indexed, likely_messages, metadata_filter
 from llm_effects.stores.sql.tables import CONVERSATIONS, JOURNAL, insert_new, timestamp
 from llm_effects.values.conversations import (
     Conversation,
@@ -375,20 +377,19 @@ def search(
     connection: Connection, owner: str | None, words: Sequence[str], before: Place, limit: int
 ) -> Result[tuple[SearchHit, ...], LLMError]:
     """Read messages that have every word; one that this version cannot read is left out."""
-    rows = find_messages(connection, owner_column(owner), words, before, min(max(0, limit), _MAX_LIMIT))
-    hits = ((row, load_value(row.document, StoredMessage)) for row in rows)
-    return Success(
-        tuple(
-            SearchHit(
-                conversation_id=row.id,
-                turn=row.turn,
-                message=message,
-                cursor=cursor_of((row.conversation, row.turn, row.place)),
-            )
-            for row, message in hits
-            if message is not None
-        )
-    )
+    count = min(max(0, limit), _MAX_LIMIT)
+    if is_indexed(connection):
+        return Success(tuple(_hits(find_messages(connection, owner_column(owner), words, before, count))))
+    hits = _hits(likely_messages(connection, owner_column(owner), words, before))
+    return Success(tuple(islice((hit for hit in hits if has_words(hit.message.message, words)), count)))
+
+
+def _hits(rows: Iterable[Row[Any]]) -> Iterator[SearchHit]:
+    for row in rows:
+        message = load_value(row.document, StoredMessage)
+        if message is not None:
+            cursor = cursor_of((row.conversation, row.turn, row.place))
+            yield SearchHit(conversation_id=row.id, turn=row.turn, message=message, cursor=cursor)
 
 
 def begin_turn(

@@ -37,6 +37,12 @@ _SQLITE_MESSAGES: Final[Mapping[int, str]] = {
     sqlite3.SQLITE_CORRUPT: "the file is damaged: restore it from a backup",
 }
 
+_NO_MODULE: Final = "no such module: fts5"
+_NO_FTS5: Final = (
+    "the file has an index of words, and the SQLite of this Python has no FTS5 to keep it: use one that has, or set "
+    "storage.read_only"
+)
+
 _SQLITE_MISCONFIGURED: Final = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB})
 
 
@@ -98,7 +104,8 @@ def problem_of(
 
 def error_of(operation: str, where: str, problem: Problem) -> LLMError:
     """Build the error of a problem; ``where`` names the store without its password."""
-    message = f"{where}: {_SQLITE_MESSAGES.get(problem.sqlite_code) or problem.message}"
+    known = _NO_FTS5 if _NO_MODULE in problem.message else _SQLITE_MESSAGES.get(problem.sqlite_code)
+    message = f"{where}: {known or problem.message}"
     cause = Cause(problem.exception, problem.message)
     code = problem.sqlstate or None
     if problem.misconfigured:

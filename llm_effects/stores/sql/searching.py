@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, TextClause, text
@@ -35,6 +35,41 @@ def find_messages(
     """Return the rows of messages that have every word, the newest first: id, conversation, turn, place, document."""
     values = _values(connection, owner, words, before, limit)
     return connection.execute(_SEARCH[connection.dialect.name], values).all()
+
+
+# Without FTS5, a file has no index of words: an owner's messages are read.
+
+
+def has_fts5(connection: Connection) -> bool:
+    """Return whether an index of words can be made and used; on Postgres always."""
+    if connection.dialect.name == "postgresql":
+        return True
+    return bool(connection.execute(text("SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'")).scalar_one())
+
+
+def is_indexed(connection: Connection) -> bool:
+    """Return whether there is an index of words that can be used."""
+    if connection.dialect.name == "postgresql":
+        return True
+    made = text("SELECT count(*) FROM sqlite_schema WHERE name = 'llm_search'")
+    return bool(connection.execute(made).scalar_one()) and has_fts5(connection)
+
+
+def likely_messages(
+    connection: Connection, owner: str, words: Sequence[str], before: tuple[int, int, int]
+) -> Iterator[Row[Any]]:
+    """Yield the rows of messages that may have every word, as ``find_messages`` returns them."""
+    plain = [word for word in words if word.isascii()]  # LIKE knows the case of no other letters
+    similar = "".join(f" AND m.document LIKE :word{number}" for number in range(len(plain)))
+    query = text(
+        f"""SELECT c.id, m.conversation, m.turn, m.place, m.document
+        FROM llm_messages AS m JOIN llm_conversations AS c ON c.key = m.conversation
+        WHERE c.owner = :owner AND (m.conversation, m.turn, m.place) < (:key, :turn, :place){similar}
+        ORDER BY m.conversation DESC, m.turn DESC, m.place DESC"""  # noqa: S608 - bound
+    )
+    values = dict(zip(("key", "turn", "place"), before, strict=True))
+    likely = {f"word{number}": f"%{word}%" for number, word in enumerate(plain)}
+    yield from connection.execute(query, {"owner": owner, **values, **likely})
 
 
 def _values(

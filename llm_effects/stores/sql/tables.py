@@ -24,7 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateSchema
 
 from llm_effects.stores.sql.driver_errors import Refused
-from llm_effects.stores.sql.searching import WORDS_INDEX
+from llm_effects.stores.sql.searching import WORDS_INDEX, has_fts5
 from llm_effects.values.errors import ConfigurationError
 
 # Columns, by name and type; keys and constraints are in the migrations.
@@ -270,8 +270,9 @@ def _apply_next(connection: Connection, migrations: tuple[Migration, ...]) -> in
     applied = _applied(connection, migrations)  # another process may have been faster
     if applied == len(migrations):
         return applied
-    for statement in migrations[applied].statements_for(connection.dialect.name):
-        connection.execute(text(statement))
+    if migrations[applied] != _WORDS or has_fts5(connection):
+        for statement in migrations[applied].statements_for(connection.dialect.name):
+            connection.execute(text(statement))
     entry = {"number": applied + 1, "name": migrations[applied].name, "at": datetime.now(UTC).isoformat()}
     connection.execute(text("INSERT INTO llm_migrations VALUES (:number, :name, :at)"), entry)
     return applied + 1

@@ -1,7 +1,8 @@
 """Search in databases: by an index, also of what earlier versions stored, and whatever a row holds."""
 
+import sqlite3
 from collections.abc import AsyncIterator, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from llm_effects.conversations import append_messages, list_conversations, searc
 from llm_effects.effects.env import Conversations
 from llm_effects.manager import new_memory
 from llm_effects.stores.open import open_storage
+from llm_effects.stores.sql import searching, tables
 from llm_effects.stores.sql.database import Engines, postgres_engines, sqlite_engines
 from llm_effects.stores.sql.searching import explain_search
 from llm_effects.stores.sql.tables import MIGRATIONS, migrate
+from llm_effects.testing.lifecycle_checks import LIFECYCLE_CHECKS
 from llm_effects.testing.stored_chat import Chat, value_of
 from tests.fixtures.postgres_server import postgres_server
 from tests.stores.test_checks import Around
@@ -135,6 +138,58 @@ async def test_a_long_message_is_stored_and_its_beginning_is_found(store: Conver
     await chat.add_turn(f"needle {many}", "yes")
     assert len(await found(store, str(chat.owner), "needle word5000")) == 1
     assert await found(store, str(chat.owner), "word149999") == []
+
+
+@pytest.fixture
+def unindexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the URL of a file, for a SQLite that was built without FTS5."""
+    for module in (searching, tables):
+        monkeypatch.setattr(module, "has_fts5", lambda connection: connection.dialect.name == "postgresql")
+    return f"sqlite:///{tmp_path}/unindexed.db"
+
+
+async def test_fault_286_a_sqlite_without_fts5_searches_without_an_index(
+    unindexed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_storage(StorageConfig(url=unindexed), new_memory()).unwrap().conversations
+    for check in LIFECYCLE_CHECKS:
+        await check(opened)
+    chat = await Chat(opened).start()
+    for number in range(50):
+        await chat.add_turn(f"\u00c4rger mit Platte {number}", "50% war_voll")
+    texts = [f"\u00c4rger mit Platte {number}" for number in reversed(range(20, 50))]
+    assert await found(opened, str(chat.owner), "platte \u00e4rger") == texts[:20]
+    env = evolve(scripted_env(), conversations=opened)
+    first = (await run(search_conversations("voll 50", owner=chat.owner, limit=3), env)).unwrap()
+    rest = (await run(search_conversations("voll 50", owner=chat.owner, limit=2, after=first[-1].cursor), env)).unwrap()
+    assert [hit.turn for hit in (*first, *rest)] == [50, 49, 48, 47, 46]
+    await opened.aclose()
+    monkeypatch.undo()
+    with_fts5 = open_storage(StorageConfig(url=unindexed), new_memory()).unwrap().conversations
+    assert await found(with_fts5, str(chat.owner), "platte 7") == ["\u00c4rger mit Platte 7"]
+    await with_fts5.aclose()
+
+
+async def test_fault_286_a_file_with_an_index_is_read_without_fts5_and_says_why_it_is_not_written(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite:///{tmp_path}/unindexed.db"
+    indexed = open_storage(StorageConfig(url=url), new_memory()).unwrap().conversations
+    chat = await Chat(indexed).start()
+    await chat.add_turn("disk full?", "yes")
+    await indexed.aclose()
+    with closing(sqlite3.connect(tmp_path / "unindexed.db")) as file, file:
+        file.execute("PRAGMA writable_schema = ON")
+        file.execute(
+            "UPDATE sqlite_schema SET sql = replace(sql, 'fts5(', 'fts5_is_missing(') WHERE name = 'llm_search'"
+        )
+    opened = open_storage(StorageConfig(url=request.getfixturevalue("unindexed")), new_memory()).unwrap().conversations
+    assert await found(opened, str(chat.owner), "full") == ["disk full?"]
+    env = evolve(scripted_env(), conversations=opened)
+    error = (await run(append_messages(chat.id, (Message("user", "why?"),), owner=chat.owner), env)).failure()
+    assert error.tag == "ConfigurationError"
+    assert "has no FTS5" in str(error)
+    await opened.aclose()
 
 
 async def test_a_store_without_a_search_says_so() -> None:
