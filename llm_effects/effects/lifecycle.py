@@ -119,7 +119,7 @@ class Kept:
 OUTSIDE: Final = (
     "journals and output files of generate_many, recordings and exports: files whose paths only their program knows",
     "what was sent to providers, and their prompt caches, batches and logs",
-    "traces and logs of this process, and backups of its stores",
+    "the memory of running programs, their traces and logs, and backups of the stores",
 )
 """Where the library keeps no data itself, and so erases none."""
 

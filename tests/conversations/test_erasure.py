@@ -1,6 +1,8 @@
 """Erasing an owner, and what is too old: in memory, in a file and on a server, with every store of an environment."""
 
+import shutil
 import sqlite3
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -12,9 +14,10 @@ import anyio
 import psycopg
 import pytest
 from attrs import define, evolve, field
+from redis import Redis
 from returns.future import FutureResult
 
-from llm_effects import LLM, AsyncLLM, LLMConfig, LLMEnv, LLMRequest, generate, run, scripted_env
+from llm_effects import LLM, AsyncLLM, LLMConfig, LLMEnv, LLMRequest, generate, run, scripted_env, usage_report
 from llm_effects.config import CacheConfig, StorageConfig
 from llm_effects.config.services import BudgetConfig, RetentionConfig
 from llm_effects.conversations import apply_retention, converse, erase_owner, list_conversations, start_conversation
@@ -25,7 +28,10 @@ from llm_effects.manager import new_memory
 from llm_effects.stores.cache.memory import MemoryCache
 from llm_effects.stores.cache.redis import open_redis
 from llm_effects.stores.cache.sqlite import SqliteCache
+from llm_effects.stores.conversations.sql import SqlConversations
+from llm_effects.stores.ledger.sql import SqlLedger
 from llm_effects.stores.open import open_storage
+from llm_effects.stores.sql.database import file_database
 from llm_effects.testing import calling
 from llm_effects.testing.scripted import EPOCH
 from llm_effects.testing.stored_chat import Chat, expect_failure, new_turn, value_of
@@ -33,6 +39,7 @@ from llm_effects.tools import Toolkit, ask_later, run_tools, tool
 from llm_effects.values.conversations import TurnState
 from llm_effects.values.errors import StorageFailed
 from llm_effects.values.messages import ToolCall
+from llm_effects.values.serialization import owner_prefix
 from llm_effects.values.validation import InvalidValue
 from tests.fixtures.holds import hold
 from tests.fixtures.ledger_rows import rows_of
@@ -245,9 +252,8 @@ async def test_fault_280_a_result_of_an_erased_step_is_not_taken_for_stored(post
     await store.aclose()
 
 
+@pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
 async def test_fault_281_what_an_older_program_writes_ages_from_the_first_retention(url: str) -> None:
-    if url == "memory://":
-        pytest.skip("memory has no older programs")
     storage = open_storage(StorageConfig(url=url), new_memory()).unwrap()
     for key in ("a", "b"):
         await value_of(storage.conversations.intend("run", "alice", key, b""))
@@ -310,15 +316,87 @@ async def test_fault_283_what_was_spent_in_old_periods_goes_with_the_rows_of_the
     assert (await run(erase_owner("alice"), env)).unwrap().erased["budgets"] == 3
 
 
+@pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
 async def test_fault_283_keys_of_an_earlier_version_that_name_nobody_are_erased_too(url: str) -> None:
-    if url == "memory://":
-        pytest.skip("memory has no earlier versions")
     storage = open_storage(StorageConfig(url=url), new_memory()).unwrap()
     await value_of(storage.ledger.rows())
     execute(url, f"INSERT INTO llm_budgets VALUES ('{'0a' * 32}', '1', '0')")
     env: LLMEnv = evolve(scripted_env(), conversations=storage.conversations, ledger=storage.ledger)
     assert (await run(erase_owner("alice"), env)).unwrap().erased["budgets"] == 1
     await storage.ledger.aclose()
+
+
+async def places_of(needle: str, folder: Path) -> list[str]:
+    """Return the names of the files that hold a text, read by another process: reading here would drop their locks."""
+    found = await anyio.run_process(["grep", "-rail", needle, str(folder)], check=False)
+    return sorted(Path(each).name for each in found.stdout.decode().splitlines())
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_fault_287_no_open_file_holds_what_an_erased_owner_wrote(env: LLMEnv, tmp_path: Path) -> None:
+    for number in range(3):
+        name = f"needle {number}"
+        (await run(start_conversation(name, owner="alice", metadata={"needle": "needle"}), env)).unwrap()
+        (await run(converse(name, f"why needle{number}?", owner="alice"), env)).unwrap()
+    (await run(generate(LLMRequest(prompt="needle", owner="alice")), env)).unwrap()
+    await value_of(env.cache.put("deleted before", b"needle" * 5_000, 60))
+    await value_of(env.cache.delete("deleted before"))
+    await value_of(env.cache.put(f"{owner_prefix('alice')}more", b"needle", 60))
+    for number in range(3):  # more segments of the index of words
+        await Chat(env.conversations, owner=f"bob{number}").start()
+    assert {"cache.db-wal", "talks.db-wal"} <= set(await places_of("needle", tmp_path))
+    receipt = (await run(erase_owner("alice"), env)).unwrap()
+    assert receipt.complete, receipt.kept
+    assert await places_of("needle", tmp_path) == []
+
+
+async def test_fault_287_a_log_that_another_program_reads_is_in_the_receipt(tmp_path: Path) -> None:
+    database = file_database(tmp_path / "talks.db", lock_wait_seconds=0.1)
+    scripted = scripted_env("because")
+    cache = SqliteCache(tmp_path / "cache.db", scripted.now, lock_wait_seconds=0.1)
+    env = evolve(scripted, conversations=SqlConversations(database), ledger=SqlLedger(database), cache=cache)
+    (await run(start_conversation("c", owner="alice"), env)).unwrap()
+    await value_of(cache.put(f"{owner_prefix('alice')}key", b"needle", 60))
+    with (
+        closing(sqlite3.connect(tmp_path / "talks.db")) as talks,
+        closing(sqlite3.connect(tmp_path / "cache.db")) as file,
+    ):
+        for each, table in ((talks, "llm_conversations"), (file, "entries")):
+            each.execute("BEGIN")
+            assert each.execute(f"SELECT count(*) FROM {table}").fetchone() == (1,)
+        receipt = (await run(erase_owner("alice"), env)).unwrap()
+    assert receipt.erased["conversations"] == 1
+    assert [each.store for each in receipt.kept] == ["conversations", "journals", "ledger", "cache"]
+    assert all("log" in each.reason for each in receipt.kept)
+    assert (await run(erase_owner("alice"), env)).unwrap().complete
+    await env.ledger.aclose()
+    await cache.aclose()
+
+
+async def test_fault_287_nothing_of_an_erased_owner_is_in_dumps_of_servers(
+    postgres_server: Postgres, redis_server: str
+) -> None:
+    url = postgres_server.new_url()
+    opened = open_storage(StorageConfig(url=url), new_memory()).unwrap()
+    cache = open_redis(redis_server, timeout_seconds=30.0).unwrap()
+    scripted = scripted_env(*["needle"] * 9)
+    config = evolve(scripted.config, storage=StorageConfig(url=url), cache=CacheConfig(url=redis_server), budgets=EACH)
+    env = evolve(scripted, config=config, conversations=opened.conversations, ledger=opened.ledger, cache=cache)
+    await used_by("needle", env)
+    (await run(usage_report(by="owner"), env)).unwrap()
+
+    def dumped() -> bytes:
+        program = shutil.which("pg_dump") or str(max(Path("/usr/lib/postgresql").glob("*/bin/pg_dump")))
+        dump = subprocess.run([program, url], check=True, capture_output=True).stdout
+        with Redis.from_url(redis_server) as client:
+            return dump + b"".join(key + (client.dump(key) or b"") for key in client.keys("*"))
+
+    hidden = (b"needle", b"needle".hex().encode())
+    assert [each in await anyio.to_thread.run_sync(dumped) for each in hidden] == [True, True]
+    assert (await run(erase_owner("needle"), env)).unwrap().complete
+    assert [each in await anyio.to_thread.run_sync(dumped) for each in hidden] == [False, False]
+    for store in (opened.ledger, opened.conversations, cache):
+        await store.aclose()
 
 
 def test_rules_are_read_from_a_configuration() -> None:

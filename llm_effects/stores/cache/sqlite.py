@@ -248,11 +248,13 @@ def _clear(file: sqlite3.Connection) -> int:
 
 
 def _delete_all(file: sqlite3.Connection, prefix: str) -> int:
-    file.execute("PRAGMA secure_delete = ON")
     with file:
         file.execute("BEGIN IMMEDIATE")
         query = "DELETE FROM entries WHERE key >= ? AND key < ? || char(1114111)"
-        return file.execute(query, (prefix, prefix)).rowcount
+        deleted = file.execute(query, (prefix, prefix)).rowcount
+    if file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        raise sqlite3.OperationalError(_LOG_IN_USE)
+    return deleted
 
 
 def _totals(file: sqlite3.Connection) -> tuple[int, int]:
@@ -312,6 +314,7 @@ _TRANSIENT: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _NOT_WRITABLE: Final = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
 
 _NEWER: Final = "was written by a newer version and is not touched: give this one another file"
+_LOG_IN_USE: Final = "holds what was deleted in its log still, which another program reads: erase again"
 _FOREIGN: Final = "holds the tables of another program: give the cache a file of its own"
 
 
@@ -377,6 +380,7 @@ def _connect(path: Path, wait_seconds: float, mode: str) -> sqlite3.Connection:
             enable_wal(connection, time.monotonic() + wait_seconds)
             _create_tables(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA secure_delete = ON")  # what expires or is deleted is overwritten
         stack.pop_all()
     return connection
 

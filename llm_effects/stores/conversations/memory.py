@@ -274,9 +274,9 @@ class MemoryConversations:
         """Delete a conversation; return whether there was one."""
 
         def work() -> Result[bool, LLMError]:
-            exists = self._records.pop((owner, conversation_id), None) is not None
+            exists = (owner, conversation_id) in self._records
             if exists:
-                self._ids[owner].remove(conversation_id)
+                self._remove((owner, conversation_id))
             return Success(exists)
 
         return self._run(owner, work, conversation_id=conversation_id)
@@ -326,9 +326,8 @@ class MemoryConversations:
                 if chosen.of(key[0]) and chosen.at(record.conversation.updated_at)
             ]
             messages = sum(len(self._records[key].message_ids) for key in doomed)
-            for owner, name in doomed:
-                del self._records[owner, name]
-                self._ids[owner].remove(name)
+            for key in doomed:
+                self._remove(key)
             return Success({"conversations": len(doomed), "messages": messages})
 
         return self._run(None, work)
@@ -376,6 +375,13 @@ class MemoryConversations:
         self._started += 1
         record.number = self._started
         self._records[key] = record
+
+    def _remove(self, key: _Key) -> None:
+        del self._records[key]
+        owner, name = key
+        self._ids[owner].remove(name)
+        if not self._ids[owner]:
+            del self._ids[owner]
 
     def _on_record(
         self,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from returns.result import Result, Success
+from returns.future import FutureResult
+from returns.pipeline import is_successful
+from returns.result import Failure, Result, Success
 from sqlalchemy import Column, ColumnElement, Connection, and_, delete, exists, func, or_, select, text, tuple_, update
 
+from llm_effects.effects.effect import result_of
 from llm_effects.effects.lifecycle import APPROVALS_RUN, Chosen, Counts
 from llm_effects.limits.budgets import account_endings, period_start
+from llm_effects.stores.sql.database import Database
+from llm_effects.stores.sql.searching import is_indexed
 from llm_effects.stores.sql.tables import (
     BUDGETS,
     CONVERSATIONS,
@@ -21,7 +27,7 @@ from llm_effects.stores.sql.tables import (
     USAGE_HOURS,
     timestamp,
 )
-from llm_effects.values.errors import LLMError
+from llm_effects.values.errors import LLMError, StorageFailed
 
 CONVERSATIONS_AT_ONCE: Final = 100
 """How many conversations one transaction erases."""
@@ -132,3 +138,59 @@ def _chosen(
 def in_c(connection: Connection, column: Column[str]) -> ColumnElement[str]:
     """Return a column that compares by code point, also where its type does not say so."""
     return column.collate("C") if connection.dialect.name == "postgresql" else column
+
+
+# What is erased from a file is overwritten, except in two places: its log, and its index of words.
+
+
+def erase_all(
+    database: Database,
+    operation: str,
+    work: Callable[[Connection], Result[Counts, LLMError]],
+    *last: Callable[[Connection], Result[bool, LLMError]],
+) -> FutureResult[Counts, LLMError]:
+    """Erase a batch; once nothing is left, do what is to be done ``last``, each step until it returns ``False``."""
+
+    async def run() -> Result[Counts, LLMError]:
+        erased = await result_of(database.write(operation, work))
+        if not is_successful(erased) or any(erased.unwrap().values()):
+            return erased
+        for step in last:
+            more: Result[bool, LLMError] = Success(True)
+            while more.value_or(False):
+                more = await result_of(database.write(operation, step))
+            if not is_successful(more):
+                return Failure(more.failure())
+        return erased
+
+    return FutureResult(run())
+
+
+def merge_words(connection: Connection) -> Result[bool, LLMError]:
+    """Merge a part of the index of words of a file, which drops words of erased messages; return whether more is left.
+
+    An index of any size is merged in short transactions, so that others can write in between.
+    """
+    if connection.dialect.name != "sqlite" or not is_indexed(connection):
+        return Success(False)
+    changes = text("SELECT total_changes()")
+    before = connection.execute(changes).scalar_one()
+    connection.execute(text("INSERT INTO llm_search (llm_search, rank) VALUES ('merge', -500)"))  # pages
+    return Success(connection.execute(changes).scalar_one() - before > 1)
+
+
+_LOG_IN_USE: Final = StorageFailed(
+    operation="erase",
+    message="what was erased is still in the log of the file, which another program reads: erase again",
+    transient=True,
+)
+
+
+def empty_log(connection: Connection) -> Result[bool, LLMError]:
+    """Empty the log of a file; return ``False``."""
+    if connection.dialect.name != "sqlite":
+        return Success(False)
+    connection.exec_driver_sql("COMMIT")  # no transaction may be open
+    busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
+    connection.exec_driver_sql("BEGIN")
+    return Failure(_LOG_IN_USE) if busy else Success(False)
