@@ -385,6 +385,7 @@ def _sync_folder(path: Path) -> None:
 def store_journal(run_id: str, *, owner: str | None = None) -> Journal:
     """Store answers where conversations are stored (``StorageConfig.url``), under the id and owner of a run.
 
+    The answer to a request with an owner is stored under that one, and is erased with it.
     Nothing locks a run there: of two at once with one id both call the models, and the first answers are kept.
 
     >>> import anyio
@@ -422,17 +423,17 @@ class _StoreJournal:
 
     async def find(self, number: int, request: LLMRequest) -> Result[Lookup, LLMError]:
         key = request_key(request)
-        own = await self._intend(f"{VERSION}/{number}", key)
+        own = await self._intend(f"{VERSION}/{number}", key, request)
         if not is_successful(own):
             return Failure(own.failure())
         if own.unwrap().intent == key.encode():
             return Success(_stored_answer(own.unwrap().result))
         self.changed.add(number)
-        other = await self._intend(f"{VERSION}/{number}/{key}", key)
+        other = await self._intend(f"{VERSION}/{number}/{key}", key, request)
         return other.map(lambda entry: Lookup(changed=True) if entry.result is None else _stored_answer(entry.result))
 
-    async def _intend(self, step: str, key: str) -> Result[JournalEntry, LLMError]:
-        return await result_of(self.store.intend(self.run_id, self.owner, step, key.encode()))
+    async def _intend(self, step: str, key: str, request: LLMRequest) -> Result[JournalEntry, LLMError]:
+        return await result_of(self.store.intend(self.run_id, request.owner or self.owner, step, key.encode()))
 
     async def notes(self) -> Result[tuple[JournalEntry, ...], LLMError]:
         entries = await result_of(self.store.journal(self.run_id, self.owner))
@@ -451,4 +452,5 @@ class _StoreJournal:
     async def save(self, number: int, request: LLMRequest, answer: LLMResponse) -> Result[None, LLMError]:
         own = f"{VERSION}/{number}"
         step = f"{own}/{request_key(request)}" if number in self.changed else own
-        return await result_of(self.store.conclude(self.run_id, self.owner, step, dump_entry(Entry(response=answer))))
+        result = dump_entry(Entry(response=answer))
+        return await result_of(self.store.conclude(self.run_id, request.owner or self.owner, step, result))

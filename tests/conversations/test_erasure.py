@@ -17,7 +17,19 @@ from attrs import define, evolve, field
 from redis import Redis
 from returns.future import FutureResult
 
-from llm_effects import LLM, AsyncLLM, LLMConfig, LLMEnv, LLMRequest, generate, run, scripted_env, usage_report
+from llm_effects import (
+    LLM,
+    AsyncLLM,
+    LLMConfig,
+    LLMEnv,
+    LLMRequest,
+    generate,
+    generate_many,
+    run,
+    scripted_env,
+    usage_report,
+)
+from llm_effects.batches import store_journal
 from llm_effects.config import CacheConfig, StorageConfig
 from llm_effects.config.services import BudgetConfig, RetentionConfig
 from llm_effects.conversations import apply_retention, converse, erase_owner, list_conversations, start_conversation
@@ -119,6 +131,17 @@ async def test_fault_266_everything_of_an_owner_is_erased_and_nothing_of_another
     cached = LLMRequest(prompt="how?", owner="bob", cache="only")
     assert (await run(generate(cached), env)).unwrap().cached
     assert (await run(generate(evolve(cached, owner="alice")), env)).failure().tag == "StorageFailed"
+
+
+async def test_fault_266_answers_of_an_owner_in_the_journal_of_a_batch_are_erased_too(env: LLMEnv) -> None:
+    requests = [LLMRequest(prompt="why?", owner=owner, cache="bypass") for owner in ("alice", "bob", None)]
+    many = generate_many(requests, journal=store_journal("nightly", owner="analyst"))
+    (await run(many, env)).unwrap()
+    receipt = (await run(erase_owner("alice"), env)).unwrap()
+    assert receipt.erased["journal_entries"] == 1
+    again = evolve(env, clients=scripted_env("asked again").clients)
+    answers = [each.unwrap().content for each in (await run(many, again)).unwrap()]
+    assert answers == ["asked again", "because", "because"]
 
 
 @define
