@@ -113,6 +113,19 @@ def _try_wal(connection: sqlite3.Connection, *, last_try: bool) -> bool:
     return True
 
 
+EMPTYING_MS: Final = 1_000
+"""How long emptying a log waits for other programs, which cannot write meanwhile, in milliseconds."""
+
+
+def empty_log(connection: sqlite3.Connection) -> bool:
+    """Empty the log, which still has what is overwritten in the file; return whether no program reads an old state."""
+    wait = connection.execute("PRAGMA busy_timeout").fetchone()[0]
+    connection.execute(f"PRAGMA busy_timeout = {min(wait, EMPTYING_MS)}")
+    busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    connection.execute(f"PRAGMA busy_timeout = {wait}")
+    return not busy
+
+
 def sqlite_code(problem: BaseException | None) -> int:
     """Return the primary result code of an exception, 0 if it has none."""
     code: int = getattr(problem, "sqlite_errorcode", 0)

@@ -13,6 +13,8 @@ memory_ledger = of("stores/ledger/memory.py", "stores/ledger/test_ledgers.py")
 sql_ledger = of("stores/ledger/sql.py", "stores/ledger/test_sql.py")
 sql_rows_of_ledger = of("stores/ledger/sql.py", "stores/ledger/test_ledgers.py")
 sql_budgets = of("stores/ledger/sql_budgets.py", "stores/ledger/test_sql.py")
+erasing = of("stores/sql/erasing.py", "conversations/test_erasure.py")
+encrypted = of("stores/encrypted.py", "stores/test_encrypted.py")
 memory_limits = of("stores/limits/memory.py", "policies/test_limits.py")
 redis_limits = of("stores/limits/redis.py", "stores/limits/test_redis.py")
 
@@ -131,5 +133,13 @@ STORES: tuple[Mutant, ...] = (
     ),
     redis_limits(
         "redis-limits-let-many-probes-go", "if wait <= 0 and tonumber(known[2] or 0) <= now then", "if wait <= 0 then"
+    ),
+    erasing("erasing-takes-the-old-steps-of-a-run-that-goes-on", "where(of_found, *whole)", "where(of_found)"),
+    erasing("erasing-leaves-the-log", "    is_empty = empty_log(file)\n", "    is_empty = True\n"),
+    encrypted("encrypted-values-can-be-moved", "dump([kind, owner, *ids])", "dump([kind])"),
+    encrypted(
+        "encrypted-results-hide-a-lost-key",
+        "unreadable=_lost(stored.result) if result is None else None",
+        "unreadable=None",
     ),
 )

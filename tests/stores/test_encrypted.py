@@ -232,7 +232,7 @@ async def test_fault_282_an_approval_that_cannot_be_read_is_listed_as_such(lost:
     assert key in approval.reason
     error = (await run(decide_approval(name, Approved(), owner="alice"), after)).failure()
     assert error.tag == "StorageFailed"
-    assert key in error.message
+    assert key in str(error)
     if lost == "a key":
         resumed = (await run(resume_tools("run", Toolkit((erase,)), owner="alice"), after)).failure()
         assert key in str(resumed)
@@ -249,7 +249,7 @@ async def test_fault_282_an_answer_that_cannot_be_read_is_not_asked_for_again() 
     asked = LLMRequest(prompt="erase it", owner="alice")
     error = (await run(run_tools(asked, Toolkit((erase,)), approve=ask_later, run_id="run"), new)).failure()
     assert error.tag == "StorageFailed"
-    assert "'one'" in error.message
+    assert "'one'" in str(error)
 
 
 async def test_fault_284_a_value_that_was_moved_cannot_be_decrypted(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from returns.result import Failure, Result, Success
 
 from llm_effects.effects.env import Now
 from llm_effects.stores.cache.memory import CacheCounters
-from llm_effects.stores.sqlite_files import create, enable_wal, protect, sqlite_code
+from llm_effects.stores.sqlite_files import create, empty_log, enable_wal, protect, sqlite_code
 from llm_effects.stores.worker_threads import TOO_LATE, Worker, leave_to_parent, renew_after_fork
 from llm_effects.values.errors import LLMError, StorageFailed, cause_of
 from llm_effects.values.records import CacheStats
@@ -252,7 +252,7 @@ def _delete_all(file: sqlite3.Connection, prefix: str) -> int:
         file.execute("BEGIN IMMEDIATE")
         query = "DELETE FROM entries WHERE key >= ? AND key < ? || char(1114111)"
         deleted = file.execute(query, (prefix, prefix)).rowcount
-    if file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+    if not empty_log(file):
         raise sqlite3.OperationalError(_LOG_IN_USE)
     return deleted
 

@@ -60,7 +60,7 @@ from llm_effects.stores.conversations.sql_rows import (
     update_conversation,
 )
 from llm_effects.stores.sql.database import Database
-from llm_effects.stores.sql.erasing import empty_log, erase_all, erase_conversations, erase_journals, merge_words
+from llm_effects.stores.sql.erasing import erase_all, erase_conversations, erase_journals, forget_log, merge_words
 from llm_effects.stores.sql.searching import find_messages, is_indexed, likely_messages, metadata_filter
 from llm_effects.stores.sql.tables import CONVERSATIONS, JOURNAL, insert_new, timestamp
 from llm_effects.values.conversations import (
@@ -199,12 +199,12 @@ class SqlConversations:
         """Erase a batch of conversations with their messages; those of any age also from what a file keeps beside."""
         if chosen.before is None:
             self._kept.forget_all(chosen.of)
-        last = () if chosen.before is not None else (merge_words, empty_log)
+        last = () if chosen.before is not None else (merge_words, forget_log)
         return erase_all(self.database, "erase_conversations", partial(erase_conversations, chosen=chosen), *last)
 
     def erase_journals(self, chosen: Chosen) -> FutureResult[Counts, LLMError]:
         """Erase a batch of whole runs, and of approvals."""
-        last = () if chosen.before is not None else (empty_log,)
+        last = () if chosen.before is not None else (forget_log,)
         work = partial(erase_journals, chosen=chosen, at=self.now())
         return erase_all(self.database, "erase_journals", work, *last)
 

@@ -27,7 +27,7 @@ from llm_effects.stores.ledger.memory import within
 from llm_effects.stores.ledger.sql_budgets import BudgetQueue, BudgetStep
 from llm_effects.stores.ledger.sql_usage import Period, read_usage, sum_up_hours, unsummed_hours
 from llm_effects.stores.sql.database import Database
-from llm_effects.stores.sql.erasing import empty_log, erase_all, erase_rows
+from llm_effects.stores.sql.erasing import erase_all, erase_rows, forget_log
 from llm_effects.stores.sql.tables import LEDGER, insert_all_new, timestamp
 from llm_effects.stores.worker_threads import ended
 from llm_effects.values.errors import LLMError, StorageFailed
@@ -169,7 +169,7 @@ class SqlLedger:
 
         async def run() -> Result[Counts, LLMError]:
             waiting = await self._forget(chosen)
-            last = () if chosen.before is not None else (empty_log,)
+            last = () if chosen.before is not None else (forget_log,)
             erased = await result_of(erase_all(self._database, "erase_rows", partial(erase_rows, chosen=chosen), *last))
             return erased.map(lambda counts: {**counts, "ledger_rows": counts["ledger_rows"] + waiting})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -27,6 +28,7 @@ from llm_effects.stores.sql.tables import (
     USAGE_HOURS,
     timestamp,
 )
+from llm_effects.stores.sqlite_files import empty_log
 from llm_effects.values.errors import LLMError, StorageFailed
 
 CONVERSATIONS_AT_ONCE: Final = 100
@@ -186,11 +188,12 @@ _LOG_IN_USE: Final = StorageFailed(
 )
 
 
-def empty_log(connection: Connection) -> Result[bool, LLMError]:
-    """Empty the log of a file; return ``False``."""
-    if connection.dialect.name != "sqlite":
+def forget_log(connection: Connection) -> Result[bool, LLMError]:
+    """Empty the log of a file; return ``False``: nothing is left then."""
+    file = connection.connection.driver_connection
+    if not isinstance(file, sqlite3.Connection):
         return Success(False)
-    connection.exec_driver_sql("COMMIT")  # no transaction may be open
-    busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
-    connection.exec_driver_sql("BEGIN")
-    return Failure(_LOG_IN_USE) if busy else Success(False)
+    file.execute("COMMIT")  # no transaction may be open
+    is_empty = empty_log(file)
+    file.execute("BEGIN")
+    return Success(False) if is_empty else Failure(_LOG_IN_USE)
