@@ -265,7 +265,7 @@ async def test_fault_284_a_value_that_was_moved_cannot_be_decrypted(tmp_path: Pa
         await value_of(store.conclude(run_id, owner, key, f"result of {owner}".encode()))
     kept = await chats[0].read()
     with closing(sqlite3.connect(path)) as file, file:
-        first = "(SELECT document FROM llm_{} WHERE conversation = 1 LIMIT 1)"
+        first = "(SELECT document FROM llm_{} WHERE conversation = 1 ORDER BY rowid LIMIT 1)"
         file.execute(
             f"""UPDATE llm_messages SET document = json_set(document, '$.message.parts[0].opaque',
             json_extract({first.format("messages")}, '$.message.parts[0].opaque'))
@@ -276,7 +276,8 @@ async def test_fault_284_a_value_that_was_moved_cannot_be_decrypted(tmp_path: Pa
             json_extract({first.format("summaries")}, '$.text')) WHERE conversation <> 1"""
         )
         file.execute("UPDATE llm_journal SET intent = result WHERE key = 'b'")
-        file.execute("UPDATE llm_journal SET result = (SELECT result FROM llm_journal LIMIT 1) WHERE place = 3")
+        stored = "(SELECT result FROM llm_journal ORDER BY place LIMIT 1)"
+        file.execute(f"UPDATE llm_journal SET result = {stored} WHERE place = 3")
     for chat in chats[1:]:
         history = await chat.read()
         assert history.turns[0].error == UNREADABLE
