@@ -85,12 +85,15 @@ class Worker:
         seconds: float,
         abandon: "Callable[[Future[Any]], object]" = Future[Any].cancel,
         patience: float = math.inf,
+        *,
+        late: "Callable[[Future[Any]], object]" = Future[Any].cancel,
     ) -> Result[_Value, LLMError]:
         """Run some work in a thread; fail once no job of the pool has succeeded for ``seconds``.
 
         So a store that hangs fails all its callers in time, and a long queue before a store that works fails none. A
         caller that is cancelled or times out returns at once; work that has started runs to its end. ``abandon``
-        receives the job of a cancelled caller. A caller that has waited for ``patience`` seconds receives ``TOO_LATE``.
+        receives the job of a cancelled caller, and ``late`` that of one that times out. A caller that has waited for
+        ``patience`` seconds receives ``TOO_LATE``.
         """
         try:
             job = self._threads.submit(self._timed, work)
@@ -107,7 +110,7 @@ class Worker:
                 abandon(job)
         if ended:
             return job.result()
-        job.cancel()
+        late(job)
         if ended is None:
             return TOO_LATE
         message = f"no answer within {seconds * 1000:g} ms"

@@ -333,4 +333,6 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     253: ("a key could be guessed by the time of a refusal", "constant time, every key compared; shown nowhere"),
     254: ("a proxy cut the stream of a model that thinks", "a comment after ten seconds of silence"),
     255: ("fields without effect were dropped without a word", "refused, or named in a header that they cannot break"),
+    # A fleet, on Redis and on Ray
+    290: ("a lease whose reply was lost held up every process", "ended as soon as the server runs again"),
 }

@@ -13,6 +13,7 @@ import pytest
 from attrs import define, evolve, field
 from redis import Redis
 from returns.future import FutureResult
+from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects import (
@@ -336,6 +337,28 @@ async def test_only_the_holder_renews_and_ends_a_lease(redis_server: str, reques
         while (await take(key, "b", LONG_S)).unwrap() is not Lease.UNSHARED:
             await anyio.sleep(0.01)
     await cache.aclose()
+
+
+@pytest.mark.parametrize("left", ["timed out", "cancelled"])
+@pytest.mark.parametrize("known", [True, False], ids=["scripts known", "scripts unknown"])
+async def test_fault_290_a_lease_whose_caller_has_left_is_free_at_once(left: str, known: bool) -> None:
+    with start() as server:
+        ours = open_redis(server.url(), timeout_seconds=0.2 if left == "timed out" else 10).unwrap()
+        other = open_redis(server.url(), timeout_seconds=10).unwrap()
+        for cache in (ours, other) if known else ():
+            assert (await cache.leases.take("warm", "a", LONG_S)).unwrap() is Lease.OURS
+            cache.leases.end("warm", "a", answered=False)
+            while not is_successful(await cache.leases.renew("warm", "a", LONG_S)):
+                await anyio.sleep(0.01)
+        server.process.send_signal(signal.SIGSTOP)
+        with anyio.move_on_after(0.2 if left == "cancelled" else 30):
+            assert not is_successful(await ours.leases.take("key", "a", 10 * LONG_S))
+        server.process.send_signal(signal.SIGCONT)
+        with anyio.fail_after(LONG_S):
+            while (await other.leases.take("key", "b", LONG_S)).unwrap() is not Lease.OURS:
+                await anyio.sleep(0.01)
+        await ours.aclose()
+        await other.aclose()
 
 
 # Together with other features.

@@ -7,11 +7,13 @@ trio alike, and need no background task.
 import math
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from secrets import token_hex
-from typing import Final, Protocol, TypeVar, cast, final
+from typing import Final, Protocol, TypeAlias, TypeVar, cast, final
 
 from returns.future import FutureResult
+from returns.pipeline import is_successful
 from returns.result import Result
 
 from llm_effects.effects.env import Lease
@@ -39,34 +41,32 @@ _BATCH: Final = 1000
 _Value = TypeVar("_Value")
 
 
-_KEYS: Final = "local entry, lease = KEYS[1], KEYS[2]\n"
+LEASES: Final = """
+local entry, lease, operation, holder, ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
+if operation == 'take' then
+  if redis.call('EXISTS', entry) == 1 then return 'stored' end
+  if redis.call('SET', lease, holder, 'NX', 'PX', ms) then return 'ours' end
+  local other = redis.call('GET', lease)
+  if other == holder then return 'ours' elseif other == '' then return 'unshared' else return 'theirs' end
+end
+if redis.call('GET', lease) ~= holder then return 0 end
+if operation == 'renew' then return redis.call('PEXPIRE', lease, ms) end
+if ms == '0' or redis.call('EXISTS', entry) == 1 then return redis.call('DEL', lease) end
+redis.call('SET', lease, '', 'PX', ms)
+return 1
+"""
+"""Take a lease, unless the entry or another lease is there; renew or end one's own.
 
-TAKE: Final = (
-    _KEYS
-    + """
-    if redis.call('EXISTS', entry) == 1 then return 'stored' end
-    if redis.call('SET', lease, ARGV[1], 'NX', 'PX', ARGV[2]) then return 'ours' end
-    local holder = redis.call('GET', lease)
-    if holder == ARGV[1] then return 'ours' elseif holder == '' then return 'unshared' else return 'theirs' end
-    """
-)
-"""Take a lease, unless the entry or another lease is there; the holder of one that shares nothing is empty."""
-
-RENEW: Final = _KEYS + "return redis.call('GET', lease) == ARGV[1] and redis.call('PEXPIRE', lease, ARGV[2]) or 0"
-
-END: Final = (
-    _KEYS
-    + """
-    if redis.call('GET', lease) ~= ARGV[1] then return 0 end
-    if ARGV[2] == '0' or redis.call('EXISTS', entry) == 1 then return redis.call('DEL', lease) end
-    redis.call('SET', lease, '', 'PX', ARGV[2])
-    return 1
-    """
-)
-"""End one's own lease; without an entry, those that wait see for some milliseconds that nothing is shared."""
+The holder of one that shares nothing is empty: once it has ended without an entry, those that wait see that for some
+milliseconds. It is one script, so that a server that has run it to take a lease knows it to end that one.
+"""
 
 UNSHARED_S: Final = 1.0
 """How long those that wait can see that an answer was not stored, in seconds: longer than they pause."""
+
+
+_Reply: TypeAlias = Result[bytes | int, LLMError]
+_Ask: TypeAlias = Callable[[], _Reply]
 
 
 class _Script(Protocol):
@@ -203,37 +203,42 @@ class RedisLeases:
     def __init__(
         self, client: Client, prefix: str, worker: Worker, timeout_seconds: float, secrets: tuple[Secret, ...]
     ) -> None:
-        self._take, self._renew, self._end = map(client.register_script, (TAKE, RENEW, END))
+        self._script = client.register_script(LEASES)
         self._prefix, self._worker, self._timeout, self._secrets = prefix, worker, timeout_seconds, secrets
         self._process = token_hex(8)  # the ids of calls may repeat in another process
 
     async def take(self, key: str, holder: str, seconds: float) -> Result[Lease, LLMError]:
-        """Acquire the lease of an entry for some seconds; the value is what there was."""
-        reply = await self._run("take", self._take, key, holder, math.ceil(seconds * 1000))
+        """Acquire the lease of an entry for some seconds; the value is what there was.
+
+        If its reply is lost, or its caller leaves before, a lease that the server may have given is ended.
+        """
+        work = partial(self._taken, key, holder, self._job("take", key, holder, seconds))
+        give_back = partial(self._give_back, key, holder)
+        reply = await self._worker.run("take", work, self._timeout, give_back, late=give_back)
         return reply.map(lambda each: Lease(cast("bytes", each).decode()))
 
     async def renew(self, key: str, holder: str, seconds: float) -> Result[bool, LLMError]:
         """Prolong a lease to ``seconds`` from now; the value is whether it is still there."""
-        reply = await self._run("renew", self._renew, key, holder, math.ceil(seconds * 1000))
+        reply = await self._worker.run("renew", self._job("renew", key, holder, seconds), self._timeout)
         return reply.map(lambda each: each == 1)
 
     def end(self, key: str, holder: str, *, answered: bool) -> None:
         """End a lease, in a thread: without an entry all that wait ask at once if ``answered``, else one does."""
-        self._worker.post(self._job("end", self._end, key, holder, math.ceil(UNSHARED_S * 1000) if answered else 0))
+        self._worker.post(self._job("end", key, holder, UNSHARED_S if answered else 0))
 
-    async def _run(
-        self, operation: str, script: _Script, key: str, holder: str, argument: int
-    ) -> Result[bytes | int, LLMError]:
-        return await self._worker.run(operation, self._job(operation, script, key, holder, argument), self._timeout)
-
-    def _job(
-        self, operation: str, script: _Script, key: str, holder: str, argument: int
-    ) -> Callable[[], Result[bytes | int, LLMError]]:
+    def _job(self, operation: str, key: str, holder: str, seconds: float) -> _Ask:
         entry = self._prefix + key
-        lease = f"lease:{{{entry}}}"  # in the same slot of a cluster
-        return partial(
-            as_result,
-            operation,
-            partial(script, [entry, lease], [f"{self._process}:{holder}", argument]),
-            self._secrets,
-        )
+        keys = [entry, f"lease:{{{entry}}}"]  # in the same slot of a cluster
+        arguments: list[str | int] = [operation, f"{self._process}:{holder}", math.ceil(seconds * 1000)]
+        return partial(as_result, operation, partial(self._script, keys, arguments), self._secrets)
+
+    def _taken(self, key: str, holder: str, take: _Ask) -> _Reply:
+        reply = take()
+        if not is_successful(reply):
+            self.end(key, holder, answered=False)
+        return reply
+
+    def _give_back(self, key: str, holder: str, job: "Future[_Reply]") -> None:
+        """End the lease of a caller that has left, once its job is done."""
+        if not job.cancel():
+            job.add_done_callback(lambda _: self.end(key, holder, answered=False))
