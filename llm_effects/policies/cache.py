@@ -31,7 +31,7 @@ from llm_effects.effects.effect import (
 )
 from llm_effects.effects.env import Cache, Lease, Leases, LLMEnv
 from llm_effects.effects.tasks import Pacer
-from llm_effects.policies.leases import await_entry, under_lease
+from llm_effects.policies.leases import as_one, await_entry, under_lease
 from llm_effects.providers.draft import events_of
 from llm_effects.providers.registry import cached_per_config, ready_targets
 from llm_effects.providers.target import Target, is_loopback
@@ -157,11 +157,16 @@ async def _cached(next: Generate, call: Call, env: LLMEnv) -> Answer:
         return await (_use_stale(next, call, env, key, entry) if _is_stale(entry, env) else _replay(entry, call))
     if policy is CachePolicy.ONLY or _misconfigured(stored):
         return Failure(_no_answer(stored))
-    leases: Leases | None = getattr(env.cache, "leases", None)
+    leases = _leases(env)
     alone = policy is CachePolicy.REFRESH or call.sink is not None or not is_successful(stored)  # a stream sees more
-    if leases is not None and env.config.cache.lease_seconds and not alone:
+    if leases is not None and not alone:
         return await _ask_as_one(leases, next, call, env, key)
     return await _ask_and_store(next, call, env, key, _read_warning(stored, call))
+
+
+def _leases(env: LLMEnv) -> Leases | None:
+    leases: Leases | None = getattr(env.cache, "leases", None)
+    return leases if env.config.cache.lease_seconds else None
 
 
 async def _ask_as_one(leases: Leases, next: Generate, call: Call, env: LLMEnv, key: str) -> Answer:
@@ -200,11 +205,13 @@ async def _use_stale(next: Generate, call: Call, env: LLMEnv, key: str, entry: E
     """Return a stale answer at once while a fresh one is fetched in the environment's scope; without one, ask first.
 
     No task may outlive its scope: in an environment that has none, the caller waits, and has the stale answer if the
-    models fail before any content.
+    models fail before any content, or while another process asks.
     """
     if call.request.cache is CachePolicy.ONLY or _refreshes(next, call, env, key):
         return await _replay(entry, call, stale=True)
-    answer = await _ask_and_store(next, call, env, key, ())
+    answer = await _ask_afresh(next, call, env, key)
+    if answer is None:
+        return await _replay(entry, call, stale=True)
     if is_successful(answer) or call.history.contents:
         return answer
     warning = f"the stored answer is stale, and no fresh one could be fetched: {answer.failure().tag}"
@@ -227,13 +234,23 @@ def _refreshes(next: Generate, call: Call, env: LLMEnv, key: str) -> bool:
             validator=call.validator,
             layers=call.layers,
         )
-        answer: Answer | None = None
+        failed = True
         with anyio.move_on_after(limit_s):
-            answer = await _ask_and_store(next, fresh, env, key, ())
-        if answer is None or not is_successful(answer):
+            answer = await _ask_afresh(next, fresh, env, key)
+            failed = answer is not None and not is_successful(answer)
+        if failed:
             await anyio.sleep(REFRESH_PAUSE_S)
 
     return env.background is not None and env.background.start((id(env.cache), id(next), key), refresh)
+
+
+async def _ask_afresh(next: Generate, call: Call, env: LLMEnv, key: str) -> Answer | None:
+    """Fetch and store a fresh answer; of all processes that share the cache one does, and the others get ``None``."""
+    leases, ask = _leases(env), partial(_ask_and_store, next, call, env, key, ())
+    return await ask() if leases is None else await as_one(leases, key + _REFRESHED, call, env, ask)
+
+
+_REFRESHED: Final = ":refresh"  # no entry has such a key, so its lease is there to be taken while the stale one is
 
 
 def is_cached(request: LLMRequest, config: LLMConfig) -> bool:

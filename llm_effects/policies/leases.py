@@ -44,6 +44,16 @@ async def await_entry(leases: Leases, key: str, call: Call, env: LLMEnv) -> Leas
         pause = min(pause * 1.5, LONGEST_PAUSE_S)
 
 
+async def as_one(
+    leases: Leases, key: str, call: Call, env: LLMEnv, ask: Callable[[], Awaitable[Answer]]
+) -> Answer | None:
+    """Ask under a lease; return ``None`` at once while another process asks, and for a moment after it has answered."""
+    taken = await leases.take(key, call.id, _seconds(env))
+    if not is_successful(taken):
+        return await ask()
+    return await under_lease(leases, key, call, env, ask) if taken.unwrap() is Lease.OURS else None
+
+
 async def under_lease(
     leases: Leases, key: str, call: Call, env: LLMEnv, ask: Callable[[], Awaitable[Answer]]
 ) -> Answer:

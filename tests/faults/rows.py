@@ -335,4 +335,8 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     255: ("fields without effect were dropped without a word", "refused, or named in a header that they cannot break"),
     # A fleet, on Redis and on Ray
     290: ("a lease whose reply was lost held up every process", "ended as soon as the server runs again"),
+    291: (
+        "each process of a fleet refreshed the same stale answer",
+        "one does, by a lease; after a failure, one a second",
+    ),
 }

@@ -1,10 +1,12 @@
 """Answers past their time to live: returned at once within a bound, while a fresh one is fetched in a scope."""
 
+# ruff: noqa: ASYNC110 - a server does not announce its changes
+
 import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -40,6 +42,7 @@ from llm_effects.effects.env import Cache
 from llm_effects.policies.cache import REFRESH_PAUSE_S, REFRESH_TAG
 from llm_effects.policies.redaction import Redaction
 from llm_effects.stores.cache.memory import MemoryCache
+from llm_effects.stores.cache.redis import open_redis
 from llm_effects.stores.cache.sqlite import SqliteCache
 from llm_effects.telemetry.logs import log_refresh_defect
 from llm_effects.testing import answer, scripted
@@ -47,6 +50,9 @@ from llm_effects.values.errors import LLMError
 from llm_effects.values.placeholders import Finding
 from llm_effects.values.records import ModelHealth
 from llm_effects.values.serialization import Entry, dump_entry, load_entry
+from tests.fixtures.redis_server import redis_server
+
+__all__ = ["redis_server"]
 
 pytestmark = pytest.mark.anyio
 
@@ -346,6 +352,121 @@ def test_fault_199_llm_returns_stale_answers_at_once() -> None:
         while (answered := llm.generate(ASK)).content != "2" and time.monotonic() < deadline:
             time.sleep(0.01)
     assert (answered.content, answered.stale) == ("2", False)
+
+
+# In a fleet: with environments that share nothing but a Redis server.
+
+
+@asynccontextmanager
+async def fleet(
+    url: str, question: LLMRequest, *, scopes: bool = True, lease: float = 10.0
+) -> AsyncGenerator[tuple[Model, list[World]]]:
+    """Open eight environments with a stale answer to a question, each with a connection and a scope of its own."""
+    model, clock = Model(), [0.0]
+    config = evolve(CONFIG, cache=evolve(CONFIG.cache, lease_seconds=lease))
+    async with AsyncExitStack() as stack:
+        worlds = list[World]()
+        for _ in range(8):
+            cache = open_redis(url, timeout_seconds=10).unwrap()
+            stack.push_async_callback(cache.aclose)
+            tasks = await stack.enter_async_context(background_tasks(log_refresh_defect)) if scopes else None
+            env = scripted_env(config=config, clients=model)
+            env = evolve(env, cache=cache, background=tasks, now=lambda: START + timedelta(seconds=clock[0]))
+            worlds.append(World(model, env, clock))
+        assert (await run(generate(question), worlds[0].env)).unwrap().content == "1"
+        clock[0] = TTL_S
+        yield model, worlds
+
+
+async def shown_by_all(worlds: list[World], question: LLMRequest) -> list[tuple[str, bool]]:
+    shown = list[tuple[str, bool]]()
+
+    async def one(here: World) -> None:
+        response = (await run(generate(question), here.env)).unwrap()
+        shown.append((response.content, response.stale))
+
+    async with anyio.create_task_group() as group:
+        for here in worlds:
+            group.start_soon(one, here)
+    return shown
+
+
+async def until(holds: Callable[[], object]) -> None:
+    with anyio.fail_after(30):
+        while not holds():
+            await anyio.sleep(0.005)
+
+
+async def settled(worlds: list[World]) -> None:
+    """Wait until no environment has a task in its scope."""
+    await until(lambda: not any(here.env.background._keys for here in worlds if here.env.background))
+
+
+async def test_fault_291_of_a_fleet_one_process_refreshes(redis_server: str, request: pytest.FixtureRequest) -> None:
+    ask = LLMRequest(prompt=request.node.nodeid)
+    async with fleet(redis_server, ask) as (model, worlds):
+        model.gate = anyio.Event()
+        for _ in range(2):
+            assert await shown_by_all(worlds, ask) == [("1", True)] * 8
+        await until(lambda: len(model.calls) == 2)
+        model.gate.set()
+        await settled(worlds)
+        assert await shown_by_all(worlds, ask) == [("2", False)] * 8
+        assert len(model.calls) == 2
+
+
+async def test_fault_291_of_a_fleet_one_process_asks_again_after_a_failure(
+    redis_server: str, request: pytest.FixtureRequest
+) -> None:
+    ask = LLMRequest(prompt=request.node.nodeid)
+    async with fleet(redis_server, ask) as (model, worlds):
+        model.fails = True
+        assert await shown_by_all(worlds, ask) == [("1", True)] * 8
+        await settled(worlds)
+        assert len(model.calls) == 2
+        model.fails = False
+        shown = [("1", True)]
+        with anyio.fail_after(30):
+            while ("3", False) not in shown:
+                shown = await shown_by_all(worlds, ask)
+                await anyio.sleep(0.05)
+        assert len(model.calls) == 3
+
+
+async def test_fault_291_without_scopes_one_caller_of_a_fleet_waits(
+    redis_server: str, request: pytest.FixtureRequest
+) -> None:
+    ask = LLMRequest(prompt=request.node.nodeid)
+    async with fleet(redis_server, ask, scopes=False) as (model, worlds):
+        shown = await shown_by_all(worlds, ask)
+    assert {*shown} == {("1", True), ("2", False)}
+    assert len(model.calls) == 2
+
+
+async def test_fault_291_a_refresh_that_ends_with_its_process_is_taken_over(
+    redis_server: str, request: pytest.FixtureRequest
+) -> None:
+    ask = LLMRequest(prompt=request.node.nodeid)
+    async with fleet(redis_server, ask, lease=600) as (model, worlds):
+        model.gate = anyio.Event()
+        async with background_tasks(log_refresh_defect) as tasks:
+            first = World(model, evolve(worlds[0].env, background=tasks), worlds[0].clock)
+            await shown_by_all([first], ask)
+            await until(lambda: len(model.calls) == 2)
+        model.gate.set()
+        with anyio.fail_after(30):
+            while len(model.calls) < 3:
+                await shown_by_all(worlds[1:], ask)
+                await settled(worlds)
+        assert model.cancelled == 1
+
+
+async def test_without_leases_each_process_refreshes(redis_server: str, request: pytest.FixtureRequest) -> None:
+    ask = LLMRequest(prompt=request.node.nodeid)
+    async with fleet(redis_server, ask, lease=0) as (model, worlds):
+        model.gate = anyio.Event()
+        await shown_by_all(worlds, ask)
+        await until(lambda: len(model.calls) == 9)
 
 
 # Together with other features.
