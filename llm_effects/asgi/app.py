@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Final, TypeAlias, cast, final
 from urllib.parse import urlsplit
 
 import anyio
-from attrs import frozen
+from attrs import field, frozen
 from returns.pipeline import is_successful
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,13 +25,20 @@ from llm_effects.asgi.chat_requests import AUTO, model_names, read_chat_request
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import entry_of
 from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.mistakes import check_config
 from llm_effects.effects.tasks import in_steps
 from llm_effects.manager import open_env
 from llm_effects.providers.target import is_loopback
 from llm_effects.values.secrets import Secret
+from llm_effects.values.validation import InvalidValue, check_id, instance, invalid
 
 Identify: TypeAlias = Callable[[Secret], str | Awaitable[str | None] | None]
-"""A function, sync or async, that returns the owner of a key, or ``None`` for a key that is not valid."""
+"""A function, sync or async, that returns the owner of a key, or ``None`` (or a blank text) for one that is not valid.
+
+Whatever is no owner, such as ``True``, counts as ``None`` and is logged.
+"""
+
+_LOGGER: Final = logging.getLogger("llm_effects")
 
 BODY_S: Final = 60.0
 """Seconds that a client has to send the body of its request."""
@@ -63,6 +71,8 @@ def create_app(
     >>> anyio.run(main)
     'Logs.'
     """
+    if source is not None and not isinstance(cast("object", source), LLMEnv):
+        check_config(source)
     gate = Gate(identify, allow_anyone)
     app = Starlette(
         routes=[
@@ -106,7 +116,11 @@ class Gate:
     """The access to an endpoint: for the owner of a key, or without keys for a program on this machine."""
 
     identify: Identify | None = None
-    allow_anyone: bool = False
+    allow_anyone: bool = field(default=False, validator=instance(bool))
+
+    def __attrs_post_init__(self) -> None:
+        if self.identify is not None and not callable(cast("object", self.identify)):
+            invalid("identify", f"must be a function of a key, not {type(self.identify).__name__}")
 
     async def owner(self, request: Request, env: LLMEnv) -> str | None:
         """Return the owner of a request; one that may not pass is an ``HTTPException``."""
@@ -128,7 +142,19 @@ class Gate:
             owners = [owner for owner, known in keys.items() if known == key]
             return owners[0] if owners else None
         owner = self.identify(key)
-        return await owner if isawaitable(owner) else owner
+        return _valid_owner(await owner if isawaitable(owner) else owner)
+
+
+def _valid_owner(owner: object) -> str | None:
+    """Return an owner, or ``None`` for what no store could take for one."""
+    if not owner:
+        return None
+    try:
+        check_id("the owner that identify returned", owner)
+    except InvalidValue as problem:
+        _LOGGER.warning("%s", problem)
+        return None
+    return cast("str", owner)
 
 
 def _bearer(authorization: str) -> Secret | None:

@@ -109,6 +109,54 @@ async def test_a_function_identifies_the_owner_of_a_key(*, is_async: bool) -> No
     assert [request.owner for request in model.requests] == ["ada"]
 
 
+ODD_OWNERS: list[Any] = [None, "", " \t", False, True, 0, 7, b"ada", ["ada"], "a\0b", "\ud800", "a" * 513]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("owner", ODD_OWNERS, ids=lambda each: repr(each)[:12])
+async def test_fault_292_what_no_store_could_take_for_an_owner_is_refused(
+    owner: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with client_of(scripted_env("never"), ADA, identify=lambda _: owner) as client:
+        with caplog.at_level("WARNING", "llm_effects"):
+            for response in (await client.get("/models"), await client.get("/models/auto"), await ask(client)):
+                assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+                assert response.json()["error"] == {
+                    "message": "the key is not valid",
+                    "type": "invalid_request_error",
+                    "param": None,
+                    "code": "invalid_api_key",
+                }
+    assert ("the owner that identify returned: must" in caplog.text) is bool(owner)
+    assert ADA not in caplog.text
+
+
+@pytest.mark.anyio
+async def test_fault_292_an_owner_is_passed_on_character_by_character() -> None:
+    model = scripted("ok")
+    async with client_of(scripted_env(clients=model), ADA, identify=lambda _: " ada ") as client:
+        assert (await ask(client)).status_code == 200
+    assert [request.owner for request in model.requests] == [" ada "]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"allow_anyone": "false"}, "allow_anyone: must be bool, not str"),
+        ({"identify": {ADA: "ada"}}, "identify: must be a function of a key, not dict"),
+    ],
+)
+def test_fault_292_what_would_open_or_break_the_gate_is_rejected_at_once(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_app(scripted_env("never"), **options)
+
+
+@pytest.mark.parametrize("source", ["llm.toml", {"models": {}}])
+def test_an_endpoint_over_no_configuration_is_told_the_remedy(source: Any) -> None:
+    with pytest.raises(TypeError, match=r"write load_config\(\.\.\.\)\.unwrap\(\)"):
+        create_app(source)
+
+
 @pytest.mark.anyio
 async def test_each_owner_has_a_budget() -> None:
     dear = ModelConfig(provider="lm-studio", price=Price(input=1, output=10))

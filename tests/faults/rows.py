@@ -335,8 +335,6 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     255: ("fields without effect were dropped without a word", "refused, or named in a header that they cannot break"),
     # A fleet, on Redis and on Ray
     290: ("a lease whose reply was lost held up every process", "ended as soon as the server runs again"),
-    291: (
-        "each process of a fleet refreshed the same stale answer",
-        "one does, by a lease; after a failure, one a second",
-    ),
+    291: ("each process of a fleet refreshed the same stale answer", "one does, under a lease, at most once a second"),
+    292: ("an empty or odd owner of a key passed the gate of the endpoint", "401, as for a key that is not valid"),
 }
