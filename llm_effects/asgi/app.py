@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from functools import partial
+from http import HTTPStatus
 from inspect import isawaitable
 from typing import Final, TypeAlias, cast, final
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from llm_effects.asgi.answers import Exchange, error_response, json_response
-from llm_effects.asgi.chat_requests import AUTO, model_names, read_chat_request
+from llm_effects.asgi.chat_requests import AUTO, model_names, no_such_model, read_chat_request
 from llm_effects.config import LLMConfig
 from llm_effects.config.models import entry_of
 from llm_effects.effects.env import LLMEnv
@@ -30,7 +31,7 @@ from llm_effects.effects.tasks import in_steps
 from llm_effects.manager import open_env
 from llm_effects.providers.target import is_loopback
 from llm_effects.values.secrets import Secret
-from llm_effects.values.validation import InvalidValue, check_id, instance, invalid
+from llm_effects.values.validation import InvalidValue, check_id, instance, invalid, short_repr
 
 Identify: TypeAlias = Callable[[Secret], str | Awaitable[str | None] | None]
 """A function, sync or async, that returns the owner of a key, or ``None`` (or a blank text) for one that is not valid.
@@ -237,9 +238,18 @@ _LENGTH_DIGITS: Final = 18
 # Refusals, in OpenAI's shape.
 
 
-async def _refused(_: Request, problem: Exception) -> Response:
+async def _refused(request: Request, problem: Exception) -> Response:
     refusal = cast("HTTPException", problem)
-    return _refusal(refusal.status_code, refusal.detail, refusal.headers)
+    status, detail, headers = refusal.status_code, refusal.detail, refusal.headers or {}
+    if detail == HTTPStatus(status).phrase:  # of the router, which names no remedy
+        detail = _REMEDIES.get(status, detail).format(path=short_repr(request.url.path), methods=headers.get("Allow"))
+    return _refusal(status, detail, headers)
+
+
+_REMEDIES: Final = {
+    404: "there is nothing at {path}: a base URL ends in /v1, and below it are chat/completions and models",
+    405: "{path} takes only {methods}",
+}
 
 
 def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -274,7 +284,7 @@ async def _show_model(gate: Gate, request: Request) -> Response:
     for model in _models(env.config):
         if model["id"] == request.path_params["name"]:
             return json_response(model)
-    raise HTTPException(404, "there is no such model")
+    return error_response(no_such_model(request.path_params["name"], env.config))
 
 
 def _models(config: LLMConfig) -> list[dict[str, object]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Final, cast, final
 
-from attrs import frozen
+from attrs import evolve, frozen
 from returns.result import Failure, Result
 
 from llm_effects.config import LLMConfig
@@ -92,15 +93,35 @@ def read_chat_request(body: bytes, config: LLMConfig, owner: str | None = None) 
     """
     value = parse(body)
     if isinstance(value, Unreadable) or not is_table(value):
-        problem = value.reason if isinstance(value, Unreadable) else "the body must be a JSON object"
-        return Failure(InvalidRequest(message=problem))
+        reason = f": {value.reason}" if isinstance(value, Unreadable) else ""
+        return Failure(InvalidRequest(message=f"the body must be a JSON object{reason}"))
     fields = {str(name): each for name, each in value.items() if each is not None and not _is_neutral(name, each)}
     unknown = _unknown_model(fields.get("model"), config)
-    return checked(_chat_request, fields, owner) if unknown is None else Failure(unknown)
+    if unknown is not None:
+        return Failure(unknown)
+    return checked(_chat_request, fields, owner).alt(partial(_in_terms_of, fields))
 
 
 def _is_neutral(name: object, value: object) -> bool:
     return isinstance(name, str) and any(value == each for each in _NEUTRAL.get(name, ()))
+
+
+_NAMES: Final = {
+    "conversation": "prompt_cache_key",
+    "response_schema": "response_format",
+    "include_usage": "stream_options.include_usage",
+    **{name: f"llm_effects.{name}" for name in _OWN},
+}
+"""The fields of a client by their names in this library, which its messages begin with."""
+
+
+def _in_terms_of(fields: Mapping[str, object], error: LLMError) -> LLMError:
+    """Return an error whose message begins with the field that the client wrote."""
+    if not isinstance(error, InvalidRequest):
+        return error
+    name = error.message.partition(":")[0].partition("[")[0]
+    longer = {"max_tokens": "max_completion_tokens"} if "max_completion_tokens" in fields else {}
+    return evolve(error, message=(_NAMES | longer).get(name, name) + error.message.removeprefix(name))
 
 
 def _unknown_model(name: object, config: LLMConfig) -> LLMError | None:
@@ -108,6 +129,11 @@ def _unknown_model(name: object, config: LLMConfig) -> LLMError | None:
     known = {AUTO, *config.models, *model_names(config), *(each.model for each in config.models.values())}
     if isinstance(name, str) and name in known:
         return None
+    return no_such_model(name, config)
+
+
+def no_such_model(name: object, config: LLMConfig) -> LLMError:
+    """Return the error of a request for a model that is not known here; it lists those that are."""
     names = ", ".join((AUTO, *model_names(config)))
     if name is None:
         return InvalidRequest(message=f"model: is missing: the names are {names}")
@@ -123,6 +149,11 @@ def _chat_request(fields: Mapping[str, object], owner: str | None) -> ChatReques
     for name in own:
         if name not in _OWN:
             invalid(f"llm_effects.{name}", f"unknown key: {suggestion(name, _OWN)}")
+    for name, each in (("tools", fields.get("tools")), ("llm_effects.tags", own.get("tags"))):
+        if each is not None and not is_list(each):
+            invalid(name, f"must be a list, not {short_repr(each)}")
+    if not (isinstance(stop := fields.get("stop", ""), str) or is_list(stop)):
+        invalid("stop", f"must be a text or a list of texts, not {short_repr(stop)}")
     return ChatRequest(
         request=_request(fields, own, owner),
         streamed=_flag(fields, "stream"),

@@ -16,7 +16,7 @@ from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, Tu
 from llm_effects.effects.effect import Answer, Generate, layer, proceed
 from llm_effects.effects.env import LLMEnv
 from llm_effects.providers.registry import hide_all_keys, is_on_this_machine, is_proxied, ready_targets
-from llm_effects.routing.candidates import RoutingContext, fallbacks_after
+from llm_effects.routing.candidates import RoutingContext, fallbacks_after, filter_candidates
 from llm_effects.routing.router import Ranked, Ranking, available, first_of, order
 from llm_effects.routing.statistics import cooldown_after, ended_too_soon, time_share
 from llm_effects.values.errors import BudgetExceeded, Fallback, LLMError, NetworkError, RequestFailed, fallback_for
@@ -64,7 +64,7 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: Ran
             return result
         left = fallbacks_after(result.failure(), chosen, rest, call.request.allow)
         if not left or len(call.history.attempts) >= env.config.routing.max_attempts:
-            return Failure(_with_remedy(_final(result.failure(), call), env.config))
+            return Failure(_with_remedy(_final(result.failure(), call), call, env))
         await call.history.drained()
         chosen, rest = left[0], left[1:]
 
@@ -95,13 +95,18 @@ def no_model_remedy() -> str:
     )
 
 
-def _with_remedy(error: LLMError, config: LLMConfig) -> LLMError:
+def _with_remedy(error: LLMError, call: Call, env: LLMEnv) -> LLMError:
     """Add the remedy to the error of a call that found no server on this machine and has no other model."""
+    config = env.config
     errors = error.errors if isinstance(error, RequestFailed) else (error,)
     refused = [each for each in errors if isinstance(each, NetworkError) and each.phase == "refused"]
     if len(refused) < len(errors) or not all(map(is_on_this_machine, ready_targets(config).values())):
         return error
-    remedied = tuple(evolve(each, message=f"{each.message} Or else {no_model_remedy()}") for each in refused)
+    targets = tuple(ready_targets(config).values())
+    able = filter_candidates(call.request, targets, env.tokens.estimate(call.request), proxied=is_proxied(config))
+    others = "; ".join(f"{each.model}: {each.reason}" for each in able.unwrap().excluded) if is_successful(able) else ""
+    remedy = f"No other model can take this request: {others}" if others else f"Or else {no_model_remedy()}"
+    remedied = tuple(evolve(each, message=f"{each.message} {remedy}") for each in refused)
     return evolve(error, errors=remedied) if isinstance(error, RequestFailed) else remedied[0]
 
 

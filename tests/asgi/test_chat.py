@@ -162,11 +162,11 @@ def test_a_model_is_pinned_by_its_name_its_entry_or_the_name_of_its_provider() -
         ({"model": "gpt-4"}, "model: 'gpt-4' is not known here: the names are auto, scripted"),
         ({"temperature": 3}, "temperature: must be at most 2"),
         ({"max_tokens": "many"}, "max_tokens: must be a whole number"),
-        ({"stop": 3}, "stop: must be several values"),
+        ({"stop": 3}, "stop: must be a text or a list of texts, not 3"),
         ({"stream": "yes"}, "stream: must be true or false"),
         ({"stream_options": []}, "stream_options: must be an object"),
-        ({"stream_options": {"include_usage": 1}}, "include_usage: must be true or false"),
-        ({"tools": 7}, "tools: must be several values"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage: must be true or false"),
+        ({"tools": 7}, "tools: must be a list, not 7"),
         ({"tools": [{"type": "custom"}]}, "tools[0].type: must be function, not 'custom'"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name: must not be blank"),
         ({"tools": [{"type": "function"}]}, "tools[0].function: is missing"),
@@ -176,16 +176,23 @@ def test_a_model_is_pinned_by_its_name_its_entry_or_the_name_of_its_provider() -
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema: is missing"),
         ({"metadata": {"a": 1}}, "metadata.a: must be str"),
         ({"llm_effects": {"tag": ["a"]}}, "llm_effects.tag: unknown key: did you mean tags?"),
-        ({"llm_effects": {"cache": "never"}}, "cache: must be one of"),
+        ({"llm_effects": {"cache": "never"}}, "llm_effects.cache: must be one of"),
+        ({"llm_effects": {"tags": "nightly"}}, "llm_effects.tags: must be a list, not 'nightly'"),
+        ({"llm_effects": {"tags": [1]}}, "llm_effects.tags[0]: must be str"),
+        ({"llm_effects": {"timeout_ms": -1}}, "llm_effects.timeout_ms: must be above 0"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens: must be at least 1"),
+        ({"prompt_cache_key": " "}, "prompt_cache_key: must not be blank"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(fields: dict[str, Any], message: str) -> None:
+def test_fault_296_what_is_wrong_is_named_with_its_place(fields: dict[str, Any], message: str) -> None:
     assert problem(**fields).startswith(message)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"7", b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}", b"\xff"])
 def test_a_body_that_is_no_object_is_an_error(body: bytes) -> None:
-    assert isinstance(read_chat_request(body, ONE_MODEL).failure(), InvalidRequest)
+    problem = read_chat_request(body, ONE_MODEL).failure()
+    assert isinstance(problem, InvalidRequest)
+    assert problem.message.startswith("the body must be a JSON object")
 
 
 @pytest.mark.parametrize(
@@ -463,11 +470,16 @@ async def test_fault_250_a_client_is_asked_to_retry_only_where_a_pause_is_known(
 
 
 @pytest.mark.anyio
-async def test_a_path_or_method_that_does_not_exist_is_refused_in_the_same_shape() -> None:
+async def test_fault_296_a_path_or_method_that_does_not_exist_is_refused_with_the_right_one() -> None:
     async with client_of(scripted_env()) as client:
         missing, wrong = await client.get("/responses"), await client.get("/chat/completions")
+        without = await client.post("http://localhost/chat/completions", json=QUESTION)  # a base URL without /v1
     assert (missing.status_code, missing.json()["error"]["type"]) == (404, "invalid_request_error")
+    assert without.json()["error"]["message"] == (
+        "there is nothing at '/chat/completions': a base URL ends in /v1, and below it are chat/completions and models"
+    )
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.json()["error"]["message"] == "'/v1/chat/completions' takes only POST"
     assert set(wrong.json()["error"]) == {"message", "type", "param", "code"}
 
 
@@ -508,7 +520,8 @@ async def test_models_are_listed() -> None:
         ("gpt", "openai"),
     ]
     assert one.json() == {"id": "a/b", "object": "model", "created": 0, "owned_by": "lm-studio"}
-    assert (none.status_code, none.json()["error"]["code"]) == (404, "not_found")
+    assert (none.status_code, none.json()["error"]["code"]) == (404, "model_not_found")
+    assert "the names are auto, a/b, gpt" in none.json()["error"]["message"]
 
 
 # Clients that leave.

@@ -337,4 +337,9 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     290: ("a lease whose reply was lost held up every process", "ended as soon as the server runs again"),
     291: ("each process of a fleet refreshed the same stale answer", "one does, under a lease, at most once a second"),
     292: ("an empty or odd owner of a key passed the gate of the endpoint", "401, as for a key that is not valid"),
+    293: ("each actor on Ray had the whole limit of a model", "one limit for all: never exceeded, at least 95 % used"),
+    294: ("actors on Ray paid for one question twice, or overspent a budget", "paid once; one budget for all"),
+    295: ("an actor that was killed lost what it had paid for", "others go on; only calls under way are repeated"),
+    296: ("an endpoint named fields that no client has, or none", "the client's own field or path, and the remedy"),
+    297: ("a machine with a model was told to install one", "why that model could not take the request"),
 }

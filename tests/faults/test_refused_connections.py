@@ -3,8 +3,22 @@
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
-from llm_effects import LLMConfig, LLMRequest, ModelConfig, describe, explain, generate, load_config, open_env, run
+from llm_effects import (
+    Image,
+    LLMConfig,
+    LLMRequest,
+    Message,
+    ModelConfig,
+    describe,
+    explain,
+    generate,
+    load_config,
+    open_env,
+    run,
+)
+from llm_effects.config import Capabilities
 from llm_effects.effects.effect import result_of
 from llm_effects.values import errors
 from llm_effects.values.extras import install_command
@@ -58,6 +72,16 @@ async def test_fault_187_without_any_model_the_error_says_the_remedy_once() -> N
     assert sentence.count("refused the connection") == 1
     assert install_command("local") in sentence
     assert "OPENAI_API_KEY" in sentence
+
+
+async def test_fault_297_a_model_that_cannot_take_the_request_is_named_with_the_reason() -> None:
+    words = Capabilities(images=False)
+    here = {"studio": nobody_listens(), "words": evolve(nobody_listens(), capabilities=words)}
+    picture = LLMRequest(messages=(Message("user", (Image(data=b"GIF89a", media_type="image/gif"),)),), cache="bypass")
+    async with open_env(LLMConfig(models=here)) as env:
+        sentence = describe((await run(generate(picture), env)).failure())
+    assert sentence.count("No other model can take this request: words: it does not take images") == 1
+    assert "pip install" not in sentence
 
 
 def only_servers(config: LLMConfig) -> LLMConfig:
