@@ -100,7 +100,7 @@ def ray(session: nox.Session) -> None:
     python = f"{Path(session.bin, 'python')}"
     session.log(f"export LLM_EFFECTS_RAY={python}")
     tests = session.posargs or ["tests/plain", "tests/examples/test_dataset.py"]
-    active = (sys.executable, "-m", "pytest", "-k", "on_ray", "-rA", *tests)
+    active = (sys.executable, "-m", "pytest", "-k", "on_ray", "-rA", "-o", "faulthandler_timeout=600", *tests)
     session.run(*active, env={"LLM_EFFECTS_RAY": python}, external=True)
 
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,7 @@ from llm_effects.plain.datasets import (
 from llm_effects.values.errors import Cause
 from tests.fixtures.house import MODULES, PACKAGE, ROOT
 from tests.fixtures.postgres_server import Postgres, postgres_server
-from tests.fixtures.ray_programs import RAY, ray_program
+from tests.fixtures.ray_programs import RAY, WITHOUT_RAY, ray_program
 from tests.fixtures.redis_server import redis_server
 
 __all__ = ["postgres_server", "redis_server"]
@@ -260,11 +261,29 @@ def test_the_blocks_of_the_guide_run_on_ray(tmp_path: Path) -> None:
     ray_program("-m", "tests.fixtures.ray_jobs", str(tmp_path), "guide")
 
 
-def test_fault_293_294_295_actors_on_ray_share_limits_a_cache_and_a_budget(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+@pytest.fixture
+def run_on_ray(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return a function that runs a job of actors that share a real Redis and a real Postgres."""
     if RAY is None:
-        ray_program()
+        pytest.skip(WITHOUT_RAY)
     redis: str = request.getfixturevalue("redis_server")
     postgres: Postgres = request.getfixturevalue("postgres_server")
-    print(ray_program("-m", "tests.fixtures.ray_fleet", str(tmp_path), redis, postgres.new_url()))
+
+    def run(job: str) -> None:
+        said = ray_program("-m", "tests.fixtures.ray_fleet", str(tmp_path), redis, postgres.new_url(), job)
+        print(said)  # figures for the guide
+        assert f"{job}: " in said
+
+    return run
+
+
+def test_fault_293_actors_on_ray_keep_one_limit_and_ask_duplicates_once(run_on_ray: Callable[[str], None]) -> None:
+    run_on_ray("actors_keep_one_limit_and_ask_duplicates_once")
+
+
+def test_fault_294_actors_on_ray_spend_one_budget(run_on_ray: Callable[[str], None]) -> None:
+    run_on_ray("actors_spend_one_budget")
+
+
+def test_fault_295_when_an_actor_on_ray_is_killed_others_resume(run_on_ray: Callable[[str], None]) -> None:
+    run_on_ray("a_killed_actor_resumes")
