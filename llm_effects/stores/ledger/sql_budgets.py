@@ -17,7 +17,7 @@ from returns.result import Failure, Result, Success
 from sqlalchemy import Connection, delete, select, text, update
 
 from llm_effects.limits.budgets import Account, Hold, check_budget
-from llm_effects.stores.sql.database import Database, limit_lock_wait
+from llm_effects.stores.sql.database import Database, begin_later, take_beginning
 from llm_effects.stores.sql.tables import BUDGETS, HOLDS, insert_all_new, timestamp
 from llm_effects.values.errors import BudgetExceeded, LLMError, StorageFailed
 
@@ -110,7 +110,7 @@ class BudgetQueue:
         if on_server:
             if apply_at_once(connection, self._batch):
                 return Success([Success(step.hold) for step in self._batch])
-            limit_lock_wait(connection)  # in the next transaction
+            begin_later(connection)  # the next transaction
         accounts = lock(connection, [step.hold for step in self._batch])
         return Success(apply_steps(accounts, self._batch))
 
@@ -328,7 +328,7 @@ def apply_at_once(connection: Connection, steps: Sequence[BudgetStep]) -> bool:
     rows = [_step_row(step, account) for step in steps for account in step.hold.accounts]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     driver: Any = connection.connection.driver_connection
-    script = ClientCursor(driver).mogrify(_AT_ONCE, columns)
+    script = f"{take_beginning(connection)};{ClientCursor(driver).mogrify(_AT_ONCE, columns)}"
     return bool(connection.exec_driver_sql(script, execution_options={"no_parameters": True}).scalar_one())
 
 
