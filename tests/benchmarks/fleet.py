@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from multiprocessing.synchronize import Barrier
 from statistics import median
@@ -51,7 +51,7 @@ SHARED: Final = 10
 """How many questions all workers ask at the same time."""
 
 
-Results: TypeAlias = "multiprocessing.SimpleQueue[tuple[str, list[float]]]"
+Results: TypeAlias = "multiprocessing.SimpleQueue[tuple[str, list[float], float]]"
 
 
 # What is counted.
@@ -94,9 +94,9 @@ class Relay:
         self._open += 1
         sending = [False]
         try:
-            await asyncio.gather(
-                self._copy(reader, back, sending, up=True), self._copy(there, writer, sending, up=False)
-            )
+            copies = self._copy(reader, back, sending, up=True), self._copy(there, writer, sending, up=False)
+            with suppress(asyncio.CancelledError):  # the relay ends
+                await asyncio.gather(*copies)
         finally:
             self._open -= 1
             writer.close()
@@ -133,11 +133,19 @@ def relayed(port: int) -> Iterator[tuple[Relay, int]]:
         found.append(server.sockets[0].getsockname()[1])
         ready.set()
         loop.run_forever()
+        server.close()
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(left)) if left else None
+        loop.close()
 
-    threading.Thread(target=serve, daemon=True).start()
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
     ready.wait()
     yield relay, found[0]
     loop.call_soon_threadsafe(loop.stop)
+    thread.join()
 
 
 @final
@@ -274,10 +282,10 @@ def work(number: int, config: Sequence[object], seconds: float, gate: Barrier, r
             (await run(generate(LLMRequest(prompt=f"warm {number}")), env)).unwrap()
             for kind, do in kinds.items():
                 await anyio.to_thread.run_sync(gate.wait)
-                done = list[float]()
+                done, used = list[float](), time.process_time()
                 await do(time.monotonic() + seconds, done)
                 await anyio.sleep(0.5)  # the ledger writes its last batch
-                results.put((kind, done))
+                results.put((kind, done, time.process_time() - used))
                 await anyio.to_thread.run_sync(gate.wait)
 
     anyio.run(main)
@@ -294,6 +302,7 @@ class Row(NamedTuple):
     calls: int
     seconds: float
     median_ms: float
+    processor_ms: float
     model: int
     most: int
     used: float
@@ -332,10 +341,20 @@ def row_of(seconds: float, gate: Barrier, results: Results, served: Served, rela
     taken = [results.get() for _ in range(gate.parties - 1)]
     seconds = time.monotonic() - began - 0.5
     redis, postgres = (relay.traffic.since(then) for relay, then in zip(relays, before, strict=True))
-    times = [each for _, done in taken for each in done]
-    model = served.total - total
+    times = [each for _, done, _ in taken for each in done]
+    processor_ms = sum(each for *_, each in taken) / len(times) * 1000
     row = Row(
-        len(taken), taken[0][0], len(times), seconds, median(times) * 1000, model, served.most, used, redis, postgres
+        workers=len(taken),
+        kind=taken[0][0],
+        calls=len(times),
+        seconds=seconds,
+        median_ms=median(times) * 1000,
+        processor_ms=processor_ms,
+        model=served.total - total,
+        most=served.most,
+        used=used,
+        redis=redis,
+        postgres=postgres,
     )
     gate.wait()
     return row
@@ -352,7 +371,7 @@ def share_of_limit(served: Served, seconds: float) -> float:
 
 
 HEAD = (
-    "| workers | work | calls/s | median ms | model calls | at once, most | limit used "
+    "| workers | work | calls/s | median ms | processor ms a call | model calls | at once, most | limit used "
     "| Redis: trips, bytes a call | connections | Postgres: trips, bytes a call | connections |"
 )
 
@@ -364,7 +383,7 @@ def shown(row: Row) -> str:
         each = traffic.sent + traffic.received
         return f"{traffic.trips / row.calls:.2f}, {each / row.calls:,.0f} | {traffic.connections}"
 
-    speed = f"{row.calls / row.seconds:,.0f} | {row.median_ms:,.1f}"
+    speed = f"{row.calls / row.seconds:,.0f} | {row.median_ms:,.1f} | {row.processor_ms:,.1f}"
     model = f"{row.model} | {row.most} | {row.used:.0%}"
     return f"| {row.workers} | {row.kind} | {speed} | {model} | {cost(row.redis)} | {cost(row.postgres)} |"
 

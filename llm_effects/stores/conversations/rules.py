@@ -173,7 +173,8 @@ MAX_KEPT: Final = 1_000
 MAX_WRITERS: Final = 10_000
 """How many turns under way are remembered with their writer."""
 
-_Key: TypeAlias = tuple[str | None, str, str]
+Key: TypeAlias = tuple[str | None, str, str]
+"""The owner, the conversation and the id of a turn."""
 
 
 @final
@@ -192,7 +193,7 @@ class Ending:
     writer: str | None = None
 
     @property
-    def key(self) -> _Key:
+    def key(self) -> Key:
         """The owner, conversation and turn: no two turns have the same."""
         return self.owner, self.conversation_id, self.turn_id
 
@@ -214,8 +215,8 @@ class KeptEndings:
     """The ends of turns that wait to be written, for any number of threads: each step is one step of a dictionary."""
 
     writing: bool = field(default=False, init=False)
-    _endings: dict[_Key, Ending] = field(factory=dict[_Key, Ending], init=False)
-    _writers: dict[_Key, str] = field(factory=dict[_Key, str], init=False)
+    _endings: dict[Key, Ending] = field(factory=dict[Key, Ending], init=False)
+    _writers: dict[Key, str] = field(factory=dict[Key, str], init=False)
 
     def all(self) -> tuple[Ending, ...]:
         """Return the ends that wait, oldest first."""
@@ -225,7 +226,7 @@ class KeptEndings:
         """Return the end of a turn, if it waits."""
         return self._endings.get((owner, conversation_id, turn_id))
 
-    def remember(self, key: _Key, writer: str) -> None:
+    def remember(self, key: Key, writer: str) -> None:
         """Remember the writer of a turn that this process has begun."""
         self._writers[key] = writer
         if len(self._writers) > MAX_WRITERS:
@@ -237,12 +238,12 @@ class KeptEndings:
         if len(self._endings) > MAX_KEPT:
             self._endings.pop(next(iter(self._endings)), None)
 
-    def forget(self, key: _Key) -> None:
+    def forget(self, key: Key) -> None:
         """Forget a turn whose end is stored, or can never be."""
         self._endings.pop(key, None)
         self._writers.pop(key, None)
 
-    def postpone(self, key: _Key) -> None:
+    def postpone(self, key: Key) -> None:
         """Put the end of a turn after all others, so that they do not wait for one that is refused."""
         ending = self._endings.pop(key, None)
         if ending is not None:

@@ -26,6 +26,7 @@ from llm_effects.stores.conversations.rules import (
     DUPLICATE_MESSAGE_ID,
     Ending,
     KeptEndings,
+    Key,
     Place,
     added,
     advanced,
@@ -40,23 +41,18 @@ from llm_effects.stores.conversations.rules import (
     no_turn,
 )
 from llm_effects.stores.conversations.sql_rows import (
-    PINNED_TURNS,
-    TURNS_BETWEEN,
-    UPDATE_TURN,
+    FoundTurn,
     changing_columns,
-    find_conversation,
     find_turn,
-    insert_messages,
     insert_turns,
     known_turns,
-    message_rows,
+    lock_conversation,
     owner_column,
     put_summary,
+    read_history,
     read_journal,
-    read_summary,
-    read_turns,
+    store_turn,
     to_listed,
-    turn_document,
     update_conversation,
 )
 from llm_effects.stores.sql.database import Database
@@ -344,20 +340,7 @@ def load(
     connection: Connection, conversation_id: str, owner: str | None, newest: int | None
 ) -> Result[History | None, LLMError]:
     """Read a conversation: its newest turns, or all."""
-    row = find_conversation(connection, conversation_id, owner)
-    if row is None:
-        return Success(None)
-    key, conversation = row
-    first = 1 if newest is None else max(0, conversation.turns - max(0, newest)) + 1
-    return Success(
-        History(
-            conversation=conversation,
-            turns=read_turns(connection, TURNS_BETWEEN, {"of": key, "first": first, "last": conversation.turns}),
-            complete=first == 1,
-            pinned=read_turns(connection, PINNED_TURNS, {"of": key, "before": first}) if first > 1 else (),
-            summary=read_summary(connection, key),
-        )
-    )
+    return Success(read_history(connection, conversation_id, owner, newest))
 
 
 def page(
@@ -399,52 +382,38 @@ def begin_turn(
     connection: Connection, conversation_id: str, owner: str | None, expected: int, turn: Turn
 ) -> Result[Turn, LLMError]:
     """Begin a turn, or begin it again."""
-    row = find_conversation(connection, conversation_id, owner, lock=True)
-    if row is None:
-        return Failure(no_conversation(conversation_id))
-    stored = find_turn(connection, row[0], turn.id)
-    return _update_turn(connection, row, stored, begun(stored and stored[0], row[1], expected, turn))
+
+    def change(found: FoundTurn) -> Result[Turn, LLMError]:
+        return begun(found.turn, found.conversation, expected, turn)
+
+    return _change_turn(connection, (owner, conversation_id, turn.id), change)
 
 
 def finish_turn(connection: Connection, ending: Ending) -> Result[Turn, LLMError]:
     """End a turn."""
-    row = find_conversation(connection, ending.conversation_id, ending.owner, lock=True)
-    if row is None:
-        return Failure(no_conversation(ending.conversation_id))
-    stored = find_turn(connection, row[0], ending.turn_id)
-    return (
-        Failure(no_turn(ending.turn_id))
-        if stored is None
-        else _update_turn(connection, row, stored, ending.of(stored[0]))
-    )
+    return _change_turn(connection, ending.key, partial(_ended, ending))
 
 
 def ended_turn(connection: Connection, ending: Ending) -> Result[Turn, LLMError]:
     """Read a turn as it is once its end is stored."""
-    row = find_conversation(connection, ending.conversation_id, ending.owner)
-    if row is None:
-        return Failure(no_conversation(ending.conversation_id))
-    stored = find_turn(connection, row[0], ending.turn_id)
-    return Failure(no_turn(ending.turn_id)) if stored is None else ending.of(stored[0])
+    found = find_turn(connection, ending.key)
+    return Failure(no_conversation(ending.conversation_id)) if found is None else _ended(ending, found)
 
 
-def _update_turn(
-    connection: Connection,
-    row: tuple[int, Conversation],
-    stored: tuple[Turn, str] | None,
-    turn: Result[Turn, LLMError],
+def _ended(ending: Ending, found: FoundTurn) -> Result[Turn, LLMError]:
+    return Failure(no_turn(ending.turn_id)) if found.turn is None else ending.of(found.turn)
+
+
+def _change_turn(
+    connection: Connection, key: Key, change: Callable[[FoundTurn], Result[Turn, LLMError]]
 ) -> Result[Turn, LLMError]:
-    """Store a turn that differs from the ``stored`` one, and advance its conversation."""
-    if not is_successful(turn) or (stored is not None and turn.unwrap() is stored[0]):
-        return turn
-    (key, conversation), new = row, turn.unwrap()
-    if stored is None:
-        insert_turns(connection, key, (new,))
-    else:
-        before, document = stored
-        connection.execute(UPDATE_TURN, {"of": key, "at": new.number, "document": turn_document(new, document)})
-        insert_messages(connection, message_rows(key, new, len(before.messages)))
-    update_conversation(connection, key, advanced(conversation, (new,), int(stored is None)))
+    """Store what a turn becomes, if it differs from what is stored."""
+    found = find_turn(connection, key, lock=True)
+    if found is None:
+        return Failure(no_conversation(key[1]))
+    turn = change(found)
+    if is_successful(turn) and turn.unwrap() is not found.turn:
+        store_turn(connection, found, turn.unwrap())
     return turn
 
 
@@ -452,7 +421,7 @@ def append(
     connection: Connection, conversation_id: str, owner: str | None, expected: int, turns: tuple[Turn, ...]
 ) -> Result[Conversation, LLMError]:
     """Append the turns that are not stored yet."""
-    row = find_conversation(connection, conversation_id, owner, lock=True)
+    row = lock_conversation(connection, conversation_id, owner)
     if row is None:
         return Failure(no_conversation(conversation_id))
     key, conversation = row
@@ -472,7 +441,7 @@ def summarise(
     connection: Connection, conversation_id: str, owner: str | None, summary: Summary
 ) -> Result[None, LLMError]:
     """Store a summary; reading returns the one that covers the most turns."""
-    row = find_conversation(connection, conversation_id, owner, lock=True)
+    row = lock_conversation(connection, conversation_id, owner)
     if row is None:
         return Failure(no_conversation(conversation_id))
     put_summary(connection, row[0], summary)

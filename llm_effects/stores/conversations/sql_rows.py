@@ -1,21 +1,24 @@
 """The rows of conversations in a database, and the values that they hold."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar, final
 
 import msgspec
-from attrs import evolve
-from sqlalchemy import Column, ColumnElement, Connection, Row, Select, bindparam, insert, select, text, update
+from attrs import evolve, frozen
+from sqlalchemy import Connection, Row, bindparam, insert, select, text, update
 
+from llm_effects.stores.conversations.rules import Key, advanced
 from llm_effects.stores.sql.driver_errors import Refused
+from llm_effects.stores.sql.round_trips import ALONE, execute_together
 from llm_effects.stores.sql.tables import CONVERSATIONS, JOURNAL, MESSAGES, SUMMARIES, TURNS, insert_new, timestamp
 from llm_effects.values.conversations import (
     UNREADABLE,
     UNREADABLE_TEXT,
     Conversation,
+    History,
     JournalEntry,
     StoredMessage,
     Summary,
@@ -28,29 +31,29 @@ from llm_effects.values.messages import Message
 from llm_effects.values.serialization import dump_value, load_value
 
 _Value = TypeVar("_Value")
-_TurnRow: TypeAlias = Row[Any, Any, Any]
-_MessageRow: TypeAlias = Row[Any, Any, Any, Any]
-_Queries: TypeAlias = tuple[Select[Any, Any, Any], Select[Any, Any, Any, Any]]
+_FoundRow: TypeAlias = Row[Any]
 
 # A statement that is used often is built once: building takes as long as running it.
 
 
 _UNKNOWN_TIME: Final = datetime.fromtimestamp(0, UTC)
 
-_FIND: Final = select(CONVERSATIONS).where(
-    CONVERSATIONS.c.owner == bindparam("of"), CONVERSATIONS.c.id == bindparam("name")
-)
-_FIND_AND_LOCK: Final = _FIND.with_for_update()
+_IS_THIS: Final = (CONVERSATIONS.c.owner == bindparam("of")) & (CONVERSATIONS.c.id == bindparam("name"))
+_FIND_AND_LOCK: Final = select(CONVERSATIONS).where(_IS_THIS).with_for_update()
+_LOCK: Final = select(CONVERSATIONS.c.key).where(_IS_THIS).with_for_update()
 _ADVANCE: Final = update(CONVERSATIONS).where(CONVERSATIONS.c.key == bindparam("this"))
 
 
-def find_conversation(
-    connection: Connection, conversation_id: str, owner: str | None, *, lock: bool = False
+def lock_conversation(
+    connection: Connection, conversation_id: str, owner: str | None
 ) -> tuple[int, Conversation] | None:
-    """Return an owner's conversation with its key; ``lock`` keeps other writers out until the transaction ends."""
-    ids = {"of": owner_column(owner), "name": conversation_id}
-    row = connection.execute(_FIND_AND_LOCK if lock else _FIND, ids).one_or_none()
+    """Return an owner's conversation with its key, and keep other writers out until the transaction ends."""
+    row = connection.execute(_FIND_AND_LOCK, _ids(owner, conversation_id)).one_or_none()
     return None if row is None else (row.key, to_conversation(row))
+
+
+def _ids(owner: str | None, conversation_id: str) -> dict[str, object]:
+    return {"of": owner_column(owner), "name": conversation_id}
 
 
 def update_conversation(connection: Connection, key: int, conversation: Conversation) -> None:
@@ -70,12 +73,16 @@ def changing_columns(conversation: Conversation) -> dict[str, object]:
 
 def to_conversation(row: Row[Any]) -> Conversation:
     """Return the conversation of a row."""
+    return _to_conversation(row.document, row.version, row.turns, row.updated_at, row.last_model)
+
+
+def _to_conversation(document: str, version: int, turns: int, updated_at: str, last_model: str | None) -> Conversation:
     return evolve(
-        _parse(row.document, Conversation),
-        version=row.version,
-        turns=row.turns,
-        updated_at=datetime.fromisoformat(row.updated_at),
-        last_model=row.last_model,
+        _parse(document, Conversation),
+        version=version,
+        turns=turns,
+        updated_at=datetime.fromisoformat(updated_at),
+        last_model=last_model,
     )
 
 
@@ -109,56 +116,126 @@ def owner_column(owner: str | None) -> str:
     return owner or ""
 
 
-# Rows of turns and their messages.
+# A conversation with some of its turns, read by one statement, which needs no transaction to see one moment.
 
 
 _IDS_PER_QUERY: Final = 500
 
-_IS_PINNED: Final = text("pinned = 1")  # spelled as in its index, or the index is not used
+_ALL: Final = 2**62
+"""More turns than a conversation has."""
 
-_FIND_TURN: Final = select(TURNS.c.document).where(
-    TURNS.c.conversation == bindparam("of"), TURNS.c.id == bindparam("name")
+_THIS: Final = "WITH this AS (SELECT * FROM llm_conversations WHERE owner = :of AND id = :name)"
+
+_CONVERSATION: Final = """
+    SELECT 0 AS part, key AS number, version AS place, turns AS extra, updated_at AS id, last_model AS model, document
+    FROM this
+"""
+
+_TURNS: Final = """
+    UNION ALL SELECT {part}, t.number, 0, 0, t.id, NULL, t.document
+    FROM {this} JOIN llm_turns AS t ON t.conversation = this.key AND {turns}
+    UNION ALL SELECT {part} + 1, m.turn, m.place, m.pinned, m.id, NULL, m.document
+    FROM {this} JOIN llm_messages AS m ON m.conversation = this.key AND {messages}
+"""
+
+_ONE_TURN: Final = _TURNS.format(
+    part=1,
+    this="this",
+    turns="t.id = :turn",
+    messages="m.turn = (SELECT number FROM llm_turns WHERE conversation = this.key AND llm_turns.id = :turn)",
 )
-UPDATE_TURN: Final = update(TURNS).where(TURNS.c.conversation == bindparam("of"), TURNS.c.number == bindparam("at"))
 
-
-def _reading(among: Callable[[Column[int]], ColumnElement[bool]]) -> _Queries:
-    """Build the queries for some turns, and for their messages."""
-    turns = select(TURNS.c.number, TURNS.c.id, TURNS.c.document).where(
-        TURNS.c.conversation == bindparam("of"), among(TURNS.c.number)
-    )
-    columns = MESSAGES.c
-    messages = select(columns.turn, columns.id, columns.pinned, columns.document).where(
-        columns.conversation == bindparam("of"), among(columns.turn)
-    )
-    return turns.order_by(TURNS.c.number), messages.order_by(columns.turn, columns.place)
-
-
-_ANY: Final = MESSAGES.alias()
-_PINNED: Final = select(_ANY.c.turn).where(
-    _ANY.c.conversation == bindparam("of"), _ANY.c.turn < bindparam("before"), _IS_PINNED
+_NEWEST: Final = _TURNS.format(
+    part=1, this="this", turns="t.number > this.turns - :newest", messages="m.turn > this.turns - :newest"
 )
 
-TURNS_BETWEEN: Final = _reading(lambda number: number.between(bindparam("first"), bindparam("last")))
-PINNED_TURNS: Final = _reading(lambda number: number.in_(_PINNED))
+_PINNED: Final = """, pinned AS (
+    SELECT DISTINCT key, turn FROM this JOIN llm_messages AS m
+    ON m.conversation = this.key AND m.turn <= this.turns - :newest AND m.pinned = 1
+)"""
+
+_OLDER: Final = _TURNS.format(
+    part=3, this="pinned AS this", turns="t.number = this.turn", messages="m.turn = this.turn"
+)
+
+_SUMMARY: Final = """
+    UNION ALL SELECT 5, latest.* FROM (
+        SELECT s.upto, 0, 0, '', NULL, s.document FROM this JOIN llm_summaries AS s ON s.conversation = this.key
+        ORDER BY s.upto DESC LIMIT 1
+    ) AS latest
+"""
+
+_ORDER: Final = "ORDER BY part, number, place"
+
+_FIND_TURN: Final = text(f"{_THIS} {_CONVERSATION} {_ONE_TURN} {_ORDER}").execution_options(**ALONE)
+_FIND_HISTORY: Final = text(
+    f"{_THIS} {_PINNED} {_CONVERSATION} {_NEWEST} {_OLDER} {_SUMMARY} {_ORDER}"
+).execution_options(**ALONE)
 
 
-def read_turns(connection: Connection, queries: _Queries, values: Mapping[str, int]) -> tuple[Turn, ...]:
-    """Return turns with their messages, in order; those that this version cannot read are marked."""
-    turns = connection.execute(queries[0], values).all()
-    rows = connection.execute(queries[1], values).all() if turns else ()
-    messages = {number: tuple(each) for number, each in groupby(rows, lambda row: row.turn)}
+@final
+@frozen
+class FoundTurn:
+    """A conversation with its key, and a turn of it with its document, if it is stored."""
+
+    key: int
+    conversation: Conversation
+    turn: Turn | None
+    document: str
+
+
+def find_turn(connection: Connection, key: Key, *, lock: bool = False) -> FoundTurn | None:
+    """Return a conversation, and one of its turns if it has it; ``lock`` keeps other writers out, as above."""
+    owner, conversation_id, turn_id = key
+    ids = _ids(owner, conversation_id)
+    locking = [(_LOCK, ids)] if lock and connection.dialect.name == "postgresql" else []  # a file is locked as a whole
+    found = _by_part(execute_together(connection, *locking, (_FIND_TURN, {**ids, "turn": turn_id})))
+    if not found:
+        return None
+    [row], rows = found[0], found.get(1, ())
+    document, messages = (rows[0].document if rows else None), tuple(map(_to_message, found.get(2, ())))
+    turn = None if document is None else evolve(_parse(document, Turn), messages=messages)
+    return FoundTurn(row.number, _found(row), turn, document or "{}")
+
+
+def read_history(connection: Connection, conversation_id: str, owner: str | None, newest: int | None) -> History | None:
+    """Return a conversation with its newest turns, or all; turns that this version cannot read are marked."""
+    limit = _ALL if newest is None else min(max(0, newest), _ALL)
+    found = _by_part(connection.execute(_FIND_HISTORY, {**_ids(owner, conversation_id), "newest": limit}))
+    if not found:
+        return None
+    conversation = _found(found[0][0])
+    summary = found.get(5)
+    return History(
+        conversation=conversation,
+        turns=_to_turns(found.get(1, ()), found.get(2, ())),
+        complete=conversation.turns <= limit,
+        pinned=_to_turns(found.get(3, ()), found.get(4, ())),
+        summary=None if summary is None else load_value(summary[0].document, Summary),  # if unreadable, it is made anew
+    )
+
+
+def _by_part(rows: Iterable[_FoundRow]) -> Mapping[int, Sequence[_FoundRow]]:
+    return {part: tuple(each) for part, each in groupby(rows, lambda row: row.part)}
+
+
+def _found(row: _FoundRow) -> Conversation:
+    return _to_conversation(row.document, row.place, row.extra, row.id, row.model)
+
+
+def _to_turns(turns: Sequence[_FoundRow], rows: Sequence[_FoundRow]) -> tuple[Turn, ...]:
+    messages = {number: tuple(each) for number, each in groupby(rows, lambda row: row.number)}
     return tuple(_to_turn(turn, messages.get(turn.number, ())) for turn in turns)
 
 
-def _to_turn(row: _TurnRow, messages: Sequence[_MessageRow]) -> Turn:
+def _to_turn(row: _FoundRow, messages: Sequence[_FoundRow]) -> Turn:
     try:
         return evolve(_parse(row.document, Turn), messages=tuple(map(_to_message, messages)))
     except Refused:
         return _unreadable(row, messages)
 
 
-def _unreadable(row: _TurnRow, messages: Sequence[_MessageRow]) -> Turn:
+def _unreadable(row: _FoundRow, messages: Sequence[_FoundRow]) -> Turn:
     """Return a turn in which something is unreadable, as one that failed: no prompt holds it."""
     turn = load_value(row.document, Turn) or Turn(id=row.id, begun_at=_UNKNOWN_TIME, lease_until=_UNKNOWN_TIME)
     return evolve(
@@ -170,18 +247,8 @@ def _unreadable(row: _TurnRow, messages: Sequence[_MessageRow]) -> Turn:
     )
 
 
-def _mark(row: _MessageRow, at: datetime) -> StoredMessage:
-    return StoredMessage(id=row.id, message=Message("user", UNREADABLE_TEXT), at=at, pinned=bool(row.pinned))
-
-
-def find_turn(connection: Connection, key: int, turn_id: str) -> tuple[Turn, str] | None:
-    """Return a turn with its messages, and its document."""
-    document = connection.execute(_FIND_TURN, {"of": key, "name": turn_id}).scalar_one_or_none()
-    if document is None:
-        return None
-    turn = _parse(document, Turn)
-    rows = connection.execute(TURNS_BETWEEN[1], {"of": key, "first": turn.number, "last": turn.number})
-    return evolve(turn, messages=tuple(map(_to_message, rows))), document
+def _mark(row: _FoundRow, at: datetime) -> StoredMessage:
+    return StoredMessage(id=row.id, message=Message("user", UNREADABLE_TEXT), at=at, pinned=bool(row.extra))
 
 
 def known_turns(connection: Connection, key: int, ids: Sequence[str]) -> set[str]:
@@ -196,8 +263,30 @@ def insert_turns(connection: Connection, key: int, turns: Sequence[Turn]) -> Non
     rows = [
         {"conversation": key, "number": turn.number, "id": turn.id, "document": turn_document(turn)} for turn in turns
     ]
-    connection.execute(insert(TURNS), rows)
-    insert_messages(connection, [row for turn in turns for row in message_rows(key, turn, 0)])
+    connection.execute(_INSERT_TURN, rows)
+    messages = [row for turn in turns for row in message_rows(key, turn, 0)]
+    if messages:
+        connection.execute(_INSERT_MESSAGES, messages)
+
+
+_INSERT_TURN: Final = insert(TURNS)
+_UPDATE_TURN: Final = update(TURNS).where(TURNS.c.conversation == bindparam("of"), TURNS.c.number == bindparam("at"))
+_INSERT_MESSAGES: Final = insert(MESSAGES)
+
+
+def store_turn(connection: Connection, found: FoundTurn, turn: Turn) -> None:
+    """Store a turn that has begun or ended, and advance its conversation."""
+    key, document, stored = found.key, turn_document(turn, found.document), found.turn
+    row = {"conversation": key, "number": turn.number, "id": turn.id, "document": document}
+    update_row = {"of": key, "at": turn.number, "document": document}
+    new = message_rows(key, turn, 0 if stored is None else len(stored.messages))
+    conversation = advanced(found.conversation, (turn,), int(stored is None))
+    execute_together(
+        connection,
+        (_INSERT_TURN, row) if stored is None else (_UPDATE_TURN, update_row),
+        *([(_INSERT_MESSAGES, new)] if new else ()),
+        (_ADVANCE, {"this": key, **changing_columns(conversation)}),
+    )
 
 
 def turn_document(turn: Turn, old: str = "{}") -> str:
@@ -222,31 +311,11 @@ def message_rows(key: int, turn: Turn, first: int) -> list[dict[str, object]]:
     ]
 
 
-def insert_messages(connection: Connection, rows: list[dict[str, object]]) -> None:
-    """Insert rows of messages, if there are any."""
-    if rows:
-        connection.execute(insert(MESSAGES), rows)
-
-
-def _to_message(row: _MessageRow) -> StoredMessage:
+def _to_message(row: _FoundRow) -> StoredMessage:
     return _parse(row.document, StoredMessage)
 
 
 # Rows of summaries and journals.
-
-
-_LATEST_SUMMARY: Final = (
-    select(SUMMARIES.c.document)
-    .where(SUMMARIES.c.conversation == bindparam("of"))
-    .order_by(SUMMARIES.c.upto.desc())
-    .limit(1)
-)
-
-
-def read_summary(connection: Connection, key: int) -> Summary | None:
-    """Return the summary that covers the most turns."""
-    document = connection.execute(_LATEST_SUMMARY, {"of": key}).scalar_one_or_none()
-    return None if document is None else load_value(document, Summary)  # an unreadable one is made anew
 
 
 def put_summary(connection: Connection, key: int, summary: Summary) -> None:

@@ -17,7 +17,8 @@ from returns.result import Failure, Result, Success
 from sqlalchemy import Connection, delete, select, text, update
 
 from llm_effects.limits.budgets import Account, Hold, check_budget
-from llm_effects.stores.sql.database import Database, begin_later, take_beginning
+from llm_effects.stores.sql.database import Database, begin_later
+from llm_effects.stores.sql.round_trips import script_of
 from llm_effects.stores.sql.tables import BUDGETS, HOLDS, insert_all_new, timestamp
 from llm_effects.values.errors import BudgetExceeded, LLMError, StorageFailed
 
@@ -328,7 +329,7 @@ def apply_at_once(connection: Connection, steps: Sequence[BudgetStep]) -> bool:
     rows = [_step_row(step, account) for step in steps for account in step.hold.accounts]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     driver: Any = connection.connection.driver_connection
-    script = f"{take_beginning(connection)};{ClientCursor(driver).mogrify(_AT_ONCE, columns)}"
+    script = script_of(connection, ClientCursor(driver).mogrify(_AT_ONCE, columns))
     return bool(connection.exec_driver_sql(script, execution_options={"no_parameters": True}).scalar_one())
 
 

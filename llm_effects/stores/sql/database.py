@@ -14,7 +14,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, Generic, TypeVar, cast, final
+from typing import Final, Generic, TypeVar, cast, final
 from urllib.parse import quote
 
 from attrs import frozen
@@ -22,13 +22,14 @@ from returns.future import FutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 from sqlalchemy import URL, Connection, Engine, QueuePool, Transaction, create_engine, event
-from sqlalchemy.engine import ExecutionContext, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from llm_effects.config.services import StorageConfig
 from llm_effects.providers.target import is_loopback
 from llm_effects.stores.sql.driver_errors import CommitLost, Refused, error_of, problem_of, uncertain_commit
+from llm_effects.stores.sql.round_trips import hold, share_round_trips
 from llm_effects.stores.sql.tables import MIGRATIONS, migrate, version_of
 from llm_effects.stores.sqlite_files import create, enable_wal, protect, sqlite_file
 from llm_effects.stores.worker_threads import Worker, leave_to_parent, renew_after_fork
@@ -343,8 +344,7 @@ def postgres_engines(url: URL, config: StorageConfig = _DEFAULTS) -> Engines:
         execution_options={} if config.schema is None else {"schema": config.schema},
     )
     event.listen(engine, "begin", begin_later)
-    event.listen(engine, "before_cursor_execute", _begin_now)
-    event.listen(engine, "do_execute_no_params", _run_script)
+    share_round_trips(engine)
     if not is_here(url):
         event.listen(engine, "before_cursor_execute", _refuse_labelled)
     return Engines(engine, engine.execution_options(writes=True), _no_check)
@@ -391,53 +391,18 @@ def _passwords(url: URL) -> dict[str, str]:
     return {name: str(each) for name, each in url.query.items() if "password" in name.lower()}
 
 
-# A transaction on a server begins with its first statement, or within it, and not before: so it takes fewer round trips.
-
-
-_BEGIN: Final = "llm_effects.begin"
-
-ALONE: Final[Mapping[str, bool]] = {"alone": True}
-"""The execution options of a statement that needs no transaction around it, unless one has begun."""
-
-
 def begin_later(connection: Connection) -> None:
-    """Keep what begins a transaction: its isolation, its schema, and how long a writer waits for a lock.
+    """Hold what begins a transaction: its isolation, its schema, and how long a writer waits for a lock.
 
     All of it ends with the transaction, since a pooler lends the connection on.
     """
     options = connection.get_execution_options()
     writes, schema = options.get("writes"), options.get("schema")
-    parts = [f"BEGIN ISOLATION LEVEL {'READ COMMITTED' if writes else 'REPEATABLE READ READ ONLY'}"]
-    if schema:
-        parts.append(f'SET LOCAL search_path TO "{schema}"')
+    settings = [f'SET LOCAL search_path TO "{schema}"'] if schema else []
     if writes:
-        parts.append(f"SET LOCAL lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
-    connection.info[_BEGIN] = "; ".join(parts)
-
-
-def take_beginning(connection: Connection) -> str:
-    """Return what begins the transaction, for a script that begins with it; an empty text if it has begun."""
-    beginning: str = connection.info.pop(_BEGIN, "")
-    return beginning
-
-
-def _begin_now(
-    connection: Connection, cursor: Any, _statement: str, _parameters: object, context: ExecutionContext, _many: bool
-) -> None:
-    """Begin the transaction before its first statement."""
-    options = context.execution_options
-    if options.get("schema") or not options.get("alone"):  # a schema is chosen for a transaction
-        beginning = take_beginning(connection)
-        if beginning:
-            cursor.connection.execute(beginning)
-
-
-def _run_script(cursor: Any, script: str, _context: ExecutionContext) -> bool:
-    """Execute several statements in one round trip; the result is that of the first one that returns rows."""
-    cursor.execute(script)
-    while cursor.description is None and cursor.nextset():
-        pass
-    return True
+        settings.append(f"SET LOCAL lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
+    isolation = "READ COMMITTED" if writes else "REPEATABLE READ READ ONLY"
+    hold(connection, f"BEGIN ISOLATION LEVEL {isolation}", *settings)
 
 
 def _no_check() -> None:
