@@ -315,6 +315,9 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     285: ("SQL from a version that does not exist was empty, and fine", "refused, with the versions that exist"),
     286: ("a SQLite without FTS5 could not be opened", "it is, and a search reads the messages"),
     287: ("erased text stayed in logs, free pages and the index", "overwritten, or in the receipt"),
+    # Statements that share round trips to a server
+    288: ("a turn would wait for a lock without an end", "five seconds, then StorageFailed; nothing of it is stored"),
+    289: ("a transaction that has ended would occupy a pooler's connection", "it is free for the next client at once"),
     # Servers of tools
     238: ("a tool server that died ended the run, or stayed dead", "a tool error; started again for the next call"),
     239: ("a tool server that hung held the run", "a time-out, a cancellation, a new one if it shows no life"),

@@ -63,17 +63,15 @@ STORES: tuple[Mutant, ...] = (
     ),
     sql_rows(
         "sql-conversations-read-another-owners",
-        'CONVERSATIONS.c.owner == bindparam("of"), ',
-        'bindparam("of") == bindparam("of"), ',
+        "FROM llm_conversations WHERE owner = :of AND id = :name",
+        "FROM llm_conversations WHERE :of = :of AND id = :name",
     ),
     sql_rows(
         "sql-journals-read-another-owners",
         "columns.owner == owner_column(owner), columns.run == run_id\n    )\n    rows",
         "columns.run == run_id\n    )\n    rows",
     ),
-    sql_rows(
-        "sql-conversations-read-the-oldest-summary", ".order_by(SUMMARIES.c.upto.desc())", ".order_by(SUMMARIES.c.upto)"
-    ),
+    sql_rows("sql-conversations-read-the-oldest-summary", "ORDER BY s.upto DESC LIMIT 1", "ORDER BY s.upto LIMIT 1"),
     sql_talks(
         "sql-journals-run-a-step-twice",
         "return Success(read_journal(connection, run_id, owner, key)[0])",

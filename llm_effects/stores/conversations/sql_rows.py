@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias, TypeVar, final
 
 import msgspec
 from attrs import evolve, frozen
-from sqlalchemy import Connection, Row, bindparam, insert, select, text, update
+from sqlalchemy import Connection, Row, TextClause, bindparam, insert, select, text, update
 
 from llm_effects.stores.conversations.rules import Key, advanced
 from llm_effects.stores.sql.driver_errors import Refused
@@ -116,7 +116,9 @@ def owner_column(owner: str | None) -> str:
     return owner or ""
 
 
-# A conversation with some of its turns, read by one statement, which needs no transaction to see one moment.
+# A conversation with some of its turns, read by one statement, which needs no transaction to see one moment. Its rows
+# are of several kinds: that of the conversation has its key, version, turns, time and model in the columns of a turn's
+# or a message's numbers and id.
 
 
 _IDS_PER_QUERY: Final = 500
@@ -124,29 +126,32 @@ _IDS_PER_QUERY: Final = 500
 _ALL: Final = 2**62
 """More turns than a conversation has."""
 
+_ITSELF, _TURN, _MESSAGE, _OLDER_TURN, _OLDER_MESSAGE, _SUMMARY = range(6)
+
 _THIS: Final = "WITH this AS (SELECT * FROM llm_conversations WHERE owner = :of AND id = :name)"
 
-_CONVERSATION: Final = """
-    SELECT 0 AS part, key AS number, version AS place, turns AS extra, updated_at AS id, last_model AS model, document
+_FIND_ITSELF: Final = f"""
+    SELECT {_ITSELF} AS part, key AS number, version AS place, turns AS extra, updated_at AS id,
+        last_model AS model, document
     FROM this
-"""
+"""  # noqa: S608 - our own numbers
 
-_TURNS: Final = """
+_FIND_TURNS: Final = """
     UNION ALL SELECT {part}, t.number, 0, 0, t.id, NULL, t.document
     FROM {this} JOIN llm_turns AS t ON t.conversation = this.key AND {turns}
     UNION ALL SELECT {part} + 1, m.turn, m.place, m.pinned, m.id, NULL, m.document
     FROM {this} JOIN llm_messages AS m ON m.conversation = this.key AND {messages}
 """
 
-_ONE_TURN: Final = _TURNS.format(
-    part=1,
+_FIND_ONE: Final = _FIND_TURNS.format(
+    part=_TURN,
     this="this",
     turns="t.id = :turn",
     messages="m.turn = (SELECT number FROM llm_turns WHERE conversation = this.key AND llm_turns.id = :turn)",
 )
 
-_NEWEST: Final = _TURNS.format(
-    part=1, this="this", turns="t.number > this.turns - :newest", messages="m.turn > this.turns - :newest"
+_FIND_NEWEST: Final = _FIND_TURNS.format(
+    part=_TURN, this="this", turns="t.number > this.turns - :newest", messages="m.turn > this.turns - :newest"
 )
 
 _PINNED: Final = """, pinned AS (
@@ -154,23 +159,25 @@ _PINNED: Final = """, pinned AS (
     ON m.conversation = this.key AND m.turn <= this.turns - :newest AND m.pinned = 1
 )"""
 
-_OLDER: Final = _TURNS.format(
-    part=3, this="pinned AS this", turns="t.number = this.turn", messages="m.turn = this.turn"
+_FIND_PINNED: Final = _FIND_TURNS.format(
+    part=_OLDER_TURN, this="pinned AS this", turns="t.number = this.turn", messages="m.turn = this.turn"
 )
 
-_SUMMARY: Final = """
-    UNION ALL SELECT 5, latest.* FROM (
+_FIND_SUMMARY: Final = f"""
+    UNION ALL SELECT {_SUMMARY}, latest.* FROM (
         SELECT s.upto, 0, 0, '', NULL, s.document FROM this JOIN llm_summaries AS s ON s.conversation = this.key
         ORDER BY s.upto DESC LIMIT 1
     ) AS latest
-"""
+"""  # noqa: S608 - our own numbers
 
-_ORDER: Final = "ORDER BY part, number, place"
 
-_FIND_TURN: Final = text(f"{_THIS} {_CONVERSATION} {_ONE_TURN} {_ORDER}").execution_options(**ALONE)
-_FIND_HISTORY: Final = text(
-    f"{_THIS} {_PINNED} {_CONVERSATION} {_NEWEST} {_OLDER} {_SUMMARY} {_ORDER}"
-).execution_options(**ALONE)
+def _query(*parts: str) -> TextClause:
+    query = " ".join(" ".join((*parts, "ORDER BY part, number, place")).split())
+    return text(query).execution_options(**ALONE)
+
+
+_FIND_TURN: Final = _query(_THIS, _FIND_ITSELF, _FIND_ONE)
+_FIND_HISTORY: Final = _query(_THIS, _PINNED, _FIND_ITSELF, _FIND_NEWEST, _FIND_PINNED, _FIND_SUMMARY)
 
 
 @final
@@ -185,15 +192,15 @@ class FoundTurn:
 
 
 def find_turn(connection: Connection, key: Key, *, lock: bool = False) -> FoundTurn | None:
-    """Return a conversation, and one of its turns if it has it; ``lock`` keeps other writers out, as above."""
+    """Return a conversation, and one of its turns if it has it; ``lock`` keeps other writers out meanwhile."""
     owner, conversation_id, turn_id = key
     ids = _ids(owner, conversation_id)
     locking = [(_LOCK, ids)] if lock and connection.dialect.name == "postgresql" else []  # a file is locked as a whole
     found = _by_part(execute_together(connection, *locking, (_FIND_TURN, {**ids, "turn": turn_id})))
     if not found:
         return None
-    [row], rows = found[0], found.get(1, ())
-    document, messages = (rows[0].document if rows else None), tuple(map(_to_message, found.get(2, ())))
+    [row], rows = found[_ITSELF], found.get(_TURN, ())
+    document, messages = (rows[0].document if rows else None), tuple(map(_to_message, found.get(_MESSAGE, ())))
     turn = None if document is None else evolve(_parse(document, Turn), messages=messages)
     return FoundTurn(row.number, _found(row), turn, document or "{}")
 
@@ -204,13 +211,13 @@ def read_history(connection: Connection, conversation_id: str, owner: str | None
     found = _by_part(connection.execute(_FIND_HISTORY, {**_ids(owner, conversation_id), "newest": limit}))
     if not found:
         return None
-    conversation = _found(found[0][0])
-    summary = found.get(5)
+    conversation = _found(found[_ITSELF][0])
+    summary = found.get(_SUMMARY)
     return History(
         conversation=conversation,
-        turns=_to_turns(found.get(1, ()), found.get(2, ())),
+        turns=_to_turns(found.get(_TURN, ()), found.get(_MESSAGE, ())),
         complete=conversation.turns <= limit,
-        pinned=_to_turns(found.get(3, ()), found.get(4, ())),
+        pinned=_to_turns(found.get(_OLDER_TURN, ()), found.get(_OLDER_MESSAGE, ())),
         summary=None if summary is None else load_value(summary[0].document, Summary),  # if unreadable, it is made anew
     )
 

@@ -329,7 +329,7 @@ def apply_at_once(connection: Connection, steps: Sequence[BudgetStep]) -> bool:
     rows = [_step_row(step, account) for step in steps for account in step.hold.accounts]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     driver: Any = connection.connection.driver_connection
-    script = script_of(connection, ClientCursor(driver).mogrify(_AT_ONCE, columns))
+    script = script_of(connection, ClientCursor(driver).mogrify(" ".join(_AT_ONCE.split()), columns))
     return bool(connection.exec_driver_sql(script, execution_options={"no_parameters": True}).scalar_one())
 
 
