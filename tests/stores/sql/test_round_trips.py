@@ -143,10 +143,9 @@ async def test_rows_are_streamed_from_a_transaction_that_begins_with_them(tried:
 
 
 async def test_a_transaction_of_several_statements_reads_one_moment(tried: Database, postgres_server: Postgres) -> None:
-    name = tried._where.rpartition("/")[2]
-
     def work(connection: Connection) -> Result[tuple[int, int], LLMError]:
         before = rows(connection).unwrap()
+        name = connection.execute(text("SELECT current_database()")).scalar_one()
         postgres_server.execute("INSERT INTO tries VALUES (1)", name)
         connection.execute(text("SELECT 1"), execution_options=ALONE)  # and belongs to it
         return Success((before, rows(connection).unwrap()))
@@ -192,6 +191,6 @@ async def test_fault_289_a_transaction_that_has_ended_occupies_no_connection_of_
 
 def busy_connections(url: str) -> int:
     """Return how many connections of the server the pooler has given to clients."""
-    with psycopg.connect(url.rpartition("/")[0] + "/pgbouncer", autocommit=True, row_factory=dict_row) as admin:
-        pools = admin.execute("SHOW POOLS").fetchall()
+    with psycopg.connect(url.rpartition("/")[0] + "/pgbouncer", autocommit=True) as admin:
+        pools = admin.cursor(row_factory=dict_row).execute("SHOW POOLS").fetchall()
     return sum(int(pool["sv_active"]) for pool in pools if pool["database"] != "pgbouncer")
