@@ -4,7 +4,7 @@ They are held, and sent with the next statement. A commit is sent by itself: the
 a message of its own, and behind a pooler that message would occupy a connection after the end of the transaction.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -76,7 +76,7 @@ def _execute_many(cursor: "Cursor[Any]", statement: str, values: Sequence[_Value
 @contextmanager
 def _sent(
     cursor: "Cursor[Any]", statement: str, values: Sequence[_Values], options: Mapping[str, Any]
-) -> Iterator[bool]:
+) -> Generator[bool]:
     """Send what is held, and yield whether the statement is to be sent too; its result is there at the end."""
     from psycopg import Pipeline, ServerCursor
 
