@@ -33,7 +33,7 @@ def share_round_trips(engine: Engine) -> None:
 
 
 def hold(connection: Connection, *statements: str) -> None:
-    """Hold what begins a transaction."""
+    """Hold what begins a transaction; one that begins by itself, with a statement, would not send it."""
     held: _Held = [(statement, None) for statement in statements]
     connection.execution_options(**{_HELD: held})
 

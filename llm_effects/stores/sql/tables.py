@@ -250,7 +250,7 @@ _UNKNOWN: Final = "has migrations that this version does not know, and is not to
 
 def version_of(reading: Engine, migrations: tuple[Migration, ...]) -> int:
     """Return the version of the tables, 0 for none; a database of a newer one, or of another program, is refused."""
-    with reading.connect() as connection:
+    with reading.begin() as connection:
         return _applied(connection, migrations)
 
 
