@@ -1,11 +1,15 @@
 """A call on its way through the layers: what is frozen, what is shared, and what each attempt has of its own."""
 
+import math
+
+import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
 
 from llm_effects import LLMRequest, NetworkError
-from llm_effects.effects.call import AttemptContext, Call, CallHistory
+from llm_effects.effects.call import AttemptContext, Call, CallHistory, scope_until
 
 CALL = Call(id="1", request=LLMRequest(prompt="why?"), attempt=AttemptContext(model="one", wait_ms=3.0))
 
@@ -45,3 +49,22 @@ def test_an_error_is_recorded_once_for_each_candidate() -> None:
     history.note(constant, since=0)
     history.note(constant, since=len(history.errors))  # the next candidate failed with the same object
     assert history.errors == [constant, constant]
+
+
+@pytest.mark.anyio
+async def test_a_scope_is_one_of_the_running_event_loop_and_ends_at_its_deadline() -> None:
+    with scope_until(anyio.current_time()) as scope, anyio.CancelScope(shield=True):
+        with scope_until(-math.inf) as inner:
+            await anyio.sleep_forever()
+        assert inner.cancelled_caught
+    assert type(scope) is type(anyio.CancelScope())
+    with scope_until() as endless:
+        await checkpoint()
+    assert (endless.deadline, endless.cancel_called) == (math.inf, False)
+
+
+@pytest.mark.anyio
+async def test_a_scope_ends_a_wait_at_its_deadline() -> None:
+    with scope_until(anyio.current_time() + 0.001) as scope:
+        await anyio.sleep_forever()
+    assert scope.cancelled_caught
