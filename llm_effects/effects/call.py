@@ -23,7 +23,7 @@ from llm_effects.values.errors import LLMError, RequestTimeout, TimeoutPhase
 from llm_effects.values.events import ReasoningDelta, Restarted, Started, StreamEvent, TextDelta, ToolCallDelta
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, LLMResponse
-from llm_effects.values.validation import new_list
+from llm_effects.values.validation import frozen_in_types, new_list
 
 Sink: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
 """Receives the events of a stream. Each is awaited, so a slow sink slows the model."""
@@ -238,7 +238,7 @@ class CallHistory:
 
 
 @final
-@frozen(kw_only=True)
+@frozen_in_types(kw_only=True)
 class AttemptContext:
     """One attempt of a call: its ``model`` (a name from the configuration) and why it is made.
 

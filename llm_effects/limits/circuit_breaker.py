@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 from llm_effects.config.routing import BreakerConfig
 from llm_effects.limits.quotas import Cells, add, drop_before, total
 from llm_effects.values.display import shown
+from llm_effects.values.validation import frozen_in_types
 
 CELLS: Final = 10
 """Cells of the rolling window."""
@@ -25,7 +26,7 @@ PermitKind: TypeAlias = Literal["counted", "probe", "forced"]
 
 
 @final
-@frozen(kw_only=True)
+@frozen_in_types(kw_only=True)
 class Breaker:
     """The state of one model's breaker, closed if ``open_until`` is ``None``. Times are seconds on any one clock."""
 

@@ -12,6 +12,7 @@ from attrs import evolve, field, frozen
 from llm_effects.config.models import ModelConfig
 from llm_effects.values import caps
 from llm_effects.values.display import shown
+from llm_effects.values.validation import frozen_in_types
 
 # A rolling window, counted in cells of time.
 #
@@ -199,7 +200,7 @@ class Permit:
 
 
 @final
-@frozen(kw_only=True)
+@frozen_in_types(kw_only=True)
 class ActualUsage:
     """The usage of a finished call: whether the request counts, its tokens, and the limits that the server reported."""
 

@@ -19,6 +19,7 @@ from llm_effects.values.messages import Document, Image
 from llm_effects.values.records import Statistics
 from llm_effects.values.requests import Allow, LLMRequest, TaskType
 from llm_effects.values.responses import Cost
+from llm_effects.values.validation import frozen_in_types
 
 EXPECTED_ANSWER_TOKENS: Final = 512
 """Tokens of an answer without ``max_tokens``, for cost estimates."""
@@ -27,7 +28,7 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @final
-@frozen(kw_only=True)
+@frozen_in_types(kw_only=True)
 class RoutingContext:
     """The inputs of a decision besides the request and the configuration.
 

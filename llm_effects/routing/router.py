@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import accumulate, chain, repeat
 from typing import Final, TypeAlias, final, overload
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
@@ -36,7 +36,7 @@ from llm_effects.values.messages import Document, Image
 from llm_effects.values.records import Statistics
 from llm_effects.values.requests import LLMRequest, TaskType
 from llm_effects.values.responses import Cost, Usage
-from llm_effects.values.validation import short_repr
+from llm_effects.values.validation import frozen_in_types, short_repr
 
 TASK_ORDER: Final[Mapping[TaskType, tuple[str, ...]]] = {
     TaskType.ANALYSIS: ("claude", "gpt", "local"),
@@ -69,7 +69,7 @@ _NONE: Final = frozenset[str]()
 
 
 @final
-@frozen
+@frozen_in_types
 class Ranked:
     """A model with its rank; its other numbers are computed on demand, since most calls never need them.
 

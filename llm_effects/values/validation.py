@@ -10,11 +10,11 @@ import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from socket import inet_aton
 from types import NoneType
-from typing import Any, Final, NewType, NoReturn, TypeAlias, TypeGuard, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, NewType, NoReturn, TypeAlias, TypeGuard, TypeVar, cast, get_args
 from urllib.parse import unquote
 
 import attrs
@@ -28,6 +28,14 @@ _Choice = TypeVar("_Choice", bound=Enum)
 # Every call makes some, and ``list[str]()`` takes eight times as long as ``list()``, half of a microsecond.
 new_list: Final = cast("Callable[[], list[Any]]", list)
 new_dict: Final = cast("Callable[[], dict[Any, Any]]", dict)
+
+# For values that every call makes for itself: type checkers reject a change of one, but nothing does at run time, since
+# attrs sets each field of a frozen value by a call. With five such classes the layers take 4 microseconds of 90 less.
+# mypy: implicit-reexport
+if TYPE_CHECKING:
+    from attrs import frozen as frozen_in_types  # pyright: ignore[reportUnusedImport]
+else:
+    frozen_in_types = partial(attrs.define, unsafe_hash=True)
 
 Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 """An attrs validator."""
