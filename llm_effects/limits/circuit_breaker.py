@@ -61,12 +61,13 @@ class Refusal:
     retry_after: float
 
 
-_FIRST_EPOCH: Final = BreakerPermit()
+FIRST_PERMIT: Final = BreakerPermit()
+"""The permit of a breaker that has never opened."""
 
 
 def closed_permit(breaker: Breaker) -> BreakerPermit:
     """Return the permit of a closed breaker: until it first opens the same one for every call."""
-    return BreakerPermit("counted", breaker.epoch) if breaker.epoch else _FIRST_EPOCH
+    return BreakerPermit("counted", breaker.epoch) if breaker.epoch else FIRST_PERMIT
 
 
 def request_permit(

@@ -20,6 +20,7 @@ from llm_effects.config.routing import BreakerConfig, RetryBudgetConfig
 from llm_effects.effects.env import Hedges, Retries
 from llm_effects.effects.tasks import loop_clock
 from llm_effects.limits.circuit_breaker import (
+    FIRST_PERMIT,
     Breaker,
     BreakerPermit,
     Refusal,
@@ -221,18 +222,26 @@ class ModelState:
     limiter: LimiterState = field(default=_UNLIMITED, init=False)
     breaker: Breaker = field(factory=Breaker, init=False)
     shut_until: float | None = field(default=None, init=False)
+    _unlimited: Permit | None = field(default=None, init=False)
     _clock: Callable[[], float] = field(factory=loop_clock, init=False)
 
     def ask(self, quota: Quota, demand: Demand, ahead: Demand = NO_DEMAND) -> Permit | float:
         """Ask for a permit, as ``TryEnter`` does; nothing is awaited between taking and returning it."""
-        if quota.unlimited and self.limiter is _UNLIMITED:
-            return Permit(model=self.model, quota=quota, demand=demand)
+        if self.limiter is _UNLIMITED and quota.unlimited:
+            return self._unlimited_permit(quota, demand)
         now = self._clock()
         wait = wait_time(self.limiter, quota, demand, now, ahead)
         if wait or ahead.requests or not has_free_slot(self.limiter, quota):
             return wait or inf
         self.limiter = with_reservation(self.limiter, quota, demand, now)
         return Permit(model=self.model, quota=quota, demand=demand, cell=int(now // 1))
+
+    def _unlimited_permit(self, quota: Quota, demand: Demand) -> Permit:
+        """Return a permit that counts for nothing: the same one for every call, as making one takes a microsecond."""
+        known = self._unlimited
+        if known is None or known.quota is not quota or known.demand is not demand:
+            known = self._unlimited = Permit(model=self.model, quota=quota, demand=demand)
+        return known
 
     def undo(self, permit: Permit) -> None:
         """Return an unused permit, as if it had never been acquired."""
@@ -286,6 +295,11 @@ class ModelStates:
             state = states[model] = ModelState(model, FairQueue(self.poll), self._opened)
         return state
 
+    @property
+    def any_opened(self) -> bool:
+        """Whether any breaker has ever opened, in any loop."""
+        return self._opened.is_set()
+
     def release(self, permit: Permit, usage: ActualUsage) -> None:
         """Release a permit, if it counts for anything."""
         if usage.reported_limits is not None or not permit.quota.unlimited:
@@ -293,7 +307,7 @@ class ModelStates:
 
     def opened(self) -> Mapping[str, float]:
         """Return until when each open breaker stays open, by model."""
-        if not self._opened.is_set():
+        if not self.any_opened:
             return _NONE_OPEN
         try:
             states = self._states.get()
@@ -329,6 +343,8 @@ class MemoryLimits:
         self, model: str, deadline: float, *, force: bool
     ) -> BreakerPermit | FutureResult[BreakerPermit, LLMError]:
         """Ask the model's breaker for a permit."""
+        if not self._states.any_opened:
+            return FIRST_PERMIT
         answer = self._states.of(model).admit(deadline, force=force)
         return FutureResult.from_failure(breaker_open(model, answer)) if isinstance(answer, Refusal) else answer
 
