@@ -59,7 +59,7 @@ from llm_effects.values.errors import LLMError, RequestTimeout, request_of
 from llm_effects.values.events import Completed, Failed, Restarted, Started, StreamEvent, TextDelta
 from llm_effects.values.messages import Stays
 from llm_effects.values.requests import LLMRequest
-from llm_effects.values.responses import Attempt, LLMResponse, staying_answer, total_cost
+from llm_effects.values.responses import Attempt, Cost, LLMResponse, staying_answer, total_cost
 
 __all__ = [
     "complete",
@@ -261,12 +261,13 @@ def _settled(result: Answer, call: Call, env: LLMEnv, started: float) -> Answer:
 
 def _replayed(stored: LLMResponse, request: LLMRequest, env: LLMEnv, latency_ms: float) -> LLMResponse:
     warnings = task_warnings(request.task_type, env.config.routing)
-    return _ended(stored, request, latency_ms, warnings, (), cached=True)
+    return _ended(stored, request, latency_ms, warnings, (), cost=Cost.ZERO, cached=True)
 
 
 def _with_history(response: LLMResponse, call: Call, latency_ms: float, warnings: tuple[str, ...]) -> LLMResponse:
     attempts = tuple(call.history.attempts)
-    return _ended(response, call.request, latency_ms, warnings, attempts, cached=response.cached)
+    cost = total_cost(attempt.cost for attempt in attempts)
+    return _ended(response, call.request, latency_ms, warnings, attempts, cost=cost, cached=response.cached)
 
 
 def _ended(
@@ -276,6 +277,7 @@ def _ended(
     warnings: tuple[str, ...],
     attempts: tuple[Attempt, ...],
     *,
+    cost: Cost,
     cached: bool,
 ) -> LLMResponse:
     """Copy a response with what the whole call adds, as ``evolve`` does in twice the time: 4.5 microseconds."""
@@ -289,7 +291,7 @@ def _ended(
         task_type=request.task_type,
         finish_reason=response.finish_reason,
         usage=response.usage,
-        cost=total_cost(attempt.cost for attempt in attempts),
+        cost=cost,
         latency_ms=latency_ms,
         cached=cached,
         stale=response.stale,

@@ -167,8 +167,10 @@ async def calibrated(response: LLMResponse, call: Call, env: LLMEnv) -> LLMRespo
 
 def comparable(request: LLMRequest) -> bool:
     """Return whether estimate and count are comparable: images vary widely, and reasoning is often not sent back."""
+    if not request.messages:
+        return True
     parts = (part for turn in request.messages for part in turn.parts)
-    return not request.messages or not any(isinstance(part, Image | Document | Reasoning) for part in parts)
+    return not any(isinstance(part, Image | Document | Reasoning) for part in parts)
 
 
 async def _has_more_words(request: LLMRequest, counted: int) -> bool:

@@ -263,8 +263,10 @@ def _fits_everywhere(request: LLMRequest, known: _Models, tokens: int) -> bool:
     special = lacking or request.stays is not None or request.response_schema is not None
     if special or not known.targets or tokens + (request.preferences.max_tokens or 0) > known.window:
         return False
+    if not request.messages:
+        return True
     parts = (part for message in request.messages for part in message.parts)
-    return not request.messages or not any(isinstance(part, Image | Document) for part in parts)
+    return not any(isinstance(part, Image | Document) for part in parts)
 
 
 def route(request: LLMRequest, config: LLMConfig, context: RoutingContext) -> Result[RoutingDecision, LLMError]:

@@ -109,8 +109,8 @@ Cost.UNKNOWN = Cost(None)
 
 def total_cost(costs: Iterable[Cost]) -> Cost:
     """Return the sum of costs; it is unknown if one of them is."""
-    first, *more = (*costs,) or (Cost.ZERO,)
-    return sum(more, first)  # of the usual single attempt, its own: without a sum of decimals
+    each = tuple(costs)
+    return each[0] if len(each) == 1 else sum(each, Cost.ZERO)  # usually of a single attempt: no sum of decimals
 
 
 @final
