@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar, final
 from weakref import WeakSet
 
@@ -99,11 +100,11 @@ class Worker:
             job = self._threads.submit(self._timed, work)
         except RuntimeError as problem:
             return Failure(StorageFailed(operation=operation, message=_CLOSED, cause=cause_of(problem)))
+        signal, cancelled = Signal(), True
         self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
-        cancelled = True
+        job.add_done_callback(partial(self._end, signal))
         try:
-            ended = await self._ended(job, seconds, patience)
+            ended = await self._ended(signal, seconds, patience)
             cancelled = False
         finally:
             if cancelled:
@@ -132,10 +133,13 @@ class Worker:
             self._last_success = time.monotonic()
         return result
 
-    async def _ended(self, job: "Future[Any]", seconds: float, patience: float) -> bool | None:
+    def _end(self, signal: Signal, job: "Future[Any]") -> None:
+        self._jobs.discard(job)
+        signal.set()
+
+    async def _ended(self, signal: Signal, seconds: float, patience: float) -> bool | None:
         """Wait for a job; return ``False`` if the pool hangs, ``None`` if only the caller's patience has ended."""
-        signal, timeout = _signal(job), min(seconds, patience)
-        since = time.monotonic()
+        since, timeout = time.monotonic(), min(seconds, patience)
         while timeout > 0:
             if await signal.wait(timeout):
                 return True

@@ -21,8 +21,8 @@ redis_limits = of("stores/limits/redis.py", "stores/limits/test_redis.py")
 STORES: tuple[Mutant, ...] = (
     memory_cache("memory-cache-never-expires", "return now + item.ttl", "return math.inf"),
     memory_cache("memory-cache-has-no-bound-on-entries", "while left >= self._max_entries or ", "while "),
-    sqlite_cache("sqlite-cache-returns-expired-entries", " AND (expires_at IS NULL OR expires_at > :at)", ""),
-    sqlite_cache("sqlite-cache-returns-entries-of-the-future", '"created_at <= :at + :skew AND (', '"('),
+    sqlite_cache("sqlite-cache-returns-expired-entries", "(key, at + SKEW_S, at)", "(key, at + SKEW_S, -math.inf)"),
+    sqlite_cache("sqlite-cache-returns-entries-of-the-future", "(key, at + SKEW_S, at)", "(key, math.inf, at)"),
     sqlite_cache("sqlite-cache-evicts-the-newest", "ORDER BY used LIMIT 1)", "ORDER BY used DESC LIMIT 1)"),
     sqlite_cache("sqlite-cache-takes-over-a-foreign-file", "if mark != MARK and (tables or version):", "if False:"),
     redis_cache(

@@ -169,12 +169,12 @@ SKEW_S: Final = 300.0
 
 _BATCH: Final = 256  # the most entries that one write deletes, so that none takes long
 
-_FRESH: Final = "created_at <= :at + :skew AND (expires_at IS NULL OR expires_at > :at)"
+_FIND: Final = """SELECT entry FROM entries WHERE key = ? AND typeof(entry) = 'blob'
+    AND created_at <= ? AND (expires_at IS NULL OR expires_at > ?)"""
 
 
 def _find(file: sqlite3.Connection, key: str, at: float) -> bytes | None:
-    query = f"SELECT entry FROM entries WHERE key = :key AND typeof(entry) = 'blob' AND {_FRESH}"  # noqa: S608
-    row: tuple[bytes] | None = file.execute(query, {"key": key, "at": at, "skew": SKEW_S}).fetchone()
+    row: tuple[bytes] | None = file.execute(_FIND, (key, at + SKEW_S, at)).fetchone()
     return row and row[0]
 
 
