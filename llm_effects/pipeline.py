@@ -249,11 +249,11 @@ def _redacted(
 
 
 def _answer_of(looked_up: LookedUp | None) -> LLMResponse | None:
-    return looked_up.unwrap() if isinstance(looked_up, Success) else None
+    return looked_up.unwrap() if looked_up is not None and isinstance(looked_up, Success) else None
 
 
 def _settled(result: Answer, call: Call, env: LLMEnv, started: float) -> Answer:
-    if is_successful(result):
+    if isinstance(result, Success):
         warnings = task_warnings(call.request.task_type, env.config.routing)
         return Success(_with_history(result.unwrap(), call, (call.history.clock() - started) * 1000, warnings))
     return Failure(_error_with_history(result.failure(), call, env))
@@ -266,7 +266,7 @@ def _replayed(stored: LLMResponse, request: LLMRequest, env: LLMEnv, latency_ms:
 
 def _with_history(response: LLMResponse, call: Call, latency_ms: float, warnings: tuple[str, ...]) -> LLMResponse:
     attempts = tuple(call.history.attempts)
-    cost = total_cost(attempt.cost for attempt in attempts)
+    cost = total_cost([attempt.cost for attempt in attempts])
     return _ended(response, call.request, latency_ms, warnings, attempts, cost=cost, cached=response.cached)
 
 

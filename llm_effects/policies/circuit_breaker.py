@@ -7,8 +7,7 @@ from collections.abc import Awaitable
 
 from attrs import evolve
 from returns.future import FutureResult
-from returns.pipeline import is_successful
-from returns.result import Failure
+from returns.result import Failure, Success
 
 from llm_effects.effects.call import Call, Sink
 from llm_effects.effects.effect import Answer, Generate, layer, proceed, result_of
@@ -38,9 +37,9 @@ def _guarded(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
 
 async def _admitted(next: Generate, call: Call, env: LLMEnv, permit: FutureResult[BreakerPermit, LLMError]) -> Answer:
     admitted = await result_of(permit)
-    return (
-        await _observed(next, call, env, admitted.unwrap()) if is_successful(admitted) else Failure(admitted.failure())
-    )
+    if not isinstance(admitted, Success):
+        return Failure(admitted.failure())
+    return await _observed(next, call, env, admitted.unwrap())
 
 
 def _is_last_hope(call: Call) -> bool:
@@ -76,7 +75,7 @@ def _closing(sink: Sink, model: str, env: LLMEnv, permit: BreakerPermit) -> Sink
 
 def _failed(result: Answer, call: Call, env: LLMEnv) -> bool | None:
     """Return whether the model failed, or ``None`` where the outcome says nothing about it."""
-    if is_successful(result):
+    if isinstance(result, Success):
         return False
     error = result.failure()
     return None if blame_for(error) is not Blame.SERVER or _was_cut_short(error, call, env) else True

@@ -90,7 +90,7 @@ async def _ask(call: Call, env: LLMEnv) -> Answer:
 def with_plausible_usage(response: LLMResponse, call: Call, env: LLMEnv) -> LLMResponse:
     """Replace counts that cannot be true by the estimate, with a warning: budgets and quotas are charged by them."""
     usage = _plausible(response.usage, response.parts, call, env)
-    if usage == response.usage:
+    if usage is response.usage or usage == response.usage:
         return response
     counted = " and ".join(
         f"{short_repr(count)} {name} tokens"

@@ -13,8 +13,7 @@ from typing import Final
 import anyio
 from attrs import evolve
 from returns.future import FutureResult
-from returns.pipeline import is_successful
-from returns.result import Failure, Result
+from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
 from llm_effects.effects.call import Call
@@ -44,7 +43,9 @@ def with_limits(next: Generate, call: Call, env: LLMEnv) -> Awaitable[Answer]:
 
 async def _send_later(next: Generate, call: Call, env: LLMEnv, permit: FutureResult[Permit, LLMError]) -> Answer:
     granted = await _queue(call, permit)
-    return await _send(next, call, env, granted.unwrap()) if is_successful(granted) else Failure(granted.failure())
+    if not isinstance(granted, Success):
+        return Failure(granted.failure())
+    return await _send(next, call, env, granted.unwrap())
 
 
 @cached_per_config
@@ -108,7 +109,7 @@ def _with_warning(response: LLMResponse, warning: str) -> LLMResponse:
 
 
 def _actual_usage(permit: Permit, outcome: Answer) -> ActualUsage:
-    if is_successful(outcome):
+    if isinstance(outcome, Success):
         counted = outcome.unwrap().usage.total_tokens
         return ActualUsage(tokens=permit.demand.tokens if counted is None else counted)
     error = outcome.failure()

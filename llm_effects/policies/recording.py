@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Final
 
 import anyio
-from returns.pipeline import is_successful
+from returns.result import Success
 
 from llm_effects.effects.call import AttemptRecord, Call
 from llm_effects.effects.effect import Answer, Generate, layer, proceed
@@ -37,7 +37,7 @@ async def with_recording(next: Generate, call: Call, env: LLMEnv) -> Answer:
         attempt = _record(env, call, started, _interruption(problem, call), None)
         end_attempt(call, env, span, attempt, None)
         raise
-    tag = SUCCESS if is_successful(outcome) else _tag(outcome.failure())
+    tag = SUCCESS if isinstance(outcome, Success) else _tag(outcome.failure())
     end_attempt(call, env, span, _record(env, call, started, tag, outcome), outcome)
     return outcome
 
@@ -76,7 +76,7 @@ def _record(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer |
 
 def _is_evidence(outcome: Answer | None) -> bool:
     """Return whether an outcome may say something about the model."""
-    if outcome is None or is_successful(outcome):
+    if outcome is None or isinstance(outcome, Success):
         return True
     return blame_for(outcome.failure()) in {Blame.SERVER, Blame.MODEL}
 
@@ -85,7 +85,7 @@ def _is_hurried(outcome: Answer | None, call: Call) -> bool:
     """Return whether the caller ended the attempt: by a cancellation, a deadline or the end of a share of the time."""
     if outcome is None:
         return True
-    error = None if is_successful(outcome) else outcome.failure()
+    error = None if isinstance(outcome, Success) else outcome.failure()
     shared = call.attempt.first_content_by < math.inf
     return shared and isinstance(error, RequestTimeout) and error.phase == "attempt"
 
@@ -98,7 +98,7 @@ def _too_soon(attempt: Attempt, env: LLMEnv) -> bool:
 
 
 def _row(call: Call, attempt: Attempt, at: datetime, outcome: Answer | None, env: LLMEnv) -> LedgerRow:
-    served = None if outcome is None or not is_successful(outcome) else outcome.unwrap().served_model
+    served = None if outcome is None or not isinstance(outcome, Success) else outcome.unwrap().served_model
     return LedgerRow(
         id=f"{call.id}.{len(call.history.attempts)}",
         at=at,
@@ -139,13 +139,13 @@ def _attempt(env: LLMEnv, call: Call, started: float, tag: str, outcome: Answer 
 def _usage(outcome: Answer | None) -> Usage | None:
     if outcome is None:
         return None
-    return outcome.unwrap().usage if is_successful(outcome) else outcome.failure().usage
+    return outcome.unwrap().usage if isinstance(outcome, Success) else outcome.failure().usage
 
 
 def _cost(env: LLMEnv, call: Call, outcome: Answer | None, at: datetime) -> Cost:
     """Return the cost of an attempt: zero if it was rejected, unknown if the provider may have worked on it."""
     usage = _usage(outcome)
-    rejected = outcome is not None and not is_successful(outcome) and _is_unbilled(outcome.failure())
+    rejected = outcome is not None and not isinstance(outcome, Success) and _is_unbilled(outcome.failure())
     if rejected and (usage is None or usage == Usage()):
         return Cost.ZERO
     return env.prices.cost(call.model, usage or Usage(), at)

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from typing import Final
 
 import anyio
-from returns.pipeline import is_successful
+from returns.result import Success
 
 from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, Generate, layer, proceed
@@ -49,7 +49,7 @@ async def with_retries(next: Generate, call: Call, env: LLMEnv) -> Answer:
     attempt, retries, cost, renewed = call, 0, 0, False
     while True:
         result = await proceed(next, attempt, env)
-        if is_successful(result):
+        if isinstance(result, Success):
             _repay(call, env, cost)
             return result
         error = result.failure()

@@ -8,8 +8,7 @@ from functools import partial
 
 import anyio
 from attrs import evolve
-from returns.pipeline import is_successful
-from returns.result import Failure
+from returns.result import Failure, Success
 
 from llm_effects.config import LLMConfig
 from llm_effects.effects.call import AttemptContext, Call, CallHistory, Sink, TurnContext
@@ -37,7 +36,7 @@ async def with_routing(next: Generate, call: Call, env: LLMEnv) -> Answer:
     context = routing_context(call.request, env, call.turn, streamed=call.sink is not None, clock=clock)
     env.health.begin_call()
     candidates = order(call.request, env.config, context)
-    if not is_successful(candidates):
+    if not isinstance(candidates, Success):
         return Failure(candidates.failure())
     return await _first_answer(next, call, env, candidates.unwrap())
 
@@ -53,7 +52,7 @@ async def _first_answer(next: Generate, call: Call, env: LLMEnv, candidates: Ran
             result = await proceed(next, attempt, env)
         finally:
             env.health.add_in_flight(attempt.model, -1)
-        if is_successful(result):
+        if isinstance(result, Success):
             if attempt.attempt.continues:
                 await call.history.drained()
                 result = result.map(partial(joined, attempt, env.config))
@@ -172,7 +171,7 @@ def _attempt_at(chosen: Ranked, rest: Sequence[Ranked], call: Call, env: LLMEnv)
     Resuming needs a model that continues a given beginning, and a beginning that is only text.
     """
     history, model = call.history, chosen.model
-    others = available(rest)
+    others = available(rest) if rest else rest
     attempt = AttemptContext(
         model=model,
         alternatives=len(others),

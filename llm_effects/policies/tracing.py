@@ -9,7 +9,7 @@ import logging
 from typing import Final
 
 import anyio
-from returns.pipeline import is_successful
+from returns.result import Success
 
 from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, Generate, layer, passing_ready, proceed
@@ -42,7 +42,7 @@ async def with_tracing(next: Generate, call: Call, env: LLMEnv) -> Answer:
     except BaseException as problem:
         end_call(call, env, span, None, _exception_tag(problem))
         raise
-    end_call(call, env, span, outcome, SUCCESS if is_successful(outcome) else outcome.failure().tag)
+    end_call(call, env, span, outcome, SUCCESS if isinstance(outcome, Success) else outcome.failure().tag)
     return outcome
 
 
@@ -95,4 +95,4 @@ def end_attempt(call: Call, env: LLMEnv, span: Span | None, attempt: Attempt | N
 def _outcome_tag(attempt: Attempt | None, outcome: Outcome) -> str:
     if attempt is not None:
         return attempt.outcome
-    return CANCELLED if outcome is None or is_successful(outcome) else outcome.failure().tag
+    return CANCELLED if outcome is None or isinstance(outcome, Success) else outcome.failure().tag

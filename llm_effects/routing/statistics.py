@@ -52,16 +52,14 @@ def learn(statistics: Statistics, attempt: Attempt, at: datetime, calls: int = 0
     before = confidence_at(statistics, at)
     confidence = before + SMOOTHING * (1 - before)
     share = SMOOTHING / confidence
-    latency, first_content = attempt.latency_ms, attempt.first_content_ms
-    whole = attempt.succeeded and first_content is None  # the time of a whole stream includes its consumer's
+    latency, first_content, succeeded = attempt.latency_ms, attempt.first_content_ms, attempt.succeeded
+    whole = succeeded and first_content is None  # the time of a whole stream includes its consumer's
     return Statistics(
         attempts=statistics.attempts + 1,
-        error_rate=statistics.error_rate + share * (float(not attempt.succeeded) - statistics.error_rate),
+        error_rate=statistics.error_rate + share * (float(not succeeded) - statistics.error_rate),
         latency_ms=_moving_average(statistics.latency_ms, latency if whole else None, share),
-        first_content_ms=_moving_average(
-            statistics.first_content_ms, first_content if attempt.succeeded else None, share
-        ),
-        failure_ms=_moving_average(statistics.failure_ms, None if attempt.succeeded else latency, share),
+        first_content_ms=_moving_average(statistics.first_content_ms, first_content if succeeded else None, share),
+        failure_ms=_moving_average(statistics.failure_ms, None if succeeded else latency, share),
         confidence=confidence,
         at=at,
         calls=calls,

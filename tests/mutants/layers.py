@@ -267,8 +267,8 @@ LAYERS: tuple[Mutant, ...] = (
     ),
     pipeline(
         "pipeline-counts-the-last-attempt-only",
-        "cost=total_cost(attempt.cost for attempt in attempts),",
-        "cost=total_cost(attempt.cost for attempt in attempts[-1:]),",
+        "cost = total_cost([attempt.cost for attempt in attempts])",
+        "cost = total_cost([attempt.cost for attempt in attempts[-1:]])",
     ),
     pipeline(
         "pipeline-holds-money-in-the-queue",

@@ -120,8 +120,8 @@ RULES: tuple[Mutant, ...] = (
     ),
     statistics(
         "statistics-count-failures-as-answers",
-        "float(not attempt.succeeded) - statistics.error_rate",
-        "float(attempt.succeeded) - statistics.error_rate",
+        "float(not succeeded) - statistics.error_rate",
+        "float(succeeded) - statistics.error_rate",
     ),
     errors(
         "errors-ignore-the-advice-of-the-server", "return max(limit, 1) if error.should_retry else 0", "return limit"

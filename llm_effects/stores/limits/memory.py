@@ -104,7 +104,7 @@ class MemoryRetries:
 
     def repay(self, server: Hashable, budget: RetryBudgetConfig, amount: int) -> None:
         """Add some tokens, up to the full bucket."""
-        if server in self._left:
+        if self._left and server in self._left:
             self._left[server] = min(budget.tokens, self._left[server] + amount)
 
 
