@@ -13,7 +13,6 @@ from weakref import ref
 import anyio
 import msgspec
 from attrs import astuple, define, evolve, field
-from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
@@ -158,7 +157,7 @@ async def _cached(next: Generate, call: Call, env: LLMEnv) -> Answer:
     if policy is CachePolicy.ONLY or _misconfigured(stored):
         return Failure(_no_answer(stored))
     leases = _leases(env)
-    alone = policy is CachePolicy.REFRESH or call.sink is not None or not is_successful(stored)  # a stream sees more
+    alone = policy is CachePolicy.REFRESH or call.sink is not None or not isinstance(stored, Success)  # a stream sees more
     if leases is not None and not alone:
         return await _ask_as_one(leases, next, call, env, key)
     return await _ask_and_store(next, call, env, key, _read_warning(stored, call))
@@ -212,7 +211,7 @@ async def _use_stale(next: Generate, call: Call, env: LLMEnv, key: str, entry: E
     answer = await _ask_afresh(next, call, env, key)
     if answer is None:
         return await _replay(entry, call, stale=True)
-    if is_successful(answer) or call.history.contents:
+    if isinstance(answer, Success) or call.history.contents:
         return answer
     warning = f"the stored answer is stale, and no fresh one could be fetched: {answer.failure().tag}"
     stale = await _replay(entry, call, stale=True)
@@ -237,7 +236,7 @@ def _refreshes(next: Generate, call: Call, env: LLMEnv, key: str) -> bool:
         failed = True
         with anyio.move_on_after(limit_s):
             answer = await _ask_afresh(next, fresh, env, key)
-            failed = answer is not None and not is_successful(answer)
+            failed = answer is not None and not isinstance(answer, Success)
         if failed:
             await anyio.sleep(REFRESH_PAUSE_S)
 
@@ -271,18 +270,18 @@ def _is_cache_here(config: LLMConfig) -> bool:
 
 
 def _read_warning(stored: Result[Entry | None, LLMError], call: Call) -> tuple[str, ...]:
-    if is_successful(stored):
+    if isinstance(stored, Success):
         return ()
     log_cache_trouble(call, "get")
     return (f"the cache could not be read: {describe(stored.failure())}",)
 
 
 def _misconfigured(stored: Result[Entry | None, LLMError]) -> bool:
-    return not is_successful(stored) and isinstance(stored.failure(), ConfigurationError)
+    return not isinstance(stored, Success) and isinstance(stored.failure(), ConfigurationError)
 
 
 def _no_answer(stored: Result[Entry | None, LLMError]) -> LLMError:
-    if not is_successful(stored):
+    if not isinstance(stored, Success):
         return stored.failure()
     return StorageFailed(operation="cache", message="no answer is stored, and the request's cache policy is ONLY")
 
@@ -301,7 +300,7 @@ async def _replay(entry: Entry, call: Call, *, stale: bool = False) -> Answer:
 async def _ask_and_store(next: Generate, call: Call, env: LLMEnv, key: str, warnings: tuple[str, ...]) -> Answer:
     recorder = EventRecorder(call.sink)
     result = await proceed(next, call if call.sink is None else evolve(call, sink=recorder), env)
-    if not is_successful(result):
+    if not isinstance(result, Success):
         return result
     response = result.unwrap()
     if not warnings and not recorder.restarted and _worth_storing(response, env.config.cache.keep):
@@ -409,7 +408,7 @@ async def store(env: LLMEnv, key: str, entry: Entry, deadline: float = math.inf)
 
 async def _put(env: LLMEnv, key: str, entry: Entry, ttl: float | None) -> str | None:
     stored = await result_of(env.cache.put(key, dump_entry(entry), ttl))
-    return None if is_successful(stored) else f"the answer could not be stored: {describe(stored.failure())}"
+    return None if isinstance(stored, Success) else f"the answer could not be stored: {describe(stored.failure())}"
 
 
 def _waits(cache: Cache) -> bool:

@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import RunVar, checkpoint
 from attrs import define, evolve, field
-from returns.pipeline import is_successful
+from returns.result import Success
 
 from llm_effects.effects.call import Call, CallHistory, Sink
 from llm_effects.effects.effect import Answer, Generate, layer, passing_ready, proceed
@@ -332,7 +332,7 @@ def flights_here() -> Flights:
 
 def concerns_only_its_leader(flight: Flight, call: Call) -> bool:
     """Return whether the flight's error does not concern this follower, which then asks again."""
-    if flight.result is None or is_successful(flight.result):
+    if flight.result is None or isinstance(flight.result, Success):
         return False
     error = flight.result.failure()
     committed = bool(flight.events) and not call.history.contents and call.request.recovery is Recovery.FAIL

@@ -12,7 +12,7 @@ from typing import final
 
 import anyio
 from attrs import define, evolve
-from returns.pipeline import is_successful
+from returns.result import Success
 
 from llm_effects.effects.call import Call, CallHistory, Sink
 from llm_effects.effects.combinators import Claim, run_hedged
@@ -71,7 +71,7 @@ async def _attempt(next: Generate, call: Call, env: LLMEnv, claim: Claim) -> Ans
         return await proceed(next, call, env)
     opening = _Opening(call.sink, claim)
     result = await proceed(next, evolve(call, sink=opening), env)
-    if is_successful(result):
+    if isinstance(result, Success):
         await opening.show()  # an answer without content has only its opening
     return result
 

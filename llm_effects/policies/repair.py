@@ -7,7 +7,6 @@ from functools import partial
 from typing import Final
 
 from attrs import evolve
-from returns.pipeline import is_successful
 from returns.result import Failure, Success
 
 from llm_effects.effects.call import Call, ResponseValidator
@@ -43,7 +42,7 @@ async def _until_valid(next: Generate, call: Call, validator: ResponseValidator,
     attempt, repairs = call, 0
     while True:
         result = await proceed(next, attempt, env)
-        if not is_successful(result):
+        if not isinstance(result, Success):
             return result
         response = result.unwrap()
         problems = await in_steps(partial(validator.problems, response), len(response.content))

@@ -10,8 +10,7 @@ from typing import ClassVar, Final, Never, TypeVar, final
 from attrs import define, field, frozen
 from cachetools import TLRUCache
 from returns.future import FutureResult
-from returns.pipeline import is_successful
-from returns.result import Failure, Result
+from returns.result import Failure, Result, Success
 
 from llm_effects.values.errors import LLMError, StorageFailed
 from llm_effects.values.records import CacheStats
@@ -75,7 +74,7 @@ class CacheCounters:
 
     def _count_failure(self, result: Result[_Value, LLMError], now: float) -> Result[_Value, LLMError]:
         with self._lock:
-            failed = not is_successful(result)
+            failed = not isinstance(result, Success)
             self._failures += failed
             self._consecutive_failures = self._consecutive_failures + 1 if failed else 0
             if failed and self._consecutive_failures >= MAX_FAILURES and self._paused_until <= now:
