@@ -157,7 +157,8 @@ async def _cached(next: Generate, call: Call, env: LLMEnv) -> Answer:
     if policy is CachePolicy.ONLY or _misconfigured(stored):
         return Failure(_no_answer(stored))
     leases = _leases(env)
-    alone = policy is CachePolicy.REFRESH or call.sink is not None or not isinstance(stored, Success)  # a stream sees more
+    streams = call.sink is not None  # it sees more than the answer
+    alone = streams or policy is CachePolicy.REFRESH or not isinstance(stored, Success)
     if leases is not None and not alone:
         return await _ask_as_one(leases, next, call, env, key)
     return await _ask_and_store(next, call, env, key, _read_warning(stored, call))

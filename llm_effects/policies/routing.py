@@ -103,7 +103,8 @@ def _with_remedy(error: LLMError, call: Call, env: LLMEnv) -> LLMError:
         return error
     targets = tuple(ready_targets(config).values())
     able = filter_candidates(call.request, targets, env.tokens.estimate(call.request), proxied=is_proxied(config))
-    others = "; ".join(f"{each.model}: {each.reason}" for each in able.unwrap().excluded) if isinstance(able, Success) else ""
+    excluded = able.unwrap().excluded if isinstance(able, Success) else ()
+    others = "; ".join(f"{each.model}: {each.reason}" for each in excluded)
     remedy = f"No other model can take this request: {others}" if others else f"Or else {no_model_remedy()}"
     remedied = tuple(evolve(each, message=f"{each.message} {remedy}") for each in refused)
     return evolve(error, errors=remedied) if isinstance(error, RequestFailed) else remedied[0]
