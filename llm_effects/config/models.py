@@ -26,6 +26,7 @@ from llm_effects.values.secrets import (
     Secret,
     hide_password,
     to_key,
+    to_secret,
     valid_headers,
     valid_key,
     without_login,
@@ -151,7 +152,7 @@ class Capabilities:
 
 
 def _keys(value: Iterable[str | Secret]) -> tuple[Secret, ...]:
-    return tuple(Secret(key) if isinstance(key, str) else key for key in to_tuple("api_keys", value))
+    return tuple(to_secret("api_keys", key) if isinstance(key, str) else key for key in to_tuple("api_keys", value))
 
 
 def _valid_keys(model: "ModelConfig | None", attribute: "attrs.Attribute[Any]", keys: tuple[Secret, ...]) -> None:
@@ -179,8 +180,9 @@ class ModelConfig:
     ``provider`` is a protocol (``openai-chat``, ``anthropic``, ``llama``) or a preset's name (``lm-studio``,
     ``ollama``, ...). ``model`` is the provider's name for the model; without one, local servers use whatever is loaded.
 
-    ``api_key`` may be a function, sync or async, that returns the key, or the key and its lifetime in seconds: it is
-    called when a key is needed and the last one has run out or was rejected (see ``RotatingKey``).
+    ``api_key`` is the key itself (only ``load_config`` reads ``"env:NAME"``), or a function, sync or async, that
+    returns the key, or the key and its lifetime in seconds: it is called when a key is needed and the last one has run
+    out or was rejected (see ``RotatingKey``).
 
     Several ``api_keys`` turn an entry ``gpt`` into the equal models ``gpt#1``, ``gpt#2`` and so on, each with its own
     limits and cooldown; ``gpt`` still names all of them.

@@ -302,8 +302,23 @@ def _masks_of(keys: Iterable[Secret]) -> tuple[str, ...]:
 def to_key(value: "str | Secret | RotatingKey | KeySource | None") -> "Secret | RotatingKey | None":
     """Return a key as a ``Secret``, and a function that returns one as a ``RotatingKey``."""
     if isinstance(value, str):
-        return Secret(value)
+        return to_secret("api_key", value)
     return RotatingKey(value) if callable(value) else value
+
+
+def to_secret(name: str, key: str) -> Secret:
+    """Return a key as a ``Secret``; the name of a variable is rejected, since only a configuration's text has those.
+
+    >>> to_secret("api_key", "env:THE_KEY")
+    Traceback (most recent call last):
+        ...
+    llm_effects.values.validation.InvalidValue: api_key: only load_config reads env:...: write os.environ["THE_KEY"]
+    """
+    if key.startswith("env:"):
+        variable = key.removeprefix("env:").strip()
+        shown = variable if variable.isidentifier() else "NAME"  # it may be a key by mistake
+        invalid(name, f'only load_config reads env:...: write os.environ["{shown}"]')
+    return Secret(key)
 
 
 _PLACEHOLDER: Final = re.compile(r"<.*>|\$.*|\{.*|your.*key.*|.*\.\.\..*|change.?me|none|null|undefined", re.IGNORECASE)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from decimal import Decimal
+from typing import Any
 
 import attrs
 import pytest
@@ -25,6 +26,14 @@ CONFIG = LLMConfig(
     storage=StorageConfig(url=f"postgresql://me:{CANARY}@db/llm"),
     cache=CacheConfig(url=f"postgresql://db/llm?user=me&password={CANARY}&sslmode=require"),
 )
+
+
+@pytest.mark.parametrize("keys", [{"api_key": "env:THE_KEY"}, {"api_keys": ["sk-1", "env:THE_KEY"]}])
+def test_the_name_of_a_variable_in_code_is_rejected_and_not_sent_as_the_key(keys: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValue, match=r'^api_keys?: only load_config reads .*: write os.environ\["THE_KEY"\]$'):
+        ModelConfig(provider="groq", **keys)
+    with pytest.raises(InvalidValue, match=r'environ\["NAME"\]$'):
+        ModelConfig(provider="groq", api_key=f"env:{CANARY}")  # which may be a key by mistake
 
 
 def test_no_rendering_of_a_configuration_shows_a_key() -> None:
