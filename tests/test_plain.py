@@ -309,6 +309,10 @@ def test_every_operation_returns_its_value() -> None:
         decided = llm.decide_approval(approval.id, Approved())
         assert llm.resume_tools("r", kit).response.content == "Nearly full."
         assert llm.list_approvals(decided=True) == (decided,)
+    with LLM(scripted_env("No tools.")) as llm:
+        llm.start_conversation("c", owner="ada")
+        llm.run_tools("How is the disk?", toolkit(free_space), conversation_id="c", owner="ada")
+        assert len(llm.load_conversation("c", owner="ada").turns) == 1
 
 
 @pytest.mark.anyio
@@ -329,6 +333,10 @@ async def test_every_operation_of_an_async_one_returns_its_value() -> None:
         decided = await llm.decide_approval(approval.id, Approved())
         assert (await llm.resume_tools("r", kit)).response.content == "Nearly full."
         assert await llm.list_approvals(decided=True) == (decided,)
+    async with AsyncLLM(scripted_env("No tools.")) as llm:
+        await llm.start_conversation("c")
+        await llm.run_tools("How is the disk?", toolkit(free_space), conversation_id="c")
+        assert len((await llm.load_conversation("c")).turns) == 1
 
 
 @pytest.mark.anyio

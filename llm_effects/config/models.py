@@ -236,8 +236,9 @@ explain_arguments(
     'ModelConfig(provider="lm-studio")',
     {
         **dict.fromkeys(("key", "apikey"), "write api_key=..."),
-        **dict.fromkeys(("url", "base_url", "host"), "write endpoint=..."),
+        **dict.fromkeys(("url", "base_url", "api_base", "host"), "write endpoint=..."),
         **dict.fromkeys(("timeout", "timeout_s"), "write timeout_ms=..., in milliseconds"),
+        **dict.fromkeys(("max_retries", "num_retries"), "it belongs to all models: RoutingConfig(max_retries=...)"),
         "path": "write model_path=...",
     },
 )

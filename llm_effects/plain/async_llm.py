@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, Unpack, final, overload
+from typing import Any, Self, TypeVar, Unpack, final, overload
 
 from returns.context import RequiresContext
 
@@ -36,6 +36,7 @@ from llm_effects.plain.fields import (
     TurnFields,
     as_request,
     as_turn,
+    explain_source,
     loaded,
     manager_of,
     plain_results,
@@ -63,14 +64,18 @@ _Value = TypeVar("_Value")
 
 
 @final
+@explain_source
 class AsyncLLM:
     """Models for async code, on asyncio and trio: each method awaits an answer or raises ``LLMFailure``.
 
     ``source`` is a configuration, the path of a TOML file, or an environment, which stays open; without one, the
     environment variables are read. With ``check``, the first use fails with every problem that is known at once, as
     ``open_env`` describes; with ``redact``, a ``Redaction``, its calls are redacted. Use it with ``async with``, which
-    keeps connections open between calls, or directly and close it with ``aclose()``. Fields of a request, such as
-    ``max_tokens``, may be keywords of a call.
+    keeps connections open between calls, or directly and close it with ``aclose()``.
+
+    Fields of a request may be keywords of a call: ``model`` (its configured name), ``system``, ``task_type``,
+    ``owner``, ``tags``, ``cache``, ``stays``, ``preferences``, ``max_tokens``, ``temperature``, ``reasoning_effort``
+    and ``timeout_ms`` (the whole call, in milliseconds).
 
     >>> import anyio
     >>> from llm_effects import scripted_env
@@ -125,9 +130,22 @@ class AsyncLLM:
         """Answer a request with a value of a type, and the response that it was read from."""
         return await self.run(generate_as(as_request(request, fields), kind, max_repairs=max_repairs))
 
+    @overload
+    def stream_as(  # pyright: ignore[reportOverlappingOverload]
+        self,
+        request: Request,
+        kind: type[Structured[_Value]],
+        *,
+        growing: bool = ...,
+        **fields: Unpack[RequestFields],
+    ) -> AsyncPartialStream[_Value]: ...
+    @overload
+    def stream_as(
+        self, request: Request, kind: type[_Value], *, growing: bool = ..., **fields: Unpack[RequestFields]
+    ) -> AsyncPartialStream[_Value]: ...
     def stream_as(
         self, request: Request, kind: type[_Value], *, growing: bool = False, **fields: Unpack[RequestFields]
-    ) -> AsyncPartialStream[_Value]:
+    ) -> AsyncPartialStream[Any]:
         """Answer a request with a value of a type, as an iterator of what is sure of it; the last is ``Structured``."""
         answers = open_stream_as(as_request(request, fields), kind, growing=growing)
         return AsyncPartialStream(partial(self._opened, answers))
@@ -171,12 +189,19 @@ class AsyncLLM:
         approve: Approve | None = None,
         needs_approval: ApprovalPolicy = dangerous_calls,
         run_id: str | None = None,
+        conversation_id: str | None = None,
         **fields: Unpack[RequestFields],
     ) -> ToolRun:
         """Answer a request with the help of tools, asking the model at most ``max_steps`` times."""
-        asked = as_request(request, fields)
         tool_run = run_tools(
-            asked, toolkit, max_steps, limits=limits, approve=approve, needs_approval=needs_approval, run_id=run_id
+            as_request(request, fields),
+            toolkit,
+            max_steps,
+            limits=limits,
+            approve=approve,
+            needs_approval=needs_approval,
+            run_id=run_id,
+            conversation_id=conversation_id,
         )
         return await self.run(tool_run)
 

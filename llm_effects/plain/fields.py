@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from types import NoneType
 from typing import Any, Final, TypeAlias, TypedDict, TypeVar, cast, final
 
@@ -63,12 +64,13 @@ class RequestFields(TypedDict, total=False):
     reasoning_effort: ReasoningEffort | None
     timeout_ms: float | None
     stays: Stays | None
+    owner: str | None
+    tags: Sequence[str]
 
 
 class TurnFields(RequestFields, total=False):
     """The keywords of ``converse``: fields of a request, and of the turn."""
 
-    owner: str | None
     turn_id: str | None
     pinned: bool
 
@@ -88,8 +90,18 @@ def as_request(request: Request | Message, fields: RequestFields) -> LLMRequest:
 def _with_fields(request: LLMRequest, fields: RequestFields) -> LLMRequest:
     others: dict[str, Any] = dict(fields)
     preferences = {name: others.pop(name) for name in fields if name in _PREFERENCES}
-    changed = evolve(request, **others)
+    try:
+        changed = evolve(request, **others)
+    except TypeError as problem:
+        raise TypeError(_of_a_call(str(problem))) from None
     return evolve(changed, preferences=evolve(changed.preferences, **preferences))
+
+
+def _of_a_call(problem: str) -> str:
+    """Return what is wrong with the arguments of a request as those of a call, where preferences are arguments too."""
+    for name in _PREFERENCES:
+        problem = problem.replace(f"preferences=Preferences({name}=...)", f"{name}=...")
+    return problem.replace("LLMRequest has no", "a call has no")
 
 
 def as_turn(
@@ -130,6 +142,40 @@ def loaded(source: Source) -> LLMConfig | LLMEnv:
         msg = f"an LLM needs an LLMConfig, the path of a TOML file or an LLMEnv, not {type(source).__name__}"
         raise TypeError(msg)
     return source if isinstance(source, LLMConfig | LLMEnv) else value_of(load_config(source))
+
+
+_Face = TypeVar("_Face", bound=type)
+
+
+def explain_source(face: _Face) -> _Face:
+    """Make the constructor of a plain face say what to write for the arguments of other clients."""
+    construct: Callable[..., None] = vars(face)["__init__"]
+
+    @wraps(construct)
+    def constructed(self: object, *args: object, **named: object) -> None:
+        for name in (each for each in named if each not in {"source", "check", "redact"}):
+            msg = f"{face.__name__} has no argument {name!r}: {_source_remedy(face.__name__, name)}"
+            raise TypeError(msg)
+        construct(self, *args, **named)
+
+    setattr(face, "__init__", constructed)  # noqa: B010 - type checkers go on to see the constructor
+    return face
+
+
+def _source_remedy(face: str, name: str) -> str:
+    if name not in _OF_A_MODEL:
+        return "its arguments are source, check, redact"
+    known, variable = _OF_A_MODEL[name]
+    model = '"model": ...' if known == "model" else f'"model": ..., "{known}": ...'
+    return f'write {face}({{"models": {{"gpt": {{"provider": "openai", {model}}}}}}}), or set {variable}'
+
+
+_OF_A_MODEL: Final[Mapping[str, tuple[str, str]]] = {
+    "model": ("model", "OPENAI_MODEL or CLAUDE_MODEL"),
+    "api_key": ("api_key", "OPENAI_API_KEY or CLAUDE_API_KEY"),
+    **dict.fromkeys(("base_url", "api_base", "endpoint"), ("endpoint", "OPENAI_BASE_URL")),
+}
+"""Arguments of other clients: the field of a model, and the variables that set it."""
 
 
 def repr_of(face: object, source: LLMConfig | LLMEnv) -> str:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Self, TypeVar, Unpack, final, overload
+from typing import Any, Self, TypeVar, Unpack, final, overload
 
 from llm_effects.batches.journals import Journal, no_journal
 from llm_effects.batches.provider_batches import BatchStatus, batch_status, cancel_batch, collect_batch, submit_batch
@@ -36,6 +36,7 @@ from llm_effects.plain.fields import (
     TurnFields,
     as_request,
     as_turn,
+    explain_source,
     loaded,
     plain_results,
     repr_of,
@@ -61,14 +62,15 @@ _Value = TypeVar("_Value")
 
 
 @final
+@explain_source
 class LLM:
     """Models for code that is not async: each method returns an answer or raises ``LLMFailure``.
 
-    It has the methods of ``AsyncLLM``, and takes the same ``source``; with ``check`` it is checked at once, and with
-    ``redact`` its calls are redacted. Its event
-    loop runs in a thread of its own, so it works in any thread, also where another event loop runs, and after a fork.
-    Ctrl-C cancels the call. Use it with ``with``, or directly and close it with ``close()``; one that is not closed is
-    closed when it is collected, or when the interpreter exits.
+    It has the methods of ``AsyncLLM`` with the same keywords, and takes the same ``source``; with ``check`` it is
+    checked at once, and with ``redact`` its calls are redacted. Its event loop runs in a thread of its own, so it works
+    in any thread, also where another event loop runs, and after a fork. Ctrl-C cancels the call. Use it with ``with``,
+    or directly and close it with ``close()``; one that is not closed is closed when it is collected, or when the
+    interpreter exits.
 
     >>> from llm_effects import scripted_env
     >>> LLM(scripted_env("Logs.")).generate("Why do disks fill up?").content
@@ -123,9 +125,22 @@ class LLM:
         """Answer a request with a value of a type, and the response that it was read from."""
         return self.run(generate_as(as_request(request, fields), kind, max_repairs=max_repairs))
 
+    @overload
+    def stream_as(  # pyright: ignore[reportOverlappingOverload]
+        self,
+        request: Request,
+        kind: type[Structured[_Value]],
+        *,
+        growing: bool = ...,
+        **fields: Unpack[RequestFields],
+    ) -> PartialStream[_Value]: ...
+    @overload
+    def stream_as(
+        self, request: Request, kind: type[_Value], *, growing: bool = ..., **fields: Unpack[RequestFields]
+    ) -> PartialStream[_Value]: ...
     def stream_as(
         self, request: Request, kind: type[_Value], *, growing: bool = False, **fields: Unpack[RequestFields]
-    ) -> PartialStream[_Value]:
+    ) -> PartialStream[Any]:
         """Answer a request with a value of a type, as an iterator of what is sure of it; the last is ``Structured``."""
         return PartialStream(self._open()[0].stream_as(request, kind, growing=growing, **fields), self._wait)
 
@@ -168,12 +183,19 @@ class LLM:
         approve: Approve | None = None,
         needs_approval: ApprovalPolicy = dangerous_calls,
         run_id: str | None = None,
+        conversation_id: str | None = None,
         **fields: Unpack[RequestFields],
     ) -> ToolRun:
         """Answer a request with the help of tools, asking the model at most ``max_steps`` times."""
-        asked = as_request(request, fields)
         tool_run = run_tools(
-            asked, toolkit, max_steps, limits=limits, approve=approve, needs_approval=needs_approval, run_id=run_id
+            as_request(request, fields),
+            toolkit,
+            max_steps,
+            limits=limits,
+            approve=approve,
+            needs_approval=needs_approval,
+            run_id=run_id,
+            conversation_id=conversation_id,
         )
         return self.run(tool_run)
 

@@ -152,6 +152,7 @@ def ask(journal: RunJournal, approval: Approval, kept: KeptRun) -> Effect[Approv
 
 
 _KEPT: Final = "run"
+_NEVER_WAITED: Final = "of this owner has waited for approval: run_tools with this run_id continues any other run"
 
 
 def _waits(approval: Approval) -> str:
@@ -290,7 +291,7 @@ def kept_run(run_id: str, owner: str | None) -> Effect[KeptRun]:
     def load(entries: tuple[JournalEntry, ...]) -> Result[KeptRun, LLMError]:
         entry = next((each for each in entries if each.key == _KEPT), None)
         if entry is None:
-            return Failure(InvalidRequest(message=f"run_id: no run {run_id!r} of this owner has waited for approval"))
+            return Failure(InvalidRequest(message=f"run_id: no run {run_id!r} {_NEVER_WAITED}"))
         kept = load_value(entry.intent.decode(errors="replace"), KeptRun)
         message = f"the run {run_id!r} cannot be read: {_reason(entry)}"
         unreadable = StorageFailed(operation="journal", message=message)

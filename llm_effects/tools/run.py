@@ -47,7 +47,7 @@ from llm_effects.tools.steps import (
     ToolSink,
     ToolStep,
 )
-from llm_effects.tools.tool import ToolFunction, Toolkit
+from llm_effects.tools.tool import ToolFunction, Toolkit, check_toolkit
 from llm_effects.tools.tool_executor import NEEDS_RUN_ID, RunState, ToolExecutor, not_run
 from llm_effects.values.errors import (
     BudgetExceeded,
@@ -109,6 +109,7 @@ def run_tools(
     'max_steps: must be at least 1, not 0'
     """
     check_request(request)
+    check_toolkit(toolkit)
 
     def finish(asked: LLMRequest) -> Effect[ToolRun]:
         offered = asked if asked.tools else evolve(asked, tools=toolkit.tools)
@@ -193,8 +194,9 @@ def resume_tools(
     >>> import anyio
     >>> from llm_effects import run, scripted_env, toolkit
     >>> anyio.run(run, resume_tools("nightly", toolkit()), scripted_env()).failure().message
-    "run_id: no run 'nightly' of this owner has waited for approval"
+    "run_id: no run 'nightly' of this owner has waited for approval: run_tools with this run_id continues any other run"
     """
+    check_toolkit(toolkit)
 
     def resume(kept: KeptRun) -> Effect[ToolRun]:
         return run_tools(

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Final, final, get_args, overload
 
 from attrs import field, frozen
@@ -14,7 +15,7 @@ from llm_effects.tools.signatures import Arguments, Handler, checked_name, read_
 from llm_effects.tools.steps import Risk
 from llm_effects.values.messages import Stays, valid_stays
 from llm_effects.values.requests import Tool
-from llm_effects.values.validation import instance, instances, invalid, number, one_of, to_tuple
+from llm_effects.values.validation import instance, instances, invalid, is_list, number, one_of, to_tuple
 
 TIMEOUT_S: Final = 60.0
 """Longest time for a call of a tool, in seconds, unless the tool sets its own."""
@@ -51,6 +52,17 @@ def _risk(risk: Risk | None, *, dangerous: bool) -> Risk:
     if dangerous and risk not in {None, "dangerous"}:
         invalid("risk", f"{risk!r} contradicts dangerous=True: leave one of them out")
     return "dangerous" if dangerous else risk or "write"
+
+
+OWN_SCHEMA: Final = "write toolkit(function), or tool_with_schema(Tool(name, ...), function) for a schema of your own"
+"""The remedy for a tool that is a description and no function."""
+
+
+def _check_function(value: object) -> None:
+    """Reject what is no function."""
+    if not callable(value):
+        remedy = "write toolkit(*functions)" if is_list(value) else OWN_SCHEMA
+        invalid("tool", f"must be a function, not {type(value).__name__}: {remedy}")
 
 
 @overload
@@ -114,6 +126,7 @@ def tool(
     """
 
     def make(function: Handler) -> ToolFunction:
+        _check_function(function)
         signature = signature_of(function, name, description)
         return ToolFunction(
             tool=signature.tool,
@@ -204,3 +217,26 @@ def toolkit(*functions: ToolFunction | Handler) -> Toolkit:
     'Return how long the machine has been up.'
     """
     return Toolkit(tuple(each if isinstance(each, ToolFunction) else tool(each) for each in functions))
+
+
+def check_toolkit(value: object) -> None:
+    """Raise a ``TypeError`` with the remedy for a value that is no ``Toolkit``.
+
+    >>> check_toolkit([max])
+    Traceback (most recent call last):
+        ...
+    TypeError: tools are a Toolkit, not list: write toolkit(max)
+    """
+    if not isinstance(value, Toolkit):
+        msg = f"tools are a Toolkit, not {type(value).__name__}: {_toolkit_remedy(value)}"
+        raise TypeError(msg)
+
+
+def _toolkit_remedy(value: object) -> str:
+    if isinstance(value, AbstractAsyncContextManager):
+        return "enter it, as in `async with mcp_toolkit(...) as tools`"
+    many = value if is_list(value) else (value,)
+    if any(isinstance(each, Mapping) for each in many):
+        return OWN_SCHEMA
+    names = (each.tool.name if isinstance(each, ToolFunction) else getattr(each, "__name__", "...") for each in many)
+    return f"write toolkit({', '.join(names)})"

@@ -112,6 +112,18 @@ def test_fault_204_lists_and_wrapped_values_are_shown_too() -> None:
         assert [[*each.items] for each in seen] == [[1], [1, 2], [1, 2, 3]]
 
 
+def test_the_items_of_a_list_field_are_those_that_are_finished_open_or_whole() -> None:
+    pieces = (
+        '{"heading": "D", "level": "low", "rows": [{"name": "x", "count": 12}, {"na',
+        'me": "y", "count": 2}]',
+        "}",
+    )
+    seen = grown(Board, iter(pieces))
+    assert [each.items_of("rows", Row) for each in seen] == [(Row("x", 12),), (Row("x", 12), Row("y", 2))]
+    assert [seen[-1].items_of(name, str, Row) for name in ("heading", "best")] == [(), ()]
+    assert Partial({"tags": frozenset({"a"})}).items_of("tags", str) == ("a",)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -19,6 +19,7 @@ from llm_effects import (
     Message,
     StreamEvent,
 )
+from llm_effects.plain.streams import AsyncPartialStream, PartialStream
 from llm_effects.structured import Structured
 
 
@@ -41,7 +42,10 @@ def plain_values_are_returned(llm: LLM, request: LLMRequest, count: Effect[int])
     assert_type(llm.generate_as("why?", Report | Point), Structured[object])
     assert_type(llm.generate_many(["why?", request]), tuple[LLMResponse | LLMError, ...])
     assert_type(llm.converse("c", Message("user", "why?"), owner="ada", max_tokens=5), LLMResponse)
-    assert_type([*llm.stream("why?")], list[StreamEvent])
+    assert_type(llm.generate("why?", owner="ada", tags=["nightly"]), LLMResponse)
+    assert_type([*llm.stream("why?", owner="ada")], list[StreamEvent])
+    assert_type(llm.stream_as("why?", Report), PartialStream[Report])
+    assert_type(llm.stream_as("why?", Structured[Report | Point]), PartialStream[Report | Point])
     assert_type([*llm.converse_stream("c", "why?", pinned=True)], list[StreamEvent])
     assert_type(llm.run(count), int)
     with llm as entered:
@@ -53,6 +57,7 @@ async def plain_values_are_awaited(llm: AsyncLLM, request: LLMRequest, count: Ef
     assert_type(await llm.generate(request, timeout_ms=5), LLMResponse)
     assert_type(await llm.generate_as("why?", Report, max_tokens=5), Structured[Report])
     assert_type(await llm.generate_as("why?", Structured[Report | Point]), Structured[Report | Point])
+    assert_type(llm.stream_as("why?", Structured[Report | Point]), AsyncPartialStream[Report | Point])
     assert_type(await llm.converse("c", "why?"), LLMResponse)
     assert_type([event async for event in llm.stream("why?")], list[StreamEvent])
     assert_type([event async for event in llm.converse_stream("c", "why?")], list[StreamEvent])
@@ -71,7 +76,7 @@ async def mistakes_are_rejected(llm: LLM, async_llm: AsyncLLM, manager: LLMManag
     LLM(None, True)  # rejected
     llm.generate("why?", max_token=5)  # rejected
     llm.generate("why?", max_tokens="5")  # rejected
-    llm.generate("why?", owner="ada")  # rejected
+    llm.generate("why?", pinned=True)  # rejected
     llm.generate({"prompt": "why?"})  # rejected
     llm.converse("c", "why?", pinned="yes")  # rejected
     print(async_llm.generate("why?").content)  # rejected

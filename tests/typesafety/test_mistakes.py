@@ -14,14 +14,17 @@ from tests.fixtures.mistakes import ALL, DROPPED, SETTINGS
 
 HEAD = """\
 from llm_effects import *
-async def main(request: LLMRequest, env: LLMEnv, spent: LLMEnv, manager: LLMManager, config: LLMConfig) -> None:
+def disk_space(disk: str) -> str: return disk
+async def main(
+    request: LLMRequest, env: LLMEnv, spent: LLMEnv, manager: LLMManager, config: LLMConfig, llm: LLM
+) -> None:
 """
 MISTAKES = {each.code: each.checked for each in ALL} | DROPPED
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
-    """Write every mistake in a line of its own, below a head of two lines."""
+    """Write every mistake in a line of its own, below a head of five lines."""
     path = tmp_path / "mistaken.py"
     path.write_text(HEAD + "".join(f"    {code}\n" for code in MISTAKES), encoding="utf-8")
     (tmp_path / "mypy.ini").write_text(SETTINGS["mypy"] + "plugins = returns.contrib.mypy.returns_plugin\n")
@@ -44,7 +47,7 @@ def output(path: Path, *command: str) -> str:
 
 def missing(said: dict[int, str], expected: list[str]) -> dict[str, str]:
     """Return the mistakes of which the checker did not say what is expected, with what it said."""
-    lines = zip(MISTAKES, expected, range(3, len(MISTAKES) + 3), strict=True)
+    lines = zip(MISTAKES, expected, range(6, len(MISTAKES) + 6), strict=True)
     return {code: said.get(number, "") for code, words, number in lines if words not in said.get(number, "")}
 
 
