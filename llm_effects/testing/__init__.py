@@ -48,6 +48,9 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 class _Room(ModuleType):
     """A module that loads its names; ``scripted`` is the function, where Python itself would put the submodule."""
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_HOME})
+
     def __getattr__(self, name: str) -> object:
         if name not in _HOME:
             msg = f"module {self.__name__!r} has no attribute {name!r}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import count
 from math import hypot
 from random import Random
-from typing import Final, TypeAlias, Union, final
+from typing import Final, TypeAlias, Union, final, get_args
 
 import anyio
 from attrs import define, evolve, field, frozen
@@ -15,7 +15,7 @@ from returns.future import FutureResult
 from returns.result import Failure, Result, Success
 
 from llm_effects.config import LLMConfig
-from llm_effects.config.models import ModelConfig
+from llm_effects.config.models import ModelConfig, entry_of
 from llm_effects.effects.call import AttemptContext, Call, opening_of
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Clients, LLMEnv, NewId, TakeResult
@@ -33,6 +33,7 @@ from llm_effects.values.records import BatchJob, BatchLine, ModelHealth
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import FinishReason, LLMResponse, Usage, Vector, Vectors
 from llm_effects.values.tokens import EstimatedTokens, estimate_tokens
+from llm_effects.values.validation import is_a, to_tuple
 
 
 @final
@@ -54,8 +55,15 @@ class Chunks:
     pause: float = 0.0
 
 
-Reply: TypeAlias = Union[str, LLMResponse, LLMError, Delayed, Chunks, Callable[[LLMRequest], "Reply"]]  # noqa: UP007 - recursive
-"""One reply of a script: a text, a response, an error, a delayed or chunked reply, or a function of the request."""
+Reply: TypeAlias = Union[  # noqa: UP007 - recursive
+    str, LLMResponse, LLMError, Delayed, Chunks, Callable[[LLMRequest], "Reply"], Mapping[str, "Reply"]
+]
+"""One reply of a script: a text, a response, an error, a delayed or chunked reply, a function of the request, or a
+table of replies by the names of the models."""
+
+
+def _replies(value: Iterable[Reply]) -> tuple[Reply, ...]:
+    return to_tuple("replies", value)
 
 
 def answer(content: str, *, model: str = "scripted", provider: str = "scripted") -> LLMResponse:
@@ -93,7 +101,7 @@ def vector_of(text: str, dimensions: int = DIMENSIONS) -> Vector:
 class Scripted:
     """Clients that follow a script. ``calls`` lists every call they received, in order."""
 
-    replies: tuple[Reply, ...]
+    replies: tuple[Reply, ...] = field(converter=_replies)
     calls: list[Call] = field(factory=list[Call])
     batches: ScriptedBatches = field(init=False, repr=False, eq=False)
 
@@ -120,7 +128,7 @@ class Scripted:
     async def _next(self, call: Call) -> LLMResponse | LLMError | Chunks:
         reply = self.replies[min(len(self.calls), len(self.replies) - 1)]
         self.calls.append(call)
-        return await _resolve(reply, call.request)
+        return await _resolve(reply, call)
 
     async def _embed(self, call: Call, texts: tuple[str, ...], dimensions: int) -> Result[Vectors, LLMError]:
         reply = await self._next(call)
@@ -216,17 +224,35 @@ def _record_first_content(call: Call, event: StreamEvent) -> None:
         call.attempt.record.content_at = anyio.current_time()
 
 
-async def _resolve(reply: Reply, request: LLMRequest) -> LLMResponse | LLMError | Chunks:
+async def _resolve(reply: Reply, call: Call) -> LLMResponse | LLMError | Chunks:
     if isinstance(reply, Delayed):
         await anyio.sleep(reply.seconds)
-        return await _resolve(reply.reply, request)
+        return await _resolve(reply.reply, call)
     if isinstance(reply, str):
         return answer(reply)
-    return await _resolve(reply(request), request) if callable(reply) else reply
+    if callable(reply):
+        return await _resolve(reply(call.request), call)
+    if isinstance(reply, Mapping):
+        return await _resolve(_of_model(reply, call.model), call)
+    if not any(is_a(reply, kind) for kind in (LLMResponse, Chunks, *get_args(LLMError))):
+        msg = f"a reply is a text, an LLMResponse or an LLMError, not {type(reply).__name__}: pass replies one by one"
+        raise TypeError(msg)
+    return reply
+
+
+def _of_model(replies: Mapping[str, Reply], model: str) -> Reply:
+    for name in (model, entry_of(model)):
+        if name in replies:
+            return replies[name]
+    known = ", ".join(replies)
+    msg = f"the script has no reply of the model {model!r}, only of {known}: add it, or write json.dumps(...) for JSON"
+    raise LookupError(msg)
 
 
 def scripted(*replies: Reply) -> Scripted:
-    """Build clients that answer with these replies in order; the last one repeats.
+    """Build clients that answer with these replies in order, whichever model is called; the last one repeats.
+
+    A reply may be a table by the names of the models, such as ``{"local": NetworkError(), "cloud": "Logs."}``.
 
     >>> import anyio
     >>> from llm_effects import LLMRequest, generate, run
@@ -261,7 +287,8 @@ EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 def scripted_env(*replies: Reply, config: LLMConfig = ONE_MODEL, clients: Clients | None = None) -> LLMEnv:
     """Build an environment whose models follow a script, with sequential ids, fixed randomness and a fixed clock.
 
-    Replace any other service with ``attrs.evolve``.
+    It is always 1 January 2026, 0:00 UTC; ask ``env.now()`` for the beginning of a report. Replace any other service
+    with ``attrs.evolve``.
 
     >>> import anyio
     >>> from llm_effects import LLMRequest, generate, run
