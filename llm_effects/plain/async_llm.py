@@ -73,7 +73,7 @@ class AsyncLLM:
     ``open_env`` describes; with ``redact``, a ``Redaction``, its calls are redacted. Use it with ``async with``, which
     keeps connections open between calls, or directly and close it with ``aclose()``.
 
-    Fields of a request may be keywords of a call: ``model`` (its configured name), ``system``, ``task_type``,
+    Fields of a request may be keywords of a call: ``model`` (your name or the provider's), ``system``, ``task_type``,
     ``owner``, ``tags``, ``cache``, ``stays``, ``preferences``, ``max_tokens``, ``temperature``, ``reasoning_effort``
     and ``timeout_ms`` (the whole call, in milliseconds).
 

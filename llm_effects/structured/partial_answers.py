@@ -144,7 +144,7 @@ def stream_as(
     """Answer a request with a value of a type, as ``generate_as`` does, and await what is sure of it in ``sink``.
 
     With ``growing``, texts are shown while they are written: each longer by a 32nd at least. An answer that is begun
-    again, by a repair or another model, begins with nothing. Errors are those of ``generate_as``.
+    again, by a repair or another model, begins with an empty ``Partial``. Errors are those of ``generate_as``.
 
     >>> import anyio
     >>> from llm_effects import run, scripted_env
@@ -258,6 +258,7 @@ class Growth:
     _target: TypeSchema | None
     _growing: bool
     _reader: JsonReader | None = None
+    _shown: bool = False
 
     @classmethod
     def of(cls, kind: object, *, growing: bool) -> Growth:
@@ -266,9 +267,12 @@ class Growth:
         return cls(target.unwrap() if is_successful(target) else None, growing)
 
     async def after(self, event: StreamEvent) -> AsyncIterator[Partial[object]]:
-        """Yield the partial value after an event, if it shows more than the one before."""
+        """Yield the partial value after an event, if it shows more than the one before, or nothing of it any more."""
         if isinstance(event, Started | Restarted) or self._reader is None:
             self._reader = None if self._target is None else JsonReader.of(self._target, growing=self._growing)
+            if self._shown:
+                self._shown = False
+                yield Partial()
         if not isinstance(event, TextDelta) or self._reader is None:
             return
         changed = False
@@ -277,6 +281,7 @@ class Growth:
                 await checkpoint()
             changed = self._reader.feed(event.text[at : at + caps.STEP_EVENT_BYTES]) or changed
         if changed:
+            self._shown = True
             yield self._reader.partial()
 
 

@@ -76,6 +76,9 @@ def type_schema(kind: TypeForm) -> Result[TypeSchema, LLMError]:
 
 
 def _no_schema(kind: TypeForm, reason: str, problem: Exception) -> InvalidRequest:
+    if isinstance(kind, Mapping):
+        remedy = "pass a class, or a request with response_schema=... to generate"
+        return InvalidRequest(message=f"the type of an answer is a class, not {type(kind).__name__}: {remedy}")
     return InvalidRequest(message=f"no JSON Schema can be made of {kind}: {reason}", cause=cause_of(problem))
 
 

@@ -188,12 +188,13 @@ def _permissions(value: Iterable[Allow | str]) -> frozenset[Allow]:
 class LLMRequest:
     """A request, which routing sends to the most suitable model. Give either ``prompt`` or ``messages``.
 
-    ``model`` pins a configured name; ``tool_choice`` is ``auto``, ``none``, ``required`` or the name of a tool;
-    ``response_schema`` is a JSON Schema of the answer. ``owner`` and ``tags`` are for the ledger and budgets,
-    ``metadata`` for custom layers; no model receives them. ``cache``, ``recovery`` and ``allow`` also accept their
-    choices as texts. ``conversation`` names what the request is a part of: its requests share the provider's prompt
-    cache, for which ``prompt_cache`` replaces the setting of the model. ``stays`` keeps all of it on this machine, and
-    all that is made of it: only models that run on it are asked. A request with a part that stays has it by itself.
+    ``model`` pins a model, by your name for it or the provider's. ``tool_choice`` is ``auto``, ``none``, ``required``
+    or the name of a tool. ``response_schema`` is a JSON Schema of the answer. ``owner`` and ``tags`` are for the ledger
+    and budgets, ``metadata`` for custom layers; no model receives them. ``cache``, ``recovery`` and ``allow`` also
+    accept their choices as texts. ``conversation`` names what the request is a part of: its requests share the
+    provider's prompt cache, for which ``prompt_cache`` replaces the setting of the model. ``stays`` keeps all of it on
+    this machine, and all that is made of it: only models that run on it are asked. A request with a part that stays has
+    it by itself.
 
     >>> LLMRequest(prompt="why is p99 up?", task_type="analysis").task_type
     TaskType('analysis')

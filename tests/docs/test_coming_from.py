@@ -24,10 +24,14 @@ USAGE: Final = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
 
 
 def completion(body: bytes) -> bytes:
-    """Answer a chat completion as its request asks: as JSON for a schema, streamed, or as text."""
+    """Answer as a request asks: as JSON for a schema, streamed, or as text; a request of Responses as text."""
     request = json.loads(body)
     common = {"id": "chatcmpl-1", "created": 1_790_000_000, "model": request["model"]}
     content = INCIDENT if "response_format" in request else "Logs."
+    if "input" in request:  # tools together with reasoning need OpenAI's Responses
+        parts = [{"type": "output_text", "text": content, "annotations": []}]
+        output = [{"type": "message", "id": "msg-1", "status": "completed", "role": "assistant", "content": parts}]
+        return reply_json({**common, "object": "response", "status": "completed", "output": output})
     if request.get("stream"):
         kind = {**common, "object": "chat.completion.chunk"}
         deltas = ({"role": "assistant", "content": ""}, {"content": content}, {})

@@ -167,6 +167,11 @@ class TestAnswers:
         [
             (ASK, complex, "no JSON Schema"),
             (ASK, "Report", "no JSON Schema"),
+            (
+                ASK,
+                {"type": "object"},
+                "a class, not dict: pass a class",
+            ),
             (evolve(ASK, response_schema={"type": "object"}), Report, "response_schema"),
             (evolve(ASK, tools=(Tool("look"),)), Report, "tools"),
         ],
