@@ -162,8 +162,9 @@ def _batch(
     *,
     via: Via,
 ) -> _Batch:
-    if is_a(requests, str):
-        invalid("requests", "must be a list of texts or requests, not one text: use generate")
+    if is_a(requests, str) or is_a(requests, LLMRequest):
+        one = "text" if is_a(requests, str) else "request"
+        invalid("requests", f"must be a list of texts or requests, not one {one}: use generate")
     sources = iter((requests,)) if isinstance(requests, Iterator) else repeat(requests)
     policy = None if cache is None else to_member("cache", CachePolicy, cache)
     if via not in get_args(Via):

@@ -15,6 +15,7 @@ from llm_effects.values.secrets import Secret, hide_password, key_problem, to_ur
 from llm_effects.values.validation import (
     check_id,
     each_of,
+    explain_arguments,
     instance,
     instances,
     invalid,
@@ -223,6 +224,15 @@ class BudgetConfig:
     limit_usd: Decimal = field(converter=to_dollars, validator=valid_amount)
     period: Period = field(default="day", validator=one_of(*get_args(Period)))
     scope: str | None = field(default=None, validator=[text(), _valid_scope])
+
+
+explain_arguments(CacheConfig, 'CacheConfig(url="sqlite:///cache.db")', {"ttl": "write ttl_seconds=..."})
+explain_arguments(StorageConfig, 'StorageConfig(url="sqlite:///talks.db")', {"path": "write url=..."})
+explain_arguments(
+    BudgetConfig,
+    'BudgetConfig(name="all", limit_usd=5)',
+    {"limit": "write limit_usd=...", **dict.fromkeys(("owner", "tenant", "user"), 'write scope="owner:..."')},
+)
 
 
 @final

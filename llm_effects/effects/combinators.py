@@ -12,11 +12,13 @@ from typing import Generic, TypeAlias, TypeVar, final
 
 import anyio
 from attrs import define, evolve, field
+from returns.context import RequiresContextFutureResult
 from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.effects.effect import Effect, effect, run
 from llm_effects.effects.env import LLMEnv
+from llm_effects.effects.mistakes import check_places
 from llm_effects.effects.schedules import Schedule, Step, duration
 from llm_effects.effects.tasks import in_parallel, task_group
 from llm_effects.values.errors import Fallback, LLMError, RequestFailed, RequestTimeout, fallback_for, is_retryable
@@ -68,6 +70,9 @@ def retry(
     >>> run_in_virtual_time(run, retry(up_to(3), no_money), scripted_env()).failure().tag
     'RateLimitExceeded'
     """
+    check_places("retry(schedule, effect)", operation, schedule)
+    if not is_a(schedule, Schedule):
+        invalid("schedule", f"must be a Schedule, not {type(schedule).__name__}: write up_to(3)")
 
     async def retried(env: LLMEnv) -> Result[_Value, LLMError]:
         started, retries = anyio.current_time(), 0
@@ -106,6 +111,7 @@ def timeout(seconds: float, operation: Effect[_Value]) -> Effect[_Value]:
     >>> run_in_virtual_time(run, timeout(2, question), scripted_env(Delayed(3, "because"))).failure().timeout_ms
     2000
     """
+    check_places("timeout(5, effect)", operation, seconds)
     limit = duration("seconds", seconds)
 
     async def limited(env: LLMEnv) -> Result[_Value, LLMError]:
@@ -268,6 +274,9 @@ def gather(operations: Iterable[Effect[_Value]], limit: int | None = None) -> Ef
     >>> anyio.run(run, gather([succeed(1), fail(RequestTimeout())], limit=1), scripted_env()).failure().tag
     'TimeoutError'
     """
+    if is_a(operations, RequiresContextFutureResult):
+        msg = "gather needs several effects in one argument: write gather([first, second])"
+        raise TypeError(msg)
     effects = tuple(operations)
     workers = len(effects) if limit is None else min(at_least_one("limit", limit), len(effects))
 
@@ -358,6 +367,7 @@ def hedge(operation: Effect[_Value], after: float) -> Effect[_Value]:
     >>> run_in_virtual_time(run, hedge(question, after=2), scripted_env(Delayed(60, "slow"), "quick"))
     <Success: quick>
     """
+    check_places("hedge(effect, 5)", operation, after)
     delay = duration("after", after)
 
     async def hedged(env: LLMEnv) -> Result[_Value, LLMError]:

@@ -24,7 +24,7 @@ from returns.unsafe import unsafe_perform_io
 
 from llm_effects.effects.call import Call, LookedUp
 from llm_effects.effects.env import LLMEnv, new_id
-from llm_effects.effects.mistakes import NEWEST, not_an_effect, not_an_env, operation_name, warn_if_dropped
+from llm_effects.effects.mistakes import NEWEST, not_a_step, not_an_effect, not_an_env, operation_name, warn_if_dropped
 from llm_effects.values.errors import LLMError
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse
@@ -338,7 +338,9 @@ def then(first: Effect[_Value], next_step: Callable[[_Value], Effect[_Other]]) -
 
     async def both(env: LLMEnv) -> Result[_Other, LLMError]:
         result = await run(first, env)
-        return await run(next_step(result.unwrap()), env) if isinstance(result, Success) else Failure(result.failure())
+        if not isinstance(result, Success):
+            return Failure(result.failure())
+        return await run(_step("then", next_step(result.unwrap())), env)
 
     return effect(both)
 
@@ -355,9 +357,15 @@ def rescue(first: Effect[_Value], handle: Callable[[LLMError], Effect[_Value]]) 
 
     async def both(env: LLMEnv) -> Result[_Value, LLMError]:
         result = await run(first, env)
-        return result if is_successful(result) else await run(handle(result.failure()), env)
+        return result if is_successful(result) else await run(_step("rescue", handle(result.failure())), env)
 
     return effect(both)
+
+
+def _step(combinator: str, step: Effect[_Value]) -> Effect[_Value]:
+    if not is_a(step, RequiresContextFutureResult):
+        raise not_a_step(combinator, step)
+    return step
 
 
 async def run(operation: Effect[_Value], env: LLMEnv) -> Result[_Value, LLMError]:

@@ -30,6 +30,7 @@ from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError, describe
 from llm_effects.values.messages import Message
 from llm_effects.values.requests import LLMRequest
+from llm_effects.values.validation import is_list
 
 _Value = TypeVar("_Value")
 _Params = ParamSpec("_Params")
@@ -66,7 +67,37 @@ def _effect_remedy(value: object) -> str:
         return "the effect comes first, as in run(effect, env)"
     if isinstance(value, BaseContainer):
         return "it was run already, so read it with unwrap()"
+    if is_list(value) and any(isinstance(each, RequiresContextFutureResult) for each in value):
+        return "pass each effect by itself, as in race(first, second)"
     return "pass one, such as generate(request)"
+
+
+def not_a_step(combinator: str, value: object) -> TypeError:
+    """Return the error of ``then`` or ``rescue`` for a function that returned something else than an effect.
+
+    >>> print(not_a_step("then", "Logs."))
+    the function of then must return an effect, not str: write effect.map(f)
+    """
+    kind, remedy = _kind(value), "write effect.map(f)" if combinator == "then" else "return succeed(...) or fail(...)"
+    if isinstance(value, Result):
+        remedy = "write effect.bind_result(f)" if combinator == "then" else "return from_result(...)"
+    if isinstance(value, Coroutine):
+        value.close()  # or Python warns that it was never awaited
+        remedy = "return effect(work), where work is an async function of the environment"
+    return TypeError(f"the function of {combinator} must return an effect, not {kind}: {remedy}")
+
+
+def check_places(usage: str, effect: object, other: object) -> None:
+    """Raise a ``TypeError`` for an effect in the place of another argument, and for several where each is one.
+
+    >>> check_places("timeout(5, effect)", 5, RequiresContextFutureResult.from_value(1))
+    Traceback (most recent call last):
+        ...
+    TypeError: the arguments are in another order: write timeout(5, effect)
+    """
+    if isinstance(other, RequiresContextFutureResult) and not isinstance(effect, RequiresContextFutureResult):
+        msg = f"the arguments are in another order: write {usage}"
+        raise TypeError(msg)
 
 
 def not_an_env(value: object) -> TypeError:

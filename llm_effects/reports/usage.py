@@ -31,7 +31,7 @@ from llm_effects.values.usage import (
     UsageSums,
     plain_decimal,
 )
-from llm_effects.values.validation import short_repr, suggestion
+from llm_effects.values.validation import is_a, short_repr, suggestion
 
 
 @final
@@ -246,6 +246,8 @@ async def _sum_pages(
 
 def _argument_error(by: tuple[str, ...], since: datetime | None, until: datetime | None) -> InvalidRequest | None:
     for name, time in (("since", since), ("until", until)):
+        if time is not None and not is_a(time, datetime):
+            return InvalidRequest(message=f"{name}: must be a datetime, not {type(time).__name__}")
         if time is not None and time.tzinfo is None:
             return InvalidRequest(message=f"{name}: must have a time zone, such as datetime.now(UTC)")
     for dimension in by:

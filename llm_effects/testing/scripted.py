@@ -19,6 +19,7 @@ from llm_effects.config.models import ModelConfig, entry_of
 from llm_effects.effects.call import AttemptContext, Call, opening_of
 from llm_effects.effects.effect import result_of
 from llm_effects.effects.env import Clients, LLMEnv, NewId, TakeResult
+from llm_effects.effects.mistakes import check_config
 from llm_effects.providers.draft import events_of
 from llm_effects.routing.prices import PriceList, prices_of
 from llm_effects.stores.conversations.memory import MemoryConversations
@@ -296,6 +297,7 @@ def scripted_env(*replies: Reply, config: LLMConfig = ONE_MODEL, clients: Client
     >>> [anyio.run(run, generate(LLMRequest(prompt="?")), env).unwrap().content for _ in range(2)]
     ['first', 'second']
     """
+    check_config(config)
     return LLMEnv(
         config=config,
         clients=clients or scripted(*replies),

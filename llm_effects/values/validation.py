@@ -440,7 +440,7 @@ def instance(kind: type) -> Validator:
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         if not isinstance(value, kind) and not _unset(attribute, value):
-            remedy = f": write {kind.__name__}(...)" if is_table(value) else ""
+            remedy = f": write {kind.__name__}(...)" if is_table(value) or attrs.has(kind) else ""
             invalid(attribute.name, f"must be {kind.__name__}, not {type(value).__name__}{remedy}")
 
     return check

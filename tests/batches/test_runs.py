@@ -163,5 +163,7 @@ async def test_texts_are_requests_and_a_wrong_one_affects_only_itself() -> None:
 
 
 def test_one_text_is_no_list_of_requests() -> None:
+    with pytest.raises(InvalidValue, match="requests: must be a list of texts or requests, not one request"):
+        generate_many(LLMRequest(prompt="Why?"))  # type: ignore[arg-type]
     with pytest.raises(InvalidValue, match="requests: must be a list of texts or requests, not one text: use generate"):
         generate_many("why?")

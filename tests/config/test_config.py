@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import re
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -34,6 +36,21 @@ def test_the_name_of_a_variable_in_code_is_rejected_and_not_sent_as_the_key(keys
         ModelConfig(provider="groq", **keys)
     with pytest.raises(InvalidValue, match=r'environ\["NAME"\]$'):
         ModelConfig(provider="groq", api_key=f"env:{CANARY}")  # which may be a key by mistake
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: StorageConfig("sqlite:///a.db"), "not str alone: write StorageConfig(url="),  # type: ignore[misc]
+        (lambda: CacheConfig(ttl=5), "has no argument 'ttl': write ttl_seconds="),  # type: ignore[call-arg]
+        (lambda: BudgetConfig(name="a", limit=5), "has no argument 'limit': write limit_usd="),  # type: ignore[call-arg]
+        (lambda: BudgetConfig(name="a", tenant="b"), "has no argument 'tenant': write scope="),  # type: ignore[call-arg]
+        (lambda: BudgetConfig(name="a"), "needs limit_usd: write BudgetConfig("),  # type: ignore[call-arg]
+    ],
+)
+def test_a_wrong_argument_of_a_service_names_the_right_one(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make()
 
 
 def test_no_rendering_of_a_configuration_shows_a_key() -> None:

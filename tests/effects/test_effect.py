@@ -1,5 +1,7 @@
 """Building and running effects: laziness, repetition, errors, exceptions and cancellation."""
 
+import re
+
 import anyio
 import attrs
 import pytest
@@ -37,6 +39,24 @@ async def test_an_effect_does_nothing_until_it_is_run() -> None:
     assert runs == []
     await run(chain, ENV)
     assert runs == [1]
+
+
+async def waits(_: object) -> int:
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        (then(succeed(1), lambda one: Success(one)), "not Result: write effect.bind_result(f)"),  # type: ignore[arg-type, return-value]
+        (then(succeed(1), waits), "not coroutine: return effect(work), where work is an async function"),  # type: ignore[arg-type]
+        (rescue(fail(LATE), lambda _: Success(1)), "not Result: return from_result(...)"),  # type: ignore[arg-type, return-value]
+        (rescue(fail(LATE), waits), "not coroutine: return effect(work)"),  # type: ignore[arg-type]
+    ],
+)
+async def test_a_step_that_is_no_effect_says_how_to_make_one(chain: Effect[int], message: str) -> None:
+    with pytest.raises(TypeError, match=f"^the function of (then|rescue) must return an effect, {re.escape(message)}"):
+        await run(chain, ENV)
 
 
 async def test_every_run_of_an_effect_repeats_its_work() -> None:

@@ -188,6 +188,8 @@ async def test_invalid_arguments_are_an_invalid_request() -> None:
         "InvalidRequest",
         "since: must have a time zone, such as datetime.now(UTC)",
     )
+    text = (await run(usage_report("2026-11-23"), env)).failure()  # type: ignore[arg-type]
+    assert text.message == "since: must be a datetime, not str"  # type: ignore[union-attr]
     unknown = (await run(usage_report(by="modle"), env)).failure()  # type: ignore[arg-type]
     assert unknown.message == "by: 'modle': did you mean model?"  # type: ignore[union-attr]
     foreign = (await run(usage_report(by="foo"), env)).failure()  # type: ignore[arg-type]

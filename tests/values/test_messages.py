@@ -84,7 +84,7 @@ def test_parts_are_frozen_in_order(parts: list[Part]) -> None:
         (lambda: Image(url=5), "url: must be a text, not int"),
         (lambda: Reasoning(5), "text: must be a text, not int"),
         (lambda: Reasoning("hm", opaque=b"{}"), "opaque: must be a text, not bytes"),
-        (lambda: Reasoning("hm", origin="anthropic"), "origin: must be Origin, not str"),
+        (lambda: Reasoning("hm", origin="anthropic"), "origin: must be Origin, not str: write Origin(...)"),
         (lambda: Origin("anthropic", None), "model: must be a text, not NoneType"),
         (lambda: Origin(5, "m"), "provider: must be a text, not int"),
         (lambda: ToolCall("1", "look", {"a": 1}), "arguments: must be a text, not dict"),
