@@ -246,8 +246,13 @@ class ToolExecutor:
             return Refused()
         async with state.approval_lock:
             result = await resolve(self.approve(call), env)
-        verdict = result.unwrap() if is_successful(result) else None
-        return verdict if isinstance(verdict, Approved | Refused | Waiting) else Refused("the approval failed")
+        verdict = result.unwrap() if is_successful(result) else result.failure()
+        if is_successful(result) and isinstance(verdict, Approved | Refused | Waiting):
+            return verdict
+        how = f"{'returned' if is_successful(result) else 'failed with'} {type(verdict).__name__}"
+        remedy = "return Approved(), Refused(reason) or Waiting()"
+        state.warnings.append(f"tools: {call.name} was refused, because approve {how}: {remedy}")
+        return Refused("the approval failed")
 
     async def _run_job(
         self, call: ToolCall, job: Result[_Job, ToolOutput], clearance: _Clearance, state: RunState, env: LLMEnv

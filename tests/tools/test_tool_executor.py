@@ -311,6 +311,19 @@ async def test_approval_may_be_an_effect_and_a_failed_one_refuses(verdict: Effec
     assert disk.ran == runs
 
 
+@pytest.mark.parametrize(
+    ("verdict", "shown"), [(True, "returned bool"), (None, "returned NoneType"), (fail(NetworkError()), "failed with")]
+)
+async def test_what_is_no_verdict_refuses_with_a_warning_that_names_the_remedy(verdict: Any, shown: str) -> None:
+    disk = CountingTool()
+    env = scripted_env(calling(call("free")), "done")
+    finished = await finished_run(env, tool(disk.free, dangerous=True), approve=lambda _: verdict)
+    assert (disk.ran, finished.answers[0].result.content) == (0, "refused: the approval failed")
+    [warning] = finished.response.warnings
+    assert warning.startswith(f"tools: free was refused, because approve {shown}")
+    assert warning.endswith(": return Approved(), Refused(reason) or Waiting()")
+
+
 async def test_dangerous_tools_without_approve_are_rejected_before_any_model_is_asked() -> None:
     model = scripted("never")
     kit = toolkit(tool(CountingTool().free, dangerous=True))
