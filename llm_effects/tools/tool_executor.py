@@ -246,10 +246,10 @@ class ToolExecutor:
             return Refused()
         async with state.approval_lock:
             result = await resolve(self.approve(call), env)
-        verdict = result.unwrap() if is_successful(result) else result.failure()
-        if is_successful(result) and isinstance(verdict, Approved | Refused | Waiting):
+        verdict = result.unwrap() if is_successful(result) else None
+        if isinstance(verdict, Approved | Refused | Waiting):
             return verdict
-        how = f"{'returned' if is_successful(result) else 'failed with'} {type(verdict).__name__}"
+        how = f"returned {type(verdict).__name__}" if is_successful(result) else "failed"
         remedy = "return Approved(), Refused(reason) or Waiting()"
         state.warnings.append(f"tools: {call.name} was refused, because approve {how}: {remedy}")
         return Refused("the approval failed")

@@ -312,7 +312,7 @@ async def test_approval_may_be_an_effect_and_a_failed_one_refuses(verdict: Effec
 
 
 @pytest.mark.parametrize(
-    ("verdict", "shown"), [(True, "returned bool"), (None, "returned NoneType"), (fail(NetworkError()), "failed with")]
+    ("verdict", "shown"), [(True, "returned bool"), (None, "returned NoneType"), (fail(NetworkError()), "failed")]
 )
 async def test_what_is_no_verdict_refuses_with_a_warning_that_names_the_remedy(verdict: Any, shown: str) -> None:
     disk = CountingTool()
