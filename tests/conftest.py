@@ -9,7 +9,9 @@ import shutil
 import signal
 import ssl
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -25,6 +27,12 @@ settings.load_profile("house")
 # A shell that runs this in the background has it ignore Ctrl-C; the programs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# A process that may not keep bytecode compiles the library anew, as do the hundreds that tests start.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+gc.disable()  # until all tests are collected
+
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers() -> int:
@@ -32,9 +40,18 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Give each worker tests that follow one another: it builds what a module shares, and other workers do not."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
 def pytest_collection_finish() -> None:
     """Take modules and tests out of garbage collection, which would look through them thousands of times."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
