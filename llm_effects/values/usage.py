@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Context, Decimal
+from functools import lru_cache
 from itertools import accumulate, product
 from math import ceil
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, final
@@ -108,6 +109,7 @@ def time_value(code: int) -> float:
 
 
 _PENDING: Final = 16_384
+_FEW: Final = 1_000  # sorting them is faster than counting them
 _SHARES: Final = (50, 95, 99)
 
 
@@ -152,28 +154,32 @@ class Times:
     """
 
     _codes: array[int] = field(factory=lambda: array("H"))
-    _counts: Counter[int] = field(factory=Counter[int])
+    _counts: Counter[int] | None = None  # creating one takes longer than all else here, and few times need none
 
     def extend(self, codes: Iterable[int]) -> None:
         """Add times by their codes."""
         self._codes.extend(codes)
         if len(self._codes) > _PENDING:
-            self._counts.update(self._codes)
+            self._count(self._codes)
             self._codes = array("H")
+
+    def _count(self, codes: Iterable[int] | Mapping[int, int]) -> None:
+        self._counts = self._counts or Counter()
+        self._counts.update(codes)
 
     def merge(self, other: Times) -> None:
         """Add other times."""
         self.extend(other._codes)
-        for code, count in other._counts.items():
-            self._counts[code] += count
+        if other._counts:
+            self._count(other._counts)
 
     def percentiles(self) -> Percentiles | None:
         """Return the percentiles by nearest rank; ``None`` if there are no times."""
-        if not self._counts:
+        if not self._counts and len(self._codes) <= _FEW:
             codes = percentiles(self._codes)
             return codes and Percentiles(*(time_value(int(code)) for code in (codes.p50, codes.p95, codes.p99)))
-        counts = Counter(self._counts)
-        counts.update(self._codes)
+        counts = Counter(self._codes)
+        counts.update(self._counts or {})
         ordered = sorted(counts)
         reached = list(accumulate(map(counts.__getitem__, ordered)))
         ranks = (bisect_left(reached, _rank(share, reached[-1])) for share in _SHARES)
@@ -234,13 +240,19 @@ class GroupSums:
     def merge(self, other: GroupSums) -> None:
         """Add the sums of another group."""
         self.requests += other.requests
-        self.outcomes.update(other.outcomes)
+        for outcome, count in other.outcomes.items():
+            self.outcomes[outcome] += count
         self.tokens = [ours + theirs for ours, theirs in zip(self.tokens, other.tokens, strict=True)]
         self.cost_usd = exact_sum(self.cost_usd, other.cost_usd)
         self.unknown_costs += other.unknown_costs
         self.cache_saved_usd = exact_sum(self.cache_saved_usd, other.cache_saved_usd)
         self.latency_ms.merge(other.latency_ms)
         self.first_content_ms.merge(other.first_content_ms)
+
+
+@lru_cache(10_000)
+def _groups_of(by: Sequence[Dimension], key: UsageKey) -> tuple[Group, ...]:
+    return tuple(product(*(of(getattr(key, name)) for name, of in (GROUPS[dimension] for dimension in by))))
 
 
 @final
@@ -261,17 +273,23 @@ class UsageSums:
     def add(self, key: UsageKey, part: GroupSums) -> None:
         """Add what has the same key to each of its groups."""
         self.total.merge(part)
-        for group in self._groups_of(key):
+        for group in _groups_of(self.by, key):
             self._group(group).merge(part)
 
-    def count_call(self, keys: Iterable[UsageKey]) -> None:
-        """Count a call once in each group of its attempts."""
-        self.total.requests += 1
-        for group in {group for key in keys for group in self._groups_of(key)}:
-            self._group(group).requests += 1
+    def add_all(self, keys: Sequence[UsageKey], sums_of: Callable[[Sequence[int]], GroupSums]) -> None:
+        """Add the sums of many keys to empty groups: ``sums_of`` returns the sums of some of them, by their places."""
+        places: dict[Group, list[int]] = {}
+        for place, key in enumerate(keys):
+            for group in _groups_of(self.by, key):
+                places.setdefault(group, []).append(place)
+        self.groups.update((group, sums_of(some)) for group, some in places.items())
+        self.total = sums_of(range(len(keys)))
 
-    def _groups_of(self, key: UsageKey) -> Iterable[Group]:
-        return product(*(of(getattr(key, name)) for name, of in (GROUPS[dimension] for dimension in self.by)))
+    def count_calls(self, keys: Iterable[UsageKey], count: int = 1) -> None:
+        """Count a call, or several that have the same keys, once in each group of its attempts."""
+        self.total.requests += count
+        for group in {group for key in keys for group in _groups_of(self.by, key)}:
+            self._group(group).requests += count
 
     def _group(self, group: Group) -> GroupSums:
         if group not in self.groups:
@@ -304,7 +322,7 @@ class RowSums:
         """Count the calls of all rows, and return the sums."""
         for keys in self._calls.values():
             for each in self.sums:
-                each.count_call(keys)
+                each.count_calls(keys)
         self._calls.clear()
         return self.sums
 

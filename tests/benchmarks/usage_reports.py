@@ -2,9 +2,9 @@
 
 The rows are of 30 days, with 200 owners, 5 models, 5 tasks and 6 sets of tags. In the usual ledger an owner has its
 own task and tags; in the scattered one everything occurs with everything, so that hardly two rows of an hour can be
-added up beforehand. The first report sums up all hours, as after an upgrade; the ledger does that hour by hour while it
-writes. Times are seconds, of the clock and of the processors (of this process and the server). Then rows are written
-with the indexes and triggers that reports need, and without.
+added up beforehand. The first reports sum up all hours and days, as after an upgrade; the ledger does that hour by hour
+while it writes. Times are seconds, of the clock and of the processors (of this process and the server). Then rows are
+written with the indexes and triggers that reports need, and without.
 """
 
 import random
@@ -126,9 +126,10 @@ async def compare(url: str, engines: Engines, server: Postgres | None, rows: int
 
 async def sum_up(env: LLMEnv, server: Postgres | None) -> None:
     cpu, clock = cpu_of(server), time.perf_counter()
-    (await run(usage_report(SINCE + PERIOD), env)).unwrap()
+    for by in BYS:  # of no rows
+        (await run(usage_report(SINCE + PERIOD, by), env)).unwrap()
     spent, waited = cpu_of(server) - cpu, time.perf_counter() - clock
-    print(f"  summing up all hours, once: {waited:.2f} s, processors {spent:.2f} s", flush=True)
+    print(f"  summing up all hours and days, once: {waited:.2f} s, processors {spent:.2f} s", flush=True)
 
 
 def write(engines: Engines, server: Postgres | None, name: str) -> None:

@@ -353,7 +353,7 @@ def page(
     """Read conversations in the order of their ids."""
     columns = CONVERSATIONS.c
     query = select(CONVERSATIONS).where(columns.owner == owner_column(owner))
-    query = query.where(metadata_filter(connection, metadata)) if metadata else query
+    query = query.where(metadata_filter(connection, owner_column(owner), metadata)) if metadata else query
     query = query if after is None else query.where(columns.id > after)
     rows = connection.execute(query.order_by(columns.id).limit(min(max(0, limit), _MAX_LIMIT)))
     return Success(tuple(map(to_listed, rows)))

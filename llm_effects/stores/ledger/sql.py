@@ -4,7 +4,7 @@ The ledger comes first, then the buffer of its rows, then the rows and the budge
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -25,7 +25,7 @@ from llm_effects.effects.lifecycle import Chosen, Counts
 from llm_effects.limits.budgets import Hold
 from llm_effects.stores.ledger.memory import within
 from llm_effects.stores.ledger.sql_budgets import BudgetQueue, BudgetStep
-from llm_effects.stores.ledger.sql_usage import Period, read_usage, sum_up_hours, unsummed_hours
+from llm_effects.stores.ledger.sql_usage import Period, is_unsummed, read_usage, sum_up, views_of
 from llm_effects.stores.sql.database import Database
 from llm_effects.stores.sql.erasing import erase_all, erase_rows, forget_log
 from llm_effects.stores.sql.tables import LEDGER, insert_all_new, timestamp
@@ -124,11 +124,11 @@ class SqlLedger:
     ) -> FutureResult[Sequence[UsageSums], LLMError]:
         """Return the sums of all rows that ``rows`` returns, added up by the database.
 
-        Hours that are not summed up yet are, first; where that cannot be written, their rows are read.
+        Hours and days that are not summed up yet are, first; where that cannot be written, their rows are read.
         """
 
         async def run() -> Result[Sequence[UsageSums], LLMError]:
-            await self._sum_up_all()
+            await self._sum_up_all(views_of(bys))
             waiting = [_columns(row) for row in self._buffer.held()]
             period = Period(since=since, until=until, waiting=waiting)
             work = partial(read_usage, bys=bys, period=period, saving=saving)
@@ -136,10 +136,10 @@ class SqlLedger:
 
         return FutureResult(run())
 
-    async def _sum_up_all(self) -> None:
-        left = await result_of(self._database.read("usage", _is_unsummed))
+    async def _sum_up_all(self, views: Collection[int]) -> None:
+        left = await result_of(self._database.read("usage", partial(is_unsummed, views=views)))
         while is_successful(left) and left.unwrap():
-            left = await result_of(self._database.write("usage", sum_up_hours))
+            left = await result_of(self._database.write("usage", partial(sum_up, views=views)))
 
     def reserve(self, hold: Hold) -> FutureResult[Hold, LLMError]:
         """Reserve an amount in all accounts or in none, atomically across processes."""
@@ -224,7 +224,7 @@ class SqlLedger:
         self._write_batch(self._buffer.start())
 
     def _sum_up_later(self, rows: _Rows) -> None:
-        """Sum up the hours before that of some rows, if these are the first of their hour in this process."""
+        """Sum up the hours and days before some rows, if these are the first of their hour in this process."""
         newest = max((timestamp(row.at)[:13] for row in rows), default="")
         if newest > self._newest_hour:
             self._newest_hour = newest
@@ -232,7 +232,7 @@ class SqlLedger:
 
     def _sum_up_next(self, left: Result[bool, LLMError]) -> None:
         if is_successful(left) and left.unwrap():
-            self._database.post("usage", sum_up_hours, self._sum_up_next, durable=False)
+            self._database.post("usage", sum_up, self._sum_up_next, durable=False)
 
     def _on_batch_written(self, result: Result[None, LLMError]) -> None:
         """Note the outcome of the running batch; called in a thread."""
@@ -247,10 +247,6 @@ class SqlLedger:
         LOGGER.warning(
             "the ledger could not be written: %s; %d rows wait, %d were dropped", result.failure().tag, held, dropped
         )
-
-
-def _is_unsummed(connection: Connection) -> Result[bool, LLMError]:
-    return Success(next(unsummed_hours(connection), None) is not None)
 
 
 async def _outcome(step: "BudgetStep", *, shield: bool = True) -> Result[Hold, LLMError]:

@@ -1,17 +1,21 @@
-"""Usage reports by the database: each hour of the ledger is summed up once, and reports add up hours.
+"""Usage reports by the database: each hour and each day of the ledger is summed up once, and reports add these up.
 
-The sums of an hour are a document of columns, which takes far less time to add up than rows do. What no document covers
-is read row by row: the beginning and the end of a period, the hour that is running, and hours whose rows have changed.
+The sums of an hour are a document of columns, which takes far less time to add up than rows do. Those of a day are
+added up from its hours, several times by different fields: a report reads the smallest that have the fields it needs.
+
+What no document covers is read row by row: the beginning and the end of a period, the hour that is running, and hours
+whose rows have changed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from heapq import merge
-from itertools import groupby, islice
+from itertools import chain, groupby, islice, product
 from operator import itemgetter
 from typing import Any, Final, TypeAlias, final
 
@@ -24,14 +28,15 @@ from llm_effects.stores.ledger.usage_documents import (
     FIELDS,
     REQUESTS,
     Cell,
+    Document,
     Place,
     Totals,
     decode,
     document_of,
     encode,
-    without_owners,
+    narrowed,
 )
-from llm_effects.stores.sql.tables import UNSAVED, USAGE, USAGE_CALLS, USAGE_HOURS, USAGE_LOCK, timestamp
+from llm_effects.stores.sql.tables import UNSAVED, USAGE, USAGE_CALLS, USAGE_HOURS, USAGE_LOCK, lock_usage, timestamp
 from llm_effects.values.errors import LLMError
 from llm_effects.values.json import dump
 from llm_effects.values.responses import Cost, Usage
@@ -50,6 +55,7 @@ PART_ROWS: Final = 20_000
 """How many rows a document sums up at most, and after how many rows a transaction ends."""
 
 _END: Final = "~"  # sorts after every time
+_TEN_DAYS, _DAY, _HOUR = 9, 10, 13  # how much of the text of a time names its span, such as 2026-11-2 for ten days
 _CallKeys: TypeAlias = tuple[str, UsageKey]
 
 
@@ -134,14 +140,46 @@ def _tags(stored: str) -> tuple[str, ...]:
 # Summing up hours.
 
 
-def sum_up_hours(connection: Connection) -> Result[bool, LLMError]:
-    """Sum up hours before the newest one that are not summed up; return whether some are left for another step."""
+_PLACES: Final = ("model", "provider", "left_machine")
+
+_OF_HOURS: Final[Mapping[int, tuple[str, ...]]] = {0: (*_PLACES, "task"), 1: FIELDS}
+"""The fields of the documents of an hour, by what the column ``detailed`` says."""
+
+OF_SPANS: Final[Mapping[int, tuple[str, ...]]] = {
+    3: (*_PLACES, "task"),
+    4: (*_PLACES, "task", "tags"),
+    5: (*_PLACES, "task", "owner"),
+    6: ("task", "owner", "tags"),
+    7: (*_PLACES, "owner", "tags"),
+    2: FIELDS,
+}
+"""The fields of the documents of longer spans: few, then all but one of those with many values, then all."""
+
+_WHOLE_HOUR, _WHOLE_SPAN = max(_OF_HOURS), min(OF_SPANS)
+
+_CELLS_PER_ROW: Final = 10  # reading a cell of a document takes a tenth of the time of a row
+_ROWS_PER_SPAN: Final = 100  # the statements for an hour, or for a longer span, take as long as that many rows
+
+
+def sum_up(connection: Connection, views: Collection[int] = tuple(reversed(tuple(OF_SPANS)))) -> Result[bool, LLMError]:
+    """Sum up hours, then days, then tens of days, by some views; return whether some are left for another step."""
+    lock_usage(connection)
     rows = 0
     for hour in unsummed_hours(connection):
         if rows >= PART_ROWS:
             return Success(True)
-        rows += _sum_up(connection, hour)
+        rows += _ROWS_PER_SPAN + _sum_up_hour(connection, hour)
+    for view, span in unsummed_spans(connection, views):
+        if rows >= PART_ROWS:
+            return Success(True)
+        rows += _ROWS_PER_SPAN + _sum_up_span(connection, view, span)
     return Success(False)
+
+
+def is_unsummed(connection: Connection, views: Collection[int]) -> Result[bool, LLMError]:
+    """Return whether there is something to sum up."""
+    left = chain(unsummed_hours(connection), unsummed_spans(connection, views))
+    return Success(next(left, None) is not None)
 
 
 def unsummed_hours(connection: Connection) -> Iterator[str]:
@@ -158,33 +196,83 @@ NEWEST: Final = "SELECT max(at) FROM llm_ledger"
 FIRST: Final = "SELECT min(at) FROM llm_ledger WHERE at >= :start AND at < :end"
 
 
+def unsummed_spans(connection: Connection, views: Collection[int]) -> Iterator[tuple[int, str]]:
+    """Return the views, and the days and tens of days that are over, without sums or with sums that do not count.
+
+    Sums count while as many hours do as they are of: an hour that is summed up anew drops them.
+    """
+    newest = connection.execute(text(NEWEST)).scalar() or ""
+    hours = _hours(connection, "", newest[:_DAY])
+    summed = {tuple(row) for row in connection.execute(text(SUMMED_SPANS))}
+    for length in (_DAY, _TEN_DAYS):
+        counts = Counter(hour[:length] for hour in hours if hour < newest[:length])
+        yield from ((view, span) for span, n in counts.items() for view in views if (view, span, n) not in summed)
+
+
 def _first(connection: Connection, start: str, end: str) -> str | None:
     found: str | None = connection.execute(text(FIRST), {"start": start, "end": end}).scalar()
     return found
 
 
-def _sum_up(connection: Connection, hour: str) -> int:
+def _sum_up_hour(connection: Connection, hour: str) -> int:
     """Store the sums of an hour; return the number of its rows."""
-    if connection.dialect.name == "postgresql":
+    if connection.dialect.name == "postgresql":  # a transaction that changes its rows has the lock too
         lock = text(f"SELECT pg_advisory_xact_lock({USAGE_LOCK}, hashtext(:hour))")
         connection.execute(lock, {"hour": hour})
     if connection.execute(text("SELECT 1 FROM llm_usage_hours WHERE hour = :hour"), {"hour": hour}).scalar():
-        return 0  # another process was faster
+        return 0  # a process of an earlier version was faster
     connection.execute(text("DELETE FROM llm_usage WHERE hour = :hour"), {"hour": hour})
     connection.execute(text("DELETE FROM llm_usage_calls WHERE hour = :hour"), {"hour": hour})
     rows, calls = 0, list[_CallKeys]()
     for part, each in enumerate(_in_parts(_stream(connection, ROWS, {"start": hour, "end": hour + _END}))):
         cells = _Cells(FIELDS)
         cells.add(each)
-        for detailed, some in ((0, without_owners(cells.cells)), (1, cells.cells)):
-            document = encode(document_of(some))
-            entry = {"detailed": detailed, "hour": hour, "part": part, "document": document}
-            connection.execute(insert(USAGE), entry)
+        whole = document_of(cells.cells)
+        for view, fields in _OF_HOURS.items():
+            [document] = [whole] if fields == FIELDS else narrowed([whole], fields)
+            _store(connection, detailed=view, hour=hour, part=part, document=encode(document))
         rows, calls = rows + len(each), calls + cells.calls
     if calls:
         connection.execute(insert(USAGE_CALLS), [_call_columns(hour, *each) for each in enumerate(calls)])
-    connection.execute(insert(USAGE_HOURS), {"hour": hour})
+    connection.execute(insert(USAGE_HOURS), {"hour": hour})  # a trigger drops the day that lacks this hour
     return rows
+
+
+def _sum_up_span(connection: Connection, view: int, span: str) -> int:
+    """Store the sums of a span by the fields of a view; return how many rows could be read in the same time."""
+    of_span = {"detailed": view, "hour": span}
+    connection.execute(text("DELETE FROM llm_usage WHERE detailed = :detailed AND hour = :hour"), of_span)
+    hours, cells = _hours(connection, span, span + _END), 0
+    source = _source_of(view, span, hours)
+
+    def documents() -> Iterator[Document]:
+        nonlocal cells
+        for _, document in _documents(connection, *source):
+            cells += len(document.places["outcome"])
+            yield document
+
+    for part, document in enumerate(narrowed(documents(), OF_SPANS[view])):
+        _store(connection, **of_span, part=part, hours=len(hours), document=encode(document))
+    return cells // _CELLS_PER_ROW
+
+
+def _source_of(view: int, span: str, hours: Sequence[str]) -> tuple[int, Sequence[str]]:
+    """Return the view and the spans that make up a span."""
+    if len(span) == _TEN_DAYS:
+        return view, sorted(set(map(_day_of, hours)))
+    return (_WHOLE_HOUR, hours) if view == _WHOLE_SPAN else (_WHOLE_SPAN, [span])
+
+
+def _store(connection: Connection, **columns: object) -> None:
+    connection.execute(insert(USAGE), columns)
+
+
+def _documents(connection: Connection, view: int, spans: Sequence[str]) -> Iterator[tuple[str, Document]]:
+    """Read the documents of neighbouring spans of the same length."""
+    bounds = {"detailed": view, "first": spans[0], "last": spans[-1]}
+    for span, document in _stream(connection, DOCUMENTS, bounds, 8):
+        if span in spans:
+            yield span, decode(document)
 
 
 def _call_columns(hour: str, place: int, call: _CallKeys) -> dict[str, object]:
@@ -241,6 +329,32 @@ def read_usage(
     return Success(sums)
 
 
+def views_of(bys: Sequence[Sequence[Dimension]]) -> Collection[int]:
+    """Return the views of spans that reports need, after that from which they are made."""
+    views = _WHOLE_SPAN, view_of(OF_SPANS, _fields_of(bys))
+    return () if _length_of_times(bys) == _HOUR else tuple(dict.fromkeys(views))
+
+
+def view_of(views: Mapping[int, Sequence[str]], fields: Sequence[str]) -> int:
+    """Return the first view that has these fields.
+
+    >>> view_of(OF_SPANS, ("model",)), view_of(OF_SPANS, ("owner", "tags")), view_of(OF_SPANS, FIELDS)
+    (3, 6, 2)
+    """
+    return next(view for view, every in views.items() if set(fields) <= set(every))
+
+
+def _fields_of(bys: Sequence[Sequence[Dimension]]) -> tuple[str, ...]:
+    fields = {GROUPS[dimension][0] for by in bys for dimension in by}
+    return tuple(name for name in FIELDS if name in fields)
+
+
+def _length_of_times(bys: Sequence[Sequence[Dimension]]) -> int:
+    """Return how much of the text of an hour reports need."""
+    every = {dimension for by in bys for dimension in by}
+    return _HOUR if "hour" in every else _DAY if "day" in every else 0
+
+
 @final
 @define
 class _Reader:
@@ -250,16 +364,16 @@ class _Reader:
     sums: Sequence[UsageSums]
     period: Period
     saving: Saving
-    wanted: Sequence[str] = field(init=False)
+    wanted: tuple[str, ...] = field(init=False)
     totals: Totals = field(init=False)
     waiting: dict[tuple[str, str], Mapping[str, Any]] = field(init=False)
+    unsaved: Sequence[Sequence[Any]] = field(default=(), init=False)
     calls: list[_CallKeys] = field(factory=list[_CallKeys], init=False)
 
     def __attrs_post_init__(self) -> None:
-        by: set[Dimension] = {dimension for each in self.sums for dimension in each.by}
-        fields = {GROUPS[dimension][0] for dimension in by}
-        self.wanted = tuple(name for name in FIELDS if name in fields)
-        self.totals = Totals(self.wanted, 13 if "hour" in by else 10 if "day" in by else 0)
+        bys = [each.by for each in self.sums]
+        self.wanted = _fields_of(bys)
+        self.totals = Totals(self.wanted, _length_of_times(bys))
         self.waiting = {(row["at"], row["id"]): row for row in self.period.waiting}
 
     def read(self) -> None:
@@ -270,21 +384,14 @@ class _Reader:
         for start, end in _gaps(hours, period.start, period.end):
             self._read_rows(start, end, ours)
         self._add_waiting()
-        self._read_documents(changed)
-        for key, part in self.totals.parts():
-            self._add(key, part)
-        self._read_calls(changed)
-        for row in _stream(self.connection, UNSAVED_ROWS, {"start": period.start, "end": period.end}):
-            self._add_saving(row)
-
-    @property
-    def detailed(self) -> bool:
-        """Whether the report needs owners or tags."""
-        return not {"owner", "tags"}.isdisjoint(self.wanted)
-
-    def _add(self, key: UsageKey, part: GroupSums) -> None:
+        self._read_documents(hours)
+        keys = self.totals.keys()
         for each in self.sums:
-            each.add(key, part)
+            each.add_all(keys, self.totals.sums_of)
+        self._read_calls(changed)
+        stored = _stream(self.connection, UNSAVED_ROWS, {"start": period.start, "end": period.end})
+        for row in chain(self.unsaved, stored):
+            self._add_saving(row)
 
     def _changed_hours(self, ours: Collection[str]) -> Collection[str]:
         """Return the hours of the rows that wait, and of the stored rows of their calls."""
@@ -318,9 +425,8 @@ class _Reader:
         )
         for hour, each in groupby(rows, key=_hour_of):
             self._add_rows(hour, each, ())
-        for row in rows:
-            if row[_COLUMNS.index("cache_saved_usd")] is None and row[_COLUMNS.index("cost_usd")] is not None:
-                self._add_saving(row[:-1])
+        saved, cost = map(_COLUMNS.index, ("cache_saved_usd", "cost_usd"))
+        self.unsaved = [row[:-1] for row in rows if row[saved] is None and row[cost] is not None]
 
     def _add_rows(self, hour: str, rows: Iterable[Sequence[Any]], ours: Collection[str]) -> None:
         cells = _Cells(self.wanted, ours)
@@ -330,13 +436,26 @@ class _Reader:
         at = hour[: self.totals.hour]
         self.calls += [(call_id, key._replace(hour=at)) for call_id, key in cells.calls]
 
-    def _read_documents(self, changed: Collection[str]) -> None:
-        bounds = {"first": self.period.first_hour, "end": self.period.last_hour, "detailed": int(self.detailed)}
-        for count, (hour, document) in enumerate(_stream(self.connection, DOCUMENTS, bounds, 8)):
-            if hour not in changed:
-                self.totals.add(hour, decode(document))
-            if count % 100 == 0:
+    def _read_documents(self, hours: Sequence[str]) -> None:
+        for count, (hour, document) in enumerate(self._documents(hours), 1):
+            self.totals.add(hour, document)
+            if count % 50 == 0:
                 self.totals.count_times()
+
+    def _documents(self, hours: Sequence[str]) -> Iterator[tuple[str, Document]]:
+        """Return the documents of the longest spans of which all hours count, then those of the hours left."""
+        view, left = view_of(OF_SPANS, self.wanted), hours
+        for length in (_TEN_DAYS, _DAY):
+            if left and self.totals.hour <= length:
+                counts, read = Counter(hour[:length] for hour in left), set[str]()
+                bounds = {"detailed": view, "first": left[0][:length], "last": left[-1], "length": length}
+                for span, count, document in _stream(self.connection, SPANS, bounds, 8):
+                    if count == counts[span]:
+                        read.add(span)
+                        yield span, decode(document)
+                left = [hour for hour in left if hour[:length] not in read]
+        for _, each in groupby(left, key=_day_of):
+            yield from _documents(self.connection, view_of(_OF_HOURS, self.wanted), list(each))
 
     def _read_calls(self, changed: Collection[str]) -> None:
         """Count the calls that several cells have rows of: in the order of calls, so that few are in memory."""
@@ -344,10 +463,11 @@ class _Reader:
         stored = _stream(self.connection, calls_query(self.totals.hour, self.wanted), bounds)
         keys_of = _CallKeysOf(self.wanted)
         whole = ((row[0], keys_of[row[2:]]) for row in stored if row[1] not in changed)
-        for _, rows in groupby(merge(whole, sorted(self.calls), key=itemgetter(0)), key=itemgetter(0)):
-            keys = {key for _, key in rows}
-            for each in self.sums:
-                each.count_call(keys)
+        by_call = groupby(merge(whole, sorted(self.calls), key=itemgetter(0)), key=itemgetter(0))
+        calls = (frozenset(key for _, key in rows) for _, rows in by_call)
+        while some := Counter(islice(calls, PART_ROWS)):  # many calls have the same keys
+            for each, (keys, count) in product(self.sums, some.items()):
+                each.count_calls(keys, count)
 
     def _add_saving(self, row: Sequence[Any]) -> None:
         """Add what a cache saved of a cost, at the prices of the report, where the row does not say it."""
@@ -355,7 +475,8 @@ class _Reader:
         usage = Usage(service_tier=named["service_tier"], **{name: named[name] for name in TOKENS})
         cost, at = Cost(Decimal(named["cost_usd"])), datetime.fromisoformat(named["at"])
         key = _key_of(row, self.wanted)._replace(hour=named["at"][: self.totals.hour])
-        self._add(key, GroupSums(cache_saved_usd=self.saving(named["model"], usage, cost, at)))
+        for each in self.sums:
+            each.add(key, GroupSums(cache_saved_usd=self.saving(named["model"], usage, cost, at)))
 
 
 @final
@@ -379,8 +500,12 @@ def _shown(name: str, value: object) -> object:
 
 
 def _hour_of(row: Sequence[Any]) -> str:
-    hour: str = row[0][:13]
+    hour: str = row[0][:_HOUR]
     return hour
+
+
+def _day_of(hour: str) -> str:
+    return hour[:_DAY]
 
 
 _SUMMED: Final = "hour IN (SELECT hour FROM llm_usage_hours WHERE hour >= :first AND hour < :end)"
@@ -388,8 +513,16 @@ _SUMMED: Final = "hour IN (SELECT hour FROM llm_usage_hours WHERE hour >= :first
 HOURS: Final = "SELECT hour FROM llm_usage_hours WHERE hour >= :first AND hour < :end ORDER BY hour"
 """The hours of a period that are summed up."""
 
-DOCUMENTS: Final = f"SELECT hour, document FROM llm_usage WHERE detailed = :detailed AND {_SUMMED} ORDER BY hour, part"  # noqa: S608
-"""The sums of these hours."""
+DOCUMENTS: Final = """SELECT hour, document FROM llm_usage
+    WHERE detailed = :detailed AND hour >= :first AND hour <= :last ORDER BY hour, part"""
+"""The sums of hours."""
+
+SPANS: Final = """SELECT hour, hours, document FROM llm_usage
+    WHERE detailed = :detailed AND hour >= :first AND hour <= :last AND length(hour) = :length ORDER BY hour, part"""
+"""The sums of days, or of tens of days, with how many hours they are of."""
+
+SUMMED_SPANS: Final = "SELECT detailed, hour, hours FROM llm_usage WHERE hours IS NOT NULL"
+"""The days and tens of days that are summed up, with the numbers of their hours."""
 
 UNSAVED_ROWS: Final = f"""SELECT {_ROW} FROM llm_ledger
     WHERE {UNSAVED} AND at >= :start AND at < :end"""  # noqa: S608 - our own names
@@ -422,4 +555,5 @@ def _number(hour: str) -> int:
 
 def _stream(connection: Connection, query: str, values: Mapping[str, object], at_once: int = 2_000) -> Iterator[Any]:
     """Return rows, some at once, so that memory does not grow with their number."""
-    return iter(connection.execute(text(query), dict(values), execution_options={"yield_per": at_once}))
+    rows = connection.execute(text(query), dict(values), execution_options={"yield_per": at_once})
+    return chain.from_iterable(rows.partitions())

@@ -26,6 +26,7 @@ from llm_effects.stores.sql.tables import (
     USAGE,
     USAGE_CALLS,
     USAGE_HOURS,
+    lock_usage,
     timestamp,
 )
 from llm_effects.stores.sqlite_files import empty_log
@@ -82,15 +83,23 @@ def _erase_entries(connection: Connection, condition: ColumnElement[bool]) -> in
 
 def erase_rows(connection: Connection, chosen: Chosen) -> Result[Counts, LLMError]:
     """Erase the oldest rows of the ledger that are chosen, then what was spent: of these owners, in old periods."""
+    lock_usage(connection)
     columns = LEDGER.c
     rows = select(columns.at, columns.id).where(*_chosen(columns.owner, columns.at, chosen, unowned=None))
     oldest = rows.order_by(columns.at, columns.id).limit(ROWS_AT_ONCE)
     erased = connection.execute(delete(LEDGER).where(tuple_(columns.at, columns.id).in_(oldest))).rowcount
     for sums in (USAGE, USAGE_CALLS):  # of hours that no longer count, as their rows are gone
-        connection.execute(delete(sums).where(sums.c.hour.not_in(select(USAGE_HOURS.c.hour))))
+        hourly = func.length(sums.c.hour) == len("2026-11-23T13")
+        connection.execute(delete(sums).where(hourly, sums.c.hour.not_in(select(USAGE_HOURS.c.hour))))
+    connection.execute(text(DROP_CHANGED_SPANS))
     budgets = _erase_budgets(connection, chosen) if erased < ROWS_AT_ONCE else 0
     return Success({"ledger_rows": erased, "budgets": budgets})
 
+
+DROP_CHANGED_SPANS: Final = """DELETE FROM llm_usage WHERE hours IS NOT NULL AND hours <> (
+    SELECT count(*) FROM llm_usage_hours AS h WHERE h.hour >= llm_usage.hour AND h.hour < llm_usage.hour || '~'
+)"""
+"""Drop the sums of days, and of ten days, of which hours no longer count."""
 
 _LONGEST_PERIOD: Final = timedelta(days=31)
 

@@ -31,7 +31,7 @@ def pending_steps(version: int) -> tuple[str, ...]:
     """Return the names of the steps that a version lacks.
 
     >>> pending_steps(NEWEST - 1)
-    ('words',)
+    ('usage by day, and metadata',)
     """
     return tuple(step.name for step in MIGRATIONS[version:])
 

@@ -81,20 +81,19 @@ def _values(
     return {"owner": owner, "words": query, "limit": limit, "key": key, "turn": turn, "place": place}
 
 
-def metadata_filter(connection: Connection, metadata: Mapping[str, str]) -> TextClause:
-    """Return the condition that a conversation has all of this metadata."""
+def metadata_filter(connection: Connection, owner: str, metadata: Mapping[str, str]) -> TextClause:
+    """Return the condition that a conversation of an owner has all of this metadata."""
     if connection.dialect.name == "postgresql":
         return text("llm_metadata(document) @> CAST(:metadata AS jsonb)").bindparams(
             metadata=dump(dict(metadata)).decode().replace("\\u0000", "\\ufffd")
         )
-    entries = "json_each(CASE WHEN json_valid(document) THEN document ELSE '{}' END, '$.metadata')"
     conditions = [
-        f"EXISTS (SELECT 1 FROM {entries} WHERE json_each.key = :name{number} AND json_each.value = :value{number})"  # noqa: S608 - bound
+        f"id IN (SELECT id FROM llm_metadata WHERE owner = :owner AND name = :name{number} AND value = :value{number})"  # noqa: S608 - bound
         for number in range(len(metadata))
     ]
     values = {f"name{number}": name for number, name in enumerate(metadata)}
     values |= {f"value{number}": value for number, value in enumerate(metadata.values())}
-    return text(" AND ".join(conditions)).bindparams(**values)
+    return text(" AND ".join(conditions)).bindparams(owner=owner, **values)
 
 
 def explain_search(connection: Connection, owner: str, words: Sequence[str]) -> str:
@@ -186,3 +185,35 @@ WORDS_INDEX: Final[Mapping[str, tuple[str, ...]]] = {
     ),
 }
 """The statements for each database. They are part of a migration, and never change."""
+
+
+# Metadata of conversations, which SQLite has in a table of its own. A document that is not ours has none.
+_ADD_METADATA: Final = """INSERT OR IGNORE INTO llm_metadata (owner, name, value, id)
+            SELECT c.owner, entry.key, entry.value, c.id FROM {} AS c,
+            json_each(CASE WHEN json_valid(c.document) THEN c.document ELSE '{{}}' END, '$.metadata') AS entry
+            WHERE entry.type = 'text'"""
+_NEW: Final = "(SELECT new.owner AS owner, new.id AS id, new.document AS document)"
+_DROP_METADATA: Final = "DELETE FROM llm_metadata WHERE owner = old.owner AND id = old.id"
+
+METADATA_INDEX: Final = (
+    """CREATE TABLE llm_metadata (
+                owner TEXT NOT NULL,
+                name TEXT NOT NULL,
+                value TEXT NOT NULL,
+                id TEXT NOT NULL,
+                PRIMARY KEY (owner, name, value, id)
+            ) WITHOUT ROWID""",
+    "CREATE INDEX llm_metadata_by_conversation ON llm_metadata (owner, id)",
+    _ADD_METADATA.format("llm_conversations"),
+    f"""CREATE TRIGGER llm_conversations_insert AFTER INSERT ON llm_conversations BEGIN
+        {_ADD_METADATA.format(_NEW)};
+    END""",
+    f"""CREATE TRIGGER llm_conversations_delete AFTER DELETE ON llm_conversations BEGIN
+        {_DROP_METADATA};
+    END""",
+    f"""CREATE TRIGGER llm_conversations_update AFTER UPDATE OF owner, id, document ON llm_conversations BEGIN
+        {_DROP_METADATA};
+        {_ADD_METADATA.format(_NEW)};
+    END""",
+)
+"""The statements for SQLite. They are part of a migration, and never change."""

@@ -24,7 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateSchema
 
 from llm_effects.stores.sql.driver_errors import Refused
-from llm_effects.stores.sql.searching import WORDS_INDEX, has_fts5
+from llm_effects.stores.sql.searching import METADATA_INDEX, WORDS_INDEX, has_fts5
 from llm_effects.values.errors import ConfigurationError
 
 # Columns, by name and type; keys and constraints are in the migrations.
@@ -129,6 +129,7 @@ USAGE: Final = Table(
     Column("hour", Text),
     Column("part", BigInteger),
     Column("document", LargeBinary),
+    Column("hours", BigInteger),
 )
 
 USAGE_CALLS: Final = Table(
@@ -413,7 +414,17 @@ _LEFT_MACHINE: Final = Migration("left machine", ("ALTER TABLE llm_ledger ADD CO
 #
 # Calls with rows in several hours or groups are in ``llm_usage_calls``, so that each is counted once in every group.
 USAGE_LOCK: Final = 0x6C6C7573
-"""The first half of the advisory locks of Postgres on hours."""
+"""The first half of the advisory locks of Postgres on hours, and on the sums of a schema."""
+
+
+def lock_usage(connection: Connection) -> None:
+    """Make other processes wait that sum up, or erase what is summed up, until this transaction ends.
+
+    A file has one writer anyway.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({USAGE_LOCK}, hashtext(current_schema()))"))
+
 
 UNSAVED: Final = (
     "cache_saved_usd IS NULL AND cost_usd IS NOT NULL AND (cache_read_tokens > 0 OR cache_write_tokens > 0)"
@@ -514,6 +525,36 @@ _AGES: Final = Migration(
 
 _WORDS: Final = Migration("words", (), only=WORDS_INDEX)
 
+# Documents of days, and of ten days of a month, are beside those of hours, by the beginning that the texts of their
+# hours share, and with the number of these hours: they count only while as many are in ``llm_usage_hours``. An hour
+# that is summed up anew could make the number right again, so a trigger drops them.
+_USAGE_OF_SPANS: Final = Migration(
+    "usage by day, and metadata",
+    (
+        "ALTER TABLE llm_usage ADD COLUMN hours BIGINT",
+        "CREATE INDEX llm_usage_by_hour ON llm_usage (hour)",
+        "CREATE INDEX llm_usage_of_spans ON llm_usage (detailed, hour, hours) WHERE hours IS NOT NULL",
+    ),
+    only={
+        "sqlite": (
+            """CREATE TRIGGER llm_usage_hours_insert AFTER INSERT ON llm_usage_hours BEGIN
+                DELETE FROM llm_usage WHERE hour IN (substr(new.hour, 1, 10), substr(new.hour, 1, 9));
+            END""",
+            *METADATA_INDEX,
+        ),
+        "postgresql": (
+            """CREATE FUNCTION llm_usage_summed() RETURNS trigger
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+    BEGIN
+        DELETE FROM llm_usage WHERE hour IN (substr(new.hour, 1, 10), substr(new.hour, 1, 9));
+        RETURN NULL;
+    END $$""",
+            """CREATE TRIGGER llm_usage_hours_insert AFTER INSERT ON llm_usage_hours
+                FOR EACH ROW EXECUTE FUNCTION llm_usage_summed()""",
+        ),
+    },
+)
+
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _CONVERSATIONS,
     _LEDGER,
@@ -522,5 +563,6 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     _USAGE,
     _AGES,
     _WORDS,
+    _USAGE_OF_SPANS,
 )
 """All steps in order, numbered from 1. Add a step at the end; never change one."""

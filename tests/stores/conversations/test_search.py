@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.engine import make_url
 
 from llm_effects import LLM, AsyncLLM, Message, run, scripted_env
 from llm_effects.config import StorageConfig
 from llm_effects.conversations import append_messages, list_conversations, search_conversations, start_conversation
 from llm_effects.effects.env import Conversations
+from llm_effects.effects.lifecycle import Chosen
 from llm_effects.manager import new_memory
 from llm_effects.stores.open import open_storage
 from llm_effects.stores.sql import searching, tables
 from llm_effects.stores.sql.database import Engines, postgres_engines, sqlite_engines
-from llm_effects.stores.sql.searching import explain_search
-from llm_effects.stores.sql.tables import MIGRATIONS, migrate
+from llm_effects.stores.sql.searching import explain_search, metadata_filter
+from llm_effects.stores.sql.tables import CONVERSATIONS, MIGRATIONS, migrate
 from llm_effects.testing.lifecycle_checks import LIFECYCLE_CHECKS
 from llm_effects.testing.stored_chat import Chat, value_of
 from tests.fixtures.postgres_server import postgres_server
@@ -78,6 +79,36 @@ async def test_fault_270_a_search_uses_the_index_of_words(url: str, store: Conve
         plan = explain_search(connection, str(chat.owner), ["question", "7"])
     assert "llm_messages_by_word" in plan or "VIRTUAL TABLE INDEX" in plan, plan
     assert await found(store, str(chat.owner), "question 7") == ["question 7"]
+
+
+async def test_fault_279_a_list_by_metadata_uses_an_index(url: str, store: Conversations) -> None:
+    env, metadata = evolve(scripted_env(), conversations=store), {"team": "checkout", "stage": "prod"}
+    for number in range(60):
+        odd = {"team": "checkout", "stage": "prod" if number % 3 else "test", "n": str(number)}
+        await run(start_conversation(f"c{number:02}", owner="alice", metadata=odd if number % 2 else {}), env)
+    with connected(url) as connection:
+        if url.startswith("postgres"):
+            connection.execute(text("ANALYZE"))
+            connection.execute(text("SET LOCAL enable_seqscan = off"))  # of so few rows it would read them all
+            connection.execute(text("SET LOCAL enable_indexscan = off"))
+        explain = "EXPLAIN " if url.startswith("postgres") else "EXPLAIN QUERY PLAN "
+        condition = metadata_filter(connection, "alice", metadata)
+        query = (
+            select(CONVERSATIONS.c.id).where(CONVERSATIONS.c.owner == "alice", condition).order_by(CONVERSATIONS.c.id)
+        )
+        statement = query.compile(connection, compile_kwargs={"literal_binds": True})
+        plan = "\n".join(map(str, connection.exec_driver_sql(f"{explain}{statement}".replace("%", "%%")).all()))
+    if url.startswith("postgres"):
+        assert "llm_conversations_by_metadata" in plan, plan
+    else:
+        assert "SEARCH llm_metadata USING PRIMARY KEY (owner=? AND name=? AND value=?)" in plan, plan
+        assert "(owner=? AND id=?)" in plan, plan
+    listed = (await run(list_conversations(owner="alice", metadata=metadata, limit=5, after="c05"), env)).unwrap()
+    assert [each.id for each in listed] == ["c07", "c11", "c13", "c17", "c19"]
+    await value_of(store.erase_conversations(Chosen(owners=("alice",))))
+    if url.startswith("sqlite"):
+        with connected(url) as connection:
+            assert connection.execute(text("SELECT count(*) FROM llm_metadata")).scalar_one() == 0
 
 
 @pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))

@@ -8,11 +8,15 @@ from decimal import Decimal
 from itertools import combinations
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 import anyio
 import pytest
 from attrs import evolve
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from returns.result import Success
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 
@@ -25,11 +29,13 @@ from llm_effects.routing.prices import PriceList
 from llm_effects.stores.ledger import sql_usage
 from llm_effects.stores.ledger.memory import MemoryLedger
 from llm_effects.stores.ledger.sql import RowBuffer, SqlLedger
+from llm_effects.stores.ledger.usage_documents import Cell, Document, Totals, document_of, encode, narrowed
+from llm_effects.stores.ledger.usage_documents import decode as decode_document
 from llm_effects.stores.open import open_storage
 from llm_effects.stores.sql.database import Engines, file_database, postgres_engines, sqlite_engines
 from llm_effects.stores.sql.tables import MIGRATIONS, migrate
 from llm_effects.values.records import LedgerRow
-from llm_effects.values.usage import Dimension
+from llm_effects.values.usage import Dimension, UsageKey
 from tests.fixtures.futures import given_by
 from tests.fixtures.holds import NOON
 from tests.fixtures.postgres_server import postgres_server
@@ -272,6 +278,163 @@ async def test_a_large_hour_is_summed_up_in_parts(url: str, monkeypatch: pytest.
         assert await reports(env_of(ledger)) == await reports(in_memory(rows))
 
 
+# Days, and tens of days.
+
+
+def long_rows(seed: int, count: int, days: int = 35) -> list[LedgerRow]:
+    """Return rows of many days, whose calls share days too."""
+    draw = Random(seed)
+    rows = (random_row(draw, f"{seed}.{number}") for number in range(count))
+    return [
+        evolve(row, at=NOON + timedelta(hours=draw.randrange(days * 24), microseconds=int(row.id[-1]))) for row in rows
+    ]
+
+
+def spans_of(url: str, view: int) -> list[str]:
+    query = "SELECT hour FROM llm_usage WHERE hours IS NOT NULL AND detailed = :view ORDER BY length(hour), hour"
+    with connected(url) as connection:
+        return list(connection.execute(text(query), {"view": view}).scalars())
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_report_of_many_days_equals_that_of_the_rows(url: str, seed: int) -> None:
+    rows = long_rows(seed, 150)
+    async with ledger_at(url) as ledger:
+        for number, row in enumerate(rows, 1):
+            ledger.record(row)
+            if number in (130, 145):  # then late rows change days that are summed up
+                assert await reports(env_of(ledger)) == await reports(in_memory(rows[:number]))
+        for period in ((None, None), *(cut(Random(number)) for number in range(3))):
+            assert await reports(env_of(ledger), *period) == await reports(in_memory(rows), *period)
+
+
+def cut(draw: Random) -> tuple[datetime, datetime]:
+    """Return a period that may cut hours, days and tens of days, or none of them."""
+    first, length = draw.randrange(12 * 24), draw.choice([5, 24, 100, 700])
+    minutes = draw.choice([0, 0, 20])
+    since = NOON - timedelta(hours=12) + timedelta(hours=first, minutes=minutes)
+    return since, since + timedelta(hours=length)
+
+
+async def test_days_are_summed_up_and_change_with_their_hours(url: str) -> None:
+    rows = [call(number, hour=number * 12) for number in range(60)]  # from 2026-11-23T12 to 2026-12-23T00
+    await written(url, rows)
+    async with ledger_at(url) as ledger:
+        assert (await run(usage_report(by="owner"), env_of(ledger))).unwrap().total.attempts == 60
+        view = sql_usage.view_of(sql_usage.OF_SPANS, ("owner",))
+        assert spans_of(url, view)[:3] == ["2026-11-2", "2026-11-3", "2026-12-0"]
+        assert spans_of(url, view)[-1] == "2026-12-22"
+        await written(url, [call(100, hour=24)])  # a late row, in a new hour of 2026-11-24
+        execute(url, "DELETE FROM llm_ledger WHERE at < '2026-11-24'")
+        report = (await run(usage_report(by="owner"), env_of(ledger))).unwrap()
+        assert report.total.attempts == 60
+        assert {"2026-11-2", "2026-11-24"} < set(spans_of(url, view))
+
+
+async def test_fault_277_a_report_of_a_month_reads_few_documents(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await written(url, [call(number, hour=number * 2) for number in range(180)])  # of 15 days
+    read = list[bytes]()
+
+    def decode(document: bytes) -> Document:
+        read.append(document)
+        return decode_document(document)
+
+    async with ledger_at(url) as ledger:
+        for by in (("owner",), ("tag",), ("owner", "task", "tag"), ("day", "model")):
+            await run(usage_report(by=by), env_of(ledger))
+            with monkeypatch.context() as patch:
+                patch.setattr(sql_usage, "decode", decode)
+                report = (await run(usage_report(NOON + timedelta(minutes=30), by), env_of(ledger))).unwrap()
+            assert report.total.attempts == 179
+            assert len(read) < 30  # of 178 hours
+            read.clear()
+
+
+async def test_fault_276_the_sums_of_days_forget_an_owner_who_is_erased(url: str) -> None:
+    rows = [evolve(call(number, number * 11), owner="alice" if number % 9 == 0 else "bob") for number in range(36)]
+    await written(url, rows)
+    async with ledger_at(url) as ledger:
+        await reports(env_of(ledger))
+        assert any(b"alice" in document for document in documents_of(url))
+        erased = await given_by(ledger.erase_rows(Chosen(owners=("alice",))))
+        assert erased["ledger_rows"] == 4
+        assert not [document for document in documents_of(url) if b"alice" in document]
+        assert any(b"bob" in document for document in documents_of(url))
+        left = [row for row in rows if row.owner == "bob"]
+        assert await reports(env_of(ledger)) == await reports(in_memory(left))
+
+
+def documents_of(url: str) -> list[bytes]:
+    with connected(url) as connection:
+        return [bytes(each) for each in connection.execute(text("SELECT document FROM llm_usage")).scalars()]
+
+
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+async def test_fault_278_a_row_that_comes_while_its_day_is_summed_up_is_counted(url: str) -> None:
+    rows = [call(number, number * 7) for number in range(30)]
+    await written(url, rows)
+    late = evolve(call(50, 7), id="late")
+    async with ledger_at(url) as ledger:
+        await run(usage_report(by="hour"), env_of(ledger))  # sums up hours only
+        with connected(url) as connection:
+            assert sql_usage.sum_up(connection) == Success(False)
+            await written(url, [late])  # is stored before the sums are
+        assert await reports(env_of(ledger)) == await reports(in_memory([*rows, late]))
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, 10**6)),
+        st.tuples(st.just("report"), st.integers(0, 10**6)),
+        st.tuples(st.just("erase"), st.sampled_from([None, "alice", "bob"])),
+        st.tuples(st.just("keep"), st.integers(0, 12)),
+    ),
+    min_size=3,
+    max_size=6,
+)
+
+
+@given(STEPS)
+@settings(max_examples=5, deadline=None)
+@example([("write", 1), ("report", 1), ("erase", "alice"), ("write", 2), ("report", 2), ("keep", 9), ("report", 3)])
+def test_reports_are_exact_whatever_happened_before(steps: Sequence[tuple[str, int | str | None]]) -> None:
+    anyio.run(take, steps)
+
+
+async def take(steps: Sequence[tuple[str, int | str | None]]) -> None:
+    rows = list[LedgerRow]()
+    with TemporaryDirectory() as folder:
+        async with ledger_at(f"sqlite:///{folder}/ledger.db") as ledger:
+            for name, value in (*steps, ("report", 0)):
+                if name == "write":
+                    new = {row.id: row for row in long_rows(int(value or 0), 30, days=12)}
+                    added = [row for row in new.values() if row.id not in {each.id for each in rows}]
+                    rows += added
+                    for row in added:
+                        ledger.record(row)
+                elif name == "report":
+                    period = (None, None) if not value else cut(Random(value))
+                    assert await reports(env_of(ledger), *period) == await reports(in_memory(rows), *period)
+                else:
+                    day = NOON + timedelta(days=int(value)) if name == "keep" and isinstance(value, int) else None
+                    owners = None if name == "keep" else (value if isinstance(value, str) else None,)
+                    chosen = Chosen(owners=owners, before=day)
+                    while (await given_by(ledger.erase_rows(chosen)))["ledger_rows"]:
+                        pass
+                    rows = [row for row in rows if not (chosen.of(row.owner) and chosen.at(row.at))]
+
+
+def test_the_largest_sums_of_an_earlier_version_are_read() -> None:
+    cell = Cell(counts=[2, 1, 0, 5, 0, 0, 0, 0, 0], cost_usd=Decimal(10**12))
+    key = UsageKey(model="gpt")
+    document = evolve(document_of({(key, "success"): cell}), rest={"input_tokens": {0: "9223372036854775808"}})
+    totals = Totals(("model",), 0)
+    for each in (document, decode_document(encode(document)), next(narrowed([document], ("model",)))):
+        totals.add("2026-11-23T12", each)
+    [sums] = [totals.sums_of([place]) for place, _ in enumerate(totals.keys())]
+    assert (sums.tokens[0], sums.cost_usd, sums.outcomes["success"]) == (3 * (2**63 + 5), Decimal(3 * 10**12), 6)
+
+
 # Upgrades, and plans.
 
 
@@ -305,12 +468,15 @@ QUERIES = {
     sql_usage.ROWS: ["llm_ledger_pkey", "llm_ledger_by_call"],
     sql_usage.UNSAVED_ROWS: ["llm_ledger_unsaved"],
     sql_usage.FIRST: ["llm_ledger_pkey"],
+    sql_usage.SPANS: ["llm_usage_pkey"],
+    sql_usage.SUMMED_SPANS: ["llm_usage_of_spans"],
     sql_usage.NEWEST: ["llm_ledger_pkey"],
     sql_usage.HOURS: ["llm_usage_hours_pkey"],
     sql_usage.DOCUMENTS: ["llm_usage_pkey"],
     sql_usage.calls_query(10, ("model",)): ["llm_usage_calls_pkey"],
 }
 BOUNDS = {"start": "2026-11-23T13:00", "end": "2026-11-23T14", "first": "2026-11-23T13", "detailed": 1}
+BOUNDS |= {"last": "2026-11-23T14", "length": 10}
 
 
 @pytest.mark.parametrize("query", QUERIES)
@@ -323,7 +489,8 @@ async def test_each_query_has_an_index(url: str, query: str) -> None:
         if connection.dialect.name == "sqlite":
             rows = connection.execute(text(f"EXPLAIN QUERY PLAN {query}"), values)
             plan = [row.detail for row in rows]
-            assert not [step for step in plan if step.startswith("SCAN") and "CONSTANT" not in step]
+            scans = [step for step in plan if step.startswith("SCAN") and "CONSTANT" not in step]
+            assert not [step for step in scans if "USING COVERING INDEX llm_usage_of_spans" not in step]  # of few rows
             assert any(("USING" in step and "INDEX" in step) or "PRIMARY KEY" in step for step in plan)
         else:
             connection.execute(text("SET LOCAL enable_seqscan = off"))  # of so few rows it would read all
