@@ -157,7 +157,7 @@ OF_SPANS: Final[Mapping[int, tuple[str, ...]]] = {
 
 _WHOLE_HOUR, _WHOLE_SPAN = max(_OF_HOURS), min(OF_SPANS)
 
-_CELLS_PER_ROW: Final = 10  # reading a cell of a document takes a tenth of the time of a row
+_CELLS_PER_ROW: Final = 5  # adding up a cell of a document takes a fifth of the time of a row, or less
 _ROWS_PER_SPAN: Final = 100  # the statements for an hour, or for a longer span, take as long as that many rows
 
 
@@ -444,7 +444,8 @@ class _Reader:
 
     def _documents(self, hours: Sequence[str]) -> Iterator[tuple[str, Document]]:
         """Return the documents of the longest spans of which all hours count, then those of the hours left."""
-        view, left = view_of(OF_SPANS, self.wanted), hours
+        view = view_of(OF_SPANS, self.wanted)
+        left: Sequence[str] = hours
         for length in (_TEN_DAYS, _DAY):
             if left and self.totals.hour <= length:
                 counts, read = Counter(hour[:length] for hour in left), set[str]()
@@ -453,7 +454,7 @@ class _Reader:
                     if count == counts[span]:
                         read.add(span)
                         yield span, decode(document)
-                left = [hour for hour in left if hour[:length] not in read]
+                left = _outside(read, left)
         for _, each in groupby(left, key=_day_of):
             yield from _documents(self.connection, view_of(_OF_HOURS, self.wanted), list(each))
 
@@ -497,6 +498,10 @@ class _CallKeysOf(dict[Sequence[Any], UsageKey]):
 def _shown(name: str, value: object) -> object:
     """Return the value of a column as ``ROWS`` returns it."""
     return ("" if value is None else LEFT_MACHINE[bool(value)]) if name == "left_machine" else value
+
+
+def _outside(spans: set[str], hours: Sequence[str]) -> Sequence[str]:
+    return [hour for hour in hours if spans.isdisjoint((hour[:_TEN_DAYS], hour[:_DAY]))]
 
 
 def _hour_of(row: Sequence[Any]) -> str:

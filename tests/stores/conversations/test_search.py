@@ -12,9 +12,14 @@ from sqlalchemy.engine import make_url
 
 from llm_effects import LLM, AsyncLLM, Message, run, scripted_env
 from llm_effects.config import StorageConfig
-from llm_effects.conversations import append_messages, list_conversations, search_conversations, start_conversation
+from llm_effects.conversations import (
+    append_messages,
+    erase_owner,
+    list_conversations,
+    search_conversations,
+    start_conversation,
+)
 from llm_effects.effects.env import Conversations
-from llm_effects.effects.lifecycle import Chosen
 from llm_effects.manager import new_memory
 from llm_effects.stores.open import open_storage
 from llm_effects.stores.sql import searching, tables
@@ -105,7 +110,7 @@ async def test_fault_279_a_list_by_metadata_uses_an_index(url: str, store: Conve
         assert "(owner=? AND id=?)" in plan, plan
     listed = (await run(list_conversations(owner="alice", metadata=metadata, limit=5, after="c05"), env)).unwrap()
     assert [each.id for each in listed] == ["c07", "c11", "c13", "c17", "c19"]
-    await value_of(store.erase_conversations(Chosen(owners=("alice",))))
+    await run(erase_owner("alice"), env)
     if url.startswith("sqlite"):
         with connected(url) as connection:
             assert connection.execute(text("SELECT count(*) FROM llm_metadata")).scalar_one() == 0
