@@ -307,11 +307,6 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     273: ("two applications in one database shared their tables", "a schema each, also behind a pooler"),
     274: ("a report could create tables or write rows", "opened for reading, by a role that only reads"),
     275: ("a lost key or a damaged value would cost a whole conversation", "one turn, one result or one answer"),
-    # Reports and lists of much data
-    276: ("an owner who left stayed in the sums of days", "erased with the rows that were summed up"),
-    277: ("a report of many owners, models and tags read the sums of every hour", "of days and tens of days"),
-    278: ("a row that came while its day was summed up was not counted", "the sums of that day do not count then"),
-    279: ("a list by metadata read every conversation of its owner", "an index in every database"),
     280: ("a run that went on while it was erased lost its older steps", "it is kept whole, by its age when deleted"),
     281: ("what an older program writes was kept for ever", "its age begins with the first retention"),
     282: ("a lost key hid the approvals that wait", "listed as unreadable with the key; nobody can decide unseen"),
@@ -323,6 +318,11 @@ ROWS: Final[dict[int, tuple[str, str]]] = {
     # Statements that share round trips to a server
     288: ("a turn would wait for a lock without an end", "five seconds, then StorageFailed; nothing of it is stored"),
     289: ("a transaction that has ended would occupy a pooler's connection", "it is free for the next client at once"),
+    # Reports and lists of much data
+    276: ("an owner who left stayed in the sums of days", "erased with the rows that were summed up"),
+    277: ("a report of many owners, models and tags read the sums of every hour", "of days and tens of days"),
+    278: ("a row that came while its day was summed up was not counted", "the sums of that day do not count then"),
+    279: ("a list by metadata read every conversation of its owner", "an index in every database"),
     # Servers of tools
     238: ("a tool server that died ended the run, or stayed dead", "a tool error; started again for the next call"),
     239: ("a tool server that hung held the run", "a time-out, a cancellation, a new one if it shows no life"),
