@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from functools import partial
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeAlias, TypeVar, final
 
@@ -324,7 +325,7 @@ def _limits(config: LLMConfig, memory: MemoryLimits) -> Limits:
 
 
 def _telemetry(config: LLMConfig) -> Telemetry:
-    if not config.telemetry.enabled:
+    if not config.telemetry.enabled or find_spec("opentelemetry") is None:
         return NoTelemetry()
     try:
         from llm_effects.telemetry.otel import open_telemetry

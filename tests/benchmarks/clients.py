@@ -16,12 +16,10 @@ BEGAN, USED = time.perf_counter(), time.process_time()
 import asyncio
 import json
 import os
-import platform
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TypeAlias
 
 QUESTION = "Why is the sky blue?"
@@ -245,6 +243,9 @@ FIRST = {**CLIENTS, "httpx": partial(first_of_ours, "httpx"), "aiohttp": partial
 
 def versions(name: str, loop: str) -> dict[str, str]:
     """Return the versions of the interpreter, of the loop, and of what a client uses."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version  # not at the top, where first calls would pay for it
+
     found = {"python": platform.python_version()}
     for package in (*PACKAGES[name], *([loop] if loop != "asyncio" else [])):
         with suppress(PackageNotFoundError):

@@ -1,9 +1,9 @@
 """Which library carries requests, and what aiohttp must do as httpx does: proxies, certificates, slow readers."""
 
 import asyncio
-import importlib.metadata
 import os
 import ssl
+import sys
 import traceback
 from base64 import b64encode
 from functools import wraps
@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Final
 
+import aiohttp
 import anyio
 import anyio.to_thread
 import httpx
@@ -138,12 +139,10 @@ async def test_a_transport_with_its_own_pool_uses_it() -> None:
 async def test_without_a_known_aiohttp_httpx_is_chosen_and_fast_is_a_configuration_error(
     monkeypatch: pytest.MonkeyPatch, installed: str | None
 ) -> None:
-    def version(name: str) -> str:
-        if installed is None:
-            raise ModuleNotFoundError(name)
-        return installed
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
+    if installed is None:
+        monkeypatch.setitem(sys.modules, "aiohttp", None)
+    else:
+        monkeypatch.setattr(aiohttp, "__version__", installed)
     transports._why_no_aiohttp.cache_clear()
     try:
         with serving(answering(reply_json(WHOLE))) as server:
