@@ -123,11 +123,11 @@ class RetentionConfig:
     ledger_days: float | None = field(default=None, validator=_DAYS)
 
 
-_SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_SCHEMA: Final = r"[a-z_][a-z0-9_]{0,62}"
 
 
 def _valid_schema(_: object, attribute: "attrs.Attribute[Any]", value: str | None) -> None:
-    if value is not None and not (is_a(value, str) and _SCHEMA.fullmatch(value)):
+    if value is not None and not (is_a(value, str) and re.fullmatch(_SCHEMA, value)):
         invalid(attribute.name, f"must be lower-case letters, digits and underscores, not {short_repr(value)}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
 import os
 import stat
 from collections.abc import Callable
@@ -55,6 +54,8 @@ def read_document(path: StrPath, *, cite: bool = False, stays: Stays | None = No
 
 
 def _media_type(path: StrPath) -> str | None:
+    import mimetypes
+
     return _BY_SUFFIX.get(Path(path).suffix.lower()) or mimetypes.guess_type(Path(path).name)[0]
 
 

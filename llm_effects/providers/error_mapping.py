@@ -44,9 +44,7 @@ FOREIGN: Final = "(foreign)"
 NAMES_MODEL: Final = "(model)"
 """A word of a fault whose message names the requested model."""
 
-_MARKUP: Final = re.compile(
-    r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL
-)
+_MARKUP: Final = r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*>"
 _WORD_KEYS: Final = ("error_code", "code", "type", "status", "reason")
 _STATUS_KEYS: Final = ("status_code", "status", "code", "raw_status_code")
 _FAILURES: Final = {str(status): status for status in range(400, 600)}
@@ -139,7 +137,7 @@ def filtered_categories(verdicts: object) -> str:
 def _parse_text(target: Target, response: WireResponse) -> Fault:
     raw = response.body[: 2 * caps.ERROR_CHARACTERS].decode("utf-8", "replace").strip()
     page = raw.startswith("<") or "html" in response.headers.get("content-type", "")
-    whole = " ".join(_MARKUP.sub(" ", raw).split()) if page else raw
+    whole = " ".join(re.sub(_MARKUP, " ", raw, flags=re.IGNORECASE | re.DOTALL).split()) if page else raw
     message = whole[: caps.ERROR_CHARACTERS]
     return Fault(
         target=target,

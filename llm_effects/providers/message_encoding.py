@@ -99,7 +99,7 @@ def invalid(target: Target, request: LLMRequest, message: str) -> InvalidRequest
 
 # --- Tools and tool calls
 
-_SHORT_ID: Final = re.compile(r"[a-zA-Z0-9]{9}")
+_SHORT_ID: Final = r"[a-zA-Z0-9]{9}"
 
 
 def tool_head(tool: Tool) -> dict[str, object]:
@@ -145,7 +145,7 @@ def _short_part(part: Part) -> Part:
 
 
 def _short_id(call_id: str) -> str:
-    if _SHORT_ID.fullmatch(call_id):
+    if re.fullmatch(_SHORT_ID, call_id):
         return call_id
     return hashlib.sha256(call_id.encode(errors="replace")).hexdigest()[:9]
 
@@ -163,7 +163,7 @@ def own_origin(target: Target) -> Origin | None:
     return None if target.wire_model is None else Origin(target.preset.name, target.wire_model)
 
 
-_ALIAS: Final = re.compile(r"(?:-0|-latest|-20\d{6})$")
+_ALIAS: Final = r"(?:-0|-latest|-20\d{6})$"
 
 
 def is_same_model(origin: Origin, target: Target) -> bool:
@@ -175,8 +175,8 @@ def is_same_model(origin: Origin, target: Target) -> bool:
     >>> is_same_model(Origin("anthropic", "claude-haiku-4-5-20251001"), claude)
     True
     """
-    model = _ALIAS.sub("", target.wire_model or target.name)
-    return origin.provider == target.preset.name and _ALIAS.sub("", origin.model) == model
+    model = re.sub(_ALIAS, "", target.wire_model or target.name)
+    return origin.provider == target.preset.name and re.sub(_ALIAS, "", origin.model) == model
 
 
 def collect_sealed(sealed: dict[str, list[object]], message: Mapping[str, object], *, complete: bool) -> None:

@@ -145,12 +145,12 @@ _Answer = TypeVar("_Answer")
 _PROBLEMS: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
-def _read_body(decoder: msgspec.json.Decoder[_Answer], body: bytes) -> _Answer | None:
-    """Return a body that matches the type of the decoder, unless it is long or may be nested too deeply."""
+def _read_body(kind: type[_Answer], body: bytes) -> _Answer | None:
+    """Return a body that matches a type, unless it is long or may be nested too deeply."""
     if len(body) > caps.STEP_BYTES or body.count(b"{") + body.count(b"[") > caps.NESTING:
         return None
     try:
-        return decoder.decode(body.decode())  # as a text: the decoder does not check the bytes that it skips
+        return msgspec.json.decode(body.decode(), type=kind)  # as a text: it does not check bytes that it skips
     except _PROBLEMS:
         return None
 
@@ -216,7 +216,6 @@ class _Completion(msgspec.Struct, gc=False):
     type: None = None
 
 
-_COMPLETION_DECODER: Final = msgspec.json.Decoder(_Completion)
 _FINISH_REASONS: Final = {
     "stop": FinishReason.STOP,
     "end_turn": FinishReason.STOP,
@@ -230,7 +229,7 @@ _FINISH_REASONS: Final = {
 
 def plain_completion(target: Target, response: WireResponse) -> LLMResponse | None:
     """Return the answer in a plain chat completion; ``None`` for any other body."""
-    answer = _read_body(_COMPLETION_DECODER, response.body)
+    answer = _read_body(_Completion, response.body)
     if answer is None or _other_model(target, answer.model):
         return None
     message, reason = answer.choices[0].message, answer.choices[0].finish_reason
@@ -322,12 +321,9 @@ class _Output(msgspec.Struct, gc=False):
     type: None = None
 
 
-_OUTPUT_DECODER: Final = msgspec.json.Decoder(_Output)
-
-
 def plain_output(target: Target, response: WireResponse) -> LLMResponse | None:
     """Return the answer in a plain body of Responses; ``None`` for any other body."""
-    answer = _read_body(_OUTPUT_DECODER, response.body)
+    answer = _read_body(_Output, response.body)
     if answer is None or _other_model(target, answer.model):
         return None
     match [item for item in answer.output if not isinstance(item, _OutputThought)]:
@@ -366,12 +362,9 @@ class _Claude(msgspec.Struct, gc=False):
     error: None = None
 
 
-_CLAUDE_DECODER: Final = msgspec.json.Decoder(_Claude)
-
-
 def plain_message(target: Target, response: WireResponse) -> LLMResponse | None:
     """Return the answer in a plain message of Claude's; ``None`` for any other body."""
-    answer = _read_body(_CLAUDE_DECODER, response.body)
+    answer = _read_body(_Claude, response.body)
     if answer is None:
         return None
     match answer.content:

@@ -26,8 +26,7 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PIECE: Final = (
     r"(\d{1,9}(?:\.\d{1,9})?)\s*(milliseconds?|ms|days?|d|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
 )
-_DURATION: Final = re.compile(_PIECE, re.IGNORECASE)
-_HINT: Final = re.compile(rf"(?:try again|retry)\s+(?:in|after)\s+((?:{_PIECE}\s*)+)", re.IGNORECASE)
+_HINT: Final = rf"(?:try again|retry)\s+(?:in|after)\s+((?:{_PIECE}\s*)+)"  # compiled by its first use, as all here
 _LIMITS: Final = (
     *((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens")),
     *(
@@ -82,7 +81,7 @@ def _hints(headers: Mapping[str, str], message: str, now: datetime | None) -> It
     yield number(_value(headers, "retry-after"))
     yield _until(http_date(_value(headers, "retry-after")), now)
     yield _resets(headers, now)
-    match = _HINT.search(message)
+    match = re.search(_HINT, message, re.IGNORECASE)
     yield _duration(match[1]) if match else math.nan
 
 
@@ -110,7 +109,7 @@ def number(text: str) -> float:
 
 
 def _duration(text: str) -> float:
-    pieces = _DURATION.findall(text)
+    pieces: list[tuple[str, str]] = re.findall(_PIECE, text, re.IGNORECASE)
     if not pieces:
         return math.nan
     return sum(float(amount) * _unit(name.lower()) for amount, name in pieces)

@@ -296,7 +296,7 @@ def hide_keys(target: Target, text: str) -> str:
 
 # --- Names of models: servers add dates, paths and hosts to them
 
-_DATED: Final = re.compile(r"[-@:]?(\d{4}-?\d{2}-?\d{2}|\d{4}|latest)?", re.IGNORECASE)
+_DATED: Final = r"[-@:]?(\d{4}-?\d{2}-?\d{2}|\d{4}|latest)?"
 
 
 def same_model(requested: str, served: str) -> bool:
@@ -307,4 +307,4 @@ def same_model(requested: str, served: str) -> bool:
     """
     ours, theirs = (name.lower().rsplit("/", 1)[-1].removesuffix(".gguf") for name in (requested, served))
     ours = (ours if ":" in theirs else ours.partition(":")[0]).removesuffix("-latest")
-    return theirs.startswith(ours) and _DATED.fullmatch(theirs[len(ours) :]) is not None
+    return theirs.startswith(ours) and re.fullmatch(_DATED, theirs[len(ours) :]) is not None

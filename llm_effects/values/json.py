@@ -131,7 +131,7 @@ def json_text(value: object) -> str:
 # Reading text from outside: the result is always a value, never an exception.
 
 
-_SURROGATES: Final = re.compile(
+_SURROGATES: Final = (  # compiled by its first use, as all patterns here
     r"((?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})++)"
     r"|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 )  # the first group is all that is right, in as few matches as possible
@@ -171,8 +171,6 @@ def parse(data: str | bytes, values: int = caps.JSON_VALUES) -> object:
 
 _TOO_DEEP: Final = Unreadable(f"JSON is nested deeper than {caps.NESTING} levels")
 _MARKS: Final = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,]'
-_TEXT_MARKS: Final = re.compile(_MARKS, re.DOTALL)
-_BYTE_MARKS: Final = re.compile(_MARKS.encode(), re.DOTALL)
 
 
 def _count(data: str | bytes, marks: str) -> int:
@@ -185,7 +183,8 @@ def _excess_of_values(data: str | bytes, values: int) -> Unreadable | None:
     """Return a problem if a text has too many values, before any of them takes memory."""
     if len(data) < values or _count(data, "[{,") < values:
         return None  # the case of nearly all texts
-    marks = _TEXT_MARKS.finditer(data) if isinstance(data, str) else _BYTE_MARKS.finditer(data)
+    of_text = isinstance(data, str)
+    marks = re.finditer(_MARKS, data, re.DOTALL) if of_text else re.finditer(_MARKS.encode(), data, re.DOTALL)
     outside = (mark for mark in marks if mark.end() - mark.start() == 1)  # of texts
     return Unreadable(f"JSON has more than {values} values") if any(islice(outside, values, None)) else None
 
@@ -210,7 +209,7 @@ def _repair_document(data: str | bytes) -> str | bytes:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
     except UnicodeDecodeError:
         return data
-    repaired = _SURROGATES.sub(lambda match: match[1] or r"\ufffd", text)
+    repaired = re.sub(_SURROGATES, lambda match: match[1] or r"\ufffd", text)
     return data if isinstance(data, bytes) and repaired.encode() == data else repaired
 
 

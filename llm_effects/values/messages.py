@@ -52,16 +52,15 @@ _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (rb"%PDF-", "application/pdf"),
 )
 
-_PNG: Final = re.compile(rb"\x89PNG\r\n\x1a\n.{4}IHDR(.{8})", re.DOTALL)
-_GIF: Final = re.compile(rb"GIF8[79]a(.{4})", re.DOTALL)
-_WEBP: Final = re.compile(
-    rb"RIFF.{4}WEBPVP8(?: .{10}(?P<lossy>.{4})|L.{5}(?P<lossless>.{4})|X.{8}(?P<extended>.{6}))", re.DOTALL
-)
+# Patterns, each compiled by its first use.
+_PNG: Final = rb"\x89PNG\r\n\x1a\n.{4}IHDR(.{8})"
+_GIF: Final = rb"GIF8[79]a(.{4})"
+_WEBP: Final = rb"RIFF.{4}WEBPVP8(?: .{10}(?P<lossy>.{4})|L.{5}(?P<lossless>.{4})|X.{8}(?P<extended>.{6}))"
 _SEGMENT: Final = re.compile(rb"\xff++([\x01-\xfe])(..)?", re.DOTALL)
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers whose segment holds the size
 _BARE: Final = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a segment
 
-_PAGE: Final = re.compile(rb"/Type\s*+/Page(?![a-zA-Z])")
+_PAGE: Final = rb"/Type\s*+/Page(?![a-zA-Z])"
 
 
 def media_type_of(data: bytes) -> str | None:
@@ -79,10 +78,10 @@ def dimensions_of(data: bytes) -> tuple[int, int] | None:
     >>> dimensions_of(b"GIF89a" + bytes([64, 1, 240, 0]))
     (320, 240)
     """
-    if png := _PNG.match(data):
+    if png := re.match(_PNG, data, re.DOTALL):
         width, height = struct.unpack(">II", png[1])
         return width, height
-    if gif := _GIF.match(data):
+    if gif := re.match(_GIF, data, re.DOTALL):
         width, height = struct.unpack("<HH", gif[1])
         return width, height
     return _jpeg_size(data) if data.startswith(b"\xff\xd8") else _webp_size(data)
@@ -90,7 +89,7 @@ def dimensions_of(data: bytes) -> tuple[int, int] | None:
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
     """Read the size as in RFC 9649: three kinds of chunk, each with its own encoding."""
-    match = _WEBP.match(data)
+    match = re.match(_WEBP, data, re.DOTALL)
     if match is None:
         return None
     if lossy := match["lossy"]:
@@ -128,7 +127,7 @@ def page_count(data: bytes) -> int:
     >>> page_count(b"%PDF-1.4 << /Type /Pages >> << /Type /Page >> << /Type/Page >>")
     2
     """
-    return max(1, sum(1 for _ in _PAGE.finditer(data)))
+    return max(1, sum(1 for _ in re.finditer(_PAGE, data)))
 
 
 # Pictures and documents, as bytes or as a URL.
@@ -136,7 +135,7 @@ def page_count(data: bytes) -> int:
 
 _PLAIN_TYPES: Final = ("text/", "application/json", "application/xml", "application/yaml", "application/toml")
 _WEB_SCHEMES: Final = ("http://", "https://")
-_DATA_URL: Final = re.compile(r"data:([^;,]*)(?:;(?!base64,)[^;,]*)*(;base64)?,(.*)", re.DOTALL | re.IGNORECASE)
+_DATA_URL: Final = r"data:([^;,]*)(?:;(?!base64,)[^;,]*)*(;base64)?,(.*)"
 """RFC 2397: a media type, its parameters, and the data."""
 
 _STANDARD_TYPES: Final = {"image/jpg": "image/jpeg", "image/heif": "image/heic"}
@@ -236,7 +235,7 @@ def _host_of(url: str) -> str:
 
 def _decode_data_url(part: Image | Document, url: str) -> None:
     """Move the data out of the URL: its type and size become known, and it stays out of reprs and logs."""
-    match = _DATA_URL.fullmatch(url)
+    match = re.fullmatch(_DATA_URL, url, re.DOTALL | re.IGNORECASE)
     if match is None:
         invalid("url", "must have a comma before its data")
     media_type, base64, body = match.groups()

@@ -1,6 +1,5 @@
 """Converters and attrs validators whose errors name the field and the remedy."""
 
-import difflib
 import inspect
 import json
 import math
@@ -182,7 +181,7 @@ def _argument_remedy(
     for name in named:
         if name not in {each.name for each in fields}:
             known = [each.name for each in fields]
-            near = difflib.get_close_matches(name, [*known, *hints], n=1)
+            near = _closest(name, (*known, *hints))
             remedy = (hints.get(near[0]) if near else None) or suggestion(name, known, "its arguments")
             return f"{kind.__name__} has no argument {name!r}: {remedy}"
     places = sum(not each.kw_only for each in fields)
@@ -212,8 +211,14 @@ def suggestion(name: str, known: Iterable[str], these: str = "the keys here") ->
     ('did you mean gpt?', 'the models are gpt, claude')
     """
     names = tuple(known)
-    matches = difflib.get_close_matches(name, names, n=1)
+    matches = _closest(name, names)
     return f"did you mean {matches[0]}?" if matches else f"{these} are {', '.join(names)}"
+
+
+def _closest(name: str, names: Sequence[str]) -> list[str]:
+    from difflib import get_close_matches
+
+    return get_close_matches(name, names, n=1)
 
 
 def short_repr(value: object) -> str:

@@ -91,8 +91,8 @@ DECODERS: tuple[Mutant, ...] = (
     ),
     plain(
         "plain-answers-hide-that-another-model-answered",
-        "(_COMPLETION_DECODER, response.body)\n    if answer is None or _other_model(target, answer.model):",
-        "(_COMPLETION_DECODER, response.body)\n    if answer is None:",
+        "(_Completion, response.body)\n    if answer is None or _other_model(target, answer.model):",
+        "(_Completion, response.body)\n    if answer is None:",
     ),
     draft("draft-repeats-streamed-text", "return delta_of(part, text[len(streamed) :])", "return delta_of(part, text)"),
     draft(

@@ -115,7 +115,7 @@ def invalid_id(owner: str | None, **ids: str) -> LLMError | None:
 Place: TypeAlias = tuple[int, int, int]
 """The place of a message: the number of its conversation in the store, that of its turn, and its place there."""
 
-_WORD: Final = re.compile(r"[^\W_]+")
+_WORD: Final = r"[^\W_]+"
 
 _END: Final[Place] = (2**62, 0, 0)
 
@@ -126,7 +126,7 @@ def words_of(text: str) -> list[str]:
     >>> words_of("Why's p99 up: disk_full?")
     ['why', 's', 'p99', 'up', 'disk', 'full']
     """
-    return _WORD.findall(text.lower())
+    return re.findall(_WORD, text.lower())
 
 
 def checked_search(text: str, after: str | None) -> Result[tuple[list[str], Place], LLMError]:
