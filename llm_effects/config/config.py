@@ -18,7 +18,6 @@ from llm_effects.config.services import (
     TelemetryConfig,
     TransportKind,
 )
-from llm_effects.values.display import shown
 from llm_effects.values.secrets import Secret
 from llm_effects.values.validation import (
     InvalidValue,
@@ -32,6 +31,7 @@ from llm_effects.values.validation import (
     to_table,
     to_tuple,
 )
+from llm_effects.values.value import Value
 
 
 def _models(value: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:
@@ -59,8 +59,8 @@ def _valid_budgets(_: object, attribute: "attrs.Attribute[Any]", budgets: tuple[
 
 
 @final
-@frozen(kw_only=True)
-class LLMConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class LLMConfig(Value):
     """The configuration of an environment.
 
     ``transport`` is the library that carries requests: ``httpx``, aiohttp (``fast``), or aiohttp if it is installed and
@@ -69,8 +69,6 @@ class LLMConfig:
     >>> LLMConfig(models={"mini": ModelConfig(provider="openai-chat", model="gpt-6-luna", api_key="sk-x")})
     LLMConfig(models={'mini': ModelConfig(provider='openai-chat', model='gpt-6-luna', api_key=Secret('***'))})
     """
-
-    __repr__ = shown
 
     models: Mapping[str, ModelConfig] = field(converter=_models, validator=[valid_names, instances(ModelConfig)])
     routing: RoutingConfig = field(factory=RoutingConfig, validator=instance(RoutingConfig))

@@ -25,10 +25,10 @@ from returns.result import Failure, Result, Success
 from llm_effects.config import LLMConfig
 from llm_effects.config.fields import to_date, to_dollars
 from llm_effects.config.models import Capabilities, ModelConfig
-from llm_effects.values.display import shown
 from llm_effects.values.errors import Cause, ConfigurationError, LLMError, cause_of
 from llm_effects.values.secrets import KeySource, RotatingKey, Secret, scrub, secrets_of_environment, to_key
 from llm_effects.values.validation import InvalidValue, is_list, is_table, join_path, short_repr, suggestion
+from llm_effects.values.value import Value
 
 
 def load_config(
@@ -58,11 +58,9 @@ def load_config(
 
 
 @final
-@frozen
-class Document:
+@frozen(eq=False, repr=False)
+class Document(Value):
     """The plain values of a configuration, and where they are from: a ``file``, or the ``environment``."""
-
-    __repr__ = shown
 
     values: Mapping[str, object] = field(repr=False)
     where: str
@@ -142,22 +140,18 @@ def _expand_home(path: str | os.PathLike[str]) -> Path:
 
 
 @final
-@frozen
-class Variable:
+@frozen(eq=False, repr=False)
+class Variable(Value):
     """The text of an environment variable, still to be parsed, and its name for messages."""
-
-    __repr__ = shown
 
     name: str
     text: str = field(repr=False)
 
 
 @final
-@frozen
-class _FromVariables:
+@frozen(eq=False, repr=False)
+class _FromVariables(Value):
     """A value taken from the first of ``names`` that is set, else from ``default``, else left out."""
-
-    __repr__ = shown
 
     names: tuple[str, ...]
     default: str | None = None
@@ -374,11 +368,9 @@ _Pair: TypeAlias = Result[tuple[str, object], Problems]
 
 
 @final
-@frozen
-class Place:
+@frozen(eq=False, repr=False)
+class Place(Value):
     """A place in the configuration, and the variables that its secrets may name."""
-
-    __repr__ = shown
 
     path: str
     environ: Mapping[str, str] = field(repr=False)

@@ -41,19 +41,18 @@ from llm_effects.values.validation import (
     text,
     to_tuple,
 )
+from llm_effects.values.value import Value
 
 # Prices: by bucket, by the length of the prompt, by date.
 
 
-@frozen(kw_only=True)
-class Rates:
+@frozen(kw_only=True, eq=False, repr=False)
+class Rates(Value):
     """US dollars for a million tokens, by bucket.
 
     Without a rate of their own, cache buckets cost as much as fresh input, except that ``cache_write_1h`` (what is kept
     for an hour) costs twice as much, and ``reasoning`` costs as much as other output.
     """
-
-    __repr__ = shown
 
     input: Decimal = field(converter=to_dollars, validator=valid_amount)
     output: Decimal = field(converter=to_dollars, validator=valid_amount)
@@ -64,7 +63,7 @@ class Rates:
 
 
 @final
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, repr=False, eq=False)
 class PriceTier(Rates):
     """The rates of all tokens of a request whose prompt is longer than ``above_tokens``."""
 
@@ -76,7 +75,7 @@ def _tiers(value: Iterable[PriceTier]) -> tuple[PriceTier, ...]:
 
 
 @final
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, repr=False, eq=False)
 class PriceChange(Rates):
     """The rates from a day on; it begins at midnight UTC."""
 
@@ -97,7 +96,7 @@ SERVICE_FACTORS: Final[Mapping[ServiceTier, Decimal]] = {
 
 
 @final
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True, repr=False, eq=False)
 class Price(Rates):
     """The price of a model: its rates, those of long prompts (``tiers``), and those from a day on (``changes``).
 
@@ -128,16 +127,14 @@ WireVersion: TypeAlias = Literal["2023-06-01", "2026-10-21"]
 
 
 @final
-@frozen(kw_only=True)
-class Capabilities:
+@frozen(kw_only=True, eq=False, repr=False)
+class Capabilities(Value):
     """The capabilities of a model; ``None`` is unknown and passes every filter.
 
     ``context_length`` and ``max_output`` are tokens. ``sampling`` means that the model accepts ``temperature`` and
     ``top_p``, ``prefill`` that it can continue an answer from its beginning, ``embeddings`` that it turns texts into
     vectors and does not answer prompts.
     """
-
-    __repr__ = shown
 
     context_length: int | None = field(default=None, validator=number(at_least=1, whole=True))
     max_output: int | None = field(default=None, validator=number(at_least=1, whole=True))

@@ -6,23 +6,21 @@ from typing import Literal, TypeAlias, final, get_args
 from attrs import field, frozen
 
 from llm_effects.config.fields import to_fallback_order, to_tasks, valid_orders
-from llm_effects.values.display import shown
 from llm_effects.values.validation import instance, instances, number, one_of
+from llm_effects.values.value import Value
 
 Strategy: TypeAlias = Literal["balanced", "cost", "performance"]
 """The order of candidates: by task, by estimated cost, or by measured performance."""
 
 
 @final
-@frozen(kw_only=True)
-class BreakerConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class BreakerConfig(Value):
     """When the circuit breaker of a model opens.
 
     It opens for ``open_seconds`` once ``failure_rate`` (0 to 1) of at least ``min_attempts`` attempts within
     ``window_seconds`` failed by a network error, a time-out or a server error.
     """
-
-    __repr__ = shown
 
     enabled: bool = field(default=True, validator=instance(bool))
     window_seconds: float = field(default=60.0, validator=number(above=0))
@@ -32,14 +30,12 @@ class BreakerConfig:
 
 
 @final
-@frozen(kw_only=True)
-class HedgingConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class HedgingConfig(Value):
     """When a second attempt starts beside a slow one: after the ``percentile`` (0 to 1) of times to first content.
 
     At most a ``budget`` share (0 to 1) of all calls is hedged, and none before ``min_attempts`` attempts were measured.
     """
-
-    __repr__ = shown
 
     enabled: bool = field(default=False, validator=instance(bool))
     percentile: float = field(default=0.95, validator=number(above=0, at_most=1))
@@ -48,15 +44,13 @@ class HedgingConfig:
 
 
 @final
-@frozen(kw_only=True)
-class RetryBudgetConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class RetryBudgetConfig(Value):
     """A limit on the retries of all calls together: a bucket of ``tokens``.
 
     A retry after a transient error costs ``transient`` tokens, one after a throttling error ``throttled``. A success
     returns 1 token, or what its own retry cost. Figures as in the AWS SDKs' standard mode (rules of 2026).
     """
-
-    __repr__ = shown
 
     tokens: int = field(default=500, validator=number(at_least=1, whole=True))
     transient: int = field(default=14, validator=number(at_least=0, whole=True))
@@ -64,8 +58,8 @@ class RetryBudgetConfig:
 
 
 @final
-@frozen(kw_only=True)
-class RoutingConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class RoutingConfig(Value):
     """Which models a call tries, in which order, and how often.
 
     ``tasks`` gives a task its own order of model names or families (``local``, ``gpt``, ``claude``, ``other``);
@@ -74,8 +68,6 @@ class RoutingConfig:
     While others are left, a candidate has ``candidate_share`` (0 to 1; 1 sets no limit) of the remaining time until its
     first content.
     """
-
-    __repr__ = shown
 
     strategy: Strategy = field(default="balanced", validator=one_of(*get_args(Strategy)))
     fallback_order: tuple[str, ...] = field(default=(), converter=to_fallback_order, validator=instances(str))

@@ -10,7 +10,6 @@ import attrs
 from attrs import field, frozen
 
 from llm_effects.config.fields import to_dollars, valid_amount
-from llm_effects.values.display import shown
 from llm_effects.values.secrets import Secret, hide_password, key_problem, to_url, valid_url
 from llm_effects.values.validation import (
     check_id,
@@ -27,6 +26,7 @@ from llm_effects.values.validation import (
     to_table,
     to_tuple,
 )
+from llm_effects.values.value import Value
 
 KEEPABLE: Final = ("stop", "length", "tool_calls")
 """Finish reasons of answers that the cache may store; filtered answers are never stored."""
@@ -77,8 +77,8 @@ class Encryption:
 
 
 @final
-@frozen(kw_only=True)
-class CacheConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class CacheConfig(Value):
     """Where the cache stores answers, for how long (seconds; ``None`` is without end), how many and which.
 
     For ``stale_seconds`` more, an answer is still returned, marked as stale, while a fresh one is fetched; 0 is never.
@@ -91,8 +91,6 @@ class CacheConfig:
     answer, and when it dies, another one does so after this time, of at least half a second; 0 lets each ask for
     itself.
     """
-
-    __repr__ = shown
 
     enabled: bool = field(default=True, validator=instance(bool))
     ttl_seconds: float | None = field(default=3600, validator=number(at_least=0))
@@ -109,14 +107,12 @@ _DAYS: Final = number(above=0, at_most=365_000)  # a time that every calendar ha
 
 
 @final
-@frozen(kw_only=True)
-class RetentionConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class RetentionConfig(Value):
     """For how many days data is kept, each kind by itself, at most 365,000; ``None`` is for ever.
 
     The age of a conversation is that of its newest turn, the age of a run's journal that of its newest step.
     """
-
-    __repr__ = shown
 
     conversations_days: float | None = field(default=None, validator=_DAYS)
     journals_days: float | None = field(default=None, validator=_DAYS)
@@ -144,8 +140,8 @@ Window: TypeAlias = Literal["drop", "summarise", "fail"]
 
 
 @final
-@frozen(kw_only=True)
-class StorageConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class StorageConfig(Value):
     """Where conversations and the ledger are stored, and how conversations behave.
 
     ``window`` applies to a history that outgrows the model's window: ``drop`` whole exchanges from the oldest,
@@ -161,8 +157,6 @@ class StorageConfig:
     ``retention`` is what ``apply_retention`` erases by age; for an owner in ``owner_retention``, that rule stands in
     its place.
     """
-
-    __repr__ = shown
 
     url: str | Secret = field(default="memory://", converter=to_url, validator=valid_url, repr=hide_password)
     window: Window = field(default="drop", validator=one_of(*get_args(Window)))
@@ -182,15 +176,13 @@ class StorageConfig:
 
 
 @final
-@frozen(kw_only=True)
-class LimitsConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class LimitsConfig(Value):
     """Where limits and breakers are counted: in this process, or for several processes on a Redis server.
 
     ``queue_seconds`` bounds how long a call queues, in addition to its own deadline. The default exceeds the 61 seconds
     until the next minute's quota, so that a call that only has to wait for that one succeeds.
     """
-
-    __repr__ = shown
 
     url: str | Secret = field(default="memory://", converter=to_url, validator=valid_url, repr=hide_password)
     queue_seconds: float = field(default=90.0, validator=number(above=0))
@@ -211,14 +203,12 @@ def _valid_scope(_: object, attribute: "attrs.Attribute[Any]", value: str | None
 
 
 @final
-@frozen(kw_only=True)
-class BudgetConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class BudgetConfig(Value):
     """A limit of ``limit_usd`` US dollars in each ``period``, for a ``scope``, or for all requests.
 
     A scope is such as ``owner:alice``, ``task:analysis`` or ``tag:nightly``; ``owner:*`` limits each owner separately.
     """
-
-    __repr__ = shown
 
     name: str = field(validator=text())
     limit_usd: Decimal = field(converter=to_dollars, validator=valid_amount)
@@ -236,11 +226,9 @@ explain_arguments(
 
 
 @final
-@frozen(kw_only=True)
-class TelemetryConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class TelemetryConfig(Value):
     """Whether calls are traced, and whether traces include message ``bodies``."""
-
-    __repr__ = shown
 
     enabled: bool = field(default=True, validator=instance(bool))
     bodies: bool = field(default=False, validator=instance(bool))
@@ -263,8 +251,8 @@ def _valid_keys(_: object, attribute: "attrs.Attribute[Any]", keys: Mapping[str,
 
 
 @final
-@frozen(kw_only=True)
-class ServeConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class ServeConfig(Value):
     """The keys of an endpoint (``llm_effects.asgi``) by their owners, and its largest request in ``body_bytes``.
 
     The owner of a key is the owner of its requests, to whom budgets and the cache belong. Without a key the endpoint
@@ -273,8 +261,6 @@ class ServeConfig:
     >>> ServeConfig(keys={"ada": "a-long-random-text"})
     ServeConfig(keys={'ada': Secret('***')})
     """
-
-    __repr__ = shown
 
     keys: Mapping[str, Secret] = field(factory=dict[str, Secret], converter=_owners, validator=_valid_keys)
     body_bytes: int = field(default=32 * 2**20, validator=number(at_least=1, whole=True))

@@ -24,6 +24,7 @@ from llm_effects.values.events import ReasoningDelta, Restarted, Started, Stream
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, LLMResponse
 from llm_effects.values.validation import frozen_in_types, new_list
+from llm_effects.values.value import Value
 
 Sink: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
 """Receives the events of a stream. Each is awaited, so a slow sink slows the model."""
@@ -260,14 +261,12 @@ class AttemptContext:
 
 
 @final
-@frozen
-class TurnContext:
+@frozen(eq=False, repr=False)
+class TurnContext(Value):
     """The conversation that a call belongs to.
 
     ``last_model`` answered the previous turn; ``tokens`` is the measured length of the prompt.
     """
-
-    __repr__ = shown
 
     conversation_id: str
     last_model: str | None = None
@@ -275,14 +274,12 @@ class TurnContext:
 
 
 @final
-@frozen
-class ResponseValidator:
+@frozen(eq=False, repr=False)
+class ResponseValidator(Value):
     """The conditions on an answer: ``problems`` lists what is wrong; a model may repair it ``max_repairs`` times.
 
     Validators with the same ``name`` and ``max_repairs`` are the same; one without a name is equal to itself only.
     """
-
-    __repr__ = shown
 
     problems: Callable[[LLMResponse], tuple[str, ...]]
     max_repairs: int

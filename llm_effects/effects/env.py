@@ -33,7 +33,6 @@ from llm_effects.values.conversations import (
     Turn,
     TurnState,
 )
-from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
 from llm_effects.values.records import (
     Attributes,
@@ -47,6 +46,7 @@ from llm_effects.values.records import (
 )
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Attempt, Cost, LLMResponse, Usage, Vectors
+from llm_effects.values.value import Value
 
 # Load: limits and circuit breakers, budgets of retries and of hedges.
 
@@ -514,8 +514,8 @@ class Background(Protocol):
 
 
 @final
-@frozen
-class Asked:
+@frozen(eq=False, repr=False)
+class Asked(Value):
     """A question as a redactor passes it on: with the sink of its answer, and the conditions on that.
 
     ``hide`` redacts a text that the sink has received, before it is stored.
@@ -567,11 +567,9 @@ wall_clock: Final[Now] = partial(datetime.now, UTC)
 
 
 @final
-@frozen(kw_only=True)
-class LLMEnv:
+@frozen(kw_only=True, eq=False, repr=False)
+class LLMEnv(Value):
     """All services of the library, supplied to every ``Effect``."""
-
-    __repr__ = shown
 
     config: LLMConfig
     clients: Clients = field(repr=False)

@@ -14,8 +14,8 @@ from attrs import field, frozen
 from returns.future import FutureResult
 
 from llm_effects.values.conversations import Conversation, SearchHit
-from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
+from llm_effects.values.value import Value
 
 Counts: TypeAlias = Mapping[str, int]
 """How many rows or entries were erased, by what they are."""
@@ -25,15 +25,13 @@ APPROVALS_RUN: Final = "llm_effects.approvals"
 
 
 @final
-@frozen(kw_only=True)
-class Chosen:
+@frozen(kw_only=True, eq=False, repr=False)
+class Chosen(Value):
     """A choice of stored data: of some ``owners``, or of all but the ``spared`` ones, last changed ``before`` a time.
 
     >>> Chosen(owners=("alice",)).of("bob"), Chosen(spared=("alice",)).of(None)
     (False, True)
     """
-
-    __repr__ = shown
 
     owners: tuple[str | None, ...] | None = None
     spared: tuple[str, ...] = ()
@@ -108,8 +106,8 @@ class ErasableCache(Protocol):
 
 
 @final
-@frozen
-class Kept:
+@frozen(eq=False, repr=False)
+class Kept(Value):
     """A ``store`` in which something could not be erased, and the ``reason``."""
 
     store: str
@@ -125,15 +123,13 @@ OUTSIDE: Final = (
 
 
 @final
-@frozen(kw_only=True)
-class Receipt:
+@frozen(kw_only=True, eq=False, repr=False)
+class Receipt(Value):
     """The counts of what was erased ``at`` a time, by what it was, and what was ``kept`` although it was to be erased.
 
     ``owner`` is the one whose data was erased, or ``None`` if it was chosen by age. ``outside`` lists where data may be
     that no store of the library holds.
     """
-
-    __repr__ = shown
 
     at: datetime
     erased: Counts

@@ -8,16 +8,14 @@ from typing import final
 
 from attrs import frozen
 
-from llm_effects.values.display import shown
 from llm_effects.values.validation import invalid
+from llm_effects.values.value import Value
 
 
 @final
-@frozen
-class Step:
+@frozen(eq=False, repr=False)
+class Step(Value):
     """The state of a retry loop: the number of the next retry (from 1), seconds since the start, a random number."""
-
-    __repr__ = shown
 
     retry: int
     elapsed: float = 0.0
@@ -25,8 +23,8 @@ class Step:
 
 
 @final
-@frozen
-class Schedule:
+@frozen(eq=False, repr=False)
+class Schedule(Value):
     """A function from a step to the pause before its retry in seconds, or ``None`` to stop.
 
     ``a & b`` continues while both do, with the longer pause; ``a | b`` while either does, with the shorter.
@@ -35,8 +33,6 @@ class Schedule:
     >>> [patient.pause(Step(retry)) for retry in (1, 2, 3, 4)]
     [0.5, 1.0, 2.0, None]
     """
-
-    __repr__ = shown
 
     pause: Callable[[Step], float | None]
 

@@ -146,7 +146,7 @@ class Pacer:
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class Delivery(Awaitable[None], Generic[_Item]):
     """The delivery of some items, one after the other; ``on_wait`` is called before the first wait over each.
 

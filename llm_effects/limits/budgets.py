@@ -12,22 +12,20 @@ from typing import Final, final
 from attrs import frozen
 
 from llm_effects.config.services import BudgetConfig, Period
-from llm_effects.values.display import shown
 from llm_effects.values.errors import BudgetExceeded
 from llm_effects.values.json import dump
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import Cost
+from llm_effects.values.value import Value
 
 
 @final
-@frozen(kw_only=True)
-class Account:
+@frozen(kw_only=True, eq=False, repr=False)
+class Account(Value):
     """One period of a budget, for everyone or for one owner, task or tag: at most ``limit`` US dollars until ``ends``.
 
     ``key`` is unique to it.
     """
-
-    __repr__ = shown
 
     budget: str
     key: str
@@ -36,11 +34,9 @@ class Account:
 
 
 @final
-@frozen(kw_only=True)
-class Hold:
+@frozen(kw_only=True, eq=False, repr=False)
+class Hold(Value):
     """An amount of US dollars reserved in each account ``at`` a time, and released once it ``expires_at``."""
-
-    __repr__ = shown
 
     id: str
     accounts: tuple[Account, ...]

@@ -12,8 +12,8 @@ from attrs import evolve, frozen
 
 from llm_effects.config.routing import BreakerConfig
 from llm_effects.limits.quotas import Cells, add, drop_before, total
-from llm_effects.values.display import shown
 from llm_effects.values.validation import frozen_in_types
+from llm_effects.values.value import Value
 
 CELLS: Final = 10
 """Cells of the rolling window."""
@@ -26,11 +26,9 @@ PermitKind: TypeAlias = Literal["counted", "probe", "forced"]
 
 
 @final
-@frozen_in_types(kw_only=True)
-class Breaker:
+@frozen_in_types(kw_only=True, eq=False, repr=False)
+class Breaker(Value):
     """The state of one model's breaker, closed if ``open_until`` is ``None``. Times are seconds on any one clock."""
-
-    __repr__ = shown
 
     attempts: Cells = ()
     failures: Cells = ()
@@ -40,11 +38,9 @@ class Breaker:
 
 
 @final
-@frozen
-class BreakerPermit:
+@frozen(eq=False, repr=False)
+class BreakerPermit(Value):
     """A permit to make a call; record its outcome once. ``shared`` permits come from a breaker that processes share."""
-
-    __repr__ = shown
 
     kind: PermitKind = "counted"
     epoch: int = 0
@@ -52,11 +48,9 @@ class BreakerPermit:
 
 
 @final
-@frozen
-class Refusal:
+@frozen(eq=False, repr=False)
+class Refusal(Value):
     """A rejected call, which may try again after ``retry_after`` seconds."""
-
-    __repr__ = shown
 
     retry_after: float
 

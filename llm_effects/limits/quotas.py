@@ -11,8 +11,8 @@ from attrs import evolve, field, frozen
 
 from llm_effects.config.models import ModelConfig
 from llm_effects.values import caps
-from llm_effects.values.display import shown
 from llm_effects.values.validation import frozen_in_types
+from llm_effects.values.value import Value
 
 # A rolling window, counted in cells of time.
 #
@@ -90,11 +90,9 @@ def seconds_until_all_fit(cells: Cells, limit: int, amount: int, now: float) -> 
 
 
 @final
-@frozen(kw_only=True)
-class Quota:
+@frozen(kw_only=True, eq=False, repr=False)
+class Quota(Value):
     """The limits of a model: calls in flight, requests and tokens in any minute; ``None`` is unlimited."""
-
-    __repr__ = shown
 
     concurrency: int | None = None
     requests: int | None = None
@@ -107,11 +105,9 @@ class Quota:
 
 
 @final
-@frozen(kw_only=True)
-class Allowance:
+@frozen(kw_only=True, eq=False, repr=False)
+class Allowance(Value):
     """A limit that a server reports for requests or tokens: its size, what remains, and seconds until it resets."""
-
-    __repr__ = shown
 
     limit: int | None = None
     remaining: int | None = None
@@ -122,11 +118,9 @@ _NOT_REPORTED: Final = Allowance()
 
 
 @final
-@frozen(kw_only=True)
-class RateLimits:
+@frozen(kw_only=True, eq=False, repr=False)
+class RateLimits(Value):
     """The limits that a server reports with an answer, and when, on the clock of ``anyio.current_time()``."""
-
-    __repr__ = shown
 
     requests: Allowance = field(factory=Allowance)
     tokens: Allowance = field(factory=Allowance)
@@ -134,11 +128,9 @@ class RateLimits:
 
 
 @final
-@frozen(kw_only=True)
-class Demand:
+@frozen(kw_only=True, eq=False, repr=False)
+class Demand(Value):
     """The estimated usage of a call, or of all calls ahead of it in a queue."""
-
-    __repr__ = shown
 
     requests: int = 1
     tokens: int = 0
@@ -148,15 +140,13 @@ NO_DEMAND: Final = Demand(requests=0)
 
 
 @final
-@frozen(kw_only=True)
-class Meter:
+@frozen(kw_only=True, eq=False, repr=False)
+class Meter(Value):
     """Usage of requests or of tokens: our own window of a minute, and the allowance that the server reported.
 
     ``limit`` and ``remaining`` are the server's; ``remaining`` counts until ``resets_at``. ``reported_at`` is the time
     of the newest report.
     """
-
-    __repr__ = shown
 
     cells: Cells = ()
     limit: int | None = None
@@ -166,11 +156,9 @@ class Meter:
 
 
 @final
-@frozen(kw_only=True)
-class LimiterState:
+@frozen(kw_only=True, eq=False, repr=False)
+class LimiterState(Value):
     """The state of one model's limiter; ``in_flight`` counts calls only where their number is limited."""
-
-    __repr__ = shown
 
     in_flight: int = 0
     requests: Meter = Meter()
@@ -178,16 +166,14 @@ class LimiterState:
 
 
 @final
-@frozen(kw_only=True)
-class Permit:
+@frozen(kw_only=True, eq=False, repr=False)
+class Permit(Value):
     """A permit to call a model; release it once.
 
     ``demand`` is what it reserved, in the second ``cell``, after ``wait_seconds`` in the queue. With limits that
     processes share, ``id`` identifies the holder and ``shared_cell`` is the second on the shared clock. ``warning``
     describes a problem, such as a server of shared limits that does not answer.
     """
-
-    __repr__ = shown
 
     model: str
     quota: Quota
@@ -200,11 +186,9 @@ class Permit:
 
 
 @final
-@frozen_in_types(kw_only=True)
-class ActualUsage:
+@frozen_in_types(kw_only=True, eq=False, repr=False)
+class ActualUsage(Value):
     """The usage of a finished call: whether the request counts, its tokens, and the limits that the server reported."""
-
-    __repr__ = shown
 
     requests: int = 1
     tokens: int = 0

@@ -10,15 +10,15 @@ from llm_effects.providers.draft import Draft, Events
 from llm_effects.providers.sse import ServerEvent
 from llm_effects.providers.target import Target
 from llm_effects.providers.wire import WireRequest, WireResponse
-from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
 from llm_effects.values.requests import LLMRequest
 from llm_effects.values.responses import LLMResponse
+from llm_effects.values.value import Value
 
 
 @final
-@frozen(kw_only=True)
-class Provider:
+@frozen(kw_only=True, eq=False, repr=False)
+class Provider(Value):
     """A protocol as plain functions; none of them does any I/O.
 
     - ``encode(target, request, stream)`` returns the HTTP request.
@@ -30,8 +30,6 @@ class Provider:
     - ``finish(draft)`` reads the draft at the end of the stream. Call ``draft.flush_held`` first: it emits the text
       that was held back.
     """
-
-    __repr__ = shown
 
     encode: Callable[[Target, LLMRequest, bool], Result[WireRequest, LLMError]]
     decode: Callable[[Target, WireResponse], Result[LLMResponse, LLMError]]

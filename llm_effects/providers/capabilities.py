@@ -14,9 +14,9 @@ from attrs import frozen
 
 from llm_effects.config.models import Capabilities, Family, ModelConfig
 from llm_effects.providers.target import Preset, Target
-from llm_effects.values.display import shown
 from llm_effects.values.messages import Document, Image, Part
 from llm_effects.values.requests import ReasoningEffort
+from llm_effects.values.value import Value
 
 _MILLION: Final = 1_000_000
 
@@ -114,16 +114,14 @@ def _first_known(first: Capabilities, second: Capabilities) -> Capabilities:
 
 
 @final
-@frozen(kw_only=True)
-class ClaudeRules:
+@frozen(kw_only=True, eq=False, repr=False)
+class ClaudeRules(Value):
     """The reasoning settings of a Claude model.
 
     ``thinking`` is ``adaptive`` (set by effort), ``budget`` (set in tokens) or ``never``; ``off`` is the value that
     switches it off, ``None`` where it is always on. ``by_default``: the model reasons without being asked to;
     ``xhigh``: it accepts that effort; ``forced_choice``: it can be forced to call a tool.
     """
-
-    __repr__ = shown
 
     thinking: Literal["adaptive", "budget", "never"] = "adaptive"
     off: Literal["disabled", "between_tools"] | None = "disabled"
@@ -174,15 +172,13 @@ def nearest_effort(effort: ReasoningEffort, accepted: tuple[ReasoningEffort, ...
 
 
 @final
-@frozen(kw_only=True)
-class GptRules:
+@frozen(kw_only=True, eq=False, repr=False)
+class GptRules(Value):
     """The protocol that a GPT model needs, and the efforts that it accepts.
 
     ``responses`` is when a request needs Responses instead of chat completions: ``never``, with ``tools``, with tools
     and any effort but ``none`` (``thinking_tools``), or ``always``. ``efforts`` are in ascending order.
     """
-
-    __repr__ = shown
 
     responses: Literal["never", "thinking_tools", "tools", "always"] = "never"
     efforts: tuple[ReasoningEffort, ...] = EFFORTS
@@ -220,14 +216,12 @@ _IMAGE_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/
 
 
 @final
-@frozen(kw_only=True)
-class _MediaSupport:
+@frozen(kw_only=True, eq=False, repr=False)
+class _MediaSupport(Value):
     """The media types, and the most bytes, of one image and of one document that is not plain text.
 
     Sizes count the base64 text that is sent; ``None`` is unknown, which passes.
     """
-
-    __repr__ = shown
 
     images: frozenset[str] | None = None
     image_bytes: int | None = None

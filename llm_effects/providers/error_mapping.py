@@ -12,7 +12,6 @@ from llm_effects.providers.response_headers import request_id, retry_after, shou
 from llm_effects.providers.target import Target, redact, redact_name
 from llm_effects.providers.wire import WireResponse
 from llm_effects.values import caps
-from llm_effects.values.display import shown
 from llm_effects.values.errors import (
     AuthenticationFailed,
     Cause,
@@ -29,6 +28,7 @@ from llm_effects.values.errors import (
 )
 from llm_effects.values.json import Unreadable, as_count, as_list, as_object, as_string, has_error, parse
 from llm_effects.values.validation import Printable
+from llm_effects.values.value import Value
 
 # --- Reading error answers, in every shape that servers send
 
@@ -65,14 +65,12 @@ _STATUS_OF_WORD: Final = {
 
 
 @final
-@frozen(kw_only=True)
-class Fault:
+@frozen(kw_only=True, eq=False, repr=False)
+class Fault(Value):
     """A parsed error answer: ``words`` are its codes and types in lower case, ``detail`` the error object itself.
 
     ``message`` is the server's message, at most 4 kB of it; ``text`` is the same, redacted.
     """
-
-    __repr__ = shown
 
     target: Target
     status: int
@@ -373,11 +371,9 @@ _SERVER: Final = frozenset({400, 404, 500, 503})
 
 
 @final
-@frozen(kw_only=True)
-class _Row:
+@frozen(kw_only=True, eq=False, repr=False)
+class _Row(Value):
     """A kind of fault: its status is among ``statuses``, it has one of ``words``, ``pattern`` matches its message."""
-
-    __repr__ = shown
 
     build: Build
     statuses: Container[int] = _ANY

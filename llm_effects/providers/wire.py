@@ -6,23 +6,21 @@ from typing import Final, final
 
 from attrs import field, frozen
 
-from llm_effects.values.display import shown
 from llm_effects.values.secrets import Secret, secret_values
 from llm_effects.values.validation import number
+from llm_effects.values.value import Value
 
 CLOSING_S: Final = 0.1
 """Seconds that closing a connection may take. Cancellation does not cut it short, so a call may end this much late."""
 
 
 @final
-@frozen(kw_only=True)
-class WireRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class WireRequest(Value):
     """An HTTP request; ``warnings`` list what was dropped or changed to encode it.
 
     ``key`` is the header with a key that rotates: headers are prepared once for all requests, this one for each.
     """
-
-    __repr__ = shown
 
     url: str
     headers: tuple[tuple[str, str | Secret], ...]
@@ -37,14 +35,12 @@ class WireRequest:
 
 
 @final
-@frozen(kw_only=True)
-class WireResponse:
+@frozen(kw_only=True, eq=False, repr=False)
+class WireResponse(Value):
     """An HTTP response: header names in lower case, the body without its transfer encoding.
 
     ``received`` is the time of arrival by the wall clock, with its time zone: dates in headers count from it.
     """
-
-    __repr__ = shown
 
     status: int
     headers: Mapping[str, str] = field(factory=dict[str, str])
@@ -53,8 +49,8 @@ class WireResponse:
 
 
 @final
-@frozen(kw_only=True)
-class Timeouts:
+@frozen(kw_only=True, eq=False, repr=False)
+class Timeouts(Value):
     """Time limits for the steps of one exchange, in seconds.
 
     ``connect_s`` covers the connection and its TLS handshake, ``send_s`` each piece sent, ``read_s`` each silence of
@@ -64,8 +60,6 @@ class Timeouts:
     >>> Timeouts(connect_s=2).read_s
     60.0
     """
-
-    __repr__ = shown
 
     connect_s: float = field(default=5.0, validator=number(above=0))
     read_s: float | None = field(default=60.0, validator=number(above=0))

@@ -13,13 +13,14 @@ from llm_effects.effects.env import Prices
 from llm_effects.providers.capabilities import unsupported_media
 from llm_effects.providers.registry import must_stay, why_it_leaves
 from llm_effects.providers.target import Target
-from llm_effects.values.display import escaped, milliseconds, names, shown, table
+from llm_effects.values.display import escaped, milliseconds, names, table
 from llm_effects.values.errors import ContextTooLarge, Fallback, InvalidRequest, LLMError, fallback_for
 from llm_effects.values.messages import Document, Image
 from llm_effects.values.records import Statistics
 from llm_effects.values.requests import Allow, LLMRequest, TaskType
 from llm_effects.values.responses import Cost
 from llm_effects.values.validation import frozen_in_types
+from llm_effects.values.value import Value
 
 EXPECTED_ANSWER_TOKENS: Final = 512
 """Tokens of an answer without ``max_tokens``, for cost estimates."""
@@ -28,8 +29,8 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @final
-@frozen_in_types(kw_only=True)
-class RoutingContext:
+@frozen_in_types(kw_only=True, eq=False, repr=False)
+class RoutingContext(Value):
     """The inputs of a decision besides the request and the configuration.
 
     ``tokens`` is the estimate of the prompt, ``last_model`` the model that its conversation used last, ``calls`` the
@@ -38,8 +39,6 @@ class RoutingContext:
     is the date, for prices and for the decay of statistics. ``in_flight`` counts the calls under way by model, and
     ``proxied`` is whether requests go through a proxy on another machine.
     """
-
-    __repr__ = shown
 
     statistics: Mapping[str, Statistics]
     prices: Prices
@@ -56,8 +55,8 @@ class RoutingContext:
 
 
 @final
-@frozen(kw_only=True)
-class Candidate:
+@frozen(kw_only=True, eq=False, repr=False)
+class Candidate(Value):
     """A model that may answer, with the numbers that decided its rank; a lower ``score`` is asked earlier.
 
     Times are expected milliseconds of a whole answer, of the first content of a stream, and of a failed attempt;
@@ -69,8 +68,6 @@ class Candidate:
     A ``cooled_down`` model asked for a pause that lasts ``cooldown_s`` more seconds; the circuit breaker of an ``open``
     model stays open for ``open_s`` more seconds.
     """
-
-    __repr__ = shown
 
     model: str
     provider: str
@@ -106,26 +103,22 @@ class Candidate:
 
 
 @final
-@frozen
-class Excluded:
+@frozen(eq=False, repr=False)
+class Excluded(Value):
     """A configured model that cannot take a request, and the reason."""
-
-    __repr__ = shown
 
     model: str
     reason: str
 
 
 @final
-@frozen(kw_only=True)
-class RoutingDecision:
+@frozen(kw_only=True, eq=False, repr=False)
+class RoutingDecision(Value):
     """The candidates in the order in which they are asked, and the excluded models.
 
     ``drawn`` is the number that decided whether this call is ``exploring``: whether it first asks a model that may have
     improved since its last attempt. ``warnings`` name what is probably a mistake.
     """
-
-    __repr__ = shown
 
     task_type: TaskType
     strategy: Strategy
@@ -162,22 +155,18 @@ def _candidate_row(each: Candidate) -> tuple[object, ...]:
 
 
 @final
-@frozen
-class Filtered:
+@frozen(eq=False, repr=False)
+class Filtered(Value):
     """The models that can take a request, in the order of the configuration, and the excluded ones."""
-
-    __repr__ = shown
 
     candidates: tuple[Target, ...]
     excluded: tuple[Excluded, ...]
 
 
 @final
-@frozen
-class _Requirements:
+@frozen(eq=False, repr=False)
+class _Requirements(Value):
     """The requirements of a request: a window for ``tokens``, support for its ``attachments``, and where it stays."""
-
-    __repr__ = shown
 
     request: LLMRequest
     tokens: int

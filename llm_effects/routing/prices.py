@@ -15,8 +15,8 @@ from llm_effects.config import LLMConfig
 from llm_effects.config.models import Price, PriceTier, Rates
 from llm_effects.effects.env import Prices
 from llm_effects.providers.registry import is_on_this_machine, ready_targets
-from llm_effects.values.display import shown
 from llm_effects.values.responses import Cost, Usage
+from llm_effects.values.value import Value
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
@@ -110,16 +110,14 @@ def saving_of_reading(prices: Prices, model: str, tokens: int, at: datetime) -> 
 
 
 @final
-@frozen
-class PriceList:
+@frozen(eq=False, repr=False)
+class PriceList(Value):
     """Prices by configured model name, with a fallback to an external price list.
 
     >>> at = datetime(2026, 11, 23, tzinfo=UTC)
     >>> PriceList({"mine": FREE}).cost("mine", Usage(), at), PriceList({"mine": FREE}).source("mine", at)
     (Cost(usd=Decimal('0')), 'local')
     """
-
-    __repr__ = shown
 
     prices: Mapping[str, Price] = field(factory=dict[str, Price])
     listed: PriceLookup = not_listed

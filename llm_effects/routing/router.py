@@ -30,13 +30,13 @@ from llm_effects.routing.candidates import (
 )
 from llm_effects.routing.prices import KeptRates, PriceList, saving_of_reading
 from llm_effects.routing.statistics import confidence_at, expected_error_rate
-from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
 from llm_effects.values.messages import Document, Image
 from llm_effects.values.records import Statistics
 from llm_effects.values.requests import LLMRequest, TaskType
 from llm_effects.values.responses import Cost, Usage
 from llm_effects.values.validation import frozen_in_types, short_repr
+from llm_effects.values.value import Value
 
 TASK_ORDER: Final[Mapping[TaskType, tuple[str, ...]]] = {
     TaskType.ANALYSIS: ("claude", "gpt", "local"),
@@ -69,14 +69,12 @@ _NONE: Final = frozenset[str]()
 
 
 @final
-@frozen_in_types
-class Ranked:
+@frozen_in_types(eq=False, repr=False)
+class Ranked(Value):
     """A model with its rank; its other numbers are computed on demand, since most calls never need them.
 
     An ``unavailable`` model is cooled down, or its circuit breaker is open.
     """
-
-    __repr__ = shown
 
     target: Target
     position: int

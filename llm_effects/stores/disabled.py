@@ -13,17 +13,15 @@ from llm_effects.limits.budgets import Hold
 from llm_effects.limits.circuit_breaker import BreakerPermit
 from llm_effects.limits.quotas import ActualUsage, Permit
 from llm_effects.stores.limits.memory import MemoryHedges, MemoryRetries
-from llm_effects.values.display import shown
 from llm_effects.values.errors import ConfigurationError, LLMError
 from llm_effects.values.records import Attributes, CacheStats, LedgerRow, Measure
+from llm_effects.values.value import Value
 
 
 @final
-@frozen
-class NoCache:
+@frozen(eq=False, repr=False)
+class NoCache(Value):
     """A cache that stores nothing: every look-up is a miss."""
-
-    __repr__ = shown
 
     def get(self, key: str) -> FutureResult[bytes | None, LLMError]:  # noqa: ARG002
         """Return ``None``."""
@@ -54,11 +52,9 @@ class NoCache:
 
 
 @final
-@frozen
-class NoTelemetry:
+@frozen(eq=False, repr=False)
+class NoTelemetry(Value):
     """Telemetry that records nothing."""
-
-    __repr__ = shown
 
     active: bool = field(default=False, init=False)
 
@@ -74,14 +70,12 @@ class NoTelemetry:
 
 
 @final
-@frozen
-class _UnusableStore:
+@frozen(eq=False, repr=False)
+class _UnusableStore(Value):
     """A cache, conversations or a ledger whose configuration is wrong: every operation fails with ``problem``.
 
     Ledger rows are dropped: they have no result that could fail.
     """
-
-    __repr__ = shown
 
     problem: ConfigurationError
 
@@ -121,11 +115,9 @@ def unusable_ledger(problem: ConfigurationError) -> Ledger:
 
 
 @final
-@frozen
-class _UnusableLimits:
+@frozen(eq=False, repr=False)
+class _UnusableLimits(Value):
     """Limits whose configuration is wrong: no call is permitted, and each fails with ``problem``."""
-
-    __repr__ = shown
 
     problem: ConfigurationError
     retries: Retries = field(factory=MemoryRetries, init=False, repr=False, eq=False)

@@ -16,10 +16,10 @@ from llm_effects.config.services import CacheConfig, Encryption, StorageConfig
 from llm_effects.effects.env import Cache, Conversations, Ledger, Limits, Now
 from llm_effects.stores.disabled import NoCache, unusable_conversations, unusable_ledger
 from llm_effects.stores.limits.memory import MemoryLimits
-from llm_effects.values.display import shown
 from llm_effects.values.errors import ConfigurationError
 from llm_effects.values.extras import install_command
 from llm_effects.values.secrets import reveal
+from llm_effects.values.value import Value
 
 _NO_REDIS: Final = "the Redis client is not installed"
 _NO_SQL: Final = "SQLAlchemy is not installed"
@@ -28,11 +28,9 @@ _Store = TypeVar("_Store")
 
 
 @final
-@frozen
-class Storage:
+@frozen(eq=False, repr=False)
+class Storage(Value):
     """Conversations and the ledger of one storage. In a database they share its connections."""
-
-    __repr__ = shown
 
     conversations: Conversations
     ledger: Ledger

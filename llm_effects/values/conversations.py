@@ -8,15 +8,16 @@ from typing import Final, final
 
 from attrs import field, frozen
 
-from llm_effects.values.display import count, shown
+from llm_effects.values.display import count
 from llm_effects.values.messages import Message, Stays, stays_of, valid_stays
 from llm_effects.values.responses import Cost, FinishReason, Usage
 from llm_effects.values.validation import instance, text, to_metadata, valid_id, valid_owner
+from llm_effects.values.value import Value
 
 
 @final
-@frozen(kw_only=True)
-class Conversation:
+@frozen(kw_only=True, eq=False, repr=False)
+class Conversation(Value):
     """A stored conversation, without its messages.
 
     ``id`` is opaque; only its ``owner`` can read it. ``version`` increases with every turn that begins or ends.
@@ -24,8 +25,6 @@ class Conversation:
     original conversation and the message after which this one continues. All of a conversation that ``stays`` on this
     machine does. An ``unreadable`` one in a list is a row that this version cannot read: it has only ids and counts.
     """
-
-    __repr__ = shown
 
     id: str = field(validator=valid_id)
     created_at: datetime
@@ -42,15 +41,13 @@ class Conversation:
 
 
 @final
-@frozen(kw_only=True)
-class Provenance:
+@frozen(kw_only=True, eq=False, repr=False)
+class Provenance(Value):
     """The origin and cost of an answer; ``model`` is the configured name, ``served_model`` the provider's.
 
     ``prefix`` is a digest of the prompt before the answer: some providers accept their reasoning blocks back only after
     the same prompt.
     """
-
-    __repr__ = shown
 
     model: str
     provider: str
@@ -62,14 +59,12 @@ class Provenance:
 
 
 @final
-@frozen(kw_only=True)
-class StoredMessage:
+@frozen(kw_only=True, eq=False, repr=False)
+class StoredMessage(Value):
     """A message with its stable ``id``; a ``pinned`` one is never dropped from the window.
 
     ``tokens`` is an estimate; only answers have a ``provenance``.
     """
-
-    __repr__ = shown
 
     id: str = field(validator=valid_id)
     message: Message = field(validator=instance(Message))
@@ -97,8 +92,8 @@ class TurnState(Enum):
 
 
 @final
-@frozen(kw_only=True)
-class Turn:
+@frozen(kw_only=True, eq=False, repr=False)
+class Turn(Value):
     """One exchange: the question and every message that followed, in order.
 
     ``id`` is the caller's, so that a repeated call continues the same turn. ``number`` is its place in the
@@ -107,8 +102,6 @@ class Turn:
     another writer has it. ``error`` is the tag of the error that ended the turn; ``UNREADABLE`` marks a turn that this
     version cannot read: it counts as failed, and ``UNREADABLE_TEXT`` stands for each message that is unreadable.
     """
-
-    __repr__ = shown
 
     id: str = field(validator=valid_id)
     begun_at: datetime
@@ -131,11 +124,9 @@ class Turn:
 
 
 @final
-@frozen(kw_only=True)
-class Summary:
+@frozen(kw_only=True, eq=False, repr=False)
+class Summary(Value):
     """A model's summary of the turns up to number ``upto``; it stays where one of them does."""
-
-    __repr__ = shown
 
     upto: int
     text: str
@@ -145,14 +136,12 @@ class Summary:
 
 
 @final
-@frozen(kw_only=True)
-class SearchHit:
+@frozen(kw_only=True, eq=False, repr=False)
+class SearchHit(Value):
     """A message that a search has found, and where: its conversation, and the number of its turn.
 
     ``cursor`` is where the next page begins, after this one.
     """
-
-    __repr__ = shown
 
     conversation_id: str
     turn: int
@@ -161,15 +150,13 @@ class SearchHit:
 
 
 @final
-@frozen(kw_only=True)
-class History:
+@frozen(kw_only=True, eq=False, repr=False)
+class History(Value):
     """A consistent snapshot of a conversation: its newest turns, oldest first.
 
     ``complete`` means that there are no earlier turns. ``pinned`` holds the earlier turns with a pinned message. They
     are whole, to show whether they have ended and which results belong to which tool call.
     """
-
-    __repr__ = shown
 
     conversation: Conversation
     turns: tuple[Turn, ...] = field(default=(), repr=count)
@@ -186,15 +173,13 @@ class History:
 
 
 @final
-@frozen(kw_only=True)
-class JournalEntry:
+@frozen(kw_only=True, eq=False, repr=False)
+class JournalEntry(Value):
     """A step of a run that must not happen twice: its intent, and its result once known.
 
     ``fresh`` means that this call created the entry. An entry that is not fresh and has no ``result`` has an unknown
     outcome: the step may or may not have happened. ``unreadable`` says why the intent or the result cannot be read.
     """
-
-    __repr__ = shown
 
     key: str
     intent: bytes = field(repr=False)

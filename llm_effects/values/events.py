@@ -5,47 +5,39 @@ from typing import TypeAlias, final
 
 from attrs import frozen
 
-from llm_effects.values.display import shown
 from llm_effects.values.errors import LLMError
 from llm_effects.values.responses import LLMResponse
+from llm_effects.values.value import Value
 
 
 @final
-@frozen
-class Started:
+@frozen(eq=False, repr=False)
+class Started(Value):
     """A model began to answer. Always the first event, sent just before the first content."""
-
-    __repr__ = shown
 
     model: str
 
 
 @final
-@frozen
-class TextDelta:
+@frozen(eq=False, repr=False)
+class TextDelta(Value):
     """More text of the answer."""
 
-    __repr__ = shown
-
     text: str
 
 
 @final
-@frozen
-class ReasoningDelta:
+@frozen(eq=False, repr=False)
+class ReasoningDelta(Value):
     """More of the model's reasoning."""
 
-    __repr__ = shown
-
     text: str
 
 
 @final
-@frozen
-class ToolCallDelta:
+@frozen(eq=False, repr=False)
+class ToolCallDelta(Value):
     """More of the tool call number ``index``; ``arguments`` is the next piece of its JSON text."""
-
-    __repr__ = shown
 
     index: int
     id: str
@@ -54,31 +46,25 @@ class ToolCallDelta:
 
 
 @final
-@frozen
-class Restarted:
+@frozen(eq=False, repr=False)
+class Restarted(Value):
     """``model`` starts the answer again: discard the content received so far."""
-
-    __repr__ = shown
 
     model: str
 
 
 @final
-@frozen
-class Completed:
+@frozen(eq=False, repr=False)
+class Completed(Value):
     """The whole answer, as ``generate`` returns it."""
-
-    __repr__ = shown
 
     response: LLMResponse
 
 
 @final
-@frozen
-class Failed:
+@frozen(eq=False, repr=False)
+class Failed(Value):
     """The stream ended without a whole answer."""
-
-    __repr__ = shown
 
     error: LLMError
 

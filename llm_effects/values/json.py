@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import islice
 from typing import Final, NoReturn, TypeAlias, TypeGuard, cast, final
@@ -12,6 +12,7 @@ from attrs import frozen
 
 from llm_effects.values import caps
 from llm_effects.values.validation import invalid, is_table, join_path
+from llm_effects.values.value import Value
 
 # A caller's JSON, checked and copied once.
 
@@ -138,8 +139,8 @@ _SURROGATES: Final = (  # compiled by its first use, as all patterns here
 
 
 @final
-@frozen
-class Unreadable:
+@frozen(eq=False, repr=False)
+class Unreadable(Value):
     """The reason why a text is not JSON."""
 
     reason: str
@@ -183,10 +184,15 @@ def _excess_of_values(data: str | bytes, values: int) -> Unreadable | None:
     """Return a problem if a text has too many values, before any of them takes memory."""
     if len(data) < values or _count(data, "[{,") < values:
         return None  # the case of nearly all texts
-    of_text = isinstance(data, str)
-    marks = re.finditer(_MARKS, data, re.DOTALL) if of_text else re.finditer(_MARKS.encode(), data, re.DOTALL)
-    outside = (mark for mark in marks if mark.end() - mark.start() == 1)  # of texts
+    outside = (mark for mark in _marks_of(data) if mark.end() - mark.start() == 1)
     return Unreadable(f"JSON has more than {values} values") if any(islice(outside, values, None)) else None
+
+
+def _marks_of(data: str | bytes) -> Iterator[re.Match[str] | re.Match[bytes]]:
+    """Find the texts of a document, and the marks outside of them that begin a value."""
+    if isinstance(data, str):
+        return re.finditer(_MARKS, data, re.DOTALL)
+    return re.finditer(_MARKS.encode(), data, re.DOTALL)
 
 
 def _is_too_deep(value: object) -> bool:

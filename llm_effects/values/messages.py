@@ -24,6 +24,7 @@ from llm_effects.values.validation import (
     text,
     to_tuple,
 )
+from llm_effects.values.value import Value
 
 # The label of what must not leave this machine.
 
@@ -143,8 +144,8 @@ _STANDARD_TYPES: Final = {"image/jpg": "image/jpeg", "image/heif": "image/heic"}
 
 
 @final
-@frozen
-class Image:
+@frozen(eq=False, repr=False)
+class Image(Value):
     """A picture, as bytes with their media type (``image/png``) or as a URL that the provider fetches.
 
     The media type of common pictures is read from their bytes; a different ``media_type`` is rejected. A ``data:`` URL
@@ -153,8 +154,6 @@ class Image:
     >>> Image(url="data:image/gif;base64,R0lGODlh").data
     b'GIF89a'
     """
-
-    __repr__ = shown
 
     data: bytes | None = field(default=None, validator=instance(bytes), repr=False)
     media_type: str | None = field(default=None, validator=text())
@@ -169,14 +168,12 @@ class Image:
 
 
 @final
-@frozen
-class Document:
+@frozen(eq=False, repr=False)
+class Document(Value):
     """A document, as bytes with their media type (``application/pdf``, ``text/plain``) or as a URL to fetch.
 
     ``title`` is its name. ``cite`` asks the model to cite it, if the provider supports that.
     """
-
-    __repr__ = shown
 
     data: bytes | None = field(default=None, validator=instance(bytes), repr=False)
     media_type: str | None = field(default=None, validator=text())
@@ -264,27 +261,23 @@ _ANY_TEXT: Final = text(empty=True)
 
 
 @final
-@frozen
-class Origin:
+@frozen(eq=False, repr=False)
+class Origin(Value):
     """The provider and model that made an opaque part; no other can read it."""
-
-    __repr__ = shown
 
     provider: str = field(validator=_ANY_TEXT)
     model: str = field(validator=_ANY_TEXT)
 
 
 @final
-@frozen(kw_only=True)
-class Citation:
+@frozen(kw_only=True, eq=False, repr=False)
+class Citation(Value):
     """The source of a passage of an answer.
 
     The passage goes from ``start`` up to ``end``, in characters of the part's text. ``quote`` is the cited text,
     ``title`` and ``url`` describe its source, ``document`` is the index of that document in the request, from 0.
     ``source`` is the provider's own record (JSON text), unchanged.
     """
-
-    __repr__ = shown
 
     start: int = field(validator=number(at_least=0, whole=True))
     end: int = field(validator=number(at_least=0, whole=True))
@@ -321,14 +314,12 @@ class Text:
 
 
 @final
-@frozen
-class Reasoning:
+@frozen(eq=False, repr=False)
+class Reasoning(Value):
     """A model's reasoning. ``opaque`` is the provider's own block (JSON text), replayed byte for byte.
 
     ``opaque`` is sent only to its ``origin``; for any other model it is removed.
     """
-
-    __repr__ = shown
 
     text: str = field(default="", validator=_ANY_TEXT)
     opaque: str | None = field(default=None, validator=_ANY_TEXT, repr=False)
@@ -337,11 +328,9 @@ class Reasoning:
 
 
 @final
-@frozen
-class ToolCall:
+@frozen(eq=False, repr=False)
+class ToolCall(Value):
     """A model's call of a tool. ``arguments`` is the JSON text as received, valid or not."""
-
-    __repr__ = shown
 
     id: str = field(validator=text())
     name: str = field(validator=text())
@@ -350,15 +339,13 @@ class ToolCall:
 
 
 @final
-@frozen
-class ToolResult:
+@frozen(eq=False, repr=False)
+class ToolResult(Value):
     """The result of the tool call ``call_id``.
 
     One that is not ``trusted`` holds content that others wrote, such as a web page or a mail. No model receives this
     mark; policies of approval do.
     """
-
-    __repr__ = shown
 
     call_id: str = field(validator=text())
     content: str = field(default="", validator=_ANY_TEXT)

@@ -8,23 +8,22 @@ from typing import Literal, TypeAlias, final
 
 from attrs import field, frozen
 
-from llm_effects.values.display import milliseconds, shown, table
+from llm_effects.values.display import milliseconds, table
 from llm_effects.values.requests import LLMRequest, TaskType
 from llm_effects.values.responses import Attempt
 from llm_effects.values.secrets import hide_password
+from llm_effects.values.value import Value
 
 
 @final
-@frozen(kw_only=True)
-class ModelHealth:
+@frozen(kw_only=True, eq=False, repr=False)
+class ModelHealth(Value):
     """The health of a model: ``reachable`` if its server answers, ``ready`` if it would answer a request now.
 
     ``loaded`` lists the models that the server has in memory; ``context_length`` is tokens, ``latency_ms`` the duration
     of the probe in milliseconds; ``message`` names the problem and the remedy. ``error`` is the tag of the error that a
     request would surely end in, such as ``AuthenticationFailed`` for a rejected key; ``None`` if it may succeed.
     """
-
-    __repr__ = shown
 
     model: str
     provider: str
@@ -48,11 +47,9 @@ CheckState: TypeAlias = Literal["ok", "warning", "problem"]
 
 
 @final
-@frozen
-class Check:
+@frozen(eq=False, repr=False)
+class Check(Value):
     """A checked part of an environment: its ``place`` in the configuration, its state, and what was found there."""
-
-    __repr__ = shown
 
     place: str
     state: CheckState
@@ -60,8 +57,8 @@ class Check:
 
 
 @final
-@frozen(kw_only=True)
-class Statistics:
+@frozen(kw_only=True, eq=False, repr=False)
+class Statistics(Value):
     """Measurements of a model: the number of its attempts, and moving averages over them.
 
     Times are milliseconds: ``latency_ms`` of whole answers, ``first_content_ms`` of streams, ``failure_ms`` of failed
@@ -70,8 +67,6 @@ class Statistics:
     routed to any model until then. ``cooldown_until`` is the end of the pause that the model asked for, on the clock of
     ``anyio.current_time()``.
     """
-
-    __repr__ = shown
 
     attempts: int = 0
     error_rate: float = 0.0
@@ -85,8 +80,8 @@ class Statistics:
 
 
 @final
-@frozen(kw_only=True)
-class LedgerRow:
+@frozen(kw_only=True, eq=False, repr=False)
+class LedgerRow(Value):
     """One attempt in the ledger, ``at`` a time of ``env.now``.
 
     ``id`` is the id of the call and the number of the attempt in it; ``served_model`` is the model that the provider
@@ -94,8 +89,6 @@ class LedgerRow:
     ``cache_saved_usd`` is what the provider's prompt cache saved of the cost (USD) at the prices of that time, negative
     where writing took more than reading saved; ``None`` lets a report compute it at the prices it knows.
     """
-
-    __repr__ = shown
 
     id: str
     at: datetime
@@ -115,11 +108,9 @@ Attributes: TypeAlias = Mapping[str, str | bool | int | float | Sequence[str]]
 
 
 @final
-@frozen
-class Measure:
+@frozen(eq=False, repr=False)
+class Measure(Value):
     """One measurement of a metric, in seconds or tokens."""
-
-    __repr__ = shown
 
     metric: str
     value: float
@@ -127,16 +118,14 @@ class Measure:
 
 
 @final
-@frozen(kw_only=True)
-class CacheStats:
+@frozen(kw_only=True, eq=False, repr=False)
+class CacheStats(Value):
     """The size and the counters of a cache; ``None`` if the store cannot count cheaply.
 
     ``entries`` and ``bytes`` cover the whole store, including the entries of other processes. ``hits``, ``misses``,
     ``evictions`` (entries removed early to make room) and ``failures`` are counted since this process opened the store.
     Each failure was a miss, or an answer that was not stored.
     """
-
-    __repr__ = shown
 
     entries: int | None = None
     bytes: int | None = None
@@ -150,11 +139,9 @@ class CacheStats:
 
 
 @final
-@frozen
-class BatchLine:
+@frozen(eq=False, repr=False)
+class BatchLine(Value):
     """A request of a batch, encoded for its provider: the ``path`` of the operation, and the ``body`` in JSON."""
-
-    __repr__ = shown
 
     custom_id: str
     request: LLMRequest = field(repr=False)
@@ -169,16 +156,14 @@ BatchState: TypeAlias = Literal[
 
 
 @final
-@frozen(kw_only=True)
-class BatchJob:
+@frozen(kw_only=True, eq=False, repr=False)
+class BatchJob(Value):
     """A batch at a provider, with the ``model`` from the configuration that its requests were encoded for.
 
     ``requests`` counts all, ``succeeded`` and ``failed`` those that ended, as far as the provider says.
     ``created_at`` and ``expires_at`` are by its clock. ``files`` hold its results, ``code`` and ``message`` say why it
     failed. ``submission`` is the id under which it was submitted, if the provider reports that.
     """
-
-    __repr__ = shown
 
     id: str
     model: str

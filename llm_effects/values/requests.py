@@ -25,6 +25,7 @@ from llm_effects.values.validation import (
     to_tuple,
     valid_owner,
 )
+from llm_effects.values.value import Value
 
 ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """How long a reasoning model may think; each model supports some of these."""
@@ -94,11 +95,9 @@ def _parameters(value: Mapping[str, object]) -> Mapping[str, object]:
 
 
 @final
-@frozen
-class Tool:
+@frozen(eq=False, repr=False)
+class Tool(Value):
     """A function that the model may call. ``parameters`` is the JSON Schema of its arguments."""
-
-    __repr__ = shown
 
     name: str = field(validator=text())
     description: str = field(default="", validator=text(empty=True))

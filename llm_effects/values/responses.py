@@ -13,6 +13,7 @@ from llm_effects.values.display import escaped, milliseconds, names, paragraphs,
 from llm_effects.values.messages import Part, Stays, ToolCall, staying_parts
 from llm_effects.values.requests import TaskType
 from llm_effects.values.validation import invalid, is_a
+from llm_effects.values.value import Value
 
 
 @final
@@ -259,11 +260,9 @@ class Vector(Sequence[float]):
 
 
 @final
-@frozen(kw_only=True)
-class Vectors:
+@frozen(kw_only=True, eq=False, repr=False)
+class Vectors(Value):
     """The vectors of some texts, in their order."""
-
-    __repr__ = shown
 
     vectors: tuple[Vector, ...] = field(repr=False)
     usage: Usage = NO_USAGE

@@ -13,7 +13,6 @@ from attrs import field, frozen
 from returns.result import Failure, Result, Success
 
 from llm_effects.values.conversations import Conversation
-from llm_effects.values.display import shown
 from llm_effects.values.errors import InvalidRequest, LLMError
 from llm_effects.values.events import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta
 from llm_effects.values.json import dump
@@ -21,6 +20,7 @@ from llm_effects.values.messages import Document, Image, Part, Text, ToolCall
 from llm_effects.values.requests import TaskType
 from llm_effects.values.responses import LLMResponse
 from llm_effects.values.validation import InvalidValue
+from llm_effects.values.value import Value
 
 if TYPE_CHECKING:
     from cattrs import Converter
@@ -33,14 +33,12 @@ VERSION: Final = 1
 
 
 @final
-@frozen(kw_only=True)
-class Entry:
+@frozen(kw_only=True, eq=False, repr=False)
+class Entry(Value):
     """A stored answer, with its events if it was streamed.
 
     It is stale from ``fresh_until`` on, in seconds since 1970; ``None`` is never.
     """
-
-    __repr__ = shown
 
     response: LLMResponse
     events: tuple[ContentEvent, ...] = field(default=())

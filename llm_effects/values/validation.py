@@ -94,7 +94,7 @@ def explain_arguments(
     setattr(kind, "__init__", constructed)  # noqa: B010 - type checkers go on to see the constructor of attrs
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class _TrustingConstructor:
     """The constructor of a class with slots: as that of attrs, but it converts and validates only what is given.
 
@@ -149,7 +149,7 @@ def _finished(_: object) -> None:
     """Do nothing more."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Signature:
     """The signature of a class for people, made when it is asked for: without modules, ``...`` for a made default."""
 

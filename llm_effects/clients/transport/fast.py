@@ -45,6 +45,7 @@ from llm_effects.effects.tasks import OnSent
 from llm_effects.providers.wire import CLOSING_S
 from llm_effects.values import caps
 from llm_effects.values.errors import ConfigurationError, LLMError, RequestTimeout, TimeoutPhase, cause_of
+from llm_effects.values.value import Value
 
 Problem: TypeAlias = ClientError | HttpProcessingError | OSError | UnicodeError
 """Exceptions that aiohttp raises for reasons outside of this program."""
@@ -109,7 +110,7 @@ class _Connector(TCPConnector):
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Wire:
     """One open connection, and when it was used last."""
 
@@ -128,8 +129,8 @@ class _Wire:
 
 
 @final
-@frozen
-class Proxy:
+@frozen(eq=False, repr=False)
+class Proxy(Value):
     """A proxy and the header with its password."""
 
     url: URL
@@ -157,8 +158,8 @@ def proxy_of(address: str) -> Result[Proxy, LLMError]:
 
 
 @final
-@frozen
-class _Broken:
+@frozen(eq=False, repr=False)
+class _Broken(Value):
     """A request without a response; ``stale`` means that the server had closed its reused connection before."""
 
     error: LLMError
@@ -166,7 +167,7 @@ class _Broken:
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class FastConnections:
     """The connections of one event loop of asyncio; ``users`` counts the calls and scopes that hold them."""
 

@@ -55,6 +55,7 @@ from llm_effects.values.errors import (
     cause_of,
 )
 from llm_effects.values.secrets import scrub
+from llm_effects.values.value import Value
 
 MakePool: TypeAlias = Callable[[int], httpx.AsyncBaseTransport]
 """A factory of pools, from their number of connections."""
@@ -79,7 +80,7 @@ def _trusting_none() -> ssl.SSLContext:
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class Shard:
     """One small pool and its number of calls; a retired shard accepts no new calls and its last call closes it."""
 
@@ -90,7 +91,7 @@ class Shard:
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class Slot:
     """The slot of one call: its number, its shard, and the key of that among the shards."""
 
@@ -105,19 +106,19 @@ class Slot:
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class ShardedPool:
     """The small pools of one event loop, opened on demand; ``users`` counts the calls and scopes that hold it.
 
     With ``make_plain``, requests to ``http://`` have pools of their own, which it opens.
     """
 
-    make: MakePool = field(repr=False)  # it may hold the password of a proxy
+    make: MakePool
     size: int
     limiter: Limiter
     make_plain: MakePool | None = None
     users: int = 0
-    _clock: Callable[[], float] = field(factory=loop_clock, init=False, repr=False)
+    _clock: Callable[[], float] = field(factory=loop_clock, init=False)
     _shards: dict[tuple[int, bool], Shard] = field(factory=dict[tuple[int, bool], Shard], init=False)
     _next_sweep: float = field(default=0.0, init=False)
 
@@ -299,7 +300,7 @@ Received: TypeAlias = tuple[int, Sequence[tuple[bytes, bytes]], AsyncIterable[by
 
 
 @final
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Sending:
     """A request under way: whether its connection is being made, and whether it was kept from earlier."""
 
@@ -339,8 +340,8 @@ logging.getLogger("httpcore.http11").addFilter(_mask_record)
 
 
 @final
-@frozen
-class _SendFailure:
+@frozen(eq=False, repr=False)
+class _SendFailure(Value):
     """A request without a response; ``stale`` means that the server had closed its reused connection before."""
 
     error: LLMError

@@ -15,6 +15,7 @@ from returns.result import Failure, Result, Success
 from llm_effects.values.errors import LLMError, StorageFailed
 from llm_effects.values.records import CacheStats
 from llm_effects.values.serialization import Entry, dump_entry, entry_size
+from llm_effects.values.value import Value
 
 _Value = TypeVar("_Value")
 
@@ -99,8 +100,8 @@ MAX_BYTES: Final = 64 * 2**20
 
 
 @final
-@frozen
-class _Item:
+@frozen(eq=False, repr=False)
+class _Item(Value):
     """An entry and its time to live, in seconds."""
 
     entry: bytes | Entry

@@ -10,10 +10,10 @@ from returns.pipeline import is_successful
 from returns.result import Failure, Result, Success
 
 from llm_effects.values.conversations import Conversation, History, StoredMessage, Turn, TurnState
-from llm_effects.values.display import shown
 from llm_effects.values.errors import ConversationConflict, InvalidRequest, LLMError, checked
 from llm_effects.values.messages import Message, Text
 from llm_effects.values.validation import check_id
+from llm_effects.values.value import Value
 
 
 def begun(stored: Turn | None, conversation: Conversation, expected: int, turn: Turn) -> Result[Turn, LLMError]:
@@ -178,11 +178,9 @@ Key: TypeAlias = tuple[str | None, str, str]
 
 
 @final
-@frozen(kw_only=True)
-class Ending:
+@frozen(kw_only=True, eq=False, repr=False)
+class Ending(Value):
     """The end of a turn. It has the ``writer`` of the turn, where this process has begun it."""
-
-    __repr__ = shown
 
     owner: str | None
     conversation_id: str
