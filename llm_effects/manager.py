@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from functools import partial
-from importlib.util import find_spec
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeAlias, TypeVar, final
 
@@ -71,7 +71,6 @@ HISTORY: Final = timedelta(hours=3)
 
 HISTORY_ROWS: Final = 500
 """How many rows warm up routing."""
-
 
 CHECK_S: Final = 10.0
 """How long ``check_setup`` waits for a store, in seconds."""
@@ -325,9 +324,10 @@ def _limits(config: LLMConfig, memory: MemoryLimits) -> Limits:
 
 
 def _telemetry(config: LLMConfig) -> Telemetry:
-    if not config.telemetry.enabled or find_spec("opentelemetry") is None:
+    if not config.telemetry.enabled:
         return NoTelemetry()
     try:
+        import_module("opentelemetry")  # the next one would find out in 15 ms how it is installed
         from llm_effects.telemetry.otel import open_telemetry
     except ModuleNotFoundError:  # the extra [otel] is not installed
         return NoTelemetry()

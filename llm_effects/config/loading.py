@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 from decimal import Decimal
-from difflib import SequenceMatcher
 from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -236,8 +235,11 @@ def _is_nearly(name: str, known: str) -> bool:
     known_prefix, _, known_words = known.partition("_")
     if prefix != known_prefix or not words:
         return False
-    shortened = set(words.split("_")) <= set(known_words.split("_")) or known_words.startswith(words)
-    return shortened or SequenceMatcher(None, words, known_words).ratio() >= MISSPELT
+    if set(words.split("_")) <= set(known_words.split("_")) or known_words.startswith(words):
+        return True
+    from difflib import SequenceMatcher
+
+    return SequenceMatcher(None, words, known_words).ratio() >= MISSPELT
 
 
 _EMBEDDED_NAME: Final = "smollm2"

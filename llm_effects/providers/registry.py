@@ -1,7 +1,6 @@
 """Resolution of a configured model to its target, and of a target to its protocol."""
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import lru_cache, wraps
 from typing import Final, TypeVar, assert_never
 from urllib.parse import SplitResult, urlsplit
@@ -78,6 +77,8 @@ def _missing(model: ModelConfig, preset: Preset, endpoint: str) -> tuple[str, st
 
 
 def _unknown_provider(provider: str) -> str:
+    from difflib import get_close_matches
+
     near = get_close_matches(provider.lower().replace("_", "-"), PRESETS, n=1)
     hint = f": did you mean {near[0]}?" if near else "."
     return f"{provider!r} is unknown{hint} The known providers are {', '.join(sorted(PRESETS))}"

@@ -6,7 +6,6 @@ same inputs give the same decision, which ``explain`` shows and ``generate`` fol
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import lru_cache
 from itertools import accumulate, chain, repeat
 from typing import Final, TypeAlias, final, overload
@@ -309,6 +308,8 @@ def task_warnings(task: TaskType, routing: RoutingConfig) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def _nearly_known(task: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    from difflib import get_close_matches
+
     near = get_close_matches(task.lower(), known, n=1, cutoff=0.8)
     return tuple(f"task_type: {short_repr(str(task))} is no known task: did you mean {name}?" for name in near)
 
