@@ -127,14 +127,16 @@ WireVersion: TypeAlias = Literal["2023-06-01", "2026-10-21"]
 
 
 @final
-@frozen(kw_only=True, eq=False, repr=False)
-class Capabilities(Value):
+@frozen(kw_only=True)
+class Capabilities:
     """The capabilities of a model; ``None`` is unknown and passes every filter.
 
     ``context_length`` and ``max_output`` are tokens. ``sampling`` means that the model accepts ``temperature`` and
     ``top_p``, ``prefill`` that it can continue an answer from its beginning, ``embeddings`` that it turns texts into
     vectors and does not answer prompts.
     """
+
+    __repr__ = shown
 
     context_length: int | None = field(default=None, validator=number(at_least=1, whole=True))
     max_output: int | None = field(default=None, validator=number(at_least=1, whole=True))

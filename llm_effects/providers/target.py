@@ -16,15 +16,14 @@ from llm_effects.values.display import shown
 from llm_effects.values.json import dump
 from llm_effects.values.secrets import MASK, RotatingKey, Secret, key_forms, mask_all, secret_values
 from llm_effects.values.validation import Printable, printable
-from llm_effects.values.value import Value
 
 Wire: TypeAlias = Literal["openai-chat", "openai-responses", "anthropic", "llama"]
 """The names of the protocols."""
 
 
 @final
-@frozen(kw_only=True, eq=False, repr=False)
-class Preset(Value):
+@frozen(kw_only=True)
+class Preset:
     """A row of data about a kind of server.
 
     - ``endpoint`` is the default URL; where there is none, ``sample_endpoint`` shows what one looks like.
@@ -40,6 +39,8 @@ class Preset(Value):
     - ``prompt_cache_key``: a key may say which requests share a prompt cache.
     - ``batches``: the protocol by which the server takes batches.
     """
+
+    __repr__ = shown
 
     name: str
     wire: Wire
