@@ -1,9 +1,8 @@
-"""The cases, the bar of each, and what misses it: one table, and the pure functions over it.
+"""The cases and the bar of each: one table, and the pure functions over it.
 
 A bar is the most that a case may take. Most are ratios to bare httpx in the same run, by processor time, which other
 processes on the machine disturb less than elapsed time; those in seconds are elapsed time, but for ``--quick``, which
-runs on machines that are busy. ``--quick`` fails above ``MARGIN`` times the bar. Where the bar is missed, ``measured``
-has what was measured last, and ``--quick`` accepts ``SLACK`` times as much, if that is more.
+runs on machines that are busy. ``--quick`` fails above ``MARGIN`` times the bar.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,9 +13,6 @@ from attrs import frozen
 
 MARGIN: Final = 1.5
 """How many times its bar a figure may be before ``--quick`` fails."""
-
-SLACK: Final = 1.25
-"""How many times what was measured last a figure may be, if its bar is missed: the noise of a busy machine."""
 
 BARE_CALL_S: Final = 540e-6
 """The processor time of a call by bare httpx on the idle machine of the bars, in seconds.
@@ -48,7 +44,7 @@ Figures: TypeAlias = dict[str, Mapping[str, Sequence[Sample]]]
 @final
 @frozen(kw_only=True)
 class Case:
-    """Something that is measured, how often, and its bars over httpx and over aiohttp, with what was measured last.
+    """Something that is measured, how often, and its bars over httpx and over aiohttp.
 
     ``unit`` is ``x`` for a ratio to bare httpx in the case ``against``. A case of which ``itself`` is true measures
     itself, in its unit. ``times`` runs make a sample, of ``each`` calls. A ``long`` case has no round to warm up, is
@@ -59,7 +55,6 @@ class Case:
     title: str
     unit: Unit = "x"
     bars: tuple[float | None, float | None]
-    measured: tuple[float | None, float | None] = (None, None)
     peers: Mapping[str, float] = {}
     clients: Sequence[str] = ("bare", *OVER)
     against: str = ""
@@ -76,11 +71,11 @@ class Case:
     def bound(self, over: str) -> float | None:
         """Return the most that ``--quick`` accepts.
 
-        >>> Case(key="", title="", bars=(1.0, 0.2), measured=(1.4, None)).bound("httpx")
-        1.75
+        >>> Case(key="", title="", bars=(1.0, None)).bound("httpx")
+        1.5
         """
-        bar, measured = self.bar(over), self.measured[OVER.index(over)]
-        return None if bar is None else max(MARGIN * bar, SLACK * (measured or 0))
+        bar = self.bar(over)
+        return None if bar is None else MARGIN * bar
 
 
 CASES: Final = (
@@ -161,7 +156,6 @@ CASES: Final = (
         title="1,000 streams at once of 23 events, 50 ms apart",
         unit="s",
         bars=(2.5, 1.8),
-        measured=(3.3, 2.0),
         clients=("bare", *OVER, "openai", "litellm"),
         rounds=3,
         long=True,
@@ -184,7 +178,6 @@ CASES: Final = (
         title="100 models instead of 1, the layers alone",
         unit="",
         bars=(1.1, None),
-        measured=(1.11, None),
         itself=True,
         clients=("httpx",),
         rounds=3,
