@@ -36,6 +36,7 @@ from llm_effects.structured.shapes import (
 )
 from llm_effects.values.errors import InvalidRequest, LLMError, cause_of
 from llm_effects.values.json import to_json_object
+from llm_effects.values.validation import is_a
 
 Schema: TypeAlias = dict[str, object]
 
@@ -76,7 +77,7 @@ def type_schema(kind: TypeForm) -> Result[TypeSchema, LLMError]:
 
 
 def _no_schema(kind: TypeForm, reason: str, problem: Exception) -> InvalidRequest:
-    if isinstance(kind, Mapping):
+    if is_a(kind, Mapping):
         remedy = "pass a class, or a request with response_schema=... to generate"
         return InvalidRequest(message=f"the type of an answer is a class, not {type(kind).__name__}: {remedy}")
     return InvalidRequest(message=f"no JSON Schema can be made of {kind}: {reason}", cause=cause_of(problem))
