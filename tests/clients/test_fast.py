@@ -11,7 +11,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Final
 
-import aiohttp
 import anyio
 import anyio.to_thread
 import httpx
@@ -137,12 +136,13 @@ async def test_a_transport_with_its_own_pool_uses_it() -> None:
 
 @pytest.mark.parametrize("installed", [None, "3.13.5", "4.0.0"])
 async def test_without_a_known_aiohttp_httpx_is_chosen_and_fast_is_a_configuration_error(
-    monkeypatch: pytest.MonkeyPatch, installed: str | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, installed: str | None
 ) -> None:
-    if installed is None:
-        monkeypatch.setitem(sys.modules, "aiohttp", None)
-    else:
-        monkeypatch.setattr(aiohttp, "__version__", installed)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    if installed is not None:  # and cannot even be imported, such as an old one on a new Python
+        tmp_path.joinpath("aiohttp.py").write_text(f'__version__ = "{installed}"\nraise AttributeError')
+        monkeypatch.delitem(sys.modules, "aiohttp")
+        monkeypatch.syspath_prepend(tmp_path)
     transports._why_no_aiohttp.cache_clear()
     try:
         with serving(answering(reply_json(WHOLE))) as server:
