@@ -101,7 +101,7 @@ def _with_remedy(error: LLMError, call: Call, env: LLMEnv) -> LLMError:
     refused = [each for each in errors if isinstance(each, NetworkError) and each.phase == "refused"]
     if len(refused) < len(errors) or not all(map(is_on_this_machine, ready_targets(config).values())):
         return error
-    targets = tuple(ready_targets(config).values())
+    targets = tuple(each for each in ready_targets(config).values() if not each.capabilities.embeddings)
     able = filter_candidates(call.request, targets, env.tokens.estimate(call.request), proxied=is_proxied(config))
     excluded = able.unwrap().excluded if isinstance(able, Success) else ()
     others = "; ".join(f"{each.model}: {each.reason}" for each in excluded)

@@ -84,6 +84,14 @@ async def test_fault_297_a_model_that_cannot_take_the_request_is_named_with_the_
     assert "pip install" not in sentence
 
 
+async def test_fault_297_a_model_of_embeddings_is_no_other_model() -> None:
+    vectors = evolve(nobody_listens(), capabilities=Capabilities(embeddings=True))
+    async with open_env(LLMConfig(models={"studio": nobody_listens(), "vectors": vectors})) as env:
+        sentence = describe((await run(generate(ASK), env)).failure())
+    assert install_command("local") in sentence
+    assert "vectors" not in sentence
+
+
 def only_servers(config: LLMConfig) -> LLMConfig:
     """Return the configuration of an installation without a model package."""
     return LLMConfig(models={name: each for name, each in config.models.items() if each.provider != "llama"})
