@@ -81,6 +81,8 @@ def not_a_step(combinator: str, value: object) -> TypeError:
     kind, remedy = _kind(value), "write effect.map(f)" if combinator == "then" else "return succeed(...) or fail(...)"
     if isinstance(value, Result):
         remedy = "write effect.bind_result(f)" if combinator == "then" else "return from_result(...)"
+    if isinstance(value, FutureResult):
+        remedy = "return the effect itself, such as generate(request), not what a manager returns"
     if isinstance(value, Coroutine):
         value.close()  # or Python warns that it was never awaited
         remedy = "return effect(work), where work is an async function of the environment"
@@ -88,7 +90,7 @@ def not_a_step(combinator: str, value: object) -> TypeError:
 
 
 def check_places(usage: str, effect: object, other: object) -> None:
-    """Raise a ``TypeError`` for an effect in the place of another argument, and for several where each is one.
+    """Raise a ``TypeError`` for an effect in the place of another argument.
 
     >>> check_places("timeout(5, effect)", 5, RequiresContextFutureResult.from_value(1))
     Traceback (most recent call last):

@@ -1,11 +1,13 @@
 """Building and running effects: laziness, repetition, errors, exceptions and cancellation."""
 
 import re
+from typing import Any
 
 import anyio
 import attrs
 import pytest
 from hypothesis import given
+from returns.future import FutureResult
 from returns.io import IOSuccess
 from returns.result import Failure, Result, Success
 
@@ -57,6 +59,15 @@ async def waits(_: object) -> int:
 async def test_a_step_that_is_no_effect_says_how_to_make_one(chain: Effect[int], message: str) -> None:
     with pytest.raises(TypeError, match=f"^the function of (then|rescue) must return an effect, {re.escape(message)}"):
         await run(chain, ENV)
+
+
+@pytest.mark.parametrize("chained", [then, rescue])
+async def test_a_step_that_has_its_environment_already_says_what_to_return(chained: Any) -> None:
+    begun = FutureResult[int, LLMError].from_value(1)
+    await begun
+    first = succeed(1) if chained is then else fail(LATE)
+    with pytest.raises(TypeError, match=r"not FutureResult: return the effect itself, such as generate\(request\)"):
+        await run(chained(first, lambda _: begun), ENV)
 
 
 async def test_every_run_of_an_effect_repeats_its_work() -> None:
