@@ -12,8 +12,8 @@ from llm_effects.values.display import shown
 class Value:
     """The base of a class with ``@frozen(eq=False, repr=False)``: it compares, hashes and shows its fields.
 
-    attrs would write these methods for each class, which takes 12 ms of the first call of a process. Its own are four
-    times as fast: values that every call compares or hashes leave this base out.
+    attrs would write these methods for each class, which takes 12 ms of the first call of a process. Those of
+    attrs are four times as fast: values that every call compares or hashes leave this base out.
 
     >>> from llm_effects.values import NetworkError
     >>> NetworkError(phase="refused") == NetworkError(phase="refused", status=502), NetworkError(phase="refused")

@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 import grimp
 import pytest
@@ -27,6 +28,19 @@ P90_BODY = 12
 MOST_SINGLE_IMPORTERS = 45
 
 FACES = {f"llm_effects.plain.{name}" for name in ("fields", "async_llm", "llm")}
+
+BY_IDENTITY = {
+    "CurrentSpan",
+    "Encryption",
+    "KeptRates",
+    "LiveBatches",
+    "OpenTelemetry",
+    "Opening",
+    "ToolFunction",
+    "_Signature",
+    "_TrustingConstructor",
+}
+"""Frozen classes whose values hold functions or connections: each is equal to itself only."""
 
 TESTS_BESIDE_ROOMS = {
     "benchmarks",
@@ -97,6 +111,12 @@ def over(limit: int, sizes: dict[str, int]) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if size > limit}
 
 
+def is_frozen(node: ast.AST, argument: str) -> TypeGuard[ast.ClassDef]:
+    """Return whether a class is made by a decorator such as ``frozen`` with this argument."""
+    made_by = [ast.unparse(each) for each in node.decorator_list] if isinstance(node, ast.ClassDef) else []
+    return any("frozen" in each and argument in each for each in made_by)
+
+
 def single_importers() -> dict[str, str]:
     """Return each module that only one other module imports.
 
@@ -163,6 +183,14 @@ def test_no_definition_has_a_copy_in_another_module() -> None:
     for module, node in definitions():
         places[source_of(node)].add(f"{module} {node.name}")
     assert [sorted(copies) for copies in places.values() if len(copies) > 1] == []
+
+
+def test_a_frozen_class_without_equality_of_its_own_has_that_of_values() -> None:
+    frozen = [node for module in MODULES for node in ast.walk(tree_of(module)) if is_frozen(node, "eq=False")]
+    values, bases = {"Value"}, {node.name: {ast.unparse(base) for base in node.bases} for node in frozen}
+    for _ in bases:  # a base may come later
+        values |= {name for name, those in bases.items() if those & values}
+    assert bases.keys() - values == BY_IDENTITY
 
 
 def test_tests_mirror_the_rooms() -> None:
