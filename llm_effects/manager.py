@@ -327,7 +327,7 @@ def _telemetry(config: LLMConfig) -> Telemetry:
     if not config.telemetry.enabled:
         return NoTelemetry()
     try:
-        import_module("opentelemetry")  # the next one would find out in 15 ms how it is installed
+        import_module("opentelemetry")  # without it, the next import takes 15 ms to find its remedy
         from llm_effects.telemetry.otel import open_telemetry
     except ModuleNotFoundError:  # the extra [otel] is not installed
         return NoTelemetry()
