@@ -194,7 +194,7 @@ REFRESH_TAG: Final = "refresh"
 """The tag of the ledger rows of a refresh."""
 
 REFRESH_PAUSE_S: Final = 1.0
-"""Shortest time between a refresh that failed and the next one of the same question, in seconds."""
+"""Shortest time from a refresh that failed, or that another process makes, to the next one of an answer, in seconds."""
 
 
 def _is_stale(entry: Entry, env: LLMEnv) -> bool:
@@ -234,11 +234,10 @@ def _refreshes(next: Generate, call: Call, env: LLMEnv, key: str) -> bool:
             validator=call.validator,
             layers=call.layers,
         )
-        failed = True
+        answer: Answer | None = None
         with anyio.move_on_after(limit_s):
             answer = await _ask_afresh(next, fresh, env, key)
-            failed = answer is not None and not isinstance(answer, Success)
-        if failed:
+        if answer is None or not isinstance(answer, Success):  # or each hit would ask for the lease again
             await anyio.sleep(REFRESH_PAUSE_S)
 
     return env.background is not None and env.background.start((id(env.cache), id(next), key), refresh)

@@ -8,13 +8,14 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
 import pytest
 from attrs import define, evolve, field
 from returns.future import FutureResult
-from returns.result import Failure, Success
+from returns.result import Failure, Result, Success
 
 from llm_effects import (
     LLM,
@@ -38,11 +39,11 @@ from llm_effects.config import CacheConfig, RoutingConfig
 from llm_effects.effects.background import background_tasks
 from llm_effects.effects.call import Call
 from llm_effects.effects.effect import Answer, result_of
-from llm_effects.effects.env import Cache
+from llm_effects.effects.env import Cache, Lease
 from llm_effects.policies.cache import REFRESH_PAUSE_S, REFRESH_TAG
 from llm_effects.policies.redaction import Redaction
 from llm_effects.stores.cache.memory import MemoryCache
-from llm_effects.stores.cache.redis import open_redis
+from llm_effects.stores.cache.redis import RedisLeases, open_redis
 from llm_effects.stores.cache.sqlite import SqliteCache
 from llm_effects.telemetry.logs import log_refresh_defect
 from llm_effects.testing import answer, scripted
@@ -413,6 +414,27 @@ async def test_fault_291_of_a_fleet_one_process_refreshes(redis_server: str, req
         await settled(worlds)
         assert await shown_by_all(worlds, ask) == [("2", False)] * 8
         assert len(model.calls) == 2
+
+
+async def test_fault_291_while_one_process_refreshes_another_asks_for_the_lease_once_a_second(
+    redis_server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, taken, take = LLMRequest(prompt=request.node.nodeid), list[float](), RedisLeases.take
+
+    async def noted(leases: RedisLeases, key: str, holder: str, seconds: float) -> Result[Lease, LLMError]:
+        taken.append(time.monotonic())
+        return await take(leases, key, holder, seconds)
+
+    async with fleet(redis_server, ask) as (model, (first, second, *_)):
+        model.gate = anyio.Event()
+        await shown_by_all([first], ask)
+        await until(lambda: len(model.calls) == 2)
+        monkeypatch.setattr(RedisLeases, "take", noted)
+        for _ in range(50):
+            assert await shown_by_all([second], ask) == [("1", True)]
+        await anyio.wait_all_tasks_blocked()
+        assert taken
+        assert all(after - before >= REFRESH_PAUSE_S for before, after in pairwise(taken))
 
 
 async def test_fault_291_of_a_fleet_one_process_asks_again_after_a_failure(
