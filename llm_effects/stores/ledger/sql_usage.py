@@ -169,10 +169,10 @@ def sum_up(connection: Connection, views: Collection[int] = tuple(reversed(tuple
         if rows >= PART_ROWS:
             return Success(True)
         rows += _ROWS_PER_SPAN + _sum_up_hour(connection, hour)
-    for view, span in unsummed_spans(connection, views):
+    for view, span, hours in unsummed_spans(connection, views):
         if rows >= PART_ROWS:
             return Success(True)
-        rows += _ROWS_PER_SPAN + _sum_up_span(connection, view, span)
+        rows += _ROWS_PER_SPAN + _sum_up_span(connection, view, span, hours)
     return Success(False)
 
 
@@ -196,17 +196,20 @@ NEWEST: Final = "SELECT max(at) FROM llm_ledger"
 FIRST: Final = "SELECT min(at) FROM llm_ledger WHERE at >= :start AND at < :end"
 
 
-def unsummed_spans(connection: Connection, views: Collection[int]) -> Iterator[tuple[int, str]]:
+def unsummed_spans(connection: Connection, views: Collection[int]) -> Iterator[tuple[int, str, Sequence[str]]]:
     """Return the views, and the days and tens of days that are over, without sums or with sums that do not count.
 
-    Sums count while as many hours do as they are of: an hour that is summed up anew drops them.
+    Sums count while as many hours do as they are of: an hour that is summed up anew drops them. Each comes with the
+    hours that count now: on a server, a late row may take one of them out before its sums are made.
     """
     newest = connection.execute(text(NEWEST)).scalar() or ""
     hours = _hours(connection, "", newest[:_DAY])
     summed = {tuple(row) for row in connection.execute(text(SUMMED_SPANS))}
     for length in (_DAY, _TEN_DAYS):
-        counts = Counter(hour[:length] for hour in hours if hour < newest[:length])
-        yield from ((view, span) for span, n in counts.items() for view in views if (view, span, n) not in summed)
+        over = (hour for hour in hours if hour < newest[:length])
+        for span, each in groupby(over, key=itemgetter(slice(length))):
+            some = list(each)
+            yield from ((view, span, some) for view in views if (view, span, len(some)) not in summed)
 
 
 def _first(connection: Connection, start: str, end: str) -> str | None:
@@ -238,12 +241,11 @@ def _sum_up_hour(connection: Connection, hour: str) -> int:
     return rows
 
 
-def _sum_up_span(connection: Connection, view: int, span: str) -> int:
+def _sum_up_span(connection: Connection, view: int, span: str, hours: Sequence[str]) -> int:
     """Store the sums of a span by the fields of a view; return how many rows could be read in the same time."""
     of_span = {"detailed": view, "hour": span}
     connection.execute(text("DELETE FROM llm_usage WHERE detailed = :detailed AND hour = :hour"), of_span)
-    hours, cells = _hours(connection, span, span + _END), 0
-    source = _source_of(view, span, hours)
+    source, cells = _source_of(view, span, hours), 0
 
     def documents() -> Iterator[Document]:
         nonlocal cells
@@ -269,9 +271,9 @@ def _store(connection: Connection, **columns: object) -> None:
 
 def _documents(connection: Connection, view: int, spans: Sequence[str]) -> Iterator[tuple[str, Document]]:
     """Read the documents of neighbouring spans of the same length."""
-    bounds = {"detailed": view, "first": spans[0], "last": spans[-1]}
+    bounds, wanted = {"detailed": view, "first": spans[0], "last": spans[-1]}, frozenset(spans)
     for span, document in _stream(connection, DOCUMENTS, bounds, 8):
-        if span in spans:
+        if span in wanted:
             yield span, decode(document)
 
 
@@ -312,12 +314,13 @@ class Period:
     @property
     def first_hour(self) -> str:
         """The text from which on hours are whole; up to ``last_hour``, which is not."""
-        return self.start if self.start[13:] in {"", ":00:00.000000+00:00"} else self.start[:13] + _END
+        hour, rest = self.start[:_HOUR], self.start[_HOUR:]
+        return hour if rest in {"", ":00:00.000000+00:00"} else hour + _END
 
     @property
     def last_hour(self) -> str:
         """The text before which hours are whole."""
-        return self.end[:13]
+        return self.end[:_HOUR]
 
 
 def read_usage(
@@ -455,8 +458,9 @@ class _Reader:
                         read.add(span)
                         yield span, decode(document)
                 left = _outside(read, left)
-        for _, each in groupby(left, key=_day_of):
-            yield from _documents(self.connection, view_of(_OF_HOURS, self.wanted), list(each))
+        for is_left, each in groupby(hours, key=frozenset(left).__contains__):
+            if is_left:
+                yield from _documents(self.connection, view_of(_OF_HOURS, self.wanted), list(each))
 
     def _read_calls(self, changed: Collection[str]) -> None:
         """Count the calls that several cells have rows of: in the order of calls, so that few are in memory."""

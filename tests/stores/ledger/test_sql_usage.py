@@ -28,11 +28,11 @@ from llm_effects.reports import UsageOverview, UsageReport, usage_overview
 from llm_effects.routing.prices import PriceList
 from llm_effects.stores.ledger import sql_usage
 from llm_effects.stores.ledger.memory import MemoryLedger
-from llm_effects.stores.ledger.sql import RowBuffer, SqlLedger
+from llm_effects.stores.ledger.sql import RowBuffer, SqlLedger, insert_rows
 from llm_effects.stores.ledger.usage_documents import Cell, Document, Totals, document_of, encode, narrowed
 from llm_effects.stores.ledger.usage_documents import decode as decode_document
 from llm_effects.stores.open import open_storage
-from llm_effects.stores.sql.database import Engines, file_database, postgres_engines, sqlite_engines
+from llm_effects.stores.sql.database import Engines, file_database, open_database, postgres_engines, sqlite_engines
 from llm_effects.stores.sql.tables import MIGRATIONS, migrate
 from llm_effects.values.records import LedgerRow
 from llm_effects.values.usage import Dimension, UsageKey
@@ -351,6 +351,19 @@ async def test_fault_277_a_report_of_a_month_reads_few_documents(url: str, monke
             read.clear()
 
 
+async def test_a_report_since_midnight_reads_the_sums_of_the_first_day(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await written(url, [call(number, hour=number) for number in range(60)])  # from noon of 2026-11-23
+    midnight = NOON + timedelta(hours=12)
+    async with ledger_at(url) as ledger:
+        await run(usage_report(by="model"), env_of(ledger))
+        read = list[str]()
+        monkeypatch.setattr(Totals, "add", lambda _, hour, __: read.append(hour))
+        await run(usage_report(midnight, "model", until=midnight + timedelta(days=1, hours=1)), env_of(ledger))
+        assert read == ["2026-11-24", "2026-11-25T00"]
+
+
 async def test_fault_276_the_sums_of_days_forget_an_owner_who_is_erased(url: str) -> None:
     rows = [evolve(call(number, number * 11), owner="alice" if number % 9 == 0 else "bob") for number in range(18)]
     await written(url, rows)
@@ -381,6 +394,30 @@ async def test_fault_278_a_row_that_comes_while_its_day_is_summed_up_is_counted(
             assert sql_usage.sum_up(connection) == Success(False)
             await written(url, [late])  # is stored before the sums are
         assert await reports(env_of(ledger)) == await reports(in_memory([*rows, late]))
+
+
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+async def test_a_row_that_comes_between_the_sums_of_a_day_is_counted_once(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [call(number, number * 7) for number in range(60)]
+    await written(url, rows)
+    late, store = evolve(call(61, 7), id="late"), sql_usage._store
+
+    def store_and_write(connection: Connection, **columns: object) -> None:
+        store(connection, **columns)
+        if (columns["detailed"], columns["hour"]) == (min(sql_usage.OF_SPANS), "2026-11-23"):
+            with connected(url) as other:
+                insert_rows(other, [late])
+
+    async with ledger_at(url) as ledger:
+        await run(usage_report(by="hour"), env_of(ledger))  # sums up hours only
+    with monkeypatch.context() as patch, connected(url) as connection:
+        patch.setattr(sql_usage, "_store", store_and_write)
+        assert sql_usage.sum_up(connection) == Success(False)
+    reader = SqlLedger(open_database(url, StorageConfig(url=url, read_only=True)).unwrap())
+    assert await reports(env_of(reader)) == await reports(in_memory([*rows, late]))
+    await reader.aclose()
 
 
 STEPS = st.lists(
