@@ -231,8 +231,8 @@ class SqlLedger:
             self._sum_up_next(Success(True))
 
     def _sum_up_next(self, left: Result[bool, LLMError]) -> None:
-        if is_successful(left) and left.unwrap():
-            self._database.post("usage", sum_up, self._sum_up_next, durable=False)
+        if not self._closed and is_successful(left) and left.unwrap():
+            self._database.post("usage", partial(sum_up, wait=False), self._sum_up_next, durable=False)
 
     def _on_batch_written(self, result: Result[None, LLMError]) -> None:
         """Note the outcome of the running batch; called in a thread."""

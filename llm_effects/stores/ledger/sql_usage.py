@@ -161,9 +161,15 @@ _CELLS_PER_ROW: Final = 5  # adding up a cell of a document takes a fifth of the
 _ROWS_PER_SPAN: Final = 100  # the statements for an hour, or for a longer span, take as long as that many rows
 
 
-def sum_up(connection: Connection, views: Collection[int] = tuple(reversed(tuple(OF_SPANS)))) -> Result[bool, LLMError]:
-    """Sum up hours, then days, then tens of days, by some views; return whether some are left for another step."""
-    lock_usage(connection)
+def sum_up(
+    connection: Connection, views: Collection[int] = tuple(reversed(tuple(OF_SPANS))), *, wait: bool = True
+) -> Result[bool, LLMError]:
+    """Sum up hours, then days, then tens of days, by some views; return whether some are left for another step.
+
+    Where this does not ``wait``, all is left to a process that sums up already.
+    """
+    if not lock_usage(connection, wait=wait):
+        return Success(False)
     rows = 0
     for hour in unsummed_hours(connection):
         if rows >= PART_ROWS:

@@ -417,13 +417,16 @@ USAGE_LOCK: Final = 0x6C6C7573
 """The first half of the advisory locks of Postgres on hours, and on the sums of a schema."""
 
 
-def lock_usage(connection: Connection) -> None:
+def lock_usage(connection: Connection, *, wait: bool = True) -> bool:
     """Make other processes wait that sum up, or erase what is summed up, until this transaction ends.
 
-    A file has one writer anyway.
+    Return whether this one is the first, which one that may ``wait`` always is. A file has one writer anyway.
     """
-    if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({USAGE_LOCK}, hashtext(current_schema()))"))
+    if connection.dialect.name != "postgresql":
+        return True
+    lock = "pg_advisory_xact_lock" if wait else "pg_try_advisory_xact_lock"
+    locked = connection.execute(text(f"SELECT {lock}({USAGE_LOCK}, hashtext(current_schema()))")).scalar()
+    return locked is not False
 
 
 UNSAVED: Final = (

@@ -9,14 +9,16 @@ from itertools import combinations
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import get_args
 
 import anyio
+import anyio.to_thread
 import pytest
 from attrs import evolve
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from returns.result import Success
+from returns.result import Result, Success
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 
@@ -26,14 +28,15 @@ from llm_effects.effects.lifecycle import Chosen
 from llm_effects.manager import new_memory
 from llm_effects.reports import UsageOverview, UsageReport, usage_overview
 from llm_effects.routing.prices import PriceList
-from llm_effects.stores.ledger import sql_usage
+from llm_effects.stores.ledger import sql, sql_usage
 from llm_effects.stores.ledger.memory import MemoryLedger
 from llm_effects.stores.ledger.sql import RowBuffer, SqlLedger, insert_rows
 from llm_effects.stores.ledger.usage_documents import Cell, Document, Totals, document_of, encode, narrowed
 from llm_effects.stores.ledger.usage_documents import decode as decode_document
 from llm_effects.stores.open import open_storage
 from llm_effects.stores.sql.database import Engines, file_database, open_database, postgres_engines, sqlite_engines
-from llm_effects.stores.sql.tables import MIGRATIONS, migrate
+from llm_effects.stores.sql.tables import MIGRATIONS, lock_usage, migrate
+from llm_effects.values.errors import LLMError
 from llm_effects.values.records import LedgerRow
 from llm_effects.values.usage import Dimension, UsageKey
 from tests.fixtures.futures import given_by
@@ -418,6 +421,40 @@ async def test_a_row_that_comes_between_the_sums_of_a_day_is_counted_once(
     reader = SqlLedger(open_database(url, StorageConfig(url=url, read_only=True)).unwrap())
     assert await reports(env_of(reader)) == await reports(in_memory([*rows, late]))
     await reader.aclose()
+
+
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+async def test_hours_are_left_to_a_process_that_sums_up_already(url: str) -> None:
+    await written(url, [call(number, number) for number in range(3)])
+    execute(url, "DELETE FROM llm_usage_hours")
+    with connected(url) as other:
+        assert lock_usage(other, wait=False)
+        with connected(url) as connection:
+            assert sql_usage.sum_up(connection, wait=False) == Success(False)
+        assert hours_of(url) == []
+    with connected(url) as connection:
+        assert sql_usage.sum_up(connection, wait=False) == Success(False)
+    assert len(hours_of(url)) == 2
+
+
+async def test_closing_does_not_wait_until_all_hours_are_summed_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, closed, steps = Event(), Event(), list[Connection]()
+
+    def step(connection: Connection, *, wait: bool) -> Result[bool, LLMError]:
+        steps.append(connection)
+        begun.set()
+        assert closed.wait(30)
+        return Success(not wait)  # some are left
+
+    monkeypatch.setattr(sql, "sum_up", step)
+    ledger = SqlLedger(open_database(url, StorageConfig(url=url)).unwrap(), flush_seconds=0.01)
+    ledger.record(call(1, 1))
+    assert await anyio.to_thread.run_sync(begun.wait, 30)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ledger.aclose)
+        await anyio.sleep(0.05)
+        closed.set()
+    assert len(steps) == 1
 
 
 STEPS = st.lists(
