@@ -239,7 +239,7 @@ def _sum_up_hour(connection: Connection, hour: str) -> int:
         whole = document_of(cells.cells)
         for view, fields in _OF_HOURS.items():
             [document] = [whole] if fields == FIELDS else narrowed([whole], fields)
-            _store(connection, detailed=view, hour=hour, part=part, document=encode(document))
+            store_document(connection, detailed=view, hour=hour, part=part, document=encode(document))
         rows, calls = rows + len(each), calls + cells.calls
     if calls:
         connection.execute(insert(USAGE_CALLS), [_call_columns(hour, *each) for each in enumerate(calls)])
@@ -260,7 +260,7 @@ def _sum_up_span(connection: Connection, view: int, span: str, hours: Sequence[s
             yield document
 
     for part, document in enumerate(narrowed(documents(), OF_SPANS[view])):
-        _store(connection, **of_span, part=part, hours=len(hours), document=encode(document))
+        store_document(connection, **of_span, part=part, hours=len(hours), document=encode(document))
     return cells // _CELLS_PER_ROW
 
 
@@ -271,7 +271,8 @@ def _source_of(view: int, span: str, hours: Sequence[str]) -> tuple[int, Sequenc
     return (_WHOLE_HOUR, hours) if view == _WHOLE_SPAN else (_WHOLE_SPAN, [span])
 
 
-def _store(connection: Connection, **columns: object) -> None:
+def store_document(connection: Connection, **columns: object) -> None:
+    """Store a document with its view, its hour or longer span, its part, and of how many hours it is."""
     connection.execute(insert(USAGE), columns)
 
 

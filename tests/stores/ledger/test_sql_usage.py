@@ -362,7 +362,11 @@ async def test_a_report_since_midnight_reads_the_sums_of_the_first_day(
     async with ledger_at(url) as ledger:
         await run(usage_report(by="model"), env_of(ledger))
         read = list[str]()
-        monkeypatch.setattr(Totals, "add", lambda _, hour, __: read.append(hour))
+
+        def add(_: Totals, hour: str, _document: Document) -> None:
+            read.append(hour)
+
+        monkeypatch.setattr(Totals, "add", add)
         await run(usage_report(midnight, "model", until=midnight + timedelta(days=1, hours=1)), env_of(ledger))
         assert read == ["2026-11-24", "2026-11-25T00"]
 
@@ -405,7 +409,7 @@ async def test_a_row_that_comes_between_the_sums_of_a_day_is_counted_once(
 ) -> None:
     rows = [call(number, number * 7) for number in range(60)]
     await written(url, rows)
-    late, store = evolve(call(61, 7), id="late"), sql_usage._store
+    late, store = evolve(call(61, 7), id="late"), sql_usage.store_document
 
     def store_and_write(connection: Connection, **columns: object) -> None:
         store(connection, **columns)
@@ -416,7 +420,7 @@ async def test_a_row_that_comes_between_the_sums_of_a_day_is_counted_once(
     async with ledger_at(url) as ledger:
         await run(usage_report(by="hour"), env_of(ledger))  # sums up hours only
     with monkeypatch.context() as patch, connected(url) as connection:
-        patch.setattr(sql_usage, "_store", store_and_write)
+        patch.setattr(sql_usage, "store_document", store_and_write)
         assert sql_usage.sum_up(connection) == Success(False)
     reader = SqlLedger(open_database(url, StorageConfig(url=url, read_only=True)).unwrap())
     assert await reports(env_of(reader)) == await reports(in_memory([*rows, late]))
