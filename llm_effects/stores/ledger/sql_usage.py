@@ -392,7 +392,8 @@ class _Reader:
         changed, period = self._changed_hours(ours), self.period
         hours = [each for each in _hours(self.connection, period.first_hour, period.last_hour) if each not in changed]
         for start, end in _gaps(hours, period.start, period.end):
-            self._read_rows(start, end, ours)
+            if _first(self.connection, start, end) is not None:  # most gaps are empty, and a stream takes longer
+                self._read_rows(start, end, ours)
         self._add_waiting()
         self._read_documents(hours)
         keys = self.totals.keys()

@@ -281,6 +281,15 @@ async def test_a_large_hour_is_summed_up_in_parts(url: str, monkeypatch: pytest.
         assert await reports(env_of(ledger)) == await reports(in_memory(rows))
 
 
+async def test_hours_without_rows_are_not_read(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await written(url, [call(number, number * 2) for number in range(5)])
+    async with ledger_at(url) as ledger:
+        await run(usage_report(by="model"), env_of(ledger))
+        monkeypatch.setattr(sql_usage, "ROWS", "no query")
+        report = await run(usage_report(by="model", until=NOON + timedelta(hours=7)), env_of(ledger))
+        assert report.unwrap().total.attempts == 4
+
+
 # Days, and tens of days.
 
 
