@@ -208,13 +208,15 @@ async def process_streams(
 async def _read(process: Process, incoming: _Incoming, ended: Ended) -> None:
     """Pass on each message until the process ends, or sends one that is too long."""
     stdout, stderr = _pipes(process)
-    tail = bytearray()
+    tail, read = bytearray(), anyio.Event()
     async with task_group() as group:
-        group.start_soon(_keep_tail, stderr, tail)
+        group.start_soon(_keep_tail, stderr, tail, read)
         problem = await _pass_on(stdout, incoming)
         if problem is None:
             await _exited(process, GRACE_S)
             problem = _exit_text(process)
+            with anyio.move_on_after(GRACE_S):  # a process that it started may keep its error output open
+                await read.wait()
         group.cancel_scope.cancel()
     ended(problem, _tail_text(tail))
     incoming.close()  # the client ends every call under way
@@ -248,11 +250,12 @@ async def _pass_on(stdout: ByteReceiveStream, incoming: _Incoming) -> str | None
 _TOO_LONG: Final = f"it sent a message of more than {MESSAGE_BYTES} bytes"
 
 
-async def _keep_tail(stderr: ByteReceiveStream, tail: bytearray) -> None:
+async def _keep_tail(stderr: ByteReceiveStream, tail: bytearray, read: anyio.Event) -> None:
     with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
         async for chunk in stderr:
             tail += chunk
             del tail[:-_STDERR_CHARACTERS]
+    read.set()
 
 
 def _tail_text(tail: bytearray) -> str:

@@ -201,8 +201,10 @@ async def test_a_task_cancelled_by_asyncio_at_any_await_loses_nothing(moment: in
             await asyncio.sleep(1)
     pieces = "".join(event.text for event in seen if isinstance(event, TextDelta))
     for turn in await turns(env):
+        stored = "".join(texts(turn)[1:])
         assert turn.state is not TurnState.PENDING
-        assert "".join(texts(turn)[1:]) == pieces
+        assert stored.startswith(pieces)
+        assert "one two ".startswith(stored)  # a piece may have been on its way to the reader
 
 
 async def test_a_manager_opens_a_turn() -> None:
