@@ -215,8 +215,9 @@ async def _read(process: Process, incoming: _Incoming, ended: Ended) -> None:
         if problem is None:
             await _exited(process, GRACE_S)
             problem = _exit_text(process)
-            with anyio.move_on_after(GRACE_S):  # a process that it started may keep its error output open
-                await read.wait()
+            if process.returncode is not None:
+                with anyio.move_on_after(GRACE_S):  # a process that it started may keep its error output open
+                    await read.wait()
         group.cancel_scope.cancel()
     ended(problem, _tail_text(tail))
     incoming.close()  # the client ends every call under way

@@ -74,6 +74,26 @@ async def test_fault_238_a_server_that_cannot_start_says_why() -> None:
             pass
 
 
+ENDS_BEFORE_ITS_ERROR: Final = """
+import os
+server = os.getpid()
+if os.fork() == 0:
+    os.close(0), os.close(1)
+    while os.getppid() == server:
+        pass
+    os.write(2, b"no port is free")
+    os._exit(0)
+os._exit(3)
+"""
+
+
+async def test_fault_238_the_end_of_an_error_output_is_read_after_the_process() -> None:
+    wrong = mcp_toolkit("t", [sys.executable, "-c", ENDS_BEFORE_ITS_ERROR])
+    with pytest.raises(ConnectionError, match=r"ended with 3; the end of its error output: no port is free"):
+        async with wrong:
+            pass
+
+
 async def test_fault_238_a_server_by_http_that_forgets_its_session_is_asked_for_another() -> None:
     sessions = list[int]()
 
